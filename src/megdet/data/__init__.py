@@ -1,0 +1,1 @@
+"""The images: formats, checks, the plan, loading."""

@@ -1,0 +1,1 @@
+"""Ranks, lanes and reductions."""

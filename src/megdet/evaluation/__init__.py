@@ -1,0 +1,1 @@
+"""COCO numbers of a trained detector."""

@@ -1,0 +1,1 @@
+"""The run folder: every format written and read in one place."""

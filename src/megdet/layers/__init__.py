@@ -1,0 +1,1 @@
+"""Batch normalisation over devices, and the other norm layers."""

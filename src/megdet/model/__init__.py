@@ -1,0 +1,1 @@
+"""The detector, one file a box of the figure."""

@@ -1,0 +1,273 @@
+"""Pascal VOC and YOLO labels to COCO instances files. Images are neither copied nor moved."""
+
+import math
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from megdet.data.coco import write_coco
+from megdet.data.image import IMAGE_SUFFIXES, image_size
+from megdet.errors import InputError
+
+
+@dataclass(frozen=True)
+class Converted:
+    """One COCO file that was written, and what to use it with."""
+
+    annotations_file: Path
+    image_folder: Path
+    """where the images lie, as before"""
+    num_images: int
+    num_boxes: int
+    class_names: tuple[str, ...]
+
+
+def convert_voc(
+    folder: Path,
+    out: Path,
+    splits: Sequence[str] | None = None,
+    *,
+    zero_based: bool = False,
+    difficult_as_crowd: bool = False,
+) -> list[Converted]:
+    """Write `out/annotations/<split>.json` for each split of a Pascal VOC folder; the images stay in `JPEGImages`.
+
+    VOC counts pixels from 1 and includes the last, so (xmin, ymin, xmax, ymax) becomes the box (xmin - 1, ymin - 1,
+    xmax, ymax): a whole image is 1 .. width in the XML and 0 .. width here. A box whose corners are one pixel is then
+    1 x 1, which `megdet data check` reports. Category ids count from 1 in the order of the sorted names of all
+    splits; image ids count from 1 in the order of all XML files: both mean the same in every split.
+
+    Args:
+        folder: has `Annotations/*.xml`, `JPEGImages` and usually `ImageSets/Main/*.txt`.
+        out: the folder to write to.
+        splits: names of files in `ImageSets/Main`; by default train, val, trainval and test where they are, else all;
+            without `ImageSets`, one split `all` of all XML files.
+        zero_based: coordinates count from 0 and are edges, as some tools write them: taken as they are.
+        difficult_as_crowd: objects marked difficult become crowds, which are no targets and cost nothing in
+            evaluation. Otherwise they are plain objects. The key `difficult` is kept either way.
+
+    Raises:
+        InputError: a file or folder is missing or malformed; names the file.
+    """
+    xml_folder, image_folder = folder / "Annotations", folder / "JPEGImages"
+    for needed in (xml_folder, image_folder):
+        if not needed.is_dir():
+            raise InputError(f"{needed}: no such folder; a Pascal VOC data set has Annotations and JPEGImages")
+    members = _voc_splits(folder, splits)
+    parsed = {path.stem: _read_voc_file(path) for path in sorted(xml_folder.glob("*.xml"))}
+    image_ids = {stem: number for number, stem in enumerate(parsed, start=1)}
+    class_names = sorted({row["name"] for rows, _, _ in parsed.values() for row in rows})
+    category_ids = {name: number for number, name in enumerate(class_names, start=1)}
+    found_files = {path.stem: path.name for path in sorted(image_folder.iterdir()) if _is_image(path)}
+
+    converted = []
+    for split, stems in members.items():
+        images, annotations = [], []
+        for stem in stems:
+            if stem not in parsed:
+                raise InputError(f"{xml_folder / stem}.xml: no such file, but the split {split} names it")
+            rows, size, named_file = parsed[stem]
+            file_name = found_files.get(stem, named_file)
+            if not (image_folder / file_name).is_file():
+                raise InputError(f"{image_folder}: no image {stem}.* for {stem}.xml of the split {split}")
+            width, height = size if min(size) > 0 else image_size(image_folder / file_name)[::-1]
+            images.append({"id": image_ids[stem], "file_name": file_name, "width": width, "height": height})
+            for row in rows:
+                x1, y1, x2, y2 = row["corners"]
+                if not zero_based:
+                    x1, y1 = x1 - 1, y1 - 1
+                annotation = _annotation(image_ids[stem], category_ids[row["name"]], x1, y1, x2 - x1, y2 - y1)
+                annotation["iscrowd"] = int(difficult_as_crowd and row["difficult"])
+                annotations.append({**annotation, "difficult": int(row["difficult"])})
+        converted.append(_write(out / "annotations" / f"{split}.json", image_folder, images, annotations, class_names))
+    return converted
+
+
+def _voc_splits(folder: Path, splits: Sequence[str] | None) -> dict[str, list[str]]:
+    main = folder / "ImageSets" / "Main"
+    listed = {path.stem: path for path in sorted(main.glob("*.txt"))}
+    if splits is None:
+        splits = [name for name in ("train", "val", "trainval", "test") if name in listed] or list(listed)
+    if not listed and not splits:
+        return {"all": sorted(path.stem for path in (folder / "Annotations").glob("*.xml"))}
+    for split in splits:
+        if split not in listed:
+            raise InputError(f"{main / split}.txt: no such split; there are {', '.join(listed) or 'none'}")
+    # A class's own list, as in VOC 2012, has a second column.
+    return {split: [line.split()[0] for _, line in _lines(listed[split])] for split in splits}
+
+
+def _read_voc_file(path: Path) -> tuple[list[dict[str, Any]], tuple[int, int], str]:
+    """The objects, the (width, height) that the file tells (0 where it does not), and the image's name in it."""
+    try:
+        root = ElementTree.parse(path).getroot()
+    except ElementTree.ParseError as error:
+        raise InputError(f"{path}: not valid XML: {error}") from error
+    rows = []
+    for number, element in enumerate(root.iter("object"), start=1):
+        name = (element.findtext("name") or "").strip()
+        if not name:
+            raise InputError(f"{path}: object {number} has no name")
+        corners = [_number(element.findtext(f"bndbox/{key}")) for key in ("xmin", "ymin", "xmax", "ymax")]
+        if not all(math.isfinite(value) for value in corners):
+            raise InputError(f"{path}: object {number} ({name}) needs a bndbox of four numbers xmin, ymin, xmax, ymax")
+        rows.append({"name": name, "corners": corners, "difficult": element.findtext("difficult", "0").strip() == "1"})
+    sides = [_number(root.findtext(f"size/{key}")) for key in ("width", "height")]
+    width, height = (int(side) if math.isfinite(side) else 0 for side in sides)
+    return rows, (width, height), (root.findtext("filename") or "").strip() or path.stem
+
+
+def convert_yolo(images: Path, labels: Path, names: Path, out: Path) -> Converted:
+    """Write one COCO file of a folder of images and a folder of YOLO label files (class x y w h, relative to the size).
+
+    An image without a label file has no objects. A line of more than five values is a polygon, whose box is taken.
+    Category ids are YOLO's class numbers plus 1; image ids count from 1 in the order of the sorted paths.
+
+    Args:
+        images: searched with its subfolders.
+        labels: `<path of the image>.txt` with the same subfolders.
+        names: a text file with a class a line, or a `data.yaml` with `names` as a list or by number.
+        out: the JSON file to write.
+
+    Raises:
+        InputError: a file or folder is missing or malformed; names the file and the line.
+    """
+    for needed in (images, labels):
+        if not needed.is_dir():
+            raise InputError(f"{needed}: no such folder")
+    class_names = _read_names(names)
+    image_rows, annotations = [], []
+    for number, path in enumerate(sorted(path for path in images.rglob("*") if _is_image(path)), start=1):
+        file_name = path.relative_to(images)
+        height, width = image_size(path)
+        image_rows.append({"id": number, "file_name": file_name.as_posix(), "width": width, "height": height})
+        label_file = labels / file_name.with_suffix(".txt")
+        if not label_file.is_file():
+            continue
+        for line_number, line in _lines(label_file):
+            label, x, y, w, h, polygon = _read_yolo_line(line, f"{label_file}:{line_number}", len(class_names))
+            box = ((x - w / 2) * width, (y - h / 2) * height, w * width, h * height)
+            annotation = _annotation(number, label + 1, *box)
+            if polygon:
+                scaled = zip(polygon[::2], polygon[1::2], strict=True)
+                annotation["segmentation"] = [[round(v, 3) for x, y in scaled for v in (x * width, y * height)]]
+            annotations.append(annotation)
+    if not image_rows:
+        raise InputError(f"{images}: no images in this folder ({', '.join(IMAGE_SUFFIXES)})")
+    return _write(out, images, image_rows, annotations, class_names)
+
+
+def convert_yolo_folder(folder: Path, out: Path) -> list[Converted]:
+    """Write `out/annotations/<split>.json` for each split of a YOLO data set in one of its usual layouts.
+
+    `images/<split>` with `labels/<split>`, or `<split>/images` with `<split>/labels`, or `images` with `labels` (one
+    split, `all`). The class names come from `data.yaml`, another single `.yaml`, `classes.txt` or `obj.names`.
+
+    Raises:
+        InputError: no such layout or no names, or a malformed file.
+    """
+    pairs = {path.name: (path, folder / "labels" / path.name) for path in sorted((folder / "images").glob("*/"))}
+    pairs = {split: pair for split, pair in pairs.items() if pair[1].is_dir()}
+    pairs |= {path.parent.name: (path, path.parent / "labels") for path in sorted(folder.glob("*/images/"))}
+    if not pairs and (folder / "images").is_dir():
+        pairs = {"all": (folder / "images", folder / "labels")}
+    if not pairs:
+        raise InputError(f"{folder}: no YOLO data set: neither images/ and labels/ nor <split>/images and /labels")
+    choices = [folder / "data.yaml", *sorted(folder.glob("*.y*ml")), folder / "classes.txt", folder / "obj.names"]
+    names = next((path for path in choices if path.is_file()), None)
+    if names is None:
+        raise InputError(f"{folder}: no class names: add data.yaml with `names`, or classes.txt with a name a line")
+    return [
+        convert_yolo(images, labels, names, out / "annotations" / f"{split}.json")
+        for split, (images, labels) in pairs.items()
+    ]
+
+
+def _read_names(path: Path) -> list[str]:
+    if path.suffix.lower() not in (".yaml", ".yml"):
+        return _checked_names(path, [line.strip() for _, line in _lines(path)])
+    try:
+        document = yaml.safe_load(_text(path))
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    names = document.get("names") if isinstance(document, dict) else None
+    if isinstance(names, dict) and sorted(map(str, names)) == sorted(map(str, range(len(names)))):
+        names = [name for _, name in sorted(names.items(), key=lambda item: int(item[0]))]
+    if not isinstance(names, list):
+        raise InputError(f"{path}: `names` should be a list of class names, or names by the numbers 0, 1, 2, ...")
+    return _checked_names(path, [str(name) for name in names])
+
+
+def _checked_names(path: Path, names: list[str]) -> list[str]:
+    if not names:
+        raise InputError(f"{path}: no class names in this file")
+    return names
+
+
+def _read_yolo_line(line: str, where: str, num_classes: int) -> tuple[int, float, float, float, float, list[float]]:
+    """Label, then centre and size relative to the image, then the points of a polygon if there is one."""
+    label, *values = [_number(word) for word in line.split()]
+    if not all(math.isfinite(value) for value in (label, *values)) or label != int(label):
+        raise InputError(f"{where}: a class number and then numbers are expected, here stands {line.strip()!r}")
+    if not 0 <= label < num_classes:
+        raise InputError(f"{where}: class {int(label)} is not one of the {num_classes} names (0 to {num_classes - 1})")
+    if len(values) == 4:
+        if values[2] < 0 or values[3] < 0:
+            raise InputError(f"{where}: negative width or height in {line.strip()!r}")
+        if max(values) > 2:
+            raise InputError(f"{where}: values should be relative to the image, 0 to 1; these look like pixels")
+        x, y, w, h = values
+        return int(label), x, y, w, h, []
+    if len(values) < 6 or len(values) % 2:
+        raise InputError(f"{where}: expected `class x y w h` or a polygon, found {len(values) + 1} values")
+    xs, ys = values[::2], values[1::2]
+    x1, y1, x2, y2 = min(xs), min(ys), max(xs), max(ys)
+    return int(label), (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1, values
+
+
+def _number(text: str | None) -> float:
+    """NaN for what is no number."""
+    try:
+        return float(text or "nan")
+    except ValueError:
+        return math.nan
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not a text file in UTF-8 (byte {error.start})") from error
+
+
+def _lines(path: Path) -> list[tuple[int, str]]:
+    """The lines that are not empty, with their numbers from 1."""
+    return [(number, line) for number, line in enumerate(_text(path).splitlines(), start=1) if line.strip()]
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+
+
+def _annotation(image_id: int, category_id: int, x: float, y: float, w: float, h: float) -> dict[str, Any]:
+    box = [round(value, 3) for value in (x, y, w, h)]
+    return {"image_id": image_id, "category_id": category_id, "bbox": box, "area": round(w * h, 3), "iscrowd": 0}
+
+
+def _write(
+    file: Path,
+    image_folder: Path,
+    images: list[dict[str, Any]],
+    annotations: list[dict[str, Any]],
+    class_names: Sequence[str],
+) -> Converted:
+    numbered = [{"id": number, **annotation} for number, annotation in enumerate(annotations, start=1)]
+    categories = [{"id": number, "name": name} for number, name in enumerate(class_names, start=1)]
+    write_coco(file, images=images, annotations=numbered, categories=categories)
+    return Converted(file, image_folder, len(images), len(numbered), tuple(class_names))

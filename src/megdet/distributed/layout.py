@@ -1,0 +1,115 @@
+"""How a mini-batch is spread over devices: groups, lanes, rounds and shares (pure arithmetic, no process in sight).
+
+A mini-batch is G groups of S images. W ranks make W / k lanes of k neighbouring ranks; a lane works through its groups
+one after another (rounds), and each of its ranks carries a share of every one of them.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from megdet.errors import InputError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The spread of `num_groups` groups of `group_size` images over `world_size` ranks in lanes of `lane_width`."""
+
+    num_groups: int
+    group_size: int
+    world_size: int
+    lane_width: int
+
+    @property
+    def batch_size(self) -> int:
+        """Images a step."""
+        return self.num_groups * self.group_size
+
+    @property
+    def num_lanes(self) -> int:
+        """Lanes side by side."""
+        return self.world_size // self.lane_width
+
+    @property
+    def rounds(self) -> int:
+        """Groups that the busiest lane works through in a step: the accumulation."""
+        return -(-self.num_groups // self.num_lanes)
+
+    @property
+    def largest_share(self) -> int:
+        """Images of the largest micro-batch."""
+        return -(-self.group_size // self.lane_width)
+
+    @property
+    def busiest_images(self) -> int:
+        """Images a step of the busiest rank, which sets the time of a step."""
+        return self.rounds * self.largest_share
+
+    @property
+    def idle(self) -> float:
+        """The part of the devices' time, 0 to 1, that uneven shares and rounds leave unused."""
+        return 1 - self.batch_size / (self.world_size * self.busiest_images)
+
+    def lane_of(self, rank: int) -> int:
+        """The lane of a rank."""
+        return rank // self.lane_width
+
+    def groups_of(self, rank: int) -> range:
+        """The groups of the step that a rank's lane works through, in order."""
+        return range(self.lane_of(rank), self.num_groups, self.num_lanes)
+
+    def share_of(self, rank: int) -> slice:
+        """Which of a group's images a rank carries; it may be none."""
+        place = rank % self.lane_width
+        return slice(place * self.group_size // self.lane_width, (place + 1) * self.group_size // self.lane_width)
+
+
+def choose_layout(
+    num_groups: int,
+    group_size: int,
+    world_size: int,
+    lane_width: int | None = None,
+    max_images_per_device: int | None = None,
+) -> Layout:
+    """The layout whose busiest rank carries the fewest images a step; the narrowest lanes among equals.
+
+    `lane_width` forces the width; `max_images_per_device` allows only shares of at most so many images.
+    Raises InputError when there are more ranks than images, or when no lane width fits what is forced.
+    """
+    batch_size = num_groups * group_size
+    if world_size > batch_size:
+        raise InputError(
+            f"{world_size} devices for a mini-batch of {batch_size} images: "
+            f"use at most {batch_size} devices or a larger batch_size"
+        )
+    widths = [k for k in range(1, world_size + 1) if world_size % k == 0]
+    if lane_width is not None:
+        if lane_width not in widths:
+            known = ", ".join(map(str, widths))
+            raise InputError(f"lane width {lane_width} does not divide {world_size} devices: choose one of {known}")
+        widths = [lane_width]
+    layouts = [Layout(num_groups, group_size, world_size, k) for k in widths]
+    if max_images_per_device is not None:
+        fitting = [layout for layout in layouts if layout.largest_share <= max_images_per_device]
+        if not fitting:
+            needed = -(-group_size // max_images_per_device)
+            raise InputError(
+                f"a group of {group_size} images over {max(widths)} devices gives {layouts[-1].largest_share} images "
+                f"a device, more than {max_images_per_device}: it takes at least {needed} devices in one lane, "
+                "or a smaller bn_size"
+            )
+        layouts = fitting
+    return min(layouts, key=lambda layout: (layout.busiest_images, layout.lane_width))
+
+
+def better_device_counts(layout: Layout, count: int = 3) -> Iterator[Layout]:
+    """Layouts of nearby numbers of devices that leave less idle, the nearest first."""
+    if layout.idle <= 0:
+        return
+    found = 0
+    for distance in range(1, layout.batch_size):
+        for world_size in (layout.world_size - distance, layout.world_size + distance):
+            if 1 <= world_size <= layout.batch_size and found < count:
+                other = choose_layout(layout.num_groups, layout.group_size, world_size)
+                if other.idle < layout.idle:
+                    found += 1
+                    yield other

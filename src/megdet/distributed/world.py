@@ -1,0 +1,139 @@
+"""This process among the others: rank, device, lane, and the few collectives the rest of the program uses."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+
+from megdet.distributed.layout import Layout
+from megdet.errors import InputError
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run; one process without torchrun is a world of size 1 with no process group behind it."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0, which writes the files."""
+        return self.rank == 0
+
+    def all_reduce(self, tensor: Tensor) -> None:
+        """Sum a tensor over all ranks, in place."""
+        if self.size > 1:
+            distributed.all_reduce(tensor)
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """Every rank's value, in rank order, on every rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        distributed.all_gather_object(values, value)
+        return values
+
+    def barrier(self) -> None:
+        """Wait until all ranks are here."""
+        if self.size > 1:
+            distributed.barrier()
+
+    def agree(self, error: str | None) -> None:
+        """Raise InputError on every rank if any rank brings an error, so that none waits for one that stopped."""
+        errors = [message for message in self.gather_objects(error) if message]
+        if errors:
+            raise InputError(errors[0])
+
+
+@dataclass(frozen=True)
+class Lane:
+    """The k ranks that carry one group together, seen from one of them."""
+
+    width: int
+    place: int
+    process_group: distributed.ProcessGroup | None
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank speaks for its lane where every rank of it has the same number."""
+        return self.place == 0
+
+
+SINGLE_LANE = Lane(1, 0, None)
+
+
+def start_world(device: str = "") -> World:
+    """Join the processes that torchrun started (or be alone) and choose this process's device.
+
+    `device` is cpu, cuda or empty for the GPU where there is one. Under torchrun with one node and no OMP_NUM_THREADS
+    the cores are shared out among the local ranks. Raises InputError for a device that is not there.
+    """
+    local_rank, size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    rank = int(os.environ.get("RANK", "0"))
+    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if kind not in ("cpu", "cuda"):
+        raise InputError(f"--device {kind}: choose cpu or cuda")
+    if kind == "cuda":
+        if not torch.cuda.is_available():
+            raise InputError("--device cuda: no CUDA device is visible here; use --device cpu")
+        if local_rank >= torch.cuda.device_count():
+            raise InputError(
+                f"local rank {local_rank} has no GPU: this machine shows {torch.cuda.device_count()}; "
+                "start fewer processes with --nproc-per-node"
+            )
+        torch.cuda.set_device(local_rank)
+        torch_device = torch.device("cuda", local_rank)
+    else:
+        torch_device = torch.device("cpu")
+    if size > 1 and not distributed.is_initialized():
+        distributed.init_process_group(
+            "nccl" if kind == "cuda" else "gloo",
+            timeout=timedelta(minutes=30),
+            device_id=torch_device if kind == "cuda" else None,
+        )
+    return World(rank, size, torch_device)
+
+
+def stop_world() -> None:
+    """Leave the process group, if there is one."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def make_lane(world: World, layout: Layout) -> Lane:
+    """This rank's lane, with a process group of its own where it is more than one rank.
+
+    Every rank makes every lane's group, as torch.distributed asks; call it once a run.
+    """
+    if layout.lane_width == 1:
+        return SINGLE_LANE
+    mine: Any = None
+    for lane in range(layout.num_lanes):
+        ranks = range(lane * layout.lane_width, (lane + 1) * layout.lane_width)
+        group = distributed.new_group(list(ranks))
+        if world.rank in ranks:
+            mine = group
+    return Lane(layout.lane_width, world.rank % layout.lane_width, mine)
+
+
+def has_native_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 arithmetic is in the hardware; without it a CPU is ten times slower than in float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    flags = _cpu_flags()
+    return "avx512_bf16" in flags or "amx_bf16" in flags or "bf16" in flags
+
+
+def _cpu_flags() -> Sequence[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux: nothing is known, so nothing is claimed
+        return ()
+    return next((line.split() for line in lines if line.startswith(("flags", "Features"))), ())

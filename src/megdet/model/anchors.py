@@ -1,0 +1,48 @@
+"""The anchors: at every cell of every level, one box of the level's size for each aspect ratio."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from megdet.recipe import Anchors as AnchorsRecipe
+
+LEVEL_STRIDES = (4, 8, 16, 32, 64)
+
+
+class AnchorGrid:
+    """Makes the anchors of a canvas and keeps them, since the plan has few canvases."""
+
+    def __init__(self, recipe: AnchorsRecipe) -> None:
+        self.recipe = recipe
+        self._made: dict[tuple[object, ...], list[Tensor]] = {}
+
+    @property
+    def per_cell(self) -> int:
+        """Anchors at one cell."""
+        return len(self.recipe.ratios)
+
+    def __call__(
+        self, canvas: tuple[int, int], grids: Sequence[tuple[int, int]], dtype: torch.dtype, device: torch.device
+    ) -> list[Float[Tensor, "anchors 4"]]:
+        """The anchors of each level, ordered by row, column, ratio; `grids` are the levels' heights and widths."""
+        key = (canvas, tuple(grids), dtype, device)
+        if key not in self._made:
+            self._made[key] = [self._level(level, canvas, grid).to(device, dtype) for level, grid in enumerate(grids)]
+        return self._made[key]
+
+    def _level(self, level: int, canvas: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+        stride = (LEVEL_STRIDES[level], LEVEL_STRIDES[level])
+        if self.recipe.stride_from_grid:
+            stride = (canvas[0] // grid[0], canvas[1] // grid[1])
+        ratios = torch.tensor(self.recipe.ratios)
+        half_height = self.recipe.sizes[level] * ratios.sqrt() / 2
+        half_width = self.recipe.sizes[level] / ratios.sqrt() / 2
+        # whole pixels, as in Faster R-CNN and torchvision
+        cell = torch.stack([-half_width, -half_height, half_width, half_height], dim=1).round()
+        y = torch.arange(grid[0], dtype=torch.float32) * stride[0]
+        x = torch.arange(grid[1], dtype=torch.float32) * stride[1]
+        y, x = torch.meshgrid(y, x, indexing="ij")
+        shift = torch.stack([x, y, x, y], dim=2)
+        return (shift.unsqueeze(2) + cell).reshape(-1, 4)

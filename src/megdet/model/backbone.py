@@ -1,0 +1,153 @@
+"""The backbone: any timm model that offers features at strides 4, 8, 16 and 32."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from megdet.errors import InputError, nearest
+from megdet.layers.batch_norm import FrozenBatchNorm
+from megdet.layers.convert import convert_batch_norm
+from megdet.recipe import Backbone as BackboneRecipe
+
+STRIDES = (4, 8, 16, 32)
+
+
+class Backbone(nn.Module):
+    """Features C2 to C5. `convert` exchanges the batch norms for the kind that the recipe asks for."""
+
+    def __init__(self, recipe: BackboneRecipe, convert: Callable[[nn.Module], nn.Module]) -> None:
+        super().__init__()
+        whole = _whole_model(recipe.name)
+        if recipe.weights:
+            load_backbone_weights(whole, Path(recipe.weights))
+        try:
+            body: Any = timm.create_model(recipe.name, pretrained=False, features_only=True)
+        except RuntimeError:
+            raise InputError(f"backbone.name {recipe.name}: this timm model offers no features by stride") from None
+        reductions = body.feature_info.reduction()
+        if any(stride not in reductions for stride in STRIDES):
+            raise InputError(f"backbone.name {recipe.name}: its features have strides {reductions}, not 4 to 32")
+        last_of = {stride: index for index, stride in enumerate(reductions)}
+        self.picked = [last_of[stride] for stride in STRIDES]
+        self.channels = [body.feature_info.channels()[index] for index in self.picked]
+        _copy_shared(whole, body)
+        self.body: Any = body
+        self.last = nn.Sequential()
+        if recipe.last_convolution:
+            if not isinstance(getattr(whole, "conv_head", None), nn.Conv2d) or not hasattr(whole, "bn2"):
+                raise InputError(f"backbone.last_convolution: {recipe.name} has no convolution before its classifier")
+            self.last = nn.Sequential(whole.conv_head, whole.bn2)
+            self.channels[-1] = whole.conv_head.out_channels
+        _set_eps(self, recipe.norm_eps)
+        self._freeze(recipe.frozen_stages)
+        convert(self)
+
+    def forward(self, images: Float[Tensor, "images 3 height width"]) -> list[Float[Tensor, "images _ _ _"]]:
+        """The features at strides 4, 8, 16 and 32."""
+        features = self.body(images)
+        c2, c3, c4, c5 = (features[index] for index in self.picked)
+        return [c2, c3, c4, self.last(c5)]
+
+    def _freeze(self, stages: int) -> None:
+        """Stop the training of the first stages and freeze their statistics; the stem is stage 1."""
+        names = [name for name, _ in self.body.named_modules()]
+        ends = []
+        for info in self.body.feature_info.info:
+            module = info["module"].replace(".", "_") if info["module"] not in names else info["module"]
+            inside = [i for i, name in enumerate(names) if name == module or name.startswith(f"{module}.")]
+            ends.append(inside[-1])
+        for position, (name, module) in enumerate(list(self.body.named_modules())):
+            stage = 1 + sum(end < position for end in ends)
+            if name and stage <= stages:
+                for parameter in module.parameters(recurse=False):
+                    parameter.requires_grad_(False)
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    self.body.set_submodule(name, convert_batch_norm(module, "frozen", 0))
+
+
+def load_backbone_weights(model: nn.Module, file: Path) -> None:
+    """Load torchvision's or timm's tensors into a whole timm classifier, all of them or none.
+
+    Tensors are matched by name; where the names differ, in order by shape. The classifier may be missing or have
+    another shape, nothing else. Raises InputError with the first tensor that does not fit.
+    """
+    tensors = _read_tensors(file)
+    classifier = {
+        name
+        for prefix in _classifier_prefixes(model)
+        for name in model.state_dict()
+        if name.startswith(f"{prefix}.") or name == prefix
+    }
+    wanted = {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if name not in classifier and not name.endswith("num_batches_tracked")
+    }
+    given = {name: tensor for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")}
+    if all(name in given for name in wanted):
+        pairs = {name: given[name] for name in wanted}
+    else:
+        ordered = list(given.items())[: len(wanted)]
+        if len(ordered) < len(wanted):
+            raise InputError(
+                f"backbone.weights {file}: it has {len(given)} tensors, {type(model).__name__} needs {len(wanted)}: "
+                "the file is of another model"
+            )
+        pairs = {name: tensor for name, (_, tensor) in zip(wanted, ordered, strict=True)}
+    for name, tensor in pairs.items():
+        if tensor.shape != wanted[name].shape:
+            raise InputError(
+                f"backbone.weights {file}: the tensor for {name} has shape {tuple(tensor.shape)}, "
+                f"not {tuple(wanted[name].shape)}: the file is of another model"
+            )
+    model.load_state_dict(pairs, strict=False)
+
+
+def _whole_model(name: str) -> Any:
+    if not timm.is_model(name):
+        raise InputError(f"backbone.name {name}: timm has no such model{nearest(name, timm.list_models())}")
+    return timm.create_model(name, pretrained=False)
+
+
+def _classifier_prefixes(model: nn.Module) -> tuple[str, ...]:
+    classifier = getattr(model, "pretrained_cfg", {}).get("classifier", ())
+    return (classifier,) if isinstance(classifier, str) else tuple(classifier)
+
+
+def _read_tensors(file: Path) -> dict[str, Tensor]:
+    if not file.is_file():
+        raise InputError(f"backbone.weights {file}: no such file")
+    try:
+        content = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
+    except Exception as error:
+        raise InputError(f"backbone.weights {file}: not a file of weights: {str(error).splitlines()[0]}") from None
+    for key in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
+        raise InputError(f"backbone.weights {file}: it holds no plain dictionary of tensors")
+    return content
+
+
+def _copy_shared(whole: nn.Module, body: nn.Module) -> None:
+    """The features come from the same layers as the whole model; take their tensors over by name or order."""
+    source = whole.state_dict()
+    target = body.state_dict()
+    if all(name in source for name in target):
+        pairs = {name: source[name] for name in target}
+    else:  # timm joins nested names with underscores in some feature networks
+        joined = {name.replace(".", "_"): tensor for name, tensor in source.items()}
+        pairs = {name: joined[name.replace(".", "_")] for name in target}
+    body.load_state_dict(pairs)
+
+
+def _set_eps(model: nn.Module, eps: float) -> None:
+    for module in model.modules():
+        if isinstance(module, (nn.modules.batchnorm._BatchNorm, FrozenBatchNorm)):
+            module.eps = eps

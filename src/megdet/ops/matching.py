@@ -1,0 +1,87 @@
+"""Which candidates belong to which ground-truth box, and which of them are sampled for the loss."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from megdet.ops.boxes import box_iou
+from megdet.ops.ordering import NEVER, hash64, top
+
+
+@dataclass
+class Matches:
+    """The ground-truth box of every candidate, and whether it counts as positive or negative (or neither)."""
+
+    box_index: Int64[Tensor, "images candidates"]
+    is_positive: Bool[Tensor, "images candidates"]
+    is_negative: Bool[Tensor, "images candidates"]
+
+
+@dataclass
+class Sample:
+    """A fixed number of candidates an image: first the positives, then the negatives, then rows for nothing."""
+
+    index: Int64[Tensor, "images samples"]
+    is_positive: Bool[Tensor, "images samples"]
+    is_valid: Bool[Tensor, "images samples"]
+
+
+def match_boxes(
+    candidates: Float[Tensor, "*images candidates 4"],
+    boxes: Float[Tensor, "images max_boxes 4"],
+    is_box: Bool[Tensor, "images max_boxes"],
+    positive_iou: float,
+    negative_iou: float,
+    *,
+    keep_best: bool,
+) -> Matches:
+    """Match candidates to the box they overlap most, ties to the first box.
+
+    `candidates` are one set for all images or one set each. With `keep_best` the candidates that overlap a box most
+    are positive too, however little that is (anchors; Faster R-CNN, Sec. 3.1.2). An image without boxes has negatives
+    only.
+    """
+    if boxes.shape[1] == 0:
+        boxes = boxes.new_zeros(boxes.shape[0], 1, 4)
+        is_box = is_box.new_zeros(is_box.shape[0], 1)
+    iou = box_iou(candidates, boxes).masked_fill_(~is_box.unsqueeze(1), -1.0)
+    best_iou, box_index = iou.max(dim=2)
+    is_positive = best_iou >= positive_iou
+    is_negative = best_iou < negative_iou
+    if keep_best:
+        best_of_box = iou.amax(dim=1, keepdim=True) if iou.shape[1] else iou.new_zeros(iou.shape[0], 1, iou.shape[2])
+        is_best = ((iou == best_of_box) & (best_of_box > 0)).any(dim=2)
+        is_positive |= is_best
+        is_negative &= ~is_best
+    return Matches(box_index, is_positive, is_negative)
+
+
+def sample_matches(
+    matches: Matches,
+    identities: Int64[Tensor, "*images candidates"],
+    image_seeds: Int64[Tensor, " images"],
+    samples: int,
+    positive_fraction: float,
+) -> Sample:
+    """At most `samples` candidates an image, at most `positive_fraction` of them positive, the rest negative.
+
+    The choice is drawn by a hash of (image seed, identity), so it does not change when candidates are listed in
+    another order or images are spread over devices in another way.
+    """
+    keys = hash64(image_seeds.unsqueeze(1), identities)
+    most_positives = int(samples * positive_fraction)
+    positive_keys, positives = top(keys.masked_fill(~matches.is_positive, NEVER), most_positives)
+    negative_keys, negatives = top(keys.masked_fill(~matches.is_negative, NEVER), samples)
+    num_positives = (positive_keys != NEVER).sum(dim=1, keepdim=True)
+    num_negatives = (negative_keys != NEVER).sum(dim=1, keepdim=True)
+    place = torch.arange(samples, device=keys.device).unsqueeze(0).expand(keys.shape[0], -1)
+    is_positive = place < num_positives
+    is_valid = place < (num_positives + num_negatives).clamp(max=samples)
+    joined = torch.cat([positives, negatives], dim=1)
+    if joined.shape[1] == 0:
+        return Sample(torch.zeros_like(place), is_positive, is_valid)
+    slot = torch.where(is_positive, place, positives.shape[1] + place - num_positives)
+    index = joined.gather(1, slot.clamp(max=joined.shape[1] - 1))
+    return Sample(index.masked_fill(~is_valid, 0), is_positive, is_valid)

@@ -1,0 +1,36 @@
+"""Non-maximum suppression of many independent segments at once."""
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+from torchvision.ops import nms
+
+
+def segmented_nms(
+    boxes: Float[Tensor, "candidates 4"],
+    scores: Float[Tensor, " candidates"],
+    segments: Int64[Tensor, " candidates"],
+    iou_threshold: float,
+) -> Bool[Tensor, " candidates"]:
+    """Which candidates survive the suppression within their own segment (an image and level, an image and class).
+
+    A candidate falls if it overlaps a better one that stays by more than `iou_threshold`; between equal scores the
+    lower index is the better one. Candidates of a negative segment stand for nothing and do not survive. Segments are
+    told apart by index, never by shifted coordinates: float32 boxes moved by thousands of pixels overlap differently,
+    and one call over a whole batch is quadratic in its candidates. This is the one place where a step reads a number
+    from the device: the lengths of the segments.
+    """
+    keep = torch.zeros_like(segments, dtype=torch.bool)
+    order = segments.argsort(stable=True)
+    lengths = torch.unique_consecutive(segments[order], return_counts=True)
+    is_real, counts = (lengths[0] >= 0).tolist(), lengths[1].tolist()
+    boxes, scores = boxes[order].float(), scores[order].float()
+    kept = []
+    start = 0
+    for real, count in zip(is_real, counts, strict=True):
+        if real:
+            kept.append(nms(boxes[start : start + count], scores[start : start + count], iou_threshold) + start)
+        start += count
+    if kept:
+        keep[order[torch.cat(kept)]] = True
+    return keep

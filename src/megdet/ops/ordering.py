@@ -1,0 +1,66 @@
+"""Total orders: hashes that replace random generators, and sort keys in which no two candidates are equal.
+
+A choice that depends on a generator's state, or on the place of a candidate in some list, changes when the images are
+spread over devices in another way. Here a choice depends on 64-bit keys alone: a hash of (image seed, identity of the
+candidate), or a score joined with the candidate's index.
+"""
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+NEVER = torch.iinfo(torch.int64).min
+"""The key of what must not be chosen."""
+
+_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed number
+_MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
+_MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
+_MASK = (1 << 64) - 1
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    """Logical shift of a signed tensor."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def hash64(seeds: Int64[Tensor, " *shape"], index: Int64[Tensor, " *shape2"]) -> Int64[Tensor, " *shape3"]:
+    """Pseudo-random 64-bit numbers of (seed, index), the finaliser of SplitMix64; `seeds` and `index` broadcast.
+
+    For one seed the map from index to number is a bijection: different candidates never get equal keys.
+    """
+    x = seeds + index * _GOLDEN
+    x = (x ^ _shift_right(x, 30)) * _MIX_1
+    x = (x ^ _shift_right(x, 27)) * _MIX_2
+    return x ^ _shift_right(x, 31)
+
+
+def hash_integers(*numbers: int) -> int:
+    """One signed 64-bit hash of some integers, the same chain as `hash64` on Python numbers."""
+    state = 0
+    for number in numbers:
+        x = (state + (number & _MASK) * (_GOLDEN & _MASK)) & _MASK
+        x = ((x ^ (x >> 30)) * (_MIX_1 & _MASK)) & _MASK
+        x = ((x ^ (x >> 27)) * (_MIX_2 & _MASK)) & _MASK
+        state = x ^ (x >> 31)
+    return state - (1 << 64) if state >> 63 else state
+
+
+def score_keys(scores: Float[Tensor, "... candidates"]) -> Int64[Tensor, "... candidates"]:
+    """Keys that order candidates by score, ties to the lower place in the last dimension.
+
+    The upper half is the float32 score as an order-preserving integer, the lower half the index counted down. Places
+    must be below 2**32. NaN scores get the key NEVER.
+    """
+    bits = scores.float().view(torch.int32).to(torch.int64)
+    ordered = torch.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
+    place = torch.arange(scores.shape[-1], device=scores.device)
+    keys = (ordered << 32) + (0xFFFFFFFF - place)
+    return keys.masked_fill_(scores.isnan(), NEVER)
+
+
+def top(
+    keys: Int64[Tensor, "... candidates"], count: int
+) -> tuple[Int64[Tensor, "... kept"], Int64[Tensor, "... kept"]]:
+    """The `count` largest keys (fewer if there are fewer candidates) in falling order, and their places."""
+    values, places = keys.topk(min(count, keys.shape[-1]), dim=-1, sorted=True)
+    return values, places

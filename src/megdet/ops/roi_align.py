@@ -1,0 +1,156 @@
+"""RoIAlign over all levels of a pyramid as one weighted embedding bag.
+
+The levels, channels last, are laid under one another as a table of rows, one row a pixel. A bin of a RoI is a weighted
+sum of rows: each of its sampling points is a bilinear mix of four. Forward is one `embedding_bag` of the table;
+backward sorts the taps by row (stably, so that every sum has one order) and is one `embedding_bag` of the output's
+gradient. There is no loop over levels and no scatter with atomics, and both directions are deterministic.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass
+class FeatureTable:
+    """A pyramid as one table of pixels, its first row all zeros.
+
+    Row 1 + start[level] + (image * height[level] + y) * width[level] + x is pixel (y, x) of an image on a level.
+    """
+
+    rows: Float[Tensor, "rows channels"]
+    heights: tuple[int, ...]
+    widths: tuple[int, ...]
+    starts: tuple[int, ...]
+
+
+def feature_table(levels: Sequence[Float[Tensor, "images channels _ _"]]) -> FeatureTable:
+    """Lay the levels of a pyramid under one another; a level in channels-last memory is copied as it stands."""
+    images, channels = levels[0].shape[:2]
+    rows = [level.permute(0, 2, 3, 1).reshape(-1, channels) for level in levels]
+    heights, widths = tuple(level.shape[2] for level in levels), tuple(level.shape[3] for level in levels)
+    starts, start = [], 1
+    for height, width in zip(heights, widths, strict=True):
+        starts.append(start)
+        start += images * height * width
+    return FeatureTable(torch.cat([rows[0].new_zeros(1, channels), *rows]), heights, widths, tuple(starts))
+
+
+def gather_rows(table: FeatureTable, index: Int64[Tensor, " taken"]) -> Float[Tensor, "taken channels"]:
+    """Rows of the table by index; the gradient is summed per row in a fixed order."""
+    weights = torch.ones(len(index), 1, dtype=table.rows.dtype, device=index.device)
+    rows: Tensor = _WeightedBag.apply(table.rows, index.unsqueeze(1), weights)
+    return rows
+
+
+def roi_levels(
+    rois: Float[Tensor, "rois 4"], num_levels: int, canonical_size: float, canonical_level: int = 2
+) -> Int64[Tensor, " rois"]:
+    """The level from which each RoI is pooled, 0 the finest (Eq. 1 of the FPN paper).
+
+    A RoI of `canonical_size` pixels goes to `canonical_level`, one of half that size to the level below.
+    """
+    size = ((rois[:, 2] - rois[:, 0]) * (rois[:, 3] - rois[:, 1])).clamp(min=0).sqrt()
+    level = (canonical_level + torch.log2(size / canonical_size) + 1e-6).floor()
+    return level.clamp(min=0, max=num_levels - 1).to(torch.int64)
+
+
+def roi_align(
+    table: FeatureTable,
+    strides: Sequence[int],
+    rois: Float[Tensor, "rois 4"],
+    image_index: Int64[Tensor, " rois"],
+    levels: Int64[Tensor, " rois"],
+    pool_size: int,
+    sampling_ratio: int,
+    *,
+    aligned: bool,
+) -> Float[Tensor, "rois bins channels"]:
+    """Pool each RoI to pool_size x pool_size bins, row by row, from its level (Mask R-CNN, Sec. 3).
+
+    `rois` are in pixels of the image and get no gradient. The value of a bin is the mean of sampling_ratio^2 bilinear
+    samples, as in `torchvision.ops.roi_align`; points more than a pixel outside the map count as zero. `aligned`
+    shifts by the half pixel between the corner and the centre of a pixel.
+    """
+    index, weights = _taps(table, strides, rois.detach(), image_index, levels, pool_size, sampling_ratio, aligned)
+    bins: Tensor = _WeightedBag.apply(table.rows, index, weights)
+    return bins.reshape(rois.shape[0], pool_size * pool_size, table.rows.shape[1])
+
+
+def _taps(
+    table: FeatureTable,
+    strides: Sequence[int],
+    rois: Tensor,
+    image_index: Tensor,
+    levels: Tensor,
+    pool_size: int,
+    sampling_ratio: int,
+    aligned: bool,
+) -> tuple[Tensor, Tensor]:
+    """Rows and weights of every bin, both (rois * bins, 4 * sampling_ratio^2)."""
+    device, work = rois.device, torch.float64 if rois.dtype == torch.float64 else torch.float32
+    shape = torch.tensor([table.heights, table.widths], device=device)[:, levels]
+    height, width = shape[0], shape[1]
+    scale = torch.tensor([1.0 / stride for stride in strides], device=device, dtype=work)[levels].unsqueeze(1)
+    scaled = rois.to(work) * scale - (0.5 if aligned else 0.0)
+    low, size = scaled[:, :2], scaled[:, 2:] - scaled[:, :2]
+    if not aligned:
+        size = size.clamp(min=1.0)
+    count = pool_size * sampling_ratio
+    steps = (torch.arange(count, device=device, dtype=work) + 0.5) / count
+    points = low.unsqueeze(2) + size.unsqueeze(2) * steps
+    x_low, x_high, x_weight_low, x_weight_high = _bilinear(points[:, 0], width.unsqueeze(1))
+    y_low, y_high, y_weight_low, y_weight_high = _bilinear(points[:, 1], height.unsqueeze(1))
+    start = torch.tensor(table.starts, device=device)[levels] + image_index * height * width
+    y_rows = torch.stack([y_low, y_high], 2) * width.reshape(-1, 1, 1) + start.reshape(-1, 1, 1)
+    taps = 2 * sampling_ratio
+    shape_y, shape_x = (-1, pool_size, 1, taps, 1), (-1, 1, pool_size, 1, taps)
+    index = y_rows.reshape(shape_y) + torch.stack([x_low, x_high], 2).reshape(shape_x)
+    y_weights = torch.stack([y_weight_low, y_weight_high], 2).reshape(shape_y)
+    x_weights = torch.stack([x_weight_low, x_weight_high], 2).reshape(shape_x)
+    weights = y_weights * x_weights * (1.0 / sampling_ratio**2)
+    return index.reshape(-1, taps * taps), weights.reshape(-1, taps * taps)
+
+
+def _bilinear(points: Tensor, length: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Lower and upper pixel along one axis and their weights; both weights are 0 outside the map."""
+    is_inside = ((points >= -1.0) & (points <= length)).to(points.dtype)
+    points = points.clamp(min=0)
+    low = torch.minimum(points.floor().to(torch.int64), length - 1)
+    high = torch.minimum(low + 1, length - 1)
+    fraction = (points - low).clamp(max=1.0) * (high > low)
+    return low, high, (1 - fraction) * is_inside, fraction * is_inside
+
+
+class _WeightedBag(torch.autograd.Function):
+    """Weighted sums of table rows. The gradient of the weights is not needed and not computed."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+        weights = weights.to(rows.dtype)
+        ctx.save_for_backward(index, weights)
+        ctx.num_rows = rows.shape[0]
+        if index.shape[0] == 0:
+            return rows.new_zeros(0, rows.shape[1])
+        return F.embedding_bag(index, rows, mode="sum", per_sample_weights=weights)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        index, weights = ctx.saved_tensors
+        num_rows: int = ctx.num_rows
+        if index.shape[0] == 0:
+            return gradient.new_zeros(num_rows, gradient.shape[1]), None, None
+        taps = index.shape[1]
+        sorted_rows, order = index.reshape(-1).sort(stable=True)
+        offsets = torch.searchsorted(sorted_rows, torch.arange(num_rows, device=index.device))
+        bins = order // taps if taps & (taps - 1) else order >> int(math.log2(taps))
+        table = F.embedding_bag(
+            bins, gradient.contiguous(), offsets, mode="sum", per_sample_weights=weights.reshape(-1)[order]
+        )
+        return table, None, None

@@ -1,0 +1,250 @@
+"""The recipe: every knob of a training run, its default and its meaning, on one page.
+
+A recipe counts images and never devices. The defaults are the paper's baseline: ResNet-50 FPN, 16 images a step, batch
+norm over 16 images, SGD with momentum 0.9, weight decay 1e-4, rate 0.02 for 16 images and the `normal` policy (Sec. 4).
+A derived number (the learning rate, the steps of an epoch) is a function of the recipe, never a field of it.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+NormKind = Literal["batch", "frozen", "group", "none"]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where the images are and how they are prepared."""
+
+    train_annotations: str = "data/coco/annotations/instances_train2017.json"
+    """COCO instances file to train on; a relative path counts from the working directory"""
+    train_images: str = "data/coco/train2017"
+    """folder of the training images"""
+    val_annotations: str = "data/coco/annotations/instances_val2017.json"
+    """COCO instances file to evaluate on"""
+    val_images: str = "data/coco/val2017"
+    """folder of the validation images"""
+    draw_demo: Literal["", "easy", "hard"] = ""
+    """if not empty and the annotations are missing, draw the demo data set into the folder above them"""
+    keep_empty_images: bool = False
+    """train on images without any box too"""
+    short_edges: tuple[int, ...] = (800,)
+    """lengths in pixels of the shorter edge; one is drawn for each training group, the last is used for evaluation"""
+    max_long_edge: int = 1333
+    """the longer edge is never resized beyond this many pixels"""
+    scale_jitter: tuple[float, float] = (1.0, 1.0)
+    """a training group's size is multiplied by a factor drawn between these two, uniform in its logarithm"""
+    horizontal_flip: float = 0.5
+    """probability of mirroring a training image left to right"""
+    vertical_flip: float = 0.0
+    """probability of mirroring a training image top to bottom"""
+    color_jitter: float = 0.0
+    """strength of random brightness, contrast and saturation of a training image; 0.4 is strong"""
+    canvas_multiple: int = 32
+    """a group's canvas is rounded up to a multiple of this many pixels"""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """mean of the red, green and blue values, of 1.0, that is subtracted"""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """standard deviation of red, green and blue that divides them"""
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """The network that turns an image into features at strides 4 to 32."""
+
+    name: str = "resnet50"
+    """any timm model that offers features at these strides"""
+    weights: str = ""
+    """file of trained weights, torchvision's or timm's tensors (.pth or .safetensors); empty = random weights"""
+    last_convolution: bool = False
+    """put the 1 x 1 convolution that the model has before its classifier on its last features (MobileNet has one)"""
+    norm: NormKind = "batch"
+    """batch = statistics over bn_size images (frozen where bn_size is 0), frozen, group or none"""
+    norm_eps: float = 1e-5
+    """what the norm layers add to a variance; torchvision's trained COCO_V1 detectors have 0"""
+    frozen_stages: int = 0
+    """the stem (1) and the next stages (2 to 5) that are not trained; 2 in the recipes of BN size 0"""
+
+
+@dataclass(frozen=True)
+class Fpn:
+    """The feature pyramid: P2 to P5 from the backbone and P6 by subsampling P5."""
+
+    channels: int = 256
+    """channels of every level"""
+    norm: NormKind = "none"
+    """norm layer after each convolution; batch needs bn_size > 0"""
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """The boxes that the RPN starts from, one size a level."""
+
+    sizes: tuple[float, ...] = (32.0, 64.0, 128.0, 256.0, 512.0)
+    """edge in pixels of the square of equal area, for P2 to P6"""
+    ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    """height over width"""
+    stride_from_grid: bool = False
+    """take a level's stride as canvas // grid, as torchvision does, instead of 4, 8, 16, 32, 64"""
+
+
+@dataclass(frozen=True)
+class Rpn:
+    """The region proposal network."""
+
+    norm: NormKind = "none"
+    """norm layer after the 3 x 3 convolution; batch needs bn_size > 0"""
+    sparse_loss: bool = True
+    """backpropagate only through the cells of sampled anchors: the same gradient, less work; norm none only"""
+    samples: int = 256
+    """anchors an image in the loss"""
+    positive_fraction: float = 0.5
+    """largest part of them that is positive"""
+    positive_iou: float = 0.7
+    """an anchor of at least this overlap with a box is positive"""
+    negative_iou: float = 0.3
+    """an anchor below this overlap with every box is negative"""
+    smooth_l1_beta: float = 1 / 9
+    """where the box loss turns from square to linear, in units of the regression targets"""
+    train_proposals_before_nms: int = 2000
+    """best anchors a level and image that enter the NMS while training"""
+    train_proposals: int = 1000
+    """proposals an image that leave it while training"""
+    test_proposals_before_nms: int = 1000
+    """the same while testing"""
+    test_proposals: int = 1000
+    """the same while testing"""
+    nms_iou: float = 0.7
+    """proposals of one level that overlap more are suppressed"""
+    min_size: float = 1e-3
+    """proposals with an edge shorter than this many pixels are dropped"""
+
+
+@dataclass(frozen=True)
+class BoxHead:
+    """The second stage: RoIAlign, two fully connected layers, classes and boxes."""
+
+    channels: int = 1024
+    """width of the fully connected layers"""
+    norm: NormKind = "none"
+    """norm layer after each fully connected layer; batch needs bn_size > 0"""
+    pool_size: int = 7
+    """bins along each edge of a pooled RoI"""
+    sampling_ratio: int = 2
+    """sampling points of a bin along each edge"""
+    aligned: bool = True
+    """shift coordinates by half a pixel, as they should be; false gives torchvision's detectors"""
+    canonical_size: float = 224.0
+    """edge of the RoI that is pooled from P4 (Eq. 1 of the FPN paper)"""
+    samples: int = 512
+    """RoIs an image in the loss"""
+    positive_fraction: float = 0.25
+    """largest part of them that is positive"""
+    positive_iou: float = 0.5
+    """a RoI of at least this overlap with a box is positive, any other negative"""
+    smooth_l1_beta: float = 1 / 9
+    """where the box loss turns from square to linear, in units of the regression targets"""
+    score_threshold: float = 0.05
+    """detections below this score are dropped"""
+    nms_iou: float = 0.5
+    """detections of one class that overlap more are suppressed"""
+    detections: int = 100
+    """detections an image"""
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """Stochastic gradient descent and the rate for 16 images."""
+
+    base_lr: float = 0.02
+    """learning rate for a mini-batch of 16 images; the rate is base_lr * batch_size / 16 (Sec. 3.2)"""
+    momentum: float = 0.9
+    """momentum of SGD"""
+    weight_decay: float = 1e-4
+    """lambda of Eq. 1"""
+    decay_norm_and_bias: bool = True
+    """decay the weights of norm layers and all biases too; turn off when batch norm is trained from scratch"""
+    clip_norm: float = 0.0
+    """largest norm of the whole gradient; 0 = no clipping"""
+    ema_decay: float = 0.0
+    """decay a step of an exponential moving average of weights and buffers, which is then evaluated; 0 = none"""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How the learning rate moves. Milestones are in epochs."""
+
+    policy: Literal["normal", "long", "step", "cosine"] = "normal"
+    """normal: x0.1 at 8 and 10, end at 11; long: x0.1 at 11 and 14, x0.5 at 17, end at 18; step and cosine as below"""
+    epochs: float = 11.0
+    """length of policies step and cosine; normal and long have their own"""
+    milestones: tuple[float, ...] = ()
+    """epochs at which policy step multiplies the rate"""
+    factors: tuple[float, ...] = ()
+    """what policy step multiplies it by, one a milestone"""
+    warmup_steps: int = 500
+    """steps of linear warmup"""
+    warmup_start: float = 1.0
+    """the warmup starts at this times base_lr: the paper's r"""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """When and how the detector is evaluated while it trains."""
+
+    every_epochs: int = 1
+    """epochs between evaluations; 0 = only at the end"""
+    batch_size: int = 8
+    """images that share one forward and one canvas"""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A training run, told in images."""
+
+    batch_size: int = 16
+    """images per optimizer step, over all devices and accumulation (the paper's mini-batch size)"""
+    bn_size: int = 16
+    """images whose pixels share one set of batch-norm statistics (the paper's BN size); 0 = frozen statistics"""
+    group_size: int = 2
+    """images padded to one common canvas where bn_size is 0; else it is bn_size of them"""
+    plan_window: int = 4
+    """mini-batches within which images of like aspect ratio are brought together"""
+    precision: Literal["float32", "bfloat16", "float64"] = "float32"
+    """arithmetic of convolutions and matrix products; weights and statistics stay float32 under bfloat16"""
+    seed: int = 0
+    """the one seed of weights, order, augmentation and sampling"""
+    checkpoint_epochs: int = 1
+    """epochs between checkpoints"""
+    keep_checkpoints: int = 2
+    """checkpoints that are kept"""
+    tensorboard: bool = False
+    """also write the metrics for TensorBoard"""
+    data: Data = field(default_factory=Data)
+    backbone: Backbone = field(default_factory=Backbone)
+    fpn: Fpn = field(default_factory=Fpn)
+    anchors: Anchors = field(default_factory=Anchors)
+    rpn: Rpn = field(default_factory=Rpn)
+    box_head: BoxHead = field(default_factory=BoxHead)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    schedule: Schedule = field(default_factory=Schedule)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+
+    @property
+    def images_per_group(self) -> int:
+        """Images normalised together and padded to one canvas: bn_size, or group_size where statistics are frozen."""
+        return self.bn_size or self.group_size
+
+    @property
+    def groups_per_step(self) -> int:
+        """Groups of a mini-batch."""
+        return self.batch_size // self.images_per_group
+
+    @property
+    def norms(self) -> dict[str, NormKind]:
+        """The norm layers asked for, by the key that asks."""
+        return {
+            "backbone.norm": self.backbone.norm,
+            "fpn.norm": self.fpn.norm,
+            "rpn.norm": self.rpn.norm,
+            "box_head.norm": self.box_head.norm,
+        }

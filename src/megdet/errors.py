@@ -11,6 +11,9 @@ class InputError(Exception):
     prints it without a traceback and exits with code 2.
     """
 
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.splitlines()))
+
 
 def nearest(word: str, choices: Iterable[str]) -> str:
     """The hint `; did you mean 'x'?` for the choice most like `word`, or an empty string if none is close."""

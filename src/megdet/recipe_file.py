@@ -43,7 +43,11 @@ def load_recipe(name_or_path: str, overrides: Mapping[str, Any] | None = None) -
     if name_or_path in packaged:
         text, source = packaged[name_or_path], f"recipe {name_or_path}"
     elif path.is_file():
-        text, source = path.read_text(encoding="utf-8"), str(path)
+        source = str(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{source}: cannot be read as a recipe: {error}") from None
     else:
         known = ", ".join(packaged)
         raise InputError(
@@ -62,6 +66,7 @@ def parse_recipe(text: str, source: str, overrides: Mapping[str, Any] | None = N
     if not isinstance(tree, dict):
         raise InputError(f"{source}: a recipe is a mapping of keys to values, this is a {type(tree).__name__}")
     _refuse_unknown_keys(tree, Recipe, source, "")
+    _refuse_flat_sections(tree, source)
     for key, value in (overrides or {}).items():
         _set_key(tree, key, value)
     recipe = _typed(tree, source)
@@ -102,6 +107,10 @@ def check_recipe(recipe: Recipe, source: str) -> None:
     def refuse(key: str, why: str) -> None:
         raise InputError(f"{source}: {key} is {flat[key]}: {why}")
 
+    for key, value in flat.items():
+        numbers = value if isinstance(value, tuple) else (value,)
+        if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+            refuse(key, "it must be finite")
     for key in _AT_LEAST_ONE:
         if flat[key] < 1:
             refuse(key, "it must be at least 1")
@@ -111,6 +120,8 @@ def check_recipe(recipe: Recipe, source: str) -> None:
     for key in _FRACTIONS:
         if not 0 <= flat[key] <= 1:
             refuse(key, "it must lie between 0 and 1")
+    if recipe.seed >= 1 << 63:
+        refuse("seed", "it must be below 2**63")
     size_key = "bn_size" if recipe.bn_size else "group_size"
     if recipe.batch_size % recipe.images_per_group:
         divisors = [str(d) for d in range(1, recipe.batch_size + 1) if recipe.batch_size % d == 0]
@@ -155,9 +166,9 @@ _AT_LEAST_ONE = (
     "box_head.detections evaluation.batch_size"
 ).split()
 _NOT_NEGATIVE = (
-    "bn_size seed data.color_jitter backbone.frozen_stages backbone.norm_eps rpn.smooth_l1_beta rpn.min_size box_head.smooth_l1_beta "
-    "optimizer.base_lr optimizer.weight_decay optimizer.clip_norm schedule.warmup_steps schedule.warmup_start "
-    "evaluation.every_epochs"
+    "bn_size seed data.color_jitter backbone.frozen_stages backbone.norm_eps rpn.smooth_l1_beta rpn.min_size "
+    "box_head.smooth_l1_beta optimizer.base_lr optimizer.weight_decay optimizer.clip_norm schedule.warmup_steps "
+    "schedule.warmup_start evaluation.every_epochs"
 ).split()
 _FRACTIONS = (
     "data.horizontal_flip data.vertical_flip rpn.positive_fraction rpn.positive_iou rpn.negative_iou rpn.nms_iou "
@@ -170,12 +181,6 @@ def _typed(tree: dict[str, Any], source: str) -> Recipe:
     for key, value in _flat(tree).items():
         if value is None:
             raise InputError(f"{source}: {key} has no value: write one, or leave the key out for its default")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise InputError(f"{source}: {key} is {value}: it must be a finite number")
-    for key, section in _sections().items():
-        if not isinstance(tree.get(key, {}), dict):
-            example = next(iter(get_type_hints(section)))
-            raise InputError(f"{source}: {key} is a section: write {key}.{example} or an indented {example}: under it")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # notices to callers of jsonargparse, not to users of recipes
@@ -214,6 +219,13 @@ def _refuse_unknown_keys(tree: Mapping[str, Any], kind: type[Any], source: str, 
             raise InputError(f"{source}: unknown key '{prefix}{key}'{_nearest_key(prefix, str(key))}")
         if dataclasses.is_dataclass(hints[key]) and isinstance(value, dict):
             _refuse_unknown_keys(value, hints[key], source, f"{prefix}{key}.")
+
+
+def _refuse_flat_sections(tree: Mapping[str, Any], source: str) -> None:
+    for key, section in _sections().items():
+        if not isinstance(tree.get(key), dict | None):
+            example = next(iter(get_type_hints(section)))
+            raise InputError(f"{source}: {key} is a section: write an indented {example}: under it")
 
 
 def _nearest_key(prefix: str, key: str) -> str:

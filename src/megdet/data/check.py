@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megdet.data.coco import box_fault, is_id, is_number, size_fault
+from megdet.data.coco import EDGE_TOLERANCE, box_fault, is_id, is_number, is_sized_before_exif, size_fault
 from megdet.data.files import read_json
 from megdet.data.image import Header, read_header, read_image
 from megdet.errors import InputError
 
 _THREADS = 8
-_EDGE_TOLERANCE = 1.0  # pixels; boxes of labelling tools end up to one pixel outside
 
 
 @dataclass(frozen=True)
@@ -192,7 +191,7 @@ class _Checker:
             message = f"{num_empty} of {len(self.images)} images have no annotation"
             self._add("images without annotations", message, fatal=False)
 
-    def _check_box(self, bbox: list[float], image_id: int | str, number: object) -> None:
+    def _check_box(self, bbox: list[int | float], image_id: int | str, number: object) -> None:
         x, y, width, height = bbox
         at = (image_id, number)
         if width == 0 or height == 0:
@@ -203,13 +202,14 @@ class _Checker:
         if header is None:
             return
         right, bottom = x + width, y + height
-        if right <= 0 or bottom <= 0 or x >= header.width or y >= header.height:
-            message = f"bbox {bbox} lies outside the {header.width} x {header.height} image, training drops it"
+        is_beyond = right > header.width + EDGE_TOLERANCE or bottom > header.height + EDGE_TOLERANCE
+        picture = f"the {header.width} x {header.height} image"
+        if is_beyond and is_sized_before_exif(self.images[image_id], header):
+            message = f"bbox {bbox} does not fit {picture}: boxes and size are those before its EXIF rotation"
+            self._add("box before EXIF rotation", message, at=at)
+        elif right <= 0 or bottom <= 0 or x >= header.width or y >= header.height:
+            message = f"bbox {bbox} lies outside {picture}, training drops it"
             self._add("box outside the image", message, fatal=False, at=at)
-        elif (
-            min(x, y) < -_EDGE_TOLERANCE
-            or right > header.width + _EDGE_TOLERANCE
-            or bottom > header.height + _EDGE_TOLERANCE
-        ):
-            message = f"bbox {bbox} reaches out of the {header.width} x {header.height} image, training clips it"
+        elif is_beyond or min(x, y) < -EDGE_TOLERANCE:
+            message = f"bbox {bbox} reaches out of {picture}, training clips it"
             self._add("box reaches out of the image", message, fatal=False, at=at)

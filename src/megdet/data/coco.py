@@ -20,6 +20,9 @@ from megdet.data.headers import read_headers
 from megdet.data.image import Header
 from megdet.errors import InputError
 
+EDGE_TOLERANCE = 1.0
+"""pixels: boxes of labelling tools end up to one pixel outside their image"""
+
 _Fail = Callable[..., InputError]
 
 
@@ -263,13 +266,17 @@ def size_fault(image: dict[str, Any], header: Header) -> str:
     return f"the file is {header.width} x {header.height} pixels, the annotations say {width} x {height}"
 
 
+def is_sized_before_exif(image: dict[str, Any], header: Header) -> bool:
+    """Whether the file gives the size of an image before its EXIF rotation, so that its boxes may be turned too."""
+    return header.is_swapped and image.get("width") == header.height != header.width
+
+
 def _check_size(image: dict[str, Any], header: Header, own_boxes: NDArray[np.float64], fail: _Fail) -> None:
     fault = size_fault(image, header)
     if fault:
         raise fail(fault, image["id"])
-    is_before_exif = header.is_swapped and image.get("width") == header.height != header.width
-    limits = np.array([header.width + 1, header.height + 1])
-    if is_before_exif and np.any(own_boxes[:, 2:] > limits):
+    limits = np.array([header.width, header.height]) + EDGE_TOLERANCE
+    if is_sized_before_exif(image, header) and np.any(own_boxes[:, 2:] > limits):
         raise fail("the boxes were drawn before the EXIF rotation of the image, turn them or the image", image["id"])
 
 

@@ -104,7 +104,7 @@ def _is_complete(folder: Path, split: str, count: int, settings: DemoSettings) -
     file = folder / "annotations" / f"{split}.json"
     try:
         info = json.loads(file.read_bytes())["info"]["megdet_demo"]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{file}: this is not the demo data; choose another folder or remove it") from error

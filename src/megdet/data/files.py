@@ -24,6 +24,8 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path}: not valid JSON at {where}: {error.msg}; was it copied whole?") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not a JSON file in UTF-8 (byte {error.start})") from error
+    except ValueError as error:  # an integer of thousands of digits
+        raise InputError(f"{path}: not valid JSON: {error}") from error
     except RecursionError as error:
         raise InputError(f"{path}: the JSON is nested too deeply for a COCO instances file") from error
     except OSError as error:

@@ -89,6 +89,8 @@ def choose_layout(
         widths = [lane_width]
     layouts = [Layout(num_groups, group_size, world_size, k) for k in widths]
     if max_images_per_device is not None:
+        if max_images_per_device < 1:
+            raise InputError(f"at most {max_images_per_device} images a device: it must be at least 1")
         fitting = [layout for layout in layouts if layout.largest_share <= max_images_per_device]
         if not fitting:
             needed = -(-group_size // max_images_per_device)

@@ -72,8 +72,7 @@ SINGLE_LANE = Lane(1, 0, None)
 def start_world(device: str = "") -> World:
     """Join the processes that torchrun started (or be alone) and choose this process's device.
 
-    `device` is cpu, cuda or empty for the GPU where there is one. Under torchrun with one node and no OMP_NUM_THREADS
-    the cores are shared out among the local ranks. Raises InputError for a device that is not there.
+    `device` is cpu, cuda or empty for the GPU where there is one. Raises InputError for a device that is not there.
     """
     local_rank, size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))

@@ -71,6 +71,12 @@ class CocoNumbers:
         """For JSON: the fields by name, and `per_class` as name -> {AP, AP50, AP75, AR100, num_boxes}."""
         return asdict(self)
 
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "CocoNumbers":
+        """The inverse of `as_dict`."""
+        per_class = {name: ClassNumbers(**own) for name, own in values["per_class"].items()}
+        return cls(**{**values, "per_class": per_class})
+
 
 def evaluate_files(ground_truth: Path, detections: Path) -> CocoNumbers:
     """The numbers of a COCO result file against a COCO instances file.

@@ -24,8 +24,9 @@ class CrossDeviceBatchNorm(nn.Module):
     """Batch norm over the group that a lane carries; its state dict is that of `nn.BatchNorm2d`.
 
     In training the input is this rank's share of the group, `(n, channels, ...)` with n >= 0; every rank of the lane
-    must call the layer in the same order. Statistics are weighted by the number of values of each share and kept in
-    float32 (float64 for float64 input) whatever the precision of the input. In evaluation the running ones are used.
+    must call the layer in the same order, once a group. Statistics are weighted by the number of values of each share
+    and kept in float32 (float64 for float64 input) whatever the precision of the input. In evaluation the running ones
+    are used.
     """
 
     running_mean: Tensor
@@ -52,7 +53,8 @@ class CrossDeviceBatchNorm(nn.Module):
 
         Raises ValueError when a group has fewer than two values a channel, whose variance does not exist.
         """
-        if not self.training:
+        has_no_group = self.lane.width == 1 and x.shape[0] == 0  # nothing to normalise, nothing to remember
+        if not self.training or has_no_group:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         if self.lane.width == 1 and is_valid is None:
             return self._local(x)

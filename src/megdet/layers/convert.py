@@ -50,11 +50,14 @@ def _converted(old: Any, kind: NormKind, bn_size: int, lane: Lane) -> nn.Module:
     fused = type(old) is BatchNormAct2d
     if type(old) not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, BatchNormAct2d):
         raise InputError(f"cannot convert the norm layer {type(old).__name__}: its own behaviour would be lost")
+    if old.weight is None or old.running_mean is None:
+        raise InputError(f"cannot convert a {type(old).__name__} without weights or without running statistics")
     new: nn.Module
     if kind == "none":
         new = nn.Sequential(old.drop, old.act) if fused else nn.Identity()
     elif kind == "group":
-        norm = nn.GroupNorm(_groups_for(old.num_features), old.num_features)
+        norm = nn.GroupNorm(_groups_for(old.num_features), old.num_features, old.eps)
+        norm.load_state_dict({"weight": old.weight, "bias": old.bias})
         new = nn.Sequential(norm, old.drop, old.act) if fused else norm
     else:
         if kind == "batch" and bn_size:

@@ -25,7 +25,7 @@ class AnchorGrid:
 
     def __call__(
         self, canvas: tuple[int, int], grids: Sequence[tuple[int, int]], dtype: torch.dtype, device: torch.device
-    ) -> list[Float[Tensor, "anchors 4"]]:
+    ) -> list[Float[Tensor, "_ 4"]]:
         """The anchors of each level, ordered by row, column, ratio; `grids` are the levels' heights and widths."""
         key = (canvas, tuple(grids), dtype, device)
         if key not in self._made:

@@ -90,16 +90,22 @@ def load_backbone_weights(model: nn.Module, file: Path) -> None:
         if name not in classifier and not name.endswith("num_batches_tracked")
     }
     given = {name: tensor for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")}
+    num_classifier = sum(not name.endswith("num_batches_tracked") for name in classifier)
     if all(name in given for name in wanted):
-        pairs = {name: given[name] for name in wanted}
-    else:
-        ordered = list(given.items())[: len(wanted)]
-        if len(ordered) < len(wanted):
+        left_over = next((name for name in given if name not in wanted and name not in classifier), None)
+        if left_over is not None:
             raise InputError(
-                f"backbone.weights {file}: it has {len(given)} tensors, {type(model).__name__} needs {len(wanted)}: "
+                f"backbone.weights {file}: {type(model).__name__} has no place for the file's {left_over}: "
                 "the file is of another model"
             )
-        pairs = {name: tensor for name, (_, tensor) in zip(wanted, ordered, strict=True)}
+        pairs = {name: given[name] for name in wanted}
+    else:
+        if len(given) not in (len(wanted), len(wanted) + num_classifier):
+            raise InputError(
+                f"backbone.weights {file}: it has {len(given)} tensors, {type(model).__name__} needs {len(wanted)} "
+                f"and {num_classifier} of its classifier: the file is of another model"
+            )
+        pairs = dict(zip(wanted, given.values(), strict=False))
     for name, tensor in pairs.items():
         if tensor.shape != wanted[name].shape:
             raise InputError(
@@ -126,13 +132,17 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
     try:
         content = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
     except Exception as error:
-        raise InputError(f"backbone.weights {file}: not a file of weights: {str(error).splitlines()[0]}") from None
+        raise InputError(f"backbone.weights {file}: not a file of weights: {_first_line(error)}") from None
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
         raise InputError(f"backbone.weights {file}: it holds no plain dictionary of tensors")
     return content
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _copy_shared(whole: nn.Module, body: nn.Module) -> None:

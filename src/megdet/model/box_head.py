@@ -157,8 +157,8 @@ class BoxHead(nn.Module):
         best, index = top(keys, recipe.detections)
         is_found = best != NEVER
         return Detections(
-            boxes.flatten(1, 2).gather(1, index.unsqueeze(2).expand(-1, -1, 4)) * is_found.unsqueeze(2),
-            scores.flatten(1).gather(1, index) * is_found,
+            boxes.flatten(1, 2).gather(1, index.unsqueeze(2).expand(-1, -1, 4)).masked_fill(~is_found.unsqueeze(2), 0),
+            scores.flatten(1).gather(1, index).masked_fill(~is_found, 0),
             (index % classes).masked_fill(~is_found, -1),
         )
 

@@ -69,6 +69,7 @@ class Detector(nn.Module):
         targets: Targets,
     ) -> dict[str, Float[Tensor, " images"]]:
         """The losses of normalised images."""
+        targets = Targets(targets.boxes.to(images.dtype), targets.labels, targets.image_seeds)
         pyramid = self.fpn(self.backbone(images))
         anchors = self._anchors(images, pyramid)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.rpn.is_sparse):

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from megdet.layers.batch_norm import CrossDeviceBatchNorm
 from megdet.layers.convert import NormFactory
 from megdet.ops.boxes import clip_boxes, decode_boxes, encode_boxes
 from megdet.ops.losses import masked_cross_entropy_logits, mean_per_image, smooth_l1
@@ -53,12 +54,19 @@ class Rpn(nn.Module):
     ) -> tuple[list[Float[Tensor, "images _"]], list[Float[Tensor, "images _ 4"]]]:
         """Objectness logits and deltas of every anchor of each level, ordered as the anchors are."""
         logits, deltas = [], []
-        for level in pyramid:
-            hidden = F.relu(self.norm(self.conv(level)))
-            images = hidden.shape[0]
-            logits.append(self.objectness(hidden).permute(0, 2, 3, 1).reshape(images, -1))
-            deltas.append(self.deltas(hidden).permute(0, 2, 3, 1).reshape(images, -1, 4))
+        for hidden in self._normalized([self.conv(level) for level in pyramid]):
+            hidden = F.relu(hidden)
+            logits.append(self.objectness(hidden).permute(0, 2, 3, 1).flatten(1))
+            deltas.append(self.deltas(hidden).permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, 4)))
         return logits, deltas
+
+    def _normalized(self, hidden: list[Tensor]) -> list[Tensor]:
+        """Batch statistics are those of all levels together: five pairs would not fit the one running pair."""
+        if not isinstance(self.norm, CrossDeviceBatchNorm):
+            return [self.norm(level) for level in hidden]
+        joined = self.norm(torch.cat([level.flatten(2) for level in hidden], 2))
+        parts = joined.split([level.shape[2] * level.shape[3] for level in hidden], 2)
+        return [part.reshape(level.shape) for part, level in zip(parts, hidden, strict=True)]
 
     @torch.no_grad()
     def propose(
@@ -86,6 +94,8 @@ class Rpn(nn.Module):
         all_boxes, all_scores = clip_boxes(torch.cat(boxes, 1), sizes), torch.cat(scores, 1)
         edges = all_boxes[..., 2:] - all_boxes[..., :2]
         is_valid = (edges >= recipe.min_size).all(dim=2) & all_scores.isfinite()
+        # what diverged must not reach RoIAlign, whose rows are found by coordinates
+        all_boxes = all_boxes.masked_fill(~is_valid.unsqueeze(2), 0)
         image = torch.arange(len(sizes), device=sizes.device).unsqueeze(1)
         segments = (image * len(anchors) + torch.cat(levels, 1)).masked_fill(~is_valid, -1)
         keep = segmented_nms(all_boxes.flatten(0, 1), all_scores.flatten(), segments.flatten(), recipe.nms_iou).view_as(

@@ -73,6 +73,9 @@ def convert_torchvision_weights(tensors: dict[str, Tensor], wanted: dict[str, Te
         elif new.startswith("box_head.deltas."):
             tensor = tensor[4:] if len(tensor) == 4 * (num_classes + 1) else tensor
         converted[new] = tensor
+    left_over = next((name for name in converted if name not in wanted), None)
+    if left_over is not None:
+        raise InputError(f"the detector has no place for the file's {left_over}: the file is of another model")
     for name, tensor in wanted.items():
         if name not in converted:
             raise InputError(f"the file has no tensor for {name}: it is of another model")

@@ -17,7 +17,7 @@ def box_area(boxes: Float[Tensor, "*batch 4"]) -> Float[Tensor, " *batch"]:
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
-def box_iou(a: Float[Tensor, "*batch m 4"], b: Float[Tensor, "*batch n 4"]) -> Float[Tensor, "*batch m n"]:
+def box_iou(a: Float[Tensor, "*#batch m 4"], b: Float[Tensor, "*#batch n 4"]) -> Float[Tensor, "*joined m n"]:
     """Intersection over union of every pair, 0 where both are empty. Batch dimensions broadcast."""
     a, b = a.unsqueeze(-2), b.unsqueeze(-3)
     width = torch.minimum(a[..., 2], b[..., 2]) - torch.maximum(a[..., 0], b[..., 0])

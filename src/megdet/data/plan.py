@@ -1,0 +1,168 @@
+"""The plan: which images make up every step, in which groups, on which canvas, with which augmentation.
+
+A pure function of (recipe, sizes of the images, step): no rank, no state, no generator that runs on. A rank reads its
+slice of it, resuming is a position in it, and another number of devices is another slicing of the same plan.
+
+The order is an endless stream of permutations, one an epoch, cut into mini-batches of B: nobody is dropped, and epoch e
+ends at step ceil(e n / B). Within each window of `plan_window` mini-batches the images are sorted by aspect ratio and
+cut into groups, and the groups are shuffled over the window's mini-batches.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+from jaxtyping import Int64
+from numpy.typing import NDArray
+
+from megdet.errors import InputError
+from megdet.ops.ordering import hash_integers
+from megdet.recipe import Data, Recipe
+
+_ORDER, _WINDOW, _IMAGE, _HORIZONTAL, _VERTICAL = range(1, 6)
+"""Purposes of random numbers, so that no two share a stream."""
+
+
+@dataclass(frozen=True)
+class PlannedImage:
+    """One image of a group and what is done to it."""
+
+    index: int
+    """its place in the data set"""
+    epoch: int
+    seed: int
+    """signed 64-bit number of (recipe seed, epoch, index), from which all its randomness is drawn"""
+    size: tuple[int, int]
+    """height and width in pixels after resizing"""
+    flip_horizontal: bool = False
+    flip_vertical: bool = False
+
+
+@dataclass(frozen=True)
+class PlannedGroup:
+    """Images that share one canvas and, in training, one set of batch statistics."""
+
+    canvas: tuple[int, int]
+    """height and width in pixels"""
+    images: tuple[PlannedImage, ...]
+
+
+class TrainingPlan:
+    """The groups of every step. Raises InputError when the data set is smaller than one mini-batch."""
+
+    def __init__(self, sizes: Int64[np.ndarray, "images 2"], recipe: Recipe) -> None:
+        if len(sizes) < recipe.batch_size:
+            raise InputError(
+                f"{recipe.data.train_annotations}: {len(sizes)} images to train on are not enough for one mini-batch "
+                f"of {recipe.batch_size}: lower batch_size or add images"
+            )
+        self.sizes, self.recipe = sizes, recipe
+        self._window = lru_cache(maxsize=2)(self._make_window)
+        self._permutation = lru_cache(maxsize=3)(self._make_permutation)
+
+    @property
+    def num_images(self) -> int:
+        """Images of the data set."""
+        return len(self.sizes)
+
+    def epoch_end(self, epochs: float) -> int:
+        """The number of steps after which so many epochs are done."""
+        return math.ceil(epochs * self.num_images / self.recipe.batch_size - 1e-9)
+
+    def epochs_done(self, step: int) -> float:
+        """Epochs that the first `step` steps make."""
+        return step * self.recipe.batch_size / self.num_images
+
+    def groups(self, step: int) -> Sequence[PlannedGroup]:
+        """The groups of step 0, 1, ... in their order."""
+        window, place = divmod(step, self.recipe.plan_window)
+        per_step = self.recipe.groups_per_step
+        return self._window(window)[place * per_step : (place + 1) * per_step]
+
+    def _make_permutation(self, epoch: int) -> NDArray[np.int64]:
+        return _generator(self.recipe.seed, _ORDER, epoch).permutation(self.num_images)
+
+    def _make_window(self, window: int) -> list[PlannedGroup]:
+        recipe, n = self.recipe, self.num_images
+        length = recipe.batch_size * recipe.plan_window
+        positions = np.arange(window * length, (window + 1) * length)
+        epochs, places = positions // n, positions % n
+        indices = np.empty_like(positions)
+        for epoch in np.unique(epochs):
+            mine = epochs == epoch
+            indices[mine] = self._permutation(int(epoch))[places[mine]]
+        by_aspect = np.argsort(self._aspects[indices], kind="stable")
+        random = _generator(recipe.seed, _WINDOW, window)
+        groups = []
+        for start in range(0, length, recipe.images_per_group):
+            chosen = by_aspect[start : start + recipe.images_per_group]
+            short_edge, factor = _draw_scale(recipe.data, random)
+            images = tuple(self._image(int(indices[i]), int(epochs[i]), short_edge, factor) for i in chosen)
+            groups.append(PlannedGroup(_canvas(images, recipe.data), images))
+        return [groups[i] for i in random.permutation(len(groups))]
+
+    @cached_property
+    def _aspects(self) -> NDArray[np.float64]:
+        aspects: NDArray[np.float64] = self.sizes[:, 1] / self.sizes[:, 0]
+        return aspects
+
+    def _image(self, index: int, epoch: int, short_edge: int, factor: float) -> PlannedImage:
+        data = self.recipe.data
+        seed = hash_integers(self.recipe.seed, _IMAGE, epoch, index)
+        height, width = int(self.sizes[index, 0]), int(self.sizes[index, 1])
+        return PlannedImage(
+            index,
+            epoch,
+            seed,
+            resized(height, width, short_edge * factor, data.max_long_edge * factor),
+            unit_interval(seed, _HORIZONTAL) < data.horizontal_flip,
+            unit_interval(seed, _VERTICAL) < data.vertical_flip,
+        )
+
+
+def evaluation_plan(sizes: Int64[np.ndarray, "images 2"], recipe: Recipe) -> list[PlannedGroup]:
+    """Every image once, in batches of like aspect ratio; ranks take whole batches."""
+    order = np.argsort(sizes[:, 1] / np.maximum(sizes[:, 0], 1), kind="stable")
+    data, size = recipe.data, recipe.evaluation.batch_size
+    groups = []
+    for start in range(0, len(order), size):
+        images = tuple(
+            PlannedImage(int(i), 0, 0, evaluation_size(int(sizes[i, 0]), int(sizes[i, 1]), data))
+            for i in order[start : start + size]
+        )
+        groups.append(PlannedGroup(_canvas(images, data), images))
+    return groups
+
+
+def evaluation_size(height: int, width: int, data: Data) -> tuple[int, int]:
+    """Height and width in pixels to which an image is resized for evaluation."""
+    return resized(height, width, data.short_edges[-1], data.max_long_edge)
+
+
+def resized(height: int, width: int, short_edge: float, max_long_edge: float) -> tuple[int, int]:
+    """Height and width with the shorter edge at `short_edge`, unless the longer one would exceed its maximum."""
+    scale = min(short_edge / min(height, width), max_long_edge / max(height, width))
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def unit_interval(seed: int, purpose: int) -> float:
+    """A number in [0, 1) drawn by hash."""
+    return ((hash_integers(seed, purpose) >> 11) & ((1 << 53) - 1)) / (1 << 53)
+
+
+def _draw_scale(data: Data, random: np.random.Generator) -> tuple[int, float]:
+    short_edge = data.short_edges[int(random.integers(len(data.short_edges)))]
+    low, high = data.scale_jitter
+    return short_edge, float(np.exp(random.uniform(np.log(low), np.log(high))))
+
+
+def _canvas(images: Sequence[PlannedImage], data: Data) -> tuple[int, int]:
+    height, width = (max(image.size[axis] for image in images) for axis in (0, 1))
+    multiple = data.canvas_multiple
+    return -(-height // multiple) * multiple, -(-width // multiple) * multiple
+
+
+def _generator(seed: int, purpose: int, number: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=hash_integers(seed, purpose, number) & ((1 << 64) - 1)))

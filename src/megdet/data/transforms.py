@@ -1,0 +1,86 @@
+"""From planned images to a batch: read, resize, colour, flip, place on the canvas."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float32, UInt8
+from torch import Tensor
+from torchvision.transforms.v2 import functional as V
+
+from megdet.data.coco import CocoDataset
+from megdet.data.image import read_image
+from megdet.data.plan import PlannedImage, unit_interval
+from megdet.structures import Batch, Targets
+
+_BRIGHTNESS, _CONTRAST, _SATURATION = range(11, 14)
+_BOXES_MULTIPLE = 8
+"""Targets are padded to a multiple of so many boxes, so that few shapes occur."""
+
+
+def load_batch(
+    dataset: CocoDataset, images: Sequence[PlannedImage], canvas: tuple[int, int], color_jitter: float = 0.0
+) -> Batch:
+    """The images of one micro-batch, which may be none, on a canvas of (height, width) pixels.
+
+    Crowd boxes are not targets. Raises InputError for a file that cannot be read.
+    """
+    pixels = torch.zeros((len(images), 3, *canvas), dtype=torch.uint8)
+    boxes, labels, scales = [], [], torch.ones(len(images), 2)
+    for row, image in enumerate(images):
+        original = dataset.sizes[image.index]
+        pixels[row, :, : image.size[0], : image.size[1]] = _load(dataset, image, color_jitter)
+        scales[row] = torch.tensor([image.size[0] / original[0], image.size[1] / original[1]])
+        annotations = dataset.annotations[image.index]
+        is_target = ~annotations.is_crowd
+        boxes.append(_transform_boxes(annotations.boxes[is_target], image, scales[row]))
+        labels.append(torch.from_numpy(annotations.labels[is_target]))
+    most = max((len(own) for own in labels), default=0)
+    width = max(_BOXES_MULTIPLE, -(-most // _BOXES_MULTIPLE) * _BOXES_MULTIPLE)
+    targets = Targets(
+        torch.zeros(len(images), width, 4),
+        torch.full((len(images), width), -1),
+        torch.tensor([image.seed for image in images], dtype=torch.int64),
+    )
+    for row, (own_boxes, own_labels) in enumerate(zip(boxes, labels, strict=True)):
+        targets.boxes[row, : len(own_boxes)] = own_boxes
+        targets.labels[row, : len(own_labels)] = own_labels
+    return Batch(
+        pixels,
+        torch.tensor([image.size for image in images], dtype=torch.int64).reshape(-1, 2),
+        targets,
+        tuple(image.index for image in images),
+        scales,
+    )
+
+
+def resize(
+    pixels: UInt8[np.ndarray, "height width 3"], size: tuple[int, int]
+) -> UInt8[Tensor, "3 new_height new_width"]:
+    """Bilinear with antialias, on 8-bit numbers, as PIL does it."""
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1)
+    return tensor if tensor.shape[1:] == size else V.resize(tensor, list(size), antialias=True)
+
+
+def _load(dataset: CocoDataset, image: PlannedImage, color_jitter: float) -> Tensor:
+    pixels = resize(read_image(dataset.image_path(image.index)), image.size)
+    if color_jitter:
+        for purpose, adjust in (
+            (_BRIGHTNESS, V.adjust_brightness),
+            (_CONTRAST, V.adjust_contrast),
+            (_SATURATION, V.adjust_saturation),
+        ):
+            low = max(0.0, 1 - color_jitter)
+            pixels = adjust(pixels, low + (1 + color_jitter - low) * unit_interval(image.seed, purpose))
+    axes = [axis for axis, flipped in ((1, image.flip_vertical), (2, image.flip_horizontal)) if flipped]
+    return pixels.flip(axes) if axes else pixels
+
+
+def _transform_boxes(boxes: Float32[np.ndarray, "boxes 4"], image: PlannedImage, scale: Tensor) -> Tensor:
+    scaled = torch.from_numpy(boxes) * scale.flip(0).repeat(2)
+    height, width = image.size
+    if image.flip_horizontal:
+        scaled = torch.stack([width - scaled[:, 2], scaled[:, 1], width - scaled[:, 0], scaled[:, 3]], dim=1)
+    if image.flip_vertical:
+        scaled = torch.stack([scaled[:, 0], height - scaled[:, 3], scaled[:, 2], height - scaled[:, 1]], dim=1)
+    return scaled

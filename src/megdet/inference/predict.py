@@ -1,0 +1,99 @@
+"""Detections of whole data sets and of single images."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from megdet.data.coco import CocoDataset
+from megdet.data.image import read_image
+from megdet.data.loader import group_batches
+from megdet.data.plan import evaluation_plan, evaluation_size
+from megdet.data.transforms import resize
+from megdet.distributed.world import World
+from megdet.inference.trained import TrainedDetector
+from megdet.model.detector import Detector
+from megdet.structures import Detections
+
+Result = dict[str, Any]
+"""One detection in the COCO result format: image_id, category_id, bbox (x, y, width, height in pixels), score."""
+
+
+def detect_dataset(
+    model: Detector,
+    dataset: CocoDataset,
+    category_ids: Sequence[int],
+    world: World,
+    *,
+    workers: int,
+    progress: Callable[[int], None] | None = None,
+) -> list[Result]:
+    """All detections of a data set in the order of the evaluation plan, the same on any number of ranks.
+
+    Rank r takes whole batches r, r + W, ...; every rank gets the merged list. `category_ids` are those of the model's
+    labels. `progress` is told the images done on this rank.
+    """
+    plan = evaluation_plan(dataset.sizes, model.recipe)
+    mine = range(world.rank, len(plan), world.size)
+    model.eval()
+    found: list[tuple[int, list[Result]]] = []
+    batches = group_batches(dataset, [plan[i] for i in mine], workers=workers, device=world.device)
+    done = 0
+    for number, batch in zip(mine, batches, strict=True):
+        batch = batch.to(world.device)
+        detections = detect_batch(model, batch.pixels, batch.sizes)
+        boxes = detections.boxes.double().cpu() / batch.scales.double().cpu().flip(1).repeat(1, 2).unsqueeze(1)
+        scores, labels = detections.scores.cpu(), detections.labels.cpu()
+        results = []
+        for row, index in enumerate(batch.image_index):
+            results += _results(boxes[row], scores[row], labels[row], dataset.image_ids[index], category_ids)
+        found.append((number, results))
+        done += len(batch.image_index)
+        if progress is not None:
+            progress(done)
+    merged = sorted((item for part in world.gather_objects(found) for item in part), key=lambda item: item[0])
+    return [result for _, results in merged for result in results]
+
+
+def detect_image(trained: TrainedDetector, file: Path) -> tuple[np.ndarray[Any, Any], list[Result]]:
+    """The 8-bit RGB pixels of an image file and its detections, with `image_id` the file's name."""
+    pixels = read_image(file)
+    height, width = pixels.shape[:2]
+    data = trained.recipe.data
+    size = evaluation_size(height, width, data)
+    multiple = data.canvas_multiple
+    canvas = torch.zeros(1, 3, -(-size[0] // multiple) * multiple, -(-size[1] // multiple) * multiple).byte()
+    canvas[0, :, : size[0], : size[1]] = resize(pixels, size)
+    detections = detect_batch(trained.model, canvas.to(trained.device), torch.tensor([size], device=trained.device))
+    scale = torch.tensor([size[1] / width, size[0] / height]).double().repeat(2)
+    boxes = detections.boxes[0].double().cpu() / scale
+    scores, labels = detections.scores[0].cpu(), detections.labels[0].cpu()
+    return pixels, _results(boxes, scores, labels, file.name, trained.category_ids)
+
+
+def detect_batch(model: Detector, pixels: Tensor, sizes: Tensor) -> Detections:
+    """Detections of one batch on the model's device, in the precision of its recipe."""
+    bfloat16 = model.recipe.precision == "bfloat16"
+    with torch.inference_mode(), torch.autocast(pixels.device.type, dtype=torch.bfloat16, enabled=bfloat16):
+        return model.detect(model.normalized(pixels, sizes), sizes)
+
+
+def _results(
+    boxes: Tensor, scores: Tensor, labels: Tensor, image_id: int | str, category_ids: Sequence[int]
+) -> list[Result]:
+    count = int((labels >= 0).sum())
+    corners = boxes[:count].tolist()
+    return [
+        {
+            "image_id": image_id,
+            "category_id": category_ids[label],
+            "bbox": [round(x1, 3), round(y1, 3), round(x2 - x1, 3), round(y2 - y1, 3)],
+            "score": round(score, 6),
+        }
+        for (x1, y1, x2, y2), score, label in zip(
+            corners, scores[:count].tolist(), labels[:count].tolist(), strict=True
+        )
+    ]

@@ -1,0 +1,75 @@
+"""A trained detector out of a run folder."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from megdet.errors import InputError
+from megdet.journal.checkpoint_files import latest_checkpoint, load_checkpoint
+from megdet.journal.run_folder import RunFolder
+from megdet.model.detector import Detector
+from megdet.recipe import Recipe
+from megdet.recipe_file import parse_recipe
+
+
+@dataclass
+class TrainedDetector:
+    """A detector in evaluation mode and what its labels mean."""
+
+    model: Detector
+    recipe: Recipe
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    step: int
+    device: torch.device
+
+
+def load_detector(folder: RunFolder, device: torch.device, overrides: dict[str, Any] | None = None) -> TrainedDetector:
+    """The detector of a run's newest checkpoint, its averaged weights where the run keeps them.
+
+    `overrides` change the recipe, which may change how it detects but not its architecture. Raises InputError when
+    the folder is no run, has no checkpoint, or the checkpoint holds another architecture.
+    """
+    text = folder.read_recipe()
+    if text is None:
+        raise InputError(f"{folder.path}: not a run folder, it has no recipe.yaml")
+    recipe = parse_recipe(text, str(folder.recipe), overrides)
+    checkpoint = latest_checkpoint(folder)
+    if checkpoint is None:
+        raise InputError(f"{folder.path}: the run has no checkpoint yet; `megdet train` writes one an epoch")
+    tensors, state = load_checkpoint(checkpoint)
+    weights = tensors.get("averages", tensors["model"])
+    # the checkpoint has all weights, so the file that the training started from need not exist any more
+    model = Detector(replace(recipe, backbone=replace(recipe.backbone, weights="")), len(state["class_names"]))
+    load_weights(model, weights, str(checkpoint / "model.safetensors"))
+    place_model(model, device)
+    model.eval()
+    return TrainedDetector(
+        model, recipe, tuple(state["class_names"]), tuple(state["category_ids"]), int(state["step"]), device
+    )
+
+
+def place_model(model: Detector, device: torch.device) -> None:
+    """Move a detector to its device in the number format of its recipe, channels last."""
+    model.to(device=device, dtype=torch.float64 if model.recipe.precision == "float64" else torch.float32)
+    for parameter in model.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+
+
+def load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], source: str) -> None:
+    """Load a checkpoint's tensors, all of them. Raises InputError naming the first that does not fit."""
+    wanted = model.state_dict()
+    for name, tensor in wanted.items():
+        if name not in weights:
+            raise InputError(f"{source}: no tensor {name}: the checkpoint holds another architecture than the recipe")
+        if weights[name].shape != tensor.shape:
+            raise InputError(
+                f"{source}: {name} has shape {tuple(weights[name].shape)}, the recipe asks for {tuple(tensor.shape)}: "
+                "the checkpoint holds another architecture than the recipe"
+            )
+    left = sorted(set(weights) - set(wanted))
+    if left:
+        raise InputError(f"{source}: tensor {left[0]} has no place in the recipe's architecture")
+    model.load_state_dict(weights)

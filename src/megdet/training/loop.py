@@ -1,0 +1,217 @@
+"""The training run: prepare, resume, step after step, evaluate, save."""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megdet.data.loader import training_batches
+from megdet.data.plan import TrainingPlan
+from megdet.distributed.layout import Layout, choose_layout
+from megdet.distributed.world import World
+from megdet.errors import InputError
+from megdet.evaluation.coco_numbers import CocoNumbers, evaluate_detections
+from megdet.inference.predict import detect_dataset
+from megdet.journal.checkpoint_files import save_checkpoint
+from megdet.journal.metrics import MetricsWriter
+from megdet.journal.run_folder import RunFolder, write_json_atomically
+from megdet.model.detector import LOSSES
+from megdet.recipe import Recipe
+from megdet.training.optimizer import momentum_by_name
+from megdet.training.prepare import Datasets, check_folder, claim_folder, load_datasets, make_trainer, resume
+from megdet.training.report import Reporter
+from megdet.training.schedule import learning_rate, total_steps
+from megdet.training.step import REPORTED, Trainer, train_step
+
+READ_EVERY = 20
+"""Steps whose numbers are read from the device together."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What belongs to this machine and not to the recipe; none of it changes the result."""
+
+    workers: int = 1
+    """processes a rank that load images; 0 = the training process itself"""
+    lane_width: int | None = None
+    """force the ranks that carry one group together"""
+    max_images_per_device: int | None = None
+    """largest micro-batch of a device, in images"""
+
+
+def train(recipe: Recipe, folder: RunFolder, options: RunOptions, world: World) -> CocoNumbers:
+    """Train from the newest checkpoint of the folder, or from the start, to the end; returns the last evaluation.
+
+    Every rank calls it. Raises InputError for everything a user can mend, before the first step where possible.
+    """
+    layout = choose_layout(
+        recipe.groups_per_step,
+        recipe.images_per_group,
+        world.size,
+        options.lane_width,
+        options.max_images_per_device,
+    )
+    check_folder(folder, recipe)
+    datasets = load_datasets(recipe, world)
+    plan = TrainingPlan(datasets.train.sizes, recipe)
+    trainer = make_trainer(recipe, datasets.train, layout, world)
+    claim_folder(folder, recipe, world)
+    step, numbers = resume(trainer, folder, datasets.train, world)
+    reporter = Reporter(recipe, plan, layout, world, folder, first_step=step)
+    metrics = MetricsWriter(folder.metrics, resume_step=step) if world.is_first else None
+    run = _Run(recipe, folder, options, world, layout, datasets, plan, trainer, reporter, metrics, numbers)
+    try:
+        run.to_end(step)
+    finally:
+        if metrics is not None:
+            metrics.close()
+    if run.numbers is None:
+        raise InputError(f"{folder.path}: the run is over but has no evaluation: run `megdet evaluate {folder.path}`")
+    return run.numbers
+
+
+@dataclass
+class _Run:
+    recipe: Recipe
+    folder: RunFolder
+    options: RunOptions
+    world: World
+    layout: Layout
+    datasets: Datasets
+    plan: TrainingPlan
+    trainer: Trainer
+    reporter: Reporter
+    metrics: MetricsWriter | None
+    numbers: CocoNumbers | None
+
+    def to_end(self, step: int) -> None:
+        last = total_steps(self.recipe, self.plan.num_images)
+        micro_batches = training_batches(
+            self.datasets.train,
+            self.plan,
+            self.layout,
+            self.world.rank,
+            (step, last),
+            workers=self.options.workers,
+            device=self.world.device,
+        )
+        stops = self._stops(last)
+        pending: list[tuple[int, float, float, float, Tensor]] = []
+        while step < last:
+            started = time.perf_counter()
+            rate = learning_rate(self.recipe, self.plan.num_images, step)
+            waiting = _Waiting(micro_batches)
+            number = len(self.layout.groups_of(self.world.rank))
+            result = train_step(self.trainer, islice(waiting, number), number, rate, step, self.world)
+            step += 1
+            pending.append((step, rate, time.perf_counter() - started, waiting.seconds, result))
+            if len(pending) == READ_EVERY or step in stops:
+                self._read(pending)
+                pending = []
+            if step in stops:
+                self._stop(step, stops[step])
+
+    def _stops(self, last: int) -> dict[int, int]:
+        """Step -> the epoch that ends there, 0 for the end of the run within an epoch."""
+        ends = {self.plan.epoch_end(e): e for e in range(1, math.ceil(self.plan.epochs_done(last)) + 1)}
+        stops = {step: epoch for step, epoch in ends.items() if step < last}
+        return stops | {last: 0}
+
+    def _read(self, pending: list[tuple[int, float, float, float, Tensor]]) -> None:
+        values = torch.stack([result for *_, result in pending]).tolist()
+        for (step, rate, seconds, data_seconds, _), row in zip(pending, values, strict=True):
+            named = dict(zip((*REPORTED, "gradient_norm"), row, strict=True))
+            loss = sum(named[name] for name in LOSSES)
+            if not math.isfinite(loss) or not math.isfinite(named["gradient_norm"]):
+                worst = next((name for name in named if not math.isfinite(named[name])), "loss")
+                raise InputError(
+                    f"step {step}: {worst} is not finite (learning rate {rate:.4g}): lower optimizer.base_lr, lengthen "
+                    "schedule.warmup_steps or set optimizer.clip_norm; the last checkpoint is kept"
+                )
+            line = {
+                "step": step,
+                "epoch": round(self.plan.epochs_done(step), 6),
+                "learning_rate": rate,
+                "loss": loss,
+                **named,
+                "seconds": round(seconds, 6),
+                "data_seconds": round(data_seconds, 6),
+            }
+            if self.metrics is not None:
+                self.metrics.write(line)
+            self.reporter.step(line)
+
+    def _stop(self, step: int, epoch: int) -> None:
+        every = self.recipe.evaluation.every_epochs
+        if epoch == 0 or (every and epoch % every == 0):
+            self.numbers = self._evaluate(step)
+        if epoch == 0 or epoch % self.recipe.checkpoint_epochs == 0:
+            self._save(step)
+
+    def _evaluate(self, step: int) -> CocoNumbers:
+        started = time.perf_counter()
+        model, averages = self.trainer.model, self.trainer.averages
+        own = {name: tensor.clone() for name, tensor in model.state_dict().items()} if averages else None
+        if averages is not None:
+            model.load_state_dict(averages.tensors)
+        results = detect_dataset(
+            model,
+            self.datasets.val,
+            self.datasets.train.category_ids,
+            self.world,
+            workers=self.options.workers,
+        )
+        if own is not None:
+            model.load_state_dict(own)
+        model.train()
+        numbers = evaluate_detections(self.datasets.val.annotations_file, results)
+        seconds = time.perf_counter() - started
+        if self.metrics is not None:
+            self.metrics.write({"step": step, "evaluation": _without_classes(numbers), "seconds": round(seconds, 3)})
+            write_json_atomically(self.folder.detections, results)
+            write_json_atomically(self.folder.evaluation, numbers.as_dict(), indent=2)
+        self.reporter.evaluated(step, numbers, seconds)
+        return numbers
+
+    def _save(self, step: int) -> None:
+        if self.world.is_first:
+            tensors: dict[str, Any] = {
+                "model": self.trainer.model.state_dict(),
+                "optimizer": momentum_by_name(self.trainer.model, self.trainer.optimizer),
+            }
+            if self.trainer.averages is not None:
+                tensors["averages"] = self.trainer.averages.tensors
+            state = {
+                "step": step,
+                "class_names": list(self.datasets.train.class_names),
+                "category_ids": list(self.datasets.train.category_ids),
+                "num_images": self.plan.num_images,
+                "evaluation": None if self.numbers is None else self.numbers.as_dict(),
+            }
+            save_checkpoint(self.folder, step, tensors, state, self.recipe.keep_checkpoints)
+        self.world.barrier()
+
+
+class _Waiting:
+    """Iterates over batches and adds up the time spent waiting for them."""
+
+    def __init__(self, batches: Iterator[Any]) -> None:
+        self.batches, self.seconds = batches, 0.0
+
+    def __iter__(self) -> Iterator[Any]:
+        while True:
+            started = time.perf_counter()
+            batch = next(self.batches, None)
+            self.seconds += time.perf_counter() - started
+            if batch is None:
+                return
+            yield batch
+
+
+def _without_classes(numbers: CocoNumbers) -> dict[str, Any]:
+    return {key: value for key, value in numbers.as_dict().items() if key != "per_class"}

@@ -1,0 +1,119 @@
+"""What a run needs before its first step: a folder of its own, its images, its detector, its place to resume."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from megdet.data.coco import CocoDataset, load_coco
+from megdet.data.demo import draw_demo
+from megdet.distributed.gradients import GradientBuckets
+from megdet.distributed.layout import Layout
+from megdet.distributed.world import World, make_lane
+from megdet.errors import InputError
+from megdet.evaluation.coco_numbers import CocoNumbers
+from megdet.inference.trained import load_weights, place_model
+from megdet.journal.checkpoint_files import latest_checkpoint, load_checkpoint
+from megdet.journal.environment import collect_environment, write_environment
+from megdet.journal.run_folder import RunFolder
+from megdet.model.detector import Detector
+from megdet.recipe import Recipe
+from megdet.recipe_file import dump_recipe, first_difference, parse_recipe
+from megdet.training.optimizer import MovingAverage, make_optimizer, restore_momentum
+from megdet.training.step import Trainer
+
+
+@dataclass(frozen=True)
+class Datasets:
+    """The images of a run."""
+
+    train: CocoDataset
+    val: CocoDataset
+
+
+def load_datasets(recipe: Recipe, world: World) -> Datasets:
+    """Read both annotation files, after drawing the demo data set where the recipe asks for it."""
+    data = recipe.data
+    error = None
+    if world.is_first and data.draw_demo:
+        try:
+            draw_demo(Path(data.train_annotations).parent.parent, hard=data.draw_demo == "hard")
+        except InputError as problem:
+            error = str(problem)
+    world.agree(error)
+    train_set = load_coco(Path(data.train_annotations), Path(data.train_images), keep_empty=data.keep_empty_images)
+    val_set = load_coco(Path(data.val_annotations), Path(data.val_images), keep_empty=True)
+    check_classes(train_set.class_names, val_set)
+    if not any(len(own.boxes) for own in train_set.annotations):
+        raise InputError(f"{data.train_annotations}: no image has a box, so there is nothing to learn")
+    return Datasets(train_set, val_set)
+
+
+def check_classes(class_names: tuple[str, ...], dataset: CocoDataset) -> None:
+    """Refuse a data set with a class that the detector does not know."""
+    unknown = [name for name in dataset.class_names if name not in class_names]
+    if unknown:
+        raise InputError(
+            f"{dataset.annotations_file}: class '{unknown[0]}' is not among the detector's {len(class_names)} classes: "
+            "train and validation files must name the same classes"
+        )
+
+
+def make_trainer(recipe: Recipe, dataset: CocoDataset, layout: Layout, world: World) -> Trainer:
+    """The detector with weights drawn from the recipe's seed, its optimizer and its gradient buckets."""
+    lane = make_lane(world, layout)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        model = Detector(recipe, len(dataset.class_names), lane)
+    place_model(model, world.device)
+    model.train()
+    optimizer = make_optimizer(model, recipe.optimizer)
+    averages = MovingAverage(model, recipe.optimizer.ema_decay) if recipe.optimizer.ema_decay else None
+    return Trainer(model, optimizer, GradientBuckets(model.parameters(), world), averages)
+
+
+def check_folder(folder: RunFolder, recipe: Recipe) -> None:
+    """Refuse a run folder that holds another recipe; writes nothing."""
+    text = folder.read_recipe()
+    if text is None:
+        return
+    difference = first_difference(recipe, parse_recipe(text, str(folder.recipe)))
+    if difference:
+        raise InputError(
+            f"{folder.path} holds a run of another recipe ({difference}): choose another --run folder, "
+            "or repeat that run's recipe to resume it"
+        )
+
+
+def claim_folder(folder: RunFolder, recipe: Recipe, world: World) -> None:
+    """Make the folder where it is missing, write the recipe into it and note this start of the run."""
+    error = None
+    if world.is_first:
+        try:
+            folder.create()
+            folder.write_recipe(dump_recipe(recipe))
+            write_environment(folder, collect_environment(world.size, str(world.device)))
+        except InputError as problem:
+            error = str(problem)
+    world.agree(error)
+
+
+def resume(trainer: Trainer, folder: RunFolder, dataset: CocoDataset, world: World) -> tuple[int, CocoNumbers | None]:
+    """The step and last evaluation of the newest checkpoint, whose state is loaded; 0 and none at the start."""
+    checkpoint = latest_checkpoint(folder)
+    if checkpoint is None:
+        return 0, None
+    tensors, state = load_checkpoint(checkpoint)
+    if state["num_images"] != len(dataset) or tuple(state["class_names"]) != dataset.class_names:
+        raise InputError(
+            f"{checkpoint}: it was trained on {state['num_images']} images of {len(state['class_names'])} classes, "
+            f"{dataset.annotations_file} has {len(dataset)} of {len(dataset.class_names)}: choose another --run folder"
+        )
+    load_weights(trainer.model, tensors["model"], str(checkpoint / "model.safetensors"))
+    restore_momentum(trainer.model, trainer.optimizer, tensors["optimizer"])
+    if trainer.averages is not None:
+        for name, tensor in tensors["averages"].items():
+            trainer.averages.tensors[name].copy_(tensor)
+    world.barrier()
+    numbers = None if state["evaluation"] is None else CocoNumbers.from_dict(state["evaluation"])
+    return int(state["step"]), numbers

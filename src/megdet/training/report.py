@@ -1,0 +1,89 @@
+"""What a person sees while a run goes on, and TensorBoard where the recipe asks for it."""
+
+import time
+from typing import Any
+
+from rich.console import Console
+from torch.utils.tensorboard import SummaryWriter
+
+from megdet.data.plan import TrainingPlan
+from megdet.distributed.layout import Layout
+from megdet.distributed.world import World
+from megdet.evaluation.coco_numbers import CocoNumbers
+from megdet.journal.run_folder import RunFolder
+from megdet.recipe import Recipe
+from megdet.training.schedule import total_steps
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Reporter:
+    """Prints a line every few seconds on rank 0: place, losses, rate, images a second, time left."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        plan: TrainingPlan,
+        layout: Layout,
+        world: World,
+        folder: RunFolder,
+        *,
+        first_step: int,
+    ) -> None:
+        self.recipe, self.plan, self.is_first = recipe, plan, world.is_first
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.last_step = total_steps(recipe, plan.num_images)
+        self._recent: list[dict[str, Any]] = []
+        self._printed = time.monotonic()
+        self._board: SummaryWriter | None = None
+        if not self.is_first:
+            return
+        if recipe.tensorboard:
+            self._board = SummaryWriter(str(folder.path / "tensorboard"), purge_step=first_step)
+        start = f"resuming at step {first_step}" if first_step else "starting"
+        self.console.print(
+            f"{folder.path}: {start} of {self.last_step}; {plan.num_images} images, {recipe.batch_size} a step in "
+            f"{layout.num_groups} groups of {layout.group_size}, on {world.size} x {world.device.type} "
+            f"in {layout.num_lanes} lanes of {layout.lane_width}, {recipe.precision}"
+        )
+
+    def step(self, line: dict[str, Any]) -> None:
+        """Take note of one step's metrics."""
+        if not self.is_first:
+            return
+        self._recent.append(line)
+        if self._board is not None:
+            for name, value in line.items():
+                self._board.add_scalar(f"train/{name}", value, line["step"])
+        if time.monotonic() - self._printed >= SECONDS_BETWEEN_LINES or line["step"] == self.last_step:
+            self._print(line)
+
+    def evaluated(self, step: int, numbers: CocoNumbers, seconds: float) -> None:
+        """Print the numbers of an evaluation."""
+        if not self.is_first:
+            return
+        if self._recent:
+            self._print(self._recent[-1])
+        if self._board is not None:
+            for name in ("AP", "AP50", "AP75", "AR100"):
+                self._board.add_scalar(f"evaluation/{name}", getattr(numbers, name), step)
+            self._board.flush()
+        self.console.print(
+            f"epoch {self.plan.epochs_done(step):.2f}: mmAP {100 * numbers.AP:.1f}, AP50 {100 * numbers.AP50:.1f}, "
+            f"mmAR {100 * numbers.AR100:.1f} (evaluated in {seconds:.0f} s)"
+        )
+        self._printed = time.monotonic()
+
+    def _print(self, line: dict[str, Any]) -> None:
+        recent, self._recent = self._recent, []
+        seconds = sum(item["seconds"] for item in recent)
+        pace = len(recent) * self.recipe.batch_size / max(seconds, 1e-9)
+        left = (self.last_step - line["step"]) * seconds / len(recent)
+        waiting = sum(item["data_seconds"] for item in recent) / max(seconds, 1e-9)
+        loss = sum(item["loss"] for item in recent) / len(recent)
+        self.console.print(
+            f"epoch {line['epoch']:6.2f}  step {line['step']:6d}/{self.last_step}  loss {loss:.4f}  "
+            f"lr {line['learning_rate']:.5f}  {pace:.1f} images/s  waiting for data {waiting:.0%}  "
+            f"{left / 60:.1f} min left"
+        )
+        self._printed = time.monotonic()

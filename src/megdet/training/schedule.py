@@ -1,0 +1,59 @@
+"""The learning rate of every step: a pure function of (recipe, steps an epoch, step) (Sec. 3.2 and 4)."""
+
+import math
+from dataclasses import dataclass
+
+from megdet.recipe import Recipe, Schedule
+
+BASE_BATCH_SIZE = 16
+
+_POLICIES = {
+    "normal": (11.0, (8.0, 10.0), (0.1, 0.1)),
+    "long": (18.0, (11.0, 14.0, 17.0), (0.1, 0.1, 0.5)),
+}
+
+
+@dataclass(frozen=True)
+class Decay:
+    """Length of the run and the decays on the way, in epochs."""
+
+    epochs: float
+    milestones: tuple[float, ...]
+    factors: tuple[float, ...]
+
+
+def decay_of(schedule: Schedule) -> Decay:
+    """The length and the milestones of a policy; cosine has none."""
+    if schedule.policy in _POLICIES:
+        return Decay(*_POLICIES[schedule.policy])
+    return Decay(schedule.epochs, schedule.milestones, schedule.factors)
+
+
+def scaled_rate(recipe: Recipe) -> float:
+    """The rate after warmup by the linear scaling rule: base_lr * batch_size / 16."""
+    return recipe.optimizer.base_lr * recipe.batch_size / BASE_BATCH_SIZE
+
+
+def total_steps(recipe: Recipe, num_images: int) -> int:
+    """Steps of the whole run."""
+    return math.ceil(decay_of(recipe.schedule).epochs * num_images / recipe.batch_size - 1e-9)
+
+
+def learning_rate(recipe: Recipe, num_images: int, step: int) -> float:
+    """The rate of step 0, 1, ...: linear warmup a step, times the decays whose epochs have passed.
+
+    Warmup runs from warmup_start * base_lr to the scaled rate. Under policy cosine the rate falls to 0 along half a
+    cosine over the whole run.
+    """
+    schedule, rate = recipe.schedule, scaled_rate(recipe)
+    epoch = step * recipe.batch_size / num_images
+    decay = decay_of(schedule)
+    if schedule.policy == "cosine":
+        factor = 0.5 * (1 + math.cos(math.pi * min(1.0, step / total_steps(recipe, num_images))))
+    else:
+        passed = [f for milestone, f in zip(decay.milestones, decay.factors, strict=True) if epoch >= milestone - 1e-9]
+        factor = math.prod(passed)
+    if step < schedule.warmup_steps:
+        start = schedule.warmup_start * recipe.optimizer.base_lr
+        rate = start + (rate - start) * step / schedule.warmup_steps
+    return rate * factor

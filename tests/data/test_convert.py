@@ -1,0 +1,210 @@
+import json
+
+import pytest
+from data_factories import SHARED_DATA, needs_shared_data, save_image
+
+from megdet.data.check import check_dataset
+from megdet.data.coco import load_coco
+from megdet.data.convert import convert_voc, convert_yolo, convert_yolo_folder
+from megdet.errors import InputError
+
+
+def _voc_object(name, corners, difficult=0):
+    box = "".join(f"<{k}>{v}</{k}>" for k, v in zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=True))
+    return f"<object><name>{name}</name><difficult>{difficult}</difficult><bndbox>{box}</bndbox></object>"
+
+
+def _voc(folder, objects, splits):
+    """A Pascal VOC folder of 40 x 30 images."""
+    for stem, rows in objects.items():
+        save_image(folder / "JPEGImages" / f"{stem}.jpg", 40, 30)
+        (folder / "Annotations").mkdir(exist_ok=True)
+        size = "<size><width>40</width><height>30</height></size>"
+        text = f"<annotation><filename>other.png</filename>{size}{''.join(rows)}</annotation>"
+        (folder / "Annotations" / f"{stem}.xml").write_text(text, encoding="utf-8")
+    (folder / "ImageSets" / "Main").mkdir(parents=True)
+    for split, stems in splits.items():
+        (folder / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(stems) + "\n")
+    return folder
+
+
+@pytest.fixture
+def voc(tmp_path):
+    objects = {
+        "b": [_voc_object("dog", (1, 1, 40, 30)), _voc_object("кот", (5, 6, 10, 16), difficult=1)],
+        "a": [_voc_object("ant", (3, 3, 3, 3))],
+        "c": [],
+    }
+    return _voc(tmp_path / "voc", objects, {"train": ["b", "c"], "val": ["a"], "dog_train": ["b  1", "c -1"]})
+
+
+def test_voc_corners_count_from_one_and_include_the_last_pixel(voc, tmp_path):
+    train, val = convert_voc(voc, tmp_path / "out")
+    assert train.annotations_file == tmp_path / "out" / "annotations" / "train.json"
+    assert train.image_folder == voc / "JPEGImages"
+    assert (train.num_images, train.num_boxes, train.class_names) == (2, 2, ("ant", "dog", "кот"))
+    document = json.loads(train.annotations_file.read_text(encoding="utf-8"))
+    assert [row["bbox"] for row in document["annotations"]] == [[0, 0, 40, 30], [4, 5, 6, 11]]
+    assert [row["area"] for row in document["annotations"]] == [1200, 66]
+    assert [row["category_id"] for row in document["annotations"]] == [2, 3]
+    assert [(row["iscrowd"], row["difficult"]) for row in document["annotations"]] == [(0, 0), (0, 1)]
+    assert [(row["id"], row["file_name"]) for row in document["images"]] == [(2, "b.jpg"), (3, "c.jpg")]
+    assert json.loads(val.annotations_file.read_text())["annotations"][0]["bbox"] == [2, 2, 1, 1]
+
+
+def test_voc_edges_counted_from_zero_are_taken_as_they_are(voc, tmp_path):
+    (converted,) = convert_voc(voc, tmp_path / "out", ["train"], zero_based=True, difficult_as_crowd=True)
+    rows = json.loads(converted.annotations_file.read_text())["annotations"]
+    assert [row["bbox"] for row in rows] == [[1, 1, 39, 29], [5, 6, 5, 10]]
+    assert [row["iscrowd"] for row in rows] == [0, 1]
+
+
+def test_a_class_list_of_voc_2012_is_a_split_when_asked_for(voc, tmp_path):
+    (converted,) = convert_voc(voc, tmp_path / "out", ["dog_train"])
+    assert converted.num_images == 2
+
+
+def test_voc_without_image_sets_is_one_split(voc, tmp_path):
+    for path in (voc / "ImageSets" / "Main").iterdir():
+        path.unlink()
+    (converted,) = convert_voc(voc, tmp_path / "out")
+    assert (converted.annotations_file.name, converted.num_images, converted.num_boxes) == ("all.json", 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("Annotations/b.xml", "<annotation>", r"b\.xml: not valid XML: .* line 1"),
+        ("Annotations/b.xml", "<a><object></object></a>", r"b\.xml: object 1 has no name"),
+        ("Annotations/b.xml", "<a><object><name>x</name></object></a>", r"b\.xml: object 1 \(x\) needs a bndbox"),
+        ("Annotations/b.xml", f"<a>{_voc_object('x', (1, 'nan', 3, 4))}</a>", r"b\.xml: object 1 \(x\) needs a bndbox"),
+        ("ImageSets/Main/val.txt", "a\nzebra\n", r"zebra\.xml: no such file, but the split val names it"),
+    ],
+)
+def test_a_malformed_voc_file_is_refused_by_name(voc, tmp_path, file, content, message):
+    (voc / file).write_text(content)
+    with pytest.raises(InputError, match=message):
+        convert_voc(voc, tmp_path / "out")
+    with pytest.raises(InputError, match=r"test\.txt: no such split; there are dog_train, train, val"):
+        convert_voc(voc, tmp_path / "out", ["test"])
+
+
+def test_missing_voc_images_and_folders_are_refused(voc, tmp_path):
+    (voc / "JPEGImages" / "a.jpg").unlink()
+    with pytest.raises(InputError, match=r"no image a\.\* for a\.xml of the split val"):
+        convert_voc(voc, tmp_path / "out")
+    with pytest.raises(InputError, match="Annotations: no such folder; a Pascal VOC data set has"):
+        convert_voc(tmp_path / "absent", tmp_path / "out")
+
+
+@needs_shared_data
+def test_bccd_fits_its_images_and_its_stray_clicks_are_seen(tmp_path):
+    converted = {c.annotations_file.stem: c for c in convert_voc(SHARED_DATA / "bccd" / "BCCD", tmp_path)}
+    numbers = {split: (c.num_images, c.num_boxes) for split, c in converted.items()}
+    assert numbers == {"train": (205, 2805), "val": (87, 1138), "trainval": (292, 3943), "test": (72, 945)}
+    problems = check_dataset(converted["trainval"].annotations_file, converted["trainval"].image_folder)
+    assert [(p.kind, p.fatal) for p in problems] == [("tiny box", False)] * 2
+    raw = json.loads(converted["trainval"].annotations_file.read_text())
+    corners = [(x, y, x + w, y + h) for x, y, w, h in (row["bbox"] for row in raw["annotations"])]
+    low, high = [min(c) for c in zip(*corners, strict=True)], [max(c) for c in zip(*corners, strict=True)]
+    assert (low[:2], high[2:]) == ([0, 0], [640, 480])
+
+
+@pytest.fixture
+def yolo(tmp_path):
+    folder = tmp_path / "yolo"
+    save_image(folder / "images" / "train" / "a.jpg", 40, 30)
+    save_image(folder / "images" / "train" / "sub" / "b.png", 100, 200)
+    save_image(folder / "images" / "val" / "c.jpg", 40, 30)
+    for name in ("train/sub", "val"):
+        (folder / "labels" / name).mkdir(parents=True)
+    (folder / "labels" / "train" / "a.txt").write_text("1 0.5 0.5 0.25 0.2\n\n0 0.5 0.5 1 1\n")
+    (folder / "labels" / "val" / "c.txt").write_text("0 0.25 0.5 0.75 0.5 0.5 1.0\n")
+    (folder / "data.yaml").write_text("names: {1: dog, 0: 猫}\n", encoding="utf-8")
+    return folder
+
+
+def test_yolo_centres_become_corners_in_pixels(yolo, tmp_path):
+    train, val = convert_yolo_folder(yolo, tmp_path / "out")
+    assert (train.num_images, train.num_boxes, train.class_names) == (2, 2, ("猫", "dog"))
+    document = json.loads(train.annotations_file.read_text(encoding="utf-8"))
+    assert [row["file_name"] for row in document["images"]] == ["a.jpg", "sub/b.png"]
+    assert [row["bbox"] for row in document["annotations"]] == [[15, 12, 10, 6], [0, 0, 40, 30]]
+    assert [row["category_id"] for row in document["annotations"]] == [2, 1]
+    polygon = json.loads(val.annotations_file.read_text(encoding="utf-8"))["annotations"][0]
+    assert polygon["bbox"] == [10, 15, 20, 15]
+    assert polygon["segmentation"] == [[10, 15, 30, 15, 20, 30]]
+
+
+def test_converted_files_can_be_loaded(yolo, voc, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for converted in [*convert_yolo_folder(yolo, tmp_path / "y"), *convert_voc(voc, tmp_path / "v")]:
+        dataset = load_coco(converted.annotations_file, converted.image_folder, keep_empty=True)
+        assert len(dataset) == converted.num_images
+        assert dataset.class_names == converted.class_names
+
+
+@pytest.mark.parametrize("layout", ["roboflow", "flat"])
+def test_other_yolo_layouts_are_found(yolo, tmp_path, layout):
+    folder = tmp_path / "other"
+    folder.mkdir()
+    (folder / "classes.txt").write_text("cat\ndog\n")
+    target = folder / "test" if layout == "roboflow" else folder
+    target.mkdir(exist_ok=True)
+    (yolo / "images" / "train").rename(target / "images")
+    (yolo / "labels" / "train").rename(target / "labels")
+    (target / "images" / "sub" / "b.png").rename(target / "images" / "b.png")
+    (target / "images" / "sub").rmdir()
+    (target / "labels" / "sub").rmdir()
+    (converted,) = convert_yolo_folder(folder, tmp_path / "out")
+    assert converted.annotations_file.stem == ("test" if layout == "roboflow" else "all")
+    assert (converted.num_images, converted.num_boxes, converted.class_names) == (2, 2, ("cat", "dog"))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("0 0.5 0.5 x 0.1", "a class number and then numbers"),
+        ("0 0.5 0.5 nan 0.1", "a class number and then numbers"),
+        ("0.5 0.5 0.5 0.1 0.1", "a class number and then numbers"),
+        ("2 0.5 0.5 0.1 0.1", r"class 2 is not one of the 2 names \(0 to 1\)"),
+        ("-1 0.5 0.5 0.1 0.1", "class -1 is not one"),
+        ("0 0.5 0.5 -0.1 0.1", "negative width or height"),
+        ("0 20 15 10 10", "these look like pixels"),
+        ("0 0.5 0.5 0.1", "found 4 values"),
+        ("0 0.5 0.5 0.1 0.1 0.1", "found 6 values"),
+    ],
+)
+def test_a_bad_yolo_line_is_refused_with_its_number(yolo, tmp_path, line, message):
+    (yolo / "labels" / "train" / "a.txt").write_text(f"1 0.5 0.5 0.25 0.2\n\n{line}\n")
+    with pytest.raises(InputError, match=rf"a\.txt:3: .*{message}"):
+        convert_yolo_folder(yolo, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("names: 3", "`names` should be a list"),
+        ("names: {0: a, 2: b}", "`names` should be a list"),
+        ("[]", "`names` should be a list"),
+        ("names: []", "no class names"),
+        ("a: [", "not valid YAML"),
+    ],
+)
+def test_bad_class_names_are_refused(yolo, tmp_path, content, message):
+    (yolo / "data.yaml").write_text(content)
+    with pytest.raises(InputError, match=rf"data\.yaml: .*{message}"):
+        convert_yolo_folder(yolo, tmp_path / "out")
+
+
+def test_missing_yolo_parts_are_refused(yolo, tmp_path):
+    with pytest.raises(InputError, match="no YOLO data set"):
+        convert_yolo_folder(tmp_path / "absent", tmp_path / "out")
+    with pytest.raises(InputError, match="no such folder"):
+        convert_yolo(yolo / "images", yolo / "absent", yolo / "data.yaml", tmp_path / "out.json")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no images in this folder"):
+        convert_yolo(tmp_path / "empty", yolo / "labels", yolo / "data.yaml", tmp_path / "out.json")
+    (yolo / "data.yaml").unlink()
+    with pytest.raises(InputError, match="no class names: add"):
+        convert_yolo_folder(yolo, tmp_path / "out")

@@ -1,0 +1,143 @@
+import contextlib
+
+import numpy as np
+import pytest
+from data_factories import SHARED_DATA, needs_shared_data
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+from megdet.data.image import image_size, read_header, read_image
+from megdet.errors import InputError
+
+
+def _picture(height=12, width=20):
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tiff", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_exif_orientation_is_undone_as_pillow_does(tmp_path, suffix, orientation):
+    path = tmp_path / f"a.{suffix}"
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    Image.fromarray(_picture()).save(path, exif=exif)
+
+    with Image.open(path) as image:
+        expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    pixels = read_image(path)
+    np.testing.assert_array_equal(pixels, expected)
+    assert pixels.shape == ((20, 12, 3) if orientation >= 5 else (12, 20, 3))
+    assert image_size(path) == pixels.shape[:2]
+    assert read_header(path).is_swapped == (orientation >= 5)
+
+
+@pytest.mark.filterwarnings("ignore:.*TorchVision are deprecated:DeprecationWarning")
+def test_jpeg_pixels_are_those_of_torchvision(tmp_path):
+    from torchvision.io import ImageReadMode, decode_image
+
+    for mode in ("RGB", "L", "CMYK"):
+        path = tmp_path / f"{mode}.jpg"
+        Image.fromarray(_picture(64, 48)).convert(mode).save(path, quality=90)
+        expected = decode_image(str(path), ImageReadMode.RGB).permute(1, 2, 0).numpy()
+        np.testing.assert_array_equal(read_image(path), expected)
+
+
+def test_gray_is_repeated_over_the_channels(tmp_path):
+    path = tmp_path / "gray.png"
+    Image.fromarray(np.array([[0, 100], [200, 255]], np.uint8)).save(path)
+    np.testing.assert_array_equal(read_image(path)[:, :, 1], [[0, 100], [200, 255]])
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+@settings(max_examples=20)
+@given(value=st.integers(0, 65535))
+def test_sixteen_bits_are_scaled_and_not_cut_off(tmp_path_factory, suffix, value):
+    path = tmp_path_factory.mktemp("deep") / f"deep.{suffix}"
+    Image.fromarray(np.full((2, 3), value, np.uint16)).save(path)
+    assert abs(read_image(path).astype(float) - value / 257).max() <= 0.5
+
+
+def test_transparent_pixels_show_white(tmp_path):
+    rgba = np.array([[[255, 0, 0, 255], [255, 0, 0, 0], [0, 0, 0, 127]]], np.uint8)
+    Image.fromarray(rgba).save(tmp_path / "rgba.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "rgba.png")[0], [[255, 0, 0], [255, 255, 255], [128, 128, 128]])
+    Image.fromarray(np.array([[[50, 255], [50, 0]]], np.uint8), "LA").save(tmp_path / "la.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "la.png")[0], [[50] * 3, [255] * 3])
+
+
+def test_palettes_are_looked_up_with_and_without_transparency(tmp_path):
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([10, 20, 30, 200, 100, 50])
+    palette.putpixel((1, 0), 1)
+    palette.save(tmp_path / "plain.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "plain.png")[0], [[10, 20, 30], [200, 100, 50]])
+    palette.save(tmp_path / "clear.png", transparency=bytes([0, 255]))
+    np.testing.assert_array_equal(read_image(tmp_path / "clear.png")[0], [[255, 255, 255], [200, 100, 50]])
+
+
+def test_black_and_white_pixels_become_0_and_255(tmp_path):
+    Image.fromarray(np.array([[True, False]])).save(tmp_path / "bits.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "bits.png")[0], [[255] * 3, [0] * 3])
+
+
+def test_float_pixels_are_read_as_0_to_1_or_as_0_to_255(tmp_path):
+    path = tmp_path / "float.tiff"
+    Image.fromarray(np.array([[0.0, 0.5, 1.0]], np.float32)).save(path)
+    np.testing.assert_array_equal(read_image(path)[0, :, 0], [0, 128, 255])
+    Image.fromarray(np.array([[0.0, 0.5, 200.0]], np.float32)).save(path)
+    np.testing.assert_array_equal(read_image(path)[0, :, 0], [0, 1, 200])
+
+
+@pytest.mark.parametrize(("value", "message"), [(np.nan, "NaN"), (np.inf, "NaN or infinite"), (-3.0, "neither")])
+def test_float_pixels_without_meaning_are_refused(tmp_path, value, message):
+    path = tmp_path / "float.tiff"
+    Image.fromarray(np.array([[value, 0.5]], np.float32)).save(path)
+    with pytest.raises(InputError, match=rf"float\.tiff.*{message}"):
+        read_image(path)
+
+
+def test_integers_beyond_16_bits_are_refused(tmp_path):
+    path = tmp_path / "wide.tiff"
+    Image.fromarray(np.array([[70000, 1]], np.int32)).save(path)
+    with pytest.raises(InputError, match=r"wide\.tiff.*16 bits"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_a_truncated_image_is_refused_by_name(tmp_path, suffix):
+    path = tmp_path / f"cut.{suffix}"
+    Image.fromarray(_picture(64, 64)).save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(InputError, match=rf"cut\.{suffix}: cannot be read as an image"):
+        read_image(path)
+    assert image_size(path) == (64, 64)
+
+
+def test_text_and_missing_files_are_refused_by_name(tmp_path):
+    path = tmp_path / "notes.jpg"
+    path.write_text("no image")
+    for read in (read_image, image_size):
+        with pytest.raises(InputError, match=r"notes\.jpg: cannot be read"):
+            read(path)
+        with pytest.raises(InputError, match=r"absent\.jpg: no such image file"):
+            read(tmp_path / "absent.jpg")
+
+
+@settings(max_examples=60)
+@given(position=st.integers(2, 600), value=st.integers(0, 255))
+@pytest.mark.filterwarnings("ignore")
+def test_a_damaged_byte_gives_a_picture_or_an_input_error(tmp_path_factory, position, value):
+    path = tmp_path_factory.mktemp("damaged") / "a.png"
+    Image.fromarray(_picture()).save(path)
+    content = bytearray(path.read_bytes())
+    content[position % len(content)] = value
+    path.write_bytes(content)
+    with contextlib.suppress(InputError):
+        assert read_image(path).shape[2] == 3
+
+
+@needs_shared_data
+def test_real_photos_are_read_with_the_size_of_their_header():
+    for path in sorted((SHARED_DATA / "photos").glob("*.[pj][np]g")):
+        assert read_image(path).shape == (*image_size(path), 3)

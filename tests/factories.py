@@ -1,0 +1,109 @@
+"""A tiny detector and batches for it: 64 px canvases, small enough for a forward in milliseconds."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megdet.model.detector import Detector
+from megdet.recipe import Anchors, Backbone, BoxHead, Fpn, Recipe, Rpn
+from megdet.structures import Batch, Targets
+
+SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+TINY = Recipe(
+    batch_size=4,
+    bn_size=2,
+    backbone=Backbone(name="resnet18"),
+    fpn=Fpn(channels=16),
+    anchors=Anchors(sizes=(8.0, 16.0, 32.0, 48.0, 64.0)),
+    rpn=Rpn(
+        samples=32,
+        train_proposals_before_nms=40,
+        train_proposals=30,
+        test_proposals_before_nms=40,
+        test_proposals=30,
+    ),
+    box_head=BoxHead(channels=32, samples=16, canonical_size=56.0, detections=10),
+)
+"""The recipe of the tests; batch norm over two images."""
+
+TINY_FROZEN = replace(TINY, bn_size=0, group_size=2)
+"""The same with frozen statistics, so that images do not touch each other."""
+
+
+def tiny_detector(recipe: Recipe = TINY, num_classes: int = 3, seed: int = 0) -> Detector:
+    """A detector of random weights, with running statistics and head biases that are not trivial."""
+    torch.manual_seed(seed)
+    detector = Detector(recipe, num_classes)
+    with torch.no_grad():
+        for name, tensor in detector.state_dict().items():
+            if name.endswith("running_var"):
+                tensor.uniform_(0.5, 1.5)
+            elif name.endswith(("running_mean", "bias")):
+                tensor.normal_(0, 0.1)
+            elif name.endswith("bn2.weight") and name.startswith("backbone"):
+                tensor.uniform_(0.2, 0.5)
+        detector.rpn.objectness.weight.mul_(20)
+        detector.rpn.deltas.weight.mul_(5)
+        detector.box_head.classes.weight.mul_(10)
+        detector.box_head.deltas.weight.mul_(10)
+    return detector
+
+
+def make_targets(*images: list[tuple[list[float], int]], width: int | None = None, first_seed: int = 100) -> Targets:
+    """Targets of images, each a list of (box, label), padded to `width` rows or as many as are needed."""
+    width = max((len(image) for image in images), default=0) if width is None else width
+    boxes, labels = torch.zeros(len(images), width, 4), torch.full((len(images), width), -1)
+    for i, image in enumerate(images):
+        for j, (box, label) in enumerate(image):
+            boxes[i, j], labels[i, j] = torch.tensor(box), label
+    return Targets(boxes, labels, torch.arange(len(images)) * 7919 + first_seed)
+
+
+def tiny_batch(count: int = 2, canvas: int = 64, seed: int = 0) -> Batch:
+    """`count` noisy images of several sizes on one canvas, one to three boxes each."""
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 256, (count, 3, canvas, canvas), dtype=torch.uint8, generator=generator)
+    sizes = torch.tensor([[canvas - 4 * (i % 3), canvas - 6 * (i % 2)] for i in range(count)]).reshape(count, 2)
+    images: list[list[tuple[list[float], int]]] = []
+    for i in range(count):
+        low = torch.rand(1 + i % 3, 2, generator=generator) * 30
+        high = low + 8 + torch.rand(1 + i % 3, 2, generator=generator) * 18
+        images.append([(box, j % 3) for j, box in enumerate(torch.cat([low, high], 1).tolist())])
+    return Batch(pixels, sizes, make_targets(*images), tuple(range(count)), torch.ones(count, 2))
+
+
+def slice_batch(batch: Batch, start: int, stop: int) -> Batch:
+    """Some images of a batch, on the same canvas."""
+    targets = batch.targets
+    return Batch(
+        batch.pixels[start:stop],
+        batch.sizes[start:stop],
+        Targets(targets.boxes[start:stop], targets.labels[start:stop], targets.image_seeds[start:stop]),
+        batch.image_index[start:stop],
+        batch.scales[start:stop],
+    )
+
+
+def gradients(module: torch.nn.Module) -> dict[str, Tensor]:
+    """Gradient of every parameter that has one, by name; the gradients are taken away from the module."""
+    found = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+    module.zero_grad(set_to_none=True)
+    return found
+
+
+def random_boxes(count: int, canvas: float = 100.0, **options: Any) -> Tensor:
+    """Boxes with edges of 2 px to half the canvas."""
+    low = torch.rand(count, 2, **options) * canvas * 0.6
+    return torch.cat([low, low + 2 + torch.rand(count, 2, **options) * canvas * 0.4], 1)
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    """The difference of two tensors as the contract measures it: max|a - b| / max(max|a|, 1e-6)."""
+    assert a.shape == b.shape
+    assert bool(a.isfinite().all())
+    assert bool(b.isfinite().all())
+    return float((a - b).abs().max() / a.abs().max().clamp(min=1e-6)) if a.numel() else 0.0

@@ -1,0 +1,174 @@
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from megdet.errors import InputError
+from megdet.journal.checkpoint_files import (
+    checkpoint_step,
+    checkpoints,
+    latest_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
+from megdet.journal.run_folder import RunFolder
+
+TENSORS = {"model": {"weight": torch.arange(6.0).reshape(2, 3)}, "optimizer": {"momentum": torch.ones(2)}}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return RunFolder(tmp_path / "run").create()
+
+
+def save(folder, step, keep=3, tensors=TENSORS, state=None):
+    return save_checkpoint(folder, step, tensors, state or {"step": step}, keep)
+
+
+def steps(folder):
+    return [checkpoint_step(path) for path in checkpoints(folder)]
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.checkpoints.iterdir())
+
+
+def test_a_checkpoint_gives_back_tensors_and_state_bit_by_bit(folder):
+    model = {
+        "double": torch.randn(3, 4, dtype=torch.float64),
+        "half": torch.randn(5).to(torch.bfloat16),
+        "not finite": torch.tensor([math.nan, math.inf, -0.0]),
+        "count": torch.tensor(7),
+        "mask": torch.tensor([True, False]),
+        "empty": torch.empty(0, 4),
+        "empty too": torch.empty(0, 4),
+    }
+    state = {"rate": 0.1 + 0.2, "best": -math.inf, "names": ["猫", "é"], "nothing": None, "big": 2**63 + 1}
+    path = save(folder, 123, tensors={"model": model, "averages": {}}, state=state)
+    assert path == folder.checkpoints / "step_00000123"
+    tensors, loaded_state = load_checkpoint(path)
+    assert loaded_state == state
+    assert set(tensors) == {"model", "averages"}
+    for name, tensor in model.items():
+        assert tensors["model"][name].dtype == tensor.dtype
+        assert torch.equal(tensors["model"][name].nan_to_num(5), tensor.nan_to_num(5)), name
+
+
+def test_shared_and_channels_last_tensors_and_views_are_stored(folder):
+    images = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    flat = torch.randn(10, requires_grad=True)
+    model = {"a": images, "b": images, "first": flat[:4], "all": flat, "transposed": torch.randn(3, 4).T}
+    tensors, _ = load_checkpoint(save(folder, 1, tensors={"model": model}))
+    assert set(tensors["model"]) == set(model)
+    for name, tensor in model.items():
+        assert torch.equal(tensors["model"][name], tensor), name
+
+
+def test_tensor_files_have_the_permissions_of_any_new_file(folder, tmp_path):
+    (tmp_path / "new").write_text("")
+    assert (save(folder, 1) / "model.safetensors").stat().st_mode == (tmp_path / "new").stat().st_mode
+
+
+def test_the_oldest_checkpoints_are_deleted(folder):
+    for step in (5, 9, 10, 100_000_000):
+        save(folder, step, keep=2)
+    assert steps(folder) == [10, 100_000_000]
+    assert latest_checkpoint(folder) == folder.checkpoints / "step_100000000"
+
+
+def test_a_run_that_went_back_leaves_no_checkpoints_of_its_abandoned_future(folder):
+    for step in (10, 20, 30, 15):
+        save(folder, step, keep=5)
+    assert steps(folder) == [10, 15]
+
+
+def test_saving_a_step_again_replaces_it(folder):
+    save(folder, 5, state={"try": 1})
+    save(folder, 5, state={"try": 2})
+    assert load_checkpoint(folder.checkpoints / "step_00000005")[1] == {"try": 2}
+    assert names_in(folder) == ["step_00000005"]
+
+
+def test_a_folder_without_checkpoints_has_no_latest(tmp_path, folder):
+    assert latest_checkpoint(folder) is None
+    assert latest_checkpoint(RunFolder(tmp_path / "missing")) is None
+    (folder.checkpoints / "notes").mkdir()
+    (folder.checkpoints / "step_00000009").write_text("a file is no checkpoint")
+    assert latest_checkpoint(folder) is None
+
+
+@pytest.mark.parametrize("step", [5, 6])
+def test_a_save_that_fails_at_the_last_moment_leaves_the_checkpoints_as_they_were(folder, monkeypatch, step):
+    save(folder, 5, keep=1, state={"try": 1})
+    rename = Path.rename
+
+    def full(self, target):
+        if self.name == f".unfinished_step_{step:08d}":
+            raise OSError(28, "No space left on device")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", full)
+    with pytest.raises(InputError, match="cannot be written: No space left on device"):
+        save(folder, step, keep=1, state={"try": 2})
+    assert names_in(folder) == ["step_00000005"]
+    assert load_checkpoint(folder.checkpoints / "step_00000005")[1] == {"try": 1}
+
+
+def test_a_process_killed_while_it_saves_loses_nothing_and_the_next_save_cleans_up(folder):
+    save(folder, 5)
+    script = f"""
+import os, pathlib, signal, torch
+from megdet.journal.checkpoint_files import save_checkpoint
+from megdet.journal.run_folder import RunFolder
+pathlib.Path.rename = lambda self, target: os.kill(os.getpid(), signal.SIGKILL)
+save_checkpoint(RunFolder({str(folder.path)!r}), 6, {{"model": {{"w": torch.ones(3)}}}}, {{}}, 3)
+"""
+    killed = subprocess.run([sys.executable, "-c", script], check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert killed.returncode == -signal.SIGKILL
+    assert names_in(folder) == [".unfinished_step_00000006", "step_00000005"]
+    assert latest_checkpoint(folder) == folder.checkpoints / "step_00000005"
+    save(folder, 7)
+    assert names_in(folder) == ["step_00000005", "step_00000007"]
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-3])
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", [cut, Path.unlink, lambda path: path.write_bytes(b"")])
+def test_a_damaged_checkpoint_is_refused_with_the_file_and_the_way_out(folder, file, damage):
+    path = save(folder, 5)
+    damage(path / file)
+    with pytest.raises(InputError, match=f"{file}.*delete the folder .*step_00000005") as refused:
+        load_checkpoint(path)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("content", ["[]", '{"format": 2}', '{"format": 1}', '{"format": 1, "tensors": 3}'])
+def test_a_state_of_another_format_is_refused(folder, content):
+    path = save(folder, 5)
+    (path / "state.json").write_text(content)
+    with pytest.raises(InputError, match=r"state\.json .*delete the folder"):
+        load_checkpoint(path)
+
+
+def test_a_missing_checkpoint_is_refused(folder):
+    with pytest.raises(InputError, match="there is no checkpoint"):
+        load_checkpoint(folder.checkpoints / "step_00000001")
+
+
+def test_a_run_folder_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        save(RunFolder(tmp_path / "run"), 5)
+
+
+def test_keeping_no_checkpoint_is_a_bug(folder):
+    with pytest.raises(ValueError, match="keep must be at least 1"):
+        save(folder, 5, keep=0)

@@ -217,6 +217,8 @@ class Recipe:
     """epochs between checkpoints"""
     keep_checkpoints: int = 2
     """checkpoints that are kept"""
+    start_from: str = ""
+    """folder of another run whose newest weights to start from; class layers start anew where classes differ"""
     tensorboard: bool = False
     """also write the metrics for TensorBoard"""
     data: Data = field(default_factory=Data)

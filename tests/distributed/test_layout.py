@@ -16,7 +16,8 @@ from megdet.errors import InputError
         (256, 32, 1, 1, 1, 8, 32),  # one lane of 1, 8 micro-batches of 32
         (16, 16, 16, 1, 16, 1, 1),
         (16, 2, 8, 8, 1, 1, 2),  # narrow lanes win among equals
-        (8, 4, 3, 1, 3, 2, 2),  # uneven shares: 4 images busy either way would be 8 on lanes of one
+        (8, 8, 3, 1, 3, 1, 3),  # uneven shares
+        (8, 4, 3, 3, 1, 1, 4),  # uneven rounds: one lane idles, and a lane of 3 would carry 4 images too
     ],
 )
 def test_the_layouts_of_the_contract_are_chosen(batch_size, bn_size, devices, lanes, width, rounds, share):
@@ -109,7 +110,7 @@ def test_better_device_counts_are_nearby_and_less_idle():
     seven = choose_layout(1, 16, 7)
     assert seven.idle > 0
     better = list(better_device_counts(seven))
-    assert [layout.world_size for layout in better] == [8, 6, 5]  # 6: 16/18, 5: 16/20, 7: 16/21
+    assert [layout.world_size for layout in better] == [6, 8, 5]  # busy: 16/18, 16/16, 16/20; of seven 16/21
     assert all(layout.idle < seven.idle for layout in better)
 
 

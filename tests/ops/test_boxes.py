@@ -22,7 +22,7 @@ def test_areas_are_width_times_height():
 def test_overlaps_are_those_of_hand_arithmetic():
     a = torch.tensor([[0.0, 0.0, 4.0, 4.0]])
     b = torch.tensor([[2.0, 2.0, 6.0, 6.0], [0.0, 0.0, 4.0, 4.0], [4.0, 0.0, 8.0, 4.0], [1.0, 1.0, 2.0, 3.0]])
-    assert box_iou(a, b).tolist() == [[4 / 28, 1.0, 0.0, 2 / 16]]
+    torch.testing.assert_close(box_iou(a, b), torch.tensor([[4 / 28, 1.0, 0.0, 2 / 16]]))
 
 
 def test_overlaps_equal_torchvisions_for_every_image_of_a_batch():
@@ -73,7 +73,7 @@ def test_encoding_and_decoding_equal_torchvisions():
 
 
 def test_a_regressed_edge_grows_at_most_by_the_largest_scale():
-    box = decode_boxes(torch.tensor([[0.0, 0.0, 100.0, 100.0]]), torch.tensor([[0.0, 0.0, 16.0, 16.0]]), (1, 1, 1, 1))
+    box = decode_boxes(torch.tensor([[0.0, 0.0, 100.0, 100.0]]), torch.tensor([[0.0, 0.0, 16.0, 16.0]]), (1.0,) * 4)
     torch.testing.assert_close(box[0, 2] - box[0, 0], torch.tensor(1000.0))
 
 

@@ -87,6 +87,25 @@ def convert_voc(
     return converted
 
 
+def link_images(converted: Converted, out: Path) -> Path:
+    """Link the folder of the images into OUT beside the annotations, as `images` or `images_<split>`; returns the link.
+
+    Raises InputError when something else has that name or the system allows no links.
+    """
+    own = converted.annotations_file.stem
+    target = converted.image_folder.resolve()
+    for link in (out / "images", out / f"images_{own}"):
+        if link.exists() and link.resolve() == target:
+            return link
+        if not link.exists() and not link.is_symlink():
+            try:
+                link.symlink_to(target, target_is_directory=True)
+            except OSError as error:
+                raise InputError(f"{link}: cannot link to {target} ({error.strerror}): use that folder") from None
+            return link
+    raise InputError(f"{out / 'images'}: it exists and is not {target}: choose another OUT folder")
+
+
 def _voc_splits(folder: Path, splits: Sequence[str] | None) -> dict[str, list[str]]:
     main = folder / "ImageSets" / "Main"
     listed = {path.stem: path for path in sorted(main.glob("*.txt"))}

@@ -65,7 +65,7 @@ class GradientBuckets:
 
     def norm(self) -> Tensor:
         """The Euclidean norm of the whole gradient."""
-        return torch.stack([flat.square().sum() for flat in self.flats]).sum().sqrt()
+        return torch.stack([flat.dot(flat) for flat in self.flats]).sum().sqrt()
 
     def scale(self, factor: Tensor) -> None:
         """Multiply all gradients."""

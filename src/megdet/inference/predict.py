@@ -14,6 +14,7 @@ from megdet.data.loader import group_batches
 from megdet.data.plan import evaluation_plan, evaluation_size
 from megdet.data.transforms import resize
 from megdet.distributed.world import World
+from megdet.errors import InputError, nearest
 from megdet.inference.trained import TrainedDetector
 from megdet.model.detector import Detector
 from megdet.structures import Detections
@@ -22,10 +23,25 @@ Result = dict[str, Any]
 """One detection in the COCO result format: image_id, category_id, bbox (x, y, width, height in pixels), score."""
 
 
+def category_ids_for(class_names: Sequence[str], dataset: CocoDataset) -> list[int | None]:
+    """The data set's category id of each of the detector's classes, matched by name; None where it has no such class.
+
+    Raises InputError when the data set has a class that the detector does not know.
+    """
+    ids = dict(zip(dataset.class_names, dataset.category_ids, strict=True))
+    unknown = [name for name in ids if name not in class_names]
+    if unknown:
+        raise InputError(
+            f"{dataset.annotations_file}: class '{unknown[0]}' is not among the detector's {len(class_names)} classes"
+            f"{nearest(unknown[0], class_names)}"
+        )
+    return [ids.get(name) for name in class_names]
+
+
 def detect_dataset(
     model: Detector,
     dataset: CocoDataset,
-    category_ids: Sequence[int],
+    category_ids: Sequence[int | None],
     world: World,
     *,
     workers: int,
@@ -34,7 +50,7 @@ def detect_dataset(
     """All detections of a data set in the order of the evaluation plan, the same on any number of ranks.
 
     Rank r takes whole batches r, r + W, ...; every rank gets the merged list. `category_ids` are those of the model's
-    labels. `progress` is told the images done on this rank.
+    labels; detections of a label without one are left out. `progress` is told the images done on this rank.
     """
     plan = evaluation_plan(dataset.sizes, model.recipe)
     mine = range(world.rank, len(plan), world.size)
@@ -82,7 +98,7 @@ def detect_batch(model: Detector, pixels: Tensor, sizes: Tensor) -> Detections:
 
 
 def _results(
-    boxes: Tensor, scores: Tensor, labels: Tensor, image_id: int | str, category_ids: Sequence[int]
+    boxes: Tensor, scores: Tensor, labels: Tensor, image_id: int | str, category_ids: Sequence[int | None]
 ) -> list[Result]:
     count = int((labels >= 0).sum())
     corners = boxes[:count].tolist()
@@ -96,4 +112,5 @@ def _results(
         for (x1, y1, x2, y2), score, label in zip(
             corners, scores[:count].tolist(), labels[:count].tolist(), strict=True
         )
+        if category_ids[label] is not None
     ]

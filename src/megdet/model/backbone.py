@@ -77,7 +77,7 @@ def load_backbone_weights(model: nn.Module, file: Path) -> None:
     Tensors are matched by name; where the names differ, in order by shape. The classifier may be missing or have
     another shape, nothing else. Raises InputError with the first tensor that does not fit.
     """
-    tensors = _read_tensors(file)
+    tensors = read_tensors(file, "backbone.weights")
     classifier = {
         name
         for prefix in _classifier_prefixes(model)
@@ -126,18 +126,19 @@ def _classifier_prefixes(model: nn.Module) -> tuple[str, ...]:
     return (classifier,) if isinstance(classifier, str) else tuple(classifier)
 
 
-def _read_tensors(file: Path) -> dict[str, Tensor]:
+def read_tensors(file: Path, key: str) -> dict[str, Tensor]:
+    """The tensors of a .pth or .safetensors file by name; `key` says in messages what asked for it."""
     if not file.is_file():
-        raise InputError(f"backbone.weights {file}: no such file")
+        raise InputError(f"{key} {file}: no such file")
     try:
         content = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
     except Exception as error:
-        raise InputError(f"backbone.weights {file}: not a file of weights: {_first_line(error)}") from None
+        raise InputError(f"{key} {file}: not a file of weights: {_first_line(error)}") from None
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
-        raise InputError(f"backbone.weights {file}: it holds no plain dictionary of tensors")
+        raise InputError(f"{key} {file}: it holds no plain dictionary of tensors")
     return content
 
 

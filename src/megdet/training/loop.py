@@ -16,7 +16,7 @@ from megdet.distributed.layout import Layout, choose_layout
 from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.evaluation.coco_numbers import CocoNumbers, evaluate_detections
-from megdet.inference.predict import detect_dataset
+from megdet.inference.predict import category_ids_for, detect_dataset
 from megdet.journal.checkpoint_files import save_checkpoint
 from megdet.journal.metrics import MetricsWriter
 from megdet.journal.run_folder import RunFolder, write_json_atomically
@@ -124,6 +124,7 @@ class _Run:
 
     def _read(self, pending: list[tuple[int, float, float, float, Tensor]]) -> None:
         values = torch.stack([result for *_, result in pending]).tolist()
+        lines = []
         for (step, rate, seconds, data_seconds, _), row in zip(pending, values, strict=True):
             named = dict(zip((*REPORTED, "gradient_norm"), row, strict=True))
             loss = sum(named[name] for name in LOSSES)
@@ -144,7 +145,8 @@ class _Run:
             }
             if self.metrics is not None:
                 self.metrics.write(line)
-            self.reporter.step(line)
+            lines.append(line)
+        self.reporter.steps(lines)
 
     def _stop(self, step: int, epoch: int) -> None:
         every = self.recipe.evaluation.every_epochs
@@ -162,7 +164,7 @@ class _Run:
         results = detect_dataset(
             model,
             self.datasets.val,
-            self.datasets.train.category_ids,
+            category_ids_for(self.datasets.train.class_names, self.datasets.val),
             self.world,
             workers=self.options.workers,
         )

@@ -12,6 +12,7 @@ from megdet.distributed.layout import Layout
 from megdet.distributed.world import World, make_lane
 from megdet.errors import InputError
 from megdet.evaluation.coco_numbers import CocoNumbers
+from megdet.inference.predict import category_ids_for
 from megdet.inference.trained import load_weights, place_model
 from megdet.journal.checkpoint_files import latest_checkpoint, load_checkpoint
 from megdet.journal.environment import collect_environment, write_environment
@@ -20,6 +21,7 @@ from megdet.model.detector import Detector
 from megdet.recipe import Recipe
 from megdet.recipe_file import dump_recipe, first_difference, parse_recipe
 from megdet.training.optimizer import MovingAverage, make_optimizer, restore_momentum
+from megdet.training.start import start_from_run
 from megdet.training.step import Trainer
 
 
@@ -43,20 +45,10 @@ def load_datasets(recipe: Recipe, world: World) -> Datasets:
     world.agree(error)
     train_set = load_coco(Path(data.train_annotations), Path(data.train_images), keep_empty=data.keep_empty_images)
     val_set = load_coco(Path(data.val_annotations), Path(data.val_images), keep_empty=True)
-    check_classes(train_set.class_names, val_set)
+    category_ids_for(train_set.class_names, val_set)
     if not any(len(own.boxes) for own in train_set.annotations):
         raise InputError(f"{data.train_annotations}: no image has a box, so there is nothing to learn")
     return Datasets(train_set, val_set)
-
-
-def check_classes(class_names: tuple[str, ...], dataset: CocoDataset) -> None:
-    """Refuse a data set with a class that the detector does not know."""
-    unknown = [name for name in dataset.class_names if name not in class_names]
-    if unknown:
-        raise InputError(
-            f"{dataset.annotations_file}: class '{unknown[0]}' is not among the detector's {len(class_names)} classes: "
-            "train and validation files must name the same classes"
-        )
 
 
 def make_trainer(recipe: Recipe, dataset: CocoDataset, layout: Layout, world: World) -> Trainer:
@@ -65,6 +57,8 @@ def make_trainer(recipe: Recipe, dataset: CocoDataset, layout: Layout, world: Wo
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         model = Detector(recipe, len(dataset.class_names), lane)
+        if recipe.start_from:
+            start_from_run(model, dataset.class_names, recipe.start_from)
     place_model(model, world.device)
     model.train()
     optimizer = make_optimizer(model, recipe.optimizer)

@@ -47,16 +47,17 @@ class Reporter:
             f"in {layout.num_lanes} lanes of {layout.lane_width}, {recipe.precision}"
         )
 
-    def step(self, line: dict[str, Any]) -> None:
-        """Take note of one step's metrics."""
-        if not self.is_first:
+    def steps(self, lines: list[dict[str, Any]]) -> None:
+        """Take note of some steps' metrics."""
+        if not self.is_first or not lines:
             return
-        self._recent.append(line)
+        self._recent += lines
         if self._board is not None:
-            for name, value in line.items():
-                self._board.add_scalar(f"train/{name}", value, line["step"])
-        if time.monotonic() - self._printed >= SECONDS_BETWEEN_LINES or line["step"] == self.last_step:
-            self._print(line)
+            for line in lines:
+                for name, value in line.items():
+                    self._board.add_scalar(f"train/{name}", value, line["step"])
+        if time.monotonic() - self._printed >= SECONDS_BETWEEN_LINES or lines[-1]["step"] == self.last_step:
+            self._print(lines[-1])
 
     def evaluated(self, step: int, numbers: CocoNumbers, seconds: float) -> None:
         """Print the numbers of an evaluation."""

@@ -1,0 +1,103 @@
+"""The arithmetic that the paper is about: what a recipe means in steps, groups, devices and rates."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megdet.data.coco import load_coco
+from megdet.distributed.layout import better_device_counts, choose_layout
+from megdet.model.detector import Detector
+from megdet.recipe import Recipe
+from megdet.training.schedule import decay_of, learning_rate, scaled_rate, total_steps
+
+_ASSUMED_CLASSES = 80
+_ASSUMED_IMAGES = 117266
+"""COCO train2017's images with boxes, for a recipe whose data is not here."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    key: str
+    name: str
+    value: Any
+    text: str
+
+
+def describe(
+    recipe: Recipe,
+    num_devices: int,
+    lane_width: int | None = None,
+    max_images_per_device: int | None = None,
+) -> list[Row]:
+    """The rows of `megdet describe`. Raises InputError for a layout that cannot be."""
+    rows: list[Row] = []
+
+    def add(key: str, name: str, value: Any, text: str = "") -> None:
+        rows.append(Row(key, name, value, text or str(value)))
+
+    layout = choose_layout(
+        recipe.groups_per_step, recipe.images_per_group, num_devices, lane_width, max_images_per_device
+    )
+    frozen = "" if recipe.bn_size else " (statistics frozen)"
+    add("batch_size", "images a step (mini-batch size)", recipe.batch_size)
+    add("bn_size", "images a BN group (BN size)", recipe.bn_size, f"{recipe.bn_size}{frozen}")
+    add("groups", "groups a step", layout.num_groups, f"{layout.num_groups} of {layout.group_size} images")
+    add("devices", "devices", num_devices)
+    add("lanes", "lanes", layout.num_lanes, f"{layout.num_lanes} of {layout.lane_width} device(s)")
+    add("images_a_device", "images a device and step, at most", layout.busiest_images)
+    add("micro_batch", "images a forward, at most", layout.largest_share)
+    add("accumulation", "forwards a device and step", layout.rounds)
+    add("idle", "idle part of the devices", layout.idle, f"{layout.idle:.1%}")
+    better = [(other.world_size, other.idle) for other in better_device_counts(layout)]
+    if better:
+        listed = ", ".join(f"{devices} devices ({idle:.1%} idle)" for devices, idle in better)
+        add("better_devices", "better numbers of devices", [devices for devices, _ in better], listed)
+
+    images, classes = _data_rows(recipe, add)
+    steps, warmup = total_steps(recipe, images), recipe.schedule.warmup_steps
+    warmup_images = warmup * recipe.batch_size
+    first, after = learning_rate(recipe, images, 0), scaled_rate(recipe)
+    add("rate_first", "learning rate of the first step", first, f"{first:.6g}")
+    add("rate_after_warmup", "learning rate after warmup", after, f"{after:.6g} = base_lr x {recipe.batch_size} / 16")
+    add(
+        "warmup_steps",
+        "warmup",
+        warmup,
+        f"{warmup} steps = {warmup_images} images = {warmup_images / images:.2f} epochs",
+    )
+    decay = decay_of(recipe.schedule)
+    decays = ", ".join(f"x{f:g} at epoch {m:g}" for m, f in zip(decay.milestones, decay.factors, strict=True))
+    add("policy", "policy", recipe.schedule.policy, f"{recipe.schedule.policy}{': ' if decays else ''}{decays}")
+    add("epochs", "epochs", decay.epochs, f"{decay.epochs:g}")
+    add("steps", "steps", steps, f"{steps} ({images / recipe.batch_size:.1f} an epoch)")
+
+    model = Detector(recipe, classes)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    add("parameters", "parameters", parameters, f"{parameters / 1e6:.1f} million, {trained / 1e6:.1f} trained")
+    return rows
+
+
+def _data_rows(recipe: Recipe, add: Any) -> tuple[int, int]:
+    """Rows about the data; returns its number of images and classes, COCO's where it is not here."""
+    annotations, folder = Path(recipe.data.train_annotations), Path(recipe.data.train_images)
+    if not annotations.is_file():
+        add(
+            "data",
+            "data",
+            None,
+            f"{annotations} is not here; counted as COCO train2017: {_ASSUMED_IMAGES} images",
+        )
+        return _ASSUMED_IMAGES, _ASSUMED_CLASSES
+    dataset = load_coco(annotations, folder, keep_empty=recipe.data.keep_empty_images)
+    boxes = sum(len(own.boxes) for own in dataset.annotations)
+    classes = len(dataset.class_names)
+    add(
+        "data",
+        "data",
+        {"images": len(dataset), "boxes": boxes, "classes": classes},
+        f"{len(dataset)} images, {boxes} boxes, {classes} classes in {annotations}",
+    )
+    return len(dataset), classes

@@ -1,0 +1,134 @@
+"""Verbs about what a detector finds: evaluate, detect."""
+
+from pathlib import Path
+from typing import Any
+
+from megdet.analysis.run_pictures import save_picture
+from megdet.cli.options import (
+    CONSOLE,
+    Arguments,
+    add_machine_options,
+    add_recipe_keys,
+    existing_file,
+    join_world,
+    num_workers,
+)
+from megdet.data.coco import load_coco
+from megdet.data.image import IMAGE_SUFFIXES
+from megdet.errors import InputError
+from megdet.evaluation.coco_numbers import (
+    CocoNumbers,
+    evaluate_detections,
+    evaluate_files,
+    numbers_table,
+    per_class_table,
+)
+from megdet.inference.predict import category_ids_for, detect_dataset, detect_image
+from megdet.inference.trained import load_detector
+from megdet.journal.run_folder import RunFolder, write_json_atomically
+
+
+def add_verbs(verbs: Any) -> None:
+    """Add the parsers of these verbs."""
+    evaluation = verbs.add_parser("evaluate", help="the COCO numbers of a run or of a file", allow_abbrev=False)
+    evaluation.add_argument("run", nargs="?", metavar="RUN", help="run folder")
+    evaluation.add_argument(
+        "--data", nargs=2, metavar=("ANNOTATIONS", "IMAGES"), help="evaluate on these instead of the recipe's val data"
+    )
+    evaluation.add_argument("--out", type=Path, metavar="FOLDER", help="where to write, default the run folder")
+    evaluation.add_argument("--ground-truth", metavar="JSON", help="evaluate files instead: COCO instances ...")
+    evaluation.add_argument("--detections", metavar="JSON", help="... and detections in the COCO result format")
+    add_machine_options(evaluation)
+    add_recipe_keys(evaluation)
+    evaluation.set_defaults(run_verb=run_evaluate)
+
+    detection = verbs.add_parser("detect", help="draw what a run finds on pictures", allow_abbrev=False)
+    detection.add_argument("run", metavar="RUN", help="run folder")
+    detection.add_argument("images", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER")
+    detection.add_argument("--out", type=Path, metavar="FOLDER", help="default RUN/pictures/detect")
+    detection.add_argument("--score", type=float, default=0.5, metavar="S", help="draw from this score on, default 0.5")
+    add_machine_options(detection)
+    add_recipe_keys(detection)
+    detection.set_defaults(run_verb=run_detect)
+
+
+def run_evaluate(arguments: Arguments) -> None:
+    """Print and write the COCO numbers of a run, or print those of two files."""
+    if arguments.ground_truth or arguments.detections:
+        if not (arguments.ground_truth and arguments.detections) or arguments.run or arguments.data:
+            raise InputError("files are evaluated with both --ground-truth and --detections, without a RUN")
+        numbers = evaluate_files(existing_file(arguments.ground_truth), existing_file(arguments.detections))
+        _print(numbers)
+        if arguments.out is not None:
+            _write(arguments.out / "evaluation.json", numbers.as_dict())
+        return
+    if not arguments.run:
+        raise InputError("name a RUN folder, or --ground-truth and --detections")
+    world = join_world(arguments)
+    folder = RunFolder(Path(arguments.run))
+    trained = load_detector(folder, world.device, arguments.overrides)
+    annotations, images = arguments.data or (trained.recipe.data.val_annotations, trained.recipe.data.val_images)
+    dataset = load_coco(Path(annotations), Path(images), keep_empty=True)
+    ids = category_ids_for(trained.class_names, dataset)
+    results = detect_dataset(trained.model, dataset, ids, world, workers=num_workers(arguments))
+    if not world.is_first:
+        return
+    numbers = evaluate_detections(dataset.annotations_file, results)
+    out = arguments.out
+    if out is None:
+        own = not arguments.data and not arguments.overrides
+        out = folder.path if own else folder.path / "evaluations" / Path(annotations).stem
+    _write(out / folder.detections.name, results)
+    _write(out / folder.evaluation.name, numbers.as_dict())
+    _print(numbers)
+    CONSOLE.print(f"numbers     {out / folder.evaluation.name}\ndetections  {out / folder.detections.name}")
+
+
+def run_detect(arguments: Arguments) -> None:
+    """Draw detections on every picture and write them all into one JSON."""
+    files = _image_files(arguments.images)
+    world = join_world(arguments)
+    folder = RunFolder(Path(arguments.run))
+    trained = load_detector(folder, world.device, arguments.overrides)
+    out = arguments.out or folder.pictures / "detect"
+    names = dict(zip(trained.category_ids, trained.class_names, strict=True))
+    found: list[tuple[Path, list[dict[str, Any]]]] = []
+    for file in files:
+        pixels, results = detect_image(trained, file)
+        picture = out / f"{file.stem}.png"
+        if picture in [earlier for earlier, _ in found]:  # two pictures of one name in different folders
+            picture = out / f"{file.parent.name}_{file.stem}.png"
+        save_picture(picture, pixels, results, trained, arguments.score)
+        drawn = sum(result["score"] >= arguments.score for result in results)
+        CONSOLE.print(f"{picture}: {drawn} of {len(results)} detections drawn")
+        found.append((picture, [{**result, "category": names[result["category_id"]]} for result in results]))
+    _write(out / "detections.json", [result for _, results in found for result in results])
+    CONSOLE.print(f"{out / 'detections.json'}")
+
+
+def _image_files(paths: list[Path]) -> list[Path]:
+    files: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+            if not inside:
+                raise InputError(f"{path}: no image in this folder")
+            files += inside
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise InputError(f"{path}: no such file or folder")
+    return files
+
+
+def _write(path: Path, value: Any) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path.parent}: cannot be made: {error.strerror}") from None
+    write_json_atomically(path, value, indent=2 if isinstance(value, dict) else None)
+
+
+def _print(numbers: CocoNumbers) -> None:
+    CONSOLE.print(numbers_table(numbers))
+    CONSOLE.print(per_class_table(numbers))

@@ -1,0 +1,71 @@
+"""Starting from weights that exist: another run's, or torchvision's."""
+
+from pathlib import Path
+
+import torch
+from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
+
+from megdet.errors import InputError
+from megdet.inference.trained import load_detector, load_weights
+from megdet.journal.checkpoint_files import save_checkpoint
+from megdet.journal.environment import collect_environment, write_environment
+from megdet.journal.run_folder import RunFolder
+from megdet.model.backbone import read_tensors
+from megdet.model.detector import Detector
+from megdet.model.torchvision_weights import (
+    convert_torchvision_weights,
+    num_torchvision_classes,
+    torchvision_recipe,
+)
+from megdet.recipe import Recipe
+from megdet.recipe_file import check_recipe, dump_recipe
+
+CLASS_LAYERS = ("box_head.classes.", "box_head.deltas.")
+"""Layers whose rows are classes; they start anew when the classes are others."""
+
+
+def start_from_run(model: Detector, class_names: tuple[str, ...], source: str) -> None:
+    """Copy the weights of another run's newest checkpoint; the class layers only where the classes are the same.
+
+    Raises InputError when the folder is no run or its architecture is another.
+    """
+    trained = load_detector(RunFolder(Path(source)), torch.device("cpu"))
+    weights = trained.model.state_dict()
+    if trained.class_names != class_names:
+        own = model.state_dict()
+        weights |= {name: own[name] for name in own if name.startswith(CLASS_LAYERS)}
+    load_weights(model, weights, f"start_from {source}")
+
+
+def import_torchvision(file: Path, folder: RunFolder, base: Recipe, norm_eps: float, device: torch.device) -> int:
+    """Make a run folder with the weights of torchvision's `fasterrcnn_resnet50_fpn`; returns its number of classes.
+
+    `base` gives everything but the architecture. A file of 91 classes gets COCO's names and ids, another gets the ids
+    1, 2, ... Raises InputError when the file is of another model.
+    """
+    tensors = read_tensors(file, "import torchvision")
+    num_classes = num_torchvision_classes(tensors)
+    recipe = torchvision_recipe(base, norm_eps)
+    check_recipe(recipe, "import torchvision")
+    model = Detector(recipe, num_classes)
+    try:
+        converted = convert_torchvision_weights(tensors, model.state_dict())
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None
+    load_weights(model, converted, str(file))
+    category_ids = list(range(1, num_classes + 1))
+    coco = list(FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"])[1:]
+    names = coco if len(coco) == num_classes else [f"class {number}" for number in category_ids]
+    names = [f"unused {number}" if name == "N/A" else name for name, number in zip(names, category_ids, strict=True)]
+    folder.create()
+    folder.write_recipe(dump_recipe(recipe))
+    write_environment(folder, collect_environment(1, str(device)))
+    state = {
+        "step": 0,
+        "class_names": names,
+        "category_ids": category_ids,
+        "num_images": 0,
+        "evaluation": None,
+    }
+    save_checkpoint(folder, 0, {"model": model.state_dict(), "optimizer": {}}, state, keep=1)
+    return num_classes

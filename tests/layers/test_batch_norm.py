@@ -1,0 +1,211 @@
+import copy
+from itertools import product
+
+import pytest
+import torch
+from factories import relative
+from layers.two_processes import UNEVEN_SHARES, joined_reference, run_two_processes
+from torch import nn
+
+from megdet.distributed.world import World
+from megdet.layers.batch_norm import RUNNING_MOMENTUM, CrossDeviceBatchNorm, FrozenBatchNorm, finish_step
+
+ALONE = World(0, 1, torch.device("cpu"))
+SHAPES = [(6, 5), (4, 5, 7), (3, 5, 4, 6), (1, 5, 2, 2)]
+
+
+def pair(channels: int = 5, dtype: torch.dtype = torch.float32) -> tuple[CrossDeviceBatchNorm, nn.BatchNorm2d]:
+    """Our norm and torch's with the same tensors, none of them trivial."""
+    torch.manual_seed(0)
+    theirs = nn.BatchNorm2d(channels, eps=1e-3, momentum=RUNNING_MOMENTUM)
+    theirs._check_input_dim = lambda input: None  # type: ignore[method-assign]
+    for name, tensor in theirs.state_dict().items():
+        if name != "num_batches_tracked":
+            tensor.uniform_(0.5, 1.5)
+    ours = CrossDeviceBatchNorm(channels, eps=1e-3)
+    ours.load_state_dict(theirs.state_dict())
+    return ours.to(dtype), theirs.to(dtype)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_one_device_normalizes_as_torch_does(shape):
+    ours, theirs = pair()
+    for _step in range(3):
+        x = (torch.randn(shape) * 3 + 1).requires_grad_()
+        x2 = x.detach().clone().requires_grad_()
+        y, y2 = ours(x), theirs(x2)
+        upstream = torch.randn_like(y)
+        y.backward(upstream)
+        y2.backward(upstream)
+        finish_step(ours.modules(), 1, ALONE)
+        assert torch.equal(y, y2)
+        assert torch.equal(x.grad, x2.grad)
+    assert torch.equal(ours.weight.grad, theirs.weight.grad)
+    assert torch.equal(ours.bias.grad, theirs.bias.grad)
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
+    x = torch.randn(shape)
+    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x))
+
+
+def test_its_state_dict_is_that_of_torch():
+    ours, theirs = pair()
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    theirs.load_state_dict(ours.state_dict())
+
+
+def test_channels_last_input_stays_so_and_changes_no_number():
+    ours, theirs = pair()
+    x = torch.randn(3, 5, 4, 6)
+    y = ours(x.contiguous(memory_format=torch.channels_last))
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(y, theirs(x))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_bfloat16_input_has_float32_statistics(masked):
+    ours, theirs = pair()
+    x = (torch.randn(64, 5, 4, 6) + 100).bfloat16()  # whose square in bfloat16 has no digit of the variance left
+    y = ours(x, torch.ones(64, dtype=torch.bool) if masked else None)
+    assert y.dtype == torch.bfloat16
+    assert relative(theirs(x.float()), y.float()) < 0.01
+    finish_step(ours.modules(), 1, ALONE)
+    assert ours.running_var.dtype == torch.float32
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("two_pass", [False, True])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_masked_rows_change_nothing(shape, two_pass):
+    ours, theirs = pair(dtype=torch.float64)
+    ours.two_pass = two_pass
+    x = torch.randn(shape, dtype=torch.float64)
+    is_valid = torch.cat([torch.ones(shape[0], dtype=torch.bool), torch.zeros(2, dtype=torch.bool)])
+    is_valid = is_valid[torch.randperm(len(is_valid))]
+    padded = torch.full((len(is_valid), *shape[1:]), 1e6, dtype=torch.float64)
+    padded[is_valid] = x
+    padded.requires_grad_()
+    x.requires_grad_()
+    y, y2 = ours(padded, is_valid), theirs(x)
+    upstream = torch.randn_like(y)
+    y.backward(upstream)
+    y2.backward(upstream[is_valid])
+    finish_step(ours.modules(), 1, ALONE)
+    assert relative(y2, y[is_valid]) < 1e-12
+    assert relative(x.grad, padded.grad[is_valid]) < 1e-12
+    assert padded.grad[~is_valid].eq(0).all()
+    assert relative(theirs.weight.grad, ours.weight.grad) < 1e-12
+    assert relative(theirs.bias.grad, ours.bias.grad) < 1e-12
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=1e-12, atol=1e-12)
+    bias = ours.bias.detach().reshape(1, -1, *[1] * (len(shape) - 2))
+    assert torch.equal(y[~is_valid], bias.expand(2, *shape[1:]))
+
+
+@pytest.mark.parametrize("two_pass", [False, True])
+def test_the_gradient_is_the_derivative(two_pass):
+    torch.manual_seed(0)
+    norm = CrossDeviceBatchNorm(2, two_pass=two_pass).double()
+    x = torch.randn(4, 2, 3, dtype=torch.float64, requires_grad=True)
+    mask = torch.tensor([True, True, False, True])
+
+    def normalized(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(norm, {"weight": weight, "bias": bias}, (x, mask))[mask]
+
+    assert torch.autograd.gradcheck(normalized, (x, norm.weight, norm.bias))
+
+
+def test_a_step_of_several_groups_is_one_update_with_their_plain_mean():
+    norm = CrossDeviceBatchNorm(3)
+    groups = [torch.randn(2, 3, 4, 4) * (i + 1) + i for i in range(3)]
+    for group in groups:
+        norm(group)
+    assert norm.num_batches_tracked == 0
+    assert torch.equal(norm.running_var, torch.ones(3))
+    finish_step([norm], 3, ALONE)
+    means = torch.stack([group.mean((0, 2, 3)) for group in groups]).mean(0)
+    variances = torch.stack([group.transpose(0, 1).flatten(1).var(1, correction=1) for group in groups]).mean(0)
+    torch.testing.assert_close(norm.running_mean, 0.1 * means)
+    torch.testing.assert_close(norm.running_var, 0.9 + 0.1 * variances)
+    assert norm.num_batches_tracked == 1
+
+
+def test_a_step_leaves_nothing_to_the_next():
+    ours, theirs = pair()
+    for _ in range(2):
+        x = torch.randn(4, 5, 3, 3)
+        ours(x), theirs(x)
+        finish_step([ours], 1, ALONE)
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
+
+
+def test_every_layer_of_a_model_gets_its_own_statistics():
+    norms = nn.Sequential(CrossDeviceBatchNorm(3), FrozenBatchNorm(3), CrossDeviceBatchNorm(3))
+    x = torch.randn(4, 3, 2, 2) * torch.tensor([1.0, 2.0, 3.0]).reshape(1, 3, 1, 1) + 5
+    reference = nn.Sequential(nn.BatchNorm2d(3), nn.Identity(), nn.BatchNorm2d(3))
+    norms(x), reference(x)
+    finish_step(norms.modules(), 1, ALONE)
+    torch.testing.assert_close(norms[0].state_dict(), reference[0].state_dict())
+    torch.testing.assert_close(norms[2].state_dict(), reference[2].state_dict(), rtol=1e-4, atol=1e-4)
+    finish_step([], 1, ALONE)
+
+
+def test_evaluation_uses_and_leaves_the_running_statistics():
+    ours, _ = pair()
+    before = copy.deepcopy(ours.state_dict())
+    ours.eval()(torch.randn(3, 5, 2, 2))
+    finish_step([ours.train()], 1, ALONE)
+    assert ours.step_mean.eq(0).all()
+    assert ours.num_batches_tracked == 1
+    assert not torch.equal(ours.running_mean, before["running_mean"])  # a step of no forward is a bug of the caller
+
+
+@pytest.mark.parametrize("is_valid", [None, [True], [True, False]])
+def test_a_group_of_one_value_has_no_variance_and_is_refused(is_valid):
+    norm = CrossDeviceBatchNorm(3)
+    mask = None if is_valid is None else torch.tensor(is_valid)
+    with pytest.raises(ValueError, match=r"no variance|more than 1 value"):
+        norm(torch.randn(1 if mask is None else len(mask), 3), mask)
+
+
+def test_a_lane_of_one_without_images_has_no_group():
+    norm = CrossDeviceBatchNorm(3)
+    x = torch.zeros(0, 3, 4, 4, requires_grad=True)
+    norm(x).sum().backward()
+    assert norm.weight.grad.eq(0).all()
+    assert norm.step_mean.eq(0).all()
+    assert norm.step_var.eq(0).all()
+
+
+def test_frozen_norms_are_the_running_form_and_learn_nothing():
+    _, theirs = pair()
+    frozen = FrozenBatchNorm(5, eps=1e-3)
+    frozen.load_state_dict(theirs.state_dict())
+    assert list(frozen.parameters()) == []
+    x = torch.randn(2, 5, 3, 3)
+    assert torch.equal(frozen.train()(x), theirs.eval()(x))
+    before = copy.deepcopy(frozen.state_dict())
+    finish_step([frozen], 1, ALONE)
+    torch.testing.assert_close(frozen.state_dict(), before, rtol=0, atol=0)
+    assert frozen(x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_a_frozen_norm_misses_a_tensor_that_is_not_there():
+    with pytest.raises(RuntimeError, match="running_var"):
+        FrozenBatchNorm(5).load_state_dict({"weight": torch.ones(5), "bias": torch.ones(5)})
+
+
+@pytest.mark.distributed
+def test_two_devices_normalize_like_one(tmp_path):
+    results = run_two_processes(tmp_path)
+    for (case, shares), two_pass in product(enumerate(UNEVEN_SHARES), (False, True)):
+        reference = joined_reference(case)
+        ranks = [result[case, two_pass] for result in results]
+        for name in ("output", "input_gradient"):
+            assert [len(rank[name]) for rank in ranks] == list(shares)
+            assert relative(reference[name], torch.cat([rank[name] for rank in ranks])) < 1e-12
+        for name in ("weight_gradient", "bias_gradient"):
+            assert relative(reference[name], ranks[0][name] + ranks[1][name]) < 1e-12
+        for rank in ranks:
+            for name in ("running_mean", "running_var"):
+                assert relative(reference[name], rank[name]) < 1e-12
+            assert torch.equal(ranks[0]["running_var"], rank["running_var"])  # bitwise, or replicas drift apart
+            assert rank["num_batches_tracked"] == 1

@@ -1,0 +1,76 @@
+"""Batch norm over two real processes, and the same on the joined batch in one."""
+
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed, multiprocessing, nn
+
+from megdet.distributed.layout import Layout
+from megdet.distributed.world import World, make_lane
+from megdet.layers.batch_norm import CrossDeviceBatchNorm, finish_step
+
+UNEVEN_SHARES = ((3, 3), (5, 2), (1, 6), (0, 4), (4, 0))
+"""Rows of either rank; the last two leave one without any."""
+CHANNELS, REST = 3, (4, 5)
+
+
+def whole_group(case: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Input and gradient of the output of the whole group."""
+    generator = torch.Generator().manual_seed(case)
+    shape = (sum(UNEVEN_SHARES[case]), CHANNELS, *REST)
+    x = torch.randn(shape, dtype=torch.float64, generator=generator)
+    upstream = torch.randn(shape, dtype=torch.float64, generator=generator)
+    return x * 3 + 50, upstream  # far from 0, where E[x^2] - E[x]^2 would lose its digits
+
+
+def make_norm(kind: Any, **options: Any) -> Any:
+    """A norm with weights that are not trivial."""
+    norm = kind(CHANNELS, **options).double()
+    nn.init.uniform_(norm.weight, 0.5, 1.5, generator=torch.Generator().manual_seed(9))
+    nn.init.uniform_(norm.bias, 0.5, 1.5, generator=torch.Generator().manual_seed(8))
+    return norm
+
+
+def observed(norm: Any, x: torch.Tensor, y: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {
+        "output": y.detach(),
+        "input_gradient": x.grad,
+        "weight_gradient": norm.weight.grad,
+        "bias_gradient": norm.bias.grad,
+        **{name: buffer.clone() for name, buffer in norm.named_buffers()},
+    }
+
+
+def joined_reference(case: int) -> dict[str, torch.Tensor]:
+    """torch's batch norm on the joined batch."""
+    norm = make_norm(nn.BatchNorm2d)
+    x, upstream = whole_group(case)
+    y = norm(x.requires_grad_())
+    y.backward(upstream)
+    return observed(norm, x, y)
+
+
+def _process(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    world = World(rank, 2, torch.device("cpu"))
+    lane = make_lane(world, Layout(1, 7, 2, 2))
+    found = {}
+    for (case, shares), two_pass in product(enumerate(UNEVEN_SHARES), (False, True)):
+        norm = make_norm(CrossDeviceBatchNorm, lane=lane, two_pass=two_pass)
+        own = slice(0, shares[0]) if rank == 0 else slice(shares[0], None)
+        x, upstream = (tensor[own].clone() for tensor in whole_group(case))
+        y = norm(x.requires_grad_())
+        y.backward(upstream)
+        finish_step(norm.modules(), 1, world)
+        found[case, two_pass] = observed(norm, x, y)
+    torch.save(found, Path(folder) / f"rank{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def run_two_processes(folder: Path) -> list[dict[tuple[int, bool], dict[str, torch.Tensor]]]:
+    """What each of two gloo processes saw, by case and form of the statistics."""
+    multiprocessing.spawn(_process, args=(str(folder),), nprocs=2)
+    return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]

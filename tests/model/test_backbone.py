@@ -1,0 +1,206 @@
+import copy
+from collections.abc import Callable
+
+import pytest
+import timm
+import torch
+import torchvision
+from factories import SHARED_DATA, relative
+from safetensors.torch import save_file
+from torch import nn
+
+from megdet.errors import InputError
+from megdet.layers.batch_norm import CrossDeviceBatchNorm, FrozenBatchNorm
+from megdet.layers.convert import convert_batch_norm
+from megdet.model.backbone import Backbone, load_backbone_weights
+from megdet.recipe import Backbone as BackboneRecipe
+
+MOBILENET = SHARED_DATA / "weights_mobilenet_v2" / "mobilenet_v2-b0353104.pth"
+
+
+def to_batch(model: nn.Module) -> nn.Module:
+    return convert_batch_norm(model, "batch", 2)
+
+
+def to_frozen(model: nn.Module) -> nn.Module:
+    return convert_batch_norm(model, "frozen", 0)
+
+
+def unconverted(model: nn.Module) -> nn.Module:
+    return model
+
+
+def make(convert: Callable[[nn.Module], nn.Module] = unconverted, **options: object) -> Backbone:
+    torch.manual_seed(0)
+    return Backbone(BackboneRecipe(**{"name": "resnet18"} | options), convert)
+
+
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [("resnet18", [64, 128, 256, 512]), ("mobilenetv2_100", [24, 32, 96, 320]), ("convnext_atto", [40, 80, 160, 320])],
+)
+def test_features_have_strides_4_to_32_and_the_channels_promised(name, channels):
+    backbone = make(name=name).eval()
+    features = backbone(torch.randn(1, 3, 64, 96))
+    assert backbone.channels == channels
+    assert [tuple(f.shape) for f in features] == [
+        (1, c, 64 // s, 96 // s) for c, s in zip(channels, (4, 8, 16, 32), strict=True)
+    ]
+
+
+def test_features_equal_those_of_torchvisions_network():
+    theirs = torchvision.models.resnet18(weights=None).eval()
+    ours = make().eval()
+    ours.body.load_state_dict({k: v for k, v in theirs.state_dict().items() if not k.startswith("fc.")})
+    x = torch.randn(1, 3, 64, 64)
+    c2 = theirs.layer1(theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(x)))))
+    c3 = theirs.layer2(c2)
+    c4 = theirs.layer3(c3)
+    for a, b in zip([c2, c3, c4, theirs.layer4(c4)], ours(x), strict=True):
+        assert relative(a, b) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "stages", "is_frozen"),
+    [
+        ("resnet18", 0, ()),
+        ("resnet18", 1, ("conv1", "bn1")),
+        ("resnet18", 2, ("conv1", "bn1", "layer1")),
+        ("resnet18", 4, ("conv1", "bn1", "layer1", "layer2", "layer3")),
+        ("resnet18", 5, ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")),
+        ("mobilenetv2_100", 1, ("conv_stem", "bn1", "blocks.0")),
+        ("mobilenetv2_100", 2, ("conv_stem", "bn1", "blocks.0", "blocks.1")),
+        ("mobilenetv2_100", 4, ("conv_stem", "bn1", "blocks.0", "blocks.1", "blocks.2", "blocks.3", "blocks.4")),
+    ],
+)
+def test_frozen_stages_are_the_first_and_freeze_weights_and_statistics(name, stages, is_frozen):
+    body = make(to_batch, name=name, frozen_stages=stages).body
+
+    def should_freeze(key: str) -> bool:
+        return any(key == prefix or key.startswith(f"{prefix}.") for prefix in is_frozen)
+
+    for key, parameter in body.named_parameters():
+        assert parameter.requires_grad is not should_freeze(key), key
+    norms = [(key, m) for key, m in body.named_modules() if isinstance(m, CrossDeviceBatchNorm | FrozenBatchNorm)]
+    assert len(norms) > 15
+    for key, norm in norms:
+        assert isinstance(norm, FrozenBatchNorm) is should_freeze(key), key
+
+
+def test_the_eps_of_the_recipe_reaches_every_norm():
+    for convert in (to_batch, to_frozen):
+        backbone = make(convert, norm_eps=0.25, frozen_stages=2)
+        norms = [m for m in backbone.modules() if isinstance(m, CrossDeviceBatchNorm | FrozenBatchNorm)]
+        assert {norm.eps for norm in norms} == {0.25}
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("with_classifier", [False, True])
+def test_weights_are_matched_by_name(suffix, with_classifier, tmp_path):
+    source = torchvision.models.resnet18(weights=None, num_classes=7)
+    source.bn1.running_mean.normal_()
+    tensors = {k: v for k, v in source.state_dict().items() if with_classifier or not k.startswith("fc.")}
+    tensors = dict(reversed(tensors.items()))  # the order must not matter
+    file = tmp_path / f"weights{suffix}"
+    save_file(tensors, file) if suffix == ".safetensors" else torch.save({"state_dict": tensors}, file)
+    state = make(to_batch, weights=str(file)).body.state_dict()
+    assert all(torch.equal(state[k], v) for k, v in tensors.items() if not k.startswith("fc.") and "tracked" not in k)
+
+
+def test_weights_of_other_names_are_matched_by_order(tmp_path):
+    source = timm.create_model("resnet18", num_classes=7)
+    source.bn1.running_mean.normal_()
+    tensors = {f"tensor{i}": v for i, v in enumerate(source.state_dict().values()) if v.dim()}
+    file = tmp_path / "weights.pth"
+    torch.save(tensors, file)
+    body = make(weights=str(file)).body
+    for key, tensor in source.state_dict().items():
+        if not key.startswith("fc.") and "tracked" not in key:
+            assert torch.equal(body.state_dict()[key], tensor), key
+
+
+def rename(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["conv2.weight"] = tensors.pop("conv1.weight")  # neither all names fit nor, at the end, the order
+
+
+def reshape(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["layer4.1.bn2.bias"] = torch.zeros(3)
+
+
+def drop(tensors: dict[str, torch.Tensor]) -> None:
+    del tensors["layer4.1.bn2.bias"]
+
+
+def add(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["layer4.2.bn2.bias"] = torch.zeros(512)
+
+
+@pytest.mark.parametrize("damage", [rename, reshape, drop, add])
+def test_weights_of_another_model_are_refused_and_none_of_them_is_loaded(damage, tmp_path):
+    model = timm.create_model("resnet18")
+    before = copy.deepcopy(model.state_dict())
+    tensors = {k: torch.randn_like(v) for k, v in model.state_dict().items() if v.dim()}
+    damage(tensors)
+    torch.save(tensors, tmp_path / "weights.pth")
+    with pytest.raises(InputError, match=r"weights\.pth: .*the file is of another model") as caught:
+        load_backbone_weights(model, tmp_path / "weights.pth")
+    assert "\n" not in str(caught.value)
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+def test_a_deeper_network_of_the_same_names_is_another_model(tmp_path):
+    torch.save(torchvision.models.resnet34(weights=None).state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(InputError, match=r"no place for the file's layer1\.2\.conv1\.weight"):
+        make(weights=str(tmp_path / "weights.pth"))
+
+
+@pytest.mark.parametrize("content", [b"", b"not weights at all", None])
+def test_a_file_that_holds_no_weights_is_refused_in_one_line(content, tmp_path):
+    for suffix in (".pth", ".safetensors"):
+        file = tmp_path / f"weights{suffix}"
+        if content is not None:
+            file.write_bytes(content)
+        with pytest.raises(InputError, match=r"backbone\.weights .*(no such file|not a file of weights)") as caught:
+            make(weights=str(file))
+        assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_holds_something_else_is_refused(tmp_path):
+    torch.save({"epoch": 3}, tmp_path / "weights.pth")
+    with pytest.raises(InputError, match="no plain dictionary of tensors"):
+        make(weights=str(tmp_path / "weights.pth"))
+
+
+def test_an_unknown_backbone_is_refused_with_the_nearest_name():
+    with pytest.raises(InputError, match=r"backbone\.name resnet5O: timm has no such model; did you mean 'resnet5"):
+        make(name="resnet5O")
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
+def test_a_backbone_without_feature_maps_of_these_strides_is_refused(name):
+    with pytest.raises(InputError, match=f"backbone.name {name}: "):
+        make(name=name)
+
+
+def test_a_last_convolution_that_is_not_there_is_refused():
+    with pytest.raises(InputError, match="resnet18 has no convolution before its classifier"):
+        make(last_convolution=True)
+
+
+@pytest.mark.skipif(not MOBILENET.is_file(), reason="torchvision's mobilenet_v2 file is not beside the repository")
+@pytest.mark.parametrize("last_convolution", [False, True])
+def test_torchvisions_mobilenet_file_gives_torchvisions_features(last_convolution):
+    theirs = torchvision.models.mobilenet_v2(weights=None).eval()
+    theirs.load_state_dict(torch.load(MOBILENET, weights_only=True))
+    ours = make(to_batch, name="mobilenetv2_100", weights=str(MOBILENET), last_convolution=last_convolution).eval()
+    x = torch.randn(1, 3, 64, 64)
+    outputs, after = [], x
+    with torch.no_grad():
+        for layer in theirs.features:
+            after = layer(after)
+            outputs.append(after)
+        features = ours(x)
+    expected = [outputs[3], outputs[6], outputs[13], outputs[18 if last_convolution else 17]]
+    assert ours.channels == [24, 32, 96, 1280 if last_convolution else 320]
+    for a, b in zip(expected, features, strict=True):
+        assert relative(a, b) < 1e-5

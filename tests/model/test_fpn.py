@@ -1,0 +1,56 @@
+import torch
+from factories import relative
+from torch import nn
+from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+from megdet.layers.batch_norm import CrossDeviceBatchNorm
+from megdet.layers.convert import norm_factory
+from megdet.model.fpn import Fpn
+
+WIDTHS = [4, 6, 8, 10]
+
+
+def features(height: int, width: int, images: int = 2) -> list[torch.Tensor]:
+    """C2 to C5 with odd sizes where the canvas has them."""
+    return [
+        torch.randn(images, c, -(-height // s), -(-width // s)) for c, s in zip(WIDTHS, (4, 8, 16, 32), strict=True)
+    ]
+
+
+def test_the_pyramid_equals_torchvisions():
+    torch.manual_seed(0)
+    ours, theirs = (
+        Fpn(WIDTHS, 5, norm_factory("none", 0), has_norm=False),
+        FeaturePyramidNetwork(WIDTHS, 5, LastLevelMaxPool()),
+    )
+    for tensor in ours.parameters():
+        nn.init.normal_(tensor, 0, 0.3)
+    names = {"lateral": "inner_blocks", "output": "layer_blocks"}
+    theirs.load_state_dict(
+        {f"{names[k.split('.')[0]]}.{k.split('.', 1)[1]}": tensor for k, tensor in ours.state_dict().items()}
+    )
+    for canvas in ((64, 96), (72, 104)):
+        inputs = features(*canvas)
+        expected = list(theirs({str(i): level for i, level in enumerate(inputs)}).values())
+        pyramid = ours(inputs)
+        assert len(pyramid) == 5
+        for a, b in zip(expected, pyramid, strict=True):
+            assert relative(a, b) < 1e-5
+
+
+def test_every_convolution_gets_its_own_norm_and_then_no_bias():
+    fpn = Fpn(WIDTHS, 8, norm_factory("batch", 2), has_norm=True)
+    assert sum(isinstance(module, CrossDeviceBatchNorm) for module in fpn.modules()) == 8
+    assert all(module.bias is None for module in fpn.modules() if isinstance(module, nn.Conv2d))
+
+
+def test_no_images_make_an_empty_pyramid():
+    fpn = Fpn(WIDTHS, 8, norm_factory("none", 0), has_norm=False)
+    assert [tuple(level.shape) for level in fpn(features(64, 64, images=0))] == [
+        (0, 8, 16, 16),
+        (0, 8, 8, 8),
+        (0, 8, 4, 4),
+        (0, 8, 2, 2),
+        (0, 8, 1, 1),
+    ]

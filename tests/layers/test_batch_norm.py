@@ -4,7 +4,7 @@ from itertools import product
 import pytest
 import torch
 from factories import relative
-from layers.two_processes import UNEVEN_SHARES, joined_reference, run_two_processes
+from two_processes import UNEVEN_SHARES, joined_reference, run_two_processes
 from torch import nn
 
 from megdet.distributed.world import World

@@ -33,6 +33,8 @@ class Backbone(nn.Module):
         reductions = body.feature_info.reduction()
         if any(stride not in reductions for stride in STRIDES):
             raise InputError(f"backbone.name {recipe.name}: its features have strides {reductions}, not 4 to 32")
+        if getattr(body, "output_fmt", "NCHW") != "NCHW":
+            raise InputError(f"backbone.name {recipe.name}: its features have their channels last, which is not supported")
         last_of = {stride: index for index, stride in enumerate(reductions)}
         self.picked = [last_of[stride] for stride in STRIDES]
         self.channels = [body.feature_info.channels()[index] for index in self.picked]

@@ -1,0 +1,172 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from factories import TINY, make_targets, random_boxes
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from megdet.distributed.world import World
+from megdet.layers.batch_norm import finish_step
+from megdet.layers.convert import norm_factory
+from megdet.model.box_head import DELTA_WEIGHTS, BoxHead
+from megdet.model.rpn import Proposals
+from megdet.ops.boxes import box_iou, decode_boxes
+from megdet.ops.roi_align import feature_table
+from megdet.recipe import BoxHead as BoxHeadRecipe
+
+RECIPE = BoxHeadRecipe(channels=8, samples=12, canonical_size=56.0, pool_size=3, smooth_l1_beta=1.0, detections=6)
+TRUTH = [([10.0, 10.0, 40.0, 40.0], 2), ([50.0, 5.0, 60.0, 25.0], 0)]
+
+
+def make_head(recipe: BoxHeadRecipe = RECIPE, num_classes: int = 3, bn_size: int = 0) -> BoxHead:
+    torch.manual_seed(0)
+    return BoxHead(recipe, 4, num_classes, norm_factory(recipe.norm, bn_size))
+
+
+def make_proposals(boxes: torch.Tensor, invalid: int = 0) -> Proposals:
+    """The same proposals for each image; the last `invalid` stand for nothing."""
+    images, count = boxes.shape[:2]
+    is_valid = (torch.arange(count) < count - invalid).expand(images, -1)
+    return Proposals(boxes, torch.arange(count).expand(images, -1), is_valid)
+
+
+def test_ground_truth_boxes_join_the_proposals_and_find_themselves():
+    proposals = make_proposals(torch.zeros(1, 0, 4))
+    sampled = make_head().sample(proposals, make_targets(TRUTH))
+    assert sampled.is_positive.sum() == sampled.is_valid.sum() == 2
+    rows = {tuple(box): int(label) for box, label in zip(sampled.boxes[0].tolist(), sampled.labels[0], strict=True)}
+    assert all(rows[tuple(box)] == label for box, label in TRUTH)
+    assert sampled.deltas[0][sampled.is_positive[0]].eq(0).all()
+
+
+def test_sampled_rois_carry_the_label_and_deltas_of_the_box_they_overlap_most():
+    near = torch.tensor([[[12.0, 8.0, 41.0, 43.0], [51.0, 4.0, 61.0, 24.0], [0.0, 50.0, 30.0, 60.0]]])
+    sampled = make_head(replace(RECIPE, positive_fraction=1.0)).sample(make_proposals(near), make_targets(TRUTH))
+    assert sampled.is_valid.sum() == 5
+    assert sorted(sampled.labels[0][sampled.is_positive[0]].tolist()) == [0, 0, 2, 2]
+    back = decode_boxes(sampled.deltas, sampled.boxes, DELTA_WEIGHTS)
+    truth = {label: torch.tensor(box) for box, label in TRUTH}
+    for row in range(4):
+        torch.testing.assert_close(back[0, row], truth[int(sampled.labels[0, row])])
+    assert sampled.labels[0, 4:].eq(3).all()  # background
+
+
+@given(st.integers(0, 2**32), st.integers(0, 5), st.sampled_from([0.0, 0.25, 0.5, 1.0]))
+def test_samples_keep_to_their_numbers_and_never_take_padding(seed, padding, fraction):
+    generator = torch.Generator().manual_seed(seed)
+    boxes = random_boxes(40, canvas=60, generator=generator).reshape(2, 20, 4)
+    boxes[:, 17:] = torch.tensor(TRUTH[0][0])  # invalid proposals that would be perfect
+    targets = make_targets(TRUTH, TRUTH[:1], width=2 + padding)
+    sampled = make_head(replace(RECIPE, positive_fraction=fraction)).sample(make_proposals(boxes, 3), targets)
+    assert sampled.is_positive.sum(1).max() <= 12 * fraction
+    assert not (sampled.is_positive & ~sampled.is_valid).any()
+    for image in range(2):
+        perfect = (sampled.boxes[image] == torch.tensor(TRUTH[0][0])).all(1) & sampled.is_valid[image]
+        assert perfect.sum() <= 1  # the ground truth itself
+        iou = box_iou(sampled.boxes[image], targets.boxes[image, : 2 - image]).amax(1)
+        is_positive, is_valid = sampled.is_positive[image], sampled.is_valid[image]
+        assert (iou[is_positive] >= 0.5).all()
+        assert (iou[is_valid & ~is_positive] < 0.5).all()
+    assert sampled.labels[~sampled.is_positive].eq(3).all()
+
+
+@pytest.mark.parametrize("width", [0, 2])
+def test_an_image_without_boxes_is_all_background(width):
+    sampled = make_head().sample(make_proposals(random_boxes(20).unsqueeze(0)), make_targets([], width=width))
+    assert not sampled.is_positive.any()
+    assert sampled.is_valid.all()
+    assert sampled.labels.eq(3).all()
+    assert sampled.deltas.isfinite().all()
+
+
+def test_losses_are_those_of_hand_arithmetic():
+    head = make_head(replace(RECIPE, samples=4), num_classes=2)
+    near = torch.tensor([[[0.0, 0.0, 10.0, 10.0], [50.0, 50.0, 60.0, 60.0]]])
+    targets = make_targets([([1.0, 0.0, 11.0, 10.0], 1)])
+    sampled = head.sample(make_proposals(near), targets)  # a quarter of 4: one positive
+    assert sampled.is_valid.tolist() == [[True, True, False, False]]
+    logits = torch.tensor([[[0.0, 1.0, 2.0]] * 4])
+    deltas = torch.zeros(1, 4, 2, 4)
+    deltas[..., 0, :] = 100.0  # the class it is not
+    deltas[..., 1, :] = sampled.deltas[0, 0] + torch.tensor([0.5, 0.0, 3.0, 0.0])
+    losses = head.losses(logits, deltas, sampled)
+    total = torch.logsumexp(torch.tensor([0.0, 1.0, 2.0]), 0)
+    torch.testing.assert_close(losses["box_head_class"], ((total - 1 + total - 2) / 2).reshape(1))
+    torch.testing.assert_close(losses["box_head_box"], torch.tensor([(0.125 + 2.5) / 2]))
+    assert losses["box_head_positive"].tolist() == [0.5]
+
+
+def test_the_forward_is_two_layers_on_the_bins_of_each_roi():
+    head = make_head()
+    table = feature_table([torch.full((2, 4, 64 // s, 64 // s), 0.5) for s in (4, 8, 16, 32)])
+    logits, deltas = head(table, random_boxes(10, canvas=50).reshape(2, 5, 4), torch.ones(2, 5, dtype=torch.bool))
+    hidden = F.relu(head.fc2(F.relu(head.fc1(torch.full((1, 36), 0.5)))))
+    torch.testing.assert_close(logits, head.classes(hidden).expand(2, 5, 4))
+    torch.testing.assert_close(deltas, head.deltas(hidden).reshape(1, 1, 3, 4).expand(2, 5, 3, 4))
+
+
+def test_padded_rois_stay_out_of_batch_statistics():
+    torch.manual_seed(1)
+    table = feature_table([torch.randn(1, 4, 64 // s, 64 // s) for s in (4, 8, 16, 32)])
+    rois = random_boxes(9, canvas=50).unsqueeze(0)
+    states = []
+    for count in (9, 6):
+        head = make_head(replace(RECIPE, norm="batch"), bn_size=2)
+        logits, _ = head(table, rois[:, :count], torch.arange(count).unsqueeze(0) < 6)
+        finish_step(head.modules(), 1, World(0, 1, torch.device("cpu")))
+        states.append((head.state_dict(), logits[:, :6]))
+    torch.testing.assert_close(states[0], states[1])
+    assert states[0][0]["norm1.running_mean"].abs().max() > 0
+
+
+def detect(logits: torch.Tensor, proposals: Proposals, recipe: BoxHeadRecipe = RECIPE, deltas: torch.Tensor | None = None):
+    deltas = torch.zeros(*logits.shape[:2], 3, 4) if deltas is None else deltas
+    return make_head(recipe).detections(logits, deltas, proposals, torch.tensor([[64, 64]] * len(logits)))
+
+
+def test_detections_are_thinned_within_a_class_and_sorted_by_score():
+    boxes = torch.tensor([[[0.0, 0.0, 20.0, 20.0], [1.0, 0.0, 21.0, 20.0], [40.0, 40.0, 60.0, 60.0]]])
+    probabilities = torch.tensor([[[0.6, 0.01, 0.01, 0.38], [0.5, 0.3, 0.01, 0.19], [0.04, 0.9, 0.01, 0.05]]])
+    found = detect(probabilities.log(), make_proposals(boxes))
+    assert found.labels.tolist() == [[1, 0, 1, -1, -1, -1]]
+    torch.testing.assert_close(found.scores, torch.tensor([[0.9, 0.6, 0.3, 0.0, 0.0, 0.0]]))
+    torch.testing.assert_close(found.boxes[0, :3], boxes[0, [2, 0, 1]])
+    assert found.boxes[0, 3:].eq(0).all()
+
+
+def test_no_more_than_the_asked_number_is_detected_and_invalid_proposals_never():
+    boxes = torch.tensor([[[4.0 * i, 0.0, 4.0 * i + 3, 9.0] for i in range(10)]])
+    logits = torch.zeros(1, 10, 4)
+    logits[:, :, 1] = torch.arange(10.0) / 10
+    found = detect(logits, make_proposals(boxes, invalid=2))
+    assert found.labels.shape == (1, 6)
+    assert found.labels.eq(1).sum() == 6
+    assert found.boxes[0, 0, 0] == 28  # the best of the eight that are valid
+
+
+def test_tiny_boxes_and_scores_at_the_threshold_are_dropped():
+    boxes = torch.tensor([[[0.0, 0.0, 20.0, 0.005], [0.0, 0.0, 20.0, 20.0]]])
+    probabilities = torch.tensor([[[0.9, 0.03, 0.03, 0.04], [0.25, 0.25, 0.25, 0.25]]])
+    found = detect(probabilities.log(), make_proposals(boxes), replace(RECIPE, score_threshold=0.25))
+    assert found.labels.eq(-1).all()
+
+
+def test_detections_lie_in_the_image_and_poison_is_no_detection():
+    boxes = random_boxes(8, canvas=60).unsqueeze(0)
+    deltas = torch.randn(1, 8, 3, 4) * 5
+    deltas[0, :4] = float("nan")
+    logits = torch.randn(1, 8, 4)
+    logits[0, 7] = float("nan")
+    found = detect(logits, make_proposals(boxes), replace(RECIPE, detections=50), deltas)
+    assert found.boxes.isfinite().all()
+    assert found.scores.isfinite().all()
+    assert 0 < (found.labels >= 0).sum() <= 9
+    assert found.boxes.min() >= 0
+    assert found.boxes.max() <= 64
+
+
+def test_the_recipe_says_whether_layers_have_a_norm_or_a_bias():
+    assert make_head().fc1.bias is not None
+    assert make_head(replace(TINY.box_head, norm="group")).fc1.bias is None

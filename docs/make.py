@@ -1,4 +1,4 @@
-"""Writes the reference pages that follow from the code: docs/recipe.md (every knob) and docs/recipes.md (the packaged ones).
+"""Writes the reference pages that follow from the code: docs/recipe.md (every knob) and docs/recipes.md (the packaged).
 
 Run by `make docs`; a test holds that the pages are up to date.
 """
@@ -45,7 +45,11 @@ def knobs_page() -> str:
 
 def recipes_page() -> str:
     """The header of every packaged recipe."""
-    lines = ["# Packaged recipes", "", "Written by `make docs` from the recipes' own headers. `megdet recipes NAME` prints one."]
+    lines = [
+        "# Packaged recipes",
+        "",
+        "Written by `make docs` from the recipes' own headers. `megdet recipes NAME` prints one.",
+    ]
     for name, text in packaged_recipes().items():
         header = [line.removeprefix("#").strip() for line in text.splitlines() if line.startswith("#")]
         lines += ["", f"## {name}", "", *[f"{line}  " for line in header]]

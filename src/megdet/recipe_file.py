@@ -4,6 +4,7 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Mapping
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -177,7 +178,7 @@ _FRACTIONS = (
 
 
 def _typed(tree: dict[str, Any], source: str) -> Recipe:
-    parser = recipe_parser("recipe")
+    parser = _parser()
     for key, value in _flat(tree).items():
         if value is None:
             raise InputError(f"{source}: {key} has no value: write one, or leave the key out for its default")
@@ -190,6 +191,11 @@ def _typed(tree: dict[str, Any], source: str) -> Recipe:
     sections = {key: section(**dict(parsed[key].items(branches=True))) for key, section in _sections().items()}
     plain = {f.name: parsed[f.name] for f in dataclasses.fields(Recipe) if f.name not in sections}
     return Recipe(**plain, **sections)
+
+
+@cache
+def _parser() -> ArgumentParser:
+    return recipe_parser("recipe")
 
 
 def _one_line(message: str) -> str:
@@ -212,7 +218,7 @@ def _sections() -> dict[str, type[Any]]:
     return {name: kind for name, kind in hints.items() if isinstance(kind, type) and dataclasses.is_dataclass(kind)}
 
 
-def _refuse_unknown_keys(tree: Mapping[str, Any], kind: type[Any], source: str, prefix: str) -> None:
+def _refuse_unknown_keys(tree: Mapping[Any, Any], kind: type[Any], source: str, prefix: str) -> None:
     hints = get_type_hints(kind)
     for key, value in tree.items():
         if key not in hints:

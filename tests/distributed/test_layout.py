@@ -97,7 +97,7 @@ def test_a_limit_of_images_a_device_widens_the_lanes():
 
 
 def test_a_share_that_fits_no_width_names_the_devices_it_takes():
-    with pytest.raises(InputError, match="8 images over 2 devices gives 4 images a device, more than 3.* 3 devices"):
+    with pytest.raises(InputError, match=r"8 images over 2 devices gives 4 images a device, more than 3.* 3 devices"):
         choose_layout(4, 8, 2, max_images_per_device=3)
 
 

@@ -3,12 +3,12 @@ from itertools import product
 
 import pytest
 import torch
-from factories import relative
-from two_processes import UNEVEN_SHARES, joined_reference, run_two_processes
 from torch import nn
 
+from factories import relative
 from megdet.distributed.world import World
 from megdet.layers.batch_norm import RUNNING_MOMENTUM, CrossDeviceBatchNorm, FrozenBatchNorm, finish_step
+from two_processes import UNEVEN_SHARES, joined_reference, run_two_processes
 
 ALONE = World(0, 1, torch.device("cpu"))
 SHAPES = [(6, 5), (4, 5, 7), (3, 5, 4, 6), (1, 5, 2, 2)]
@@ -18,7 +18,7 @@ def pair(channels: int = 5, dtype: torch.dtype = torch.float32) -> tuple[CrossDe
     """Our norm and torch's with the same tensors, none of them trivial."""
     torch.manual_seed(0)
     theirs = nn.BatchNorm2d(channels, eps=1e-3, momentum=RUNNING_MOMENTUM)
-    theirs._check_input_dim = lambda input: None  # type: ignore[method-assign]
+    theirs._check_input_dim = lambda _input: None  # type: ignore[method-assign]
     for name, tensor in theirs.state_dict().items():
         if name != "num_batches_tracked":
             tensor.uniform_(0.5, 1.5)

@@ -3,10 +3,10 @@ import copy
 import pytest
 import timm
 import torch
-from factories import relative
 from timm.layers.norm_act import BatchNormAct2d
 from torch import nn
 
+from factories import relative
 from megdet.errors import InputError
 from megdet.layers.batch_norm import BatchNormAct, CrossDeviceBatchNorm, FrozenBatchNorm, FrozenBatchNormAct
 from megdet.layers.convert import convert_batch_norm, norm_factory

@@ -5,10 +5,10 @@ import pytest
 import timm
 import torch
 import torchvision
-from factories import SHARED_DATA, relative
 from safetensors.torch import save_file
 from torch import nn
 
+from factories import SHARED_DATA, relative
 from megdet.errors import InputError
 from megdet.layers.batch_norm import CrossDeviceBatchNorm, FrozenBatchNorm
 from megdet.layers.convert import convert_batch_norm
@@ -180,6 +180,12 @@ def test_an_unknown_backbone_is_refused_with_the_nearest_name():
 def test_a_backbone_without_feature_maps_of_these_strides_is_refused(name):
     with pytest.raises(InputError, match=f"backbone.name {name}: "):
         make(name=name)
+
+
+def test_stages_that_cannot_be_told_apart_are_refused_only_if_some_are_to_be_frozen():
+    make(name="hrnet_w18_small")
+    with pytest.raises(InputError, match="set it to 0"):
+        make(name="hrnet_w18_small", frozen_stages=2)
 
 
 def test_a_last_convolution_that_is_not_there_is_refused():

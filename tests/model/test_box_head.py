@@ -2,11 +2,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from factories import TINY, make_targets, random_boxes
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from factories import TINY, make_targets, random_boxes
 from megdet.distributed.world import World
 from megdet.layers.batch_norm import finish_step
 from megdet.layers.convert import norm_factory
@@ -36,8 +36,8 @@ def test_ground_truth_boxes_join_the_proposals_and_find_themselves():
     proposals = make_proposals(torch.zeros(1, 0, 4))
     sampled = make_head().sample(proposals, make_targets(TRUTH))
     assert sampled.is_positive.sum() == sampled.is_valid.sum() == 2
-    rows = {tuple(box): int(label) for box, label in zip(sampled.boxes[0].tolist(), sampled.labels[0], strict=True)}
-    assert all(rows[tuple(box)] == label for box, label in TRUTH)
+    found = sorted(zip(sampled.boxes[0, :2].tolist(), sampled.labels[0, :2].tolist(), strict=True))
+    assert found == sorted(TRUTH)
     assert sampled.deltas[0][sampled.is_positive[0]].eq(0).all()
 
 
@@ -121,7 +121,9 @@ def test_padded_rois_stay_out_of_batch_statistics():
     assert states[0][0]["norm1.running_mean"].abs().max() > 0
 
 
-def detect(logits: torch.Tensor, proposals: Proposals, recipe: BoxHeadRecipe = RECIPE, deltas: torch.Tensor | None = None):
+def detect(
+    logits: torch.Tensor, proposals: Proposals, recipe: BoxHeadRecipe = RECIPE, deltas: torch.Tensor | None = None
+):
     deltas = torch.zeros(*logits.shape[:2], 3, 4) if deltas is None else deltas
     return make_head(recipe).detections(logits, deltas, proposals, torch.tensor([[64, 64]] * len(logits)))
 

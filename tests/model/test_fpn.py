@@ -1,9 +1,9 @@
 import torch
-from factories import relative
 from torch import nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
+from factories import relative
 from megdet.layers.batch_norm import CrossDeviceBatchNorm
 from megdet.layers.convert import norm_factory
 from megdet.model.fpn import Fpn

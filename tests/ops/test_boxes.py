@@ -3,10 +3,10 @@ import math
 import pytest
 import torch
 import torchvision
-from factories import random_boxes, relative
 from hypothesis import given
 from hypothesis import strategies as st
 
+from factories import random_boxes, relative
 from megdet.ops.boxes import LARGEST_LOG_SCALE, box_area, box_iou, clip_boxes, decode_boxes, encode_boxes
 
 BOX = st.tuples(*[st.floats(-500, 500)] * 2, *[st.floats(0.5, 500)] * 2).map(

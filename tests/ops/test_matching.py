@@ -1,16 +1,18 @@
 import torch
 import torchvision
-from factories import make_targets, random_boxes
 from hypothesis import given
 from hypothesis import strategies as st
 
+from factories import make_targets, random_boxes
 from megdet.ops.matching import Matches, Sample, match_boxes, sample_matches
 
 BOX = [0.0, 0.0, 10.0, 10.0]
 
 
 def test_candidates_are_positive_negative_or_neither_by_overlap():
-    candidates = torch.tensor([BOX, [0.0, 0.0, 10.0, 5.0], [0.0, 0.0, 10.0, 2.0], [20.0, 20.0, 30.0, 30.0]])  # 1, .5, .2
+    candidates = torch.tensor(
+        [BOX, [0.0, 0.0, 10.0, 5.0], [0.0, 0.0, 10.0, 2.0], [20.0, 20.0, 30.0, 30.0]]
+    )  # 1, .5, .2
     targets = make_targets([(BOX, 0)])
     matches = match_boxes(candidates.unsqueeze(0), targets.boxes, targets.is_box, 0.7, 0.3, keep_best=False)
     assert matches.is_positive.tolist() == [[True, False, False, False]]

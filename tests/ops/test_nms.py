@@ -1,9 +1,9 @@
 import torch
 import torchvision
-from factories import random_boxes
 from hypothesis import given
 from hypothesis import strategies as st
 
+from factories import random_boxes
 from megdet.ops.nms import segmented_nms
 
 

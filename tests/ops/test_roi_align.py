@@ -1,12 +1,12 @@
 import pytest
 import torch
-from factories import random_boxes, relative
 from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops import roi_align as torchvision_roi_align
 
+from factories import random_boxes, relative
 from megdet.ops.roi_align import feature_table, gather_rows, roi_align, roi_levels
 
 STRIDES = (4, 8, 16, 32)
@@ -21,7 +21,12 @@ def pyramid(images: int = 2, channels: int = 3, dtype: torch.dtype = torch.float
 def awkward_rois(count: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     """Inside, across the border, outside, and of no size."""
     torch.manual_seed(1)
-    special = [[-20.0, -30.0, 200.0, 150.0], [80.0, 100.0, 120.0, 130.0], [10.0, 10.0, 10.0, 10.0], [0.0, 0.0, 64.0, 96.0]]
+    special = [
+        [-20.0, -30.0, 200.0, 150.0],
+        [80.0, 100.0, 120.0, 130.0],
+        [10.0, 10.0, 10.0, 10.0],
+        [0.0, 0.0, 64.0, 96.0],
+    ]
     return torch.cat([random_boxes(count - 4), torch.tensor(special)]).to(dtype)
 
 
@@ -88,7 +93,9 @@ def test_a_pyramid_is_pooled_as_torchvision_pools_it():
     assert relative(theirs, ours) < 1e-5
 
 
-@pytest.mark.parametrize(("edge", "level"), [(1.0, 0), (111.9, 0), (112.0, 1), (223.9, 1), (224.0, 2), (448.0, 3), (9e3, 3)])
+@pytest.mark.parametrize(
+    ("edge", "level"), [(1.0, 0), (111.9, 0), (112.0, 1), (223.9, 1), (224.0, 2), (448.0, 3), (9e3, 3)]
+)
 def test_the_level_of_a_roi_follows_its_size(edge, level):
     assert int(roi_levels(torch.tensor([[10.0, 10.0, 10.0 + edge, 10.0 + edge]]), 4, 224.0)) == level
 

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from megdet.distributed.world import World, start_world
 from megdet.errors import InputError
 from megdet.recipe_file import recipe_parser
 
-CONSOLE = Console(highlight=False, soft_wrap=True)
+_WIDE = 160
+CONSOLE = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _WIDE)
 
 
 @dataclass(frozen=True)

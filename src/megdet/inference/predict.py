@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from megdet.data.coco import CocoDataset
@@ -74,7 +75,7 @@ def detect_dataset(
     return [result for _, results in merged for result in results]
 
 
-def detect_image(trained: TrainedDetector, file: Path) -> tuple[np.ndarray[Any, Any], list[Result]]:
+def detect_image(trained: TrainedDetector, file: Path) -> tuple[NDArray[np.uint8], list[Result]]:
     """The 8-bit RGB pixels of an image file and its detections, with `image_id` the file's name."""
     pixels = read_image(file)
     height, width = pixels.shape[:2]

@@ -34,11 +34,16 @@ class Backbone(nn.Module):
         if any(stride not in reductions for stride in STRIDES):
             raise InputError(f"backbone.name {recipe.name}: its features have strides {reductions}, not 4 to 32")
         if getattr(body, "output_fmt", "NCHW") != "NCHW":
-            raise InputError(f"backbone.name {recipe.name}: its features have their channels last, which is not supported")
+            raise InputError(
+                f"backbone.name {recipe.name}: its features have their channels last, which is not supported"
+            )
         last_of = {stride: index for index, stride in enumerate(reductions)}
         self.picked = [last_of[stride] for stride in STRIDES]
         self.channels = [body.feature_info.channels()[index] for index in self.picked]
-        _copy_shared(whole, body)
+        try:
+            _copy_shared(whole, body)
+        except KeyError as error:
+            raise InputError(f"backbone.name {recipe.name}: its features have a layer {error} of their own") from None
         self.body: Any = body
         self.last = nn.Sequential()
         if recipe.last_convolution:
@@ -58,11 +63,17 @@ class Backbone(nn.Module):
 
     def _freeze(self, stages: int) -> None:
         """Stop the training of the first stages and freeze their statistics; the stem is stage 1."""
+        if not stages:
+            return
         names = [name for name, _ in self.body.named_modules()]
         ends = []
         for info in self.body.feature_info.info:
             module = info["module"].replace(".", "_") if info["module"] not in names else info["module"]
             inside = [i for i, name in enumerate(names) if name == module or name.startswith(f"{module}.")]
+            if not inside:
+                raise InputError(
+                    f"backbone.frozen_stages {stages}: the stages of this backbone are not known; set it to 0"
+                )
             ends.append(inside[-1])
         for position, (name, module) in enumerate(list(self.body.named_modules())):
             stage = 1 + sum(end < position for end in ends)

@@ -94,18 +94,18 @@ class Rpn(nn.Module):
         all_boxes, all_scores = clip_boxes(torch.cat(boxes, 1), sizes), torch.cat(scores, 1)
         edges = all_boxes[..., 2:] - all_boxes[..., :2]
         is_valid = (edges >= recipe.min_size).all(dim=2) & all_scores.isfinite()
-        # what diverged must not reach RoIAlign, whose rows are found by coordinates
-        all_boxes = all_boxes.masked_fill(~is_valid.unsqueeze(2), 0)
         image = torch.arange(len(sizes), device=sizes.device).unsqueeze(1)
         segments = (image * len(anchors) + torch.cat(levels, 1)).masked_fill(~is_valid, -1)
         keep = segmented_nms(all_boxes.flatten(0, 1), all_scores.flatten(), segments.flatten(), recipe.nms_iou).view_as(
             segments
         )
         keys, index = top(score_keys(all_scores).masked_fill(~keep, NEVER), after)
+        is_kept = keys != NEVER
+        # rows for nothing are zeros: NaN of a diverged head must not reach RoIAlign, which finds pixels by coordinates
         return Proposals(
-            all_boxes.gather(1, index.unsqueeze(2).expand(-1, -1, 4)),
-            torch.cat(identities, 1).gather(1, index),
-            keys != NEVER,
+            all_boxes.gather(1, index.unsqueeze(2).expand(-1, -1, 4)).masked_fill(~is_kept.unsqueeze(2), 0),
+            torch.cat(identities, 1).gather(1, index).masked_fill(~is_kept, 0),
+            is_kept,
         )
 
     def losses(
@@ -172,8 +172,10 @@ class Rpn(nn.Module):
         image = torch.arange(images, device=index.device).unsqueeze(1)
         base = (starts + image * heights * widths).reshape(images, samples, 1, 1)
         rows = base + y.unsqueeze(3) * widths.reshape(images, samples, 1, 1) + x.unsqueeze(2)
-        patches = gather_rows(table, rows.masked_fill(~is_inside, 0).reshape(-1)).reshape(images * samples, -1)
         weight = self.conv.weight.permute(0, 2, 3, 1).flatten(1)
+        patches = gather_rows(table, rows.masked_fill(~is_inside, 0).reshape(-1)).reshape(
+            images * samples, weight.shape[1]
+        )
         hidden = F.relu(F.linear(patches, weight, self.conv.bias))
         slot = (index % per_cell).reshape(-1, 1)  # levels hold whole cells, so this is the anchor's place in its cell
         logits = F.linear(hidden, self.objectness.weight.flatten(1), self.objectness.bias).gather(1, slot)

@@ -1,0 +1,167 @@
+"""A training step of ours beside torchvision's: ResNet-50 FPN Faster R-CNN, same images, same boxes, in turn.
+
+    python bench/train_step.py --size 320 --batch 2 --precision fp32
+
+Both sides: random weights, trained batch norm, 8 boxes an image, SGD with momentum. Prints the median seconds of a step,
+images a second and `ratio`, torchvision's time over ours. Compare ratios: the machine's speed drifts.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import torchvision
+from rich.console import Console
+from rich.table import Table
+
+from megdet.distributed.gradients import GradientBuckets
+from megdet.distributed.world import start_world
+from megdet.inference.trained import place_model
+from megdet.model.detector import LOSSES, Detector
+from megdet.recipe_file import parse_recipe
+from megdet.structures import Targets
+from megdet.training.optimizer import make_optimizer
+
+NUM_CLASSES = 80
+BOXES = 8
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", type=int, default=320, help="width and height of the images in pixels")
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of our side")
+    parser.add_argument("--rounds", type=int, default=5, help="counted steps of each side, in turn")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+
+    torch.manual_seed(0)
+    device = start_world().device
+    images = torch.rand(options.batch, 3, options.size, options.size, device=device)
+    centers = torch.rand(options.batch, BOXES, 2, device=device) * options.size
+    half = (0.03 + 0.2 * torch.rand(options.batch, BOXES, 2, device=device)) * options.size
+    boxes = torch.cat([centers - half, centers + half], 2).clamp(0, options.size)
+    labels = torch.randint(NUM_CLASSES, (options.batch, BOXES), device=device)
+
+    sides: dict[str, Callable[[], None]] = {
+        "torchvision fp32": torchvision_step(images, boxes, labels, channels_last=False, bf16=False),
+        "torchvision channels_last": torchvision_step(images, boxes, labels, channels_last=True, bf16=False),
+        "torchvision channels_last bf16": torchvision_step(images, boxes, labels, channels_last=True, bf16=True),
+        f"megdet {options.precision}": megdet_step(images, boxes, labels, bf16=options.precision == "bf16"),
+    }
+    if options.precision == "fp32":
+        del sides["torchvision channels_last bf16"]
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(options.rounds + 1):
+        for name, step in sides.items():
+            started = time.perf_counter()
+            step()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            if number:  # the first round warms up
+                times[name].append(time.perf_counter() - started)
+    report(options, times)
+
+
+def report(options: argparse.Namespace, times: dict[str, list[float]]) -> None:
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    reference, ours = medians["torchvision fp32"], medians[f"megdet {options.precision}"]
+    result = {
+        "size": options.size,
+        "batch": options.batch,
+        "precision": options.precision,
+        "ratio": reference / ours,
+        "seconds": medians,
+        "threads": torch.get_num_threads(),
+        "processor": platform.processor() or platform.machine(),
+        "native_bf16": torch.cpu._is_avx512_bf16_supported(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+    }
+    if options.json:
+        print(json.dumps(result))
+        return
+    table = Table("side", "seconds a step", "spread", "images a second", "against torchvision fp32")
+    for name, seconds in medians.items():
+        spread = f"{min(times[name]):.2f} to {max(times[name]):.2f}"
+        table.add_row(
+            name, f"{seconds:.3f}", spread, f"{options.batch / seconds:.2f}", f"{reference / seconds:.2f} times as fast"
+        )
+    console = Console()
+    console.print(table)
+    console.print(
+        f"{options.size} px, batch {options.batch}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    )
+    if options.precision == "bf16" and not result["native_bf16"]:
+        console.print("this processor has no bfloat16 arithmetic of its own: the bf16 figures mean little")
+
+
+def torchvision_step(
+    images: torch.Tensor, boxes: torch.Tensor, labels: torch.Tensor, *, channels_last: bool, bf16: bool
+) -> Callable[[], None]:
+    """torchvision's reference step; its own resizing is switched off by asking for the size that the images have."""
+    size = images.shape[-1]
+    model = torchvision.models.detection.fasterrcnn_resnet50_fpn(
+        weights=None,
+        weights_backbone=None,
+        num_classes=NUM_CLASSES + 1,
+        min_size=size,
+        max_size=size,
+        trainable_backbone_layers=5,
+    ).to(images.device)
+    if channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    targets = [{"boxes": b, "labels": label + 1} for b, label in zip(boxes, labels, strict=True)]
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, weight_decay=1e-4)
+
+    def step() -> None:
+        context: AbstractContextManager[object] = (
+            torch.autocast(images.device.type, dtype=torch.bfloat16) if bf16 else nullcontext()
+        )
+        optimizer.zero_grad()
+        with context:
+            loss = sum(model(list(images), targets).values())
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def megdet_step(images: torch.Tensor, boxes: torch.Tensor, labels: torch.Tensor, *, bf16: bool) -> Callable[[], None]:
+    """Our step on the same images."""
+    batch, size = len(images), images.shape[-1]
+    world = start_world()
+    recipe = parse_recipe(
+        f"batch_size: {batch}\nbn_size: {batch}\nbox_head: {{aligned: false}}\n"
+        f"precision: {'bfloat16' if bf16 else 'float32'}",
+        "bench",
+    )
+    model = Detector(recipe, NUM_CLASSES)
+    place_model(model, world.device)
+    model.train()
+    optimizer = make_optimizer(model, recipe.optimizer)
+    for group in optimizer.param_groups:
+        group["lr"] = 1e-4
+    buckets = GradientBuckets(model.parameters(), world)
+    pixels = images.contiguous(memory_format=torch.channels_last)
+    sizes = torch.tensor([[size, size]] * batch, device=images.device)
+    targets = Targets(boxes, labels, torch.arange(batch, device=images.device))
+
+    def step() -> None:
+        buckets.zero()
+        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=bf16):
+            losses = model.losses(pixels, sizes, targets)
+        (torch.stack([losses[name].sum() for name in LOSSES]).sum() / batch).backward()
+        buckets.finish()
+        optimizer.step()
+
+    return step
+
+
+if __name__ == "__main__":
+    main()

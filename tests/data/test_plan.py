@@ -1,0 +1,233 @@
+import math
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from torchvision.transforms.v2 import Resize
+from torchvision.transforms.v2 import functional as V
+
+from megdet.data.plan import (
+    PlannedGroup,
+    TrainingPlan,
+    evaluation_plan,
+    evaluation_size,
+    resized,
+    unit_interval,
+)
+from megdet.distributed.layout import choose_layout
+from megdet.errors import InputError
+from megdet.recipe import Data, Evaluation, Recipe
+
+
+def some_sizes(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(20, 200, (count, 2))
+
+
+def make_plan(count: int = 23, **recipe) -> TrainingPlan:
+    return TrainingPlan(some_sizes(count), Recipe(**({"batch_size": 8, "bn_size": 4, "plan_window": 3} | recipe)))
+
+
+def steps_of(plan: TrainingPlan, first: int, last: int) -> list[PlannedGroup]:
+    return [group for step in range(first, last) for group in plan.groups(step)]
+
+
+@st.composite
+def plans(draw) -> TrainingPlan:
+    bn_size = draw(st.integers(0, 5))
+    group_size = draw(st.integers(1, 5))
+    batch_size = draw(st.integers(1, 4)) * (bn_size or group_size)
+    recipe = Recipe(
+        batch_size=batch_size,
+        bn_size=bn_size,
+        group_size=group_size,
+        plan_window=draw(st.integers(1, 4)),
+        seed=draw(st.integers(0, 3)),
+        data=Data(short_edges=(60, 90), max_long_edge=130, scale_jitter=(0.5, 1.5), canvas_multiple=16),
+    )
+    return TrainingPlan(some_sizes(batch_size + draw(st.integers(0, 20))), recipe)
+
+
+@given(plans(), st.integers(1, 3))
+def test_an_epoch_holds_every_image_once_even_where_a_window_spans_two(plan, epochs):
+    # Whole windows hold the stream's next positions, so up to the end of the window that finishes `epochs` epochs every
+    # image has come exactly once in each of them, and what else came belongs to later epochs.
+    windows = math.ceil(epochs * plan.num_images / (plan.recipe.batch_size * plan.recipe.plan_window))
+    steps = windows * plan.recipe.plan_window
+    seen = Counter((image.epoch, image.index) for group in steps_of(plan, 0, steps) for image in group.images)
+    assert set(seen.values()) == {1}
+    assert seen.total() == steps * plan.recipe.batch_size
+    assert {(e, i) for e in range(epochs) for i in range(plan.num_images)} <= set(seen)
+    last, rest = divmod(seen.total(), plan.num_images)
+    assert Counter(epoch for epoch, _ in seen) == Counter(
+        {epoch: plan.num_images for epoch in range(last)} | ({last: rest} if rest else {})
+    )
+
+
+@given(plans())
+def test_every_step_has_its_groups_of_their_size_on_canvases_that_hold_them(plan):
+    recipe = plan.recipe
+    for step in range(2 * recipe.plan_window):
+        groups = plan.groups(step)
+        assert len(groups) == recipe.batch_size // recipe.images_per_group == recipe.groups_per_step
+        for group in groups:
+            assert len(group.images) == recipe.images_per_group
+            for axis in (0, 1):
+                largest = max(image.size[axis] for image in group.images)
+                assert group.canvas[axis] % 16 == 0
+                assert largest <= group.canvas[axis] < largest + 16
+
+
+@given(plans(), st.integers(0, 40))
+def test_a_step_computed_alone_is_the_step_computed_in_sequence(plan, step):
+    alone = TrainingPlan(plan.sizes.copy(), plan.recipe).groups(step)
+    for earlier in range(step):
+        plan.groups(earlier)
+    assert list(plan.groups(step)) == list(alone)
+    assert list(plan.groups(0)) == list(TrainingPlan(plan.sizes, plan.recipe).groups(0))  # and backwards
+
+
+@given(plans(), st.data())
+def test_the_slices_of_any_layout_make_up_every_group(plan, data):
+    recipe = plan.recipe
+    world = data.draw(st.integers(1, recipe.batch_size))
+    layout = choose_layout(recipe.groups_per_step, recipe.images_per_group, world)
+    groups = plan.groups(0)
+    parts: dict[int, list] = {number: [] for number in range(len(groups))}
+    for rank in range(world):
+        for number in layout.groups_of(rank):
+            parts[number] += groups[number].images[layout.share_of(rank)]
+    assert [tuple(parts[number]) for number in range(len(groups))] == [group.images for group in groups]
+
+
+@given(n=st.integers(1, 5000), batch=st.integers(1, 600), epochs=st.integers(0, 40))
+def test_epoch_e_ends_at_step_ceil_of_e_n_over_b(n, batch, epochs):
+    plan = TrainingPlan(np.full((max(n, batch), 2), 10), Recipe(batch_size=batch, bn_size=1))
+    assert plan.epoch_end(epochs) == -(-epochs * plan.num_images // batch)
+    assert plan.epochs_done(plan.epoch_end(epochs)) >= epochs - 1e-9
+
+
+def test_images_of_like_aspect_ratio_meet_within_a_window():
+    plan = make_plan(40, plan_window=5)  # the window is the whole epoch
+    aspects = sorted(
+        [plan.sizes[image.index, 1] / plan.sizes[image.index, 0] for image in group.images]
+        for group in steps_of(plan, 0, 5)
+    )
+    for lower, higher in zip(aspects[:-1], aspects[1:], strict=True):
+        assert max(lower) <= min(higher)
+    order = [plan.sizes[group.images[0].index, 1] / plan.sizes[group.images[0].index, 0] for group in plan.groups(0)]
+    every = [group.images for group in steps_of(plan, 0, 5)]
+    assert every != sorted(every, key=lambda images: plan.sizes[images[0].index, 1] / plan.sizes[images[0].index, 0])
+    assert len(order) == 2
+
+
+def test_images_of_one_aspect_ratio_are_mixed_by_the_permutation():
+    plan = TrainingPlan(np.full((24, 2), 64), Recipe(batch_size=8, bn_size=4, plan_window=3))
+    assert {image.index for image in plan.groups(0)[0].images} != set(range(4))
+    assert [i.index for g in steps_of(plan, 0, 3) for i in g.images] != list(range(24))
+
+
+def test_an_image_has_another_seed_and_other_flips_in_every_epoch_but_the_same_in_every_run():
+    plan = make_plan(24, data=Data(horizontal_flip=0.5, vertical_flip=0.5))
+    images = {(i.epoch, i.index): i for g in steps_of(plan, 0, 6) for i in g.images}
+    assert len({image.seed for image in images.values()}) == len(images) == 48
+    changed = [images[0, index].flip_horizontal != images[1, index].flip_horizontal for index in range(24)]
+    assert 4 <= sum(changed) <= 20
+    assert any(image.flip_horizontal != image.flip_vertical for image in images.values())
+    other = make_plan(24, seed=1)
+    assert not {image.seed for image in images.values()} & {i.seed for g in steps_of(other, 0, 6) for i in g.images}
+
+
+def test_the_seed_of_an_image_does_not_depend_on_batch_groups_or_window():
+    first = {(i.epoch, i.index): i.seed for g in steps_of(make_plan(24), 0, 6) for i in g.images}
+    other = make_plan(24, batch_size=12, bn_size=0, group_size=3, plan_window=2)
+    assert first == {(i.epoch, i.index): i.seed for g in steps_of(other, 0, 4) for i in g.images}
+
+
+@pytest.mark.parametrize("probability", [0.0, 1.0, 0.25])
+def test_images_are_flipped_as_often_as_the_recipe_says(probability):
+    plan = make_plan(400, data=Data(horizontal_flip=probability, vertical_flip=1 - probability))
+    images = [i for g in steps_of(plan, 0, 200) for i in g.images]
+    assert np.mean([i.flip_horizontal for i in images]) == pytest.approx(probability, abs=0.04)
+    assert np.mean([i.flip_vertical for i in images]) == pytest.approx(1 - probability, abs=0.04)
+
+
+def test_the_scale_is_drawn_once_for_a_group():
+    data = Data(short_edges=(30, 60, 90), max_long_edge=10**6, scale_jitter=(0.5, 2.0), canvas_multiple=1)
+    plan = make_plan(300, data=data)
+    drawn = []
+    for group in steps_of(plan, 0, 100):
+        short = {min(image.size) for image in group.images}
+        assert len(short) == 1
+        drawn += short
+    assert min(drawn) < 20
+    assert max(drawn) > 150
+    assert len(set(drawn)) > 50
+
+
+def test_a_fixed_scale_draws_only_the_short_edges():
+    plan = make_plan(100, data=Data(short_edges=(30, 60), max_long_edge=10**6))
+    assert {min(i.size) for g in steps_of(plan, 0, 30) for i in g.images} == {30, 60}
+
+
+def test_resizing_by_hand():
+    assert resized(480, 640, 800, 1333) == (800, 1067)  # 640 * 800 / 480 = 1066.7
+    assert resized(480, 1280, 800, 1333) == (500, 1333)  # the longer edge decides: 480 * 1333 / 1280 = 499.9
+    assert resized(2, 3000, 800, 1333) == (1, 1333)  # 0.9 of a pixel
+    assert resized(1, 3000, 800, 1000) == (1, 1000)  # never nothing
+
+
+@given(st.integers(1, 3000), st.integers(1, 3000), st.integers(16, 1200), st.integers(0, 900))
+def test_resizing_is_torchvisions_rule_up_to_rounding(height, width, short_edge, more):
+    longest = short_edge + 1 + more
+    expected = V._geometry._compute_resized_output_size((height, width), [short_edge], max_size=longest)
+    found = resized(height, width, short_edge, longest)
+    assert all(abs(a - b) <= 1 or a == 1 for a, b in zip(found, expected, strict=True))
+    assert max(found) <= longest
+
+
+def test_resizing_has_the_size_of_torchvisions_transform_where_nothing_is_rounded():
+    image = V.to_image(np.zeros((30, 60, 3), np.uint8))
+    assert Resize(45, max_size=200)(image).shape[1:] == resized(30, 60, 45, 200) == (45, 90)
+    assert Resize(45, max_size=80)(image).shape[1:] == resized(30, 60, 45, 80) == (40, 80)
+
+
+def test_fewer_images_than_a_mini_batch_are_refused():
+    TrainingPlan(some_sizes(8), Recipe(batch_size=8, bn_size=4))
+    with pytest.raises(InputError, match="7 images to train on are not enough for one mini-batch of 8: lower batch_si"):
+        TrainingPlan(some_sizes(7), Recipe(batch_size=8, bn_size=4))
+
+
+@given(st.integers(1, 60), st.integers(1, 9), st.integers(0, 3))
+def test_the_evaluation_plan_has_every_image_once_unflipped_at_the_last_short_edge(count, batch, seed):
+    recipe = Recipe(data=Data(short_edges=(30, 60), max_long_edge=100), evaluation=Evaluation(batch_size=batch))
+    recipe = replace(recipe, seed=seed)
+    sizes = some_sizes(count)
+    groups = evaluation_plan(sizes, recipe)
+    assert sorted(image.index for group in groups for image in group.images) == list(range(count))
+    assert [len(group.images) for group in groups[:-1]] == [batch] * (len(groups) - 1)
+    for group in groups:
+        assert all(edge % 32 == 0 for edge in group.canvas)
+        for image in group.images:
+            assert image.size == resized(*sizes[image.index].tolist(), 60, 100)
+            assert image.size == evaluation_size(*sizes[image.index].tolist(), recipe.data)
+            assert image.size[0] <= group.canvas[0]
+            assert image.size[1] <= group.canvas[1]
+            assert not image.flip_horizontal
+            assert not image.flip_vertical
+    aspects = [sizes[i.index, 1] / sizes[i.index, 0] for g in groups for i in g.images]
+    assert aspects == sorted(aspects)
+
+
+@given(st.integers(-(2**63), 2**63 - 1), st.integers(0, 20))
+def test_hashed_fractions_lie_in_the_unit_interval(seed, purpose):
+    assert 0 <= unit_interval(seed, purpose) < 1
+
+
+def test_hashed_fractions_are_uniform_and_purposes_independent():
+    one = np.array([unit_interval(seed, 1) for seed in range(20000)])
+    two = np.array([unit_interval(seed, 2) for seed in range(20000)])
+    assert np.histogram(one, 10, (0, 1))[0] == pytest.approx(np.full(10, 2000), abs=200)
+    assert abs(np.corrcoef(one, two)[0, 1]) < 0.03

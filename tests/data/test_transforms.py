@@ -1,0 +1,144 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from data_factories import box_row, image_row
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from megdet.data.coco import CocoDataset, load_coco, write_coco
+from megdet.data.plan import PlannedImage
+from megdet.data.transforms import load_batch, resize
+from megdet.structures import Batch
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> CocoDataset:
+    """Image 0 of 40 x 20 px (w x h) with two boxes and a crowd, image 1 of 10 x 30 px with nine boxes, image 2 empty."""
+    folder: Path = tmp_path_factory.mktemp("transforms")
+    random = np.random.default_rng(0)
+    for name, height, width in (("a.png", 20, 40), ("b.png", 30, 10), ("c.png", 8, 8)):
+        Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(folder / name)
+    write_coco(
+        folder / "all.json",
+        images=[image_row(1, "a.png", 40, 20), image_row(2, "b.png", 10, 30), image_row(3, "c.png", 8, 8)],
+        annotations=[
+            box_row(1, 1, 7, [4, 2, 10, 6]),
+            box_row(2, 1, 5, [0, 0, 40, 20], iscrowd=1),
+            box_row(3, 1, 5, [20, 10, 20, 10]),
+            *(box_row(10 + i, 2, 5, [1, i, 5, 10]) for i in range(9)),
+        ],
+        categories=[{"id": 5, "name": "five"}, {"id": 7, "name": "seven"}],
+    )
+    return load_coco(folder / "all.json", folder, keep_empty=True)
+
+
+def load_one(dataset: CocoDataset, index: int, size: tuple[int, int], jitter: float = 0.0, **options) -> Batch:
+    image = PlannedImage(index, 0, options.pop("seed", 5), size, **options)
+    return load_batch(dataset, [image], (64, 96), jitter)
+
+
+@pytest.mark.parametrize(
+    ("horizontal", "vertical", "first", "second"),
+    [  # 40 x 20 -> 60 x 40 px: x times 1.5, y times 2
+        (False, False, [6, 4, 21, 16], [30, 20, 60, 40]),
+        (True, False, [39, 4, 54, 16], [0, 20, 30, 40]),
+        (False, True, [6, 24, 21, 36], [30, 0, 60, 20]),
+        (True, True, [39, 24, 54, 36], [0, 0, 30, 20]),
+    ],
+)
+def test_boxes_follow_the_pixels_by_hand(dataset, horizontal, vertical, first, second):
+    batch = load_one(dataset, 0, (40, 60), flip_horizontal=horizontal, flip_vertical=vertical)
+    assert batch.targets.boxes[0, :2].tolist() == [first, second]
+    assert batch.targets.labels[0, :2].tolist() == [1, 0]
+    assert batch.scales.tolist() == [[2.0, 1.5]]
+    assert batch.sizes.tolist() == [[40, 60]]
+
+
+def test_a_crowd_is_no_target_and_rows_without_a_box_stand_for_nothing(dataset):
+    targets = load_one(dataset, 0, (20, 40)).targets
+    assert targets.is_box.sum() == 2
+    assert targets.labels[0].tolist() == [1, 0, *[-1] * 6]
+    assert not targets.boxes[0, 2:].any()
+
+
+def test_targets_are_padded_to_a_multiple_of_eight_boxes(dataset):
+    images = [PlannedImage(index, 0, index, (16, 16)) for index in (2, 1)]
+    targets = load_batch(dataset, images, (32, 32)).targets
+    assert targets.labels.shape == (2, 16)
+    assert targets.is_box.sum(1).tolist() == [0, 9]
+    assert load_batch(dataset, images[:1], (32, 32)).targets.labels.shape == (1, 8)
+    assert targets.image_seeds.tolist() == [2, 1]
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_flipping_mirrors_the_pixels_within_the_image_and_leaves_the_padding(dataset, index):
+    plain = load_one(dataset, index, (40, 60)).pixels[0]
+    for options, axis in (({"flip_horizontal": True}, 2), ({"flip_vertical": True}, 1)):
+        flipped = load_one(dataset, index, (40, 60), **options).pixels[0]
+        assert torch.equal(flipped[:, :40, :60].flip(axis), plain[:, :40, :60])
+        assert not torch.equal(flipped, plain)
+        assert not flipped[:, 40:].any()
+        assert not flipped[:, :, 60:].any()
+
+
+def test_a_box_holds_the_same_pixels_after_a_flip(dataset):
+    """A frame of integer corners, cut out of the flipped image and mirrored back, is the frame of the plain one."""
+    plain, flipped = (load_one(dataset, 0, (20, 40), flip_horizontal=flip) for flip in (False, True))
+    for row in range(2):
+        (x1, y1, x2, y2), (u1, v1, u2, v2) = (b.targets.boxes[0, row].int().tolist() for b in (plain, flipped))
+        assert torch.equal(plain.pixels[0, :, y1:y2, x1:x2], flipped.pixels[0, :, v1:v2, u1:u2].flip(2))
+
+
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 60), st.integers(1, 60))
+def test_resizing_is_pillows_bilinear_with_antialias(height, width, new_height, new_width):
+    pixels = np.random.default_rng(height * width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    expected = np.asarray(Image.fromarray(pixels).resize((new_width, new_height), Image.Resampling.BILINEAR))
+    found = resize(pixels, (new_height, new_width)).permute(1, 2, 0).numpy()
+    assert np.abs(found.astype(int) - expected).max() <= 1
+
+
+def test_an_image_of_the_wanted_size_keeps_every_pixel(dataset):
+    expected = np.asarray(Image.open(dataset.image_path(0)))
+    assert np.array_equal(load_one(dataset, 0, (20, 40)).pixels[0, :, :20, :40].permute(1, 2, 0).numpy(), expected)
+
+
+def test_an_empty_share_is_a_batch_of_no_images(dataset):
+    batch = load_batch(dataset, [], (64, 96))
+    assert batch.pixels.shape == (0, 3, 64, 96)
+    assert batch.sizes.shape == (0, 2)
+    assert batch.scales.shape == (0, 2)
+    assert batch.image_index == ()
+    assert batch.targets.boxes.shape == (0, 8, 4)
+    assert batch.targets.labels.shape == (0, 8)
+    assert batch.targets.image_seeds.shape == (0,)
+    assert batch.sizes.dtype == batch.targets.image_seeds.dtype == torch.int64
+
+
+def test_colour_jitter_is_drawn_by_the_seed_of_the_image_alone(dataset):
+    first = load_one(dataset, 0, (40, 60), jitter=0.4, seed=1)
+    torch.manual_seed(99)
+    beside = load_batch(
+        dataset, [PlannedImage(1, 0, 3, (30, 10)), PlannedImage(0, 7, 1, (40, 60))], (64, 96), color_jitter=0.4
+    )
+    assert torch.equal(first.pixels[0], beside.pixels[1])
+    assert not torch.equal(first.pixels, load_one(dataset, 0, (40, 60), jitter=0.4, seed=2).pixels)
+    plain = load_one(dataset, 0, (40, 60), seed=1)
+    assert not torch.equal(first.pixels, plain.pixels)
+    assert torch.equal(first.targets.boxes, plain.targets.boxes)
+    assert not first.pixels[0, :, 40:].any()
+    assert not first.pixels[0, :, :, 60:].any()
+
+
+def test_colour_jitter_and_flip_commute(dataset):
+    plain = load_one(dataset, 0, (40, 60), jitter=0.4).pixels[0, :, :40, :60]
+    flipped = load_one(dataset, 0, (40, 60), jitter=0.4, flip_horizontal=True).pixels[0, :, :40, :60]
+    assert torch.equal(plain, flipped.flip(2))
+
+
+def test_a_thin_image_may_be_a_pixel_wide(dataset):
+    batch = load_one(dataset, 1, (60, 1))
+    assert batch.sizes.tolist() == [[60, 1]]
+    assert batch.targets.is_box.sum() == 9

@@ -1,0 +1,89 @@
+"""The contract in small: the same training on one, two and three ranks, with every width of a lane."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_runs import difference, furthest, in_ranks, run_steps, small_recipe, state_of, write_small_set
+from torch import Tensor
+
+from megdet.distributed.world import World
+from megdet.recipe import Recipe
+
+pytestmark = pytest.mark.distributed
+
+STEPS = 4
+LAYOUTS = {2: (1, 2), 3: (1, 3)}
+"""Ranks: the widths of their lanes. Three lanes of one have two groups to share: one rank idles."""
+
+
+def recipes(folder: Path) -> dict[str, Recipe]:
+    batch = small_recipe(folder)
+    return {
+        "batch norm": batch,
+        # a lane of three carries groups of two, so one of its ranks never has an image
+        "frozen": replace(batch, bn_size=0, group_size=2, fpn=replace(batch.fpn, norm="none")),
+        "everything": replace(
+            batch,
+            data=replace(batch.data, vertical_flip=0.5, color_jitter=0.4, scale_jitter=(0.7, 1.2)),
+            rpn=replace(batch.rpn, norm="batch"),
+            box_head=replace(batch.box_head, norm="batch"),
+            optimizer=replace(batch.optimizer, clip_norm=0.5, ema_decay=0.9, decay_norm_and_bias=False),
+        ),
+    }
+
+
+Found = dict[tuple[str, int], tuple[dict[str, Tensor], list[Tensor]]]
+
+
+def train_all(world: World, folder: Path, widths: tuple[int, ...]) -> Found:
+    found = {}
+    for name, recipe in recipes(folder).items():
+        for width in widths:
+            trainer, reported = run_steps(recipe, STEPS, world, width)
+            found[name, width] = state_of(trainer), reported
+    return found
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: Any) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_small_set(folder, "train", 13)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(data: Path) -> Found:
+    return train_all(World(0, 1, torch.device("cpu")), data, (1,))
+
+
+@pytest.mark.parametrize("ranks", LAYOUTS)
+def test_any_number_of_ranks_and_any_lanes_train_like_one(ranks, data, alone, tmp_path):
+    everybody: list[Found] = in_ranks(train_all, ranks, tmp_path, data, LAYOUTS[ranks])
+    for (name, width), (state, reported) in everybody[0].items():
+        wanted, wanted_reported = alone[name, 1]
+        worst, where = furthest(wanted, state)
+        assert worst < 1e-9, (name, width, where, worst)
+        for step in range(STEPS):
+            assert difference(wanted_reported[step], reported[step]) < 1e-9, (name, width, step)
+        for others in everybody[1:]:
+            assert all(torch.equal(state[key], others[name, width][0][key]) for key in state), "ranks drifted apart"
+
+
+def test_the_training_that_is_compared_moves_what_it_should(data, alone):
+    for name, recipe in recipes(data).items():
+        before = state_of(run_steps(recipe, 0)[0])
+        after = alone[name, 1][0]
+        for key, tensor in before.items():
+            moves = not (name == "frozen" and ("running" in key or ".bn" in key or "downsample.1" in key))
+            assert (difference(tensor, after[key]) > 1e-8) == moves, (name, key)
+        assert any(key.startswith("momentum.") for key in after)
+
+
+def test_batch_statistics_do_belong_to_the_group(data, alone):
+    """Another BN size is another training: the equality above is not for want of statistics."""
+    recipe = replace(recipes(data)["batch norm"], bn_size=8)
+    worst, _ = furthest(alone["batch norm", 1][0], state_of(run_steps(recipe, STEPS)[0]))
+    assert worst > 1e-3

@@ -1,0 +1,196 @@
+"""Torchvision's own detector is the reference: same weights, same image, same detections, losses and gradients."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models.detection import fasterrcnn_resnet50_fpn
+from torchvision.models.detection.image_list import ImageList
+
+from factories import relative
+from megdet.errors import InputError
+from megdet.model.detector import LOSSES, Detector
+from megdet.model.torchvision_weights import convert_torchvision_weights, num_torchvision_classes, torchvision_recipe
+from megdet.recipe import Recipe
+from megdet.structures import Targets
+
+CLASSES = 5
+CANVAS = (160, 224)  # P5 is 5 x 7 and P6 3 x 4: 160 // 3 and 224 // 4 are no powers of two
+THEIR_LOSSES = dict(
+    zip(LOSSES, ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg"), strict=True)
+)
+BOXES = torch.tensor([[50.0, 60.0, 150.0, 150.0], [10.0, 10.0, 60.0, 90.0], [100.0, 20.0, 200.0, 80.0]])
+LABELS = torch.tensor([3, 1, 5])
+PROPOSALS = 200
+ALL = 10**6
+"""More samples than there are candidates."""
+
+
+def their_detector(eps: float) -> nn.Module:
+    """Random weights, statistics that are not trivial, and logits of a size that finds something."""
+    torch.manual_seed(0)
+    model = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=CLASSES + 1)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = eps
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+            nn.init.uniform_(module.weight, *((0.2, 0.5) if name.endswith("bn3") else (0.8, 1.2)))
+            nn.init.normal_(module.bias, 0, 0.1)
+    with torch.no_grad():
+        model.rpn.head.cls_logits.weight.mul_(3)
+        model.rpn.head.bbox_pred.weight.mul_(3)
+        model.roi_heads.box_predictor.cls_score.weight.mul_(12)
+        model.roi_heads.box_predictor.bbox_pred.weight.mul_(5)
+    return model.eval()
+
+
+def our_detector(theirs: nn.Module, recipe: Recipe) -> Detector:
+    ours = Detector(recipe, CLASSES)
+    ours.load_state_dict(convert_torchvision_weights(theirs.state_dict(), ours.state_dict()))
+    return ours.eval()
+
+
+@pytest.fixture(scope="module", params=[0.0, 1e-5], ids=["eps 0", "eps 1e-5"])
+def theirs_and_eps(request: pytest.FixtureRequest) -> tuple[nn.Module, float]:
+    return their_detector(request.param), request.param
+
+
+@pytest.mark.parametrize("canvas", [CANVAS, (192, 256)], ids=["odd P6", "even P6"])
+def test_the_same_weights_detect_the_same(theirs_and_eps, canvas):
+    theirs, eps = theirs_and_eps
+    ours = our_detector(theirs, torchvision_recipe(Recipe(), eps))
+    x = torch.randn(1, 3, *canvas, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        features = theirs.backbone(x)
+        proposals, _ = theirs.rpn(ImageList(x, [canvas]), features)
+        (expected,), _ = theirs.roi_heads(features, proposals, [canvas])
+    found = ours.detect(x, torch.tensor([canvas]))
+    count = len(expected["boxes"])
+    assert count >= 20
+    assert expected["scores"].std() > 0.04
+    assert len(expected["labels"].unique()) > 1
+    assert (found.labels[0] >= 0).sum() == count
+    assert torch.equal(found.labels[0, :count], expected["labels"] - 1)
+    assert (found.scores[0, :count] - expected["scores"]).abs().max() < 1e-4
+    assert (found.boxes[0, :count] - expected["boxes"]).abs().max() < 1e-2
+
+
+@pytest.fixture(scope="module")
+def their_losses(theirs_and_eps: tuple[nn.Module, float]) -> dict[str, torch.Tensor]:
+    """Losses with sampling that takes everything; their gradients are left in the model."""
+    theirs, _ = theirs_and_eps
+    theirs.train()
+    for module in theirs.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    for sampler in (theirs.rpn.fg_bg_sampler, theirs.roi_heads.fg_bg_sampler):
+        sampler.batch_size_per_image, sampler.positive_fraction = ALL, 0.5
+    theirs.rpn._post_nms_top_n["training"] = PROPOSALS
+    x = torch.randn(1, 3, *CANVAS, generator=torch.Generator().manual_seed(1))
+    features = theirs.backbone(x)
+    truth = [{"boxes": BOXES, "labels": LABELS}]
+    proposals, rpn_losses = theirs.rpn(ImageList(x, [CANVAS]), features, truth)
+    _, head_losses = theirs.roi_heads(features, proposals, [CANVAS], truth)
+    losses = rpn_losses | head_losses
+    sum(losses.values()).backward()
+    theirs.eval()
+    return {ours: losses[name].detach().reshape(1) for ours, name in THEIR_LOSSES.items()}
+
+
+@pytest.mark.parametrize("sparse", [True, False], ids=["sparse", "dense"])
+def test_the_same_weights_have_the_same_losses_and_gradients(theirs_and_eps, their_losses, sparse):
+    theirs, eps = theirs_and_eps
+    recipe = torchvision_recipe(Recipe(), eps)
+    recipe = replace(
+        recipe,
+        rpn=replace(recipe.rpn, sparse_loss=sparse, samples=10_000, train_proposals=PROPOSALS),
+        box_head=replace(recipe.box_head, samples=2 * PROPOSALS, positive_fraction=0.5),
+    )
+    ours = our_detector(theirs, recipe).train()
+    x = torch.randn(1, 3, *CANVAS, generator=torch.Generator().manual_seed(1))
+    found = ours.losses(x, torch.tensor([CANVAS]), Targets(BOXES[None], LABELS[None] - 1, torch.tensor([5])))
+    sum(found[name].sum() for name in LOSSES).backward()
+    assert found["rpn_positive"] > len(BOXES)
+    assert found["box_head_positive"] > len(BOXES) / (PROPOSALS + len(BOXES))  # proposals, not the truth alone
+    for name, expected in their_losses.items():
+        assert expected > 1e-3
+        assert relative(expected, found[name]) < 1e-4, name
+    fc1 = ours.box_head.fc1.weight.grad.reshape(1024, 49, 256).transpose(1, 2).flatten(1)
+    for name, a, b in (
+        ("rpn.conv", theirs.rpn.head.conv[0][0].weight.grad, ours.rpn.conv.weight.grad),
+        ("rpn.deltas", theirs.rpn.head.bbox_pred.weight.grad, ours.rpn.deltas.weight.grad),
+        ("fpn.output", theirs.backbone.fpn.layer_blocks[1][0].weight.grad, ours.fpn.output[1][0].weight.grad),
+        ("layer3", theirs.backbone.body.layer3[0].conv2.weight.grad, ours.backbone.body.layer3[0].conv2.weight.grad),
+        ("fc1", theirs.roi_heads.box_head.fc6.weight.grad, fc1),
+    ):
+        assert relative(a, b) < 1e-3, name
+    assert ours.backbone.body.layer1[0].conv1.weight.grad is None
+
+
+@pytest.fixture(scope="module")
+def tensors_and_wanted() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    theirs = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=CLASSES + 1)
+    return theirs.state_dict(), Detector(torchvision_recipe(Recipe(), 1e-5), CLASSES).state_dict()
+
+
+def test_every_tensor_of_ours_comes_from_theirs(tensors_and_wanted):
+    tensors, wanted = tensors_and_wanted
+    converted = convert_torchvision_weights(tensors, wanted)
+    assert list(converted) == list(wanted)
+    assert num_torchvision_classes(tensors) == CLASSES
+    assert torch.equal(converted["box_head.classes.bias"][-1], tensors["roi_heads.box_predictor.cls_score.bias"][0])
+
+
+def test_files_from_before_the_inner_index_are_read_too(tensors_and_wanted):
+    tensors, wanted = tensors_and_wanted
+    old = {}
+    for name, tensor in tensors.items():
+        for new_part, old_part in (("_blocks.{}.0.", "_blocks.{}."), ("rpn.head.conv.0.0.", "rpn.head.conv.")):
+            for level in "0123":
+                name = name.replace(new_part.format(level), old_part.format(level))
+        old[name] = tensor
+    assert old.keys() != tensors.keys()
+    expected = convert_torchvision_weights(tensors, wanted)
+    for name, tensor in convert_torchvision_weights(old, wanted).items():
+        assert torch.equal(tensor, expected[name])
+
+
+def without_fpn(tensors: dict[str, torch.Tensor]) -> None:
+    del tensors["backbone.fpn.inner_blocks.3.0.weight"]
+
+
+def with_a_mask_head(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["roi_heads.mask_head.0.0.weight"] = torch.zeros(1)
+
+
+def with_a_deeper_stage(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["backbone.body.layer3.6.conv1.weight"] = torch.zeros(256, 1024, 1, 1)
+
+
+def with_a_thinner_layer(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["rpn.head.conv.0.0.weight"] = torch.zeros(1)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (without_fpn, "no tensor for fpn.lateral.3.0.weight"),
+        (with_a_mask_head, "roi_heads.mask_head.0.0.weight has no place"),
+        (with_a_deeper_stage, "no place for the file's backbone.body.layer3.6.conv1.weight"),
+        (with_a_thinner_layer, "rpn.conv.weight has shape"),
+    ],
+)
+def test_weights_of_another_detector_are_refused_with_the_first_tensor_that_does_not_fit(
+    damage, message, tensors_and_wanted
+):
+    tensors, wanted = dict(tensors_and_wanted[0]), tensors_and_wanted[1]
+    damage(tensors)
+    with pytest.raises(InputError, match=message):
+        convert_torchvision_weights(tensors, wanted)
+
+
+def test_a_file_without_a_classifier_is_refused():
+    with pytest.raises(InputError, match="not a state dict of"):
+        num_torchvision_classes({"fc.weight": torch.zeros(1)})

@@ -1,0 +1,191 @@
+"""Runs of seconds on data sets of a few images, in this process or in several real ones."""
+
+import contextlib
+import itertools
+import os
+import signal
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from factories import TINY
+from PIL import Image
+from torch import Tensor, distributed
+
+from megdet.data.coco import CocoDataset, load_coco, write_coco
+from megdet.data.loader import training_batches
+from megdet.data.plan import TrainingPlan
+from megdet.distributed.layout import choose_layout
+from megdet.distributed.world import World, start_world, stop_world
+from megdet.recipe import Backbone, Data, Evaluation, Optimizer, Recipe, Schedule
+from megdet.training.optimizer import momentum_by_name
+from megdet.training.prepare import make_trainer
+from megdet.training.schedule import learning_rate
+from megdet.training.step import Trainer, train_step
+
+CPU = torch.device("cpu")
+ALONE = World(0, 1, CPU)
+CLASS_NAMES = ("bolt", "nut", "gear")
+
+
+def write_small_set(folder: Path, split: str, count: int, seed: int = 0, same_size: bool = False) -> None:
+    """Noise with one to three bright rectangles, whose class is their colour; image `i` has the id 100 + 3 i."""
+    random = np.random.default_rng(seed)
+    (folder / split).mkdir(parents=True, exist_ok=True)
+    images, annotations = [], []
+    for index in range(count):
+        height, width = (64, 64) if same_size else (int(edge) for edge in random.integers(40, 90, 2))
+        pixels = random.integers(0, 110, (height, width, 3), dtype=np.uint8)
+        row = {"id": 100 + 3 * index, "file_name": f"{index}.png", "width": width, "height": height}
+        for _ in range(int(random.integers(1, 4))):
+            x, y = random.uniform(0, 0.5, 2) * (width, height)
+            w, h = random.uniform(0.2, 0.5, 2) * (width, height)
+            label = int(random.integers(3))
+            pixels[int(y) : int(y + h), int(x) : int(x + w), label] = 255
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": row["id"],
+                    "category_id": 10 * (label + 1),
+                    "bbox": [round(float(value), 2) for value in (x, y, w, h)],
+                }
+            )
+        images.append(row)
+        Image.fromarray(pixels).save(folder / split / row["file_name"])
+    categories = [{"id": 10 * (label + 1), "name": name} for label, name in enumerate(CLASS_NAMES)]
+    write_coco(folder / f"{split}.json", images=images, annotations=annotations, categories=categories)
+
+
+def small_recipe(folder: Path, **changes: Any) -> Recipe:
+    """Batch norm over 4 of 8 images, in float64; two epochs of 16 images are 4 steps."""
+    recipe = replace(
+        TINY,
+        batch_size=8,
+        bn_size=4,
+        plan_window=2,
+        precision="float64",
+        backbone=Backbone(name="test_resnet"),
+        data=Data(
+            train_annotations=str(folder / "train.json"),
+            train_images=str(folder / "train"),
+            val_annotations=str(folder / "val.json"),
+            val_images=str(folder / "val"),
+            short_edges=(48, 64),
+            max_long_edge=80,
+        ),
+        fpn=replace(TINY.fpn, norm="batch"),
+        box_head=replace(TINY.box_head, score_threshold=0.01),
+        optimizer=Optimizer(base_lr=0.02),
+        schedule=Schedule(policy="step", epochs=2.0, warmup_steps=2, warmup_start=0.5),
+        evaluation=Evaluation(batch_size=2),
+    )
+    return replace(recipe, **changes)
+
+
+def train_set(recipe: Recipe) -> CocoDataset:
+    return load_coco(Path(recipe.data.train_annotations), Path(recipe.data.train_images), keep_empty=False)
+
+
+def val_set(recipe: Recipe) -> CocoDataset:
+    return load_coco(Path(recipe.data.val_annotations), Path(recipe.data.val_images), keep_empty=True)
+
+
+def make(recipe: Recipe, world: World = ALONE, width: int | None = None) -> Trainer:
+    layout = choose_layout(recipe.groups_per_step, recipe.images_per_group, world.size, width)
+    return make_trainer(recipe, train_set(recipe), layout, world)
+
+
+def run_steps(
+    recipe: Recipe, steps: int, world: World = ALONE, width: int | None = None
+) -> tuple[Trainer, list[Tensor]]:
+    """The trainer after some steps of the recipe's plan, and what each of them reported."""
+    dataset = train_set(recipe)
+    plan = TrainingPlan(dataset.sizes, recipe)
+    layout = choose_layout(recipe.groups_per_step, recipe.images_per_group, world.size, width)
+    trainer = make_trainer(recipe, dataset, layout, world)
+    batches = training_batches(dataset, plan, layout, world.rank, (0, steps), workers=0, device=CPU)
+    number = len(layout.groups_of(world.rank))
+    reported = []
+    for step in range(steps):
+        rate = learning_rate(recipe, len(dataset), step)
+        reported.append(train_step(trainer, itertools.islice(batches, number), number, rate, step, world))
+    return trainer, reported
+
+
+def state_of(trainer: Trainer) -> dict[str, Tensor]:
+    """Copies of everything that a step changes: weights, buffers, momentum, averages."""
+    state = {f"model.{name}": tensor for name, tensor in trainer.model.state_dict().items()}
+    state |= {f"momentum.{name}": t for name, t in momentum_by_name(trainer.model, trainer.optimizer).items()}
+    if trainer.averages is not None:
+        state |= {f"averages.{name}": tensor for name, tensor in trainer.averages.tensors.items()}
+    return {name: tensor.detach().clone() for name, tensor in state.items()}
+
+
+def difference(ours: Tensor, theirs: Tensor) -> float:
+    """max|a - b| / max(max|a|, 1e-6), the contract's measure; what is not finite is infinitely far away."""
+    assert ours.shape == theirs.shape
+    if not (ours.isfinite().all() and theirs.isfinite().all()):
+        return float("inf")
+    ours, theirs = ours.double(), theirs.double()
+    return float((ours - theirs).abs().max() / ours.abs().max().clamp(min=1e-6)) if ours.numel() else 0.0
+
+
+def furthest(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> tuple[float, str]:
+    """The largest difference of two states, and where it is."""
+    assert ours.keys() == theirs.keys()
+    return max((difference(ours[name], theirs[name]), name) for name in ours)
+
+
+def in_ranks(
+    function: Callable[..., Any], size: int, folder: Path, *arguments: Any, timeout: float = 120.0
+) -> list[Any]:
+    """`function(world, *arguments)` of every rank of a gloo world of real processes; raises what a rank raised.
+
+    `function` must be at the top of a module. A rank that kills itself counts as the result None.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        (folder / "meet").unlink()
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["small_runs", "megdet.training.loop"])
+    processes = [
+        context.Process(target=_rank, args=(function, rank, size, folder, arguments), daemon=False)
+        for rank in range(size)
+    ]
+    for process in processes:
+        process.start()
+    try:
+        for process in processes:
+            process.join(timeout)
+            assert not process.is_alive(), f"a rank of {function.__name__} hangs"
+    finally:
+        for process in processes:
+            if process.is_alive():
+                process.kill()
+                process.join()
+    found = []
+    for rank, process in enumerate(processes):
+        if process.exitcode == -signal.SIGKILL:
+            found.append(None)
+            continue
+        assert process.exitcode == 0, f"rank {rank}: {(folder / f'error{rank}').read_text()}"
+        found.append(torch.load(folder / f"rank{rank}.pt", weights_only=False))
+    return found
+
+
+def _rank(function: Callable[..., Any], rank: int, size: int, folder: Path, arguments: Iterable[Any]) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size))
+    try:
+        if size > 1:  # meeting in a file needs no free port; start_world takes the group as it is
+            distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size)
+        torch.save(function(start_world("cpu"), *arguments), folder / f"rank{rank}.pt")
+        stop_world()
+    except BaseException:
+        (folder / f"error{rank}").write_text(traceback.format_exc())
+        os._exit(1)

@@ -1,0 +1,61 @@
+"""Rules of the house that the floors alone do not hold."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from megdet.recipe_file import load_recipe, packaged_recipes
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCE = ROOT / "src/megdet"
+
+
+def imported_modules(file: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+@pytest.mark.parametrize("file", sorted((SOURCE / "model").glob("*.py")), ids=lambda file: file.name)
+def test_the_model_never_imports_torch_distributed(file: Path) -> None:
+    assert not {name for name in imported_modules(file) if name.startswith("torch.distributed")}
+
+
+@pytest.mark.parametrize("word", ["world_size", "WORLD_SIZE", "get_world_size", "device_count"])
+def test_only_the_distributed_floor_and_the_command_line_know_how_many_devices_there_are(word: str) -> None:
+    allowed = {"distributed", "cli", "journal", "analysis"}  # the journal notes it, `describe` explains it
+    files = [file for file in SOURCE.rglob("*.py") if re.search(rf"\b{word}\b", file.read_text(encoding="utf-8"))]
+    places = {file.relative_to(SOURCE).parts[0] for file in files}
+    assert places - allowed == set()
+
+
+@pytest.mark.parametrize("name", sorted(packaged_recipes()))
+def test_every_packaged_recipe_is_valid_and_opens_with_source_and_command(name: str) -> None:
+    load_recipe(name)
+    header = [line for line in packaged_recipes()[name].splitlines() if line.startswith("#")]
+    assert any(line.startswith("# Source:") for line in header)
+    assert any(line.startswith("# Command:") and name in line for line in header)
+    assert any(line.startswith("# Cost:") for line in header)
+
+
+def test_the_reference_pages_are_what_make_docs_writes() -> None:
+    code = (
+        "import sys; sys.path.insert(0, 'docs'); import make; from pathlib import Path;"
+        "assert Path('docs/recipe.md').read_text() == make.knobs_page(), 'docs/recipe.md: run make docs';"
+        "assert Path('docs/recipes.md').read_text() == make.recipes_page(), 'docs/recipes.md: run make docs'"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_file_of_the_package_is_much_over_300_lines() -> None:
+    long = {str(file): n for file in SOURCE.rglob("*.py") if (n := len(file.read_text().splitlines())) > 350}
+    assert not long

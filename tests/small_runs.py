@@ -23,7 +23,7 @@ from megdet.data.plan import TrainingPlan
 from megdet.distributed.layout import choose_layout
 from megdet.distributed.world import World, start_world, stop_world
 from megdet.recipe import Backbone, Data, Evaluation, Optimizer, Recipe, Schedule
-from megdet.training.optimizer import momentum_by_name
+from megdet.training.optimizer import MovingAverage, momentum_by_name
 from megdet.training.prepare import make_trainer
 from megdet.training.schedule import learning_rate
 from megdet.training.step import Trainer, train_step
@@ -110,11 +110,26 @@ def run_steps(
     trainer = make_trainer(recipe, dataset, layout, world)
     batches = training_batches(dataset, plan, layout, world.rank, (0, steps), workers=0, device=CPU)
     number = len(layout.groups_of(world.rank))
+    wake(trainer)
     reported = []
     for step in range(steps):
         rate = learning_rate(recipe, len(dataset), step)
         reported.append(train_step(trainer, itertools.islice(batches, number), number, rate, step, world))
     return trainer, reported
+
+
+def wake(trainer: Trainer) -> None:
+    """Weights with which every layer counts: fresh ones silence the blocks of the backbone and whisper in the heads."""
+    with torch.no_grad():
+        for parameter in trainer.model.backbone.parameters():
+            if not parameter.any():
+                parameter.fill_(0.5)
+        for layer in (trainer.model.rpn.objectness, trainer.model.rpn.deltas):
+            layer.weight *= 10
+        for layer in (trainer.model.box_head.classes, trainer.model.box_head.deltas):
+            layer.weight *= 20
+    if trainer.averages is not None:
+        trainer.averages = MovingAverage(trainer.model, trainer.averages.decay)
 
 
 def state_of(trainer: Trainer) -> dict[str, Tensor]:

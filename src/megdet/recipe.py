@@ -59,8 +59,8 @@ class Backbone:
     """put the 1 x 1 convolution that the model has before its classifier on its last features (MobileNet has one)"""
     norm: NormKind = "batch"
     """batch = statistics over bn_size images (frozen where bn_size is 0), frozen, group or none"""
-    norm_eps: float = 1e-5
-    """what the norm layers add to a variance; torchvision's trained COCO_V1 detectors have 0"""
+    norm_eps: float | None = None
+    """what the norm layers add to a variance instead of the model's own; torchvision's COCO_V1 detectors have 0"""
     frozen_stages: int = 0
     """the stem (1) and the next stages (2 to 5) that are not trained; 2 in the recipes of BN size 0"""
 

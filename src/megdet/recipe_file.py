@@ -116,7 +116,7 @@ def check_recipe(recipe: Recipe, source: str) -> None:
         if flat[key] < 1:
             refuse(key, "it must be at least 1")
     for key in _NOT_NEGATIVE:
-        if flat[key] < 0:
+        if flat[key] is not None and flat[key] < 0:
             refuse(key, "it must not be negative")
     for key in _FRACTIONS:
         if not 0 <= flat[key] <= 1:
@@ -179,8 +179,9 @@ _FRACTIONS = (
 
 def _typed(tree: dict[str, Any], source: str) -> Recipe:
     parser = _parser()
+    defaults = _flat(dataclasses.asdict(Recipe()))
     for key, value in _flat(tree).items():
-        if value is None:
+        if value is None and defaults.get(key, 0) is not None:
             raise InputError(f"{source}: {key} has no value: write one, or leave the key out for its default")
     try:
         with warnings.catch_warnings():

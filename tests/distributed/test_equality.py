@@ -74,11 +74,12 @@ def test_any_number_of_ranks_and_any_lanes_train_like_one(ranks, data, alone, tm
 
 def test_the_training_that_is_compared_moves_what_it_should(data, alone):
     for name, recipe in recipes(data).items():
-        before = state_of(run_steps(recipe, 0)[0])
+        before = state_of(run_steps(recipe, 0)[0])  # the same weights, not yet trained
         after = alone[name, 1][0]
         for key, tensor in before.items():
-            moves = not (name == "frozen" and ("running" in key or ".bn" in key or "downsample.1" in key))
-            assert (difference(tensor, after[key]) > 1e-8) == moves, (name, key)
+            is_norm = f"{key.rsplit('.', 1)[0]}.running_mean" in before
+            moves = not (name == "frozen" and is_norm)
+            assert (difference(tensor, after[key]) > 1e-6) == moves, (name, key)
         assert any(key.startswith("momentum.") for key in after)
 
 

@@ -67,7 +67,7 @@ class TrainingPlan:
         """Images of the data set."""
         return len(self.sizes)
 
-    def epoch_end(self, epochs: float) -> int:
+    def epoch_end(self, epochs: int | float) -> int:
         """The number of steps after which so many epochs are done."""
         return math.ceil(epochs * self.num_images / self.recipe.batch_size - 1e-9)
 
@@ -141,7 +141,7 @@ def evaluation_size(height: int, width: int, data: Data) -> tuple[int, int]:
     return resized(height, width, data.short_edges[-1], data.max_long_edge)
 
 
-def resized(height: int, width: int, short_edge: float, max_long_edge: float) -> tuple[int, int]:
+def resized(height: int, width: int, short_edge: int | float, max_long_edge: int | float) -> tuple[int, int]:
     """Height and width with the shorter edge at `short_edge`, unless the longer one would exceed its maximum."""
     scale = min(short_edge / min(height, width), max_long_edge / max(height, width))
     return max(1, round(height * scale)), max(1, round(width * scale))

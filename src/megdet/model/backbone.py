@@ -51,7 +51,8 @@ class Backbone(nn.Module):
                 raise InputError(f"backbone.last_convolution: {recipe.name} has no convolution before its classifier")
             self.last = nn.Sequential(whole.conv_head, whole.bn2)
             self.channels[-1] = whole.conv_head.out_channels
-        _set_eps(self, recipe.norm_eps)
+        if recipe.norm_eps is not None:
+            _set_eps(self, recipe.norm_eps)
         self._freeze(recipe.frozen_stages)
         convert(self)
 

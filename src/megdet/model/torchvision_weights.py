@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from megdet.errors import InputError
-from megdet.recipe import Anchors, Backbone, BoxHead, Recipe
+from megdet.recipe import Anchors, Backbone, BoxHead, Fpn, Recipe, Rpn
 
 _RENAMED = (
     ("backbone.body.", "backbone.body."),
@@ -28,7 +28,9 @@ def torchvision_recipe(base: Recipe, norm_eps: float) -> Recipe:
         base,
         bn_size=0,
         backbone=Backbone(name="resnet50", norm="batch", norm_eps=norm_eps, frozen_stages=2),
+        fpn=Fpn(),
         anchors=Anchors(stride_from_grid=True),
+        rpn=Rpn(train_proposals=2000),
         box_head=BoxHead(aligned=False),
     )
 

@@ -22,13 +22,12 @@ def segmented_nms(
     """
     keep = torch.zeros_like(segments, dtype=torch.bool)
     order = segments.argsort(stable=True)
-    lengths = torch.unique_consecutive(segments[order], return_counts=True)
-    is_real, counts = (lengths[0] >= 0).tolist(), lengths[1].tolist()
-    boxes, scores = boxes[order].float(), scores[order].float()
+    numbers, counts = torch.unique_consecutive(segments[order], return_counts=True)
+    boxes, scores = boxes[order], scores[order]
     kept = []
     start = 0
-    for real, count in zip(is_real, counts, strict=True):
-        if real:
+    for number, count in torch.stack([numbers, counts], dim=1).tolist():
+        if number >= 0:
             kept.append(nms(boxes[start : start + count], scores[start : start + count], iou_threshold) + start)
         start += count
     if kept:

@@ -1,0 +1,123 @@
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from small_runs import ALONE, in_ranks
+from torch import Tensor, nn
+
+from megdet.distributed.gradients import GradientBuckets
+from megdet.distributed.world import World
+
+
+def make_model() -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 1), nn.Flatten(), nn.Linear(5 * 36, 2))
+    return model.double().to(memory_format=torch.channels_last)
+
+
+def some_images(count: int) -> Tensor:
+    return torch.randn(count, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def losses(model: nn.Module, images: Tensor) -> Tensor:
+    return (model(images) ** 2).sum()
+
+
+def plain_gradients(images: Tensor) -> list[Tensor]:
+    model = make_model()
+    losses(model, images).backward()
+    return [p.grad for p in model.parameters() if p.grad is not None]
+
+
+def test_every_gradient_is_a_view_of_its_bucket_in_the_memory_order_of_its_weight():
+    model = make_model()
+    buckets = GradientBuckets(model.parameters(), ALONE, bucket_bytes=400)
+    assert len(buckets.flats) > 2
+    assert sum(flat.numel() for flat in buckets.flats) == sum(p.numel() for p in model.parameters())
+    for value, flat in enumerate(buckets.flats, start=1):
+        flat.fill_(value)
+    assert all(p.grad.any() and p.grad.stride() == p.stride() for p in model.parameters())
+    assert not model[0].weight.grad.is_contiguous()  # channels last, as the weight
+    losses(model, some_images(2)).backward()
+    storages = {flat.untyped_storage().data_ptr() for flat in buckets.flats}
+    assert {p.grad.untyped_storage().data_ptr() for p in model.parameters()} == storages
+
+
+def test_the_layout_follows_from_the_parameters_last_ones_first():
+    layouts = [
+        [[tuple(p.shape) for p in buckets.parameters], [flat.numel() for flat in buckets.flats]]
+        for buckets in (GradientBuckets(make_model().parameters(), ALONE, bucket_bytes=400) for _ in range(2))
+    ]
+    assert layouts[0] == layouts[1]
+    # 8 bytes a number: a bucket is closed by the parameter that fills it
+    assert layouts[0][1] == [2 + 2 * 180, 5 + 20 + 4 + 108] == [362, 137] or layouts[0][1] == [362, 29 + 108, 0][:2]
+
+
+def test_parameters_that_are_not_trained_have_no_place():
+    model = make_model()
+    model[0].requires_grad_(False)
+    buckets = GradientBuckets(model.parameters(), ALONE)
+    assert sum(flat.numel() for flat in buckets.flats) == sum(p.numel() for p in model[2:].parameters())
+    assert model[0].weight.grad is None
+
+
+def test_several_backwards_add_up_to_one_of_the_whole():
+    model = make_model()
+    buckets = GradientBuckets(model.parameters(), ALONE)
+    images = some_images(5)
+    for _ in range(2):  # the second time from gradients that are there
+        buckets.zero()
+        losses(model, images[:2]).backward()
+        buckets.overlap()
+        losses(model, images[2:]).backward()
+        buckets.finish()
+        for parameter, expected in zip(model.parameters(), plain_gradients(images), strict=True):
+            assert torch.allclose(parameter.grad, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_the_norm_is_that_of_all_gradients_together_and_scaling_reaches_all():
+    model = make_model()
+    buckets = GradientBuckets(model.parameters(), ALONE, bucket_bytes=400)
+    losses(model, some_images(3)).backward()
+    expected = torch.cat([gradient.flatten() for gradient in plain_gradients(some_images(3))]).norm()
+    assert float(buckets.norm()) == pytest.approx(float(expected), rel=1e-12)
+    buckets.scale(torch.tensor(0.25, dtype=torch.float64))
+    assert float(buckets.norm()) == pytest.approx(float(expected) / 4, rel=1e-12)
+    assert torch.allclose(model[0].weight.grad, plain_gradients(some_images(3))[0] / 4)
+
+
+def test_the_norm_by_hand():
+    weights = [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1))]
+    buckets = GradientBuckets(weights, ALONE, bucket_bytes=1)
+    (weights[0] @ torch.tensor([2.0, 3.0]) + 6 * weights[1]).sum().backward()
+    assert float(buckets.norm()) == math.sqrt(4 + 9 + 36) == 7
+
+
+def reduce_shares(world: World, shares: list[list[int]]) -> tuple[list[Tensor], bool]:
+    """Gradients after every rank carried its own images, one a backward, in two steps."""
+    model = make_model()
+    buckets = GradientBuckets(model.parameters(), world, bucket_bytes=400)
+    images, own = some_images(4), shares[world.rank]
+    was_early = False
+    for _ in range(2):
+        buckets.zero()
+        for number, image in enumerate(own):
+            if number == len(own) - 1:
+                buckets.overlap()
+            losses(model, images[image : image + 1]).backward()
+            was_early = buckets._launched > 0
+            assert number == len(own) - 1 or not was_early
+        buckets.finish()
+    return [p.grad for p in model.parameters()], was_early
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("shares", [[[0, 1], [2, 3]], [[0, 1, 2], [3]], [[], [0, 1, 2, 3]]])
+def test_every_rank_ends_with_the_sum_over_all_also_one_without_a_backward(shares, tmp_path: Path):
+    found = in_ranks(reduce_shares, 2, tmp_path, shares)
+    for gradients, was_early in found:
+        for gradient, expected in zip(gradients, plain_gradients(some_images(4)), strict=True):
+            assert torch.allclose(gradient, expected, rtol=1e-12, atol=1e-12)
+    assert all(torch.equal(a, b) for a, b in zip(found[0][0], found[1][0], strict=True))
+    assert [early for _, early in found] == [bool(own) for own in shares], "sent while the last backward runs"

@@ -1,0 +1,109 @@
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+from small_runs import ALONE, in_ranks
+
+from megdet.distributed.layout import Layout
+from megdet.distributed.world import SINGLE_LANE, World, has_native_bfloat16, make_lane, start_world
+from megdet.errors import InputError
+
+
+def test_one_process_is_a_world_of_its_own(monkeypatch):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    world = start_world("cpu")
+    assert world == World(0, 1, torch.device("cpu"))
+    assert world.is_first
+    value = torch.tensor([3.0])
+    world.all_reduce(value)
+    world.barrier()
+    assert value.item() == 3
+    assert world.gather_objects("a") == ["a"]
+    assert make_lane(world, Layout(4, 2, 1, 1)) is SINGLE_LANE
+
+
+def test_an_unknown_device_is_refused():
+    with pytest.raises(InputError, match="--device tpu: choose cpu or cuda"):
+        start_world("tpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there_is_refused():
+    with pytest.raises(InputError, match="no CUDA device is visible here; use --device cpu"):
+        start_world("cuda")
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(InputError, match="local rank 2 has no GPU: this machine shows 2"):
+        start_world("cuda")
+
+
+def test_an_error_of_one_process_is_raised():
+    ALONE.agree(None)
+    with pytest.raises(InputError, match="no space"):
+        ALONE.agree("no space")
+
+
+@pytest.mark.parametrize(("flags", "has"), [("fpu avx512_bf16 sse", True), ("fpu amx_bf16", True), ("fpu avx2", False)])
+def test_bfloat16_is_native_where_the_processor_says_so(flags, has, monkeypatch):
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: f"processor : 0\nflags\t\t: {flags}\n")
+    assert has_native_bfloat16(torch.device("cpu")) == has
+
+
+def test_nothing_is_claimed_of_an_unknown_processor(monkeypatch):
+    def missing(*_args, **_options):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_text", missing)
+    assert not has_native_bfloat16(torch.device("cpu"))
+
+
+def meet(world: World) -> dict:
+    total = torch.tensor([world.rank + 1.0])
+    world.all_reduce(total)
+    try:
+        world.agree("disk full" if world.rank == 1 else None)
+        message = ""
+    except InputError as error:
+        message = str(error)
+    found = {"total": total.item(), "objects": world.gather_objects(("rank", world.rank)), "message": message}
+    for width in (1, 2, 4):
+        lane = make_lane(world, Layout(4, 4, 4, width))
+        members = torch.zeros(4)
+        members[world.rank] = 1
+        if lane.width > 1:
+            torch.distributed.all_reduce(members, group=lane.process_group)
+        found[width] = (lane.width, lane.place, lane.is_first, members.nonzero().flatten().tolist())
+    world.barrier()
+    return found
+
+
+@pytest.mark.distributed
+def test_four_ranks_sum_gather_agree_and_form_lanes_of_neighbours(tmp_path):
+    for rank, found in enumerate(in_ranks(meet, 4, tmp_path)):
+        assert found["total"] == 10
+        assert found["objects"] == [("rank", other) for other in range(4)]
+        assert found["message"] == "disk full"
+        assert found[1] == (1, 0, True, [rank])
+        assert found[2] == (2, rank % 2, rank % 2 == 0, [rank - rank % 2, rank - rank % 2 + 1])
+        assert found[4] == (4, rank, rank == 0, [0, 1, 2, 3])
+
+
+@pytest.mark.distributed
+def test_start_world_joins_what_torchrun_announces(tmp_path, monkeypatch):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    from megdet.distributed.world import stop_world
+
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_PORT": str(port)}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    start_world("cpu")
+    assert not torch.distributed.is_initialized()  # one process needs no group
+    stop_world()

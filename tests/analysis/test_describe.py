@@ -1,0 +1,44 @@
+"""The table of `megdet describe`."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from factories import TINY
+from megdet.analysis.describe import describe
+from megdet.data.demo import draw_demo
+from megdet.recipe import Data, Recipe, Schedule
+
+
+def values(recipe: Recipe, devices: int) -> dict[str, Any]:
+    return {row.key: row.value for row in describe(recipe, devices)}
+
+
+def test_rates_before_and_after_warmup_follow_the_linear_scaling_rule() -> None:
+    rows = values(replace(TINY, batch_size=64, bn_size=16), 4)
+    assert rows["rate_first"] == 0.02
+    assert rows["rate_after_warmup"] == 0.02 * 64 / 16
+    assert (rows["lanes"], rows["micro_batch"], rows["accumulation"]) == (4, 16, 1)
+
+
+def test_frozen_stages_are_not_counted_as_trained() -> None:
+    rows = {row.key: row.text for row in describe(replace(TINY, backbone=replace(TINY.backbone, frozen_stages=2)), 1)}
+    whole, trained = rows["parameters"].removesuffix(" trained").split(" million, ")
+    assert float(trained.split()[0]) < float(whole)
+
+
+def test_missing_data_is_said_and_counted_as_coco() -> None:
+    recipe = replace(TINY, data=Data(train_annotations="nowhere.json"), schedule=Schedule(policy="long"))
+    rows = {row.key: row for row in describe(recipe, 1)}
+    assert "nowhere.json is not here" in rows["data"].text
+    assert rows["steps"].value == -(-18 * 117266 // 4)
+
+
+def test_the_data_that_is_here_is_counted(tmp_path: Path) -> None:
+    draw_demo(tmp_path, num_train=12, num_val=1, size=64, workers=1)
+    data = Data(train_annotations=str(tmp_path / "annotations/train.json"), train_images=str(tmp_path / "train"))
+    recipe = replace(TINY, data=data, schedule=Schedule(policy="step", epochs=2.5, milestones=(1.0,), factors=(0.1,)))
+    rows = values(recipe, 1)
+    assert rows["data"]["images"] == 12
+    assert rows["data"]["classes"] == 8
+    assert rows["steps"] == 8  # 2.5 epochs of 12 images, 4 a step, rounded up

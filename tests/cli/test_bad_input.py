@@ -1,0 +1,258 @@
+"""What a user can do wrong: one clear line on standard error, exit code 2, nothing lost."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from cli_runs import OVERRIDES, TinyData, make_data
+from megdet.cli.main import main
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> TinyData:
+    return make_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def finished_run(data: TinyData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "a"
+    assert main(["train", "demo", "--run", str(run), *data.options, *OVERRIDES]) == 0
+    return run
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
+    """Run a command that must be refused; returns its one line."""
+
+    def run(*words: object) -> str:
+        code = main([str(word) for word in words])
+        error = capsys.readouterr().err
+        lines = [line for line in error.splitlines() if line.startswith("megdet")]
+        assert code == 2, error
+        assert len(lines) == 1, error
+        assert "Traceback" not in error
+        return lines[0]
+
+    return run
+
+
+def test_an_unknown_verb_is_refused_with_the_nearest(refused: Refused) -> None:
+    assert "did you mean 'train'?" in refused("trian", "demo")
+
+
+def test_no_verb_is_refused_with_the_list(refused: Refused) -> None:
+    assert "evaluate" in refused()
+
+
+def test_an_unknown_recipe_is_refused_with_the_nearest(refused: Refused) -> None:
+    assert "did you mean 'bccd'?" in refused("train", "bcd")
+
+
+def test_an_unknown_key_on_the_command_line_is_refused_with_the_nearest(refused: Refused) -> None:
+    assert "did you mean 'fpn.channels'?" in refused("train", "demo", "--fpn.chanels", "3")
+
+
+def test_an_unknown_key_in_a_file_is_refused_with_the_nearest(tmp_path: Path, refused: Refused) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("optimizer: {base_rl: 0.1}")
+    line = refused("train", recipe)
+    assert "mine.yaml" in line
+    assert "did you mean 'optimizer.base_lr'?" in line
+
+
+def test_a_wrong_type_is_refused_with_its_key(refused: Refused) -> None:
+    line = refused("describe", "demo", "--batch_size", "many")
+    assert "batch_size" in line
+    assert "many" in line
+
+
+def test_an_option_without_a_value_is_refused(refused: Refused) -> None:
+    assert "--fpn.channels" in refused("describe", "demo", "--fpn.channels")
+
+
+def test_an_option_of_no_recipe_is_refused_where_a_verb_takes_none(refused: Refused) -> None:
+    assert "--fast" in refused("data", "demo", "--fast", "yes")
+
+
+def test_a_bn_size_that_does_not_divide_the_batch_size_is_refused_with_those_that_do(refused: Refused) -> None:
+    line = refused("train", "demo", "--bn_size", "5")
+    assert "bn_size is 5" in line
+    assert "1, 2, 4, 8, 16" in line
+
+
+def test_more_devices_than_images_are_refused(refused: Refused) -> None:
+    assert "17 devices for a mini-batch of 16 images" in refused("describe", "demo", "--devices", "17")
+
+
+def test_zero_devices_are_refused(refused: Refused) -> None:
+    assert "device" in refused("describe", "demo", "--devices", "0")
+
+
+def test_a_lane_width_that_does_not_divide_the_devices_is_refused(refused: Refused) -> None:
+    assert "lane width 3" in refused("describe", "demo", "--devices", "4", "--lane-width", "3")
+
+
+def test_missing_annotations_are_refused_before_a_run_folder_is_made(tmp_path: Path, refused: Refused) -> None:
+    run = tmp_path / "run"
+    line = refused("train", "megdet-r50", "--run", run, "--data.train_annotations", tmp_path / "none.json")
+    assert "none.json" in line
+    assert not run.exists()
+
+
+def test_a_wrong_image_folder_is_refused_with_how_many_are_missing(
+    data: TinyData, tmp_path: Path, refused: Refused
+) -> None:
+    line = refused("train", "demo", "--run", tmp_path / "run", *data.options, "--data.train_images", tmp_path)
+    assert str(tmp_path) in line
+    assert "24" in line
+
+
+def test_corrupt_json_is_refused_with_its_line(data: TinyData, tmp_path: Path, refused: Refused) -> None:
+    broken = tmp_path / "broken.json"
+    broken.write_text('{"images": [\n{"id": 1,, }]}')
+    line = refused("train", "demo", "--run", tmp_path / "run", *data.options, "--data.train_annotations", broken)
+    assert "broken.json" in line
+    assert "line 2" in line
+
+
+def test_too_few_images_for_one_mini_batch_are_refused(data: TinyData, tmp_path: Path, refused: Refused) -> None:
+    line = refused(
+        "train", "demo", "--run", tmp_path / "run", *data.options, *OVERRIDES, "--batch_size", 32, "--bn_size", 32
+    )
+    assert "24 images" in line
+    assert "mini-batch of 32" in line
+
+
+def test_data_without_any_box_is_refused(data: TinyData, tmp_path: Path, refused: Refused) -> None:
+    content = json.loads(data.train.read_text())
+    content["annotations"] = []
+    empty = tmp_path / "empty.json"
+    empty.write_text(json.dumps(content))
+    options = [*data.options, "--data.train_annotations", empty, "--data.keep_empty_images", "true"]
+    assert "no image has a box" in refused("train", "demo", "--run", tmp_path / "run", *options, *OVERRIDES)
+
+
+def test_a_class_without_boxes_is_a_warning_of_the_check_and_can_be_trained_on(
+    data: TinyData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = json.loads(data.train.read_text())
+    content["categories"].append({"id": 99, "name": "unicorn"})
+    more = tmp_path / "more.json"
+    more.write_text(json.dumps(content))
+    assert main(["data", "check", str(more), str(data.train_images)]) == 0
+    assert "unicorn" in capsys.readouterr().out
+    options = [*data.options, "--data.train_annotations", str(more)]
+    assert main(["train", "demo", "--run", str(tmp_path / "run"), *options, *OVERRIDES]) == 0
+
+
+def test_a_class_that_only_the_validation_set_has_is_refused(data: TinyData, tmp_path: Path, refused: Refused) -> None:
+    content = json.loads(data.val.read_text())
+    content["categories"][0]["name"] = "unicorn"
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(content))
+    options = [*data.options, "--data.val_annotations", other]
+    assert "'unicorn'" in refused("train", "demo", "--run", tmp_path / "run", *options, *OVERRIDES)
+
+
+def test_a_run_folder_of_another_recipe_is_refused_with_the_first_difference(
+    data: TinyData, finished_run: Path, refused: Refused
+) -> None:
+    before = (finished_run / "recipe.yaml").read_bytes()
+    line = refused("train", "demo", "--run", finished_run, *data.options, *OVERRIDES, "--seed", 9)
+    assert "seed: 9 here, 0 there" in line
+    assert (finished_run / "recipe.yaml").read_bytes() == before
+
+
+def test_a_run_folder_that_cannot_be_written_is_refused(data: TinyData, tmp_path: Path, refused: Refused) -> None:
+    (tmp_path / "file").write_text("in the way")
+    line = refused("train", "demo", "--run", tmp_path / "file" / "run", *data.options, *OVERRIDES)
+    assert "cannot be written" in line
+
+
+def test_evaluating_no_run_is_refused(tmp_path: Path, refused: Refused) -> None:
+    assert "not a run folder" in refused("evaluate", tmp_path)
+
+
+def test_a_checkpoint_of_another_architecture_is_refused_with_the_tensor(
+    finished_run: Path, tmp_path: Path, refused: Refused
+) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "copy")
+    recipe = run / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("channels: 16", "channels: 24"))
+    line = refused("evaluate", run)
+    assert "fpn.lateral.0.0.weight" in line
+    assert "architecture" in line
+
+
+def test_a_damaged_checkpoint_is_refused_with_its_file(finished_run: Path, tmp_path: Path, refused: Refused) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "copy")
+    weights = max((run / "checkpoints").iterdir()) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert str(weights) in refused("evaluate", run)
+
+
+def test_detecting_on_a_missing_image_is_refused(finished_run: Path, tmp_path: Path, refused: Refused) -> None:
+    assert "no such file" in refused("detect", finished_run, tmp_path / "none.jpg")
+
+
+def test_detecting_on_a_broken_image_is_refused_with_its_name(
+    finished_run: Path, tmp_path: Path, refused: Refused
+) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"not a picture")
+    assert "broken.jpg" in refused("detect", finished_run, tmp_path / "broken.jpg")
+
+
+def test_an_image_that_breaks_during_training_stops_the_run_with_its_name(
+    data: TinyData, tmp_path: Path, refused: Refused
+) -> None:
+    images = shutil.copytree(data.train_images, tmp_path / "images")
+    victim = sorted(images.iterdir())[3]
+    victim.write_bytes(victim.read_bytes()[:700])
+    options = [*data.options, "--data.train_images", images]
+    line = refused("train", "demo", "--run", tmp_path / "run", *options, *OVERRIDES, "--workers", 1)
+    assert victim.name in line
+
+
+def test_evaluating_files_needs_both(tmp_path: Path, refused: Refused) -> None:
+    assert "--detections" in refused("evaluate", "--ground-truth", tmp_path / "a.json")
+
+
+def test_weights_of_another_model_are_refused(data: TinyData, tmp_path: Path, refused: Refused) -> None:
+    save_file({"a.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
+    options = [*data.options, *OVERRIDES, "--backbone.weights", tmp_path / "other.safetensors"]
+    assert "another model" in refused("train", "demo", "--run", tmp_path / "run", *options)
+
+
+def test_importing_something_else_is_refused(tmp_path: Path, refused: Refused) -> None:
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pth")
+    line = refused("import", "torchvision", tmp_path / "other.pth", "--run", tmp_path / "run")
+    assert "other.pth" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_data_set_with_fatal_problems_fails_the_check(
+    data: TinyData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = json.loads(data.train.read_text())
+    content["annotations"][0]["category_id"] = 77
+    content["annotations"][1]["bbox"][2] = 0
+    bad = tmp_path / "bad.json"
+    bad.write_text(json.dumps(content))
+    assert main(["data", "check", str(bad), str(data.train_images)]) == 2
+    printed = capsys.readouterr()
+    fatal = next(line for line in printed.out.splitlines() if line.startswith("fatal"))
+    assert str(content["annotations"][0]["id"]) in fatal
+    assert "77" in fatal
+    assert "1 fatal problem" in printed.err
+
+
+def test_the_checkpoint_holds_the_tensors_of_the_final_model(finished_run: Path) -> None:
+    newest = max((finished_run / "checkpoints").iterdir())
+    assert "fpn.lateral.0.0.weight" in load_file(newest / "model.safetensors")

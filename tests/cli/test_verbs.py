@@ -1,0 +1,197 @@
+"""The verbs as a user calls them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+
+from cli_runs import OVERRIDES, TinyData, make_data
+from factories import SHARED_DATA
+from megdet.cli.main import main
+from megdet.recipe_file import dump_recipe, load_recipe
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> TinyData:
+    return make_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def run(data: TinyData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "a"
+    options = [*data.options, *OVERRIDES, "--box_head.score_threshold", "0.0"]
+    assert main(["train", "demo", "--run", str(folder), *options]) == 0
+    return folder
+
+
+def test_train_leaves_the_whole_run_folder(run: Path) -> None:
+    assert {path.name for path in run.iterdir()} == {
+        "recipe.yaml",
+        "environment.json",
+        "metrics.jsonl",
+        "evaluation.json",
+        "detections.json",
+        "checkpoints",
+        "pictures",
+    }
+    assert {path.name for path in (run / "pictures").iterdir()} == {"course.png", "detections.png"}
+    numbers = json.loads((run / "evaluation.json").read_text())
+    assert set(numbers) == {*"AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl".split(), "per_class"}
+
+
+def test_the_recipe_of_a_run_repeats_it(run: Path, data: TinyData, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    assert main(["train", str(run / "recipe.yaml"), "--run", str(again), "--workers", "0"]) == 0
+    assert (again / "recipe.yaml").read_bytes() == (run / "recipe.yaml").read_bytes()
+    assert (again / "detections.json").read_bytes() == (run / "detections.json").read_bytes()
+    complete = load_recipe(str(run / "recipe.yaml"))
+    assert dump_recipe(complete) == (run / "recipe.yaml").read_text()
+
+
+def test_evaluate_repeats_the_numbers_of_the_last_epoch(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = json.loads((run / "evaluation.json").read_text())
+    assert main(["evaluate", str(run), "--out", str(tmp_path), "--workers", "0"]) == 0
+    assert json.loads((tmp_path / "evaluation.json").read_text()) == before
+    assert (tmp_path / "detections.json").read_bytes() == (run / "detections.json").read_bytes()
+    printed = capsys.readouterr().out
+    assert printed.index("mmAP") < printed.index("mmAR") < printed.index("AP50")
+
+
+def test_evaluating_other_data_leaves_the_numbers_of_the_run_alone(run: Path, data: TinyData) -> None:
+    before = (run / "evaluation.json").read_bytes()
+    options = ["--data", str(data.train), str(data.train_images), "--workers", "0"]
+    assert main(["evaluate", str(run), *options]) == 0
+    assert (run / "evaluation.json").read_bytes() == before
+    assert (run / "evaluations/train/evaluation.json").is_file()
+
+
+def test_detect_draws_all_kinds_of_pictures_and_writes_one_file(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    pixels = np.arange(64 * 48 * 3, dtype=np.uint32).reshape(48, 64, 3).astype(np.uint8)
+    Image.fromarray(pixels[..., 0]).save(folder / "gray.png")
+    Image.fromarray(pixels).convert("CMYK").save(folder / "cmyk.jpg")
+    Image.fromarray(pixels[..., 0].astype(np.uint16) * 256).save(folder / "deep.png")
+    Image.fromarray(np.dstack([pixels, pixels[..., :1]])).save(folder / "alpha.png")
+    turned = Image.fromarray(pixels)
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(folder / "turned.jpg", exif=exif)
+    assert main(["detect", str(run), str(folder), "--out", str(tmp_path / "out"), "--score", "0.01"]) == 0
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"gray.png", "cmyk.png", "deep.png", "alpha.png", "turned.png", "detections.json"}
+    found = json.loads((tmp_path / "out/detections.json").read_text())
+    assert {item["image_id"] for item in found} == {"gray.png", "cmyk.jpg", "deep.png", "alpha.png", "turned.jpg"}
+    for item in found:
+        x, y, width, height = item["bbox"]
+        limits = (48, 64) if item["image_id"] == "turned.jpg" else (64, 48)
+        assert min(x, y, width, height) >= 0
+        assert x + width <= limits[0] + 0.01
+        assert y + height <= limits[1] + 0.01
+
+
+def test_describe_prints_the_arithmetic_of_the_paper(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["describe", "megdet-r50-b256-bn32", "--devices", "128", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    wanted = {"batch_size": 256, "groups": 8, "lanes": 8, "images_a_device": 2, "accumulation": 1, "idle": 0.0}
+    assert {key: rows[key] for key in wanted} == wanted
+    assert rows["rate_first"] == pytest.approx(0.02)
+    assert rows["rate_after_warmup"] == pytest.approx(0.32)
+    assert rows["warmup_steps"] == 500
+    assert rows["epochs"] == 11
+    assert rows["steps"] == -(-11 * 117266 // 256)
+
+
+def test_describe_on_uneven_devices_names_better_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["describe", "demo", "--devices", "3"]) == 0
+    printed = capsys.readouterr().out
+    assert "better numbers of devices" in printed
+    assert "warmup" in printed
+
+
+def test_recipes_are_listed_and_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes"]) == 0
+    assert "megdet-r50" in capsys.readouterr().out
+    assert main(["recipes", "bccd"]) == 0
+    assert capsys.readouterr().out.startswith("# ")
+
+
+def test_every_key_of_the_recipe_is_explained_by_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--help"])
+    assert stop.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--backbone.frozen_stages" in text
+    assert "images per optimizer step" in text
+
+
+def test_importing_torchvision_makes_a_run_that_detects(tmp_path: Path, data: TinyData) -> None:
+    torch.manual_seed(0)
+    model = torchvision.models.detection.fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=4)
+    torch.save(model.state_dict(), tmp_path / "tv.pth")
+    run = tmp_path / "run"
+    options = ["--run", str(run), "--norm-eps", "0", "--data.short_edges", "[64]"]
+    assert main(["import", "torchvision", str(tmp_path / "tv.pth"), *options]) == 0
+    assert load_recipe(str(run / "recipe.yaml")).backbone.norm_eps == 0
+    picture = next(data.val_images.iterdir())
+    assert main(["detect", str(run), str(picture)]) == 0
+    assert (run / "pictures/detect" / f"{picture.stem}.png").is_file()
+
+
+def test_convert_check_and_stats_go_through_from_the_example(tmp_path: Path) -> None:
+    example = Path(__file__).parents[2] / "examples/voc"
+    out = tmp_path / "out"
+    assert main(["data", "convert", "--from", "voc", str(example), str(out)]) == 0
+    train = [str(out / "annotations/train.json"), str(out / "images")]
+    assert main(["data", "check", *train]) == 0
+    assert main(["data", "stats", *train, "--picture", str(tmp_path / "stats.png")]) == 0
+    with Image.open(tmp_path / "stats.png") as picture:
+        assert picture.width > 600
+
+
+def test_the_golden_numbers_come_out_of_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    folder = SHARED_DATA / "coco_eval_golden"
+    if not folder.is_dir():
+        pytest.skip("the COCO API's example files are not at ../shared/data")
+    files = [
+        "--ground-truth",
+        str(folder / "sampled_gts_bbox_area.json"),
+        "--detections",
+        str(folder / "results/instances_val2014_fakebbox100_results.json"),
+    ]
+    assert main(["evaluate", *files, "--out", str(tmp_path)]) == 0
+    numbers = json.loads((tmp_path / "evaluation.json").read_text())
+    golden = (
+        "0.503647 0.696973 0.571667 0.593252 0.557991 0.489363 0.386813 0.593680 0.595353 0.654764 0.603130 0.553744"
+    )
+    keys = "AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl"
+    for key, value in zip(keys.split(), golden.split(), strict=True):
+        assert numbers[key] == pytest.approx(float(value), abs=1e-6)
+
+
+@pytest.mark.distributed
+def test_torchrun_needs_no_other_change(data: TinyData, run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "two"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "megdet", "--"]
+    options = [*data.options, *OVERRIDES, "--box_head.score_threshold", "0.0"]
+    done = subprocess.run(
+        [*command, "train", "demo", "--run", str(folder), *options],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    first = [json.loads(path.read_text().splitlines()[0]) for path in (run / "metrics.jsonl", folder / "metrics.jsonl")]
+    assert first[1]["loss"] == pytest.approx(first[0]["loss"], rel=1e-4)
+    assert first[1]["gradient_norm"] == pytest.approx(first[0]["gradient_norm"], rel=1e-3)

@@ -13,16 +13,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from factories import TINY
 from PIL import Image
 from torch import Tensor, distributed
 
+from factories import TINY
 from megdet.data.coco import CocoDataset, load_coco, write_coco
 from megdet.data.loader import training_batches
 from megdet.data.plan import TrainingPlan
 from megdet.distributed.layout import choose_layout
 from megdet.distributed.world import World, start_world, stop_world
+from megdet.inference.trained import place_model
+from megdet.journal.checkpoint_files import save_checkpoint
+from megdet.journal.run_folder import RunFolder
+from megdet.model.detector import Detector
 from megdet.recipe import Backbone, Data, Evaluation, Optimizer, Recipe, Schedule
+from megdet.recipe_file import dump_recipe
 from megdet.training.optimizer import MovingAverage, momentum_by_name
 from megdet.training.prepare import make_trainer
 from megdet.training.schedule import learning_rate
@@ -91,6 +96,32 @@ def train_set(recipe: Recipe) -> CocoDataset:
     return load_coco(Path(recipe.data.train_annotations), Path(recipe.data.train_images), keep_empty=False)
 
 
+def save_run(
+    folder: Path, recipe: Recipe, class_names: tuple[str, ...] = CLASS_NAMES, *, averages: bool = False, seed: int = 0
+) -> tuple[RunFolder, Detector]:
+    """A run folder with one checkpoint of weights that were never trained; the averages are the weights and 1."""
+    run = RunFolder(folder).create()
+    run.write_recipe(dump_recipe(recipe))
+    torch.manual_seed(seed)
+    model = Detector(recipe, len(class_names))
+    place_model(model, CPU)
+    with torch.no_grad():
+        model.box_head.classes.weight *= 30
+        model.box_head.classes.weight += torch.randn_like(model.box_head.classes.weight) * 0.1
+    tensors = {"model": model.state_dict(), "optimizer": {}}
+    if averages:
+        tensors["averages"] = {name: tensor + 1 for name, tensor in model.state_dict().items()}
+    state = {
+        "step": 7,
+        "class_names": list(class_names),
+        "category_ids": [10 * (label + 1) for label in range(len(class_names))],
+        "num_images": 1,
+        "evaluation": None,
+    }
+    save_checkpoint(run, 7, tensors, state, keep=1)
+    return run, model
+
+
 def val_set(recipe: Recipe) -> CocoDataset:
     return load_coco(Path(recipe.data.val_annotations), Path(recipe.data.val_images), keep_empty=True)
 
@@ -101,7 +132,7 @@ def make(recipe: Recipe, world: World = ALONE, width: int | None = None) -> Trai
 
 
 def run_steps(
-    recipe: Recipe, steps: int, world: World = ALONE, width: int | None = None
+    recipe: Recipe, steps: int, world: World = ALONE, width: int | None = None, *, is_woken: bool = True
 ) -> tuple[Trainer, list[Tensor]]:
     """The trainer after some steps of the recipe's plan, and what each of them reported."""
     dataset = train_set(recipe)
@@ -110,7 +141,8 @@ def run_steps(
     trainer = make_trainer(recipe, dataset, layout, world)
     batches = training_batches(dataset, plan, layout, world.rank, (0, steps), workers=0, device=CPU)
     number = len(layout.groups_of(world.rank))
-    wake(trainer)
+    if is_woken:
+        wake(trainer)
     reported = []
     for step in range(steps):
         rate = learning_rate(recipe, len(dataset), step)

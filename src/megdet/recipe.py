@@ -30,7 +30,7 @@ class Data:
     short_edges: tuple[int, ...] = (800,)
     """lengths in pixels of the shorter edge; one is drawn for each training group, the last is used for evaluation"""
     max_long_edge: int = 1333
-    """the longer edge is never resized beyond this many pixels"""
+    """the longer edge is not resized beyond this many pixels (times the factor of scale_jitter)"""
     scale_jitter: tuple[float, float] = (1.0, 1.0)
     """a training group's size is multiplied by a factor drawn between these two, uniform in its logarithm"""
     horizontal_flip: float = 0.5

@@ -181,7 +181,17 @@ def test_the_golden_numbers_come_out_of_the_command(capsys: pytest.CaptureFixtur
 @pytest.mark.distributed
 def test_torchrun_needs_no_other_change(data: TinyData, run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "two"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "megdet", "--"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "megdet",
+        "--",
+    ]
     options = [*data.options, *OVERRIDES, "--box_head.score_threshold", "0.0"]
     done = subprocess.run(
         [*command, "train", "demo", "--run", str(folder), *options],

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import CPU, small_recipe, train_set, val_set, write_small_set
 from torch.utils.data import DataLoader
 
 from megdet.data import loader
@@ -14,6 +13,7 @@ from megdet.distributed.layout import choose_layout
 from megdet.errors import InputError
 from megdet.recipe import Recipe
 from megdet.structures import Batch
+from small_runs import CPU, small_recipe, train_set, val_set, write_small_set
 
 
 @pytest.fixture(scope="module")
@@ -105,11 +105,11 @@ def test_evaluation_batches_are_whole_groups_without_colour_jitter(recipe):
     plan = evaluation_plan(dataset.sizes, recipe)
     plain = list(group_batches(dataset, plan, workers=0, device=CPU))
     assert [batch.image_index for batch in plain] == [tuple(i.index for i in group.images) for group in plan]
-    assert all(
-        same(a, b) for a, b in zip(plain, group_batches(dataset, plan, workers=2, device=CPU), strict=True)
-    )
+    assert all(same(a, b) for a, b in zip(plain, group_batches(dataset, plan, workers=2, device=CPU), strict=True))
     calm = replace(recipe, data=replace(recipe.data, color_jitter=0.0))
-    assert all(same(a, b) for a, b in zip(plain, group_batches(val_set(calm), plan, workers=0, device=CPU), strict=True))
+    assert all(
+        same(a, b) for a, b in zip(plain, group_batches(val_set(calm), plan, workers=0, device=CPU), strict=True)
+    )
 
 
 def test_no_groups_are_no_batches_whatever_the_workers(recipe):

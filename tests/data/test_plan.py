@@ -1,3 +1,4 @@
+import itertools
 import math
 from collections import Counter
 from dataclasses import replace
@@ -65,7 +66,7 @@ def test_an_epoch_holds_every_image_once_even_where_a_window_spans_two(numbers, 
     assert {(e, i) for e in range(epochs) for i in range(plan.num_images)} <= set(seen)
     last, rest = divmod(seen.total(), plan.num_images)
     assert Counter(epoch for epoch, _ in seen) == Counter(
-        {epoch: plan.num_images for epoch in range(last)} | ({last: rest} if rest else {})
+        dict.fromkeys(range(last), plan.num_images) | ({last: rest} if rest else {})
     )
 
 
@@ -121,7 +122,7 @@ def test_images_of_like_aspect_ratio_meet_within_a_window():
         [plan.sizes[image.index, 1] / plan.sizes[image.index, 0] for image in group.images]
         for group in steps_of(plan, 0, 5)
     )
-    for lower, higher in zip(aspects[:-1], aspects[1:], strict=True):
+    for lower, higher in itertools.pairwise(aspects):
         assert max(lower) <= min(higher)
     order = [plan.sizes[group.images[0].index, 1] / plan.sizes[group.images[0].index, 0] for group in plan.groups(0)]
     every = [group.images for group in steps_of(plan, 0, 5)]

@@ -16,7 +16,7 @@ from megdet.structures import Batch
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory) -> CocoDataset:
-    """Image 0 of 40 x 20 px (w x h) with two boxes and a crowd, image 1 of 10 x 30 px with nine boxes, image 2 empty."""
+    """Image 0 of 40 x 20 px with two boxes and a crowd, image 1 of 10 x 30 px with nine boxes, image 2 without any."""
     folder: Path = tmp_path_factory.mktemp("transforms")
     random = np.random.default_rng(0)
     for name, height, width in (("a.png", 20, 40), ("b.png", 30, 10), ("c.png", 8, 8)):

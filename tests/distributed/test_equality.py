@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import difference, furthest, in_ranks, run_steps, small_recipe, state_of, write_small_set
 from torch import Tensor
 
 from megdet.distributed.world import World
 from megdet.recipe import Recipe
+from small_runs import difference, furthest, in_ranks, run_steps, small_recipe, state_of, write_small_set
 
 pytestmark = pytest.mark.distributed
 

@@ -3,11 +3,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import ALONE, in_ranks
 from torch import Tensor, nn
 
 from megdet.distributed.gradients import GradientBuckets
 from megdet.distributed.world import World
+from small_runs import ALONE, in_ranks
 
 
 def make_model() -> nn.Module:
@@ -32,7 +32,7 @@ def plain_gradients(images: Tensor) -> list[Tensor]:
 
 def test_every_gradient_is_a_view_of_its_bucket_in_the_memory_order_of_its_weight():
     model = make_model()
-    buckets = GradientBuckets(model.parameters(), ALONE, bucket_bytes=400)
+    buckets = GradientBuckets(model.parameters(), ALONE, bucket_bytes=200)
     assert len(buckets.flats) > 2
     assert sum(flat.numel() for flat in buckets.flats) == sum(p.numel() for p in model.parameters())
     for value, flat in enumerate(buckets.flats, start=1):
@@ -47,11 +47,11 @@ def test_every_gradient_is_a_view_of_its_bucket_in_the_memory_order_of_its_weigh
 def test_the_layout_follows_from_the_parameters_last_ones_first():
     layouts = [
         [[tuple(p.shape) for p in buckets.parameters], [flat.numel() for flat in buckets.flats]]
-        for buckets in (GradientBuckets(make_model().parameters(), ALONE, bucket_bytes=400) for _ in range(2))
+        for buckets in (GradientBuckets(make_model().parameters(), ALONE, bucket_bytes=200) for _ in range(2))
     ]
     assert layouts[0] == layouts[1]
-    # 8 bytes a number: a bucket is closed by the parameter that fills it
-    assert layouts[0][1] == [2 + 2 * 180, 5 + 20 + 4 + 108] == [362, 137] or layouts[0][1] == [362, 29 + 108, 0][:2]
+    # 8 bytes a number, and a bucket is closed by the parameter that fills it
+    assert layouts[0][1] == [2 + 360, 5 + 20, 4 + 108]
 
 
 def test_parameters_that_are_not_trained_have_no_place():
@@ -78,7 +78,7 @@ def test_several_backwards_add_up_to_one_of_the_whole():
 
 def test_the_norm_is_that_of_all_gradients_together_and_scaling_reaches_all():
     model = make_model()
-    buckets = GradientBuckets(model.parameters(), ALONE, bucket_bytes=400)
+    buckets = GradientBuckets(model.parameters(), ALONE, bucket_bytes=200)
     losses(model, some_images(3)).backward()
     expected = torch.cat([gradient.flatten() for gradient in plain_gradients(some_images(3))]).norm()
     assert float(buckets.norm()) == pytest.approx(float(expected), rel=1e-12)
@@ -97,7 +97,7 @@ def test_the_norm_by_hand():
 def reduce_shares(world: World, shares: list[list[int]]) -> tuple[list[Tensor], bool]:
     """Gradients after every rank carried its own images, one a backward, in two steps."""
     model = make_model()
-    buckets = GradientBuckets(model.parameters(), world, bucket_bytes=400)
+    buckets = GradientBuckets(model.parameters(), world, bucket_bytes=200)
     images, own = some_images(4), shares[world.rank]
     was_early = False
     for _ in range(2):
@@ -116,7 +116,7 @@ def reduce_shares(world: World, shares: list[list[int]]) -> tuple[list[Tensor], 
 @pytest.mark.parametrize("shares", [[[0, 1], [2, 3]], [[0, 1, 2], [3]], [[], [0, 1, 2, 3]]])
 def test_every_rank_ends_with_the_sum_over_all_also_one_without_a_backward(shares, tmp_path: Path):
     found = in_ranks(reduce_shares, 2, tmp_path, shares)
-    for gradients, was_early in found:
+    for gradients, _was_early in found:
         for gradient, expected in zip(gradients, plain_gradients(some_images(4)), strict=True):
             assert torch.allclose(gradient, expected, rtol=1e-12, atol=1e-12)
     assert all(torch.equal(a, b) for a, b in zip(found[0][0], found[1][0], strict=True))

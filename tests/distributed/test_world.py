@@ -1,13 +1,12 @@
-import socket
 from pathlib import Path
 
 import pytest
 import torch
-from small_runs import ALONE, in_ranks
 
 from megdet.distributed.layout import Layout
 from megdet.distributed.world import SINGLE_LANE, World, has_native_bfloat16, make_lane, start_world
 from megdet.errors import InputError
+from small_runs import ALONE, in_ranks
 
 
 def test_one_process_is_a_world_of_its_own(monkeypatch):
@@ -25,7 +24,7 @@ def test_one_process_is_a_world_of_its_own(monkeypatch):
 
 
 def test_an_unknown_device_is_refused():
-    with pytest.raises(InputError, match="--device tpu: choose cpu or cuda"):
+    with pytest.raises(InputError, match=r"--device tpu: choose cpu or cuda"):
         start_world("tpu")
 
 
@@ -92,18 +91,3 @@ def test_four_ranks_sum_gather_agree_and_form_lanes_of_neighbours(tmp_path):
         assert found[1] == (1, 0, True, [rank])
         assert found[2] == (2, rank % 2, rank % 2 == 0, [rank - rank % 2, rank - rank % 2 + 1])
         assert found[4] == (4, rank, rank == 0, [0, 1, 2, 3])
-
-
-@pytest.mark.distributed
-def test_start_world_joins_what_torchrun_announces(tmp_path, monkeypatch):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    from megdet.distributed.world import stop_world
-
-    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_PORT": str(port)}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    start_world("cpu")
-    assert not torch.distributed.is_initialized()  # one process needs no group
-    stop_world()

@@ -29,7 +29,7 @@ def make_parser() -> argparse.ArgumentParser:
     """The parser of all verbs; each sets `run`, the function that does it."""
     parser = _Parser(
         prog=_PROGRAM,
-        description="Train object detectors with large mini-batches: count images, and MegDet fits them to your devices.",
+        description="Train object detectors with large mini-batches: count images, MegDet fits them to your devices.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"{_PROGRAM} {__version__}")

@@ -1,5 +1,6 @@
 """Verbs about what a detector finds: evaluate, detect."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -95,15 +96,20 @@ def run_detect(arguments: Arguments) -> None:
     found: list[tuple[Path, list[dict[str, Any]]]] = []
     for file in files:
         pixels, results = detect_image(trained, file)
-        picture = out / f"{file.stem}.png"
-        if picture in [earlier for earlier, _ in found]:  # two pictures of one name in different folders
-            picture = out / f"{file.parent.name}_{file.stem}.png"
+        picture = _free_name(out, file, {earlier for earlier, _ in found})
         save_picture(picture, pixels, results, trained, arguments.score)
         drawn = sum(result["score"] >= arguments.score for result in results)
         CONSOLE.print(f"{picture}: {drawn} of {len(results)} detections drawn")
         found.append((picture, [{**result, "category": names[result["category_id"]]} for result in results]))
     _write(out / "detections.json", [result for _, results in found for result in results])
     CONSOLE.print(f"{out / 'detections.json'}")
+
+
+def _free_name(out: Path, file: Path, taken: set[Path]) -> Path:
+    """Where to draw a file's picture: others of its name may lie in other folders or have another suffix."""
+    names = itertools.chain((file.stem, file.name, f"{file.parent.name}_{file.name}"), itertools.count(2))
+    paths = (out / (f"{file.stem}_{name}.png" if isinstance(name, int) else f"{name}.png") for name in names)
+    return next(path for path in paths if path not in taken)
 
 
 def _image_files(paths: list[Path]) -> list[Path]:

@@ -104,7 +104,7 @@ def _iterate(items: Dataset[Any], order: Any, workers: int, device: torch.device
         prefetch_factor=_PREFETCH if workers else None,
         pin_memory=device.type == "cuda",
     )
-    ahead: Batch | None = None
+    ahead: tuple[Batch, torch.cuda.Event] | None = None
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
     for item in loader:
         if isinstance(item, InputError):
@@ -114,17 +114,18 @@ def _iterate(items: Dataset[Any], order: Any, workers: int, device: torch.device
             continue
         with torch.cuda.stream(stream):
             moved = item.to(device)
+            copied = stream.record_event()
         if ahead is not None:
-            yield _ready(ahead, stream)
-        ahead = moved
-    if ahead is not None and stream is not None:
-        yield _ready(ahead, stream)
+            yield _ready(*ahead)
+        ahead = moved, copied
+    if ahead is not None:
+        yield _ready(*ahead)
 
 
-def _ready(batch: Batch, stream: torch.cuda.Stream) -> Batch:
-    """Make the current stream wait for the copy, and keep its memory until the current stream is done with it."""
+def _ready(batch: Batch, copied: torch.cuda.Event) -> Batch:
+    """Make the current stream wait for the copy of this batch, not of the next, and keep its memory for that stream."""
     current = torch.cuda.current_stream()
-    current.wait_stream(stream)
+    current.wait_event(copied)
     targets = batch.targets
     for tensor in (batch.pixels, batch.sizes, batch.scales, targets.boxes, targets.labels, targets.image_seeds):
         tensor.record_stream(current)

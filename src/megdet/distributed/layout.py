@@ -76,6 +76,8 @@ def choose_layout(
     Raises InputError when there are more ranks than images, or when no lane width fits what is forced.
     """
     batch_size = num_groups * group_size
+    if world_size < 1:
+        raise InputError(f"{world_size} devices: it takes at least one")
     if world_size > batch_size:
         raise InputError(
             f"{world_size} devices for a mini-batch of {batch_size} images: "

@@ -42,8 +42,8 @@ def load_detector(folder: RunFolder, device: torch.device, overrides: dict[str, 
     weights = tensors.get("averages", tensors["model"])
     # the checkpoint has all weights, so the file that the training started from need not exist any more
     model = Detector(replace(recipe, backbone=replace(recipe.backbone, weights="")), len(state["class_names"]))
-    load_weights(model, weights, str(checkpoint / "model.safetensors"))
-    place_model(model, device)
+    place_model(model, device)  # first, so that weights in float64 stay so
+    load_weights(model, weights, str(checkpoint / f"{'averages' if 'averages' in tensors else 'model'}.safetensors"))
     model.eval()
     return TrainedDetector(
         model, recipe, tuple(state["class_names"]), tuple(state["category_ids"]), int(state["step"]), device

@@ -17,13 +17,21 @@ from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.evaluation.coco_numbers import CocoNumbers, evaluate_detections
 from megdet.inference.predict import category_ids_for, detect_dataset
-from megdet.journal.checkpoint_files import save_checkpoint
+from megdet.journal.checkpoint_files import latest_checkpoint, save_checkpoint
 from megdet.journal.metrics import MetricsWriter
 from megdet.journal.run_folder import RunFolder, write_json_atomically
 from megdet.model.detector import LOSSES
 from megdet.recipe import Recipe
 from megdet.training.optimizer import momentum_by_name
-from megdet.training.prepare import Datasets, check_folder, claim_folder, load_datasets, make_trainer, resume
+from megdet.training.prepare import (
+    Datasets,
+    check_folder,
+    claim_folder,
+    fingerprint,
+    load_datasets,
+    make_trainer,
+    resume,
+)
 from megdet.training.report import Reporter
 from megdet.training.schedule import learning_rate, total_steps
 from megdet.training.step import REPORTED, Trainer, train_step
@@ -59,7 +67,8 @@ def train(recipe: Recipe, folder: RunFolder, options: RunOptions, world: World) 
     check_folder(folder, recipe)
     datasets = load_datasets(recipe, world)
     plan = TrainingPlan(datasets.train.sizes, recipe)
-    trainer = make_trainer(recipe, datasets.train, layout, world)
+    is_resumed = latest_checkpoint(folder) is not None
+    trainer = make_trainer(recipe, datasets.train, layout, world, is_resumed=is_resumed)
     claim_folder(folder, recipe, world)
     step, numbers = resume(trainer, folder, datasets.train, world)
     reporter = Reporter(recipe, plan, layout, world, folder, first_step=step)
@@ -102,19 +111,23 @@ class _Run:
         )
         stops = self._stops(last)
         pending: list[tuple[int, float, float, float, Tensor]] = []
+        before = time.perf_counter()
         while step < last:
-            started = time.perf_counter()
             rate = learning_rate(self.recipe, self.plan.num_images, step)
             waiting = _Waiting(micro_batches)
             number = len(self.layout.groups_of(self.world.rank))
             result = train_step(self.trainer, islice(waiting, number), number, rate, step, self.world)
             step += 1
-            pending.append((step, rate, time.perf_counter() - started, waiting.seconds, result))
+            # from the end of one step to the end of the next, so that waiting for a device counts as well
+            now = time.perf_counter()
+            pending.append((step, rate, now - before, waiting.seconds, result))
+            before = now
             if len(pending) == READ_EVERY or step in stops:
                 self._read(pending)
                 pending = []
             if step in stops:
                 self._stop(step, stops[step])
+                before = time.perf_counter()
 
     def _stops(self, last: int) -> dict[int, int]:
         """Step -> the epoch that ends there, 0 for the end of the run within an epoch."""
@@ -171,7 +184,9 @@ class _Run:
         if own is not None:
             model.load_state_dict(own)
         model.train()
-        numbers = evaluate_detections(self.datasets.val.annotations_file, results)
+        truth = self.datasets.val.annotations_file
+        own_numbers = evaluate_detections(truth, results) if self.world.is_first else None
+        numbers: CocoNumbers = self.world.gather_objects(own_numbers)[0]
         seconds = time.perf_counter() - started
         if self.metrics is not None:
             self.metrics.write({"step": step, "evaluation": _without_classes(numbers), "seconds": round(seconds, 3)})
@@ -193,6 +208,7 @@ class _Run:
                 "class_names": list(self.datasets.train.class_names),
                 "category_ids": list(self.datasets.train.category_ids),
                 "num_images": self.plan.num_images,
+                "data": fingerprint(self.datasets.train),
                 "evaluation": None if self.numbers is None else self.numbers.as_dict(),
             }
             save_checkpoint(self.folder, step, tensors, state, self.recipe.keep_checkpoints)

@@ -1,6 +1,7 @@
 """What a run needs before its first step: a folder of its own, its images, its detector, its place to resume."""
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -51,13 +52,19 @@ def load_datasets(recipe: Recipe, world: World) -> Datasets:
     return Datasets(train_set, val_set)
 
 
-def make_trainer(recipe: Recipe, dataset: CocoDataset, layout: Layout, world: World) -> Trainer:
-    """The detector with weights drawn from the recipe's seed, its optimizer and its gradient buckets."""
+def make_trainer(
+    recipe: Recipe, dataset: CocoDataset, layout: Layout, world: World, *, is_resumed: bool = False
+) -> Trainer:
+    """The detector with weights drawn from the recipe's seed, its optimizer and its gradient buckets.
+
+    A resumed run has all its weights in its checkpoint: the files that it started from need not exist any more.
+    """
     lane = make_lane(world, layout)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        model = Detector(recipe, len(dataset.class_names), lane)
-        if recipe.start_from:
+        built = replace(recipe, backbone=replace(recipe.backbone, weights="")) if is_resumed else recipe
+        model = Detector(built, len(dataset.class_names), lane)
+        if recipe.start_from and not is_resumed:
             start_from_run(model, dataset.class_names, recipe.start_from)
     place_model(model, world.device)
     model.train()
@@ -92,6 +99,16 @@ def claim_folder(folder: RunFolder, recipe: Recipe, world: World) -> None:
     world.agree(error)
 
 
+def fingerprint(dataset: CocoDataset) -> str:
+    """A hash of what the plan and the targets are made of: the images in their order, their sizes and their boxes."""
+    content = hashlib.sha256(repr((dataset.image_ids, dataset.file_names, dataset.class_names)).encode())
+    content.update(dataset.sizes.tobytes())
+    for own in dataset.annotations:
+        for array in (own.boxes, own.labels, own.is_crowd):
+            content.update(array.tobytes())
+    return content.hexdigest()
+
+
 def resume(trainer: Trainer, folder: RunFolder, dataset: CocoDataset, world: World) -> tuple[int, CocoNumbers | None]:
     """The step and last evaluation of the newest checkpoint, whose state is loaded; 0 and none at the start."""
     checkpoint = latest_checkpoint(folder)
@@ -102,6 +119,11 @@ def resume(trainer: Trainer, folder: RunFolder, dataset: CocoDataset, world: Wor
         raise InputError(
             f"{checkpoint}: it was trained on {state['num_images']} images of {len(state['class_names'])} classes, "
             f"{dataset.annotations_file} has {len(dataset)} of {len(dataset.class_names)}: choose another --run folder"
+        )
+    if state.get("data", fingerprint(dataset)) != fingerprint(dataset):
+        raise InputError(
+            f"{checkpoint}: the images or boxes have changed since in {dataset.annotations_file}: choose another --run "
+            "folder, start_from goes on from these weights"
         )
     load_weights(trainer.model, tensors["model"], str(checkpoint / "model.safetensors"))
     restore_momentum(trainer.model, trainer.optimizer, tensors["optimizer"])

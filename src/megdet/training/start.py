@@ -27,12 +27,16 @@ CLASS_LAYERS = ("box_head.classes.", "box_head.deltas.")
 def start_from_run(model: Detector, class_names: tuple[str, ...], source: str) -> None:
     """Copy the weights of another run's newest checkpoint; the class layers only where the classes are the same.
 
+    Frozen and trained batch norms may be exchanged for one another: what differs is a counter of steps.
+
     Raises InputError when the folder is no run or its architecture is another.
     """
     trained = load_detector(RunFolder(Path(source)), torch.device("cpu"))
-    weights = trained.model.state_dict()
+    own = model.state_dict()
+    counters = {name: tensor for name, tensor in own.items() if name.endswith("num_batches_tracked")}
+    weights = {name: t for name, t in trained.model.state_dict().items() if not name.endswith("num_batches_tracked")}
+    weights |= counters
     if trained.class_names != class_names:
-        own = model.state_dict()
         weights |= {name: own[name] for name in own if name.startswith(CLASS_LAYERS)}
     load_weights(model, weights, f"start_from {source}")
 
@@ -44,11 +48,11 @@ def import_torchvision(file: Path, folder: RunFolder, base: Recipe, norm_eps: fl
     1, 2, ... Raises InputError when the file is of another model.
     """
     tensors = read_tensors(file, "import torchvision")
-    num_classes = num_torchvision_classes(tensors)
     recipe = torchvision_recipe(base, norm_eps)
     check_recipe(recipe, "import torchvision")
-    model = Detector(recipe, num_classes)
     try:
+        num_classes = num_torchvision_classes(tensors)
+        model = Detector(recipe, num_classes)
         converted = convert_torchvision_weights(tensors, model.state_dict())
     except InputError as error:
         raise InputError(f"{file}: {error}") from None

@@ -1,0 +1,168 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from megdet.data.coco import CocoDataset
+from megdet.errors import InputError
+from megdet.inference import predict
+from megdet.inference.predict import category_ids_for, detect_dataset, detect_image
+from megdet.inference.trained import TrainedDetector, load_detector
+from megdet.recipe import Recipe
+from megdet.structures import Detections
+from small_runs import ALONE, CPU, save_run, small_recipe, val_set, write_small_set
+
+HEIGHT, WIDTH = 50, 75
+"""of the test pictures as displayed; resized to 64 x 96, the canvas too"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory) -> Recipe:
+    folder: Path = tmp_path_factory.mktemp("predict")
+    write_small_set(folder, "val", 5)
+    recipe = small_recipe(folder, bn_size=4)
+    return replace(recipe, data=replace(recipe.data, short_edges=(32, 64), max_long_edge=200))
+
+
+@pytest.fixture(scope="module")
+def trained(recipe, tmp_path_factory) -> TrainedDetector:
+    return load_detector(save_run(tmp_path_factory.mktemp("run"), recipe)[0], CPU)
+
+
+@pytest.fixture
+def dataset(recipe) -> CocoDataset:
+    return val_set(recipe)
+
+
+def picture() -> np.ndarray:
+    """Gray noise with a bright corner on the upper right."""
+    pixels = np.random.default_rng(0).integers(0, 90, (HEIGHT, WIDTH), dtype=np.uint8)
+    pixels[:20, 50:] = 255
+    return pixels
+
+
+def save(folder: Path, kind: str) -> Path:
+    gray = Image.fromarray(picture())
+    file = folder / f"{kind}.png"
+    if kind == "rgb":
+        gray.convert("RGB").save(file)
+    elif kind == "gray":
+        gray.save(file)
+    elif kind == "alpha":
+        gray.convert("RGBA").save(file)
+    elif kind == "16-bit":
+        Image.fromarray(picture().astype(np.uint16) * 257).save(file)
+    elif kind == "cmyk":
+        file = folder / "cmyk.tif"
+        black = Image.fromarray(255 - picture())
+        nothing = Image.new("L", gray.size)
+        Image.merge("CMYK", (nothing, nothing, nothing, black)).save(file)
+    elif kind == "exif":  # stored lying, to be turned a quarter clockwise for display
+        exif = Image.Exif()
+        exif[0x112] = 6
+        gray.convert("RGB").transpose(Image.Transpose.ROTATE_90).save(file, exif=exif)
+    return file
+
+
+@pytest.mark.parametrize("kind", ["gray", "alpha", "16-bit", "cmyk", "exif"])
+def test_files_of_any_kind_are_detected_as_they_are_displayed(trained, kind, tmp_path):
+    pixels, results = detect_image(trained, save(tmp_path, "rgb"))
+    assert pixels.shape == (HEIGHT, WIDTH, 3)
+    assert len(results) == 10
+    found_pixels, found = detect_image(trained, save(tmp_path, kind))
+    assert np.array_equal(found_pixels, pixels)
+    assert [{**result, "image_id": ""} for result in found] == [{**result, "image_id": ""} for result in results]
+    assert {result["image_id"] for result in found} == {save(tmp_path, kind).name}
+
+
+def answer(monkeypatch, boxes: list[list[float]], labels: list[int]) -> None:
+    """Let the detector find these boxes, in pixels of the canvas, on every image."""
+
+    def detect_batch(_model, pixels, _sizes):
+        count = len(pixels)
+        return Detections(
+            torch.tensor(boxes).expand(count, -1, -1),
+            torch.linspace(0.9, 0.1, len(labels)).expand(count, -1),
+            torch.tensor(labels).expand(count, -1),
+        )
+
+    monkeypatch.setattr(predict, "detect_batch", detect_batch)
+
+
+def test_boxes_of_the_canvas_become_pixels_of_the_file_by_hand(trained, tmp_path, monkeypatch):
+    answer(monkeypatch, [[9.6, 6.4, 48.0, 64.0], [0, 0, 0, 0]], [1, -1])
+    _, results = detect_image(trained, save(tmp_path, "exif"))
+    # 75 px became 96 and 50 became 64: 1.28 both ways
+    assert results == [{"image_id": "exif.png", "category_id": 20, "bbox": [7.5, 5.0, 30.0, 45.0], "score": 0.9}]
+
+
+def test_boxes_of_a_data_set_become_pixels_of_each_file_by_hand(trained, dataset, monkeypatch):
+    answer(monkeypatch, [[6.4, 3.2, 12.8, 32.0]], [2])
+    results = detect_dataset(trained.model, dataset, [10, 20, 30], ALONE, workers=0)
+    assert sorted(result["image_id"] for result in results) == sorted(dataset.image_ids)
+    for result in results:
+        height, width = dataset.sizes[dataset.image_ids.index(result["image_id"])].tolist()
+        scale = 64 / min(height, width)
+        x, y = width / round(width * scale), height / round(height * scale)
+        assert result["bbox"] == pytest.approx([6.4 * x, 3.2 * y, 6.4 * x, 28.8 * y], abs=1e-3)
+        assert result["category_id"] == 30
+
+
+def test_an_image_of_a_data_set_alone_is_detected_like_the_file(trained, dataset, recipe):
+    single = replace(recipe, evaluation=replace(recipe.evaluation, batch_size=1))
+    trained.model.recipe = single
+    try:
+        results = detect_dataset(trained.model, dataset, [10, 20, 30], ALONE, workers=1)
+    finally:
+        trained.model.recipe = recipe
+    for index, image_id in enumerate(dataset.image_ids):
+        _, expected = detect_image(trained, dataset.image_path(index))
+        found = [result for result in results if result["image_id"] == image_id]
+        assert len(found) == len(expected) > 0
+        for ours, theirs in zip(found, expected, strict=True):
+            assert ours["category_id"] == theirs["category_id"]
+            assert ours["bbox"] == pytest.approx(theirs["bbox"], abs=2e-3)
+
+
+def renamed(dataset: CocoDataset, names: tuple[str, ...], ids: tuple[int, ...]) -> CocoDataset:
+    return replace(dataset, class_names=names, category_ids=ids)
+
+
+def test_classes_are_matched_by_name_and_those_the_data_has_not_are_left_out(trained, dataset):
+    fewer = renamed(dataset, ("gear", "bolt"), (4, 9))
+    ids = category_ids_for(trained.class_names, fewer)
+    assert ids == [9, None, 4]
+    every = detect_dataset(trained.model, dataset, [10, 20, 30], ALONE, workers=0)
+    some = detect_dataset(trained.model, fewer, ids, ALONE, workers=0)
+    assert {result["category_id"] for result in every} == {10, 20, 30}
+    meaning = {10: 9, 30: 4}
+    assert some == [
+        {**result, "category_id": meaning[result["category_id"]]} for result in every if result["category_id"] != 20
+    ]
+
+
+def test_a_class_that_the_detector_does_not_know_is_refused_with_the_nearest(trained, dataset):
+    with pytest.raises(InputError, match="class 'bolts' is not among the detector's 3 classes; did you mean 'bolt'"):
+        category_ids_for(trained.class_names, renamed(dataset, ("bolts", "nut"), (1, 2)))
+
+
+def test_two_classes_of_one_name_keep_their_ids_in_the_same_data_and_are_refused_in_other(dataset):
+    same = renamed(dataset, ("bolt", "bolt", "nut"), (3, 5, 8))
+    assert category_ids_for(("bolt", "bolt", "nut"), same) == [3, 5, 8]
+    with pytest.raises(InputError, match="more than one class is called 'bolt'"):
+        category_ids_for(("bolt", "nut"), same)
+
+
+def test_progress_counts_images(trained, dataset):
+    told: list[int] = []
+    detect_dataset(trained.model, dataset, [10, 20, 30], ALONE, workers=0, progress=told.append)
+    assert told == [2, 4, 5]
+
+
+def test_a_file_that_is_no_image_is_refused(trained, tmp_path):
+    (tmp_path / "text.png").write_text("hello")
+    with pytest.raises(InputError, match=r"text\.png: cannot be read as an image"):
+        detect_image(trained, tmp_path / "text.png")

@@ -1,0 +1,87 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from megdet.errors import InputError
+from megdet.inference.trained import load_detector, load_weights
+from megdet.journal.checkpoint_files import latest_checkpoint
+from megdet.journal.run_folder import RunFolder
+from megdet.recipe import Backbone
+from megdet.recipe_file import dump_recipe
+from small_runs import CLASS_NAMES, CPU, save_run, small_recipe
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64", "bfloat16"])
+def test_a_run_gives_its_weights_bitwise_and_what_its_labels_mean(precision, tmp_path):
+    recipe = small_recipe(tmp_path, precision=precision)
+    folder, model = save_run(tmp_path / "run", recipe)
+    trained = load_detector(folder, CPU)
+    assert trained.recipe == recipe
+    assert (trained.class_names, trained.category_ids, trained.step) == (CLASS_NAMES, (10, 20, 30), 7)
+    assert not trained.model.training
+    for name, tensor in trained.model.state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name]), name
+        assert tensor.dtype == model.state_dict()[name].dtype
+    assert trained.model.fpn.output[0][0].weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_averaged_weights_are_the_ones_that_detect(tmp_path):
+    folder, model = save_run(tmp_path / "run", small_recipe(tmp_path), averages=True)
+    trained = load_detector(folder, CPU)
+    assert torch.equal(trained.model.rpn.conv.weight, model.rpn.conv.weight + 1)
+
+
+def test_overrides_change_how_it_detects_and_nothing_else(tmp_path):
+    folder, _ = save_run(tmp_path / "run", small_recipe(tmp_path))
+    trained = load_detector(folder, CPU, {"box_head.score_threshold": "0.3"})
+    assert trained.model.box_head.recipe.score_threshold == 0.3
+    assert load_detector(folder, CPU).model.box_head.recipe.score_threshold == 0.01
+
+
+def test_the_file_that_the_training_started_from_need_not_exist(tmp_path):
+    recipe = small_recipe(tmp_path)
+    folder, _ = save_run(tmp_path / "run", recipe)
+    gone = replace(recipe, backbone=Backbone(name="test_resnet", weights="/no/such/file.pth"))
+    folder.write_recipe(dump_recipe(gone))
+    assert load_detector(folder, CPU).recipe == gone
+
+
+def test_no_run_no_checkpoint_and_another_architecture_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"nowhere: not a run folder, it has no recipe.yaml"):
+        load_detector(RunFolder(tmp_path / "nowhere"), CPU)
+    recipe = small_recipe(tmp_path)
+    folder, _ = save_run(tmp_path / "run", replace(recipe, fpn=replace(recipe.fpn, norm="none")))
+    with pytest.raises(InputError, match=r"model\.safetensors: fpn.* has shape .* another architecture"):
+        load_detector(folder, CPU, {"fpn.channels": "24"})
+    with pytest.raises(InputError, match=r"model\.safetensors: no tensor .* another architecture"):
+        load_detector(folder, CPU, {"rpn.norm": "batch"})
+    with pytest.raises(InputError, match="has no place in the recipe's architecture"):
+        load_detector(folder, CPU, {"fpn.norm": "none", "bn_size": "0"})
+    young = RunFolder(tmp_path / "young").create()
+    young.write_recipe(folder.recipe.read_text())
+    with pytest.raises(InputError, match="young: the run has no checkpoint yet"):
+        load_detector(young, CPU)
+
+
+def test_a_damaged_checkpoint_is_refused_by_name(tmp_path):
+    folder, _ = save_run(tmp_path / "run", small_recipe(tmp_path))
+    checkpoint = latest_checkpoint(folder)
+    assert isinstance(checkpoint, Path)
+    (checkpoint / "model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(InputError, match=r"damaged: .*model.safetensors cannot be read"):
+        load_detector(folder, CPU)
+
+
+def test_weights_are_loaded_all_or_not_at_all():
+    model = torch.nn.Linear(2, 3)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for weights, message in (
+        ({"weight": torch.ones(3, 2)}, "no tensor bias"),
+        ({"weight": torch.ones(3, 2), "bias": torch.ones(4)}, r"bias has shape \(4,\), the recipe asks for \(3,\)"),
+        ({"weight": torch.ones(3, 2), "bias": torch.ones(3), "more": torch.ones(1)}, "tensor more has no place"),
+    ):
+        with pytest.raises(InputError, match=message):
+            load_weights(model, weights, "here")
+        assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

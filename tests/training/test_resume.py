@@ -1,0 +1,198 @@
+"""Stop anywhere, go on with the same command, also on another number of ranks: the run is the one without a stop."""
+
+import json
+import os
+import shutil
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+
+from megdet.distributed.world import World
+from megdet.errors import InputError
+from megdet.evaluation.coco_numbers import CocoNumbers
+from megdet.journal.checkpoint_files import checkpoints, latest_checkpoint, load_checkpoint
+from megdet.journal.environment import read_environment
+from megdet.journal.metrics import read_metrics
+from megdet.journal.run_folder import RunFolder
+from megdet.recipe import Backbone, Recipe
+from megdet.training import loop
+from megdet.training.loop import RunOptions, train
+from small_runs import ALONE, furthest, in_ranks, small_recipe, write_small_set
+
+OPTIONS = RunOptions(workers=0)
+
+
+def make_recipe(folder: Path) -> Recipe:
+    """13 images in steps of 8: epochs end at steps 2, 4 and 5."""
+    recipe = small_recipe(folder)
+    return replace(
+        recipe,
+        schedule=replace(recipe.schedule, epochs=3.0),
+        optimizer=replace(recipe.optimizer, ema_decay=0.9, clip_norm=5.0),
+    )
+
+
+def train_until_killed(world: World, recipe: Recipe, folder: Path, step: int) -> None:
+    """Train, and die at once when the checkpoint of a step is written."""
+    save = loop.save_checkpoint
+
+    def save_and_die(folder: RunFolder, done: int, *arguments: Any) -> None:
+        save(folder, done, *arguments)
+        if done == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    loop.save_checkpoint = save_and_die  # type: ignore[assignment]
+    train(recipe, RunFolder(folder), OPTIONS, world)
+
+
+def train_whole(world: World, recipe: Recipe, folder: Path) -> CocoNumbers:
+    return train(recipe, RunFolder(folder), OPTIONS, world)
+
+
+def end_of(folder: RunFolder) -> dict[str, torch.Tensor]:
+    found = latest_checkpoint(folder)
+    assert found is not None
+    assert found.name == "step_00000005"
+    return {f"{kind}.{name}": t for kind, tensors in load_checkpoint(found)[0].items() for name, t in tensors.items()}
+
+
+def timeless(folder: RunFolder) -> list[dict[str, Any]]:
+    return [
+        {key: value for key, value in line.items() if "seconds" not in key} for line in read_metrics(folder.metrics)
+    ]
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: Any) -> Recipe:
+    folder = tmp_path_factory.mktemp("data")
+    write_small_set(folder, "train", 13)
+    write_small_set(folder, "val", 5, seed=1)
+    return make_recipe(folder)
+
+
+@pytest.fixture(scope="module")
+def whole(recipe: Recipe, tmp_path_factory: Any) -> tuple[RunFolder, CocoNumbers]:
+    """A run without a stop."""
+    folder = RunFolder(tmp_path_factory.mktemp("whole") / "run")
+    return folder, train(recipe, folder, OPTIONS, ALONE)
+
+
+@pytest.fixture(scope="module")
+def killed(recipe: Recipe, tmp_path_factory: Any) -> Path:
+    """A run that was killed when its first epoch was saved."""
+    folder: Path = tmp_path_factory.mktemp("killed")
+    assert in_ranks(train_until_killed, 1, folder, recipe, folder / "run", 2) == [None]
+    assert [path.name for path in checkpoints(RunFolder(folder / "run"))] == ["step_00000002"]
+    return folder / "run"
+
+
+@pytest.fixture
+def stopped(killed: Path, tmp_path: Path) -> RunFolder:
+    """A copy of it."""
+    return RunFolder(shutil.copytree(killed, tmp_path / "run"))
+
+
+@pytest.mark.distributed
+def test_a_killed_run_that_goes_on_ends_bitwise_where_one_without_a_stop_does(recipe, whole, stopped):
+    with stopped.metrics.open("a") as file:  # of a step that was done and not saved, and half a line
+        file.write('{"step": 3, "loss": 99.0}\n{"step": 4, "lo')
+    numbers = train(recipe, stopped, OPTIONS, ALONE)
+    ours, theirs = end_of(whole[0]), end_of(stopped)
+    assert ours.keys() == theirs.keys()
+    assert {key.split(".")[0] for key in ours} == {"model", "optimizer", "averages"}
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+    assert timeless(stopped) == timeless(whole[0])
+    assert numbers == whole[1]
+    assert stopped.detections.read_text() == whole[0].detections.read_text()
+    assert len(read_environment(stopped)) == 2
+
+
+@pytest.mark.distributed
+def test_a_run_goes_on_with_another_number_of_ranks(recipe, whole, stopped, tmp_path):
+    found = in_ranks(train_whole, 2, tmp_path / "ranks", recipe, stopped.path)
+    worst, where = furthest(end_of(whole[0]), end_of(stopped))
+    assert worst < 1e-9, where
+    assert found[0] == found[1]
+    for ours, theirs in zip(timeless(whole[0]), timeless(stopped), strict=True):
+        if "loss" in ours:
+            assert theirs == pytest.approx(ours, rel=1e-8, abs=1e-12)
+        else:
+            assert theirs["evaluation"] == pytest.approx(ours["evaluation"], abs=1e-3)
+
+
+def test_a_finished_run_repeated_returns_its_numbers_at_once(recipe, whole, tmp_path, monkeypatch):
+    folder = RunFolder(shutil.copytree(whole[0].path, tmp_path / "run"))
+    before = {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
+
+    def never(*_args, **_options):
+        raise AssertionError("a finished run neither trains nor evaluates")
+
+    monkeypatch.setattr(loop, "train_step", never)
+    monkeypatch.setattr(loop, "detect_dataset", never)
+    assert train(recipe, folder, OPTIONS, ALONE) == whole[1]
+    after = {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
+    assert {path for path in after if after[path] != before.get(path)} == {folder.environment}
+
+
+def test_another_recipe_in_the_folder_is_refused_and_nothing_is_lost(recipe, whole):
+    before = {path: path.read_bytes() for path in whole[0].path.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=r"another recipe \(optimizer\.momentum: 0\.8 here, 0\.9 there\)"):
+        train(replace(recipe, optimizer=replace(recipe.optimizer, momentum=0.8)), whole[0], OPTIONS, ALONE)
+    assert before == {path: path.read_bytes() for path in whole[0].path.rglob("*") if path.is_file()}
+
+
+def other_data(tmp_path: Path, whole: RunFolder, recipe: Recipe, count: int, seed: int) -> tuple[RunFolder, Recipe]:
+    """The run with other images under the names of its recipe."""
+    write_small_set(tmp_path, "train", count, seed)
+    write_small_set(tmp_path, "val", 5, seed=1)
+    folder = RunFolder(shutil.copytree(whole.path, tmp_path / "run"))
+    moved = replace(recipe, data=make_recipe(tmp_path).data)
+    folder.recipe.write_text(
+        folder.recipe.read_text().replace(str(Path(recipe.data.train_images).parent), str(tmp_path))
+    )
+    return folder, moved
+
+
+def test_more_images_than_the_run_was_trained_on_are_refused(recipe, whole, tmp_path):
+    folder, moved = other_data(tmp_path, whole[0], recipe, count=14, seed=0)
+    with pytest.raises(InputError, match=r"trained on 13 images of 3 classes, .* has 14 of 3: choose another --run"):
+        train(moved, folder, OPTIONS, ALONE)
+
+
+def test_other_images_in_the_same_number_are_refused(recipe, whole, tmp_path):
+    folder, moved = other_data(tmp_path, whole[0], recipe, count=13, seed=7)
+    with pytest.raises(InputError, match="images or boxes have changed"):
+        train(moved, folder, OPTIONS, ALONE)
+
+
+def test_a_run_goes_on_without_the_files_it_started_from(recipe, tmp_path, whole, monkeypatch):
+    weights = tmp_path / "weights.pth"
+    torch.save(timm.create_model("test_resnet").state_dict(), weights)
+    short = replace(
+        recipe,
+        schedule=replace(recipe.schedule, epochs=1.0),
+        backbone=Backbone(name="test_resnet", weights=str(weights)),
+        start_from=str(shutil.copytree(whole[0].path, tmp_path / "source")),
+    )
+    numbers = train(short, RunFolder(tmp_path / "run"), OPTIONS, ALONE)
+    weights.unlink()
+    shutil.rmtree(tmp_path / "source")
+    assert train(short, RunFolder(tmp_path / "run"), OPTIONS, ALONE) == numbers
+    with pytest.raises(InputError, match=r"backbone.weights"):
+        train(short, RunFolder(tmp_path / "new"), OPTIONS, ALONE)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_checkpoint_tells_its_step_numbers_and_classes(whole):
+    found = latest_checkpoint(whole[0])
+    assert found is not None
+    state = json.loads((found / "state.json").read_text())["state"]
+    assert state["step"] == 5
+    assert state["class_names"] == ["bolt", "nut", "gear"]
+    assert state["category_ids"] == [10, 20, 30]
+    assert CocoNumbers.from_dict(state["evaluation"]) == whole[1]

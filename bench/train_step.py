@@ -2,8 +2,8 @@
 
     python bench/train_step.py --size 320 --batch 2 --precision fp32
 
-Both sides: random weights, trained batch norm, 8 boxes an image, SGD with momentum. Prints the median seconds of a step,
-images a second and `ratio`, torchvision's time over ours. Compare ratios: the machine's speed drifts.
+Both sides: random weights, trained batch norm, 8 boxes an image, SGD with momentum. Prints the median seconds of
+a step, images a second and `ratio`, torchvision time over ours. Compare ratios: the speed of a machine drifts.
 """
 
 import argparse

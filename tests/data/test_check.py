@@ -124,7 +124,7 @@ def test_all_problems_are_listed_and_the_fatal_ones_come_first(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"images": [}', "not valid JSON at line 1, column 13"),
+        ('{"images": [}', "not valid JSON: line 1, column 13"),
         ("[]", "not an object"),
         ("{}", "'categories' is missing"),
         ('{"images": 3, "annotations": null, "categories": "x"}', "'categories' is not a list"),

@@ -159,8 +159,8 @@ def test_a_file_that_cannot_be_meant_is_refused_at_its_place(tmp_path, change, m
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{"images": [', "not valid JSON at line 1, column 13"),
-        (b"\xff\xfe{}", "not a JSON file in UTF-8"),
+        (b'{"images": [', "not valid JSON: line 1, column 13"),
+        (b"\xff\xfe{}", "not UTF-8 text"),
         (b"[" * 200_000, "nested too deeply"),
         (b"[]", "the JSON is not an object"),
         (b"9" * 5000, "not valid JSON: Exceeds the limit"),
@@ -170,7 +170,7 @@ def test_a_corrupt_json_is_refused_with_its_place(tmp_path, content, message):
     (tmp_path / "bad.json").write_bytes(content)
     with pytest.raises(InputError, match=message):
         load_coco(tmp_path / "bad.json", tmp_path, keep_empty=True)
-    with pytest.raises(InputError, match="no such file"):
+    with pytest.raises(InputError, match="does not exist"):
         load_coco(tmp_path / "absent.json", tmp_path, keep_empty=True)
 
 

@@ -11,11 +11,12 @@ import torch
 from megdet.data.plan import TrainingPlan
 from megdet.distributed.world import World
 from megdet.errors import InputError
+from megdet.files import read_json
 from megdet.inference.predict import category_ids_for, detect_dataset
 from megdet.inference.trained import load_detector
 from megdet.journal.checkpoint_files import checkpoints, load_checkpoint
 from megdet.journal.metrics import read_metrics
-from megdet.journal.run_folder import RunFolder, read_json
+from megdet.journal.run_folder import RunFolder
 from megdet.model.detector import LOSSES
 from megdet.recipe import Optimizer, Recipe
 from megdet.recipe_file import dump_recipe, load_recipe

@@ -24,9 +24,10 @@ from megdet.evaluation.coco_numbers import (
     numbers_table,
     per_class_table,
 )
+from megdet.files import write_json_atomically
 from megdet.inference.predict import category_ids_for, detect_dataset, detect_image
 from megdet.inference.trained import load_detector
-from megdet.journal.run_folder import RunFolder, write_json_atomically
+from megdet.journal.run_folder import RunFolder
 
 
 def add_verbs(verbs: Any) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from megdet.data.coco import EDGE_TOLERANCE, box_fault, is_id, is_number, is_sized_before_exif, size_fault
-from megdet.data.files import read_json
 from megdet.data.image import Header, read_header, read_image
 from megdet.errors import InputError
+from megdet.files import read_json
 
 _THREADS = 8
 

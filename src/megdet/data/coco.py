@@ -15,10 +15,10 @@ from typing import Any, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-from megdet.data.files import read_json, write_atomically
 from megdet.data.headers import read_headers
 from megdet.data.image import Header
 from megdet.errors import InputError
+from megdet.files import read_json, replace_file
 
 EDGE_TOLERANCE = 1.0
 """pixels: boxes of labelling tools end up to one pixel outside their image"""
@@ -141,7 +141,7 @@ def write_coco(
     text = json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, text.encode())
+        replace_file(path, text.encode())
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror}") from error
 

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from megdet.data.coco import write_coco
-from megdet.data.files import write_atomically
 from megdet.data.shapes import OUTLINES, Shape, paint, place
 from megdet.errors import InputError
+from megdet.files import replace_file
 
 CLASS_NAMES = tuple(OUTLINES)
 """the classes of the demo data, in the order of their category ids 1, 2, ..."""
@@ -149,7 +149,7 @@ def _draw_file(folder: Path, split: str, settings: DemoSettings, index: int) -> 
     pixels, shapes = draw_picture(settings, split, index)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=92, subsampling=0)
-    write_atomically(folder / _file_name(index), file.getvalue())
+    replace_file(folder / _file_name(index), file.getvalue(), durable=False)
     return [_annotation(shape) for shape in shapes]
 
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from megdet.data.files import write_atomically
 from megdet.data.image import Header, read_header
 from megdet.errors import InputError
+from megdet.files import replace_file
 
 _THREADS = 16  # disks and network folders answer many questions at once
 
@@ -77,7 +77,7 @@ def _write_cache(file: Path, remembered: _Remembered) -> bool:
     """Whether the cache could be written."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, json.dumps(remembered).encode())
+        replace_file(file, json.dumps(remembered).encode(), durable=False)
     except (OSError, ValueError):
         return False
     return True

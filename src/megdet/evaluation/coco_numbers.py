@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from megdet.errors import InputError
-from megdet.journal.run_folder import read_json
+from megdet.files import read_json
 
 _Precision = Float[np.ndarray, "ious recalls classes areas max_detections"]
 _Recall = Float[np.ndarray, "ious classes areas max_detections"]

@@ -25,15 +25,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from megdet.errors import InputError
-from megdet.journal.run_folder import (
-    RunFolder,
-    cannot_write,
-    decode_non_finite,
-    encode_non_finite,
-    read_json,
-    sync_folder,
-    write_json_atomically,
-)
+from megdet.files import cannot_write, read_json, sync_folder, write_json_atomically
+from megdet.journal.run_folder import RunFolder, decode_non_finite, encode_non_finite
 
 _FORMAT = 1
 _NAME = re.compile(r"step_(\d{8,})")

@@ -30,7 +30,8 @@ from typing import Any
 import torch
 
 from megdet.errors import InputError
-from megdet.journal.run_folder import RunFolder, read_json, write_json_atomically
+from megdet.files import read_json, write_json_atomically
+from megdet.journal.run_folder import RunFolder
 
 
 def collect_environment(world_size: int, device: str) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from types import TracebackType
 from typing import Any
 
 from megdet.errors import InputError
-from megdet.journal.run_folder import cannot_write, decode_non_finite, encode_non_finite, write_text_atomically
+from megdet.files import cannot_write, write_text_atomically
+from megdet.journal.run_folder import decode_non_finite, encode_non_finite
 
 
 class MetricsWriter:

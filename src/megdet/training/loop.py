@@ -16,10 +16,11 @@ from megdet.distributed.layout import Layout, choose_layout
 from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.evaluation.coco_numbers import CocoNumbers, evaluate_detections
+from megdet.files import write_json_atomically
 from megdet.inference.predict import category_ids_for, detect_dataset
 from megdet.journal.checkpoint_files import latest_checkpoint, save_checkpoint
 from megdet.journal.metrics import MetricsWriter
-from megdet.journal.run_folder import RunFolder, write_json_atomically
+from megdet.journal.run_folder import RunFolder
 from megdet.model.detector import LOSSES
 from megdet.recipe import Recipe
 from megdet.training.optimizer import momentum_by_name

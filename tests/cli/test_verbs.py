@@ -11,6 +11,7 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cli_runs import OVERRIDES, TinyData, make_data
 from factories import SHARED_DATA
@@ -205,3 +206,13 @@ def test_torchrun_needs_no_other_change(data: TinyData, run: Path, tmp_path: Pat
     first = [json.loads(path.read_text().splitlines()[0]) for path in (run / "metrics.jsonl", folder / "metrics.jsonl")]
     assert first[1]["loss"] == pytest.approx(first[0]["loss"], rel=1e-4)
     assert first[1]["gradient_norm"] == pytest.approx(first[0]["gradient_norm"], rel=1e-3)
+
+
+def test_tensorboard_gets_the_metrics_where_the_recipe_asks_for_it(data: TinyData, tmp_path: Path) -> None:
+    options = [*data.options, *OVERRIDES, "--tensorboard", "true"]
+    assert main(["train", "demo", "--run", str(tmp_path / "run"), *options]) == 0
+    events = EventAccumulator(str(tmp_path / "run/tensorboard")).Reload()
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert [event.value for event in events.Scalars("train/loss")] == pytest.approx(losses)
+    assert len(events.Scalars("evaluation/AP")) == 1

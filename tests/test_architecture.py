@@ -56,6 +56,16 @@ def test_the_reference_pages_are_what_make_docs_writes() -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize(
+    "page", [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name
+)
+def test_every_link_of_a_page_leads_somewhere_and_nothing_is_left_open(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    links = [link.split("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith("http")]
+    assert [link for link in links if link and not (page.parent / link).exists()] == []
+    assert "@@" not in text
+
+
 def test_no_file_of_the_package_is_much_over_300_lines() -> None:
     long = {str(file): n for file in SOURCE.rglob("*.py") if (n := len(file.read_text().splitlines())) > 350}
     assert not long

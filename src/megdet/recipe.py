@@ -175,8 +175,8 @@ class Schedule:
 
     policy: Literal["normal", "long", "step", "cosine"] = "normal"
     """normal: x0.1 at 8 and 10, end at 11; long: x0.1 at 11 and 14, x0.5 at 17, end at 18; step and cosine as below"""
-    epochs: float = 11.0
-    """length of policies step and cosine; normal and long have their own"""
+    epochs: float | None = None
+    """length of policies step and cosine, which need it; normal and long have their own"""
     milestones: tuple[float, ...] = ()
     """epochs at which policy step multiplies the rate"""
     factors: tuple[float, ...] = ()
@@ -184,7 +184,7 @@ class Schedule:
     warmup_steps: int = 500
     """steps of linear warmup"""
     warmup_start: float = 1.0
-    """the warmup starts at this times base_lr: the paper's r"""
+    """the warmup starts at this times base_lr (the paper's r), but never above the rate that it leads to"""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from megdet.errors import InputError, nearest
+from megdet.files import read_text
 from megdet.recipe import Recipe
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -44,15 +45,15 @@ def load_recipe(name_or_path: str, overrides: Mapping[str, Any] | None = None) -
     if name_or_path in packaged:
         text, source = packaged[name_or_path], f"recipe {name_or_path}"
     elif path.is_file():
-        source = str(path)
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{source}: cannot be read as a recipe: {error}") from None
+        text, source = read_text(path), str(path)
+    elif (path / "recipe.yaml").is_file():
+        raise InputError(f"{path} is a run folder: its recipe is {path / 'recipe.yaml'}")
+    elif path.is_dir() or path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+        raise InputError(f"{path}: no such recipe file")
     else:
-        known = ", ".join(packaged)
         raise InputError(
-            f"no recipe '{name_or_path}': it is neither a file nor one of {known}{nearest(name_or_path, packaged)}"
+            f"no recipe '{name_or_path}': neither a file nor a packaged recipe{nearest(name_or_path, packaged)}; "
+            "`megdet recipes` lists them"
         )
     return parse_recipe(text, source, overrides)
 
@@ -60,7 +61,7 @@ def load_recipe(name_or_path: str, overrides: Mapping[str, Any] | None = None) -
 def parse_recipe(text: str, source: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
     """The checked recipe of a YAML text; `source` names it in messages."""
     try:
-        tree = yaml.safe_load(text)
+        tree = yaml.load(text, _StrictLoader)
     except yaml.YAMLError as error:
         raise InputError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
     tree = {} if tree is None else tree
@@ -92,10 +93,18 @@ def dump_recipe(recipe: Recipe) -> str:
     return yaml.safe_dump(_plain(dataclasses.asdict(recipe)), sort_keys=False, width=120)
 
 
+WITHOUT_EFFECT = (
+    *("checkpoint_epochs", "keep_checkpoints", "tensorboard", "evaluation.every_epochs", "data.draw_demo"),
+    *("data.train_annotations", "data.train_images", "data.val_annotations", "data.val_images"),
+)
+"""Keys that may change from one start of a run to the next; the data are compared by what is in them."""
+
+
 def first_difference(ours: Recipe, theirs: Recipe) -> str:
-    """`key: value here, value there` of the first key in which two recipes differ; empty if they are equal."""
+    """`key: value here, value there` of the first key in which two recipes train differently, or nothing."""
     a, b = _flat(dataclasses.asdict(ours)), _flat(dataclasses.asdict(theirs))
-    return next((f"{key}: {a[key]} here, {b[key]} there" for key in a if a[key] != b[key]), "")
+    keys = (key for key in a if a[key] != b[key] and key not in WITHOUT_EFFECT)
+    return next((f"{key}: {a[key]} here, {b[key]} there" for key in keys), "")
 
 
 def check_recipe(recipe: Recipe, source: str) -> None:
@@ -153,8 +162,15 @@ def check_recipe(recipe: Recipe, source: str) -> None:
         refuse("schedule.milestones", "they must rise")
     if schedule.milestones and schedule.policy != "step":
         refuse("schedule.milestones", f"policy {schedule.policy} has its own; set schedule.policy step")
-    if schedule.epochs <= 0:
-        refuse("schedule.epochs", "it must be positive")
+    if schedule.policy in ("normal", "long"):
+        if schedule.epochs is not None:
+            refuse(
+                "schedule.epochs", f"policy {schedule.policy} has its own length: set schedule.policy step or cosine"
+            )
+    elif schedule.epochs is None or schedule.epochs <= 0:
+        refuse("schedule.epochs", f"policy {schedule.policy} needs a positive number of epochs")
+    elif schedule.milestones and schedule.milestones[-1] >= schedule.epochs:
+        refuse("schedule.milestones", f"they must lie before the end at epoch {schedule.epochs:g}")
     if not 0 <= recipe.optimizer.momentum < 1 or not 0 <= recipe.optimizer.ema_decay < 1:
         key = "optimizer.ema_decay" if 0 <= recipe.optimizer.momentum < 1 else "optimizer.momentum"
         refuse(key, "it must be at least 0 and below 1")
@@ -211,7 +227,18 @@ def _one_line(message: str) -> str:
         ("typing.", ""),
     ):
         words = words.replace(long, short)
-    return words
+    return words + (" (write a list: [64])" if "type tuple, got" in words else "")
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML that says a key twice means one of them by mistake."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value]
+        for key, _ in node.value:
+            if names.count(key.value) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"key '{key.value}' stands twice", key.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def _sections() -> dict[str, type[Any]]:
@@ -222,6 +249,8 @@ def _sections() -> dict[str, type[Any]]:
 def _refuse_unknown_keys(tree: Mapping[Any, Any], kind: type[Any], source: str, prefix: str) -> None:
     hints = get_type_hints(kind)
     for key, value in tree.items():
+        if key not in hints and key in recipe_keys():
+            raise InputError(f"{source}: key '{key}' is written nested: {str(key).replace('.', ': {', 1)}: ...}}")
         if key not in hints:
             raise InputError(f"{source}: unknown key '{prefix}{key}'{_nearest_key(prefix, str(key))}")
         if dataclasses.is_dataclass(hints[key]) and isinstance(value, dict):

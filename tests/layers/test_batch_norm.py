@@ -7,6 +7,7 @@ from torch import nn
 
 from factories import relative
 from megdet.distributed.world import World
+from megdet.errors import InputError
 from megdet.layers.batch_norm import RUNNING_MOMENTUM, CrossDeviceBatchNorm, FrozenBatchNorm, finish_step
 from two_processes import UNEVEN_SHARES, joined_reference, run_two_processes
 
@@ -158,12 +159,22 @@ def test_evaluation_uses_and_leaves_the_running_statistics():
     assert not torch.equal(ours.running_mean, before["running_mean"])  # a step of no forward is a bug of the caller
 
 
-@pytest.mark.parametrize("is_valid", [None, [True], [True, False]])
-def test_a_group_of_one_value_has_no_variance_and_is_refused(is_valid):
+def test_a_group_of_one_value_has_no_variance_and_is_refused():
+    with pytest.raises(InputError, match="no variance"):
+        CrossDeviceBatchNorm(3)(torch.randn(1, 3))
+
+
+@pytest.mark.parametrize("is_valid", [[True, False], [False, False]])
+def test_a_group_of_padded_rows_but_for_one_stays_finite(is_valid):
     norm = CrossDeviceBatchNorm(3)
-    mask = None if is_valid is None else torch.tensor(is_valid)
-    with pytest.raises(ValueError, match=r"no variance|more than 1 value"):
-        norm(torch.randn(1 if mask is None else len(mask), 3), mask)
+    x = torch.randn(2, 3, requires_grad=True)
+    y = norm(x, torch.tensor(is_valid))
+    y.sum().backward()
+    assert torch.equal(y, norm.bias.expand(2, 3))
+    assert torch.equal(x.grad, torch.zeros(2, 3))
+    finish_step([norm], 1, ALONE)
+    assert norm.running_mean.isfinite().all()
+    assert norm.running_var.isfinite().all()
 
 
 def test_a_lane_of_one_without_images_has_no_group():

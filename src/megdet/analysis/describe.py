@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from megdet.data.coco import load_coco
+from megdet.data.demo import CLASS_NAMES, NUM_TRAIN
 from megdet.distributed.layout import better_device_counts, choose_layout
 from megdet.model.detector import Detector
 from megdet.recipe import Recipe
@@ -65,7 +66,8 @@ def describe(
         "warmup_steps",
         "warmup",
         warmup,
-        f"{warmup} steps = {warmup_images} images = {warmup_images / images:.2f} epochs",
+        f"{warmup} steps = {warmup_images} images = {warmup_images / images:.2f} epochs"
+        + ("" if first < after else " (starts at the full rate: r is not below it)"),
     )
     decay = decay_of(recipe.schedule)
     decays = ", ".join(f"x{f:g} at epoch {m:g}" for m, f in zip(decay.milestones, decay.factors, strict=True))
@@ -84,13 +86,11 @@ def _data_rows(recipe: Recipe, add: Any) -> tuple[int, int]:
     """Rows about the data; returns its number of images and classes, COCO's where it is not here."""
     annotations, folder = Path(recipe.data.train_annotations), Path(recipe.data.train_images)
     if not annotations.is_file():
-        add(
-            "data",
-            "data",
-            None,
-            f"{annotations} is not here; counted as COCO train2017: {_ASSUMED_IMAGES} images",
-        )
-        return _ASSUMED_IMAGES, _ASSUMED_CLASSES
+        images, classes, what = _ASSUMED_IMAGES, _ASSUMED_CLASSES, "so epochs are those of COCO train2017"
+        if recipe.data.draw_demo:
+            images, classes, what = NUM_TRAIN, len(CLASS_NAMES), "it will be drawn"
+        add("data", "data", None, f"{annotations} is not here, {what}: {images} images, {classes} classes")
+        return images, classes
     dataset = load_coco(annotations, folder, keep_empty=recipe.data.keep_empty_images)
     boxes = sum(len(own.boxes) for own in dataset.annotations)
     classes = len(dataset.class_names)

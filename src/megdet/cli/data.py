@@ -15,6 +15,8 @@ from megdet.data.demo import draw_demo
 from megdet.data.stats import QUANTILES, dataset_statistics, plot_statistics
 from megdet.errors import InputError
 
+_SHOWN_OF_A_KIND = 20
+
 
 def add_verbs(verbs: Any) -> None:
     """Add the parser of `data` and its own verbs."""
@@ -28,6 +30,7 @@ def add_verbs(verbs: Any) -> None:
 
     check = own.add_parser("check", help="list every problem of a data set", allow_abbrev=False)
     _add_dataset(check)
+    check.add_argument("--all", action="store_true", help=f"print more than {_SHOWN_OF_A_KIND} problems of one kind")
     check.set_defaults(run_verb=run_check)
 
     stats = own.add_parser("stats", help="count boxes, classes, sizes and aspect ratios", allow_abbrev=False)
@@ -61,12 +64,14 @@ def run_demo(arguments: Arguments) -> None:
 def run_check(arguments: Arguments) -> None:
     """Print every problem; fatal ones make the command fail."""
     problems = check_dataset(arguments.annotations, arguments.images)
+    shown: Counter[tuple[bool, str]] = Counter()
     for problem in problems:
+        shown[problem.fatal, problem.kind] += 1
+        if shown[problem.fatal, problem.kind] > _SHOWN_OF_A_KIND and not arguments.all:
+            continue
         ids = [("image", problem.image_id), ("annotation", problem.annotation_id)]
         where = "".join(f", {name} {value}" for name, value in ids if value is not None)
-        CONSOLE.print(
-            f"{'fatal' if problem.fatal else 'warning'}: {problem.file}{where}: {problem.message}", markup=False
-        )
+        CONSOLE.print(f"{'fatal' if problem.fatal else 'warning'}: {problem.file}{where}: {problem.message}")
     counts = Counter((problem.fatal, problem.kind) for problem in problems)
     if counts:
         table = Table("", "problem", "count")

@@ -50,7 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(where + " ".join(str(error).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"{_PROGRAM}: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print(
+            f"{_PROGRAM}: interrupted; the same command goes on from the last checkpoint, if there is one",
+            file=sys.stderr,
+        )
         return 130
     except BrokenPipeError:  # the reader of our output, such as head, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

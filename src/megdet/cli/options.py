@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,11 @@ from rich.console import Console
 
 from megdet.distributed.world import World, start_world
 from megdet.errors import InputError
+from megdet.journal.environment import usable_cores
 from megdet.recipe_file import recipe_parser
 
 _WIDE = 160
-CONSOLE = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _WIDE)
+CONSOLE = Console(highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else _WIDE)
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ def add_recipe_keys(parser: argparse.ArgumentParser) -> None:
     """Say in the help that every key of the recipe is an option, with its meaning."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     keys = recipe_parser("recipe").format_help().split("\n\n", 1)[1]
+    keys = re.sub(r"(?m)^  --\w+ CONFIG +Path to a configuration file\.\n", "", keys)  # a section is no option of ours
     parser.epilog = "Every key of the recipe is an option too:\n\n" + keys
     parser.set_defaults(takes_overrides=True)
 
@@ -86,7 +89,7 @@ def num_workers(arguments: Arguments) -> int:
     if arguments.workers is not None:
         return int(arguments.workers)
     local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, min(8, (os.cpu_count() or 1) // local_ranks - 1))
+    return max(1, min(8, usable_cores() // local_ranks - 1))
 
 
 def join_world(arguments: Arguments) -> World:

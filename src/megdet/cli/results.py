@@ -95,8 +95,13 @@ def run_detect(arguments: Arguments) -> None:
     out = arguments.out or folder.pictures / "detect"
     names = dict(zip(trained.category_ids, trained.class_names, strict=True))
     found: list[tuple[Path, list[dict[str, Any]]]] = []
+    unreadable: list[str] = []
     for file in files:
-        pixels, results = detect_image(trained, file)
+        try:
+            pixels, results = detect_image(trained, file)
+        except InputError as error:  # the other pictures are drawn all the same
+            unreadable.append(str(error))
+            continue
         picture = _free_name(out, file, {earlier for earlier, _ in found})
         save_picture(picture, pixels, results, trained, arguments.score)
         drawn = sum(result["score"] >= arguments.score for result in results)
@@ -104,6 +109,8 @@ def run_detect(arguments: Arguments) -> None:
         found.append((picture, [{**result, "category": names[result["category_id"]]} for result in results]))
     _write(out / "detections.json", [result for _, results in found for result in results])
     CONSOLE.print(f"{out / 'detections.json'}")
+    if unreadable:
+        raise InputError(f"{len(unreadable)} of {len(files)} images could not be read: {'; '.join(unreadable)}")
 
 
 def _free_name(out: Path, file: Path, taken: set[Path]) -> Path:

@@ -95,6 +95,8 @@ def _train(arguments: Arguments, name: str, path: Path) -> None:
         getattr(options, "lane_width", None),
         getattr(options, "max_images_per_device", None),
     )
+    if path == Path():
+        raise InputError("--run is empty: name a folder")
     folder = RunFolder(path)
     numbers = train(recipe, folder, run_options, world)
     if not world.is_first:
@@ -127,7 +129,7 @@ def run_recipes(arguments: Arguments) -> None:
     if arguments.name is not None:
         if arguments.name not in recipes:
             load_recipe(arguments.name)  # says which there are
-        CONSOLE.print(recipes[arguments.name], markup=False, end="")
+        CONSOLE.print(recipes[arguments.name], end="")
         return
     table = Table("recipe", "what it is")
     for name, text in recipes.items():

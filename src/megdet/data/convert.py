@@ -88,9 +88,10 @@ def convert_voc(
 
 
 def link_images(converted: Converted, out: Path) -> Path:
-    """Link the folder of the images into OUT beside the annotations, as `images` or `images_<split>`; returns the link.
+    """Link the folder of the images into OUT beside the annotations, as `images` or `images_<split>`.
 
-    Raises InputError when something else has that name or the system allows no links.
+    Returns the link, or the folder itself where the system allows no links. Raises InputError when something else has
+    that name.
     """
     own = converted.annotations_file.stem
     target = converted.image_folder.resolve()
@@ -100,8 +101,8 @@ def link_images(converted: Converted, out: Path) -> Path:
         if not link.exists() and not link.is_symlink():
             try:
                 link.symlink_to(target, target_is_directory=True)
-            except OSError as error:
-                raise InputError(f"{link}: cannot link to {target} ({error.strerror}): use that folder") from None
+            except OSError:  # a file system without links: the folder itself serves as well
+                return converted.image_folder
             return link
     raise InputError(f"{out / 'images'}: it exists and is not {target}: choose another OUT folder")
 

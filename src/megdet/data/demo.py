@@ -31,6 +31,10 @@ _MAX_OVERLAP = 0.4  # common area of two boxes over the smaller one
 _MAX_COVERED = 0.55  # of a box, by all others together: no object hides behind several
 
 
+NUM_TRAIN = 2000
+"""Training images of the demo set."""
+
+
 @dataclass(frozen=True)
 class DemoSettings:
     """What decides the pixels; kept in the `info` of the annotation files."""
@@ -61,7 +65,7 @@ def draw_demo(
     folder: Path,
     *,
     hard: bool = False,
-    num_train: int = 2000,
+    num_train: int = NUM_TRAIN,
     num_val: int = 200,
     size: int = 128,
     seed: int = 0,

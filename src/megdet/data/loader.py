@@ -13,7 +13,7 @@ from megdet.distributed.layout import Layout
 from megdet.errors import InputError
 from megdet.structures import Batch
 
-_PREFETCH = 4
+_PREFETCH = 2
 """Batches that each worker keeps ready."""
 
 

@@ -88,6 +88,8 @@ def start_world(device: str = "") -> World:
                 "start fewer processes with --nproc-per-node"
             )
         torch.cuda.set_device(local_rank)
+        torch.backends.cudnn.allow_tf32 = False  # float32 means float32, whatever the micro-batch
+        torch.backends.cudnn.deterministic = True  # a resumed run repeats the one that was interrupted
         torch_device = torch.device("cuda", local_rank)
     else:
         torch_device = torch.device("cpu")

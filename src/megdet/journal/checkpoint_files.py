@@ -56,7 +56,7 @@ def save_checkpoint(
     """
     if keep < 1 or step < 0:
         raise ValueError(f"keep must be at least 1 and step at least 0, not {keep} and {step}")
-    final = folder.checkpoints / f"step_{step:08d}"
+    final = checkpoint_path(folder, step)
     unfinished = folder.checkpoints / f"{_HIDDEN}{final.name}"
     try:
         folder.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -98,6 +98,17 @@ def checkpoint_step(path: Path) -> int:
     if match is None:
         raise InputError(f"{path} is not the folder of a checkpoint; those are named like step_00000123")
     return int(match[1])
+
+
+def checkpoint_path(folder: RunFolder, step: int) -> Path:
+    """Where the checkpoint after so many steps is, or would be."""
+    return folder.checkpoints / f"step_{step:08d}"
+
+
+def update_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Replace the state of a checkpoint that is there, atomically; its tensors stay. Raises InputError."""
+    content = read_json(path / "state.json")
+    write_json_atomically(path / "state.json", {**content, "state": encode_non_finite(state)}, indent=2)
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:

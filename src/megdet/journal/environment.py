@@ -48,7 +48,7 @@ def collect_environment(world_size: int, device: str) -> dict[str, Any]:
         "world_size": world_size,
         "device": device,
         "devices": _accelerators(device),
-        "cpu": {"model": _cpu_model(), "cores": _cpu_cores(), "memory_bytes": _memory_bytes()},
+        "cpu": {"model": _cpu_model(), "cores": usable_cores(), "memory_bytes": _memory_bytes()},
         "host": platform.node(),
         "system": platform.platform(),
         "versions": _versions(),
@@ -130,7 +130,8 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def _cpu_cores() -> int:
+def usable_cores() -> int:
+    """Processor cores that this process may use, which a container may have limited."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

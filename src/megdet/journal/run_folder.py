@@ -16,16 +16,21 @@ Infinity. Where such a number may occur (metrics, the state of a checkpoint), it
 and "-Infinity", which Python's `float()` and JavaScript's `Number()` both understand.
 """
 
+import errno
+import importlib
 import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
 from megdet.errors import InputError
-from megdet.files import read_text, reason_of, write_text_atomically
+from megdet.files import cannot_write, read_text, reason_of, write_text_atomically
+
+# Windows has no such locks; two starts in one folder are not noticed there
+_fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
 
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
@@ -63,6 +68,27 @@ class RunFolder:
                     f"the run folder {self.path} cannot be written: {reason_of(error)}; choose another with --run"
                 ) from error
         return self
+
+    def lock(self) -> TextIO:
+        """Hold the folder against other processes until the returned file is closed or this process ends.
+
+        Raises:
+            InputError: another process holds it.
+        """
+        file = (self.checkpoints / ".lock").open("w")
+        if _fcntl is None:
+            return file
+        try:
+            _fcntl.flock(file, _fcntl.LOCK_EX | _fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise InputError(
+                f"{self.path}: another process trains in this folder; wait for it, or choose another with --run"
+            ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):  # some network file systems have no locks
+                raise cannot_write(self.path, error) from error
+        return file
 
     def write_recipe(self, text: str) -> None:
         """Keep the complete recipe of this run, YAML text. Raises InputError where it cannot be written."""

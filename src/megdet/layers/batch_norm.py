@@ -16,6 +16,7 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from megdet.distributed.world import SINGLE_LANE, Lane, World
+from megdet.errors import InputError
 
 RUNNING_MOMENTUM = 0.1
 
@@ -51,7 +52,7 @@ class CrossDeviceBatchNorm(nn.Module):
     ) -> Float[Tensor, "n channels *rest"]:
         """Normalise; rows where `is_valid` is false enter no statistic and come out as if they were the mean.
 
-        Raises ValueError when a group has fewer than two values a channel, whose variance does not exist.
+        Raises InputError when a group that one device carries has one value a channel, which has no variance.
         """
         has_no_group = self.lane.width == 1 and x.shape[0] == 0  # nothing to normalise, nothing to remember
         if not self.training or has_no_group:
@@ -66,6 +67,11 @@ class CrossDeviceBatchNorm(nn.Module):
         return y  # type: ignore[no-any-return]
 
     def _local(self, x: Tensor) -> Tensor:
+        if x.numel() // self.channels < 2:
+            raise InputError(
+                f"batch norm of {self.channels} channels over a group with one value each (feature map "
+                f"{tuple(x.shape)}) has no variance: use a larger bn_size or larger images"
+            )
         # running statistics of momentum 1 are the batch's own: its mean and its unbiased variance
         mean, var = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
         y = F.batch_norm(x, mean, var, self.weight, self.bias, True, 1.0, self.eps)
@@ -179,11 +185,6 @@ class _CrossDeviceNorm(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None, eps: float, lane: Lane, two_pass: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         mean, biased_var, count = _statistics(x.to(_statistics_dtype(x)), mask, lane, two_pass)
-        if x.shape[2:].numel() < 2 and float(count) < 2:  # only then the device is asked, which makes the host wait
-            raise ValueError(
-                f"batch norm over a group with {int(count)} value(s) a channel has no variance: "
-                "use a larger bn_size or larger images"
-            )
         inverse_std = (biased_var + eps).rsqrt()
         shape = (1, -1, *[1] * (x.dim() - 2))
         scale = weight * inverse_std
@@ -193,7 +194,7 @@ class _CrossDeviceNorm(torch.autograd.Function):
             y = torch.where(mask > 0, y, bias.reshape(shape))
         ctx.save_for_backward(x, weight, mean, inverse_std, count, *(() if mask is None else (mask,)))
         ctx.lane = lane
-        unbiased_var = biased_var * (count / (count - 1))
+        unbiased_var = biased_var * (count / (count - 1).clamp(min=1))
         ctx.mark_non_differentiable(mean, unbiased_var)
         return y.to(x.dtype), mean, unbiased_var
 
@@ -224,11 +225,11 @@ def _statistics(x: Tensor, mask: Tensor | None, lane: Lane, two_pass: bool) -> t
     per_row = 1
     for length in x.shape[2:]:
         per_row *= length
-    own_count = x.new_tensor([x.shape[0] * per_row]) if mask is None else mask.sum().reshape(1) * per_row
+    own_count = x.new_full((1,), x.shape[0] * per_row) if mask is None else mask.sum().reshape(1) * per_row
     masked = x if mask is None else x * mask
     if two_pass:  # Algorithm 1 to the letter: the mean first, then the centred squares
         sums = _all_reduce(torch.cat([masked.sum(dims), own_count]), lane)
-        count = sums[-1]
+        count = sums[-1].clamp(min=1)  # a group of padded rows alone has no value at all
         mean = sums[:-1] / count
         centered = x - mean.reshape(shape)
         centered = centered if mask is None else centered * mask
@@ -239,13 +240,14 @@ def _statistics(x: Tensor, mask: Tensor | None, lane: Lane, two_pass: bool) -> t
     centered = centered if mask is None else centered * mask
     own = torch.cat([own_count, own_mean, (centered * centered).sum(dims)])
     if lane.width == 1:
+        own_count = own_count.clamp(min=1)
         return own_mean, own[1 + len(own_mean) :] / own_count, own_count[0]
     gathered = [torch.empty_like(own) for _ in range(lane.width)]
     distributed.all_gather(gathered, own, group=lane.process_group)
     parts = torch.stack(gathered)
     counts = parts[:, :1]
     means, squares = parts[:, 1 : 1 + len(own_mean)], parts[:, 1 + len(own_mean) :]
-    count = counts.sum()
+    count = counts.sum().clamp(min=1)
     mean = (counts * means).sum(0) / count
     squares = squares.sum(0) + (counts * (means - mean) ** 2).sum(0)
     return mean, squares / count, count

@@ -1,5 +1,6 @@
 """The anchors: at every cell of every level, one box of the level's size for each aspect ratio."""
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
@@ -9,14 +10,15 @@ from torch import Tensor
 from megdet.recipe import Anchors as AnchorsRecipe
 
 LEVEL_STRIDES = (4, 8, 16, 32, 64)
+_KEPT_CANVASES = 16
 
 
 class AnchorGrid:
-    """Makes the anchors of a canvas and keeps them, since the plan has few canvases."""
+    """Makes the anchors of a canvas and keeps those of the last few canvases."""
 
     def __init__(self, recipe: AnchorsRecipe) -> None:
         self.recipe = recipe
-        self._made: dict[tuple[object, ...], list[Tensor]] = {}
+        self._made: OrderedDict[tuple[object, ...], list[Tensor]] = OrderedDict()
 
     @property
     def per_cell(self) -> int:
@@ -29,7 +31,11 @@ class AnchorGrid:
         """The anchors of each level, ordered by row, column, ratio; `grids` are the levels' heights and widths."""
         key = (canvas, tuple(grids), dtype, device)
         if key not in self._made:
-            self._made[key] = [self._level(level, canvas, grid).to(device, dtype) for level, grid in enumerate(grids)]
+            while len(self._made) >= _KEPT_CANVASES:
+                self._made.popitem(last=False)
+            with torch.inference_mode(False):  # training uses what an evaluation made
+                levels = [self._level(level, canvas, grid) for level, grid in enumerate(grids)]
+                self._made[key] = [level.to(device, dtype) for level in levels]
         return self._made[key]
 
     def _level(self, level: int, canvas: tuple[int, int], grid: tuple[int, int]) -> Tensor:

@@ -146,18 +146,14 @@ def read_tensors(file: Path, key: str) -> dict[str, Tensor]:
         raise InputError(f"{key} {file}: no such file")
     try:
         content = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
-    except Exception as error:
-        raise InputError(f"{key} {file}: not a file of weights: {_first_line(error)}") from None
-    for key in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
+    except Exception:  # whatever torch says of it, such as how to load it unsafely, helps nobody here
+        raise InputError(f"{key} {file}: neither a safetensors file nor tensors saved by torch.save") from None
+    for inner in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(inner), dict):
+            content = content[inner]
     if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
         raise InputError(f"{key} {file}: it holds no plain dictionary of tensors")
     return content
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _copy_shared(whole: nn.Module, body: nn.Module) -> None:

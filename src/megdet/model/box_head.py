@@ -27,6 +27,10 @@ _FIRST_TRUTH_IDENTITY = 1 << 40
 """Ground-truth boxes join the proposals under identities that no anchor has."""
 
 
+_PURPOSE = 1
+"""Of the draw, so that it does not repeat the RPN's draw of the same anchors."""
+
+
 @dataclass
 class SampledRois:
     """The RoIs of the loss, a fixed number an image, and what each should become."""
@@ -47,7 +51,7 @@ class BoxHead(nn.Module):
     def __init__(self, recipe: BoxHeadRecipe, in_channels: int, num_classes: int, norm: NormFactory) -> None:
         super().__init__()
         self.recipe, self.num_classes = recipe, num_classes
-        bias = recipe.norm in ("none", "frozen")
+        bias = recipe.norm == "none"
         self.fc1 = nn.Linear(in_channels * recipe.pool_size**2, recipe.channels, bias=bias)
         self.norm1 = norm(recipe.channels)
         self.fc2 = nn.Linear(recipe.channels, recipe.channels, bias=bias)
@@ -102,7 +106,9 @@ class BoxHead(nn.Module):
         )
         matches.is_positive &= is_candidate
         matches.is_negative &= is_candidate
-        sample = sample_matches(matches, identities, targets.image_seeds, recipe.samples, recipe.positive_fraction)
+        sample = sample_matches(
+            matches, identities, targets.image_seeds, recipe.samples, recipe.positive_fraction, _PURPOSE
+        )
         rois = boxes.gather(1, sample.index.unsqueeze(2).expand(-1, -1, 4))
         if targets.boxes.shape[1] == 0:
             background = torch.full_like(sample.index, self.num_classes)

@@ -13,6 +13,7 @@ from megdet.model.backbone import Backbone
 from megdet.model.box_head import BoxHead
 from megdet.model.fpn import Fpn
 from megdet.model.rpn import Rpn
+from megdet.ops.constants import constant
 from megdet.ops.roi_align import feature_table
 from megdet.recipe import Recipe
 from megdet.structures import Batch, Detections, Targets
@@ -55,8 +56,8 @@ class Detector(nn.Module):
         """Subtract the mean, divide by the deviation, and set the canvas outside each image to 0."""
         dtype = self.fpn.lateral[0][0].weight.dtype  # type: ignore[index]
         data = self.recipe.data
-        mean = torch.tensor(data.mean, dtype=dtype, device=pixels.device).reshape(3, 1, 1) * 255
-        std = torch.tensor(data.std, dtype=dtype, device=pixels.device).reshape(3, 1, 1) * 255
+        mean = constant(data.mean, dtype, pixels.device).reshape(3, 1, 1) * 255
+        std = constant(data.std, dtype, pixels.device).reshape(3, 1, 1) * 255
         y = torch.arange(pixels.shape[2], device=pixels.device).reshape(1, -1, 1) < sizes[:, :1].unsqueeze(2)
         x = torch.arange(pixels.shape[3], device=pixels.device).reshape(1, 1, -1) < sizes[:, 1:].unsqueeze(2)
         images = (pixels.to(dtype) - mean) / std * (y & x).unsqueeze(1)

@@ -1,6 +1,7 @@
 """The region proposal network (Ren et al., 2015) on a pyramid."""
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 from megdet.layers.batch_norm import CrossDeviceBatchNorm
 from megdet.layers.convert import NormFactory
 from megdet.ops.boxes import clip_boxes, decode_boxes, encode_boxes
+from megdet.ops.constants import constant
 from megdet.ops.losses import masked_cross_entropy_logits, mean_per_image, smooth_l1
 from megdet.ops.matching import match_boxes, sample_matches
 from megdet.ops.nms import segmented_nms
@@ -40,7 +42,7 @@ class Rpn(nn.Module):
         super().__init__()
         self.recipe = recipe
         self.is_sparse = recipe.sparse_loss and recipe.norm == "none"
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=recipe.norm in ("none", "frozen"))
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=recipe.norm == "none")
         self.norm = norm(channels)
         self.objectness = nn.Conv2d(channels, anchors_per_cell, 1)
         self.deltas = nn.Conv2d(channels, 4 * anchors_per_cell, 1)
@@ -157,12 +159,14 @@ class Rpn(nn.Module):
         """The head's outputs at some anchors: gather the 3 x 3 patches around their cells, multiply once."""
         images, samples = index.shape
         per_cell = self.objectness.out_channels
-        ends = torch.tensor(level_lengths, device=index.device).cumsum(0)
-        level = torch.bucketize(index, ends, right=True)
-        cell = (index - (ends - torch.tensor(level_lengths, device=index.device))[level]) // per_cell
-        heights = torch.tensor(table.heights, device=index.device)[level]
-        widths = torch.tensor(table.widths, device=index.device)[level]
-        starts = torch.tensor(table.starts, device=index.device)[level]
+        device = index.device
+        ends = tuple(accumulate(level_lengths))
+        level = torch.bucketize(index, constant(ends, torch.int64, device), right=True)
+        starts_of_levels = constant((0, *ends[:-1]), torch.int64, device)
+        cell = torch.div(index - starts_of_levels[level], per_cell, rounding_mode="floor")
+        heights = constant(table.heights, torch.int64, device)[level]
+        widths = constant(table.widths, torch.int64, device)[level]
+        starts = constant(table.starts, torch.int64, device)[level]
         offsets = torch.arange(3, device=index.device) - 1
         y = (cell // widths).unsqueeze(2) + offsets
         x = (cell % widths).unsqueeze(2) + offsets

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from megdet.ops.constants import constant
+
 LARGEST_LOG_SCALE = math.log(1000.0 / 16)
 """A regressed edge grows at most by this; keeps exp() finite at the start of training."""
 
@@ -39,14 +41,14 @@ def encode_boxes(
     box_size = (boxes[..., 2:] - boxes[..., :2]).clamp(min=1e-6)
     box_center = boxes[..., :2] + 0.5 * box_size
     deltas = torch.cat([(box_center - center) / size, (box_size / size).log()], dim=-1)
-    return deltas * deltas.new_tensor(weights)
+    return deltas * constant(weights, deltas.dtype, deltas.device)
 
 
 def decode_boxes(
     deltas: Float[Tensor, "*batch 4"], references: Float[Tensor, "*batch2 4"], weights: Weights
 ) -> Float[Tensor, "*batch3 4"]:
     """The boxes that `deltas` make of `references`; the inverse of `encode_boxes`. Leading dimensions broadcast."""
-    deltas = deltas / deltas.new_tensor(weights)
+    deltas = deltas / constant(weights, deltas.dtype, deltas.device)
     size = references[..., 2:] - references[..., :2]
     center = references[..., :2] + 0.5 * size
     box_center = center + deltas[..., :2] * size

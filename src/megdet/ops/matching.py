@@ -7,7 +7,10 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from megdet.ops.boxes import box_iou
-from megdet.ops.ordering import NEVER, hash64, top
+from megdet.ops.ordering import NEVER, hash64, hash_integers, top
+
+_BOXES_AT_ONCE = 16
+"""Boxes compared with all candidates together; bounds the memory of a crowded image at full size."""
 
 
 @dataclass
@@ -43,18 +46,22 @@ def match_boxes(
     are positive too, however little that is (anchors; Faster R-CNN, Sec. 3.1.2). An image without boxes has negatives
     only.
     """
-    if boxes.shape[1] == 0:
-        boxes = boxes.new_zeros(boxes.shape[0], 1, 4)
-        is_box = is_box.new_zeros(is_box.shape[0], 1)
-    iou = box_iou(candidates, boxes).masked_fill_(~is_box.unsqueeze(1), -1.0)
-    best_iou, box_index = iou.max(dim=2)
-    is_positive = best_iou >= positive_iou
-    is_negative = best_iou < negative_iou
-    if keep_best:
-        best_of_box = iou.amax(dim=1, keepdim=True) if iou.shape[1] else iou.new_zeros(iou.shape[0], 1, iou.shape[2])
-        is_best = ((iou == best_of_box) & (best_of_box > 0)).any(dim=2)
-        is_positive |= is_best
-        is_negative &= ~is_best
+    shape = (boxes.shape[0], candidates.shape[-2])
+    best_iou = boxes.new_full(shape, -1.0)
+    box_index = torch.zeros(shape, dtype=torch.int64, device=boxes.device)
+    is_best = torch.zeros(shape, dtype=torch.bool, device=boxes.device)
+    for start in range(0, boxes.shape[1], _BOXES_AT_ONCE):
+        some = slice(start, start + _BOXES_AT_ONCE)
+        iou = box_iou(candidates, boxes[:, some]).masked_fill_(~is_box[:, some].unsqueeze(1), -1.0)
+        best, index = iou.max(dim=2)
+        is_better = best > best_iou
+        best_iou = torch.where(is_better, best, best_iou)
+        box_index = torch.where(is_better, index + start, box_index)
+        if keep_best and iou.shape[1]:
+            best_of_box = iou.amax(dim=1, keepdim=True)
+            is_best |= ((iou == best_of_box) & (best_of_box > 0)).any(dim=2)
+    is_positive = (best_iou >= positive_iou) | is_best
+    is_negative = (best_iou < negative_iou) & ~is_best
     return Matches(box_index, is_positive, is_negative)
 
 
@@ -64,13 +71,14 @@ def sample_matches(
     image_seeds: Int64[Tensor, " images"],
     samples: int,
     positive_fraction: float,
+    purpose: int = 0,
 ) -> Sample:
     """At most `samples` candidates an image, at most `positive_fraction` of them positive, the rest negative.
 
     The choice is drawn by a hash of (image seed, identity), so it does not change when candidates are listed in
-    another order or images are spread over devices in another way.
+    another order or images are spread over devices in another way. Draws of another `purpose` are independent.
     """
-    keys = hash64(image_seeds.unsqueeze(1), identities)
+    keys = hash64(image_seeds.unsqueeze(1) ^ hash_integers(purpose), identities)
     most_positives = int(samples * positive_fraction)
     positive_keys, positives = top(keys.masked_fill(~matches.is_positive, NEVER), most_positives)
     negative_keys, negatives = top(keys.masked_fill(~matches.is_negative, NEVER), samples)

@@ -16,6 +16,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
+from megdet.ops.constants import constant
+
 
 @dataclass
 class FeatureTable:
@@ -95,9 +97,9 @@ def _taps(
 ) -> tuple[Tensor, Tensor]:
     """Rows and weights of every bin, both (rois * bins, 4 * sampling_ratio^2)."""
     device, work = rois.device, torch.float64 if rois.dtype == torch.float64 else torch.float32
-    shape = torch.tensor([table.heights, table.widths], device=device)[:, levels]
+    shape = constant((table.heights, table.widths), torch.int64, device)[:, levels]
     height, width = shape[0], shape[1]
-    scale = torch.tensor([1.0 / stride for stride in strides], device=device, dtype=work)[levels].unsqueeze(1)
+    scale = constant(tuple(1.0 / stride for stride in strides), work, device)[levels].unsqueeze(1)
     scaled = rois.to(work) * scale - (0.5 if aligned else 0.0)
     low, size = scaled[:, :2], scaled[:, 2:] - scaled[:, :2]
     if not aligned:
@@ -107,7 +109,7 @@ def _taps(
     points = low.unsqueeze(2) + size.unsqueeze(2) * steps
     x_low, x_high, x_weight_low, x_weight_high = _bilinear(points[:, 0], width.unsqueeze(1))
     y_low, y_high, y_weight_low, y_weight_high = _bilinear(points[:, 1], height.unsqueeze(1))
-    start = torch.tensor(table.starts, device=device)[levels] + image_index * height * width
+    start = constant(table.starts, torch.int64, device)[levels] + image_index * height * width
     y_rows = torch.stack([y_low, y_high], 2) * width.reshape(-1, 1, 1) + start.reshape(-1, 1, 1)
     taps = 2 * sampling_ratio
     shape_y, shape_x = (-1, pool_size, 1, taps, 1), (-1, 1, pool_size, 1, taps)

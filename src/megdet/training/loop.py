@@ -18,7 +18,7 @@ from megdet.errors import InputError
 from megdet.evaluation.coco_numbers import CocoNumbers, evaluate_detections
 from megdet.files import write_json_atomically
 from megdet.inference.predict import category_ids_for, detect_dataset
-from megdet.journal.checkpoint_files import latest_checkpoint, save_checkpoint
+from megdet.journal.checkpoint_files import checkpoint_path, latest_checkpoint, save_checkpoint, update_state
 from megdet.journal.metrics import MetricsWriter
 from megdet.journal.run_folder import RunFolder
 from megdet.model.detector import LOSSES
@@ -28,7 +28,6 @@ from megdet.training.prepare import (
     Datasets,
     check_folder,
     claim_folder,
-    fingerprint,
     load_datasets,
     make_trainer,
     resume,
@@ -38,7 +37,9 @@ from megdet.training.schedule import learning_rate, total_steps
 from megdet.training.step import REPORTED, Trainer, train_step
 
 READ_EVERY = 20
-"""Steps whose numbers are read from the device together."""
+"""Steps whose numbers are read from the device together, ..."""
+READ_SECONDS = 10.0
+"""... unless they take longer than this."""
 
 
 @dataclass(frozen=True)
@@ -70,16 +71,38 @@ def train(recipe: Recipe, folder: RunFolder, options: RunOptions, world: World) 
     plan = TrainingPlan(datasets.train.sizes, recipe)
     is_resumed = latest_checkpoint(folder) is not None
     trainer = make_trainer(recipe, datasets.train, layout, world, is_resumed=is_resumed)
-    claim_folder(folder, recipe, world)
-    step, numbers = resume(trainer, folder, datasets.train, world)
+    lock = claim_folder(folder, recipe, world)
+    resumed = resume(trainer, folder, datasets.train, world)
+    step = resumed.step
     reporter = Reporter(recipe, plan, layout, world, folder, first_step=step)
     metrics = MetricsWriter(folder.metrics, resume_step=step) if world.is_first else None
-    run = _Run(recipe, folder, options, world, layout, datasets, plan, trainer, reporter, metrics, numbers)
+    run = _Run(
+        recipe,
+        folder,
+        options,
+        world,
+        layout,
+        datasets,
+        plan,
+        trainer,
+        reporter,
+        metrics,
+        resumed.numbers,
+        resumed.fingerprint,
+    )
+    run.evaluated_step = resumed.evaluated_step
     try:
         run.to_end(step)
+    except torch.OutOfMemoryError:
+        raise InputError(
+            f"a micro-batch of {layout.largest_share} images does not fit {world.device}: use more devices, "
+            "--max-images-per-device, a smaller bn_size or smaller data.short_edges"
+        ) from None
     finally:
         if metrics is not None:
             metrics.close()
+        if lock is not None:
+            lock.close()
     if run.numbers is None:
         raise InputError(f"{folder.path}: the run is over but has no evaluation: run `megdet evaluate {folder.path}`")
     return run.numbers
@@ -98,9 +121,17 @@ class _Run:
     reporter: Reporter
     metrics: MetricsWriter | None
     numbers: CocoNumbers | None
+    fingerprint: str
+    evaluated_step: int = -1
 
     def to_end(self, step: int) -> None:
+        """Make all steps that are left; an evaluation that is due at the first of them comes before."""
         last = total_steps(self.recipe, self.plan.num_images)
+        stops = self._stops(last)
+        if step in stops and self._is_evaluated(stops[step]) and self.evaluated_step != step:
+            self.numbers = self._evaluate(step)
+            if self.world.is_first:
+                update_state(checkpoint_path(self.folder, step), self._state(step))
         micro_batches = training_batches(
             self.datasets.train,
             self.plan,
@@ -110,9 +141,8 @@ class _Run:
             workers=self.options.workers,
             device=self.world.device,
         )
-        stops = self._stops(last)
         pending: list[tuple[int, float, float, float, Tensor]] = []
-        before = time.perf_counter()
+        before = last_read = time.perf_counter()
         while step < last:
             rate = learning_rate(self.recipe, self.plan.num_images, step)
             waiting = _Waiting(micro_batches)
@@ -123,9 +153,9 @@ class _Run:
             now = time.perf_counter()
             pending.append((step, rate, now - before, waiting.seconds, result))
             before = now
-            if len(pending) == READ_EVERY or step in stops:
+            if len(pending) == READ_EVERY or now - last_read >= READ_SECONDS or step in stops:
                 self._read(pending)
-                pending = []
+                pending, last_read = [], now
             if step in stops:
                 self._stop(step, stops[step])
                 before = time.perf_counter()
@@ -163,11 +193,18 @@ class _Run:
         self.reporter.steps(lines)
 
     def _stop(self, step: int, epoch: int) -> None:
-        every = self.recipe.evaluation.every_epochs
-        if epoch == 0 or (every and epoch % every == 0):
-            self.numbers = self._evaluate(step)
-        if epoch == 0 or epoch % self.recipe.checkpoint_epochs == 0:
+        # saved first: whatever goes wrong in the evaluation, the epoch is not lost
+        saves = epoch == 0 or epoch % self.recipe.checkpoint_epochs == 0
+        if saves:
             self._save(step)
+        if self._is_evaluated(epoch):
+            self.numbers = self._evaluate(step)
+            if saves and self.world.is_first:
+                update_state(checkpoint_path(self.folder, step), self._state(step))
+
+    def _is_evaluated(self, epoch: int) -> bool:
+        every = self.recipe.evaluation.every_epochs
+        return epoch == 0 or bool(every and epoch % every == 0)
 
     def _evaluate(self, step: int) -> CocoNumbers:
         started = time.perf_counter()
@@ -194,6 +231,7 @@ class _Run:
             write_json_atomically(self.folder.detections, results)
             write_json_atomically(self.folder.evaluation, numbers.as_dict(), indent=2)
         self.reporter.evaluated(step, numbers, seconds)
+        self.evaluated_step = step
         return numbers
 
     def _save(self, step: int) -> None:
@@ -204,16 +242,19 @@ class _Run:
             }
             if self.trainer.averages is not None:
                 tensors["averages"] = self.trainer.averages.tensors
-            state = {
-                "step": step,
-                "class_names": list(self.datasets.train.class_names),
-                "category_ids": list(self.datasets.train.category_ids),
-                "num_images": self.plan.num_images,
-                "data": fingerprint(self.datasets.train),
-                "evaluation": None if self.numbers is None else self.numbers.as_dict(),
-            }
-            save_checkpoint(self.folder, step, tensors, state, self.recipe.keep_checkpoints)
+            save_checkpoint(self.folder, step, tensors, self._state(step), self.recipe.keep_checkpoints)
         self.world.barrier()
+
+    def _state(self, step: int) -> dict[str, Any]:
+        return {
+            "step": step,
+            "class_names": list(self.datasets.train.class_names),
+            "category_ids": list(self.datasets.train.category_ids),
+            "num_images": self.plan.num_images,
+            "data": self.fingerprint,
+            "evaluation": None if self.numbers is None else self.numbers.as_dict(),
+            "evaluated_step": self.evaluated_step,
+        }
 
 
 class _Waiting:

@@ -3,6 +3,7 @@
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TextIO
 
 import torch
 
@@ -47,7 +48,7 @@ def load_datasets(recipe: Recipe, world: World) -> Datasets:
     train_set = load_coco(Path(data.train_annotations), Path(data.train_images), keep_empty=data.keep_empty_images)
     val_set = load_coco(Path(data.val_annotations), Path(data.val_images), keep_empty=True)
     category_ids_for(train_set.class_names, val_set)
-    if not any(len(own.boxes) for own in train_set.annotations):
+    if all(own.is_crowd.all() for own in train_set.annotations):
         raise InputError(f"{data.train_annotations}: no image has a box, so there is nothing to learn")
     return Datasets(train_set, val_set)
 
@@ -86,17 +87,22 @@ def check_folder(folder: RunFolder, recipe: Recipe) -> None:
         )
 
 
-def claim_folder(folder: RunFolder, recipe: Recipe, world: World) -> None:
-    """Make the folder where it is missing, write the recipe into it and note this start of the run."""
-    error = None
+def claim_folder(folder: RunFolder, recipe: Recipe, world: World) -> TextIO | None:
+    """Make the folder where it is missing, lock it, write the recipe into it and note this start of the run.
+
+    Returns the lock on rank 0; it is released when it is closed. Raises InputError when another run holds it.
+    """
+    error = lock = None
     if world.is_first:
         try:
             folder.create()
+            lock = folder.lock()
             folder.write_recipe(dump_recipe(recipe))
             write_environment(folder, collect_environment(world.size, str(world.device)))
         except InputError as problem:
             error = str(problem)
     world.agree(error)
+    return lock
 
 
 def fingerprint(dataset: CocoDataset) -> str:
@@ -109,18 +115,33 @@ def fingerprint(dataset: CocoDataset) -> str:
     return content.hexdigest()
 
 
-def resume(trainer: Trainer, folder: RunFolder, dataset: CocoDataset, world: World) -> tuple[int, CocoNumbers | None]:
-    """The step and last evaluation of the newest checkpoint, whose state is loaded; 0 and none at the start."""
+@dataclass(frozen=True)
+class Resumed:
+    """Where a run goes on."""
+
+    step: int
+    """steps done"""
+    numbers: CocoNumbers | None
+    """the last evaluation"""
+    evaluated_step: int
+    """the step after which it was made, -1 for none"""
+    fingerprint: str
+    """of the training data"""
+
+
+def resume(trainer: Trainer, folder: RunFolder, dataset: CocoDataset, world: World) -> Resumed:
+    """Load the newest checkpoint, if there is one, and say where the run goes on."""
     checkpoint = latest_checkpoint(folder)
+    data = fingerprint(dataset)
     if checkpoint is None:
-        return 0, None
+        return Resumed(0, None, -1, data)
     tensors, state = load_checkpoint(checkpoint)
     if state["num_images"] != len(dataset) or tuple(state["class_names"]) != dataset.class_names:
         raise InputError(
             f"{checkpoint}: it was trained on {state['num_images']} images of {len(state['class_names'])} classes, "
             f"{dataset.annotations_file} has {len(dataset)} of {len(dataset.class_names)}: choose another --run folder"
         )
-    if state.get("data", fingerprint(dataset)) != fingerprint(dataset):
+    if state.get("data", data) != data:
         raise InputError(
             f"{checkpoint}: the images or boxes have changed since in {dataset.annotations_file}: choose another --run "
             "folder, start_from goes on from these weights"
@@ -132,4 +153,4 @@ def resume(trainer: Trainer, folder: RunFolder, dataset: CocoDataset, world: Wor
             trainer.averages.tensors[name].copy_(tensor)
     world.barrier()
     numbers = None if state["evaluation"] is None else CocoNumbers.from_dict(state["evaluation"])
-    return int(state["step"]), numbers
+    return Resumed(int(state["step"]), numbers, int(state.get("evaluated_step", -1)), data)

@@ -4,7 +4,6 @@ import time
 from typing import Any
 
 from rich.console import Console
-from torch.utils.tensorboard import SummaryWriter
 
 from megdet.data.plan import TrainingPlan
 from megdet.distributed.layout import Layout
@@ -31,14 +30,16 @@ class Reporter:
         first_step: int,
     ) -> None:
         self.recipe, self.plan, self.is_first = recipe, plan, world.is_first
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
         self.last_step = total_steps(recipe, plan.num_images)
         self._recent: list[dict[str, Any]] = []
         self._printed = time.monotonic()
-        self._board: SummaryWriter | None = None
+        self._board: Any = None
         if not self.is_first:
             return
         if recipe.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter  # seconds of imports that few runs need
+
             self._board = SummaryWriter(str(folder.path / "tensorboard"), purge_step=first_step)
         start = f"resuming at step {first_step}" if first_step else "starting"
         self.console.print(
@@ -70,8 +71,8 @@ class Reporter:
                 self._board.add_scalar(f"evaluation/{name}", getattr(numbers, name), step)
             self._board.flush()
         self.console.print(
-            f"epoch {self.plan.epochs_done(step):.2f}: mmAP {100 * numbers.AP:.1f}, AP50 {100 * numbers.AP50:.1f}, "
-            f"mmAR {100 * numbers.AR100:.1f} (evaluated in {seconds:.0f} s)"
+            f"epoch {self.plan.epochs_done(step):.2f}: mmAP {_percent(numbers.AP)}, AP50 {_percent(numbers.AP50)}, "
+            f"mmAR {_percent(numbers.AR100)} (evaluated in {seconds:.0f} s)"
         )
         self._printed = time.monotonic()
 
@@ -88,3 +89,8 @@ class Reporter:
             f"{left / 60:.1f} min left"
         )
         self._printed = time.monotonic()
+
+
+def _percent(number: float) -> str:
+    """A number of 0..1 in percent; -1 means that the ground truth has no such box."""
+    return "-" if number < 0 else f"{100 * number:.1f}"

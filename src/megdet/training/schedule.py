@@ -26,7 +26,7 @@ def decay_of(schedule: Schedule) -> Decay:
     """The length and the milestones of a policy; cosine has none."""
     if schedule.policy in _POLICIES:
         return Decay(*_POLICIES[schedule.policy])
-    return Decay(schedule.epochs, schedule.milestones, schedule.factors)
+    return Decay(schedule.epochs or 0.0, schedule.milestones, schedule.factors)
 
 
 def scaled_rate(recipe: Recipe) -> float:
@@ -42,7 +42,8 @@ def total_steps(recipe: Recipe, num_images: int) -> int:
 def learning_rate(recipe: Recipe, num_images: int, step: int) -> float:
     """The rate of step 0, 1, ...: linear warmup a step, times the decays whose epochs have passed.
 
-    Warmup runs from warmup_start * base_lr to the scaled rate. Under policy cosine the rate falls to 0 along half a
+    Warmup runs from warmup_start * base_lr to the scaled rate, and never downwards: a mini-batch so small that its rate
+    lies below starts at its rate. Under policy cosine the rate falls to 0 along half a
     cosine over the whole run.
     """
     schedule, rate = recipe.schedule, scaled_rate(recipe)
@@ -54,6 +55,6 @@ def learning_rate(recipe: Recipe, num_images: int, step: int) -> float:
         passed = [f for milestone, f in zip(decay.milestones, decay.factors, strict=True) if epoch >= milestone - 1e-9]
         factor = math.prod(passed)
     if step < schedule.warmup_steps:
-        start = schedule.warmup_start * recipe.optimizer.base_lr
+        start = min(rate, schedule.warmup_start * recipe.optimizer.base_lr)
         rate = start + (rate - start) * step / schedule.warmup_steps
     return rate * factor

@@ -24,14 +24,31 @@ CLASS_LAYERS = ("box_head.classes.", "box_head.deltas.")
 """Layers whose rows are classes; they start anew when the classes are others."""
 
 
+SAME_MEANING = {
+    "data": ("mean", "std"),
+    "backbone": ("name", "last_convolution", "norm_eps"),
+    "anchors": ("sizes", "ratios", "stride_from_grid"),
+    "box_head": ("pool_size", "sampling_ratio", "aligned", "canonical_size"),
+}
+"""Keys without which the same weights mean another detector."""
+
+
 def start_from_run(model: Detector, class_names: tuple[str, ...], source: str) -> None:
     """Copy the weights of another run's newest checkpoint; the class layers only where the classes are the same.
 
     Frozen and trained batch norms may be exchanged for one another: what differs is a counter of steps.
 
-    Raises InputError when the folder is no run or its architecture is another.
+    Raises InputError when the folder is no run, its architecture is another, or a key of SAME_MEANING differs.
     """
     trained = load_detector(RunFolder(Path(source)), torch.device("cpu"))
+    for section, keys in SAME_MEANING.items():
+        for key in keys:
+            ours, theirs = (getattr(getattr(recipe, section), key) for recipe in (model.recipe, trained.recipe))
+            if ours != theirs:
+                raise InputError(
+                    f"start_from {source}: its weights were trained with {section}.{key} {theirs}, "
+                    f"this recipe has {ours}: set it to the same"
+                )
     own = model.state_dict()
     counters = {name: tensor for name, tensor in own.items() if name.endswith("num_batches_tracked")}
     weights = {name: t for name, t in trained.model.state_dict().items() if not name.endswith("num_batches_tracked")}

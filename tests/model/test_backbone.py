@@ -160,7 +160,9 @@ def test_a_file_that_holds_no_weights_is_refused_in_one_line(content, tmp_path):
         file = tmp_path / f"weights{suffix}"
         if content is not None:
             file.write_bytes(content)
-        with pytest.raises(InputError, match=r"backbone\.weights .*(no such file|not a file of weights)") as caught:
+        with pytest.raises(
+            InputError, match=r"backbone\.weights .*(no such file|neither a safetensors file)"
+        ) as caught:
             make(weights=str(file))
         assert "\n" not in str(caught.value)
 

@@ -78,7 +78,7 @@ def test_policy_step_takes_the_recipes_milestones():
 
 @given(st.integers(1, 64), st.sampled_from(["normal", "long", "cosine"]), st.floats(0.001, 1), st.data())
 def test_the_rate_after_warmup_is_linear_in_base_rate_and_batch(factor, policy, base_lr, data):
-    schedule = Schedule(policy=policy, warmup_steps=0)
+    schedule = Schedule(policy=policy, epochs=7.0 if policy == "cosine" else None, warmup_steps=0)
     one = Recipe(batch_size=16, optimizer=Optimizer(base_lr=base_lr), schedule=schedule)
     many = replace(one, batch_size=16 * factor, bn_size=16)
     images = 16 * factor * 10
@@ -93,3 +93,11 @@ def test_the_run_ends_where_the_plan_says_its_last_epoch_ends(num_images, batch,
     num_images = max(num_images, batch)
     plan = TrainingPlan(np.full((num_images, 2), 10), recipe)
     assert total_steps(recipe, num_images) == plan.epoch_end(epochs)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 8, 16, 64])
+def test_warmup_never_falls(batch):
+    recipe = Recipe(batch_size=batch, bn_size=1, schedule=Schedule(warmup_steps=50))
+    rates = [learning_rate(recipe, 10_000, step) for step in range(60)]
+    assert rates == sorted(rates)
+    assert rates[-1] == pytest.approx(0.02 * batch / 16)

@@ -5,7 +5,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-Numbers = tuple[float, ...] | tuple[tuple[float, ...], ...]
+Numbers = tuple[int | float, ...] | tuple[tuple[int | float, ...], ...]
 
 
 @lru_cache(maxsize=256)

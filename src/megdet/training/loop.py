@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -26,6 +27,7 @@ from megdet.recipe import Recipe
 from megdet.training.optimizer import momentum_by_name
 from megdet.training.prepare import (
     Datasets,
+    Resumed,
     check_folder,
     claim_folder,
     load_datasets,
@@ -71,38 +73,23 @@ def train(recipe: Recipe, folder: RunFolder, options: RunOptions, world: World) 
     plan = TrainingPlan(datasets.train.sizes, recipe)
     is_resumed = latest_checkpoint(folder) is not None
     trainer = make_trainer(recipe, datasets.train, layout, world, is_resumed=is_resumed)
-    lock = claim_folder(folder, recipe, world)
-    resumed = resume(trainer, folder, datasets.train, world)
-    step = resumed.step
-    reporter = Reporter(recipe, plan, layout, world, folder, first_step=step)
-    metrics = MetricsWriter(folder.metrics, resume_step=step) if world.is_first else None
-    run = _Run(
-        recipe,
-        folder,
-        options,
-        world,
-        layout,
-        datasets,
-        plan,
-        trainer,
-        reporter,
-        metrics,
-        resumed.numbers,
-        resumed.fingerprint,
-    )
-    run.evaluated_step = resumed.evaluated_step
-    try:
-        run.to_end(step)
-    except torch.OutOfMemoryError:
-        raise InputError(
-            f"a micro-batch of {layout.largest_share} images does not fit {world.device}: use more devices, "
-            "--max-images-per-device, a smaller bn_size or smaller data.short_edges"
-        ) from None
-    finally:
-        if metrics is not None:
-            metrics.close()
+    with ExitStack() as opened:
+        lock = claim_folder(folder, recipe, world)
         if lock is not None:
-            lock.close()
+            opened.enter_context(lock)
+        resumed = resume(trainer, folder, datasets.train, world)
+        reporter = Reporter(recipe, plan, layout, world, folder, first_step=resumed.step)
+        metrics = MetricsWriter(folder.metrics, resume_step=resumed.step) if world.is_first else None
+        if metrics is not None:
+            opened.enter_context(metrics)
+        run = _Run(recipe, folder, options, world, layout, datasets, plan, trainer, reporter, metrics, resumed)
+        try:
+            run.to_end()
+        except torch.OutOfMemoryError:
+            raise InputError(
+                f"a micro-batch of {layout.largest_share} images does not fit {world.device}: use more devices, "
+                "--max-images-per-device, a smaller bn_size or smaller data.short_edges"
+            ) from None
     if run.numbers is None:
         raise InputError(f"{folder.path}: the run is over but has no evaluation: run `megdet evaluate {folder.path}`")
     return run.numbers
@@ -120,13 +107,14 @@ class _Run:
     trainer: Trainer
     reporter: Reporter
     metrics: MetricsWriter | None
-    numbers: CocoNumbers | None
-    fingerprint: str
-    evaluated_step: int = -1
+    resumed: Resumed
 
-    def to_end(self, step: int) -> None:
+    def __post_init__(self) -> None:
+        self.numbers, self.evaluated_step = self.resumed.numbers, self.resumed.evaluated_step
+
+    def to_end(self) -> None:
         """Make all steps that are left; an evaluation that is due at the first of them comes before."""
-        last = total_steps(self.recipe, self.plan.num_images)
+        step, last = self.resumed.step, total_steps(self.recipe, self.plan.num_images)
         stops = self._stops(last)
         if step in stops and self._is_evaluated(stops[step]) and self.evaluated_step != step:
             self.numbers = self._evaluate(step)
@@ -251,7 +239,7 @@ class _Run:
             "class_names": list(self.datasets.train.class_names),
             "category_ids": list(self.datasets.train.category_ids),
             "num_images": self.plan.num_images,
-            "data": self.fingerprint,
+            "data": self.resumed.fingerprint,
             "evaluation": None if self.numbers is None else self.numbers.as_dict(),
             "evaluated_step": self.evaluated_step,
         }

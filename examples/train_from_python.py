@@ -2,7 +2,7 @@
 
     python examples/train_from_python.py
 
-Draws a small data set, trains a small detector for half an epoch or so, and prints what it finds on one image.
+Draws a small data set, trains a small detector for two epochs of it, and prints what it finds on one image.
 """
 
 from pathlib import Path

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from cli_runs import OVERRIDES, TinyData, make_data
 from megdet.cli.main import main
+from megdet.journal.run_folder import RunFolder
 
 Refused = Callable[..., str]
 
@@ -256,3 +257,67 @@ def test_a_data_set_with_fatal_problems_fails_the_check(
 def test_the_checkpoint_holds_the_tensors_of_the_final_model(finished_run: Path) -> None:
     newest = max((finished_run / "checkpoints").iterdir())
     assert "fpn.lateral.0.0.weight" in load_file(newest / "model.safetensors")
+
+
+def test_a_broken_validation_image_does_not_cost_the_epoch_and_is_made_up_for(
+    data: TinyData, tmp_path: Path, refused: Refused
+) -> None:
+    images = shutil.copytree(data.val_images, tmp_path / "val")
+    victim = sorted(images.iterdir())[2]
+    whole = victim.read_bytes()
+    victim.write_bytes(whole[:500])
+    run = tmp_path / "run"
+    options = [*data.options, "--data.val_images", str(images), *OVERRIDES]
+    assert victim.name in refused("train", "demo", "--run", run, *options)
+    assert [path.name for path in (run / "checkpoints").iterdir() if path.is_dir()] == ["step_00000003"]
+    assert not (run / "evaluation.json").exists()
+    victim.write_bytes(whole)
+    assert main(["train", "demo", "--run", str(run), *options]) == 0
+    assert (run / "evaluation.json").is_file()
+
+
+def test_a_second_start_in_the_same_run_folder_is_refused(finished_run: Path, data: TinyData, refused: Refused) -> None:
+    with RunFolder(finished_run).lock():
+        line = refused("train", "demo", "--run", finished_run, *data.options, *OVERRIDES)
+    assert "another process" in line
+
+
+def test_brackets_in_names_are_names(data: TinyData, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "a [bold] run [/1]"
+    assert main(["train", "demo", "--run", str(run), *data.options, *OVERRIDES]) == 0
+    assert str(run) in capsys.readouterr().out
+
+
+def test_a_set_of_crowds_alone_is_refused(data: TinyData, tmp_path: Path, refused: Refused) -> None:
+    content = json.loads(data.train.read_text())
+    for annotation in content["annotations"]:
+        annotation["iscrowd"] = 1
+    crowds = tmp_path / "crowds.json"
+    crowds.write_text(json.dumps(content))
+    options = [*data.options, "--data.train_annotations", crowds, "--data.keep_empty_images", "true"]
+    assert "no image has a box" in refused("train", "demo", "--run", tmp_path / "run", *options, *OVERRIDES)
+
+
+def test_weights_of_a_detector_with_other_anchors_are_refused_with_the_key(
+    finished_run: Path, data: TinyData, tmp_path: Path, refused: Refused
+) -> None:
+    options = [*data.options, *OVERRIDES, "--start_from", str(finished_run), "--anchors.sizes", "[4, 8, 16, 32, 64]"]
+    assert "anchors.sizes" in refused("train", "demo", "--run", tmp_path / "run", *options)
+
+
+def test_one_unreadable_picture_does_not_keep_detect_from_the_others(
+    finished_run: Path, data: TinyData, tmp_path: Path, refused: Refused
+) -> None:
+    images = shutil.copytree(data.val_images, tmp_path / "in")
+    (images / "000000.jpg").write_bytes(b"not a picture")
+    line = refused("detect", finished_run, images, "--out", tmp_path / "out")
+    assert "1 of 4 images could not be read" in line
+    assert "000000.jpg" in line
+    assert len(list((tmp_path / "out").glob("*.png"))) == 3
+    assert (tmp_path / "out/detections.json").is_file()
+
+
+def test_maps_too_small_for_batch_norm_are_refused(data: TinyData, tmp_path: Path, refused: Refused) -> None:
+    options = [*data.options, *OVERRIDES, "--batch_size", 1, "--bn_size", 1]
+    small = ["--data.short_edges", "[32]", "--data.max_long_edge", 32]
+    assert "no variance" in refused("train", "demo", "--run", tmp_path / "run", *options, *small)

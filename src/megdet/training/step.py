@@ -3,7 +3,8 @@
     for each micro-batch of this rank:  loss = sum of its images' losses / batch_size;  backward
     sum the gradients over all ranks;   fold the groups' statistics;   clip;   update
 
-Nothing here reads a number from the device: the caller decides when to look at the results.
+Nothing here reads a number from the device but NMS, which needs the lengths of its segments; the caller decides when to
+look at the results.
 """
 
 from collections.abc import Iterable

@@ -15,7 +15,7 @@ test-slow: .venv/installed
 
 check: .venv/installed
 	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
+	$(BIN)/ruff check --no-cache .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 

@@ -3,10 +3,10 @@ import json
 import math
 
 import pytest
-from data_factories import SHARED_DATA, box_row, image_row, needs_shared_data, save_image, two_images, write_set
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_factories import SHARED_DATA, box_row, image_row, needs_shared_data, save_image, two_images, write_set
 from megdet.data.check import check_dataset
 from megdet.data.coco import load_coco
 from megdet.errors import InputError

@@ -4,11 +4,11 @@ import os
 
 import numpy as np
 import pytest
-from data_factories import SHARED_DATA, box_row, image_row, needs_shared_data, save_image, two_images, write_set
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from data_factories import SHARED_DATA, box_row, image_row, needs_shared_data, save_image, two_images, write_set
 from megdet.data.coco import box_fault, load_coco, write_coco
 from megdet.data.headers import read_headers
 from megdet.errors import InputError

@@ -1,8 +1,8 @@
 import json
 
 import pytest
-from data_factories import SHARED_DATA, needs_shared_data, save_image
 
+from data_factories import SHARED_DATA, needs_shared_data, save_image
 from megdet.data.check import check_dataset
 from megdet.data.coco import load_coco
 from megdet.data.convert import convert_voc, convert_yolo, convert_yolo_folder

@@ -2,11 +2,11 @@ import contextlib
 
 import numpy as np
 import pytest
-from data_factories import SHARED_DATA, needs_shared_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
+from data_factories import SHARED_DATA, needs_shared_data
 from megdet.data.image import image_size, read_header, read_image
 from megdet.errors import InputError
 

@@ -3,11 +3,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data_factories import box_row, image_row
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from data_factories import box_row, image_row
 from megdet.data.coco import CocoDataset, load_coco, write_coco
 from megdet.data.plan import PlannedImage
 from megdet.data.transforms import load_batch, resize

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+from factories import SHARED_DATA
 
 needs_shared_data = pytest.mark.skipif(
     not SHARED_DATA.is_dir(), reason="the real data sets are not beside the repository (../shared/data)"

@@ -2,7 +2,6 @@ import contextlib
 import copy
 import io
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from rich.console import Console
 
+from data_factories import SHARED_DATA, needs_shared_data
 from megdet.errors import InputError
 from megdet.evaluation.coco_numbers import (
     CocoNumbers,
@@ -21,11 +21,9 @@ from megdet.evaluation.coco_numbers import (
     per_class_table,
 )
 
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 KEYS = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]
 GOLDEN = [0.503647, 0.696973, 0.571667, 0.593252, 0.557991, 0.489363]
 GOLDEN += [0.386813, 0.593680, 0.595353, 0.654764, 0.603130, 0.553744]
-needs_shared_data = pytest.mark.skipif(not SHARED.is_dir(), reason="the real data of ../shared/data is not here")
 
 
 def ground_truth(*boxes, image_id=1, category_id=1, **keys):
@@ -87,7 +85,7 @@ def random_task(seed, num_images=6, num_classes=3, num_detections=160):
 
 @needs_shared_data
 def test_the_golden_numbers_of_the_coco_api_are_reproduced(capfd):
-    golden = SHARED / "coco_eval_golden"
+    golden = SHARED_DATA / "coco_eval_golden"
     results = golden / "results" / "instances_val2014_fakebbox100_results.json"
     numbers = evaluate_files(golden / "sampled_gts_bbox_area.json", results)
     assert [getattr(numbers, key) for key in KEYS] == pytest.approx(GOLDEN, abs=1e-6)
@@ -96,7 +94,7 @@ def test_the_golden_numbers_of_the_coco_api_are_reproduced(capfd):
 
 @needs_shared_data
 def test_ground_truth_fed_back_as_detections_is_perfect():
-    file = SHARED / "coco_mini" / "annotations" / "instances_val2017.json"
+    file = SHARED_DATA / "coco_mini" / "annotations" / "instances_val2017.json"
     annotations = json.loads(file.read_text())["annotations"]
     detections = [
         {key: annotation[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.9}

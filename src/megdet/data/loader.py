@@ -30,15 +30,6 @@ class _TrainingShares(Dataset[Any]):
             self.dataset, group, group.images[self.share], color_jitter=self.plan.recipe.data.color_jitter
         )
 
-    def __getstate__(self) -> dict[str, Any]:
-        # the plan's caches hold functions; a worker makes its own
-        return {"dataset": self.dataset, "sizes": self.plan.sizes, "recipe": self.plan.recipe, "share": self.share}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(  # type: ignore[misc]
-            state["dataset"], TrainingPlan(state["sizes"], state["recipe"]), state["share"]
-        )
-
 
 class _Groups(Dataset[Any]):
     def __init__(self, dataset: CocoDataset, groups: Sequence[PlannedGroup]) -> None:

@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
@@ -61,6 +62,10 @@ class TrainingPlan:
         self.sizes, self.recipe = sizes, recipe
         self._window = lru_cache(maxsize=2)(self._make_window)
         self._permutation = lru_cache(maxsize=3)(self._make_permutation)
+
+    def __reduce__(self) -> tuple[type["TrainingPlan"], tuple[Any, Recipe]]:
+        # the caches hold functions; a loading process makes its own
+        return TrainingPlan, (self.sizes, self.recipe)
 
     @property
     def num_images(self) -> int:

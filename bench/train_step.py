@@ -40,14 +40,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
 
-    torch.manual_seed(0)
-    device = start_world().device
-    images = torch.rand(options.batch, 3, options.size, options.size, device=device)
-    centers = torch.rand(options.batch, BOXES, 2, device=device) * options.size
-    half = (0.03 + 0.2 * torch.rand(options.batch, BOXES, 2, device=device)) * options.size
-    boxes = torch.cat([centers - half, centers + half], 2).clamp(0, options.size)
-    labels = torch.randint(NUM_CLASSES, (options.batch, BOXES), device=device)
-
+    images, boxes, labels, device = make_images(options.size, options.batch)
     sides: dict[str, Callable[[], None]] = {
         "torchvision fp32": torchvision_step(images, boxes, labels, channels_last=False, bf16=False),
         "torchvision channels_last": torchvision_step(images, boxes, labels, channels_last=True, bf16=False),
@@ -66,6 +59,17 @@ def main() -> None:
             if number:  # the first round warms up
                 times[name].append(time.perf_counter() - started)
     report(options, times)
+
+
+def make_images(size: int, batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.device]:
+    """Noise, boxes (batch, BOXES, 4) in pixels and their labels on the device that is there."""
+    torch.manual_seed(0)
+    device = start_world().device
+    images = torch.rand(batch, 3, size, size, device=device)
+    centers = torch.rand(batch, BOXES, 2, device=device) * size
+    half = (0.03 + 0.2 * torch.rand(batch, BOXES, 2, device=device)) * size
+    boxes = torch.cat([centers - half, centers + half], 2).clamp(0, size)
+    return images, boxes, torch.randint(NUM_CLASSES, (batch, BOXES), device=device), device
 
 
 def report(options: argparse.Namespace, times: dict[str, list[float]]) -> None:

@@ -1,34 +1,30 @@
 """Runs of seconds on data sets of a few images, in this process or in several real ones."""
 
-import contextlib
 import itertools
-import os
-import signal
-import traceback
-from collections.abc import Callable, Iterable
 from dataclasses import replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, distributed
+from torch import Tensor
 
 from factories import TINY
+from megdet.analysis.verify import relative_difference
+from megdet.analysis.verify_run import wake
 from megdet.data.coco import CocoDataset, load_coco, write_coco
 from megdet.data.loader import training_batches
 from megdet.data.plan import TrainingPlan
 from megdet.distributed.layout import choose_layout
-from megdet.distributed.world import World, start_world, stop_world
+from megdet.distributed.world import World
 from megdet.inference.trained import place_model
 from megdet.journal.checkpoint_files import save_checkpoint
 from megdet.journal.run_folder import RunFolder
 from megdet.model.detector import Detector
 from megdet.recipe import Backbone, Data, Evaluation, Optimizer, Recipe, Schedule
 from megdet.recipe_file import dump_recipe
-from megdet.training.optimizer import MovingAverage, momentum_by_name
+from megdet.training.optimizer import momentum_by_name
 from megdet.training.prepare import make_trainer
 from megdet.training.schedule import learning_rate
 from megdet.training.step import Trainer, train_step
@@ -150,20 +146,6 @@ def run_steps(
     return trainer, reported
 
 
-def wake(trainer: Trainer) -> None:
-    """Weights with which every layer counts: fresh ones silence the blocks of the backbone and whisper in the heads."""
-    with torch.no_grad():
-        for parameter in trainer.model.backbone.parameters():
-            if not parameter.any():
-                parameter.fill_(0.5)
-        for layer in (trainer.model.rpn.objectness, trainer.model.rpn.deltas):
-            layer.weight *= 10
-        for layer in (trainer.model.box_head.classes, trainer.model.box_head.deltas):
-            layer.weight *= 20
-    if trainer.averages is not None:
-        trainer.averages = MovingAverage(trainer.model, trainer.averages.decay)
-
-
 def state_of(trainer: Trainer) -> dict[str, Tensor]:
     """Copies of everything that a step changes: weights, buffers, momentum, averages."""
     state = {f"model.{name}": tensor for name, tensor in trainer.model.state_dict().items()}
@@ -173,66 +155,7 @@ def state_of(trainer: Trainer) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in state.items()}
 
 
-def difference(ours: Tensor, theirs: Tensor) -> float:
-    """max|a - b| / max(max|a|, 1e-6), the contract's measure; what is not finite is infinitely far away."""
-    assert ours.shape == theirs.shape
-    if not (ours.isfinite().all() and theirs.isfinite().all()):
-        return float("inf")
-    ours, theirs = ours.double(), theirs.double()
-    return float((ours - theirs).abs().max() / ours.abs().max().clamp(min=1e-6)) if ours.numel() else 0.0
-
-
 def furthest(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> tuple[float, str]:
     """The largest difference of two states, and where it is."""
     assert ours.keys() == theirs.keys()
-    return max((difference(ours[name], theirs[name]), name) for name in ours)
-
-
-def in_ranks(
-    function: Callable[..., Any], size: int, folder: Path, *arguments: Any, timeout: float = 120.0
-) -> list[Any]:
-    """`function(world, *arguments)` of every rank of a gloo world of real processes; raises what a rank raised.
-
-    `function` must be at the top of a module. A rank that kills itself counts as the result None.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileNotFoundError):
-        (folder / "meet").unlink()
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["small_runs", "megdet.training.loop"])
-    processes = [
-        context.Process(target=_rank, args=(function, rank, size, folder, arguments), daemon=False)
-        for rank in range(size)
-    ]
-    for process in processes:
-        process.start()
-    try:
-        for process in processes:
-            process.join(timeout)
-            assert not process.is_alive(), f"a rank of {function.__name__} hangs"
-    finally:
-        for process in processes:
-            if process.is_alive():
-                process.kill()
-                process.join()
-    found = []
-    for rank, process in enumerate(processes):
-        if process.exitcode == -signal.SIGKILL:
-            found.append(None)
-            continue
-        assert process.exitcode == 0, f"rank {rank}: {(folder / f'error{rank}').read_text()}"
-        found.append(torch.load(folder / f"rank{rank}.pt", weights_only=False))
-    return found
-
-
-def _rank(function: Callable[..., Any], rank: int, size: int, folder: Path, arguments: Iterable[Any]) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size))
-    try:
-        if size > 1:  # meeting in a file needs no free port; start_world takes the group as it is
-            distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size)
-        torch.save(function(start_world("cpu"), *arguments), folder / f"rank{rank}.pt")
-        stop_world()
-    except BaseException:
-        (folder / f"error{rank}").write_text(traceback.format_exc())
-        os._exit(1)
+    return max((relative_difference(ours[name], theirs[name]), name) for name in ours)

@@ -53,7 +53,7 @@ DATA = st.fixed_dictionaries(
         "train_images": TEXT,
         "short_edges": st.lists(st.integers(1, 2000), min_size=1, max_size=4).map(tuple),
         "mean": st.tuples(POSITIVE, POSITIVE, POSITIVE),
-        "draw_demo": st.sampled_from(["", "easy", "hard"]),
+        "draw_demo": st.sampled_from(["", "easy", "hard", "tiny"]),
     }
 )
 
@@ -167,7 +167,7 @@ rpn.test_proposals_before_nms rpn.test_proposals box_head.channels box_head.pool
 box_head.samples box_head.detections evaluation.batch_size""".split()
 NOT_NEGATIVE = """bn_size seed backbone.frozen_stages evaluation.every_epochs schedule.warmup_steps data.color_jitter
 backbone.norm_eps rpn.smooth_l1_beta rpn.min_size box_head.smooth_l1_beta optimizer.base_lr optimizer.weight_decay
-optimizer.clip_norm schedule.warmup_start""".split()
+optimizer.clip_norm schedule.warmup_start data.cache_gib""".split()
 FRACTIONS = """data.horizontal_flip data.vertical_flip rpn.positive_fraction rpn.positive_iou rpn.negative_iou
 rpn.nms_iou box_head.positive_fraction box_head.positive_iou box_head.score_threshold box_head.nms_iou""".split()
 
@@ -223,6 +223,9 @@ def test_what_cannot_be_trained_is_refused_by_its_key(key, value, why):
             {"schedule.milestones": "[4]", "schedule.factors": "[0.1]"},
             "schedule.milestones is (4.0,): policy normal has its own",
         ),
+        ({"data.cache": "resized", "data.short_edges": "[600, 800]"}, "drawn at several sizes"),
+        ({"data.cache": "resized", "data.scale_jitter": "[0.5, 1]"}, "data.cache is resized: an image is drawn at"),
+        ({"data.cache": "decoded", "data.cache_folder": ""}, "data.cache_folder is : an empty name"),
     ],
 )
 def test_values_that_contradict_each_other_are_refused(overrides, message):
@@ -243,6 +246,8 @@ def test_values_that_contradict_each_other_are_refused(overrides, message):
         },
         {"bn_size": 16, "group_size": 3},  # not used, so it need not divide
         {"backbone.frozen_stages": 5, "backbone.norm_eps": 0},
+        {"data.cache": "resized", "data.cache_gib": 0},
+        {"data.cache": "decoded", "data.short_edges": "[600, 800]", "data.scale_jitter": "[0.5, 1]"},
     ],
 )
 def test_what_can_be_trained_is_not_refused(overrides):

@@ -3,13 +3,16 @@
 from itertools import product
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import distributed, multiprocessing, nn
 
 from megdet.distributed.layout import Layout
-from megdet.distributed.world import World, make_lane
+from megdet.distributed.world import Lane, World, make_lane
+from megdet.errors import InputError
 from megdet.layers.batch_norm import CrossDeviceBatchNorm, finish_step
+from megdet.layers.recompute import plainly, recompute
 
 UNEVEN_SHARES = ((3, 3), (5, 2), (1, 6), (0, 4), (4, 0))
 """Rows of either rank; the last two leave one without any."""
@@ -52,12 +55,32 @@ def joined_reference(case: int) -> dict[str, torch.Tensor]:
     return observed(norm, x, y)
 
 
+def _two_layers(lane: Lane, world: World, function: Any) -> dict[str, Any]:
+    """What two layers in a row learn, and the number of collectives until their running statistics are due."""
+    norms = nn.ModuleList(make_norm(CrossDeviceBatchNorm, lane=lane) for _ in range(2))
+    generator = torch.Generator().manual_seed(lane.place)
+    x = torch.randn(3, CHANNELS, *REST, dtype=torch.float64, generator=generator, requires_grad=True)
+    calls = 0
+    gather = distributed.all_gather_into_tensor
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return gather(*arguments, **options)
+
+    with mock.patch.object(distributed, "all_gather_into_tensor", counted):
+        function(lambda x: norms[1](norms[0](x).relu()).sin(), x).square().sum().backward()
+    finish_step(norms, 1, world)
+    found = {name: parameter.grad for name, parameter in norms.named_parameters()}
+    return {"collectives": calls, "x": x.grad, **found, **dict(norms.named_buffers())}
+
+
 def _process(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     world = World(rank, 2, torch.device("cpu"))
     lane = make_lane(world, Layout(1, 7, 2, 2))
-    found = {}
+    found: dict[Any, Any] = {}
     for (case, shares), two_pass in product(enumerate(UNEVEN_SHARES), (False, True)):
         norm = make_norm(CrossDeviceBatchNorm, lane=lane, two_pass=two_pass)
         own = slice(0, shares[0]) if rank == 0 else slice(shares[0], None)
@@ -66,11 +89,16 @@ def _process(rank: int, folder: str) -> None:
         y.backward(upstream)
         finish_step(norm.modules(), 1, world)
         found[case, two_pass] = observed(norm, x, y)
+    found["plain"], found["recomputed"] = (_two_layers(lane, world, function) for function in (plainly, recompute))
+    try:
+        CrossDeviceBatchNorm(CHANNELS, lane=lane)(torch.ones(1 - rank, CHANNELS, 1, 1))
+    except InputError as error:
+        found["one value"] = str(error)
     torch.save(found, Path(folder) / f"rank{rank}.pt")
     distributed.destroy_process_group()
 
 
-def run_two_processes(folder: Path) -> list[dict[tuple[int, bool], dict[str, torch.Tensor]]]:
+def run_two_processes(folder: Path) -> list[dict[Any, Any]]:
     """What each of two gloo processes saw, by case and form of the statistics."""
     multiprocessing.spawn(_process, args=(str(folder),), nprocs=2)
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 NormKind = Literal["batch", "frozen", "group", "none"]
+RecomputePlan = Literal["none", "block", "stage", "sqrt"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Data:
     """COCO instances file to evaluate on"""
     val_images: str = "data/coco/val2017"
     """folder of the validation images"""
-    draw_demo: Literal["", "easy", "hard"] = ""
+    draw_demo: Literal["", "easy", "hard", "tiny"] = ""
     """if not empty and the annotations are missing, draw the demo data set into the folder above them"""
     keep_empty_images: bool = False
     """train on images without any box too"""
@@ -41,6 +42,12 @@ class Data:
     """strength of random brightness, contrast and saturation of a training image; 0.4 is strong"""
     canvas_multiple: int = 32
     """a group's canvas is rounded up to a multiple of this many pixels"""
+    cache: Literal["none", "decoded", "resized"] = "none"
+    """keep training images as files of raw pixels, decoded or already resized (one size an image only); same result"""
+    cache_folder: str = "data/cache"
+    """folder of these files, which may be shared and may be deleted at any time"""
+    cache_gib: float = 50.0
+    """most GiB of them; the first images of the data set are kept, as many as fit"""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """mean of the red, green and blue values, of 1.0, that is subtracted"""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
@@ -211,6 +218,8 @@ class Recipe:
     """mini-batches within which images of like aspect ratio are brought together"""
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
     """arithmetic of convolutions and matrix products; weights and statistics stay float32 under bfloat16"""
+    recompute: RecomputePlan = "none"
+    """save memory by computing again in the backward what lies inside each block, stage or run of blocks; same result"""
     seed: int = 0
     """the one seed of weights, order, augmentation and sampling"""
     checkpoint_epochs: int = 1

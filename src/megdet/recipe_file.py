@@ -94,8 +94,9 @@ def dump_recipe(recipe: Recipe) -> str:
 
 
 WITHOUT_EFFECT = (
-    *("checkpoint_epochs", "keep_checkpoints", "tensorboard", "evaluation.every_epochs", "data.draw_demo"),
+    *("checkpoint_epochs", "keep_checkpoints", "tensorboard", "recompute", "evaluation.every_epochs", "data.draw_demo"),
     *("data.train_annotations", "data.train_images", "data.val_annotations", "data.val_images"),
+    *("data.cache", "data.cache_folder", "data.cache_gib"),
 )
 """Keys that may change from one start of a run to the next; the data are compared by what is in them."""
 
@@ -147,6 +148,10 @@ def check_recipe(recipe: Recipe, source: str) -> None:
         refuse("data.short_edges", "it must name at least one positive length")
     if not 0 < recipe.data.scale_jitter[0] <= recipe.data.scale_jitter[1]:
         refuse("data.scale_jitter", "it must be two positive factors, the smaller first")
+    if recipe.data.cache == "resized" and (len(recipe.data.short_edges) > 1 or recipe.data.scale_jitter != (1.0, 1.0)):
+        refuse("data.cache", "an image is drawn at several sizes (data.short_edges, data.scale_jitter): cache decoded")
+    if recipe.data.cache != "none" and not recipe.data.cache_folder:
+        refuse("data.cache_folder", "an empty name; name the folder that keeps the images")
     if min(recipe.data.std) <= 0:
         refuse("data.std", "every value must be positive")
     if len(recipe.anchors.sizes) != 5 or min(recipe.anchors.sizes) <= 0:
@@ -183,9 +188,9 @@ _AT_LEAST_ONE = (
     "box_head.detections evaluation.batch_size"
 ).split()
 _NOT_NEGATIVE = (
-    "bn_size seed data.color_jitter backbone.frozen_stages backbone.norm_eps rpn.smooth_l1_beta rpn.min_size "
-    "box_head.smooth_l1_beta optimizer.base_lr optimizer.weight_decay optimizer.clip_norm schedule.warmup_steps "
-    "schedule.warmup_start evaluation.every_epochs"
+    "bn_size seed data.color_jitter data.cache_gib backbone.frozen_stages backbone.norm_eps rpn.smooth_l1_beta "
+    "rpn.min_size box_head.smooth_l1_beta optimizer.base_lr optimizer.weight_decay optimizer.clip_norm "
+    "schedule.warmup_steps schedule.warmup_start evaluation.every_epochs"
 ).split()
 _FRACTIONS = (
     "data.horizontal_flip data.vertical_flip rpn.positive_fraction rpn.positive_iou rpn.negative_iou rpn.nms_iou "

@@ -42,3 +42,29 @@ def test_the_data_that_is_here_is_counted(tmp_path: Path) -> None:
     assert rows["data"]["images"] == 12
     assert rows["data"]["classes"] == 8
     assert rows["steps"] == 8  # 2.5 epochs of 12 images, 4 a step, rounded up
+
+
+def test_the_layout_is_told_with_its_uneven_shares_and_rounds() -> None:
+    recipe = replace(TINY, batch_size=256, bn_size=32)
+    rows = {row.key: row for row in describe(recipe, 6)}
+    assert (rows["lanes"].value, rows["lane_width"].value, rows["accumulation"].value) == (2, 3, 4)
+    assert sorted(rows["shares"].value) == [10, 11, 11]
+    assert rows["shares"].text == "2 x 11 + 1 x 10"
+    assert rows["images_a_device"].value == 44
+    assert rows["idle"].text == "3.0%"  # 256 of 6 x 44
+    assert rows["better_devices"].value == [4, 8, 2]
+    assert "8 (0.0% idle, 32 images a device)" in rows["better_devices"].text
+    recipe = replace(TINY, batch_size=20, bn_size=4)
+    rows = {row.key: row for row in describe(recipe, 4, lane_width=2)}
+    assert rows["accumulation"].text == "3 (1 lane(s) have one less)"  # 5 groups over 2 lanes
+
+
+def test_better_numbers_of_devices_keep_what_is_forced() -> None:
+    recipe = replace(TINY, batch_size=256, bn_size=32)
+    free, limited = (
+        {row.key: row.value for row in describe(recipe, 5, max_images_per_device=limit)}["better_devices"]
+        for limit in (None, 8)
+    )
+    assert free == [4, 6, 3]
+    # 3 devices make shares of 11 images; 6 now need a lane of 6, with 48 images a device; 7, 9 and 10 gain nothing
+    assert limited == [4, 8, 11]

@@ -28,22 +28,6 @@ def finished_run(data: TinyData, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return run
 
 
-@pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
-    """Run a command that must be refused; returns its one line."""
-
-    def run(*words: object) -> str:
-        code = main([str(word) for word in words])
-        error = capsys.readouterr().err
-        lines = [line for line in error.splitlines() if line.startswith("megdet")]
-        assert code == 2, error
-        assert len(lines) == 1, error
-        assert "Traceback" not in error
-        return lines[0]
-
-    return run
-
-
 def test_an_unknown_verb_is_refused_with_the_nearest(refused: Refused) -> None:
     assert "did you mean 'train'?" in refused("trian", "demo")
 
@@ -82,22 +66,12 @@ def test_an_option_of_no_recipe_is_refused_where_a_verb_takes_none(refused: Refu
     assert "--fast" in refused("data", "demo", "--fast", "yes")
 
 
-def test_a_bn_size_that_does_not_divide_the_batch_size_is_refused_with_those_that_do(refused: Refused) -> None:
-    line = refused("train", "demo", "--bn_size", "5")
-    assert "bn_size is 5" in line
-    assert "1, 2, 4, 8, 16" in line
-
-
 def test_more_devices_than_images_are_refused(refused: Refused) -> None:
     assert "17 devices for a mini-batch of 16 images" in refused("describe", "demo", "--devices", "17")
 
 
 def test_zero_devices_are_refused(refused: Refused) -> None:
     assert "device" in refused("describe", "demo", "--devices", "0")
-
-
-def test_a_lane_width_that_does_not_divide_the_devices_is_refused(refused: Refused) -> None:
-    assert "lane width 3" in refused("describe", "demo", "--devices", "4", "--lane-width", "3")
 
 
 def test_missing_annotations_are_refused_before_a_run_folder_is_made(tmp_path: Path, refused: Refused) -> None:

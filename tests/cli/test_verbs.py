@@ -115,7 +115,7 @@ def test_describe_prints_the_arithmetic_of_the_paper(capsys: pytest.CaptureFixtu
 def test_describe_on_uneven_devices_names_better_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["describe", "demo", "--devices", "3"]) == 0
     printed = capsys.readouterr().out
-    assert "better numbers of devices" in printed
+    assert "numbers of devices that idle less" in printed
     assert "warmup" in printed
 
 

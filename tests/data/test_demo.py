@@ -1,4 +1,5 @@
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -6,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megdet.data.check import check_dataset
-from megdet.data.demo import CLASS_NAMES, DemoSettings, draw_demo, draw_picture
+from megdet.data.demo import CLASS_NAMES, DEMO_SETS, DemoSettings, draw_demo, draw_picture
 from megdet.data.image import read_image
 from megdet.data.shapes import OUTLINES, coverage, place
 from megdet.errors import InputError
@@ -27,6 +28,15 @@ def test_a_drawn_set_has_no_problems(tmp_path):
     draw_demo(tmp_path, num_train=40, num_val=20, workers=1)
     for split in ("train", "val"):
         assert check_dataset(tmp_path / "annotations" / f"{split}.json", tmp_path / split) == []
+
+
+def test_the_tiny_set_has_objects_in_every_one_of_its_few_pictures(tmp_path):
+    draw_demo(tmp_path, **asdict(DEMO_SETS["tiny"]))
+    for split, count in (("train", 16), ("val", 8)):
+        document = json.loads((tmp_path / "annotations" / f"{split}.json").read_text())
+        assert {(row["width"], row["height"]) for row in document["images"]} == {(64, 64)}
+        assert len(document["images"]) == count
+        assert {row["image_id"] for row in document["annotations"]} == set(range(1, count + 1))
 
 
 def test_a_complete_set_is_left_alone_and_a_half_drawn_one_completed(tmp_path):

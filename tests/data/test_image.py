@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from data_factories import SHARED_DATA, needs_shared_data
+from megdet.data import image
 from megdet.data.image import image_size, read_header, read_image
 from megdet.errors import InputError
 
@@ -32,15 +33,63 @@ def test_every_exif_orientation_is_undone_as_pillow_does(tmp_path, suffix, orien
     assert read_header(path).is_swapped == (orientation >= 5)
 
 
-@pytest.mark.filterwarnings("ignore:.*TorchVision are deprecated:DeprecationWarning")
-def test_jpeg_pixels_are_those_of_torchvision(tmp_path):
-    from torchvision.io import ImageReadMode, decode_image
+@pytest.fixture
+def pillow_alone(monkeypatch):
+    """read_image without the fast decoder."""
 
-    for mode in ("RGB", "L", "CMYK"):
-        path = tmp_path / f"{mode}.jpg"
-        Image.fromarray(_picture(64, 48)).convert(mode).save(path, quality=90)
-        expected = decode_image(str(path), ImageReadMode.RGB).permute(1, 2, 0).numpy()
-        np.testing.assert_array_equal(read_image(path), expected)
+    def read(path):
+        with monkeypatch.context() as patch:
+            patch.setattr(image, "_decode_jpeg", lambda _: None)
+            return read_image(path)
+
+    return read
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 2}, {"optimize": True}])
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_plain_jpeg_pixels_are_those_of_pillow_to_the_bit(
+    tmp_path, monkeypatch, pillow_alone, mode, subsampling, options
+):
+    path = tmp_path / "a.jpg"
+    Image.fromarray(_picture(61, 47)).convert(mode).save(path, quality=90, subsampling=subsampling, **options)
+    expected = pillow_alone(path)
+    monkeypatch.setattr(image, "_to_rgb", None)  # would fail if it were called
+    np.testing.assert_array_equal(read_image(path), expected)
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "RGB png", "RGB mpo"])
+def test_other_pictures_never_meet_the_fast_decoder(tmp_path, monkeypatch, mode):
+    mode, _, suffix = mode.partition(" ")
+    path = tmp_path / f"a.{suffix or 'jpg'}"
+    picture = Image.fromarray(_picture()).convert(mode)
+    more = {"save_all": True, "append_images": [picture]} if suffix == "mpo" else {}
+    picture.save(path, **more)
+    monkeypatch.setattr(image, "_decode_jpeg", None)
+    assert read_image(path).shape == (12, 20, 3)
+
+
+@settings(max_examples=150)
+@given(data=st.data())
+@pytest.mark.filterwarnings("ignore")
+def test_a_damaged_jpeg_is_what_pillow_makes_of_it(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("damaged") / "a.jpg"
+    Image.fromarray(_picture(24, 32)).save(path, quality=60)
+    content = bytearray(path.read_bytes())
+    for position, value in data.draw(
+        st.dictionaries(st.integers(2, len(content) - 1), st.integers(0, 255), max_size=3)
+    ).items():
+        content[position] = value
+    path.write_bytes(content[: data.draw(st.integers(len(content) // 2, len(content)))])
+    outcomes = []
+    for decoder in (image._decode_jpeg, lambda _: None):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(image, "_decode_jpeg", decoder)
+            try:
+                outcomes.append(read_image(path).tolist())
+            except InputError as error:
+                outcomes.append(str(error))
+    assert outcomes[0] == outcomes[1]
 
 
 def test_gray_is_repeated_over_the_channels(tmp_path):

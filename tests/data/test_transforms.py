@@ -142,3 +142,7 @@ def test_a_thin_image_may_be_a_pixel_wide(dataset):
     batch = load_one(dataset, 1, (60, 1))
     assert batch.sizes.tolist() == [[60, 1]]
     assert batch.targets.is_box.sum() == 9
+
+
+def test_the_canvas_is_channels_last_like_the_resized_image(dataset):
+    assert load_one(dataset, 0, (40, 60)).pixels.is_contiguous(memory_format=torch.channels_last)

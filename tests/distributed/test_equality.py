@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from megdet.analysis.verify import relative_difference
+from megdet.distributed.local_ranks import run_in_ranks
 from megdet.distributed.world import World
 from megdet.recipe import Recipe
-from small_runs import difference, furthest, in_ranks, run_steps, small_recipe, state_of, write_small_set
+from small_runs import furthest, run_steps, small_recipe, state_of, write_small_set
 
 pytestmark = pytest.mark.distributed
 
@@ -60,14 +62,14 @@ def alone(data: Path) -> Found:
 
 
 @pytest.mark.parametrize("ranks", LAYOUTS)
-def test_any_number_of_ranks_and_any_lanes_train_like_one(ranks, data, alone, tmp_path):
-    everybody: list[Found] = in_ranks(train_all, ranks, tmp_path, data, LAYOUTS[ranks])
+def test_any_number_of_ranks_and_any_lanes_train_like_one(ranks, data, alone):
+    everybody: list[Found] = run_in_ranks(train_all, ranks, data, LAYOUTS[ranks])
     for (name, width), (state, reported) in everybody[0].items():
         wanted, wanted_reported = alone[name, 1]
         worst, where = furthest(wanted, state)
         assert worst < 1e-9, (name, width, where, worst)
         for step in range(STEPS):
-            assert difference(wanted_reported[step], reported[step]) < 1e-9, (name, width, step)
+            assert relative_difference(wanted_reported[step], reported[step]) < 1e-9, (name, width, step)
         for others in everybody[1:]:
             assert all(torch.equal(state[key], others[name, width][0][key]) for key in state), "ranks drifted apart"
 
@@ -79,7 +81,7 @@ def test_the_training_that_is_compared_moves_what_it_should(data, alone):
         for key, tensor in before.items():
             is_norm = f"{key.rsplit('.', 1)[0]}.running_mean" in before
             moves = not (name == "frozen" and is_norm)
-            assert (difference(tensor, after[key]) > 1e-6) == moves, (name, key)
+            assert (relative_difference(tensor, after[key]) > 1e-6) == moves, (name, key)
         assert any(key.startswith("momentum.") for key in after)
 
 

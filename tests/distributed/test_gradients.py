@@ -1,13 +1,13 @@
 import math
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from megdet.distributed.gradients import GradientBuckets
+from megdet.distributed.local_ranks import run_in_ranks
 from megdet.distributed.world import World
-from small_runs import ALONE, in_ranks
+from small_runs import ALONE
 
 
 def make_model() -> nn.Module:
@@ -114,8 +114,8 @@ def reduce_shares(world: World, shares: list[list[int]]) -> tuple[list[Tensor], 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("shares", [[[0, 1], [2, 3]], [[0, 1, 2], [3]], [[], [0, 1, 2, 3]]])
-def test_every_rank_ends_with_the_sum_over_all_also_one_without_a_backward(shares, tmp_path: Path):
-    found = in_ranks(reduce_shares, 2, tmp_path, shares)
+def test_every_rank_ends_with_the_sum_over_all_also_one_without_a_backward(shares):
+    found = run_in_ranks(reduce_shares, 2, shares)
     for gradients, _was_early in found:
         for gradient, expected in zip(gradients, plain_gradients(some_images(4)), strict=True):
             assert torch.allclose(gradient, expected, rtol=1e-12, atol=1e-12)

@@ -73,6 +73,32 @@ def test_the_ranks_of_a_lane_are_neighbours_with_the_same_groups(layout):
         assert layout.groups_of(rank) == layout.groups_of(first)
 
 
+@given(layouts())
+def test_the_shares_of_a_lane_are_neighbouring_images_in_the_order_of_its_ranks(layout):
+    for first in range(0, layout.world_size, layout.lane_width):
+        shares = [layout.share_of(rank) for rank in range(first, first + layout.lane_width)]
+        assert [share.start for share in shares] == [0, *(share.stop for share in shares[:-1])]
+        assert shares[-1].stop == layout.group_size
+        assert all(share.start <= share.stop and share.step is None for share in shares)
+
+
+@given(st.integers(1, 64), st.integers(1, 64), st.integers(1, 160))
+def test_the_busiest_rank_carries_as_little_as_any_divisor_allows(groups, size, devices):
+    devices = min(devices, groups * size)
+    widths = [k for k in range(1, devices + 1) if devices % k == 0]
+    busiest = {k: -(-groups // (devices // k)) * -(-size // k) for k in widths}
+    layout = choose_layout(groups, size, devices)
+    assert layout.busiest_images == min(busiest.values())
+    assert layout.lane_width == min(k for k in widths if busiest[k] == layout.busiest_images)
+
+
+@given(layouts(), st.integers(1, 12))
+def test_better_device_counts_keep_what_is_forced(layout, limit):
+    for other in better_device_counts(layout, max_images_per_device=limit):
+        assert other.idle < layout.idle
+        assert other.largest_share <= limit
+
+
 def test_more_devices_than_images_are_refused():
     with pytest.raises(InputError, match="5 devices for a mini-batch of 4 images: use at most 4"):
         choose_layout(2, 2, 5)

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from megdet.distributed.layout import Layout
+from megdet.distributed.local_ranks import run_in_ranks
 from megdet.distributed.world import SINGLE_LANE, World, has_native_bfloat16, make_lane, start_world
 from megdet.errors import InputError
-from small_runs import ALONE, in_ranks
+from small_runs import ALONE
 
 
 def test_one_process_is_a_world_of_its_own(monkeypatch):
@@ -83,8 +84,8 @@ def meet(world: World) -> dict:
 
 
 @pytest.mark.distributed
-def test_four_ranks_sum_gather_agree_and_form_lanes_of_neighbours(tmp_path):
-    for rank, found in enumerate(in_ranks(meet, 4, tmp_path)):
+def test_four_ranks_sum_gather_agree_and_form_lanes_of_neighbours():
+    for rank, found in enumerate(run_in_ranks(meet, 4)):
         assert found["total"] == 10
         assert found["objects"] == [("rank", other) for other in range(4)]
         assert found["message"] == "disk full"

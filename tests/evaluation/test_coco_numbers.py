@@ -13,6 +13,7 @@ from rich.console import Console
 
 from data_factories import SHARED_DATA, needs_shared_data
 from megdet.errors import InputError
+from megdet.evaluation import matching
 from megdet.evaluation.coco_numbers import (
     CocoNumbers,
     evaluate_detections,
@@ -124,6 +125,36 @@ def test_random_detections_get_the_numbers_of_pycocotools(seed):
             found.AP75,
             found.AR100,
         ]
+
+
+@pytest.mark.parametrize("limit", [1, 30])
+def test_how_many_pairs_are_looked_at_together_changes_no_number(limit, monkeypatch):
+    truth, detections = random_task(5)
+    whole = evaluate_detections(truth, detections)
+    monkeypatch.setattr(matching, "_MAX_PAIRS", limit)
+    assert evaluate_detections(truth, detections) == whole
+
+
+def test_a_crowded_image_is_cut_at_a_hundred_detections_as_pycocotools_does():
+    truth, detections = random_task(6, num_images=1, num_classes=2, num_detections=300)
+    stats = numbers_of_pycocotools(truth, detections).stats.tolist()
+    numbers = evaluate_detections(truth, detections)
+    assert [getattr(numbers, key) for key in KEYS] == pytest.approx(stats, abs=1e-9)
+
+
+def test_equal_overlaps_are_chosen_as_pycocotools_does():
+    box, shifted = (10, 10, 40, 40), (14, 10, 40, 40)
+    truth = ground_truth(box, box, shifted, shifted, (6, 10, 40, 40))
+    truth["annotations"][1]["iscrowd"] = 1
+    truth["annotations"][2]["area"] = 20.0
+    detections = [detection(*own, score=score) for own in (box, (12, 10, 40, 40), shifted) for score in (0.9, 0.5, 0.4)]
+    for annotation in truth["annotations"]:
+        annotation.setdefault("iscrowd", 0)
+        annotation.setdefault("area", 1600.0)
+        annotation["id"] += 1  # pycocotools takes the id 0 for none
+    stats = numbers_of_pycocotools(truth, detections).stats.tolist()
+    numbers = evaluate_detections(truth, detections)
+    assert [getattr(numbers, key) for key in KEYS] == pytest.approx(stats, abs=1e-9)
 
 
 def test_half_of_two_boxes_found_counts_51_of_101_recalls():

@@ -204,9 +204,34 @@ def test_a_frozen_norm_misses_a_tensor_that_is_not_there():
         FrozenBatchNorm(5).load_state_dict({"weight": torch.ones(5), "bias": torch.ones(5)})
 
 
+def test_both_forms_of_the_statistics_agree(two_processes):
+    for ranks in two_processes:
+        for case in range(len(UNEVEN_SHARES)):
+            for name, merged in ranks[case, False].items():
+                assert relative(ranks[case, True][name], merged) < 1e-12
+
+
+def test_a_recomputed_forward_over_two_devices_issues_no_collective(two_processes):
+    for ranks in two_processes:
+        plain, recomputed = ranks["plain"], ranks["recomputed"]
+        assert plain["collectives"] == recomputed["collectives"] == 4  # two layers, forward and backward
+        for name in plain:
+            if name != "collectives":
+                assert torch.equal(plain[name], recomputed[name]), name
+
+
+def test_a_wide_lane_refuses_a_group_of_one_value_on_every_rank(two_processes):
+    assert all("no variance" in ranks["one value"] for ranks in two_processes)
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    return run_two_processes(tmp_path_factory.mktemp("ranks"))
+
+
 @pytest.mark.distributed
-def test_two_devices_normalize_like_one(tmp_path):
-    results = run_two_processes(tmp_path)
+def test_two_devices_normalize_like_one(two_processes):
+    results = two_processes
     for (case, shares), two_pass in product(enumerate(UNEVEN_SHARES), (False, True)):
         reference = joined_reference(case)
         ranks = [result[case, two_pass] for result in results]

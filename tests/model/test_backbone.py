@@ -11,7 +11,7 @@ from torch import nn
 from factories import SHARED_DATA, relative
 from megdet.errors import InputError
 from megdet.layers.batch_norm import CrossDeviceBatchNorm, FrozenBatchNorm
-from megdet.layers.convert import convert_batch_norm
+from megdet.layers.convert import exchange_norms
 from megdet.model.backbone import Backbone, load_backbone_weights
 from megdet.recipe import Backbone as BackboneRecipe
 
@@ -19,11 +19,11 @@ MOBILENET = SHARED_DATA / "weights_mobilenet_v2" / "mobilenet_v2-b0353104.pth"
 
 
 def to_batch(model: nn.Module) -> nn.Module:
-    return convert_batch_norm(model, "batch", 2)
+    return exchange_norms(model, "batch", 2)
 
 
 def to_frozen(model: nn.Module) -> nn.Module:
-    return convert_batch_norm(model, "frozen", 0)
+    return exchange_norms(model, "frozen", 0)
 
 
 def unconverted(model: nn.Module) -> nn.Module:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from megdet.data.plan import TrainingPlan
+from megdet.distributed.local_ranks import run_in_ranks
 from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.files import read_json
@@ -22,7 +23,7 @@ from megdet.recipe import Optimizer, Recipe
 from megdet.recipe_file import dump_recipe, load_recipe
 from megdet.training.loop import RunOptions, train
 from megdet.training.schedule import learning_rate
-from small_runs import ALONE, in_ranks, run_steps, small_recipe, state_of, val_set, write_small_set
+from small_runs import ALONE, run_steps, small_recipe, state_of, val_set, write_small_set
 
 OPTIONS = RunOptions(workers=0)
 
@@ -169,7 +170,7 @@ def detect_again(world: World, folder: Path, recipe: Recipe) -> list[dict[str, A
 @pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_any_number_of_ranks_detects_the_same(recipe, done, ranks, tmp_path):
     expected = read_json(done.detections)
-    for found in in_ranks(detect_again, ranks, tmp_path, done.path, recipe):  # three batches: of four ranks one idles
+    for found in run_in_ranks(detect_again, ranks, done.path, recipe):  # three batches: of four ranks one idles
         assert found == expected
 
 

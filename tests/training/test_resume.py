@@ -12,6 +12,7 @@ import pytest
 import timm
 import torch
 
+from megdet.distributed.local_ranks import RankError, run_in_ranks
 from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.evaluation.coco_numbers import CocoNumbers
@@ -22,7 +23,7 @@ from megdet.journal.run_folder import RunFolder
 from megdet.recipe import Backbone, Recipe
 from megdet.training import loop
 from megdet.training.loop import RunOptions, train
-from small_runs import ALONE, furthest, in_ranks, small_recipe, write_small_set
+from small_runs import ALONE, furthest, small_recipe, write_small_set
 
 OPTIONS = RunOptions(workers=0)
 
@@ -86,7 +87,8 @@ def whole(recipe: Recipe, tmp_path_factory: Any) -> tuple[RunFolder, CocoNumbers
 def killed(recipe: Recipe, tmp_path_factory: Any) -> Path:
     """A run that was killed when its first epoch was saved."""
     folder: Path = tmp_path_factory.mktemp("killed")
-    assert in_ranks(train_until_killed, 1, folder, recipe, folder / "run", 2) == [None]
+    with pytest.raises(RankError, match="rank 0 of 1 was ended by SIGKILL"):
+        run_in_ranks(train_until_killed, 1, recipe, folder / "run", 2)
     assert [path.name for path in checkpoints(RunFolder(folder / "run"))] == ["step_00000002"]
     return folder / "run"
 
@@ -114,7 +116,7 @@ def test_a_killed_run_that_goes_on_ends_bitwise_where_one_without_a_stop_does(re
 
 @pytest.mark.distributed
 def test_a_run_goes_on_with_another_number_of_ranks(recipe, whole, stopped, tmp_path):
-    found = in_ranks(train_whole, 2, tmp_path / "ranks", recipe, stopped.path)
+    found = run_in_ranks(train_whole, 2, recipe, stopped.path)
     worst, where = furthest(end_of(whole[0]), end_of(stopped))
     assert worst < 1e-9, where
     assert found[0] == found[1]

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from megdet.data.coco import load_coco
-from megdet.data.demo import CLASS_NAMES, NUM_TRAIN
+from megdet.data.demo import CLASS_NAMES, DEMO_SETS
 from megdet.distributed.layout import better_device_counts, choose_layout
 from megdet.model.detector import Detector
 from megdet.recipe import Recipe
@@ -46,15 +46,23 @@ def describe(
     add("bn_size", "images a BN group (BN size)", recipe.bn_size, f"{recipe.bn_size}{frozen}")
     add("groups", "groups a step", layout.num_groups, f"{layout.num_groups} of {layout.group_size} images")
     add("devices", "devices", num_devices)
-    add("lanes", "lanes", layout.num_lanes, f"{layout.num_lanes} of {layout.lane_width} device(s)")
-    add("images_a_device", "images a device and step, at most", layout.busiest_images)
+    width = layout.lane_width
+    add("lanes", "lanes, side by side", layout.num_lanes)
+    add("lane_width", "devices a lane, which carry one group together", width)
+    shares = [share.stop - share.start for share in map(layout.share_of, range(width))]
+    add("shares", "images of a group on each of them", shares, _counted(shares))
+    rounds = [len(layout.groups_of(lane * width)) for lane in range(layout.num_lanes)]
+    unequal = "" if min(rounds) == max(rounds) else f" ({rounds.count(min(rounds))} lane(s) have one less)"
     add("micro_batch", "images a forward, at most", layout.largest_share)
-    add("accumulation", "forwards a device and step", layout.rounds)
+    add("accumulation", "forwards a device and step", layout.rounds, f"{layout.rounds}{unequal}")
+    add("images_a_device", "images a device and step, at most", layout.busiest_images)
     add("idle", "idle part of the devices", layout.idle, f"{layout.idle:.1%}")
-    better = [(other.world_size, other.idle) for other in better_device_counts(layout)]
+    better = list(better_device_counts(layout, 3, lane_width, max_images_per_device))
     if better:
-        listed = ", ".join(f"{devices} devices ({idle:.1%} idle)" for devices, idle in better)
-        add("better_devices", "better numbers of devices", [devices for devices, _ in better], listed)
+        listed = "; ".join(
+            f"{other.world_size} ({other.idle:.1%} idle, {other.busiest_images} images a device)" for other in better
+        )
+        add("better_devices", "numbers of devices that idle less", [other.world_size for other in better], listed)
 
     images, classes = _data_rows(recipe, add)
     steps, warmup = total_steps(recipe, images), recipe.schedule.warmup_steps
@@ -82,13 +90,18 @@ def describe(
     return rows
 
 
+def _counted(shares: list[int]) -> str:
+    """`2 x 11 + 1 x 10`, the largest first."""
+    return " + ".join(f"{shares.count(share)} x {share}" for share in sorted(set(shares), reverse=True))
+
+
 def _data_rows(recipe: Recipe, add: Any) -> tuple[int, int]:
     """Rows about the data; returns its number of images and classes, COCO's where it is not here."""
     annotations, folder = Path(recipe.data.train_annotations), Path(recipe.data.train_images)
     if not annotations.is_file():
         images, classes, what = _ASSUMED_IMAGES, _ASSUMED_CLASSES, "so epochs are those of COCO train2017"
         if recipe.data.draw_demo:
-            images, classes, what = NUM_TRAIN, len(CLASS_NAMES), "it will be drawn"
+            images, classes, what = DEMO_SETS[recipe.data.draw_demo].num_train, len(CLASS_NAMES), "it will be drawn"
         add("data", "data", None, f"{annotations} is not here, {what}: {images} images, {classes} classes")
         return images, classes
     dataset = load_coco(annotations, folder, keep_empty=recipe.data.keep_empty_images)

@@ -5,12 +5,13 @@ import os
 import re
 import sys
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from megdet.distributed.world import World, start_world
+from megdet.distributed.world import DEFAULT_TIMEOUT, World, start_world
 from megdet.errors import InputError
 from megdet.journal.environment import usable_cores
 from megdet.recipe_file import recipe_parser
@@ -63,6 +64,13 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--workers", type=whole_number, default=None, metavar="N", help="processes a rank that load images"
     )
+    group.add_argument(
+        "--timeout",
+        type=minutes,
+        default=DEFAULT_TIMEOUT,
+        metavar="MINUTES",
+        help=f"how long a process waits for another one, default {DEFAULT_TIMEOUT.total_seconds() / 60:.0f}",
+    )
 
 
 def add_layout_options(parser: argparse.ArgumentParser) -> None:
@@ -84,6 +92,17 @@ def whole_number(text: str) -> int:
     return number
 
 
+def minutes(text: str) -> timedelta:
+    """A time of more than 0 minutes, for argparse."""
+    try:
+        found = timedelta(minutes=float(text))
+    except (ValueError, OverflowError):
+        found = timedelta(0)
+    if not timedelta(milliseconds=1) <= found <= timedelta(days=365):  # gloo and NCCL count milliseconds
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of minutes above 0")
+    return found
+
+
 def num_workers(arguments: Arguments) -> int:
     """Loading processes of this rank: as asked, or its share of the cores less one, at least 1 and at most 8."""
     if arguments.workers is not None:
@@ -94,7 +113,7 @@ def num_workers(arguments: Arguments) -> int:
 
 def join_world(arguments: Arguments) -> World:
     """Start or join the processes of this run."""
-    return start_world(arguments.device)
+    return start_world(arguments.device, arguments.timeout)
 
 
 def say(world: World, message: Any) -> None:

@@ -1,21 +1,29 @@
 """Verbs about what a detector finds: evaluate, detect."""
 
 import itertools
+import time
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
 
 from megdet.analysis.run_pictures import save_picture
 from megdet.cli.options import (
     CONSOLE,
     Arguments,
+    add_layout_options,
     add_machine_options,
     add_recipe_keys,
     existing_file,
     join_world,
     num_workers,
+    say,
+    whole_number,
 )
 from megdet.data.coco import load_coco
 from megdet.data.image import IMAGE_SUFFIXES
+from megdet.distributed.failures import shared_fate
+from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.evaluation.coco_numbers import (
     CocoNumbers,
@@ -26,8 +34,10 @@ from megdet.evaluation.coco_numbers import (
 )
 from megdet.files import write_json_atomically
 from megdet.inference.predict import category_ids_for, detect_dataset, detect_image
-from megdet.inference.trained import load_detector
+from megdet.inference.trained import TrainedDetector, load_detector
 from megdet.journal.run_folder import RunFolder
+from megdet.training.loop import RunOptions
+from megdet.training.precise_statistics import load_precise_detector
 
 
 def add_verbs(verbs: Any) -> None:
@@ -40,6 +50,13 @@ def add_verbs(verbs: Any) -> None:
     evaluation.add_argument("--out", type=Path, metavar="FOLDER", help="where to write, default the run folder")
     evaluation.add_argument("--ground-truth", metavar="JSON", help="evaluate files instead: COCO instances ...")
     evaluation.add_argument("--detections", metavar="JSON", help="... and detections in the COCO result format")
+    evaluation.add_argument(
+        "--precise-bn",
+        type=whole_number,
+        metavar="IMAGES",
+        help="estimate the batch-norm statistics anew from so many training images, rounded up to whole mini-batches",
+    )
+    add_layout_options(evaluation)
     add_machine_options(evaluation)
     add_recipe_keys(evaluation)
     evaluation.set_defaults(run_verb=run_evaluate)
@@ -56,7 +73,14 @@ def add_verbs(verbs: Any) -> None:
 
 def run_evaluate(arguments: Arguments) -> None:
     """Print and write the COCO numbers of a run, or print those of two files."""
+    is_precise = arguments.precise_bn is not None
+    if not is_precise and (arguments.lane_width is not None or arguments.max_images_per_device is not None):
+        raise InputError(
+            "--lane-width and --max-images-per-device are for training and for --precise-bn: leave them out"
+        )
     if arguments.ground_truth or arguments.detections:
+        if is_precise:
+            raise InputError("--precise-bn needs the detector of a RUN: leave out --ground-truth and --detections")
         if not (arguments.ground_truth and arguments.detections) or arguments.run or arguments.data:
             raise InputError("files are evaluated with both --ground-truth and --detections, without a RUN")
         numbers = evaluate_files(existing_file(arguments.ground_truth), existing_file(arguments.detections))
@@ -67,8 +91,13 @@ def run_evaluate(arguments: Arguments) -> None:
     if not arguments.run:
         raise InputError("name a RUN folder, or --ground-truth and --detections")
     world = join_world(arguments)
-    folder = RunFolder(Path(arguments.run))
-    trained = load_detector(folder, world.device, arguments.overrides)
+    with shared_fate(world):
+        _evaluate_run(arguments, RunFolder(Path(arguments.run)), world)
+
+
+def _evaluate_run(arguments: Arguments, folder: RunFolder, world: World) -> None:
+    trained = _load_precise(arguments, folder, world) if arguments.precise_bn is not None else None
+    trained = trained or load_detector(folder, world.device, arguments.overrides)
     annotations, images = arguments.data or (trained.recipe.data.val_annotations, trained.recipe.data.val_images)
     dataset = load_coco(Path(annotations), Path(images), keep_empty=True)
     ids = category_ids_for(trained.class_names, dataset)
@@ -77,6 +106,8 @@ def run_evaluate(arguments: Arguments) -> None:
         return
     numbers = evaluate_detections(dataset.annotations_file, results)
     out = arguments.out
+    if out is None and arguments.precise_bn is not None:
+        out = folder.path / "evaluations" / f"{Path(annotations).stem}-precise-bn-{arguments.precise_bn}"
     if out is None:
         own = not arguments.data and not arguments.overrides
         out = folder.path if own else folder.path / "evaluations" / Path(annotations).stem
@@ -84,6 +115,28 @@ def run_evaluate(arguments: Arguments) -> None:
     _write(out / folder.evaluation.name, numbers.as_dict())
     _print(numbers)
     CONSOLE.print(f"numbers     {out / folder.evaluation.name}\ndetections  {out / folder.detections.name}")
+
+
+def _load_precise(arguments: Arguments, folder: RunFolder, world: World) -> TrainedDetector:
+    options = RunOptions(num_workers(arguments), arguments.lane_width, arguments.max_images_per_device)
+    started = time.perf_counter()
+    with Console(stderr=True, highlight=False, markup=False, quiet=not world.is_first).status("") as status:
+        trained = load_precise_detector(
+            folder,
+            world,
+            arguments.precise_bn,
+            options,
+            arguments.overrides,
+            lambda done, steps: status.update(f"batch-norm statistics: {done} of {steps} mini-batches"),
+        )
+    steps = -(-arguments.precise_bn // trained.recipe.batch_size)
+    say(
+        world,
+        f"batch-norm statistics of {steps * trained.recipe.batch_size} training images in "
+        f"{steps * trained.recipe.groups_per_step} groups of {trained.recipe.bn_size} "
+        f"({time.perf_counter() - started:.0f} s); the checkpoint keeps its own",
+    )
+    return trained
 
 
 def run_detect(arguments: Arguments) -> None:

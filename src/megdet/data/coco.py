@@ -15,6 +15,7 @@ from typing import Any, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
+from megdet.data.annotations import AnnotationTable
 from megdet.data.headers import read_headers
 from megdet.data.image import Header
 from megdet.errors import InputError
@@ -24,22 +25,6 @@ EDGE_TOLERANCE = 1.0
 """pixels: boxes of labelling tools end up to one pixel outside their image"""
 
 _Fail = Callable[..., InputError]
-
-
-@dataclass(frozen=True, slots=True)
-class Annotations:
-    """The objects of one image, clipped to it, in the order of the file."""
-
-    boxes: NDArray[np.float32]
-    """(n, 4): x1, y1, x2, y2 in pixels"""
-    labels: NDArray[np.int64]
-    """(n,): 0 .. num_classes - 1, an index into `class_names`"""
-    is_crowd: NDArray[np.bool_]
-    """(n,): one box around many objects; never a training target"""
-    areas: NDArray[np.float32]
-    """(n,): square pixels, the file's `area` (of the mask) or width * height where it is missing"""
-    annotation_ids: tuple[int | str, ...]
-    """as they come"""
 
 
 @dataclass(frozen=True)
@@ -57,7 +42,7 @@ class CocoDataset:
     """relative to `image_folder`"""
     sizes: NDArray[np.int64]
     """(images, 2): height, width in pixels as displayed (EXIF applied), from the files' headers"""
-    annotations: tuple[Annotations, ...]
+    annotations: AnnotationTable
     """one an image"""
     num_dropped: int = 0
     """boxes left out because they have no area inside their image"""
@@ -105,8 +90,10 @@ def load_coco(annotations_file: Path, image_folder: Path, *, keep_empty: bool) -
         own_boxes = columns.boxes[columns.image_index == index] if header[2] else columns.boxes[:0]
         _check_size(images[index], header, own_boxes, fail)
 
-    annotations, num_dropped = _cut(columns, annotation_ids, sizes)
-    kept = [i for i in needed if keep_empty or not annotations[i].is_crowd.all()]
+    boxes = _clipped(columns, sizes)
+    has_area = np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
+    has_target = np.bincount(columns.image_index[has_area & ~columns.is_crowd], minlength=len(images)) > 0
+    kept = [index for index in needed if keep_empty or has_target[index]]
     if not kept:
         raise InputError(f"{annotations_file}: no image {'' if keep_empty else 'with a box '}is in this file")
     by_category = sorted(label_of.items(), key=lambda item: item[1])
@@ -119,8 +106,8 @@ def load_coco(annotations_file: Path, image_folder: Path, *, keep_empty: bool) -
         image_ids=tuple(images[i]["id"] for i in kept),
         file_names=tuple(file_names[i] for i in kept),
         sizes=sizes[kept],
-        annotations=tuple(annotations[i] for i in kept),
-        num_dropped=num_dropped,
+        annotations=_deal_out(columns, boxes, annotation_ids, has_area, kept),
+        num_dropped=int((~has_area).sum()),
     )
 
 
@@ -280,24 +267,29 @@ def _check_size(image: dict[str, Any], header: Header, own_boxes: NDArray[np.flo
         raise fail("the boxes were drawn before the EXIF rotation of the image, turn them or the image", image["id"])
 
 
-def _cut(columns: _Columns, annotation_ids: list[int | str], sizes: NDArray[np.int64]) -> tuple[list[Annotations], int]:
-    """Clip the boxes, drop those without area, and deal them out to the images; also how many were dropped."""
+def _clipped(columns: _Columns, sizes: NDArray[np.int64]) -> NDArray[np.float32]:
     limits = np.tile(sizes[columns.image_index][:, ::-1], 2)
-    boxes = np.clip(columns.boxes, 0, limits).astype(np.float32)
-    width_height = boxes[:, 2:] - boxes[:, :2]
-    has_area = np.all(width_height > 0, axis=1)
-    areas = np.where(np.isnan(columns.areas), width_height.prod(axis=1), columns.areas).astype(np.float32)
-    rows = np.argsort(columns.image_index, kind="stable")
-    rows = rows[has_area[rows]]
-    ends = np.cumsum(np.bincount(columns.image_index[rows], minlength=len(sizes)))
-    annotations = [
-        Annotations(
-            boxes=boxes[own],
-            labels=columns.labels[own],
-            is_crowd=columns.is_crowd[own],
-            areas=areas[own],
-            annotation_ids=tuple(annotation_ids[row] for row in own.tolist()),
-        )
-        for own in np.split(rows, ends[:-1])
-    ]
-    return annotations, int((~has_area).sum())
+    return np.clip(columns.boxes, 0, limits).astype(np.float32)
+
+
+def _deal_out(
+    columns: _Columns,
+    boxes: NDArray[np.float32],
+    annotation_ids: list[int | str],
+    is_used: NDArray[np.bool_],
+    images: list[int],
+) -> AnnotationTable:
+    """The annotations in use of the given images, in the order of the images and, within one, of the file."""
+    place = np.full(columns.image_index.max(initial=max(images)) + 1, -1)
+    place[images] = np.arange(len(images))
+    rows = np.flatnonzero(is_used & (place[columns.image_index] >= 0))
+    rows = rows[np.argsort(place[columns.image_index[rows]], kind="stable")]
+    areas = np.where(np.isnan(columns.areas), (boxes[:, 2:] - boxes[:, :2]).prod(axis=1), columns.areas)
+    return AnnotationTable(
+        np.bincount(place[columns.image_index[rows]], minlength=len(images)),
+        boxes[rows],
+        columns.labels[rows],
+        columns.is_crowd[rows],
+        areas[rows].astype(np.float32),
+        [annotation_ids[row] for row in rows.tolist()],
+    )

@@ -31,8 +31,18 @@ _MAX_OVERLAP = 0.4  # common area of two boxes over the smaller one
 _MAX_COVERED = 0.55  # of a box, by all others together: no object hides behind several
 
 
-NUM_TRAIN = 2000
-"""Training images of the demo set."""
+@dataclass(frozen=True)
+class DemoSet:
+    """How much is drawn, and of what difficulty."""
+
+    hard: bool = False
+    num_train: int = 2000
+    num_val: int = 200
+    size: int = 128
+
+
+DEMO_SETS = {"easy": DemoSet(), "hard": DemoSet(hard=True), "tiny": DemoSet(num_train=16, num_val=8, size=64)}
+"""The sets that `data.draw_demo` names."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +75,9 @@ def draw_demo(
     folder: Path,
     *,
     hard: bool = False,
-    num_train: int = NUM_TRAIN,
-    num_val: int = 200,
-    size: int = 128,
+    num_train: int = DEMO_SETS["easy"].num_train,
+    num_val: int = DEMO_SETS["easy"].num_val,
+    size: int = DEMO_SETS["easy"].size,
     seed: int = 0,
     workers: int | None = None,
 ) -> bool:

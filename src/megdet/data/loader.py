@@ -1,42 +1,52 @@
 """Batches in the order of a plan, made by worker processes and copied to the device ahead of time."""
 
+import logging
+import multiprocessing
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from megdet.data.cache import ImageCache, image_cache
 from megdet.data.coco import CocoDataset
-from megdet.data.plan import PlannedGroup, TrainingPlan
+from megdet.data.plan import PlannedGroup, PlannedImage, TrainingPlan
 from megdet.data.transforms import load_batch
 from megdet.distributed.layout import Layout
 from megdet.errors import InputError
 from megdet.structures import Batch
 
+_LOG = logging.getLogger(__name__)
 _PREFETCH = 2
 """Batches that each worker keeps ready."""
 
 
-class _TrainingShares(Dataset[Any]):
+class _Loaded(NamedTuple):
+    """What a loading process hands over: a batch or why there is none, and what the user should know of."""
+
+    batch: Batch | InputError
+    notices: list[str]
+
+
+class _TrainingShares(Dataset[_Loaded]):
     """This rank's micro-batch of (step, group); a pure function, so workers need no state."""
 
     def __init__(self, dataset: CocoDataset, plan: TrainingPlan, share: slice) -> None:
         self.dataset, self.plan, self.share = dataset, plan, share
+        self.cache = image_cache(plan.recipe.data, dataset)
 
-    def __getitem__(self, key: tuple[int, int]) -> Batch | InputError:
+    def __getitem__(self, key: tuple[int, int]) -> _Loaded:
         step, number = key
         group = self.plan.groups(step)[number]
-        return _load_or_error(
-            self.dataset, group, group.images[self.share], color_jitter=self.plan.recipe.data.color_jitter
-        )
+        return _load(self.dataset, group, group.images[self.share], self.plan.recipe.data.color_jitter, self.cache)
 
 
-class _Groups(Dataset[Any]):
+class _Groups(Dataset[_Loaded]):
     def __init__(self, dataset: CocoDataset, groups: Sequence[PlannedGroup]) -> None:
         self.dataset, self.groups = dataset, groups
 
-    def __getitem__(self, number: int) -> Batch | InputError:
-        return _load_or_error(self.dataset, self.groups[number], self.groups[number].images)
+    def __getitem__(self, number: int) -> _Loaded:
+        return _load(self.dataset, self.groups[number], self.groups[number].images)
 
 
 class _StepOrder:
@@ -77,16 +87,35 @@ def group_batches(
     return _iterate(_Groups(dataset, groups), range(len(groups)), min(workers, len(groups)), device)
 
 
-def _load_or_error(
-    dataset: CocoDataset, group: PlannedGroup, images: Sequence[Any], color_jitter: float = 0.0
-) -> Batch | InputError:
+def _load(
+    dataset: CocoDataset,
+    group: PlannedGroup,
+    images: Sequence[PlannedImage],
+    color_jitter: float = 0.0,
+    cache: ImageCache | None = None,
+) -> _Loaded:
+    batch: Batch | InputError
     try:
-        return load_batch(dataset, images, group.canvas, color_jitter)
+        batch = load_batch(dataset, images, group.canvas, color_jitter, cache)
     except InputError as error:  # raised where it is read: a worker would bury it in a traceback
-        return error
+        batch = error
+    return _Loaded(batch, cache.take_notices() if cache else [])
 
 
-def _iterate(items: Dataset[Any], order: Any, workers: int, device: torch.device) -> Iterator[Batch]:
+def _start_method(device: torch.device) -> str | None:
+    """How loading processes start: None is the platform's own way.
+
+    A process that uses CUDA must not be forked. A server that never used it can be, which is quicker than a fresh
+    interpreter for each process and evaluation.
+    """
+    has_server = "forkserver" in multiprocessing.get_all_start_methods()
+    return "forkserver" if device.type == "cuda" and has_server else None
+
+
+def _iterate(items: Dataset[_Loaded], order: Any, workers: int, device: torch.device) -> Iterator[Batch]:
+    method = _start_method(device) if workers else None
+    if method == "forkserver":
+        multiprocessing.set_forkserver_preload(["__main__", __name__])  # imported once, not by every loading process
     loader: DataLoader[Any] = DataLoader(
         items,
         batch_size=None,
@@ -94,17 +123,23 @@ def _iterate(items: Dataset[Any], order: Any, workers: int, device: torch.device
         num_workers=workers,
         prefetch_factor=_PREFETCH if workers else None,
         pin_memory=device.type == "cuda",
+        multiprocessing_context=method,
     )
+    said: set[str] = set()
     ahead: tuple[Batch, torch.cuda.Event] | None = None
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
-    for item in loader:
-        if isinstance(item, InputError):
-            raise item
+    for batch, notices in loader:
+        for notice in notices:
+            if notice not in said:  # the processes meet the same full disk
+                _LOG.warning(notice)
+            said.add(notice)
+        if isinstance(batch, InputError):
+            raise batch
         if stream is None:
-            yield item
+            yield batch
             continue
         with torch.cuda.stream(stream):
-            moved = item.to(device)
+            moved = batch.to(device)
             copied = stream.record_event()
         if ahead is not None:
             yield _ready(*ahead)

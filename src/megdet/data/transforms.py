@@ -1,13 +1,16 @@
 """From planned images to a batch: read, resize, colour, flip, place on the canvas."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float32, UInt8
+from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2 import functional as V
 
+from megdet.data.cache import ImageCache
 from megdet.data.coco import CocoDataset
 from megdet.data.image import read_image
 from megdet.data.plan import PlannedImage, unit_interval
@@ -19,17 +22,22 @@ _BOXES_MULTIPLE = 8
 
 
 def load_batch(
-    dataset: CocoDataset, images: Sequence[PlannedImage], canvas: tuple[int, int], color_jitter: float = 0.0
+    dataset: CocoDataset,
+    images: Sequence[PlannedImage],
+    canvas: tuple[int, int],
+    color_jitter: float = 0.0,
+    cache: ImageCache | None = None,
 ) -> Batch:
     """The images of one micro-batch, which may be none, on a canvas of (height, width) pixels.
 
     Crowd boxes are not targets. Raises InputError for a file that cannot be read.
     """
-    pixels = torch.zeros((len(images), 3, *canvas), dtype=torch.uint8)
+    # channels last like the resized images, and like the model wants them: turning them costs more than resizing
+    pixels = torch.zeros((len(images), *canvas, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
     boxes, labels, scales = [], [], torch.ones(len(images), 2)
     for row, image in enumerate(images):
         original = dataset.sizes[image.index]
-        pixels[row, :, : image.size[0], : image.size[1]] = _load(dataset, image, color_jitter)
+        pixels[row, :, : image.size[0], : image.size[1]] = _load(dataset, image, color_jitter, cache)
         scales[row] = torch.tensor([image.size[0] / original[0], image.size[1] / original[1]])
         annotations = dataset.annotations[image.index]
         is_target = ~annotations.is_crowd
@@ -57,13 +65,13 @@ def load_batch(
 def resize(
     pixels: UInt8[np.ndarray, "height width 3"], size: tuple[int, int]
 ) -> UInt8[Tensor, "3 new_height new_width"]:
-    """Bilinear with antialias, on 8-bit numbers, as PIL does it."""
+    """Bilinear with antialias, on 8-bit numbers, as PIL does it; channels last in memory."""
     tensor = torch.from_numpy(pixels).permute(2, 0, 1)
     return tensor if tensor.shape[1:] == size else V.resize(tensor, list(size), antialias=True)
 
 
-def _load(dataset: CocoDataset, image: PlannedImage, color_jitter: float) -> Tensor:
-    pixels = resize(read_image(dataset.image_path(image.index)), image.size)
+def _load(dataset: CocoDataset, image: PlannedImage, color_jitter: float, cache: ImageCache | None) -> Tensor:
+    pixels = _resized(dataset.image_path(image.index), image, cache)
     if color_jitter:
         for purpose, adjust in (
             (_BRIGHTNESS, V.adjust_brightness),
@@ -74,6 +82,21 @@ def _load(dataset: CocoDataset, image: PlannedImage, color_jitter: float) -> Ten
             pixels = adjust(pixels, low + (1 + color_jitter - low) * unit_interval(image.seed, purpose))
     axes = [axis for axis, flipped in ((1, image.flip_vertical), (2, image.flip_horizontal)) if flipped]
     return pixels.flip(axes) if axes else pixels
+
+
+def _resized(path: Path, image: PlannedImage, cache: ImageCache | None) -> Tensor:
+    def read() -> NDArray[np.uint8]:
+        return read_image(path)
+
+    def read_and_resize() -> NDArray[np.uint8]:
+        return resize(read(), image.size).permute(1, 2, 0).numpy()
+
+    if cache is None:
+        return resize(read(), image.size)
+    if not cache.is_resized:
+        return resize(cache.pixels(image.index, path, "decoded", read), image.size)
+    kind = "resized to {}x{}".format(*image.size)
+    return torch.from_numpy(cache.pixels(image.index, path, kind, read_and_resize)).permute(2, 0, 1)
 
 
 def _transform_boxes(boxes: Float32[np.ndarray, "boxes 4"], image: PlannedImage, scale: Tensor) -> Tensor:

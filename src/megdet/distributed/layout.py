@@ -58,9 +58,9 @@ class Layout:
         return range(self.lane_of(rank), self.num_groups, self.num_lanes)
 
     def share_of(self, rank: int) -> slice:
-        """Which of a group's images a rank carries; it may be none."""
-        place = rank % self.lane_width
-        return slice(place * self.group_size // self.lane_width, (place + 1) * self.group_size // self.lane_width)
+        """Which of a group's images a rank carries; it may be none, but for the first rank of a lane."""
+        place, size, width = rank % self.lane_width, self.group_size, self.lane_width
+        return slice(-(-place * size // width), -(-(place + 1) * size // width))
 
 
 def choose_layout(
@@ -77,17 +77,17 @@ def choose_layout(
     """
     batch_size = num_groups * group_size
     if world_size < 1:
-        raise InputError(f"{world_size} devices: it takes at least one")
+        raise InputError(f"{_devices(world_size)}: it takes at least one")
     if world_size > batch_size:
         raise InputError(
-            f"{world_size} devices for a mini-batch of {batch_size} images: "
-            f"use at most {batch_size} devices or a larger batch_size"
+            f"{_devices(world_size)} for a mini-batch of {batch_size} images: "
+            f"use at most {_devices(batch_size)} or a larger batch_size"
         )
     widths = [k for k in range(1, world_size + 1) if world_size % k == 0]
     if lane_width is not None:
         if lane_width not in widths:
             known = ", ".join(map(str, widths))
-            raise InputError(f"lane width {lane_width} does not divide {world_size} devices: choose one of {known}")
+            raise InputError(f"lane width {lane_width} does not divide {_devices(world_size)}: choose one of {known}")
         widths = [lane_width]
     layouts = [Layout(num_groups, group_size, world_size, k) for k in widths]
     if max_images_per_device is not None:
@@ -97,7 +97,7 @@ def choose_layout(
         if not fitting:
             needed = -(-group_size // max_images_per_device)
             raise InputError(
-                f"a group of {group_size} images over {max(widths)} devices gives {layouts[-1].largest_share} images "
+                f"a group of {group_size} images over {_devices(max(widths))} gives {layouts[-1].largest_share} images "
                 f"a device, more than {max_images_per_device}: it takes at least {needed} devices in one lane, "
                 "or a smaller bn_size"
             )
@@ -105,15 +105,27 @@ def choose_layout(
     return min(layouts, key=lambda layout: (layout.busiest_images, layout.lane_width))
 
 
-def better_device_counts(layout: Layout, count: int = 3) -> Iterator[Layout]:
-    """Layouts of nearby numbers of devices that leave less idle, the nearest first."""
+def better_device_counts(
+    layout: Layout, count: int = 3, lane_width: int | None = None, max_images_per_device: int | None = None
+) -> Iterator[Layout]:
+    """Layouts of nearby numbers of devices that leave less idle, the nearest first, with the same limits forced."""
     if layout.idle <= 0:
         return
     found = 0
     for distance in range(1, layout.batch_size):
         for world_size in (layout.world_size - distance, layout.world_size + distance):
-            if 1 <= world_size <= layout.batch_size and found < count:
-                other = choose_layout(layout.num_groups, layout.group_size, world_size)
-                if other.idle < layout.idle:
-                    found += 1
-                    yield other
+            if not 1 <= world_size <= layout.batch_size or found == count:
+                continue
+            try:
+                other = choose_layout(
+                    layout.num_groups, layout.group_size, world_size, lane_width, max_images_per_device
+                )
+            except InputError:  # what is forced does not fit so many devices
+                continue
+            if other.idle < layout.idle:
+                found += 1
+                yield other
+
+
+def _devices(count: int) -> str:
+    return f"{count} device{'' if count == 1 else 's'}"

@@ -13,6 +13,8 @@ from torch import Tensor, distributed
 from megdet.distributed.layout import Layout
 from megdet.errors import InputError
 
+DEFAULT_TIMEOUT = timedelta(minutes=30)
+
 
 @dataclass(frozen=True)
 class World:
@@ -21,6 +23,8 @@ class World:
     rank: int
     size: int
     device: torch.device
+    timeout: timedelta = DEFAULT_TIMEOUT
+    """how long a collective waits for another rank"""
 
     @property
     def is_first(self) -> bool:
@@ -69,10 +73,11 @@ class Lane:
 SINGLE_LANE = Lane(1, 0, None)
 
 
-def start_world(device: str = "") -> World:
+def start_world(device: str = "", timeout: timedelta = DEFAULT_TIMEOUT) -> World:
     """Join the processes that torchrun started (or be alone) and choose this process's device.
 
-    `device` is cpu, cuda or empty for the GPU where there is one. Raises InputError for a device that is not there.
+    `device` is cpu, cuda or empty for the GPU where there is one; `timeout` is how long a collective waits for another
+    rank. Raises InputError for a device that is not there, and where the ranks cannot meet.
     """
     local_rank, size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
@@ -87,6 +92,9 @@ def start_world(device: str = "") -> World:
                 f"local rank {local_rank} has no GPU: this machine shows {torch.cuda.device_count()}; "
                 "start fewer processes with --nproc-per-node"
             )
+    if size > 1:
+        _check_backend(kind, size)
+    if kind == "cuda":
         torch.cuda.set_device(local_rank)
         torch.backends.cudnn.allow_tf32 = False  # float32 means float32, whatever the micro-batch
         torch.backends.cudnn.deterministic = True  # a resumed run repeats the one that was interrupted
@@ -94,12 +102,31 @@ def start_world(device: str = "") -> World:
     else:
         torch_device = torch.device("cpu")
     if size > 1 and not distributed.is_initialized():
-        distributed.init_process_group(
-            "nccl" if kind == "cuda" else "gloo",
-            timeout=timedelta(minutes=30),
-            device_id=torch_device if kind == "cuda" else None,
+        try:
+            distributed.init_process_group(
+                "nccl" if kind == "cuda" else "gloo",
+                timeout=timeout,
+                device_id=torch_device if kind == "cuda" else None,
+            )
+        except (ValueError, distributed.DistError) as error:
+            what = " ".join(str(error).split())
+            raise InputError(
+                f"the {size} processes of this run cannot meet ({what}): start them with torchrun, all within --timeout"
+            ) from None
+    return World(rank, size, torch_device, timeout)
+
+
+def _check_backend(kind: str, size: int) -> None:
+    """Refuse a torch that was built without what the ranks would talk by."""
+    name, is_there = (
+        ("NCCL", distributed.is_nccl_available) if kind == "cuda" else ("gloo", distributed.is_gloo_available)
+    )
+    if not distributed.is_available() or not is_there():
+        instead = "use --device cpu or one process" if kind == "cuda" else "use one process"
+        raise InputError(
+            f"{size} processes on {kind} talk by {name}, and torch {torch.__version__} was built without it: install "
+            f"a torch that has it, or {instead}"
         )
-    return World(rank, size, torch_device)
 
 
 def stop_world() -> None:
@@ -118,10 +145,32 @@ def make_lane(world: World, layout: Layout) -> Lane:
     mine: Any = None
     for lane in range(layout.num_lanes):
         ranks = range(lane * layout.lane_width, (lane + 1) * layout.lane_width)
-        group = distributed.new_group(list(ranks))
+        group = distributed.new_group(list(ranks), timeout=world.timeout)
         if world.rank in ranks:
             mine = group
     return Lane(layout.lane_width, world.rank % layout.lane_width, mine)
+
+
+def lane_of_images(bn_size: int, images_per_device: int) -> Lane:
+    """This process's lane in a program of its own, whose every process carries so many images of a group at a time.
+
+    Every process must call it, after the process group is made, if there is one. Raises InputError where the processes
+    do not make whole groups.
+    """
+    joined = distributed.is_initialized()
+    size, rank = (distributed.get_world_size(), distributed.get_rank()) if joined else (1, 0)
+    if images_per_device < 1 or bn_size < 1 or bn_size % images_per_device:
+        raise InputError(
+            f"bn_size {bn_size} is no multiple of images_per_device {images_per_device}: a group is made of whole "
+            "forwards; choose a bn_size that is, or smaller forwards and accumulation"
+        )
+    width = bn_size // images_per_device
+    if size % width:
+        raise InputError(
+            f"bn_size {bn_size} takes {width} processes of {images_per_device} images, which does not divide the {size} "
+            "processes here: choose another bn_size, or start more processes"
+        )
+    return make_lane(World(rank, size, torch.device("cpu")), Layout(size // width, bn_size, size, width))
 
 
 def has_native_bfloat16(device: torch.device) -> bool:

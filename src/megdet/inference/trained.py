@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from megdet.distributed.world import SINGLE_LANE, Lane
 from megdet.errors import InputError
 from megdet.journal.checkpoint_files import latest_checkpoint, load_checkpoint
 from megdet.journal.run_folder import RunFolder
@@ -25,23 +26,31 @@ class TrainedDetector:
     device: torch.device
 
 
-def load_detector(folder: RunFolder, device: torch.device, overrides: dict[str, Any] | None = None) -> TrainedDetector:
-    """The detector of a run's newest checkpoint, its averaged weights where the run keeps them.
-
-    `overrides` change the recipe, which may change how it detects but not its architecture. Raises InputError when
-    the folder is no run, has no checkpoint, or the checkpoint holds another architecture.
-    """
+def read_recipe(folder: RunFolder, overrides: dict[str, Any] | None = None) -> Recipe:
+    """The recipe of a run with some keys changed. Raises InputError when the folder is no run."""
     text = folder.read_recipe()
     if text is None:
         raise InputError(f"{folder.path}: not a run folder, it has no recipe.yaml")
-    recipe = parse_recipe(text, str(folder.recipe), overrides)
+    return parse_recipe(text, str(folder.recipe), overrides)
+
+
+def load_detector(
+    folder: RunFolder, device: torch.device, overrides: dict[str, Any] | None = None, lane: Lane = SINGLE_LANE
+) -> TrainedDetector:
+    """The detector of a run's newest checkpoint, its averaged weights where the run keeps them.
+
+    `overrides` change the recipe, which may change how it detects but not its architecture; `lane` matters where
+    its batch norms will see groups again. Raises InputError when the folder is no run, has no checkpoint, or the
+    checkpoint holds another architecture.
+    """
+    recipe = read_recipe(folder, overrides)
     checkpoint = latest_checkpoint(folder)
     if checkpoint is None:
         raise InputError(f"{folder.path}: the run has no checkpoint yet; `megdet train` writes one an epoch")
     tensors, state = load_checkpoint(checkpoint)
     weights = tensors.get("averages", tensors["model"])
     # the checkpoint has all weights, so the file that the training started from need not exist any more
-    model = Detector(replace(recipe, backbone=replace(recipe.backbone, weights="")), len(state["class_names"]))
+    model = Detector(replace(recipe, backbone=replace(recipe.backbone, weights="")), len(state["class_names"]), lane)
     place_model(model, device)  # first, so that weights in float64 stay so
     load_weights(model, weights, str(checkpoint / f"{'averages' if 'averages' in tensors else 'model'}.safetensors"))
     model.eval()

@@ -1,1 +1,6 @@
-"""Batch normalisation over devices, and the other norm layers."""
+"""Cross-device batch norm and recompute, the paper's two systems ideas. The names below are for any program."""
+
+from megdet.layers.batch_norm import CrossDeviceBatchNorm, average_running_statistics
+from megdet.layers.convert import convert_batch_norm
+
+__all__ = ["CrossDeviceBatchNorm", "average_running_statistics", "convert_batch_norm"]

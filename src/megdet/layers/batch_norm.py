@@ -17,6 +17,8 @@ from torch.nn import functional as F
 
 from megdet.distributed.world import SINGLE_LANE, Lane, World
 from megdet.errors import InputError
+from megdet.layers.cross_device import CrossDeviceNorm, Moments, statistics_dtype
+from megdet.layers.recompute import current_tape
 
 RUNNING_MOMENTUM = 0.1
 
@@ -36,9 +38,18 @@ class CrossDeviceBatchNorm(nn.Module):
     step_mean: Tensor
     step_var: Tensor
 
-    def __init__(self, channels: int, eps: float = 1e-5, *, lane: Lane = SINGLE_LANE, two_pass: bool = False) -> None:
+    def __init__(
+        self,
+        channels: int,
+        eps: float = 1e-5,
+        *,
+        lane: Lane = SINGLE_LANE,
+        two_pass: bool = False,
+        fold_momentum: float | None = None,
+    ) -> None:
         super().__init__()
         self.channels, self.eps, self.lane, self.two_pass = channels, eps, lane, two_pass
+        self.fold_momentum = fold_momentum
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
@@ -52,7 +63,8 @@ class CrossDeviceBatchNorm(nn.Module):
     ) -> Float[Tensor, "n channels *rest"]:
         """Normalise; rows where `is_valid` is false enter no statistic and come out as if they were the mean.
 
-        Raises InputError when a group that one device carries has one value a channel, which has no variance.
+        Raises InputError when a group has one value a channel, which has no variance; where a lane of GPUs would
+        have to wait to know, that value comes out as the bias.
         """
         has_no_group = self.lane.width == 1 and x.shape[0] == 0  # nothing to normalise, nothing to remember
         if not self.training or has_no_group:
@@ -61,25 +73,43 @@ class CrossDeviceBatchNorm(nn.Module):
             return self._local(x)
         mask = None
         if is_valid is not None:
-            mask = is_valid.reshape(-1, *[1] * (x.dim() - 1)).to(_statistics_dtype(x))
-        y, mean, var = _CrossDeviceNorm.apply(x, self.weight, self.bias, mask, self.eps, self.lane, self.two_pass)
-        self._remember(mean, var)
+            mask = is_valid.reshape(-1, *[1] * (x.dim() - 1)).to(statistics_dtype(x))
+        tape = current_tape()
+        known = tape.next() if tape is not None and tape.is_replayed else None
+        y, *found = CrossDeviceNorm.apply(x, self.weight, self.bias, mask, self.eps, self.lane, self.two_pass, known)
+        if known is None:
+            moments = Moments(*found)
+            if is_valid is None and not x.is_cuda and moments.num_values < 2:  # a GPU would have to wait for the answer
+                raise self._no_variance(x)
+            self._remember(moments.mean, moments.unbiased_var)
+            if tape is not None:
+                tape.record(moments)
         return y  # type: ignore[no-any-return]
 
     def _local(self, x: Tensor) -> Tensor:
         if x.numel() // self.channels < 2:
-            raise InputError(
-                f"batch norm of {self.channels} channels over a group with one value each (feature map "
-                f"{tuple(x.shape)}) has no variance: use a larger bn_size or larger images"
-            )
+            raise self._no_variance(x)
         # running statistics of momentum 1 are the batch's own: its mean and its unbiased variance
         mean, var = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
         y = F.batch_norm(x, mean, var, self.weight, self.bias, True, 1.0, self.eps)
-        self._remember(mean, var)
+        tape = current_tape()
+        if tape is None or not tape.is_replayed:
+            self._remember(mean, var)
         return y
+
+    def _no_variance(self, x: Tensor) -> InputError:
+        return InputError(
+            f"batch norm of {self.channels} channels over a group with one value each (feature map {tuple(x.shape)}) "
+            "has no variance: use a larger bn_size or larger images"
+        )
 
     @torch.no_grad()
     def _remember(self, mean: Tensor, var: Tensor) -> None:
+        if self.fold_momentum is not None:
+            self.running_mean.lerp_(mean, self.fold_momentum)
+            self.running_var.lerp_(var, self.fold_momentum)
+            self.num_batches_tracked += 1
+            return
         self.step_mean += mean
         self.step_var += var
 
@@ -91,8 +121,8 @@ class CrossDeviceBatchNorm(nn.Module):
 class BatchNormAct(CrossDeviceBatchNorm):
     """Cross-device batch norm followed by an activation, for timm's fused `BatchNormAct2d`."""
 
-    def __init__(self, channels: int, eps: float, act: nn.Module, drop: nn.Module, *, lane: Lane = SINGLE_LANE) -> None:
-        super().__init__(channels, eps, lane=lane)
+    def __init__(self, channels: int, eps: float, act: nn.Module, drop: nn.Module, **options: Any) -> None:
+        super().__init__(channels, eps, **options)
         self.act, self.drop = act, drop
 
     def forward(
@@ -148,106 +178,59 @@ def finish_step(modules: Iterable[nn.Module], num_groups: int, world: World) -> 
     running <- 0.9 running + 0.1 x the plain mean over the step's groups. Every rank of the world must call it once a
     step, after its last forward; `num_groups` counts the groups of the whole mini-batch.
     """
+    for norm, mean, var in _take_means(modules, num_groups, world):
+        norm.running_mean.lerp_(mean, RUNNING_MOMENTUM)
+        norm.running_var.lerp_(var, RUNNING_MOMENTUM)
+        norm.num_batches_tracked += 1
+
+
+@torch.no_grad()
+def average_running_statistics(model: nn.Module) -> None:
+    """Give every process the mean of all processes' running statistics, by one collective.
+
+    For training loops of your own with several groups side by side: since running statistics are a linear recurrence,
+    the mean at the end is what folding the groups' mean in every step would have given. Every process must call it.
+    """
+    norms = [module for module in model.modules() if isinstance(module, CrossDeviceBatchNorm)]
+    if not norms or not distributed.is_initialized():
+        return
+    buffers = [tensor for norm in norms for tensor in (norm.running_mean, norm.running_var)]
+    flat = torch.cat([*buffers, buffers[0].new_ones(1)])
+    distributed.all_reduce(flat)
+    for tensor, total in zip(buffers, torch.split(flat[:-1], [len(tensor) for tensor in buffers]), strict=True):
+        tensor.copy_(total / flat[-1])
+
+
+@torch.no_grad()
+def set_statistics(modules: Iterable[nn.Module], num_groups: int, world: World) -> None:
+    """Make the plain mean over all groups since the last `finish_step` the running statistics, which are forgotten.
+
+    Every rank of the world must call it after its last forward; `num_groups` counts the groups of all ranks.
+    """
+    for norm, mean, var in _take_means(modules, num_groups, world):
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(var)
+
+
+def has_statistics(model: nn.Module) -> bool:
+    """Whether a model has batch norms whose statistics are estimated, not frozen."""
+    return any(isinstance(module, CrossDeviceBatchNorm) for module in model.modules())
+
+
+def _take_means(
+    modules: Iterable[nn.Module], num_groups: int, world: World
+) -> list[tuple[CrossDeviceBatchNorm, Tensor, Tensor]]:
+    """Every layer's mean over all groups of their means and unbiased variances; the sums start again at 0."""
     norms = [module for module in modules if isinstance(module, CrossDeviceBatchNorm)]
     if not norms:
-        return
+        return []
     flat = torch.cat([tensor for norm in norms for tensor in (norm.step_mean, norm.step_var)])
     if not norms[0].lane.is_first:
         flat.zero_()  # every rank of a lane holds the same sums; one of them speaks
     world.all_reduce(flat)
     flat /= num_groups
-    start = 0
+    parts = iter(torch.split(flat, [norm.channels for norm in norms for _ in range(2)]))
     for norm in norms:
-        mean, var = flat[start : start + norm.channels], flat[start + norm.channels : start + 2 * norm.channels]
-        start += 2 * norm.channels
-        norm.running_mean.lerp_(mean, RUNNING_MOMENTUM)
-        norm.running_var.lerp_(var, RUNNING_MOMENTUM)
-        norm.num_batches_tracked += 1
         norm.step_mean.zero_()
         norm.step_var.zero_()
-
-
-def _statistics_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def _all_reduce(tensor: Tensor, lane: Lane) -> Tensor:
-    if lane.width > 1:
-        distributed.all_reduce(tensor, group=lane.process_group)
-    return tensor
-
-
-class _CrossDeviceNorm(torch.autograd.Function):
-    """Algorithm 1 forward, and its exact gradient: one more reduction of two sums a channel."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None, eps: float, lane: Lane, two_pass: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        mean, biased_var, count = _statistics(x.to(_statistics_dtype(x)), mask, lane, two_pass)
-        inverse_std = (biased_var + eps).rsqrt()
-        shape = (1, -1, *[1] * (x.dim() - 2))
-        scale = weight * inverse_std
-        shift = bias - mean * scale
-        y = torch.addcmul(shift.reshape(shape), x.to(scale.dtype), scale.reshape(shape))
-        if mask is not None:
-            y = torch.where(mask > 0, y, bias.reshape(shape))
-        ctx.save_for_backward(x, weight, mean, inverse_std, count, *(() if mask is None else (mask,)))
-        ctx.lane = lane
-        unbiased_var = biased_var * (count / (count - 1).clamp(min=1))
-        ctx.mark_non_differentiable(mean, unbiased_var)
-        return y.to(x.dtype), mean, unbiased_var
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, mean, inverse_std, count, *rest = ctx.saved_tensors
-        mask = rest[0] if rest else None
-        dims, shape = [0, *range(2, x.dim())], (1, -1, *[1] * (x.dim() - 2))
-        dy = gradients[0].to(mean.dtype)
-        normalized = (x.to(mean.dtype) - mean.reshape(shape)) * inverse_std.reshape(shape)
-        if mask is not None:
-            dy = dy * mask
-        sums = torch.stack([dy.sum(dims), (dy * normalized).sum(dims)])
-        bias_gradient, weight_gradient = sums.clone()
-        _all_reduce(sums, ctx.lane)
-        mean_dy, mean_dy_normalized = (sums / count).reshape(2, *shape)
-        scale = (weight * inverse_std).reshape(shape)
-        dx = (dy - mean_dy - normalized * mean_dy_normalized) * scale
-        if mask is not None:
-            dx = dx * mask
-        return dx.to(x.dtype), weight_gradient, bias_gradient, None, None, None, None
-
-
-def _statistics(x: Tensor, mask: Tensor | None, lane: Lane, two_pass: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and biased variance of the group, and the number of values a channel, over all ranks of the lane."""
-    dims = [0, *range(2, x.dim())]
-    shape = (1, -1, *[1] * (x.dim() - 2))
-    per_row = 1
-    for length in x.shape[2:]:
-        per_row *= length
-    own_count = x.new_full((1,), x.shape[0] * per_row) if mask is None else mask.sum().reshape(1) * per_row
-    masked = x if mask is None else x * mask
-    if two_pass:  # Algorithm 1 to the letter: the mean first, then the centred squares
-        sums = _all_reduce(torch.cat([masked.sum(dims), own_count]), lane)
-        count = sums[-1].clamp(min=1)  # a group of padded rows alone has no value at all
-        mean = sums[:-1] / count
-        centered = x - mean.reshape(shape)
-        centered = centered if mask is None else centered * mask
-        return mean, _all_reduce((centered * centered).sum(dims), lane) / count, count
-    # one collective: every rank's count, mean and centred squares, merged pairwise (Chan et al., 1983)
-    own_mean = masked.sum(dims) / own_count.clamp(min=1)
-    centered = x - own_mean.reshape(shape)
-    centered = centered if mask is None else centered * mask
-    own = torch.cat([own_count, own_mean, (centered * centered).sum(dims)])
-    if lane.width == 1:
-        own_count = own_count.clamp(min=1)
-        return own_mean, own[1 + len(own_mean) :] / own_count, own_count[0]
-    gathered = [torch.empty_like(own) for _ in range(lane.width)]
-    distributed.all_gather(gathered, own, group=lane.process_group)
-    parts = torch.stack(gathered)
-    counts = parts[:, :1]
-    means, squares = parts[:, 1 : 1 + len(own_mean)], parts[:, 1 + len(own_mean) :]
-    count = counts.sum().clamp(min=1)
-    mean = (counts * means).sum(0) / count
-    squares = squares.sum(0) + (counts * (means - mean) ** 2).sum(0)
-    return mean, squares / count, count
+    return [(norm, next(parts), next(parts)) for norm in norms]

@@ -1,12 +1,13 @@
-"""Norm layers by name, and the exchange of the norm layers of any model."""
+"""Norm layers by name, and the exchange of the norm layers of any model, of this project or of yours."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from timm.layers.norm_act import BatchNormAct2d
 from torch import nn
 
-from megdet.distributed.world import SINGLE_LANE, Lane
+from megdet.distributed.world import SINGLE_LANE, Lane, lane_of_images
 from megdet.errors import InputError
 from megdet.layers.batch_norm import (
     BatchNormAct,
@@ -31,27 +32,57 @@ def norm_factory(kind: NormKind, bn_size: int, lane: Lane = SINGLE_LANE) -> Norm
     return FrozenBatchNorm
 
 
-def convert_batch_norm(model: nn.Module, kind: NormKind, bn_size: int, lane: Lane = SINGLE_LANE) -> nn.Module:
+def convert_batch_norm(model: nn.Module, bn_size: int, *, images_per_device: int) -> nn.Module:
+    """Turn every batch norm of your own model into one over `bn_size` images, however many devices carry them.
+
+    Three lines in any program, alone or under torchrun, with or without DistributedDataParallel:
+
+        distributed.init_process_group("gloo")
+        model = convert_batch_norm(model, bn_size=32, images_per_device=8)
+        model = DistributedDataParallel(model)
+
+    Each forward of `images_per_device` images a process is a part of one group, which bn_size / images_per_device
+    neighbouring processes make together. Every forward folds its group into the running statistics with the layer's own
+    momentum. Where there are several groups side by side, each process keeps the statistics of its own one, if
+    DistributedDataParallel does not overwrite them (`forward_sync_buffers=False`, before torch 2.15
+    `broadcast_buffers=False`); `average_running_statistics` makes them one before you evaluate or save.
+
+    Every process must call it, after the process group is made. Tensors, eps, momentum and fused activations are kept.
+    With a `bn_size` of 0 the statistics, weights and biases are frozen. Returns the model, or the new layer if the
+    model is itself a batch norm. Raises InputError where the images do not make whole groups, and for a batch norm of
+    a class that is not known.
+    """
+    if bn_size == 0:
+        return exchange_norms(model, "frozen", 0)
+    return exchange_norms(model, "batch", bn_size, lane_of_images(bn_size, images_per_device), folds_at_once=True)
+
+
+def exchange_norms(
+    model: nn.Module, kind: NormKind, bn_size: int, lane: Lane = SINGLE_LANE, *, folds_at_once: bool = False
+) -> nn.Module:
     """Replace every batch norm of a model by the kind asked for, keeping its tensors, eps and fused activation.
 
     Returns the model, or the new layer if the model is itself a batch norm. Raises InputError for a batch norm of a
     class that is not known, whose extra behaviour would be lost.
     """
     if isinstance(model, nn.modules.batchnorm._BatchNorm):
-        return _converted(model, kind, bn_size, lane)
+        return _exchanged(model, kind, bn_size, lane, folds_at_once)
     for name, child in model.named_children():
-        new = convert_batch_norm(child, kind, bn_size, lane)
+        new = exchange_norms(child, kind, bn_size, lane, folds_at_once=folds_at_once)
         if new is not child:
             setattr(model, name, new)
     return model
 
 
-def _converted(old: Any, kind: NormKind, bn_size: int, lane: Lane) -> nn.Module:
+def _exchanged(old: Any, kind: NormKind, bn_size: int, lane: Lane, folds_at_once: bool) -> nn.Module:
     fused = type(old) is BatchNormAct2d
     if type(old) not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, BatchNormAct2d):
         raise InputError(f"cannot convert the norm layer {type(old).__name__}: its own behaviour would be lost")
     if old.weight is None or old.running_mean is None:
         raise InputError(f"cannot convert a {type(old).__name__} without weights or without running statistics")
+    if folds_at_once and old.momentum is None:
+        raise InputError(f"cannot convert a {type(old).__name__} of momentum None: give it a number, such as 0.1")
+    activation = (old.act, old.drop) if fused else ()
     new: nn.Module
     if kind == "none":
         new = nn.Sequential(old.drop, old.act) if fused else nn.Identity()
@@ -60,18 +91,16 @@ def _converted(old: Any, kind: NormKind, bn_size: int, lane: Lane) -> nn.Module:
         norm.load_state_dict({"weight": old.weight, "bias": old.bias})
         new = nn.Sequential(norm, old.drop, old.act) if fused else norm
     else:
+        made: Callable[..., nn.Module]
         if kind == "batch" and bn_size:
-            new = (
-                BatchNormAct(old.num_features, old.eps, old.act, old.drop, lane=lane)
-                if fused
-                else CrossDeviceBatchNorm(old.num_features, old.eps, lane=lane)
+            made = partial(
+                BatchNormAct if fused else CrossDeviceBatchNorm,
+                lane=lane,
+                fold_momentum=old.momentum if folds_at_once else None,
             )
         else:
-            new = (
-                FrozenBatchNormAct(old.num_features, old.eps, old.act, old.drop)
-                if fused
-                else FrozenBatchNorm(old.num_features, old.eps)
-            )
+            made = FrozenBatchNormAct if fused else FrozenBatchNorm
+        new = made(old.num_features, old.eps, *activation).to(old.running_mean)
         new.load_state_dict(old.state_dict())
     new.train(old.training)
     return new

@@ -1,6 +1,8 @@
 """The backbone: any timm model that offers features at strides 4, 8, 16 and 32."""
 
+import itertools
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +14,24 @@ from torch import Tensor, nn
 
 from megdet.errors import InputError, nearest
 from megdet.layers.batch_norm import FrozenBatchNorm
-from megdet.layers.convert import convert_batch_norm
+from megdet.layers.convert import exchange_norms
+from megdet.layers.recompute import RecomputedBlocks, saved_bytes, sublinear_segments
 from megdet.recipe import Backbone as BackboneRecipe
+from megdet.recipe import RecomputePlan
 
 STRIDES = (4, 8, 16, 32)
 
 
 class Backbone(nn.Module):
-    """Features C2 to C5. `convert` exchanges the batch norms for the kind that the recipe asks for."""
+    """Features C2 to C5.
 
-    def __init__(self, recipe: BackboneRecipe, convert: Callable[[nn.Module], nn.Module]) -> None:
+    `convert` exchanges the batch norms for the kind that the recipe asks for, `recompute` says which runs of blocks the
+    backward computes again.
+    """
+
+    def __init__(
+        self, recipe: BackboneRecipe, convert: Callable[[nn.Module], nn.Module], recompute: RecomputePlan = "none"
+    ) -> None:
         super().__init__()
         whole = _whole_model(recipe.name)
         if recipe.weights:
@@ -55,6 +65,8 @@ class Backbone(nn.Module):
             _set_eps(self, recipe.norm_eps)
         self._freeze(recipe.frozen_stages)
         convert(self)
+        if recompute != "none":
+            recompute_blocks(self.body, recompute, recipe.name)
 
     def forward(self, images: Float[Tensor, "images 3 height width"]) -> list[Float[Tensor, "images _ _ _"]]:
         """The features at strides 4, 8, 16 and 32."""
@@ -82,7 +94,64 @@ class Backbone(nn.Module):
                 for parameter in module.parameters(recurse=False):
                     parameter.requires_grad_(False)
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    self.body.set_submodule(name, convert_batch_norm(module, "frozen", 0))
+                    self.body.set_submodule(name, exchange_norms(module, "frozen", 0))
+
+
+def recompute_blocks(body: nn.Module, plan: RecomputePlan, name: str) -> None:
+    """Exchange the stages of a network, sequences of blocks, for such that are computed again in the backward.
+
+    `block` cuts after every block, `stage` after every stage, `sqrt` where the planner of Chen et al. (2016) finds the
+    least memory. Raises InputError for a network that is no sequence of blocks.
+    """
+    stages = _stages(body)
+    if not stages:
+        raise InputError(f"recompute {plan}: {name} has no sequence of blocks that could be computed again; use none")
+    starts = list(itertools.accumulate((len(stage) for stage in stages.values()), initial=0))
+    if plan == "sqrt":
+        inside, kept = _block_bytes(body, list(stages.values()))
+        segments = sublinear_segments(inside, kept, starts[1:])
+    elif plan == "block":
+        segments = [range(i, i + 1) for i in range(starts[-1])]
+    else:
+        segments = list(itertools.starmap(range, itertools.pairwise(starts)))
+    for (path, stage), start, end in zip(stages.items(), starts[:-1], starts[1:], strict=True):
+        own = [range(part.start - start, part.stop - start) for part in segments if start <= part.start < end]
+        body.set_submodule(path, RecomputedBlocks(stage, own))
+
+
+def _stages(module: nn.Module, path: str = "") -> dict[str, nn.Sequential]:
+    """The innermost sequences of modules that have modules of their own: the stages of a residual network."""
+    found: dict[str, nn.Sequential] = {}
+    for name, child in module.named_children():
+        own = f"{path}.{name}" if path else name
+        blocks = list(child.children())
+        is_stage = type(child) is nn.Sequential and all(
+            not isinstance(block, nn.Sequential) and any(True for _ in block.children()) for block in blocks
+        )
+        if is_stage and blocks:
+            found[own] = child  # type: ignore[assignment]
+        else:
+            found |= _stages(child, own)
+    return found
+
+
+def _block_bytes(body: nn.Module, stages: list[nn.Sequential]) -> tuple[list[int], list[int]]:
+    """Bytes that each block's backward needs and that each block puts out, for one small image."""
+    inside: list[int] = []
+    kept: list[int] = []
+    inputs: list[Tensor] = []
+    blocks = [block for stage in stages for block in stage]
+    hooks = [block.register_forward_pre_hook(lambda _block, given: inputs.append(given[0])) for block in blocks]
+    was_training = body.training
+    with torch.no_grad():
+        body.eval()(torch.zeros(1, 3, 64, 64))
+    for hook in hooks:
+        hook.remove()
+    for block, x in zip(blocks, inputs, strict=True):
+        inside.append(saved_bytes(partial(block, x), list(block.parameters())))
+        kept.append(int(block(x).nbytes))
+    body.train(was_training)
+    return inside, kept
 
 
 def load_backbone_weights(model: nn.Module, file: Path) -> None:

@@ -1,6 +1,8 @@
 """The second stage (Fast R-CNN on a pyramid): which class each proposal shows, and a better box for it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -9,9 +11,11 @@ from torch.nn import functional as F
 
 from megdet.layers.batch_norm import CrossDeviceBatchNorm
 from megdet.layers.convert import NormFactory
+from megdet.layers.recompute import plainly
 from megdet.model.anchors import LEVEL_STRIDES
 from megdet.model.rpn import Proposals
 from megdet.ops.boxes import clip_boxes, decode_boxes, encode_boxes
+from megdet.ops.linear import linear
 from megdet.ops.losses import mean_per_image, smooth_l1
 from megdet.ops.matching import match_boxes, sample_matches
 from megdet.ops.nms import segmented_nms
@@ -71,24 +75,32 @@ class BoxHead(nn.Module):
         table: FeatureTable,
         rois: Float[Tensor, "images rois 4"],
         is_valid: Bool[Tensor, "images rois"],
+        recompute: Callable[..., Any] = plainly,
     ) -> tuple[Float[Tensor, "images rois classes_and_background"], Float[Tensor, "images rois classes 4"]]:
-        """Class logits, background last, and the deltas of every class; rows of invalid RoIs mean nothing."""
+        """Class logits, background last, and the deltas of every class; rows of invalid RoIs mean nothing.
+
+        `recompute(function, *arguments)` may compute the pooled features again in the backward.
+        """
         images, count = rois.shape[:2]
         flat = rois.reshape(-1, 4)
         image_index = torch.arange(images, device=rois.device).repeat_interleave(count)
         levels = roi_levels(flat, POOLED_LEVELS, self.recipe.canonical_size)
-        pooled = roi_align(
-            table,
-            LEVEL_STRIDES,
-            flat,
-            image_index,
-            levels,
-            self.recipe.pool_size,
-            self.recipe.sampling_ratio,
-            aligned=self.recipe.aligned,
-        )
-        hidden = F.relu(_normalized(self.norm1, self.fc1(pooled.flatten(1)), is_valid))
-        hidden = F.relu(_normalized(self.norm2, self.fc2(hidden), is_valid))
+
+        def pooled_through_fc1() -> Tensor:  # together, or the pooled features would be kept as what fc1 was given
+            pooled = roi_align(
+                table,
+                LEVEL_STRIDES,
+                flat,
+                image_index,
+                levels,
+                self.recipe.pool_size,
+                self.recipe.sampling_ratio,
+                aligned=self.recipe.aligned,
+            )
+            return linear(pooled.flatten(1), self.fc1.weight, self.fc1.bias)
+
+        hidden = F.relu(_normalized(self.norm1, recompute(pooled_through_fc1), is_valid))
+        hidden = F.relu(_normalized(self.norm2, linear(hidden, self.fc2.weight, self.fc2.bias), is_valid))
         logits = self.classes(hidden).reshape(images, count, self.num_classes + 1)
         deltas = self.deltas(hidden).reshape(images, count, self.num_classes, 4)
         return logits.to(rois.dtype), deltas.to(rois.dtype)

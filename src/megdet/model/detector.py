@@ -7,7 +7,8 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from megdet.distributed.world import SINGLE_LANE, Lane
-from megdet.layers.convert import convert_batch_norm, norm_factory
+from megdet.layers.convert import exchange_norms, norm_factory
+from megdet.layers.recompute import plainly, recompute
 from megdet.model.anchors import AnchorGrid
 from megdet.model.backbone import Backbone
 from megdet.model.box_head import BoxHead
@@ -30,8 +31,11 @@ class Detector(nn.Module):
         self.recipe, self.num_classes = recipe, num_classes
         bn_size = recipe.bn_size
         self.backbone = Backbone(
-            recipe.backbone, lambda model: convert_batch_norm(model, recipe.backbone.norm, bn_size, lane)
+            recipe.backbone,
+            lambda model: exchange_norms(model, recipe.backbone.norm, bn_size, lane),
+            recipe.recompute,
         )
+        self.recompute = recompute if recipe.recompute != "none" else plainly
         channels = recipe.fpn.channels
         self.fpn = Fpn(
             self.backbone.channels,
@@ -71,7 +75,7 @@ class Detector(nn.Module):
     ) -> dict[str, Float[Tensor, " images"]]:
         """The losses of normalised images."""
         targets = Targets(targets.boxes.to(images.dtype), targets.labels, targets.image_seeds)
-        pyramid = self.fpn(self.backbone(images))
+        pyramid = self.recompute(self.fpn, self.backbone(images))
         anchors = self._anchors(images, pyramid)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.rpn.is_sparse):
             logits, deltas = self.rpn(pyramid)
@@ -79,7 +83,7 @@ class Detector(nn.Module):
         table = feature_table(pyramid)
         losses: dict[str, Tensor] = self.rpn.losses(logits, deltas, anchors, targets, table)
         sampled = self.box_head.sample(proposals, targets)
-        class_logits, class_deltas = self.box_head(table, sampled.boxes, sampled.is_valid)
+        class_logits, class_deltas = self.box_head(table, sampled.boxes, sampled.is_valid, self.recompute)
         return losses | self.box_head.losses(class_logits, class_deltas, sampled)
 
     @torch.no_grad()

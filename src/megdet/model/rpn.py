@@ -12,6 +12,7 @@ from megdet.layers.batch_norm import CrossDeviceBatchNorm
 from megdet.layers.convert import NormFactory
 from megdet.ops.boxes import clip_boxes, decode_boxes, encode_boxes
 from megdet.ops.constants import constant
+from megdet.ops.linear import linear
 from megdet.ops.losses import masked_cross_entropy_logits, mean_per_image, smooth_l1
 from megdet.ops.matching import match_boxes, sample_matches
 from megdet.ops.nms import segmented_nms
@@ -180,7 +181,7 @@ class Rpn(nn.Module):
         patches = gather_rows(table, rows.masked_fill(~is_inside, 0).reshape(-1)).reshape(
             images * samples, weight.shape[1]
         )
-        hidden = F.relu(F.linear(patches, weight, self.conv.bias))
+        hidden = F.relu(linear(patches, weight, self.conv.bias))
         slot = (index % per_cell).reshape(-1, 1)  # levels hold whole cells, so this is the anchor's place in its cell
         logits = F.linear(hidden, self.objectness.weight.flatten(1), self.objectness.bias).gather(1, slot)
         deltas = F.linear(hidden, self.deltas.weight.flatten(1), self.deltas.bias).reshape(-1, per_cell, 4)

@@ -1,5 +1,7 @@
 """Non-maximum suppression of many independent segments at once."""
 
+from importlib.util import find_spec
+
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
@@ -17,9 +19,13 @@ def segmented_nms(
     A candidate falls if it overlaps a better one that stays by more than `iou_threshold`; between equal scores the
     lower index is the better one. Candidates of a negative segment stand for nothing and do not survive. Segments are
     told apart by index, never by shifted coordinates: float32 boxes moved by thousands of pixels overlap differently,
-    and one call over a whole batch is quadratic in its candidates. This is the one place where a step reads a number
-    from the device: the lengths of the segments.
+    and one call over a whole batch is quadratic in its candidates. On a GPU it is one launch and nothing waits for it;
+    without Triton, as on Windows, the loop below reads the lengths of the segments from the device.
     """
+    if boxes.is_cuda and find_spec("triton") is not None:
+        from megdet.ops.nms_kernel import thin_segments
+
+        return thin_segments(boxes, scores, segments, iou_threshold)
     keep = torch.zeros_like(segments, dtype=torch.bool)
     order = segments.argsort(stable=True)
     numbers, counts = torch.unique_consecutive(segments[order], return_counts=True)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from megdet.data.loader import training_batches
 from megdet.data.plan import TrainingPlan
+from megdet.distributed.failures import shared_fate
 from megdet.distributed.layout import Layout, choose_layout
 from megdet.distributed.world import World
 from megdet.errors import InputError
@@ -24,11 +25,11 @@ from megdet.journal.metrics import MetricsWriter
 from megdet.journal.run_folder import RunFolder
 from megdet.model.detector import LOSSES
 from megdet.recipe import Recipe
-from megdet.training.optimizer import momentum_by_name
 from megdet.training.prepare import (
     Datasets,
     Resumed,
     check_folder,
+    checkpoint_tensors,
     claim_folder,
     load_datasets,
     make_trainer,
@@ -59,8 +60,14 @@ class RunOptions:
 def train(recipe: Recipe, folder: RunFolder, options: RunOptions, world: World) -> CocoNumbers:
     """Train from the newest checkpoint of the folder, or from the start, to the end; returns the last evaluation.
 
-    Every rank calls it. Raises InputError for everything a user can mend, before the first step where possible.
+    Every rank calls it. Raises InputError for everything a user can mend, before the first step where possible; what
+    one rank meets stops all of them.
     """
+    with shared_fate(world):
+        return _train(recipe, folder, options, world)
+
+
+def _train(recipe: Recipe, folder: RunFolder, options: RunOptions, world: World) -> CocoNumbers:
     layout = choose_layout(
         recipe.groups_per_step,
         recipe.images_per_group,
@@ -224,12 +231,7 @@ class _Run:
 
     def _save(self, step: int) -> None:
         if self.world.is_first:
-            tensors: dict[str, Any] = {
-                "model": self.trainer.model.state_dict(),
-                "optimizer": momentum_by_name(self.trainer.model, self.trainer.optimizer),
-            }
-            if self.trainer.averages is not None:
-                tensors["averages"] = self.trainer.averages.tensors
+            tensors = checkpoint_tensors(self.trainer)
             save_checkpoint(self.folder, step, tensors, self._state(step), self.recipe.keep_checkpoints)
         self.world.barrier()
 

@@ -1,14 +1,14 @@
 """What a run needs before its first step: a folder of its own, its images, its detector, its place to resume."""
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import torch
 
 from megdet.data.coco import CocoDataset, load_coco
-from megdet.data.demo import draw_demo
+from megdet.data.demo import DEMO_SETS, draw_demo
 from megdet.distributed.gradients import GradientBuckets
 from megdet.distributed.layout import Layout
 from megdet.distributed.world import World, make_lane
@@ -22,7 +22,7 @@ from megdet.journal.run_folder import RunFolder
 from megdet.model.detector import Detector
 from megdet.recipe import Recipe
 from megdet.recipe_file import dump_recipe, first_difference, parse_recipe
-from megdet.training.optimizer import MovingAverage, make_optimizer, restore_momentum
+from megdet.training.optimizer import MovingAverage, make_optimizer, momentum_by_name, restore_momentum
 from megdet.training.start import start_from_run
 from megdet.training.step import Trainer
 
@@ -41,7 +41,7 @@ def load_datasets(recipe: Recipe, world: World) -> Datasets:
     error = None
     if world.is_first and data.draw_demo:
         try:
-            draw_demo(Path(data.train_annotations).parent.parent, hard=data.draw_demo == "hard")
+            draw_demo(Path(data.train_annotations).parent.parent, **asdict(DEMO_SETS[data.draw_demo]))
         except InputError as problem:
             error = str(problem)
     world.agree(error)
@@ -127,6 +127,17 @@ class Resumed:
     """the step after which it was made, -1 for none"""
     fingerprint: str
     """of the training data"""
+
+
+def checkpoint_tensors(trainer: Trainer) -> dict[str, dict[str, Any]]:
+    """The tensors of a checkpoint, which `resume` puts back."""
+    tensors: dict[str, dict[str, Any]] = {
+        "model": trainer.model.state_dict(),
+        "optimizer": momentum_by_name(trainer.model, trainer.optimizer),
+    }
+    if trainer.averages is not None:
+        tensors["averages"] = trainer.averages.tensors
+    return tensors
 
 
 def resume(trainer: Trainer, folder: RunFolder, dataset: CocoDataset, world: World) -> Resumed:

@@ -1,0 +1,129 @@
+"""Images a second of inference beside torchvision's: ResNet-50 FPN Faster R-CNN, random weights, in turn.
+
+    python bench/inference.py --size 320 --batch 2 --precision fp32
+
+Our side has its batch norms folded (`--plain` leaves them). Both sides keep 1,000 proposals and 100 detections, with no
+score threshold to hide behind: random weights would otherwise find nothing.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+
+import torch
+import torchvision
+from rich.console import Console
+from rich.table import Table
+
+from megdet.distributed.world import start_world
+from megdet.inference.fold import fold_batch_norms
+from megdet.inference.trained import place_model
+from megdet.model.detector import Detector
+from megdet.recipe import Recipe
+
+NUM_CLASSES = 80
+THRESHOLD = 0.0125  # just above 1 / 81, what random weights give to every class
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", type=int, default=320, help="width and height of the images in pixels")
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of our side")
+    parser.add_argument("--plain", action="store_true", help="do not fold our batch norms")
+    parser.add_argument("--rounds", type=int, default=7, help="counted forwards of each side, in turn")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    device = start_world().device
+    images = torch.rand(options.batch, 3, options.size, options.size, device=device)
+    sides = {
+        "torchvision fp32": torchvision_side(images, bf16=False),
+        "torchvision channels_last bf16": torchvision_side(images, bf16=True),
+        f"megdet {options.precision}": megdet_side(images, options.precision == "bf16", not options.plain),
+    }
+    if options.precision == "fp32":
+        del sides["torchvision channels_last bf16"]
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(options.rounds + 1):
+        for name, forward in sides.items():
+            started = time.perf_counter()
+            forward()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            if number:  # the first round warms up
+                times[name].append(time.perf_counter() - started)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    result = {
+        "size": options.size,
+        "batch": options.batch,
+        "precision": options.precision,
+        "folded": not options.plain,
+        "ratio": medians["torchvision fp32"] / medians[f"megdet {options.precision}"],
+        "seconds": medians,
+        "spread": {name: [min(values), max(values)] for name, values in times.items()},
+        "threads": torch.get_num_threads(),
+        "native_bf16": torch.cpu._is_avx512_bf16_supported(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+    }
+    if options.json:
+        print(json.dumps(result))
+        return
+    table = Table("side", "seconds", "images a second", "against torchvision fp32")
+    for name, seconds in medians.items():
+        ratio = medians["torchvision fp32"] / seconds
+        table.add_row(name, f"{seconds:.3f}", f"{options.batch / seconds:.2f}", f"{ratio:.2f}")
+    Console().print(table)
+
+
+def torchvision_side(images: torch.Tensor, *, bf16: bool) -> Callable[[], object]:
+    """torchvision's detector in evaluation mode, whose own resizing leaves the images as they are."""
+    size = images.shape[-1]
+    model = torchvision.models.detection.fasterrcnn_resnet50_fpn(
+        weights=None,
+        weights_backbone=None,
+        num_classes=NUM_CLASSES + 1,
+        min_size=size,
+        max_size=size,
+        box_score_thresh=THRESHOLD,
+    ).to(images.device)
+    if bf16:
+        model = model.to(memory_format=torch.channels_last)
+    model.eval()
+
+    def forward() -> object:
+        context: AbstractContextManager[object] = (
+            torch.autocast(images.device.type, dtype=torch.bfloat16) if bf16 else nullcontext()
+        )
+        with torch.inference_mode(), context:
+            return model(list(images))
+
+    return forward
+
+
+def megdet_side(images: torch.Tensor, bf16: bool, folds: bool) -> Callable[[], object]:
+    """Our detector on the same images."""
+    recipe = replace(Recipe(), precision="bfloat16" if bf16 else "float32")
+    recipe = replace(recipe, box_head=replace(recipe.box_head, score_threshold=THRESHOLD))
+    model = Detector(recipe, NUM_CLASSES)
+    place_model(model, images.device)
+    model.eval()
+    if folds:
+        fold_batch_norms(model)
+    pixels = images.contiguous(memory_format=torch.channels_last)
+    sizes = torch.tensor([list(images.shape[2:])] * len(images), device=images.device)
+
+    def forward() -> object:
+        with torch.inference_mode(), torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=bf16):
+            return model.detect(pixels, sizes)
+
+    return forward
+
+
+if __name__ == "__main__":
+    main()

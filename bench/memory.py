@@ -1,0 +1,88 @@
+"""Peak memory of a training step beside torchvision's, one side a process.
+
+    python bench/memory.py --size 320 --batch 2
+
+Reported is the peak resident memory of the process less its value after the imports (on a GPU the peak of what was
+allocated), same precision on both sides, recompute off. `ratio` is ours over torchvision's.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from train_step import make_images, megdet_step, torchvision_step
+
+SIDES = ("torchvision", "megdet")
+STEPS = 3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", type=int, default=320, help="width and height of the images in pixels")
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of both sides")
+    parser.add_argument("--side", choices=SIDES, help="measure this side alone, in this process")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    if options.side:
+        print(peak_mib(options))
+        return
+    peaks = {}
+    for side in SIDES:
+        command = [sys.executable, __file__, "--side", side, "--size", str(options.size)]
+        command += ["--batch", str(options.batch), "--precision", options.precision]
+        # large blocks go back to the system when they are freed, so that the peak is of what is in use
+        environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}
+        found = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+        peaks[side] = float(found.stdout)
+    ratio = peaks["megdet"] / peaks["torchvision"]
+    if options.json:
+        print(
+            json.dumps(
+                {
+                    "size": options.size,
+                    "batch": options.batch,
+                    "precision": options.precision,
+                    "mib": peaks,
+                    "ratio": ratio,
+                    "torch": torch.__version__,
+                }
+            )
+        )
+        return
+    table = Table("side", "peak less imports, MiB", "against torchvision")
+    for side, peak in peaks.items():
+        table.add_row(side, f"{peak:.0f}", f"{peak / peaks['torchvision']:.2f}")
+    Console().print(table)
+
+
+def peak_mib(options: argparse.Namespace) -> float:
+    """Peak of a few steps of one side, less what the process had after its imports."""
+    images, boxes, labels, device = make_images(options.size, options.batch)
+    before = _status("VmRSS")
+    bf16 = options.precision == "bf16"
+    if options.side == "megdet":
+        step = megdet_step(images, boxes, labels, bf16=bf16)
+    else:
+        step = torchvision_step(images, boxes, labels, channels_last=True, bf16=bf16)
+    for _ in range(STEPS):
+        step()
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return _status("VmHWM") - before
+
+
+def _status(key: str) -> float:
+    """MiB of an entry of this process's status."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:")) / 1024
+
+
+if __name__ == "__main__":
+    main()

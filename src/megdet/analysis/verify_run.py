@@ -1,0 +1,165 @@
+"""What one rank does for `megdet verify`: a short training through the code of every other run, and what it left."""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megdet.data.loader import training_batches
+from megdet.data.plan import TrainingPlan
+from megdet.distributed.layout import Layout, choose_layout
+from megdet.distributed.world import World
+from megdet.inference.predict import Result, category_ids_for, detect_dataset
+from megdet.journal.checkpoint_files import save_checkpoint
+from megdet.journal.run_folder import RunFolder
+from megdet.recipe import Recipe
+from megdet.training.optimizer import MovingAverage
+from megdet.training.prepare import Datasets, checkpoint_tensors, fingerprint, load_datasets, make_trainer, resume
+from megdet.training.schedule import learning_rate
+from megdet.training.step import Trainer, train_step
+
+Habit = Callable[[Trainer, World], None]
+"""Something done to a trainer before its first step; the controls break the contract with it."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of a case: some steps of a recipe on so many ranks."""
+
+    recipe: Recipe
+    ranks: int
+    lane_width: int | None
+    """forced, or chosen as any other run does"""
+    steps: tuple[int, int]
+    """the first, and the one before which it ends"""
+    folder: Path | None = None
+    """of its checkpoint: where it is left, or where the run goes on if its first step is not 0"""
+
+    @property
+    def layout(self) -> Layout:
+        """How the ranks share the images. Raises InputError where they cannot."""
+        return choose_layout(self.recipe.groups_per_step, self.recipe.images_per_group, self.ranks, self.lane_width)
+
+
+@dataclass
+class Outcome:
+    """What a run left behind, as rank 0 has it."""
+
+    gradients: dict[str, Tensor]
+    """of its first step, summed over ranks and clipped"""
+    reported: Tensor
+    """what every step reported"""
+    rates: list[float]
+    state: dict[str, Tensor]
+    """weights, buffers, momentum and averages after the last step"""
+    detections: list[Result]
+    """of the final weights, or of their averages"""
+    unmoved: list[str]
+    """trained tensors that are bitwise what they were at the start"""
+    drifted: list[int]
+    """ranks whose weights or buffers are not bitwise those of rank 0"""
+
+
+def run_steps(world: World, run: Run, habit: Habit | None = None) -> Outcome | None:
+    """Train, leave a checkpoint or go on from one, detect; every rank calls it, rank 0 gets the outcome."""
+    recipe, layout = run.recipe, run.layout
+    datasets = load_datasets(recipe, world)
+    plan = TrainingPlan(datasets.train.sizes, recipe)
+    first, last = run.steps
+    trainer = make_trainer(recipe, datasets.train, layout, world, is_resumed=first > 0)
+    if first > 0 and run.folder is not None:
+        resume(trainer, RunFolder(run.folder), datasets.train, world)
+    elif not recipe.start_from:
+        wake(trainer)
+    if habit is not None:
+        habit(trainer, world)
+    trained = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
+    start = {name: parameter.detach().clone() for name, parameter in trained.items()}
+    batches = training_batches(datasets.train, plan, layout, world.rank, run.steps, workers=0, device=world.device)
+    number = len(layout.groups_of(world.rank))
+    gradients: dict[str, Tensor] = {}
+    rows, rates = [], []
+    for step in range(first, last):
+        rates.append(learning_rate(recipe, plan.num_images, step))
+        rows.append(train_step(trainer, islice(batches, number), number, rates[-1], step, world).cpu())
+        if step == first:
+            gradients = {name: copy_of(p.grad) for name, p in trained.items() if p.grad is not None}
+    if first == 0 and run.folder is not None:
+        _save(trainer, datasets, RunFolder(run.folder), last, world)
+    state = state_of(trainer)
+    drifted = _drifted(state, world)
+    if trainer.averages is not None:
+        trainer.model.load_state_dict(trainer.averages.tensors)
+    ids = category_ids_for(datasets.train.class_names, datasets.val)
+    found = detect_dataset(trainer.model, datasets.val, ids, world, workers=0)
+    if not world.is_first:
+        return None
+    kind = "weights."
+    unmoved = [kind + name for name, before in start.items() if torch.equal(before.cpu(), state[kind + name])]
+    return Outcome(gradients, torch.stack(rows), rates, state, found, unmoved, drifted)
+
+
+def wake(trainer: Trainer) -> None:
+    """Weights with which every layer counts: fresh ones silence the blocks of the backbone and whisper in the heads."""
+    with torch.no_grad():
+        for parameter in trainer.model.backbone.parameters():
+            if not parameter.any():
+                parameter.fill_(0.5)
+        rpn, box_head = trainer.model.rpn, trainer.model.box_head
+        for weight, factor in (
+            (rpn.objectness.weight, 10),
+            (rpn.deltas.weight, 10),
+            (box_head.classes.weight, 20),
+            (box_head.deltas.weight, 20),
+        ):
+            weight *= factor
+    if trainer.averages is not None:
+        trainer.averages = MovingAverage(trainer.model, trainer.averages.decay)
+
+
+def state_of(trainer: Trainer) -> dict[str, Tensor]:
+    """Copies on the CPU of everything that a step changes: weights, buffers, momentum, averages."""
+    weights = {name for name, _ in trainer.model.named_parameters()}
+    tensors = checkpoint_tensors(trainer)
+    kinds = {"optimizer": "momentum", "averages": "averages"}
+    return {
+        f"{kinds.get(kind, 'weights' if name in weights else 'buffers')}.{name}": copy_of(tensor)
+        for kind, own in tensors.items()
+        for name, tensor in own.items()
+    }
+
+
+def copy_of(tensor: Tensor) -> Tensor:
+    """A copy on the CPU."""
+    return tensor.detach().cpu().clone()
+
+
+def _drifted(state: dict[str, Tensor], world: World) -> list[int]:
+    digests = world.gather_objects(_digest(state.values()))
+    return [rank for rank, digest in enumerate(digests) if digest != digests[0]]
+
+
+def _digest(tensors: Iterable[Tensor]) -> str:
+    content = hashlib.sha256()
+    for tensor in tensors:
+        content.update(tensor.contiguous().numpy().tobytes())
+    return content.hexdigest()
+
+
+def _save(trainer: Trainer, datasets: Datasets, folder: RunFolder, step: int, world: World) -> None:
+    if world.is_first:
+        state: dict[str, Any] = {
+            "step": step,
+            "class_names": list(datasets.train.class_names),
+            "category_ids": list(datasets.train.category_ids),
+            "num_images": len(datasets.train),
+            "data": fingerprint(datasets.train),
+            "evaluation": None,
+        }
+        save_checkpoint(folder, step, checkpoint_tensors(trainer), state, keep=1)
+    world.barrier()

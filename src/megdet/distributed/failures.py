@@ -1,0 +1,265 @@
+"""A rank that fails stops the others, with its name and its reason.
+
+A collective cannot say why a peer is gone: gloo says "connection closed", NCCL waits. So the ranks leave notes in the
+store of the process group (torchrun's agent holds it, or rank 0, or a file), read by a light thread of every rank:
+
+    stopped      whose fault it was, in a sentence; the first that is written stands
+    heard        how many ranks have read it
+    roll_call    somebody lost a peer and nobody said why: who is there?
+    here/RANK    that rank's answer, as JSON: what it is doing, and where
+"""
+
+import itertools
+import json
+import os
+import re
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+from torch import distributed as torch_distributed
+from torch.distributed import DistError
+from torch.distributed.distributed_c10d import PrefixStore, Store, _get_default_store
+
+from megdet.distributed.world import World
+from megdet.errors import InputError
+
+PACKAGE = Path(__file__).parents[1]
+POLL_SECONDS = 1.0
+"""Between two looks of a rank's thread into the store."""
+ANSWER_SECONDS = 8.0
+"""A rank that does not answer the roll call for so long is dead."""
+HEARD_SECONDS = 5.0
+"""Rank 0, which may hold the store, stays at most so long for the others to read why it fails."""
+GRACE_SECONDS = 10.0
+"""A rank that is still at work so long after another one stopped is ended: it waits for what will never come."""
+STORE_TIMEOUT = timedelta(seconds=30)
+
+_LOST = re.compile("timed out|timeout|connection|read error|writev|broken pipe", re.IGNORECASE)
+_LONGEST_REASON = 1000
+_numbers = itertools.count()
+
+
+@contextmanager
+def shared_fate(world: World) -> Iterator[None]:
+    """Around work that the ranks do together: none of them outlives another that failed in it.
+
+    The exception of the rank that failed goes on as it is. All others, also where they only lost their connection to
+    a rank that had lost its own, raise an InputError that names the rank at fault and its reason. A rank that is not
+    in a collective, so that it learns of nothing, is ended with that line and exit code 2. Every rank of the world
+    enters and leaves it in the same order as the others.
+    """
+    number = next(_numbers)
+    if world.size == 1:
+        yield
+        return
+    notes = _Notes(number, world)
+    watch = _Watch(notes, threading.get_ident())
+    watch.start()
+    try:
+        yield
+    except BaseException as error:
+        watch.has_failed = True
+        if not _is_lost_peer(error):
+            notes.stop(f"rank {world.rank} stopped: {_one_line(error)}")
+            notes.linger()
+            raise
+        sentence = _whose_fault(notes, error)
+        notes.linger()
+        raise InputError(sentence) from None
+    else:
+        notes.answer("done")
+    finally:
+        watch.leave()
+
+
+class _Notes:
+    """The notes of one `shared_fate` in the store. A store that is gone has none, and takes none."""
+
+    def __init__(self, number: int, world: World) -> None:
+        store = _get_default_store().clone()  # a connection of its own: in the other one a collective may be waiting
+        store.set_timeout(STORE_TIMEOUT)
+        self._store = PrefixStore(f"megdet/fate{number}", store)
+        self._lock = threading.Lock()  # of the two threads of this rank
+        self.world = world
+        self.is_gone = False
+        self.stopped: str | None = None
+
+    @contextmanager
+    def _opened(self) -> Iterator[Store]:
+        with self._lock:
+            try:
+                yield self._store
+            except RuntimeError:
+                self.is_gone = True
+
+    def stop(self, sentence: str) -> None:
+        """Write whose fault it was, unless that is known."""
+        with self._opened() as store:
+            store.compare_set("stopped", "", sentence)
+        self.read()
+
+    def read(self) -> str | None:
+        """Whose fault it was, or None."""
+        with self._opened() as store:
+            if self.stopped is None and store.check(["stopped"]):
+                self.stopped = store.get("stopped").decode()
+                store.add("heard", 1)
+        return self.stopped
+
+    def linger(self) -> None:
+        """Rank 0, which may hold the store, stays until the threads of all ranks have read why, or HEARD_SECONDS."""
+        end, heard = time.monotonic() + HEARD_SECONDS, 0
+        while self.world.is_first and heard < self.world.size and time.monotonic() < end and not self.is_gone:
+            time.sleep(0.1)
+            with self._opened() as store:
+                heard = store.add("heard", 0)
+
+    def call_the_roll(self) -> None:
+        """Ask every rank for an answer."""
+        with self._opened() as store:
+            store.set("roll_call", "")
+
+    def is_called(self) -> bool:
+        """Whether somebody asks."""
+        found = []
+        with self._opened() as store:
+            found.append(store.check(["roll_call"]))
+        return any(found)
+
+    def answer(self, doing: str, place: str = "") -> None:
+        """Say what this rank is doing: done, lost, waiting or busy."""
+        with self._opened() as store:
+            store.set(f"here/{self.world.rank}", json.dumps([doing, place]))
+
+    def answers(self) -> dict[int, tuple[str, str]]:
+        """What the ranks that have answered are doing, and where."""
+        found: dict[int, tuple[str, str]] = {}
+        with self._opened() as store:
+            for rank in range(self.world.size):
+                if store.check([f"here/{rank}"]):
+                    doing, place = json.loads(store.get(f"here/{rank}"))
+                    found[rank] = doing, place
+        return found
+
+
+class _Watch(threading.Thread):
+    """Answers the roll call, and ends a process whose work waits for a rank that has stopped."""
+
+    def __init__(self, notes: _Notes, main: int) -> None:
+        super().__init__(name="megdet shared fate", daemon=True)
+        self.notes, self.main = notes, main
+        self.has_failed = False
+        self._has_left = threading.Event()
+
+    def leave(self) -> None:
+        """The work is over, well or not."""
+        self._has_left.set()
+        self.join(STORE_TIMEOUT.total_seconds())
+
+    def run(self) -> None:
+        """Look into the store until the work is over."""
+        has_answered = False
+        stopped_at: float | None = None
+        while not self._has_left.wait(POLL_SECONDS) and not self.notes.is_gone:
+            if self.notes.read() is None:
+                if not has_answered and not self.has_failed and self.notes.is_called():
+                    has_answered = True
+                    self.notes.answer(*_whereabouts(self.main))
+                continue
+            stopped_at = stopped_at or time.monotonic()
+            if time.monotonic() - stopped_at > GRACE_SECONDS:
+                self._end()
+
+    def _end(self) -> None:
+        if self._has_left.is_set() or self.has_failed:
+            return
+        print(f"megdet (rank {self.notes.world.rank}): {self.notes.stopped}", file=sys.stderr, flush=True)
+        os._exit(2)  # the work hangs in a collective, where no exception reaches it
+
+
+def _whose_fault(notes: _Notes, error: BaseException) -> str:
+    """The sentence of the rank at fault; if it left none, what the roll call tells."""
+    if notes.stopped:  # rank 0, and the store with it, may have gone since
+        return notes.stopped
+    size = notes.world.size
+    is_timeout = re.search("timed out|timeout", str(error), re.IGNORECASE) is not None
+    notes.answer("lost")
+    notes.call_the_roll()
+    end = time.monotonic() + ANSWER_SECONDS
+    answers: dict[int, tuple[str, str]] = {}
+    while time.monotonic() < end and len(answers) < size and not notes.is_gone:
+        if sentence := notes.read():
+            return sentence
+        answers = notes.answers()
+        time.sleep(0.2)
+    if sentence := notes.read():
+        return sentence
+    if notes.is_gone:
+        return (
+            "lost the connection to the other ranks and to the store of the process group: the process that holds it, "
+            "rank 0 or torchrun's agent, died without a word (killed, or out of memory?)"
+        )
+    silent = [rank for rank in range(size) if rank not in answers]
+    busy = [(rank, place) for rank, (doing, place) in sorted(answers.items()) if doing == "busy"]
+    limit = _minutes(notes.world.timeout)
+    if silent:
+        sentence = f"{_ranks(silent)} died without a word (killed, or out of memory?)"
+    elif is_timeout and busy:
+        where = ", ".join(f"rank {rank} was in {place}" for rank, place in busy)
+        sentence = (
+            f"{_ranks([rank for rank, _ in busy])} kept the others waiting longer than {limit} (--timeout): {where}"
+        )
+    elif is_timeout:
+        sentence = f"the ranks waited for each other longer than {limit}: give a longer --timeout if one is slow"
+    else:
+        sentence = (
+            f"the connection between the ranks broke, although all {size} live ({_one_line(error)}): the network?"
+        )
+    notes.stop(sentence)
+    return notes.read() or sentence
+
+
+def _is_lost_peer(error: BaseException) -> bool:
+    """Whether a collective failed because of another rank."""
+    if isinstance(error, DistError):
+        return True
+    return isinstance(error, RuntimeError) and "gloo" in str(error) and _LOST.search(str(error)) is not None
+
+
+def _whereabouts(thread: int) -> tuple[str, str]:
+    """Whether a thread of this process waits in a collective or is busy elsewhere, and in which line of whose file."""
+    frame = sys._current_frames().get(thread)
+    if frame is None:
+        return "done", ""
+    stack = traceback.extract_stack(frame, limit=60)
+    # GradientBuckets waits in a method of C++, which has no frame of its own
+    collectives, buckets = Path(torch_distributed.__file__).parent, PACKAGE / "distributed/gradients.py"
+    files = [Path(entry.filename) for entry in stack]
+    is_waiting = buckets in files or any(collectives in file.parents for file in files)
+    entry = next((entry for entry in reversed(stack) if PACKAGE in Path(entry.filename).parents), stack[-1])
+    place = "/".join(Path(entry.filename).parts[-2:])
+    return ("waiting" if is_waiting else "busy"), f"{place}:{entry.lineno} ({entry.name})"
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())[:_LONGEST_REASON]
+    if isinstance(error, InputError):
+        return text
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _ranks(ranks: list[int]) -> str:
+    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"
+
+
+def _minutes(timeout: timedelta) -> str:
+    minutes = timeout.total_seconds() / 60
+    return f"{minutes:.3g} minute{'' if minutes == 1 else 's'}"

@@ -1,0 +1,160 @@
+"""Ranks as real processes of this machine, without torchrun: for checks of the contract, and for tests."""
+
+import os
+import pickle
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from multiprocessing import get_context
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed
+
+from megdet.distributed.world import start_world, stop_world
+from megdet.errors import InputError
+
+_GRACE_SECONDS = 1.0
+
+
+class RankError(RuntimeError):
+    """A rank raised, died or did not end; the message names it and says why."""
+
+
+def run_in_ranks(
+    function: Callable[..., Any], size: int, *arguments: Any, timeout: float = 120.0, device: str = "cpu"
+) -> list[Any]:
+    """`function(world, *arguments)` in `size` new processes that form a world; returns what each rank returned.
+
+    Every rank has one thread. They meet in a file, so no free port is needed, and talk by gloo, or by NCCL where
+    `device` is cuda, which takes a GPU a rank.
+
+    Args:
+        function: at the top of a module, as pickle asks.
+        size: ranks.
+        arguments: for every rank, pickled.
+        timeout: seconds until all ranks must have ended.
+        device: cpu or cuda.
+
+    Raises:
+        InputError: a rank raised it; the same message.
+        RankError: a rank raised anything else, died, or went on beyond the timeout. The others are stopped.
+    """
+    context = get_context("forkserver")
+    # what is loaded here the server loads once, and every rank finds it loaded
+    context.set_forkserver_preload(sorted(name for name in sys.modules if name.split(".")[0] == "megdet"))
+    with tempfile.TemporaryDirectory(prefix="megdet_ranks_") as name:
+        folder = Path(name)
+        task = _Task(function, arguments, size, folder, device, timeout)
+        processes = [context.Process(target=_run_rank, args=(task, rank)) for rank in range(size)]
+        try:
+            for process in processes:
+                process.start()
+            _wait_for(processes, folder, timeout)
+        finally:
+            for process in processes:
+                if process.is_alive():
+                    process.kill()
+                if process.pid is not None:
+                    process.join()
+        return [torch.load(_result_file(folder, rank), weights_only=False) for rank in range(size)]
+
+
+@dataclass(frozen=True)
+class _Task:
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    size: int
+    folder: Path
+    device: str
+    timeout: float
+
+
+def _run_rank(task: _Task, rank: int) -> None:
+    try:
+        torch.set_num_threads(1)
+        size = str(task.size)
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=size, LOCAL_WORLD_SIZE=size)
+        is_cuda = task.device == "cuda"
+        if task.size > 1:  # start_world takes the group as it finds it
+            distributed.init_process_group(
+                "nccl" if is_cuda else "gloo",
+                init_method=f"file://{task.folder}/meet",
+                rank=rank,
+                world_size=task.size,
+                timeout=timedelta(seconds=task.timeout),
+                device_id=torch.device("cuda", rank) if is_cuda else None,
+            )
+        result = task.function(start_world(task.device), *task.arguments)
+        torch.save(result, _result_file(task.folder, rank))
+        stop_world()
+    except BaseException as error:
+        _note_failure(task.folder, rank, error)
+        os._exit(1)  # a group that has lost a rank may not be left in order
+
+
+def _result_file(folder: Path, rank: int) -> Path:
+    return folder / f"rank{rank}.pt"
+
+
+def _failure_file(folder: Path, rank: int) -> Path:
+    return folder / f"failed{rank}"
+
+
+def _note_failure(folder: Path, rank: int, error: BaseException) -> None:
+    message = str(error) if isinstance(error, InputError) else None
+    note = (time.monotonic_ns(), rank, message, traceback.format_exc().strip())
+    unfinished = folder / f"failing{rank}"
+    unfinished.write_bytes(pickle.dumps(note))
+    unfinished.rename(_failure_file(folder, rank))
+
+
+def _wait_for(processes: Sequence[BaseProcess], folder: Path, timeout: float) -> None:
+    """Return when all have ended well; raise as soon as one has not."""
+    deadline = time.monotonic() + timeout
+    running = dict(enumerate(processes))
+    while running:
+        ended = wait([process.sentinel for process in running.values()], max(0.0, deadline - time.monotonic()))
+        if not ended:
+            ranks = ", ".join(map(str, running))
+            raise RankError(f"rank {ranks} of {len(processes)} did not end within {timeout:g} seconds")
+        for rank, process in list(running.items()):
+            if process.sentinel in ended:
+                process.join()
+                del running[rank]
+        if any(process.exitcode for rank, process in enumerate(processes) if rank not in running):
+            # a rank that was killed may be noticed after those that lost it
+            grace = time.monotonic() + _GRACE_SECONDS
+            while _silent(processes, folder) is None and any(process.is_alive() for process in processes):
+                if not wait(
+                    [process.sentinel for process in processes if process.is_alive()], grace - time.monotonic()
+                ):
+                    break
+            _raise_first(processes, folder)
+
+
+def _silent(processes: Sequence[BaseProcess], folder: Path) -> int | None:
+    """The rank that ended badly without a word, if there is one: whatever the others say, they say because of it."""
+    bad = (rank for rank, process in enumerate(processes) if process.exitcode)
+    return next((rank for rank in bad if not _failure_file(folder, rank).exists()), None)
+
+
+def _raise_first(processes: Sequence[BaseProcess], folder: Path) -> None:
+    """Raise for the rank that failed first: those that waited for it fail after it, and say less."""
+    rank = _silent(processes, folder)
+    if rank is not None:
+        code = processes[rank].exitcode or 0
+        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        raise RankError(f"rank {rank} of {len(processes)} {how}")
+    _, rank, message, text = min(pickle.loads(file.read_bytes()) for file in folder.glob("failed*"))
+    if message is not None:
+        raise InputError(message)
+    raise RankError(f"rank {rank} of {len(processes)} failed: {text.splitlines()[-1]}\n{text}")

@@ -1,0 +1,49 @@
+"""The fully connected layer by oneDNN, for float32 on a CPU.
+
+torch sends float32 matrix products to MKL, which on processors that are not Intel's is half as fast as oneDNN, the
+library that already does the convolutions (`bench/linear.py`). The operator is private to torch, so where a version of
+torch lacks it the layer is torch's own.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+_HAS_ONEDNN = torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def linear(
+    x: Float[Tensor, "rows inputs"], weight: Float[Tensor, "outputs inputs"], bias: Float[Tensor, " outputs"] | None
+) -> Float[Tensor, "rows outputs"]:
+    """x @ weight.T + bias; under autocast, in another number format or on a GPU it is torch's own."""
+    is_plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    if _HAS_ONEDNN and is_plain and len(x):
+        return _OneDnnLinear.apply(x, weight, bias)  # type: ignore[no-any-return]
+    return F.linear(x, weight, bias)
+
+
+class _OneDnnLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.has_bias = bias is not None
+        return _product(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        dy = gradients[0].contiguous()
+        needs_x, needs_weight, _ = ctx.needs_input_grad
+        return (
+            _product(dy, weight.t()) if needs_x else None,
+            _product(dy.t(), x.t()) if needs_weight else None,
+            dy.sum(0) if ctx.has_bias else None,
+        )
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x @ weight.T + bias."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # type: ignore[no-any-return]

@@ -1,0 +1,56 @@
+"""Non-maximum suppression of many segments on a GPU in one launch, without a word to the host (Triton).
+
+Imported only where the boxes are on a GPU; `ops/nms.py` has the plain form, against which this one is tested.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_BLOCK = 512
+"""Candidates that one pass of a program compares with a better box."""
+
+
+def thin_segments(boxes: Tensor, scores: Tensor, segments: Tensor, iou_threshold: float) -> Tensor:
+    """Which candidates survive within their own segment: as `segmented_nms`, of which it has the arguments."""
+    by_score = scores.argsort(descending=True, stable=True)
+    order = by_score[segments[by_score].argsort(stable=True)]
+    sorted_segments = segments[order]
+    ends = torch.searchsorted(sorted_segments, sorted_segments, right=True)
+    alive = (sorted_segments >= 0).to(torch.int32)
+    if len(order):
+        # a program for every candidate; only the first of each segment has something to do
+        _thin[(len(order),)](boxes[order].contiguous(), sorted_segments, ends, alive, iou_threshold, BLOCK=_BLOCK)
+    return torch.zeros_like(alive, dtype=torch.bool).index_put((order,), alive > 0)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _thin(boxes, segments, ends, alive, iou_threshold, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def] # noqa: N803
+    start = tl.program_id(0)
+    segment = tl.load(segments + start)
+    before = tl.load(segments + start - 1, mask=start > 0, other=-1)
+    if (segment >= 0) & (segment != before):
+        end = tl.load(ends + start).to(tl.int32)
+        for i in range(start, end):
+            if tl.load(alive + i) != 0:
+                x1 = tl.load(boxes + 4 * i)
+                y1 = tl.load(boxes + 4 * i + 1)
+                x2 = tl.load(boxes + 4 * i + 2)
+                y2 = tl.load(boxes + 4 * i + 3)
+                area = (x2 - x1) * (y2 - y1)
+                for first in range(i + 1, end, BLOCK):
+                    j = first + tl.arange(0, BLOCK)
+                    is_candidate = j < end
+                    other_x1 = tl.load(boxes + 4 * j, mask=is_candidate, other=0.0)
+                    other_y1 = tl.load(boxes + 4 * j + 1, mask=is_candidate, other=0.0)
+                    other_x2 = tl.load(boxes + 4 * j + 2, mask=is_candidate, other=0.0)
+                    other_y2 = tl.load(boxes + 4 * j + 3, mask=is_candidate, other=0.0)
+                    width = tl.maximum(tl.minimum(x2, other_x2) - tl.maximum(x1, other_x1), 0.0)
+                    height = tl.maximum(tl.minimum(y2, other_y2) - tl.maximum(y1, other_y1), 0.0)
+                    both = width * height
+                    other_area = (other_x2 - other_x1) * (other_y2 - other_y1)
+                    # divided, not multiplied across, so that a tie falls as in the plain form
+                    overlap = both / (area + other_area - both)
+                    tl.store(alive + j, 0, mask=is_candidate & (overlap > iou_threshold))
+            tl.debug_barrier()  # what this round put out of the running the next one must see

@@ -1,0 +1,130 @@
+"""A rank that fails stops the others: real processes, each of them looked at."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cli_runs import OVERRIDES, TinyData, make_data
+from megdet.cli.main import main
+from megdet.distributed.failures import shared_fate
+from rank_runs import Sabotage, run_ranks
+from small_runs import ALONE
+
+pytestmark = pytest.mark.distributed
+LIMIT = 30.0
+SMALL = ["--backbone.name", "test_resnet"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> TinyData:
+    return make_data(tmp_path_factory.mktemp("data"))
+
+
+def train(data: TinyData, tmp_path: Path, *options: object) -> list[object]:
+    return ["train", "demo", "--run", tmp_path / "run", *data.options, *OVERRIDES, *SMALL, *options]
+
+
+def test_a_rank_alone_shares_its_fate_with_nobody() -> None:
+    with pytest.raises(ValueError, match="mine"), shared_fate(ALONE):
+        raise ValueError("mine")
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_an_input_error_of_one_rank_stops_all_with_its_name_and_reason(
+    data: TinyData, tmp_path: Path, rank: int
+) -> None:
+    ends = run_ranks(train(data, tmp_path), 3, tmp_path, Sabotage("input_error", rank))
+    for number, ended in enumerate(ends):
+        assert ended.code == 2
+        assert ended.seconds < LIMIT
+        if number == rank:
+            assert ended.line.endswith(": picture.jpg: truncated")
+        else:
+            assert f"rank {rank} stopped: picture.jpg: truncated" in ended.line
+            assert "torch" not in ended.errors  # no noise of a store that has gone
+
+
+def test_an_image_that_one_rank_alone_reads_stops_all_with_its_name(data: TinyData, tmp_path: Path) -> None:
+    images = shutil.copytree(data.train_images, tmp_path / "images")
+    victim = sorted(images.iterdir())[3]
+    victim.write_bytes(victim.read_bytes()[:700])
+    lines = []
+    for ended in run_ranks(train(data, tmp_path, "--data.train_images", images), 2, tmp_path):
+        assert ended.code == 2
+        assert victim.name in ended.line
+        lines.append(ended.line)
+    assert sum("stopped: " in line for line in lines) == 1
+
+
+def test_the_traceback_of_a_bug_stays_with_the_rank_that_has_it(data: TinyData, tmp_path: Path) -> None:
+    first, second = run_ranks(train(data, tmp_path), 2, tmp_path, Sabotage("bug", 1))
+    assert (first.code, second.code) == (2, 1)
+    assert first.line == "megdet: rank 1 stopped: ValueError: an index is off by one"
+    assert "in fail" in second.errors
+    assert second.errors.rstrip().endswith("ValueError: an index is off by one")
+
+
+@pytest.mark.parametrize(("rank", "size"), [(1, 4), (0, 2)])
+def test_a_rank_that_is_killed_is_named_by_all_others(data: TinyData, tmp_path: Path, rank: int, size: int) -> None:
+    ends = run_ranks(train(data, tmp_path), size, tmp_path, Sabotage("kill", rank))
+    assert ends[rank].code == -9
+    for ended in (ended for number, ended in enumerate(ends) if number != rank):
+        assert ended.code == 2
+        assert ended.seconds < LIMIT
+        assert f"rank {rank}" in ended.line
+        assert "died without a word (killed, or out of memory?)" in ended.line
+
+
+def test_a_rank_that_hangs_is_named_with_its_place_and_ended_too(data: TinyData, tmp_path: Path) -> None:
+    for ended in run_ranks(train(data, tmp_path, "--timeout", "0.1"), 3, tmp_path, Sabotage("hang", 1)):
+        assert ended.code == 2
+        assert ended.seconds < LIMIT
+        assert "rank 1 kept the others waiting longer than 0.1 minutes (--timeout)" in ended.line
+        assert "rank 1 was in training/loop.py:" in ended.line
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_frozen_counts_as_dead(data: TinyData, tmp_path: Path) -> None:
+    first, second, _ = run_ranks(train(data, tmp_path, "--timeout", "0.1"), 3, tmp_path, Sabotage("freeze", 2))
+    for ended in (first, second):
+        assert ended.code == 2
+        assert ended.seconds < LIMIT
+        assert "rank 2 died without a word" in ended.line
+
+
+def test_an_image_that_one_rank_cannot_evaluate_stops_the_others_too(data: TinyData, tmp_path: Path) -> None:
+    assert main([str(word) for word in train(data, tmp_path)]) == 0
+    images = shutil.copytree(data.val_images, tmp_path / "val")
+    victim = sorted(images.iterdir())[1]
+    victim.write_bytes(victim.read_bytes()[:700])
+    words = ["evaluate", tmp_path / "run", "--data", data.val, images, "--evaluation.batch_size", 1, "--workers", 0]
+    lines = []
+    for ended in run_ranks(words, 2, tmp_path / "ranks"):
+        assert ended.code == 2
+        assert victim.name in ended.line
+        lines.append(ended.line)
+    assert sum("stopped: " in line for line in lines) == 1
+
+
+def test_torchrun_shows_the_reason_of_the_rank_that_failed(data: TinyData, tmp_path: Path) -> None:
+    images = shutil.copytree(data.train_images, tmp_path / "images")
+    victim = sorted(images.iterdir())[3]
+    victim.write_bytes(victim.read_bytes()[:700])
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "megdet"]
+    done = subprocess.run(
+        [*torchrun, "--", *map(str, train(data, tmp_path, "--data.train_images", images))],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 1
+    lines = [line for line in done.stderr.splitlines() if line.startswith(("megdet:", "megdet (rank"))]
+    assert lines
+    assert all(victim.name in line for line in lines)
+    assert "gloo" not in done.stderr

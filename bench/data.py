@@ -4,8 +4,8 @@
 
 Every side ends with a uint8 tensor of three channels, resized bilinearly with antialias. PIL's ends channels first in
 memory, as torchvision's `to_tensor` does; "PIL, channels last" leaves out that copy, as ours does. Prints the median
-milliseconds an image and the ratio, PIL's time over each side's. The time is the processor's: the files are in memory
-and there is one thread, so that a neighbour on the machine does not count. Compare ratios: its speed drifts all the same.
+milliseconds an image and the ratio, PIL's time over each side's. The time is the processor's (files in memory, one
+thread), so that a neighbour on the machine does not count. Compare ratios: its speed drifts all the same.
 """
 
 import argparse

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from train_step import make_images, megdet_step, torchvision_step
 
-SIDES = ("torchvision", "megdet")
+SIDES = ("torchvision", "torchvision channels_last", "megdet")
 STEPS = 3
 
 
@@ -70,7 +70,7 @@ def peak_mib(options: argparse.Namespace) -> float:
     if options.side == "megdet":
         step = megdet_step(images, boxes, labels, bf16=bf16)
     else:
-        step = torchvision_step(images, boxes, labels, channels_last=True, bf16=bf16)
+        step = torchvision_step(images, boxes, labels, channels_last="last" in options.side, bf16=bf16)
     for _ in range(STEPS):
         step()
     if device.type == "cuda":

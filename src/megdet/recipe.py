@@ -219,7 +219,7 @@ class Recipe:
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
     """arithmetic of convolutions and matrix products; weights and statistics stay float32 under bfloat16"""
     recompute: RecomputePlan = "none"
-    """save memory by computing again in the backward what lies inside each block, stage or run of blocks; same result"""
+    """save memory: the backward computes again what is inside each block, stage or run of blocks; the same result"""
     seed: int = 0
     """the one seed of weights, order, augmentation and sampling"""
     checkpoint_epochs: int = 1

@@ -65,6 +65,17 @@ def test_a_bn_size_of_one_image_has_a_layout(capsys: pytest.CaptureFixture[str])
     assert "16 of 1 images" in capsys.readouterr().out
 
 
+def test_a_bn_size_of_one_image_with_maps_of_one_pixel_is_refused_before_any_work(
+    data: TinyData, tmp_path: Path, refused: Refused
+) -> None:
+    words = ["train", "demo", "--run", tmp_path / "run", *data.options, *OVERRIDES, "--batch_size", 2, "--bn_size", 1]
+    line = refused(*words, "--data.short_edges", "[32]", "--data.max_long_edge", 32)
+    assert "bn_size is 1 and " in line
+    assert "canvas of 32 x 32 pixels" in line
+    assert "no variance: raise bn_size or data.short_edges" in line
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("minutes", ["0", "-1", "nan", "inf", "soon", "1e-9"])
 def test_a_timeout_that_is_no_time_is_refused(minutes: str, refused: Refused) -> None:
     line = refused("train", "demo", f"--timeout={minutes}")

@@ -84,7 +84,8 @@ class Verdict:
         failed = [row for row in self.rows if not row.passes]
         if failed:
             where = f"case {failed[0].case} on {failed[0].devices} device(s)"
-            return f"fail: {len(failed)} of {len(self.rows)} layouts; {where}: {failed[0].fault}"
+            hint = "" if self.limit < 1e-6 else "; in float32 this may be a ReLU within rounding of 0, try float64"
+            return f"fail: {len(failed)} of {len(self.rows)} layouts; {where}: {failed[0].fault}{hint}"
         worst = self.worst
         return (
             f"pass: {len(self.rows)} layouts; the largest relative difference is {worst.difference:.2g}, allowed "

@@ -84,7 +84,9 @@ CASES = {
     "lane-2": Case("two ranks carry a group together", lane_width=2, reference="base"),
     "lane-4": Case("four ranks carry a group together", lane_width=4, reference="base"),
     "recompute-block": Case("each block computed again in the backward", _recompute("block"), (1, 3), reference="base"),
-    "recompute-stage": Case("each stage computed again", _recompute("stage"), (1, 4), reference="base"),
+    "recompute-stage": Case(
+        "each stage computed again, two ranks to a group", _recompute("stage"), lane_width=2, reference="base"
+    ),
     "recompute-sqrt": Case("runs of blocks computed again", _recompute("sqrt"), (1, 2), reference="base"),
     "frozen": Case("frozen statistics (BN size 0)", _frozen, (3, 8)),
     "group-norm": Case("group norm in the backbone", _group_norm, (4,)),

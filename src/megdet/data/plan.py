@@ -72,6 +72,15 @@ class TrainingPlan:
         """Images of the data set."""
         return len(self.sizes)
 
+    def smallest_canvas(self) -> tuple[int, tuple[int, int]]:
+        """The image that has the fewest pixels when it is resized as small as the recipe allows, and its canvas."""
+        data = self.recipe.data
+        factor = min(data.scale_jitter)
+        edge, longest = min(data.short_edges) * factor, data.max_long_edge * factor
+        canvases = [_rounded(resized(int(h), int(w), edge, longest), data) for h, w in self.sizes]
+        index = min(range(len(canvases)), key=lambda i: canvases[i][0] * canvases[i][1])
+        return index, canvases[index]
+
     def epoch_end(self, epochs: int | float) -> int:
         """The number of steps after which so many epochs are done."""
         return math.ceil(epochs * self.num_images / self.recipe.batch_size - 1e-9)
@@ -165,8 +174,12 @@ def _draw_scale(data: Data, random: np.random.Generator) -> tuple[int, float]:
 
 def _canvas(images: Sequence[PlannedImage], data: Data) -> tuple[int, int]:
     height, width = (max(image.size[axis] for image in images) for axis in (0, 1))
+    return _rounded((height, width), data)
+
+
+def _rounded(size: tuple[int, int], data: Data) -> tuple[int, int]:
     multiple = data.canvas_multiple
-    return -(-height // multiple) * multiple, -(-width // multiple) * multiple
+    return -(-size[0] // multiple) * multiple, -(-size[1] // multiple) * multiple
 
 
 def _generator(seed: int, purpose: int, number: int) -> np.random.Generator:

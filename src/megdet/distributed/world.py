@@ -1,6 +1,8 @@
 """This process among the others: rank, device, lane, and the few collectives the rest of the program uses."""
 
+import ctypes
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -101,6 +103,7 @@ def start_world(device: str = "", timeout: timedelta = DEFAULT_TIMEOUT) -> World
         torch_device = torch.device("cuda", local_rank)
     else:
         torch_device = torch.device("cpu")
+        _keep_freed_memory()
     if size > 1 and not distributed.is_initialized():
         try:
             distributed.init_process_group(
@@ -114,6 +117,19 @@ def start_world(device: str = "", timeout: timedelta = DEFAULT_TIMEOUT) -> World
                 f"the {size} processes of this run cannot meet ({what}): start them with torchrun, all within --timeout"
             ) from None
     return World(rank, size, torch_device, timeout)
+
+
+def _keep_freed_memory() -> None:
+    """Let the allocator keep what a step frees for the next step.
+
+    glibc hands large blocks back to the system, which fills every page with zeros again when the next step asks: a third
+    of a step on a CPU (docs/benchmarks.md).
+    """
+    if sys.platform != "linux" or not hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        return  # another libc has rules of its own
+    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
+    libc.mallopt(mmap_max, 0)
+    libc.mallopt(trim_threshold, (1 << 31) - 1)
 
 
 def _check_backend(kind: str, size: int) -> None:
@@ -167,8 +183,8 @@ def lane_of_images(bn_size: int, images_per_device: int) -> Lane:
     width = bn_size // images_per_device
     if size % width:
         raise InputError(
-            f"bn_size {bn_size} takes {width} processes of {images_per_device} images, which does not divide the {size} "
-            "processes here: choose another bn_size, or start more processes"
+            f"bn_size {bn_size} takes {width} processes of {images_per_device} images, which does not divide the "
+            f"{size} processes here: choose another bn_size, or start more processes"
         )
     return make_lane(World(rank, size, torch.device("cpu")), Layout(size // width, bn_size, size, width))
 

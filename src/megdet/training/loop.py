@@ -29,6 +29,7 @@ from megdet.training.prepare import (
     Datasets,
     Resumed,
     check_folder,
+    check_statistics,
     checkpoint_tensors,
     claim_folder,
     load_datasets,
@@ -78,6 +79,7 @@ def _train(recipe: Recipe, folder: RunFolder, options: RunOptions, world: World)
     check_folder(folder, recipe)
     datasets = load_datasets(recipe, world)
     plan = TrainingPlan(datasets.train.sizes, recipe)
+    check_statistics(recipe, plan, datasets.train)
     is_resumed = latest_checkpoint(folder) is not None
     trainer = make_trainer(recipe, datasets.train, layout, world, is_resumed=is_resumed)
     with ExitStack() as opened:

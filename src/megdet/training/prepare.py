@@ -9,6 +9,7 @@ import torch
 
 from megdet.data.coco import CocoDataset, load_coco
 from megdet.data.demo import DEMO_SETS, draw_demo
+from megdet.data.plan import TrainingPlan
 from megdet.distributed.gradients import GradientBuckets
 from megdet.distributed.layout import Layout
 from megdet.distributed.world import World, make_lane
@@ -25,6 +26,9 @@ from megdet.recipe_file import dump_recipe, first_difference, parse_recipe
 from megdet.training.optimizer import MovingAverage, make_optimizer, momentum_by_name, restore_momentum
 from megdet.training.start import start_from_run
 from megdet.training.step import Trainer
+
+COARSEST_STRIDE = 32
+"""Of the feature maps that have norm layers."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,19 @@ def make_trainer(
     optimizer = make_optimizer(model, recipe.optimizer)
     averages = MovingAverage(model, recipe.optimizer.ema_decay) if recipe.optimizer.ema_decay else None
     return Trainer(model, optimizer, GradientBuckets(model.parameters(), world), averages)
+
+
+def check_statistics(recipe: Recipe, plan: TrainingPlan, dataset: CocoDataset) -> None:
+    """Refuse batch statistics of single values: a BN size of 1 and a feature map of one pixel."""
+    if recipe.bn_size != 1 or "batch" not in (recipe.backbone.norm, recipe.fpn.norm):
+        return
+    index, canvas = plan.smallest_canvas()
+    if max(canvas) <= COARSEST_STRIDE:
+        raise InputError(
+            f"bn_size is 1 and {dataset.file_names[index]} may be resized to a canvas of {canvas[0]} x {canvas[1]} "
+            f"pixels, of which one value is left at stride {COARSEST_STRIDE}, and that has no variance: raise bn_size "
+            "or data.short_edges"
+        )
 
 
 def check_folder(folder: RunFolder, recipe: Recipe) -> None:

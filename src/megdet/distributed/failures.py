@@ -55,7 +55,7 @@ def shared_fate(world: World) -> Iterator[None]:
     enters and leaves it in the same order as the others.
     """
     number = next(_numbers)
-    if not distributed.is_initialized():
+    if not torch_distributed.is_initialized():
         yield
         return
     notes = _Notes(number, world)

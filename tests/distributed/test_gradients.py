@@ -30,35 +30,35 @@ def plain_gradients(images: Tensor) -> list[Tensor]:
     return [p.grad for p in model.parameters() if p.grad is not None]
 
 
-def test_every_gradient_is_a_view_of_its_bucket_in_the_memory_order_of_its_weight():
-    model = make_model()
-    buckets = GradientBuckets(model.parameters(), ALONE, bucket_bytes=200)
-    assert len(buckets.flats) > 2
-    assert sum(flat.numel() for flat in buckets.flats) == sum(p.numel() for p in model.parameters())
-    for value, flat in enumerate(buckets.flats, start=1):
-        flat.fill_(value)
-    assert all(p.grad.any() and p.grad.stride() == p.stride() for p in model.parameters())
-    assert not model[0].weight.grad.is_contiguous()  # channels last, as the weight
-    losses(model, some_images(2)).backward()
-    storages = {flat.untyped_storage().data_ptr() for flat in buckets.flats}
-    assert {p.grad.untyped_storage().data_ptr() for p in model.parameters()} == storages
-
-
 def test_the_layout_follows_from_the_parameters_last_ones_first():
     layouts = [
-        [[tuple(p.shape) for p in buckets.parameters], [flat.numel() for flat in buckets.flats]]
-        for buckets in (GradientBuckets(make_model().parameters(), ALONE, bucket_bytes=200) for _ in range(2))
+        [[p.numel() for p in bucket] for bucket in GradientBuckets(make_model().parameters(), ALONE, 200).buckets]
+        for _ in range(2)
     ]
-    assert layouts[0] == layouts[1]
     # 8 bytes a number, and a bucket is closed by the parameter that fills it
-    assert layouts[0][1] == [2 + 360, 5 + 20, 4 + 108]
+    assert layouts[0] == layouts[1] == [[2, 360], [5, 20], [4, 108]]
+
+
+def test_no_gradient_takes_memory_before_a_backward_and_all_are_there_after_it():
+    model = make_model()
+    unused = nn.Parameter(torch.ones(3, dtype=torch.float64))
+    buckets = GradientBuckets([*model.parameters(), unused], ALONE)
+    for _ in range(2):
+        buckets.zero()
+        assert all(parameter.grad is None for parameter in buckets.parameters)
+        losses(model, some_images(2)).backward()
+        buckets.finish()
+        assert torch.equal(unused.grad, torch.zeros(3, dtype=torch.float64))
+        assert all(parameter.grad.stride() == parameter.stride() for parameter in model.parameters())
+    assert not model[0].weight.grad.is_contiguous()  # channels last, as the weight
 
 
 def test_parameters_that_are_not_trained_have_no_place():
     model = make_model()
     model[0].requires_grad_(False)
     buckets = GradientBuckets(model.parameters(), ALONE)
-    assert sum(flat.numel() for flat in buckets.flats) == sum(p.numel() for p in model[2:].parameters())
+    assert {*buckets.parameters} == {*model[2:].parameters()}
+    buckets.finish()
     assert model[0].weight.grad is None
 
 
@@ -109,6 +109,9 @@ def reduce_shares(world: World, shares: list[list[int]]) -> tuple[list[Tensor], 
             was_early = buckets._launched > 0
             assert number == len(own) - 1 or not was_early
         buckets.finish()
+    for bucket in buckets.buckets:  # a bucket is one tensor, in the memory order of its weights
+        assert len({p.grad.untyped_storage().data_ptr() for p in bucket}) == 1
+        assert all(p.grad.stride() == p.stride() for p in bucket)
     return [p.grad for p in model.parameters()], was_early
 
 

@@ -1,7 +1,8 @@
-"""Gradients in fixed buckets, summed over all ranks once a step while the last backward still runs.
+"""Gradients summed over all ranks once a step, in fixed buckets, while the last backward still runs.
 
 DistributedDataParallel rebuilds its buckets after its first step, so a new process would add numbers in another order
-than the old one did. Here the layout follows from the parameters alone and never changes.
+than the old one did. Here the layout follows from the parameters alone and never changes. Nothing is allocated before
+it is needed: a backward leaves its gradients where autograd makes them, and a bucket is filled when it is sent.
 """
 
 from collections.abc import Iterable
@@ -15,27 +16,26 @@ BUCKET_BYTES = 16 << 20
 
 
 class GradientBuckets:
-    """The gradients of some parameters as views of a few flat tensors.
+    """The gradients of some parameters, the last layers' first, since they are ready first.
 
     Use: `zero()`, any number of backwards, `overlap()` before the last of them, `finish()` after it. A rank without a
-    backward calls `finish()` all the same. Afterwards every `parameter.grad` is the sum over all ranks.
+    backward calls `finish()` all the same. Afterwards every `parameter.grad` is the sum over all ranks, zeros where no
+    rank had one.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], world: World, bucket_bytes: int = BUCKET_BYTES) -> None:
         self.world = world
-        # the last layers' gradients are ready first
         self.parameters = [parameter for parameter in parameters if parameter.requires_grad][::-1]
-        self.flats: list[Tensor] = []
-        self._bucket_of: dict[nn.Parameter, int] = {}
-        self._sizes: list[int] = []
+        self.buckets: list[list[nn.Parameter]] = []
         bucket: list[nn.Parameter] = []
         for parameter in self.parameters:
             bucket.append(parameter)
             if sum(p.numel() * p.element_size() for p in bucket) >= bucket_bytes:
-                self._close(bucket)
+                self.buckets.append(bucket)
                 bucket = []
         if bucket:
-            self._close(bucket)
+            self.buckets.append(bucket)
+        self._bucket_of = {parameter: number for number, own in enumerate(self.buckets) for parameter in own}
         self._waiting: list[int] = []
         self._launched = 0
         self._works: list[distributed.Work] = []
@@ -43,21 +43,29 @@ class GradientBuckets:
             for parameter in self.parameters:
                 parameter.register_post_accumulate_grad_hook(self._on_gradient)  # type: ignore[no-untyped-call]
 
+    @property
+    def gradients(self) -> list[Tensor]:
+        """The gradient of each of `parameters` that has one."""
+        return [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+
     def zero(self) -> None:
-        """Start a step."""
-        for flat in self.flats:
-            flat.zero_()
+        """Start a step: forget all gradients and free their memory."""
+        for parameter in self.parameters:
+            parameter.grad = None
         self._waiting, self._launched, self._works = [], 0, []
 
     def overlap(self) -> None:
         """From now on a bucket is sent as soon as all its gradients and all earlier buckets are there."""
-        self._waiting = list(self._sizes)
+        self._waiting = [len(bucket) for bucket in self.buckets]
 
     def finish(self) -> None:
         """Send what is left and wait for all sums."""
         if self.world.size == 1:
+            for parameter in self.parameters:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
             return
-        while self._launched < len(self.flats):
+        while self._launched < len(self.buckets):
             self._launch()
         for work in self._works:
             work.wait()
@@ -65,33 +73,35 @@ class GradientBuckets:
 
     def norm(self) -> Tensor:
         """The Euclidean norm of the whole gradient."""
-        return torch.stack([flat.dot(flat) for flat in self.flats]).sum().sqrt()
+        return nn.utils.get_total_norm(self.gradients)
 
     def scale(self, factor: Tensor) -> None:
         """Multiply all gradients."""
-        for flat in self.flats:
-            flat *= factor
-
-    def _close(self, bucket: list[nn.Parameter]) -> None:
-        flat = bucket[0].new_zeros(sum(parameter.numel() for parameter in bucket))
-        start = 0
-        for parameter in bucket:
-            view = flat[start : start + parameter.numel()]
-            parameter.grad = view.as_strided(parameter.shape, parameter.stride(), view.storage_offset())
-            self._bucket_of[parameter] = len(self.flats)
-            start += parameter.numel()
-        self.flats.append(flat)
-        self._sizes.append(len(bucket))
+        torch._foreach_mul_(self.gradients, factor)
 
     def _on_gradient(self, parameter: nn.Parameter) -> None:
         if not self._waiting:
             return
         self._waiting[self._bucket_of[parameter]] -= 1
-        while self._launched < len(self.flats) and self._waiting[self._launched] == 0:
+        while self._launched < len(self.buckets) and self._waiting[self._launched] == 0:
             self._launch()
 
+    @torch.no_grad()
     def _launch(self) -> None:
-        work = distributed.all_reduce(self.flats[self._launched], async_op=True)
+        """Move the gradients of the next bucket into one flat tensor, of which they are views from now on; send it."""
+        bucket = self.buckets[self._launched]
+        flat = bucket[0].new_empty(sum(parameter.numel() for parameter in bucket))
+        start = 0
+        for parameter in bucket:
+            view = flat[start : start + parameter.numel()]
+            view = view.as_strided(parameter.shape, parameter.stride(), view.storage_offset())
+            if parameter.grad is None:
+                view.zero_()
+            else:
+                view.copy_(parameter.grad)
+            parameter.grad = view
+            start += parameter.numel()
+        work = distributed.all_reduce(flat, async_op=True)
         if work is not None:
             self._works.append(work)
         self._launched += 1

@@ -122,8 +122,8 @@ def start_world(device: str = "", timeout: timedelta = DEFAULT_TIMEOUT) -> World
 def _keep_freed_memory() -> None:
     """Let the allocator keep what a step frees for the next step.
 
-    glibc hands large blocks back to the system, which fills every page with zeros again when the next step asks: a third
-    of a step on a CPU (docs/benchmarks.md).
+    glibc hands large blocks back to the system, which fills every page with zeros again when the next step asks: up to
+    a third of a step on a CPU.
     """
     if sys.platform != "linux" or not hasattr(libc := ctypes.CDLL(None), "mallopt"):
         return  # another libc has rules of its own

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow check bench docs clean
+.PHONY: demo test test-slow check bench bench-page docs clean
 
 demo: .venv/installed
 	$(BIN)/megdet demo
@@ -20,7 +20,10 @@ check: .venv/installed
 	$(BIN)/lint-imports --no-logo
 
 bench: .venv/installed
-	$(BIN)/python bench/train_step.py
+	$(BIN)/python bench/all.py
+
+bench-page: .venv/installed
+	$(BIN)/python bench/all.py --page
 
 docs: .venv/installed
 	$(BIN)/python docs/make.py

@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     shapes = norm_shapes(options.size, options.batch)
-    times = run_in_ranks(measure, RANKS, shapes, options.precision, options.format, options.rounds)[0]
+    times, spread = run_in_ranks(measure, RANKS, shapes, options.precision, options.format, options.rounds)[0]
     local = times["local"]
     result = {
         "layers": len(shapes),
@@ -47,7 +47,9 @@ def main() -> None:
         "batch": options.batch,
         "precision": options.precision,
         "format": options.format,
+        "rounds": options.rounds,
         "milliseconds": times,
+        "spread": spread,
         "over_local": times["ours"] / local,
         "plain_over_ours": times["plain all-reduce"] / times["ours"],
         "torch": torch.__version__,
@@ -75,8 +77,11 @@ def norm_shapes(size: int, batch: int) -> list[tuple[int, ...]]:
 
 def measure(
     world: World, shapes: list[tuple[int, ...]], precision: str, memory_format: str, rounds: int
-) -> dict[str, float]:
-    """Milliseconds of each side; every rank calls it."""
+) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """Milliseconds of each side, and the smallest and largest of a round; every rank calls it.
+
+    The layers' medians are added up: an interrupted round of one layer is in the spread alone.
+    """
     lane = make_lane(world, Layout(1, RANKS, RANKS, RANKS))
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     layout = torch.channels_last if memory_format == "channels_last" else torch.contiguous_format
@@ -89,6 +94,7 @@ def measure(
     if world.device.type == "cuda":
         kinds["nn.SyncBatchNorm"] = nn.SyncBatchNorm
     times = dict.fromkeys(kinds, 0.0)
+    sums = {name: [0.0] * rounds for name in kinds}
     for shape in shapes:
         x = torch.randn(shape, device=world.device).to(dtype).contiguous(memory_format=layout)
         upstream = torch.randn_like(x)
@@ -106,7 +112,8 @@ def measure(
                     taken[name].append(time.perf_counter() - started)
         for name, values in taken.items():
             times[name] += statistics.median(values) * 1000
-    return times
+            sums[name] = [total + value * 1000 for total, value in zip(sums[name], values, strict=True)]
+    return times, {name: [min(totals), max(totals)] for name, totals in sums.items()}
 
 
 class _AllReduce(torch.autograd.Function):

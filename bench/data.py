@@ -26,6 +26,7 @@ import torchvision
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
+from rounds import summary
 from torch import Tensor
 from torchvision.transforms.v2 import functional as V
 
@@ -118,16 +119,16 @@ def with_torchvision(_: int, file: Path) -> Tensor:
 
 
 def report(options: argparse.Namespace, times: dict[str, list[float]], difference: int, num_bytes: float) -> None:
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    # round by round, so that a drift of the machine touches both sides alike
-    ratios = {name: [a / b for a, b in zip(times["PIL"], values, strict=True)] for name, values in times.items()}
+    figures = summary(times, "PIL")
+    medians = figures["seconds"]
     versions = {"Pillow": PIL.__version__, "simplejpeg": simplejpeg.__version__, "torchvision": torchvision.__version__}
     if options.json:
         result = {
-            "ratio": medians["PIL"] / medians["megdet"],
+            "rounds": options.rounds,
+            "ratio": figures["ratios"]["megdet"],
             "ratio_to_channels_last": medians["PIL, channels last"] / medians["megdet"],
-            "seconds": medians,
-            "ratio_spread": {name: [min(values), max(values)] for name, values in ratios.items()},
+            **figures,
+            "images_per_second": {name: 1 / seconds for name, seconds in medians.items()},
             "largest_difference_from_pil": difference,
             "bytes_a_file": num_bytes,
             "processor": platform.processor() or platform.machine(),
@@ -137,8 +138,8 @@ def report(options: argparse.Namespace, times: dict[str, list[float]], differenc
         return
     table = Table("side", "ms an image", "images a second", "against PIL", "smallest to largest")
     for name, seconds in medians.items():
-        spread = f"{min(ratios[name]):.2f} to {max(ratios[name]):.2f}"
-        ratio = f"{medians['PIL'] / seconds:.2f}"
+        spread = " to ".join(f"{ratio:.2f}" for ratio in figures["ratio_spread"][name])
+        ratio = f"{figures['ratios'][name]:.2f}"
         table.add_row(name, f"{1000 * seconds:.2f}", f"{1 / seconds:.0f}", ratio, spread)
     console = Console()
     console.print(table)

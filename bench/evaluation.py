@@ -157,17 +157,17 @@ def report(options: argparse.Namespace, results: dict[str, list[dict[str, Any]]]
         }
         for side, runs in results.items()
     }
-    ratios = [
-        reference["seconds"] / ours["seconds"]
-        for reference, ours in zip(results["pycocotools"], results["megdet"], strict=True)
-    ]
+    clock = {side: [one["seconds"] for one in runs] for side, runs in results.items()}
+    ratios = [reference / ours for reference, ours in zip(clock["pycocotools"], clock["megdet"], strict=True)]
     numbers = {side: runs[0]["numbers"] for side, runs in results.items()}
     difference = max(abs(a - b) for a, b in zip(*numbers.values(), strict=True))
     result = {
         "images": options.images,
         "detections": options.detections,
+        "rounds": options.rounds,
         "ratio": median["pycocotools"]["seconds"] / median["megdet"]["seconds"],
         "ratio_spread": [min(ratios), max(ratios)],
+        "spread": {side: [min(seconds), max(seconds)] for side, seconds in clock.items()},
         "processor_ratio": median["pycocotools"]["processor_seconds"] / median["megdet"]["processor_seconds"],
         "largest_difference": difference,
         "numbers_agree": difference <= 1e-6,
@@ -177,10 +177,9 @@ def report(options: argparse.Namespace, results: dict[str, list[dict[str, Any]]]
         print(json.dumps(result))
         return
     for side, values in median.items():
-        spread = [one["seconds"] for one in results[side]]
         print(
-            f"{side:12} {values['seconds']:6.2f} s ({min(spread):.2f} to {max(spread):.2f}), of the processor "
-            f"{values['processor_seconds']:6.2f} s, peak memory {values['peak_bytes'] / 1e9:.2f} GB"
+            f"{side:12} {values['seconds']:6.2f} s ({min(clock[side]):.2f} to {max(clock[side]):.2f}), "
+            f"of the processor {values['processor_seconds']:6.2f} s, peak memory {values['peak_bytes'] / 1e9:.2f} GB"
         )
     print(f"ratio {result['ratio']:.1f} ({min(ratios):.1f} to {max(ratios):.1f})")
     print(f"largest difference of the twelve numbers: {difference:.1e}")

@@ -8,8 +8,6 @@ score threshold to hide behind: random weights would otherwise find nothing.
 
 import argparse
 import json
-import statistics
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -18,6 +16,7 @@ import torch
 import torchvision
 from rich.console import Console
 from rich.table import Table
+from rounds import in_turn, summary
 
 from megdet.distributed.world import start_world
 from megdet.inference.fold import fold_batch_norms
@@ -48,24 +47,18 @@ def main() -> None:
     }
     if options.precision == "fp32":
         del sides["torchvision channels_last bf16"]
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(options.rounds + 1):
-        for name, forward in sides.items():
-            started = time.perf_counter()
-            forward()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            if number:  # the first round warms up
-                times[name].append(time.perf_counter() - started)
-    medians = {name: statistics.median(values) for name, values in times.items()}
+    figures = summary(in_turn(sides, options.rounds), "torchvision fp32")
+    medians, side = figures["seconds"], f"megdet {options.precision}"
     result = {
         "size": options.size,
         "batch": options.batch,
         "precision": options.precision,
         "folded": not options.plain,
-        "ratio": medians["torchvision fp32"] / medians[f"megdet {options.precision}"],
-        "seconds": medians,
-        "spread": {name: [min(values), max(values)] for name, values in times.items()},
+        "rounds": options.rounds,
+        "ratio": figures["ratios"][side],
+        "ratio_to_torchvision_best": min(medians[name] for name in medians if name != side) / medians[side],
+        **figures,
+        "images_per_second": {name: options.batch / seconds for name, seconds in medians.items()},
         "threads": torch.get_num_threads(),
         "native_bf16": torch.cpu._is_avx512_bf16_supported(),
         "torch": torch.__version__,
@@ -76,8 +69,7 @@ def main() -> None:
         return
     table = Table("side", "seconds", "images a second", "against torchvision fp32")
     for name, seconds in medians.items():
-        ratio = medians["torchvision fp32"] / seconds
-        table.add_row(name, f"{seconds:.3f}", f"{options.batch / seconds:.2f}", f"{ratio:.2f}")
+        table.add_row(name, f"{seconds:.3f}", f"{options.batch / seconds:.2f}", f"{figures['ratios'][name]:.2f}")
     Console().print(table)
 
 

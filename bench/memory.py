@@ -1,4 +1,4 @@
-"""Peak memory of a training step beside torchvision's, one side a process.
+"""Peak memory of a training step beside torchvision's, each side in processes of its own, in turn.
 
     python bench/memory.py --size 320 --batch 2
 
@@ -9,6 +9,7 @@ allocated), same precision on both sides, recompute off. `ratio` is ours over to
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -27,39 +28,46 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=320, help="width and height of the images in pixels")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of both sides")
+    parser.add_argument("--rounds", type=int, default=3, help="processes of each side, in turn")
     parser.add_argument("--side", choices=SIDES, help="measure this side alone, in this process")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     if options.side:
         print(peak_mib(options))
         return
-    peaks = {}
-    for side in SIDES:
-        command = [sys.executable, __file__, "--side", side, "--size", str(options.size)]
-        command += ["--batch", str(options.batch), "--precision", options.precision]
-        # large blocks go back to the system when they are freed, so that the peak is of what is in use
-        environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}
-        found = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-        peaks[side] = float(found.stdout)
-    ratio = peaks["megdet"] / peaks["torchvision"]
+    peaks: dict[str, list[float]] = {side: [] for side in SIDES}
+    for _ in range(options.rounds):
+        for side, values in peaks.items():
+            values.append(peak_of_process(options, side))
+    medians = {side: statistics.median(values) for side, values in peaks.items()}
     if options.json:
-        print(
-            json.dumps(
-                {
-                    "size": options.size,
-                    "batch": options.batch,
-                    "precision": options.precision,
-                    "mib": peaks,
-                    "ratio": ratio,
-                    "torch": torch.__version__,
-                }
-            )
-        )
+        result = {
+            "size": options.size,
+            "batch": options.batch,
+            "precision": options.precision,
+            "rounds": options.rounds,
+            "mib": medians,
+            "spread": {side: [min(values), max(values)] for side, values in peaks.items()},
+            "ratio": medians["megdet"] / medians["torchvision"],
+            "ratios": {side: median / medians["torchvision"] for side, median in medians.items()},
+            "torch": torch.__version__,
+        }
+        print(json.dumps(result))
         return
-    table = Table("side", "peak less imports, MiB", "against torchvision")
-    for side, peak in peaks.items():
-        table.add_row(side, f"{peak:.0f}", f"{peak / peaks['torchvision']:.2f}")
+    table = Table("side", "peak less imports, MiB", "smallest to largest", "against torchvision")
+    for side, peak in medians.items():
+        spread = f"{min(peaks[side]):.0f} to {max(peaks[side]):.0f}"
+        table.add_row(side, f"{peak:.0f}", spread, f"{peak / medians['torchvision']:.2f}")
     Console().print(table)
+
+
+def peak_of_process(options: argparse.Namespace, side: str) -> float:
+    """Peak of a side in MiB, measured in a new process."""
+    command = [sys.executable, __file__, "--side", side, "--size", str(options.size)]
+    command += ["--batch", str(options.batch), "--precision", options.precision]
+    # large blocks go back to the system when they are freed, so that the peak is of what is in use
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}
+    return float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment).stdout)
 
 
 def peak_mib(options: argparse.Namespace) -> float:

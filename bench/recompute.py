@@ -9,8 +9,6 @@ what operators put out and is still alive, each storage once: kept between forwa
 import argparse
 import gc
 import json
-import statistics
-import time
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -19,6 +17,7 @@ from typing import Any, get_args
 import torch
 from rich.console import Console
 from rich.table import Table
+from rounds import in_turn, summary
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -46,16 +45,9 @@ def main() -> None:
     models = {plan: make_model(options, plan, device) for plan in plans}
     sides = {plan: make_forward(options, model, device) for plan, model in models.items()}
     memory = {plan: activation_bytes(forward, models[plan]) for plan, forward in sides.items()}
-    times: dict[str, list[float]] = {plan: [] for plan in plans}
-    for number in range(options.rounds + 1):
-        for plan, forward in sides.items():
-            started = time.perf_counter()
-            forward().backward()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            if number:  # the first round warms up
-                times[plan].append(time.perf_counter() - started)
-    medians = {plan: statistics.median(values) for plan, values in times.items()}
+    steps = {plan: (lambda forward=forward: forward().backward()) for plan, forward in sides.items()}
+    figures = summary(in_turn(steps, options.rounds), "none")
+    medians = figures["seconds"]
     rows = [
         {
             "plan": plan,
@@ -65,6 +57,8 @@ def main() -> None:
             "peak_ratio": round(memory["none"][1] / memory[plan][1], 2),
             "seconds": round(medians[plan], 3),
             "time_ratio": round(medians[plan] / medians["none"], 3),
+            "seconds_spread": [round(seconds, 3) for seconds in figures["spread"][plan]],
+            "time_ratio_spread": [round(1 / ratio, 3) for ratio in reversed(figures["ratio_spread"][plan])],
         }
         for plan in plans
     ]
@@ -73,7 +67,7 @@ def main() -> None:
         return
     table = Table("plan", "kept, MiB", "times less", "at most, MiB", "times less", "seconds", "times as long")
     for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
+        table.add_row(*(str(value) for key, value in row.items() if not key.endswith("spread")))
     Console().print(table)
 
 

@@ -3,14 +3,17 @@
     python bench/train_step.py --size 320 --batch 2 --precision fp32
 
 Both sides: random weights, trained batch norm, 8 boxes an image, SGD with momentum. Prints the median seconds of
-a step, images a second and `ratio`, torchvision time over ours. Compare ratios: the speed of a machine drifts.
+a step, images a second and `ratio`, torchvision fp32's time over ours. Compare ratios: the speed of a machine drifts.
+`fraction_of_limit` is how much of the machine's arithmetic our step uses: its FLOPs a second over those of one
+3 x 3 convolution, timed in the same rounds. Convolutions and matrix products alone count, a multiply-add as two FLOPs;
+RoIAlign, batch norm, activations, sorting, NMS, the losses' sums and the optimizer take time but have none.
 """
 
 import argparse
 import json
+import math
 import platform
 import statistics
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
@@ -18,6 +21,8 @@ import torch
 import torchvision
 from rich.console import Console
 from rich.table import Table
+from rounds import in_turn, summary
+from torch.utils.flop_counter import FlopCounterMode
 
 from megdet.distributed.gradients import GradientBuckets
 from megdet.distributed.world import start_world
@@ -29,6 +34,8 @@ from megdet.training.optimizer import make_optimizer
 
 NUM_CLASSES = 80
 BOXES = 8
+LIMIT = "3 x 3 convolution"
+CHANNELS = 256  # of the pyramid
 
 
 def main() -> None:
@@ -41,7 +48,7 @@ def main() -> None:
     options = parser.parse_args()
 
     images, boxes, labels, device = make_images(options.size, options.batch)
-    sides: dict[str, Callable[[], None]] = {
+    sides: dict[str, Callable[[], object]] = {
         "torchvision fp32": torchvision_step(images, boxes, labels, channels_last=False, bf16=False),
         "torchvision channels_last": torchvision_step(images, boxes, labels, channels_last=True, bf16=False),
         "torchvision channels_last bf16": torchvision_step(images, boxes, labels, channels_last=True, bf16=True),
@@ -49,38 +56,63 @@ def main() -> None:
     }
     if options.precision == "fp32":
         del sides["torchvision channels_last bf16"]
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(options.rounds + 1):
-        for name, step in sides.items():
-            started = time.perf_counter()
-            step()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            if number:  # the first round warms up
-                times[name].append(time.perf_counter() - started)
-    report(options, times)
+    with flop_counter() as counter:
+        sides[f"megdet {options.precision}"]()
+    sides[LIMIT], conv_flops = convolution(options.size, options.batch, options.precision == "bf16", device)
+    times = in_turn(sides, options.rounds)
+    report(options, times, counter.get_total_flops(), conv_flops)
 
 
-def make_images(size: int, batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.device]:
-    """Noise, boxes (batch, BOXES, 4) in pixels and their labels on the device that is there."""
+def make_images(
+    size: int, batch: int, width: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.device]:
+    """Noise, boxes (batch, BOXES, 4) in pixels and their labels on the device that is there; square without a width."""
     torch.manual_seed(0)
     device = start_world().device
-    images = torch.rand(batch, 3, size, size, device=device)
-    centers = torch.rand(batch, BOXES, 2, device=device) * size
+    images = torch.rand(batch, 3, size, width or size, device=device)
+    limits = torch.tensor([width or size, size], device=device)
+    centers = torch.rand(batch, BOXES, 2, device=device) * limits
     half = (0.03 + 0.2 * torch.rand(batch, BOXES, 2, device=device)) * size
-    boxes = torch.cat([centers - half, centers + half], 2).clamp(0, size)
+    boxes = torch.cat([centers - half, centers + half], 2).clamp(min=0).minimum(limits.repeat(2))
     return images, boxes, torch.randint(NUM_CLASSES, (batch, BOXES), device=device), device
 
 
-def report(options: argparse.Namespace, times: dict[str, list[float]]) -> None:
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    reference, ours = medians["torchvision fp32"], medians[f"megdet {options.precision}"]
+def flop_counter() -> FlopCounterMode:
+    """Counts convolutions and matrix products, those of `ops.linear` too, which torch's counter does not know."""
+    onednn = {}
+    if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        onednn[torch.ops.mkldnn._linear_pointwise] = lambda x, weight, *_, **__: 2 * math.prod(x) * weight[0]
+    return FlopCounterMode(display=False, custom_mapping=onednn)
+
+
+def convolution(size: int, batch: int, bf16: bool, device: torch.device) -> tuple[Callable[[], object], int]:
+    """The convolution over the pyramid's finest level that stands for what the machine can do, and its FLOPs."""
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    side = -(-size // 4)
+    pixels = torch.rand(batch, CHANNELS, side, side, device=device).to(dtype, memory_format=torch.channels_last)
+    conv = torch.nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, bias=False, device=device)
+    conv = conv.to(dtype=dtype, memory_format=torch.channels_last).requires_grad_(False)
+    with flop_counter() as counter:
+        conv(pixels)
+    return lambda: conv(pixels), counter.get_total_flops()
+
+
+def report(options: argparse.Namespace, times: dict[str, list[float]], flops: int, conv_flops: int) -> None:
+    limit = conv_flops / statistics.median(times.pop(LIMIT))
+    figures = summary(times, "torchvision fp32")
+    medians, side = figures["seconds"], f"megdet {options.precision}"
     result = {
         "size": options.size,
         "batch": options.batch,
         "precision": options.precision,
-        "ratio": reference / ours,
-        "seconds": medians,
+        "rounds": options.rounds,
+        "ratio": figures["ratios"][side],
+        "ratio_to_torchvision_best": min(medians[name] for name in medians if name != side) / medians[side],
+        **figures,
+        "images_per_second": {name: options.batch / seconds for name, seconds in medians.items()},
+        "flops": flops,
+        "limit_flops_per_second": limit,
+        "fraction_of_limit": flops / medians[side] / limit,
         "threads": torch.get_num_threads(),
         "processor": platform.processor() or platform.machine(),
         "native_bf16": torch.cpu._is_avx512_bf16_supported(),
@@ -94,12 +126,20 @@ def report(options: argparse.Namespace, times: dict[str, list[float]]) -> None:
     for name, seconds in medians.items():
         spread = f"{min(times[name]):.2f} to {max(times[name]):.2f}"
         table.add_row(
-            name, f"{seconds:.3f}", spread, f"{options.batch / seconds:.2f}", f"{reference / seconds:.2f} times as fast"
+            name,
+            f"{seconds:.3f}",
+            spread,
+            f"{options.batch / seconds:.2f}",
+            f"{figures['ratios'][name]:.2f} times as fast",
         )
     console = Console()
     console.print(table)
     console.print(
         f"{options.size} px, batch {options.batch}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    )
+    console.print(
+        f"{side}: {flops / 1e9:.0f} GFLOP a step, {100 * result['fraction_of_limit']:.0f}% of the speed of a "
+        f"{LIMIT} ({limit / 1e9:.0f} GFLOP/s)"
     )
     if options.precision == "bf16" and not result["native_bf16"]:
         console.print("this processor has no bfloat16 arithmetic of its own: the bf16 figures mean little")
@@ -109,14 +149,13 @@ def torchvision_step(
     images: torch.Tensor, boxes: torch.Tensor, labels: torch.Tensor, *, channels_last: bool, bf16: bool
 ) -> Callable[[], None]:
     """torchvision's reference step; its own resizing is switched off by asking for the size that the images have."""
-    size = images.shape[-1]
+    size = images.shape[-2:]
     model = torchvision.models.detection.fasterrcnn_resnet50_fpn(
         weights=None,
         weights_backbone=None,
         num_classes=NUM_CLASSES + 1,
-        min_size=size,
-        max_size=size,
-        trainable_backbone_layers=5,
+        min_size=min(size),
+        max_size=max(size),  # with no trained weights every layer is trainable
     ).to(images.device)
     if channels_last:
         model = model.to(memory_format=torch.channels_last)

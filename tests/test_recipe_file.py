@@ -115,7 +115,14 @@ def test_overrides_come_on_top_of_the_file(tmp_path):
         ("data: {short_edges: [a]}", "r.yaml: data.short_edges: expected a value of type int, got a"),
         (
             "precision: half",
-            "r.yaml: precision: expected one of ['float32', 'bfloat16', 'float64'], got half",
+            "r.yaml: precision: expected one of ['float32', 'tf32', 'bfloat16', 'float64'], got half",
+        ),
+        *(
+            (
+                f"data: {{canvas_edges: [{low}, {high}]}}",
+                f"r.yaml: data.canvas_edges is ({low}, {high}): they must be positive lengths that rise",
+            )
+            for low, high in ((64, 32), (32, 32), (0, 32))
         ),
         ("batch_size:", "r.yaml: batch_size has no value: write one, or leave the key out for its default"),
         ("fpn:", "r.yaml: fpn has no value: write one, or leave the key out for its default"),

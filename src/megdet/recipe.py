@@ -42,6 +42,8 @@ class Data:
     """strength of random brightness, contrast and saturation of a training image; 0.4 is strong"""
     canvas_multiple: int = 32
     """a group's canvas is rounded up to a multiple of this many pixels"""
+    canvas_edges: tuple[int, ...] = ()
+    """rising lengths in pixels to which a canvas is rounded up instead, as far as they reach; a few for --compile"""
     cache: Literal["none", "decoded", "resized"] = "none"
     """keep training images as files of raw pixels, decoded or already resized (one size an image only); same result"""
     cache_folder: str = "data/cache"
@@ -216,8 +218,8 @@ class Recipe:
     """images padded to one common canvas where bn_size is 0; else it is bn_size of them"""
     plan_window: int = 4
     """mini-batches within which images of like aspect ratio are brought together"""
-    precision: Literal["float32", "bfloat16", "float64"] = "float32"
-    """arithmetic of convolutions and matrix products; weights and statistics stay float32 under bfloat16"""
+    precision: Literal["float32", "tf32", "bfloat16", "float64"] = "float32"
+    """arithmetic of convolutions and matrix products; tf32 (on a CPU float32) and bfloat16 keep weights in float32"""
     recompute: RecomputePlan = "none"
     """save memory: the backward computes again what is inside each block, stage or run of blocks; the same result"""
     seed: int = 0

@@ -146,6 +146,9 @@ def check_recipe(recipe: Recipe, source: str) -> None:
         refuse("rpn.negative_iou", f"it must not exceed rpn.positive_iou {recipe.rpn.positive_iou}")
     if not recipe.data.short_edges or min(recipe.data.short_edges) < 1:
         refuse("data.short_edges", "it must name at least one positive length")
+    edges = recipe.data.canvas_edges
+    if min(edges, default=1) < 1 or list(edges) != sorted(set(edges)):
+        refuse("data.canvas_edges", "they must be positive lengths that rise")
     if not 0 < recipe.data.scale_jitter[0] <= recipe.data.scale_jitter[1]:
         refuse("data.scale_jitter", "it must be two positive factors, the smaller first")
     if recipe.data.cache == "resized" and (len(recipe.data.short_edges) > 1 or recipe.data.scale_jitter != (1.0, 1.0)):

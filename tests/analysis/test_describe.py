@@ -41,6 +41,8 @@ def test_the_data_that_is_here_is_counted(tmp_path: Path) -> None:
     rows = values(recipe, 1)
     assert rows["data"]["images"] == 12
     assert rows["data"]["classes"] == 8
+    assert rows["canvases"]["number"] == 1  # all its images are squares of one size
+    assert rows["canvases"]["padding"] == 0
     assert rows["steps"] == 8  # 2.5 epochs of 12 images, 4 a step, rounded up
 
 

@@ -13,6 +13,7 @@ from torchvision.transforms.v2 import functional as V
 from megdet.data.plan import (
     PlannedGroup,
     TrainingPlan,
+    canvas_of,
     evaluation_plan,
     evaluation_size,
     resized,
@@ -48,6 +49,30 @@ def some_plans(draw) -> dict[str, int]:
         "plan_window": draw(st.integers(1, 4)),
         "seed": draw(st.integers(0, 3)),
     }
+
+
+def test_a_canvas_is_rounded_to_the_named_edges_as_far_as_they_reach_and_to_the_multiple_beyond():
+    data = Data(canvas_edges=(800, 1000, 1344))
+    assert canvas_of((800, 1333), data) == (800, 1344)
+    assert canvas_of((801, 20), data) == (1000, 800)
+    assert canvas_of((1345, 1000), data) == (1376, 1000)
+    assert canvas_of((801, 20), Data()) == (832, 32)
+
+
+def test_named_edges_make_few_canvases_and_cost_padding_that_is_counted():
+    few, many = (
+        make_plan(200, batch_size=4, bn_size=2, data=Data(short_edges=(90,), max_long_edge=160, canvas_edges=edges))
+        for edges in ((96, 160), ())
+    )
+    few_found, many_found = few.canvases(), many.canvases()
+    assert set(few_found.counts) <= {(96, 96), (96, 160), (160, 96), (160, 160)}
+    assert len(many_found.counts) > len(few_found.counts)
+    assert few_found.counts.total() == many_found.counts.total() == 100
+    groups = steps_of(few, 0, 50)
+    pixels = sum(2 * group.canvas[0] * group.canvas[1] for group in groups)
+    inside = sum(image.size[0] * image.size[1] for group in groups for image in group.images)
+    assert few_found.padding == pytest.approx(1 - inside / pixels)
+    assert 0 < many_found.padding < few_found.padding < 1
 
 
 JITTERED = Data(short_edges=(60, 90), max_long_edge=130, scale_jitter=(0.5, 1.5), canvas_multiple=16)

@@ -5,7 +5,7 @@ import torch
 
 from megdet.distributed.layout import Layout
 from megdet.distributed.local_ranks import run_in_ranks
-from megdet.distributed.world import SINGLE_LANE, World, has_native_bfloat16, make_lane, start_world
+from megdet.distributed.world import SINGLE_LANE, World, has_native_bfloat16, make_lane, start_world, use_precision
 from megdet.errors import InputError
 from small_runs import ALONE
 
@@ -61,6 +61,16 @@ def test_nothing_is_claimed_of_an_unknown_processor(monkeypatch):
 
     monkeypatch.setattr(Path, "read_text", missing)
     assert not has_native_bfloat16(torch.device("cpu"))
+
+
+def test_tf32_is_used_where_the_recipe_asks_for_it_and_nowhere_else():
+    try:
+        for precision in ("tf32", "float32", "tf32", "bfloat16", "tf32", "float64"):
+            use_precision(precision)
+            flags = (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
+            assert flags == (precision == "tf32", precision == "tf32")
+    finally:
+        use_precision("float32")
 
 
 def meet(world: World) -> dict:

@@ -6,14 +6,14 @@ import torch
 
 from megdet.errors import InputError
 from megdet.inference.trained import load_detector, load_weights
-from megdet.journal.checkpoint_files import latest_checkpoint
+from megdet.journal.checkpoint_files import checkpoint_path, latest_checkpoint, load_checkpoint, save_checkpoint
 from megdet.journal.run_folder import RunFolder
 from megdet.recipe import Backbone
 from megdet.recipe_file import dump_recipe
 from small_runs import CLASS_NAMES, CPU, save_run, small_recipe
 
 
-@pytest.mark.parametrize("precision", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", "tf32", "float64", "bfloat16"])
 def test_a_run_gives_its_weights_bitwise_and_what_its_labels_mean(precision, tmp_path):
     recipe = small_recipe(tmp_path, precision=precision)
     folder, model = save_run(tmp_path / "run", recipe)
@@ -25,12 +25,27 @@ def test_a_run_gives_its_weights_bitwise_and_what_its_labels_mean(precision, tmp
         assert torch.equal(tensor, model.state_dict()[name]), name
         assert tensor.dtype == model.state_dict()[name].dtype
     assert trained.model.fpn.output[0][0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == (precision == "tf32")
 
 
 def test_averaged_weights_are_the_ones_that_detect(tmp_path):
     folder, model = save_run(tmp_path / "run", small_recipe(tmp_path), averages=True)
     trained = load_detector(folder, CPU)
     assert torch.equal(trained.model.rpn.conv.weight, model.rpn.conv.weight + 1)
+
+
+def test_the_checkpoint_of_a_step_is_loaded_where_one_is_asked_for(tmp_path):
+    folder, model = save_run(tmp_path / "run", small_recipe(tmp_path))
+    older = {name: tensor - 1 for name, tensor in model.state_dict().items()}
+    _, state = load_checkpoint(checkpoint_path(folder, 7))
+    save_checkpoint(folder, 7, {"model": older}, state, keep=2)
+    save_checkpoint(folder, 9, {"model": model.state_dict()}, {**state, "step": 9}, keep=2)
+    trained = load_detector(folder, CPU, step=7)
+    assert trained.step == 7
+    assert torch.equal(trained.model.rpn.conv.weight, older["rpn.conv.weight"])
+    assert load_detector(folder, CPU).step == 9
+    with pytest.raises(InputError, match=r"there is no checkpoint .*step_00000008"):
+        load_detector(folder, CPU, step=8)
 
 
 def test_overrides_change_how_it_detects_and_nothing_else(tmp_path):

@@ -12,8 +12,10 @@ from megdet.errors import InputError
 from megdet.journal.checkpoint_files import (
     checkpoint_step,
     checkpoints,
+    delete_old_checkpoints,
     latest_checkpoint,
     load_checkpoint,
+    load_state,
     save_checkpoint,
 )
 from megdet.journal.run_folder import RunFolder
@@ -79,6 +81,25 @@ def test_the_oldest_checkpoints_are_deleted(folder):
         save(folder, step, keep=2)
     assert steps(folder) == [10, 100_000_000]
     assert latest_checkpoint(folder) == folder.checkpoints / "step_100000000"
+
+
+def test_spared_checkpoints_stay_beside_those_that_are_kept(folder):
+    for step in (1, 2, 3, 4):
+        save_checkpoint(folder, step, TENSORS, {}, 1, spared=[2, 3])
+    assert steps(folder) == [2, 3, 4]
+    delete_old_checkpoints(folder, 1, spared=[3])
+    assert steps(folder) == [3, 4]
+    delete_old_checkpoints(folder, 5)
+    assert steps(folder) == [3, 4]
+
+
+def test_a_state_is_read_without_the_tensors(folder):
+    path = save(folder, 3, state={"rate": math.inf})
+    (path / "model.safetensors").unlink()
+    assert load_state(path) == {"rate": math.inf}
+    (path / "state.json").write_text('{"format": 1}')
+    with pytest.raises(InputError, match=r"state\.json lacks a key \('state'\); delete the folder"):
+        load_state(path)
 
 
 def test_a_run_that_went_back_leaves_no_checkpoints_of_its_abandoned_future(folder):

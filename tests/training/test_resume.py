@@ -21,7 +21,7 @@ from megdet.journal.environment import read_environment
 from megdet.journal.metrics import read_metrics
 from megdet.journal.run_folder import RunFolder
 from megdet.recipe import Backbone, Recipe
-from megdet.training import loop
+from megdet.training import evaluations, loop
 from megdet.training.loop import RunOptions, train
 from small_runs import ALONE, furthest, small_recipe, write_small_set
 
@@ -135,7 +135,7 @@ def test_a_finished_run_repeated_returns_its_numbers_at_once(recipe, whole, tmp_
         raise AssertionError("a finished run neither trains nor evaluates")
 
     monkeypatch.setattr(loop, "train_step", never)
-    monkeypatch.setattr(loop, "detect_dataset", never)
+    monkeypatch.setattr(evaluations, "detect_dataset", never)
     assert train(recipe, folder, OPTIONS, ALONE) == whole[1]
     after = {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
     assert {path for path in after if after[path] != before.get(path)} == {folder.environment}

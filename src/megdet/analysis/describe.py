@@ -6,6 +6,7 @@ from typing import Any
 
 from megdet.data.coco import load_coco
 from megdet.data.demo import CLASS_NAMES, DEMO_SETS
+from megdet.data.plan import TrainingPlan
 from megdet.distributed.layout import better_device_counts, choose_layout
 from megdet.model.detector import Detector
 from megdet.recipe import Recipe
@@ -113,4 +114,14 @@ def _data_rows(recipe: Recipe, add: Any) -> tuple[int, int]:
         {"images": len(dataset), "boxes": boxes, "classes": classes},
         f"{len(dataset)} images, {boxes} boxes, {classes} classes in {annotations}",
     )
+    if len(dataset) >= recipe.batch_size:
+        found = TrainingPlan(dataset.sizes, recipe).canvases()
+        images_on = ", ".join(f"{height} x {width}" for (height, width), _ in found.counts.most_common(3))
+        more = ", ..." if len(found.counts) > 3 else ""
+        add(
+            "canvases",
+            "canvases of the first epoch",
+            {"number": len(found.counts), "padding": found.padding},
+            f"{len(found.counts)} ({images_on}{more}), {found.padding:.1%} of their pixels are padding",
+        )
     return len(dataset), classes

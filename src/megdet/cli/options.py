@@ -57,8 +57,8 @@ def add_recipe_keys(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(takes_overrides=True)
 
 
-def add_machine_options(parser: argparse.ArgumentParser) -> None:
-    """Options that belong to this machine; none of them changes a result."""
+def add_machine_options(parser: argparse.ArgumentParser, *, trains: bool = False) -> None:
+    """Options that belong to this machine; none of them changes a result. Some are for verbs that train alone."""
     group = parser.add_argument_group("this machine (none of it changes the result)")
     group.add_argument("--device", default="", metavar="cpu|cuda", help="default: the GPU where there is one")
     group.add_argument(
@@ -70,6 +70,24 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT_TIMEOUT,
         metavar="MINUTES",
         help=f"how long a process waits for another one, default {DEFAULT_TIMEOUT.total_seconds() / 60:.0f}",
+    )
+    if not trains:
+        return
+    group.add_argument(
+        "--evaluate-in-background",
+        action="store_true",
+        help="evaluate each checkpoint in a process of its own, while the training goes on",
+    )
+    group.add_argument(
+        "--evaluate-on",
+        default="",
+        metavar="cpu|cuda|cuda:N",
+        help="device of that process, default: on a machine that trains on GPUs one that is left over, else the CPU",
+    )
+    group.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile backbone, pyramid and RPN head for each canvas (torch.compile); results differ by rounding only",
     )
 
 

@@ -33,14 +33,14 @@ def add_verbs(verbs: Any) -> None:
     """Add the parsers of these verbs."""
     demo = verbs.add_parser("demo", help="draw the demo data, train on it, evaluate and draw what is found")
     demo.add_argument("--run", type=Path, default=Path("runs/demo"), metavar="FOLDER", help="default runs/demo")
-    add_machine_options(demo)
+    add_machine_options(demo, trains=True)
     demo.set_defaults(run_verb=run_demo, takes_overrides=True)
 
     training = verbs.add_parser("train", help="train a detector, or go on with a run", allow_abbrev=False)
     training.add_argument("recipe", metavar="RECIPE", help="name of a packaged recipe or path of a YAML file")
     training.add_argument("--run", type=Path, metavar="FOLDER", help="run folder, default runs/NAME")
     add_layout_options(training)
-    add_machine_options(training)
+    add_machine_options(training, trains=True)
     add_recipe_keys(training)
     training.set_defaults(run_verb=run_train)
 
@@ -94,6 +94,9 @@ def _train(arguments: Arguments, name: str, path: Path) -> None:
         num_workers(arguments),
         getattr(options, "lane_width", None),
         getattr(options, "max_images_per_device", None),
+        evaluate_in_background=arguments.evaluate_in_background,
+        evaluate_on=arguments.evaluate_on,
+        compile=arguments.compile,
     )
     if path == Path():
         raise InputError("--run is empty: name a folder")

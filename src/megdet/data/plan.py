@@ -9,10 +9,11 @@ cut into groups, and the groups are shuffled over the window's mini-batches.
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64
@@ -50,6 +51,15 @@ class PlannedGroup:
     images: tuple[PlannedImage, ...]
 
 
+class Canvases(NamedTuple):
+    """The canvases of an epoch."""
+
+    counts: Counter[tuple[int, int]]
+    """groups on each"""
+    padding: float
+    """part of their pixels that shows no image"""
+
+
 class TrainingPlan:
     """The groups of every step. Raises InputError when the data set is smaller than one mini-batch."""
 
@@ -77,9 +87,17 @@ class TrainingPlan:
         data = self.recipe.data
         factor = min(data.scale_jitter)
         edge, longest = min(data.short_edges) * factor, data.max_long_edge * factor
-        canvases = [_rounded(resized(int(h), int(w), edge, longest), data) for h, w in self.sizes]
+        canvases = [canvas_of(resized(int(h), int(w), edge, longest), data) for h, w in self.sizes]
         index = min(range(len(canvases)), key=lambda i: canvases[i][0] * canvases[i][1])
         return index, canvases[index]
+
+    def canvases(self) -> Canvases:
+        """How often each canvas occurs in the first epoch, and what its padding costs."""
+        groups = [group for step in range(self.epoch_end(1)) for group in self.groups(step)]
+        counts = Counter(group.canvas for group in groups)
+        pixels = sum(height * width * len(group.images) for group in groups for height, width in [group.canvas])
+        inside = sum(image.size[0] * image.size[1] for group in groups for image in group.images)
+        return Canvases(counts, 1 - inside / pixels)
 
     def epoch_end(self, epochs: int | float) -> int:
         """The number of steps after which so many epochs are done."""
@@ -174,12 +192,18 @@ def _draw_scale(data: Data, random: np.random.Generator) -> tuple[int, float]:
 
 def _canvas(images: Sequence[PlannedImage], data: Data) -> tuple[int, int]:
     height, width = (max(image.size[axis] for image in images) for axis in (0, 1))
-    return _rounded((height, width), data)
+    return canvas_of((height, width), data)
 
 
-def _rounded(size: tuple[int, int], data: Data) -> tuple[int, int]:
+def canvas_of(size: tuple[int, int], data: Data) -> tuple[int, int]:
+    """The canvas of images of at most this height and width: each edge rounded up as the recipe says."""
+    height, width = (_rounded(length, data) for length in size)
+    return height, width
+
+
+def _rounded(length: int, data: Data) -> int:
     multiple = data.canvas_multiple
-    return -(-size[0] // multiple) * multiple, -(-size[1] // multiple) * multiple
+    return next((edge for edge in data.canvas_edges if edge >= length), -(-length // multiple) * multiple)
 
 
 def _generator(seed: int, purpose: int, number: int) -> np.random.Generator:

@@ -13,6 +13,8 @@ from torch import Tensor, distributed, nn
 from megdet.distributed.world import World
 
 BUCKET_BYTES = 16 << 20
+_ALIGNED = 64
+"""Numbers to a multiple of which a gradient starts in its bucket: GPU kernels read aligned vectors faster."""
 
 
 class GradientBuckets:
@@ -90,18 +92,19 @@ class GradientBuckets:
     def _launch(self) -> None:
         """Move the gradients of the next bucket into one flat tensor, of which they are views from now on; send it."""
         bucket = self.buckets[self._launched]
-        flat = bucket[0].new_empty(sum(parameter.numel() for parameter in bucket))
+        flat = bucket[0].new_zeros(sum(_room(parameter) for parameter in bucket))
         start = 0
         for parameter in bucket:
-            view = flat[start : start + parameter.numel()]
-            view = view.as_strided(parameter.shape, parameter.stride(), view.storage_offset())
-            if parameter.grad is None:
-                view.zero_()
-            else:
+            view = flat.as_strided(parameter.shape, parameter.stride(), start)
+            if parameter.grad is not None:
                 view.copy_(parameter.grad)
             parameter.grad = view
-            start += parameter.numel()
+            start += _room(parameter)
         work = distributed.all_reduce(flat, async_op=True)
         if work is not None:
             self._works.append(work)
         self._launched += 1
+
+
+def _room(parameter: nn.Parameter) -> int:
+    return -(-parameter.numel() // _ALIGNED) * _ALIGNED

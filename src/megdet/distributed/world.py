@@ -98,7 +98,7 @@ def start_world(device: str = "", timeout: timedelta = DEFAULT_TIMEOUT) -> World
         _check_backend(kind, size)
     if kind == "cuda":
         torch.cuda.set_device(local_rank)
-        torch.backends.cudnn.allow_tf32 = False  # float32 means float32, whatever the micro-batch
+        use_precision("float32")  # until a recipe asks for something else
         torch.backends.cudnn.deterministic = True  # a resumed run repeats the one that was interrupted
         torch_device = torch.device("cuda", local_rank)
     else:
@@ -187,6 +187,17 @@ def lane_of_images(bn_size: int, images_per_device: int) -> Lane:
             f"{size} processes here: choose another bn_size, or start more processes"
         )
     return make_lane(World(rank, size, torch.device("cpu")), Layout(size // width, bn_size, size, width))
+
+
+def use_precision(precision: str) -> None:
+    """Let a GPU compute float32 convolutions and matrix products in TF32, or not, as a recipe's precision says.
+
+    It holds for the whole process; a device without TF32 computes in float32. torch's default is TF32 in convolutions
+    alone. Here float32 means float32 in both, whatever the micro-batch.
+    """
+    # not by torch's newer names for it (fp32_precision): reading the flags below, as torch.compile does, then fails
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
 
 
 def has_native_bfloat16(device: torch.device) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 from megdet.data.coco import CocoDataset
 from megdet.data.image import read_image
 from megdet.data.loader import group_batches
-from megdet.data.plan import evaluation_plan, evaluation_size
+from megdet.data.plan import canvas_of, evaluation_plan, evaluation_size
 from megdet.data.transforms import resize
 from megdet.distributed.world import World
 from megdet.errors import InputError, nearest
@@ -87,8 +87,7 @@ def detect_image(trained: TrainedDetector, file: Path) -> tuple[NDArray[np.uint8
     height, width = pixels.shape[:2]
     data = trained.recipe.data
     size = evaluation_size(height, width, data)
-    multiple = data.canvas_multiple
-    canvas = torch.zeros(1, 3, -(-size[0] // multiple) * multiple, -(-size[1] // multiple) * multiple).byte()
+    canvas = torch.zeros(1, 3, *canvas_of(size, data), dtype=torch.uint8)
     canvas[0, :, : size[0], : size[1]] = resize(pixels, size)
     detections = detect_batch(trained.model, canvas.to(trained.device), torch.tensor([size], device=trained.device))
     scale = torch.tensor([size[1] / width, size[0] / height]).double().repeat(2)

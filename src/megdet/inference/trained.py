@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from megdet.distributed.world import SINGLE_LANE, Lane
+from megdet.distributed.world import SINGLE_LANE, Lane, use_precision
 from megdet.errors import InputError
-from megdet.journal.checkpoint_files import latest_checkpoint, load_checkpoint
+from megdet.journal.checkpoint_files import checkpoint_path, latest_checkpoint, load_checkpoint
 from megdet.journal.run_folder import RunFolder
 from megdet.model.detector import Detector
 from megdet.recipe import Recipe
@@ -35,16 +35,21 @@ def read_recipe(folder: RunFolder, overrides: dict[str, Any] | None = None) -> R
 
 
 def load_detector(
-    folder: RunFolder, device: torch.device, overrides: dict[str, Any] | None = None, lane: Lane = SINGLE_LANE
+    folder: RunFolder,
+    device: torch.device,
+    overrides: dict[str, Any] | None = None,
+    lane: Lane = SINGLE_LANE,
+    *,
+    step: int | None = None,
 ) -> TrainedDetector:
-    """The detector of a run's newest checkpoint, its averaged weights where the run keeps them.
+    """The detector of a run's newest checkpoint, or that of a step; its averaged weights where the run keeps them.
 
     `overrides` change the recipe, which may change how it detects but not its architecture; `lane` matters where
     its batch norms will see groups again. Raises InputError when the folder is no run, has no checkpoint, or the
     checkpoint holds another architecture.
     """
     recipe = read_recipe(folder, overrides)
-    checkpoint = latest_checkpoint(folder)
+    checkpoint = latest_checkpoint(folder) if step is None else checkpoint_path(folder, step)
     if checkpoint is None:
         raise InputError(f"{folder.path}: the run has no checkpoint yet; `megdet train` writes one an epoch")
     tensors, state = load_checkpoint(checkpoint)
@@ -60,7 +65,11 @@ def load_detector(
 
 
 def place_model(model: Detector, device: torch.device) -> None:
-    """Move a detector to its device in the number format of its recipe, channels last."""
+    """Move a detector to its device in the number format of its recipe, channels last.
+
+    Whether float32 products use TF32 belongs to the process, so the last detector that was placed decides it.
+    """
+    use_precision(model.recipe.precision)
     model.to(device=device, dtype=torch.float64 if model.recipe.precision == "float64" else torch.float32)
     for parameter in model.parameters():
         if parameter.dim() == 4:

@@ -16,7 +16,7 @@ renamed. It disappears the same way round. Folders that an interrupted save left
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,12 @@ _HIDDEN = ".unfinished_"
 
 
 def save_checkpoint(
-    folder: RunFolder, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: int
+    folder: RunFolder,
+    step: int,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    keep: int,
+    spared: Collection[int] = (),
 ) -> Path:
     """Write the checkpoint of this step, then delete the oldest ones beyond `keep`, and those of later steps.
 
@@ -47,6 +52,7 @@ def save_checkpoint(
             memory format.
         state: whatever else a resume needs, as JSON can say it.
         keep: number of checkpoints to keep, at least 1; the one just written is never deleted.
+        spared: steps up to this one whose checkpoints stay however old they are.
 
     Returns:
         The checkpoint's folder. One of the same step is replaced.
@@ -70,13 +76,23 @@ def save_checkpoint(
             shutil.rmtree(unfinished, ignore_errors=True)  # a full disk must not stay full
             raise
         sync_folder(folder.checkpoints)
-        found = checkpoints(folder)
-        up_to_now = found.index(final) + 1
-        for path in found[: max(0, up_to_now - keep)] + found[up_to_now:]:
-            _delete(path)
+        for path in checkpoints(folder):
+            if checkpoint_step(path) > step:
+                _delete(path)
     except (OSError, SafetensorError) as error:
         raise cannot_write(final, error) from error
+    delete_old_checkpoints(folder, keep, spared)
     return final
+
+
+def delete_old_checkpoints(folder: RunFolder, keep: int, spared: Collection[int] = ()) -> None:
+    """Delete all but the newest `keep` checkpoints and those of the spared steps. Raises InputError."""
+    for path in checkpoints(folder)[:-keep]:
+        if checkpoint_step(path) not in spared:
+            try:
+                _delete(path)
+            except OSError as error:
+                raise cannot_write(path, error) from error
 
 
 def checkpoints(folder: RunFolder) -> list[Path]:
@@ -117,16 +133,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str,
     Raises:
         InputError: the folder is missing, or a file in it is missing or damaged; the message names the file.
     """
-    if not path.is_dir():
-        raise InputError(f"there is no checkpoint {path}; check the path")
-    mend = f"delete the folder {path} and run the same command again, it goes on from the checkpoint before"
-    try:
-        content = read_json(path / "state.json")
-    except InputError as error:
-        raise InputError(f"the checkpoint is damaged: {error}; {mend}") from error
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
-        found = content.get("format") if isinstance(content, dict) else None
-        raise InputError(f"{path / 'state.json'} has format {found!r}, this megdet reads format {_FORMAT}; {mend}")
+    content, mend = _read_content(path), _mend(path)
     tensors: dict[str, dict[str, Tensor]] = {}
     try:
         for name in content["tensors"]:
@@ -139,6 +146,33 @@ def load_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str,
         return tensors, decode_non_finite(content["state"])
     except (KeyError, TypeError) as error:
         raise InputError(f"the checkpoint is damaged: {path / 'state.json'} lacks a key ({error}); {mend}") from error
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """The state of a checkpoint alone. Raises InputError as `load_checkpoint` does."""
+    state = decode_non_finite(_read_content(path).get("state"))
+    if not isinstance(state, dict):
+        raise InputError(f"the checkpoint is damaged: {path / 'state.json'} lacks a key ('state'); {_mend(path)}")
+    return state
+
+
+def _read_content(path: Path) -> dict[str, Any]:
+    if not path.is_dir():
+        raise InputError(f"there is no checkpoint {path}; check the path")
+    try:
+        content = read_json(path / "state.json")
+    except InputError as error:
+        raise InputError(f"the checkpoint is damaged: {error}; {_mend(path)}") from error
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        found = content.get("format") if isinstance(content, dict) else None
+        raise InputError(
+            f"{path / 'state.json'} has format {found!r}, this megdet reads format {_FORMAT}; {_mend(path)}"
+        )
+    return content
+
+
+def _mend(path: Path) -> str:
+    return f"delete the folder {path} and run the same command again, it goes on from the checkpoint before"
 
 
 def _write(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:

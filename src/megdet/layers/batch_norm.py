@@ -71,6 +71,11 @@ class CrossDeviceBatchNorm(nn.Module):
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         if self.lane.width == 1 and is_valid is None:
             return self._local(x)
+        return self._together(x, is_valid)  # type: ignore[no-any-return]
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _together(self, x: Tensor, is_valid: Tensor | None) -> Tensor:
+        """Never part of a compiled graph: the order of its collectives would be the compiler's choice."""
         mask = None
         if is_valid is not None:
             mask = is_valid.reshape(-1, *[1] * (x.dim() - 1)).to(statistics_dtype(x))
@@ -178,10 +183,11 @@ def finish_step(modules: Iterable[nn.Module], num_groups: int, world: World) -> 
     running <- 0.9 running + 0.1 x the plain mean over the step's groups. Every rank of the world must call it once a
     step, after its last forward; `num_groups` counts the groups of the whole mini-batch.
     """
-    for norm, mean, var in _take_means(modules, num_groups, world):
-        norm.running_mean.lerp_(mean, RUNNING_MOMENTUM)
-        norm.running_var.lerp_(var, RUNNING_MOMENTUM)
-        norm.num_batches_tracked += 1
+    found = _take_means(modules, num_groups, world)
+    if found:  # a few launches for all layers together: on a GPU the many small ones would cost more than the work
+        running = [tensor for norm, _, _ in found for tensor in (norm.running_mean, norm.running_var)]
+        torch._foreach_lerp_(running, [tensor for _, *means in found for tensor in means], RUNNING_MOMENTUM)
+        torch._foreach_add_([norm.num_batches_tracked for norm, _, _ in found], 1)
 
 
 @torch.no_grad()
@@ -230,7 +236,5 @@ def _take_means(
     world.all_reduce(flat)
     flat /= num_groups
     parts = iter(torch.split(flat, [norm.channels for norm in norms for _ in range(2)]))
-    for norm in norms:
-        norm.step_mean.zero_()
-        norm.step_var.zero_()
+    torch._foreach_zero_([tensor for norm in norms for tensor in (norm.step_mean, norm.step_var)])
     return [(norm, next(parts), next(parts)) for norm in norms]

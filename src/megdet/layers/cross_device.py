@@ -208,6 +208,8 @@ def _sum_over_lane(tensor: Tensor, lane: Lane) -> Tensor:
 
 def _gather_over_lane(tensor: Tensor, lane: Lane) -> Tensor:
     """The tensors of all ranks of the lane, one a row."""
+    if lane.width == 1:
+        return tensor.unsqueeze(0)
     rows = tensor.new_empty(lane.width * len(tensor))
     distributed.all_gather_into_tensor(rows, tensor, group=lane.process_group)
     return rows.reshape(lane.width, -1)

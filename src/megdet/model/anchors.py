@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from megdet.ops.constants import constant, stream_of
 from megdet.recipe import Anchors as AnchorsRecipe
 
 LEVEL_STRIDES = (4, 8, 16, 32, 64)
@@ -29,16 +30,17 @@ class AnchorGrid:
         self, canvas: tuple[int, int], grids: Sequence[tuple[int, int]], dtype: torch.dtype, device: torch.device
     ) -> list[Float[Tensor, "_ 4"]]:
         """The anchors of each level, ordered by row, column, ratio; `grids` are the levels' heights and widths."""
-        key = (canvas, tuple(grids), dtype, device)
+        key = (canvas, tuple(grids), dtype, device, stream_of(device))
         if key not in self._made:
             while len(self._made) >= _KEPT_CANVASES:
                 self._made.popitem(last=False)
             with torch.inference_mode(False):  # training uses what an evaluation made
-                levels = [self._level(level, canvas, grid) for level, grid in enumerate(grids)]
-                self._made[key] = [level.to(device, dtype) for level in levels]
+                levels = [self._level(level, canvas, grid, device) for level, grid in enumerate(grids)]
+                self._made[key] = [level.to(dtype) for level in levels]
         return self._made[key]
 
-    def _level(self, level: int, canvas: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+    def _level(self, level: int, canvas: tuple[int, int], grid: tuple[int, int], device: torch.device) -> Tensor:
+        """Laid out on the device: a new canvas must not make the host wait for a copy."""
         stride = (LEVEL_STRIDES[level], LEVEL_STRIDES[level])
         if self.recipe.stride_from_grid:
             stride = (canvas[0] // grid[0], canvas[1] // grid[1])
@@ -47,8 +49,9 @@ class AnchorGrid:
         half_width = self.recipe.sizes[level] / ratios.sqrt() / 2
         # whole pixels, as in Faster R-CNN and torchvision
         cell = torch.stack([-half_width, -half_height, half_width, half_height], dim=1).round()
-        y = torch.arange(grid[0], dtype=torch.float32) * stride[0]
-        x = torch.arange(grid[1], dtype=torch.float32) * stride[1]
+        cell = constant(tuple(tuple(row) for row in cell.tolist()), torch.float32, device)
+        y = torch.arange(grid[0], dtype=torch.float32, device=device) * stride[0]
+        x = torch.arange(grid[1], dtype=torch.float32, device=device) * stride[1]
         y, x = torch.meshgrid(y, x, indexing="ij")
         shift = torch.stack([x, y, x, y], dim=2)
         return (shift.unsqueeze(2) + cell).reshape(-1, 4)

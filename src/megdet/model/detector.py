@@ -1,6 +1,7 @@
 """The detector: backbone, pyramid, RPN and box head in the order of the figure."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64, UInt8
@@ -21,6 +22,9 @@ from megdet.structures import Batch, Detections, Targets
 
 LOSSES = ("rpn_objectness", "rpn_box", "box_head_class", "box_head_box")
 """The terms of l(x, w) in Eq. 1, by name."""
+
+DENSE_PARTS = ("backbone", "fpn", "rpn")
+"""The parts whose forward does the same arithmetic for every image of a canvas."""
 
 
 class Detector(nn.Module):
@@ -48,6 +52,8 @@ class Detector(nn.Module):
         self.box_head = BoxHead(
             recipe.box_head, channels, num_classes, norm_factory(recipe.box_head.norm, bn_size, lane)
         )
+        self.compiled: dict[str, Callable[..., Any]] = {}
+        """what training calls instead of the forward of some of the DENSE_PARTS"""
 
     def forward(self, batch: Batch) -> dict[str, Float[Tensor, " images"]]:
         """Every loss of each image (LOSSES) and counts of positive samples; in training mode."""
@@ -75,10 +81,11 @@ class Detector(nn.Module):
     ) -> dict[str, Float[Tensor, " images"]]:
         """The losses of normalised images."""
         targets = Targets(targets.boxes.to(images.dtype), targets.labels, targets.image_seeds)
-        pyramid = self.recompute(self.fpn, self.backbone(images))
+        backbone, fpn, rpn = (self.compiled.get(name, getattr(self, name)) for name in DENSE_PARTS)
+        pyramid = self.recompute(fpn, backbone(images))
         anchors = self._anchors(images, pyramid)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.rpn.is_sparse):
-            logits, deltas = self.rpn(pyramid)
+            logits, deltas = rpn(pyramid)
         proposals = self.rpn.propose(logits, deltas, anchors, sizes)
         table = feature_table(pyramid)
         losses: dict[str, Tensor] = self.rpn.losses(logits, deltas, anchors, targets, table)

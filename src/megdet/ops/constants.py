@@ -1,4 +1,4 @@
-"""Small tensors of fixed numbers, made once a device: making one on a GPU makes the host wait."""
+"""Small tensors of fixed numbers, made once a device: making one on a GPU the plain way makes the host wait."""
 
 from functools import lru_cache
 
@@ -8,8 +8,22 @@ from torch import Tensor
 Numbers = tuple[int | float, ...] | tuple[tuple[int | float, ...], ...]
 
 
-@lru_cache(maxsize=256)
 def constant(numbers: Numbers, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The tensor of these numbers; it is shared, so it must not be changed in place."""
+    return _made(numbers, dtype, device, stream_of(device))
+
+
+def stream_of(device: torch.device) -> int:
+    """The stream on which work for a device is queued now; part of the key of whatever is kept from call to call.
+
+    What one stream makes another may see only after waiting for it.
+    """
+    return int(torch.cuda.current_stream(device).cuda_stream) if device.type == "cuda" else 0
+
+
+@lru_cache(maxsize=4096)  # a canvas has about ten of its own, and a plan may have hundreds of canvases
+def _made(numbers: Numbers, dtype: torch.dtype, device: torch.device, _stream: int) -> Tensor:
     with torch.inference_mode(False):  # training must be able to use what an evaluation made first
-        return torch.tensor(numbers, dtype=dtype).to(device)
+        tensor = torch.tensor(numbers, dtype=dtype)
+        # a copy out of pageable memory is one that the host waits for
+        return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -37,11 +37,12 @@ class _OneDnnLinear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         dy = gradients[0].contiguous()
         needs_x, needs_weight, _ = ctx.needs_input_grad
-        return (
-            _product(dy, weight.t()) if needs_x else None,
-            _product(dy.t(), x.t()) if needs_weight else None,
-            dy.sum(0) if ctx.has_bias else None,
-        )
+        weight_gradient = _product(dy.t(), x.t()) if needs_weight else None
+        # the input makes room for its own gradient: here is the peak of a step's memory
+        ctx.maybe_clear_saved_tensors()
+        del x
+        x_gradient = _product(dy, weight.t()) if needs_x else None
+        return x_gradient, weight_gradient, dy.sum(0) if ctx.has_bias else None
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -8,6 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from megdet.ops.constants import constant
+
 _BLOCK = 512
 """Candidates that one pass of a program compares with a better box."""
 
@@ -20,20 +22,33 @@ def thin_segments(boxes: Tensor, scores: Tensor, segments: Tensor, iou_threshold
     ends = torch.searchsorted(sorted_segments, sorted_segments, right=True)
     alive = (sorted_segments >= 0).to(torch.int32)
     if len(order):
-        # a program for every candidate; only the first of each segment has something to do
-        _thin[(len(order),)](boxes[order].contiguous(), sorted_segments, ends, alive, iou_threshold, BLOCK=_BLOCK)
+        # as a number of the kernel's own the threshold would be rounded to float32, and a tie would fall elsewhere
+        threshold = constant((iou_threshold,), torch.float64, boxes.device)
+        # a program for every candidate; only the first of each segment has something to do. One stage: a load that
+        # was moved before the barrier would see who was alive a round ago. No fusion: x * y + z rounds twice here
+        _thin[(len(order),)](
+            boxes[order].contiguous(),
+            sorted_segments,
+            ends,
+            alive,
+            threshold,
+            BLOCK=_BLOCK,
+            num_stages=1,
+            enable_fp_fusion=False,
+        )
     return torch.zeros_like(alive, dtype=torch.bool).index_put((order,), alive > 0)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _thin(boxes, segments, ends, alive, iou_threshold, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def] # noqa: N803
+def _thin(boxes, segments, ends, alive, threshold, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def] # noqa: N803
     start = tl.program_id(0)
     segment = tl.load(segments + start)
     before = tl.load(segments + start - 1, mask=start > 0, other=-1)
     if (segment >= 0) & (segment != before):
         end = tl.load(ends + start).to(tl.int32)
+        iou_threshold = tl.load(threshold)
         for i in range(start, end):
-            if tl.load(alive + i) != 0:
+            if tl.load(alive + i, volatile=True) != 0:
                 x1 = tl.load(boxes + 4 * i)
                 y1 = tl.load(boxes + 4 * i + 1)
                 x2 = tl.load(boxes + 4 * i + 2)
@@ -50,7 +65,11 @@ def _thin(boxes, segments, ends, alive, iou_threshold, BLOCK: tl.constexpr):  # 
                     height = tl.maximum(tl.minimum(y2, other_y2) - tl.maximum(y1, other_y1), 0.0)
                     both = width * height
                     other_area = (other_x2 - other_x1) * (other_y2 - other_y1)
-                    # divided, not multiplied across, so that a tie falls as in the plain form
-                    overlap = both / (area + other_area - both)
-                    tl.store(alive + j, 0, mask=is_candidate & (overlap > iou_threshold))
+                    # divided, not multiplied across, and rounded as on a CPU, so that a tie falls as in the plain form
+                    union = area + other_area - both
+                    if both.dtype == tl.float32:
+                        overlap = tl.div_rn(both, union)
+                    else:
+                        overlap = both / union
+                    tl.store(alive + j, 0, mask=is_candidate & (overlap.to(tl.float64) > iou_threshold))
             tl.debug_barrier()  # what this round put out of the running the next one must see

@@ -17,17 +17,17 @@ from megdet.distributed.failures import shared_fate
 from megdet.distributed.layout import Layout, choose_layout
 from megdet.distributed.world import World
 from megdet.errors import InputError
-from megdet.evaluation.coco_numbers import CocoNumbers, evaluate_detections
-from megdet.files import write_json_atomically
-from megdet.inference.predict import category_ids_for, detect_dataset
-from megdet.journal.checkpoint_files import checkpoint_path, latest_checkpoint, save_checkpoint, update_state
+from megdet.evaluation.coco_numbers import CocoNumbers
+from megdet.journal.checkpoint_files import latest_checkpoint, save_checkpoint
 from megdet.journal.metrics import MetricsWriter
 from megdet.journal.run_folder import RunFolder
 from megdet.model.detector import LOSSES
 from megdet.recipe import Recipe
+from megdet.training.background import BackgroundEvaluations, agree_on_device
+from megdet.training.compiled import check_compiler, compile_dense
+from megdet.training.evaluations import Evaluations
 from megdet.training.prepare import (
     Datasets,
-    Resumed,
     check_folder,
     check_statistics,
     checkpoint_tensors,
@@ -56,6 +56,12 @@ class RunOptions:
     """force the ranks that carry one group together"""
     max_images_per_device: int | None = None
     """largest micro-batch of a device, in images"""
+    evaluate_in_background: bool = False
+    """evaluate in a process of its own, while the training goes on"""
+    evaluate_on: str = ""
+    """its device: cpu, cuda, cuda:N; empty = a GPU that no rank computes on where there is one, otherwise the CPU"""
+    compile: bool = False
+    """compile backbone, pyramid and RPN head for each canvas; the result differs by rounding only"""
 
 
 def train(recipe: Recipe, folder: RunFolder, options: RunOptions, world: World) -> CocoNumbers:
@@ -76,6 +82,9 @@ def _train(recipe: Recipe, folder: RunFolder, options: RunOptions, world: World)
         options.lane_width,
         options.max_images_per_device,
     )
+    beside = agree_on_device(options.evaluate_in_background, options.evaluate_on, world)
+    if options.compile:
+        check_compiler(recipe, world.device)
     check_folder(folder, recipe)
     datasets = load_datasets(recipe, world)
     plan = TrainingPlan(datasets.train.sizes, recipe)
@@ -88,10 +97,44 @@ def _train(recipe: Recipe, folder: RunFolder, options: RunOptions, world: World)
             opened.enter_context(lock)
         resumed = resume(trainer, folder, datasets.train, world)
         reporter = Reporter(recipe, plan, layout, world, folder, first_step=resumed.step)
+        if options.compile:
+            parts = compile_dense(trainer.model, is_told=world.is_first)
+            reporter.say(f"compiled in the first step of each canvas: {', '.join(parts)}")
         metrics = MetricsWriter(folder.metrics, resume_step=resumed.step) if world.is_first else None
         if metrics is not None:
             opened.enter_context(metrics)
-        run = _Run(recipe, folder, options, world, layout, datasets, plan, trainer, reporter, metrics, resumed)
+        background = None
+        if beside is not None and world.is_first:
+            background = BackgroundEvaluations(folder, beside, options.workers, world.device)
+            opened.enter_context(background)
+            reporter.say(f"evaluations go on beside the training, on {beside}")
+        evaluations = Evaluations(
+            recipe,
+            folder,
+            world,
+            datasets,
+            trainer,
+            reporter,
+            metrics,
+            resumed,
+            options.workers,
+            options.evaluate_in_background,
+            background,
+        )
+        run = _Run(
+            recipe,
+            folder,
+            options,
+            world,
+            layout,
+            datasets,
+            plan,
+            trainer,
+            reporter,
+            metrics,
+            evaluations,
+            resumed.step,
+        )
         try:
             run.to_end()
         except torch.OutOfMemoryError:
@@ -99,9 +142,9 @@ def _train(recipe: Recipe, folder: RunFolder, options: RunOptions, world: World)
                 f"a micro-batch of {layout.largest_share} images does not fit {world.device}: use more devices, "
                 "--max-images-per-device, a smaller bn_size or smaller data.short_edges"
             ) from None
-    if run.numbers is None:
+    if evaluations.numbers is None:
         raise InputError(f"{folder.path}: the run is over but has no evaluation: run `megdet evaluate {folder.path}`")
-    return run.numbers
+    return evaluations.numbers
 
 
 @dataclass
@@ -116,19 +159,15 @@ class _Run:
     trainer: Trainer
     reporter: Reporter
     metrics: MetricsWriter | None
-    resumed: Resumed
-
-    def __post_init__(self) -> None:
-        self.numbers, self.evaluated_step = self.resumed.numbers, self.resumed.evaluated_step
+    evaluations: Evaluations
+    first_step: int
 
     def to_end(self) -> None:
-        """Make all steps that are left; an evaluation that is due at the first of them comes before."""
-        step, last = self.resumed.step, total_steps(self.recipe, self.plan.num_images)
+        """Make all steps that are left; evaluations that an earlier start did not come to come before."""
+        step, last = self.first_step, total_steps(self.recipe, self.plan.num_images)
         stops = self._stops(last)
-        if step in stops and self._is_evaluated(stops[step]) and self.evaluated_step != step:
-            self.numbers = self._evaluate(step)
-            if self.world.is_first:
-                update_state(checkpoint_path(self.folder, step), self._state(step))
+        missed = self.evaluations.resumed.unevaluated
+        self.evaluations.make_up(done for done in missed if done in stops and self._is_evaluated(stops[done]))
         micro_batches = training_batches(
             self.datasets.train,
             self.plan,
@@ -153,9 +192,12 @@ class _Run:
             if len(pending) == READ_EVERY or now - last_read >= READ_SECONDS or step in stops:
                 self._read(pending)
                 pending, last_read = [], now
+                if step not in stops:
+                    self._look(step, is_saved=False)
             if step in stops:
                 self._stop(step, stops[step])
                 before = time.perf_counter()
+        self.evaluations.finish()
 
     def _stops(self, last: int) -> dict[int, int]:
         """Step -> the epoch that ends there, 0 for the end of the run within an epoch."""
@@ -191,62 +233,36 @@ class _Run:
 
     def _stop(self, step: int, epoch: int) -> None:
         # saved first: whatever goes wrong in the evaluation, the epoch is not lost
+        is_evaluated = self._is_evaluated(epoch)
         saves = epoch == 0 or epoch % self.recipe.checkpoint_epochs == 0
+        saves = saves or (is_evaluated and self.evaluations.is_background)
         if saves:
             self._save(step)
-        if self._is_evaluated(epoch):
-            self.numbers = self._evaluate(step)
-            if saves and self.world.is_first:
-                update_state(checkpoint_path(self.folder, step), self._state(step))
+        self._look(step, is_saved=saves)
+        if is_evaluated:
+            self.evaluations.due(step)
+
+    def _look(self, step: int, *, is_saved: bool) -> None:
+        """See whether an evaluation in the background is done; one that failed stops the run, which is saved before."""
+        try:
+            self.evaluations.look()
+        except InputError:
+            if not is_saved:
+                self._write_checkpoint(step)
+            raise
 
     def _is_evaluated(self, epoch: int) -> bool:
         every = self.recipe.evaluation.every_epochs
         return epoch == 0 or bool(every and epoch % every == 0)
 
-    def _evaluate(self, step: int) -> CocoNumbers:
-        started = time.perf_counter()
-        model, averages = self.trainer.model, self.trainer.averages
-        own = {name: tensor.clone() for name, tensor in model.state_dict().items()} if averages else None
-        if averages is not None:
-            model.load_state_dict(averages.tensors)
-        results = detect_dataset(
-            model,
-            self.datasets.val,
-            category_ids_for(self.datasets.train.class_names, self.datasets.val),
-            self.world,
-            workers=self.options.workers,
-        )
-        if own is not None:
-            model.load_state_dict(own)
-        model.train()
-        truth = self.datasets.val.annotations_file
-        own_numbers = evaluate_detections(truth, results) if self.world.is_first else None
-        numbers: CocoNumbers = self.world.gather_objects(own_numbers)[0]
-        seconds = time.perf_counter() - started
-        if self.metrics is not None:
-            self.metrics.write({"step": step, "evaluation": _without_classes(numbers), "seconds": round(seconds, 3)})
-            write_json_atomically(self.folder.detections, results)
-            write_json_atomically(self.folder.evaluation, numbers.as_dict(), indent=2)
-        self.reporter.evaluated(step, numbers, seconds)
-        self.evaluated_step = step
-        return numbers
-
     def _save(self, step: int) -> None:
         if self.world.is_first:
-            tensors = checkpoint_tensors(self.trainer)
-            save_checkpoint(self.folder, step, tensors, self._state(step), self.recipe.keep_checkpoints)
+            self._write_checkpoint(step)
         self.world.barrier()
 
-    def _state(self, step: int) -> dict[str, Any]:
-        return {
-            "step": step,
-            "class_names": list(self.datasets.train.class_names),
-            "category_ids": list(self.datasets.train.category_ids),
-            "num_images": self.plan.num_images,
-            "data": self.resumed.fingerprint,
-            "evaluation": None if self.numbers is None else self.numbers.as_dict(),
-            "evaluated_step": self.evaluated_step,
-        }
+    def _write_checkpoint(self, step: int) -> None:
+        tensors, needed = checkpoint_tensors(self.trainer), self.evaluations.needed_checkpoints
+        save_checkpoint(self.folder, step, tensors, self.evaluations.state(step), self.recipe.keep_checkpoints, needed)
 
 
 class _Waiting:
@@ -263,7 +279,3 @@ class _Waiting:
             if batch is None:
                 return
             yield batch
-
-
-def _without_classes(numbers: CocoNumbers) -> dict[str, Any]:
-    return {key: value for key, value in numbers.as_dict().items() if key != "per_class"}

@@ -17,7 +17,13 @@ from megdet.errors import InputError
 from megdet.evaluation.coco_numbers import CocoNumbers
 from megdet.inference.predict import category_ids_for
 from megdet.inference.trained import load_weights, place_model
-from megdet.journal.checkpoint_files import latest_checkpoint, load_checkpoint
+from megdet.journal.checkpoint_files import (
+    checkpoint_step,
+    checkpoints,
+    latest_checkpoint,
+    load_checkpoint,
+    load_state,
+)
 from megdet.journal.environment import collect_environment, write_environment
 from megdet.journal.run_folder import RunFolder
 from megdet.model.detector import Detector
@@ -144,6 +150,8 @@ class Resumed:
     """the step after which it was made, -1 for none"""
     fingerprint: str
     """of the training data"""
+    unevaluated: tuple[int, ...] = ()
+    """steps whose checkpoints are kept and were not evaluated, the oldest first"""
 
 
 def checkpoint_tensors(trainer: Trainer) -> dict[str, dict[str, Any]]:
@@ -179,6 +187,14 @@ def resume(trainer: Trainer, folder: RunFolder, dataset: CocoDataset, world: Wor
     if trainer.averages is not None:
         for name, tensor in tensors["averages"].items():
             trainer.averages.tensors[name].copy_(tensor)
-    world.barrier()
+    unevaluated = tuple(checkpoint_step(path) for path in checkpoints(folder) if not _is_evaluated(path))
+    world.barrier()  # every rank has read what rank 0 may now write
     numbers = None if state["evaluation"] is None else CocoNumbers.from_dict(state["evaluation"])
-    return Resumed(int(state["step"]), numbers, int(state.get("evaluated_step", -1)), data)
+    return Resumed(int(state["step"]), numbers, int(state.get("evaluated_step", -1)), data, unevaluated)
+
+
+def _is_evaluated(checkpoint: Path) -> bool:
+    try:
+        return bool(load_state(checkpoint).get("evaluated_step") == checkpoint_step(checkpoint))
+    except InputError:
+        return True  # an old one that is damaged has no part in going on

@@ -48,6 +48,11 @@ class Reporter:
             f"in {layout.num_lanes} lanes of {layout.lane_width}, {recipe.precision}"
         )
 
+    def say(self, message: str) -> None:
+        """Print a sentence."""
+        if self.is_first:
+            self.console.print(message)
+
     def steps(self, lines: list[dict[str, Any]]) -> None:
         """Take note of some steps' metrics."""
         if not self.is_first or not lines:

@@ -1,0 +1,111 @@
+"""`--compile`: the dense part of the forward in kernels made for each canvas (torch.compile).
+
+Backbone, pyramid and RPN head do the same arithmetic for every image of a canvas, so they are compiled, each as a
+graph of its own and once a canvas. Everything behind them chooses among boxes and stays as it is. `megdet describe`
+says how many canvases a plan has; `data.canvas_edges` makes them few.
+
+What is compiled must not talk to other devices: which collective comes first would then be the compiler's choice, and
+ranks whose shares differ in size could choose differently. A part whose batch norms belong to a lane of several devices
+is therefore left as it is. No kernel is chosen by timing it (`max-autotune`), because a resumed run must compute what
+the interrupted one would have.
+
+A compiled part hands over all its weights' gradients at its end, so the reduction of the backbone's no longer overlaps
+with the backbone's own backward, only that of the heads and the pyramid does.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from megdet.errors import InputError
+from megdet.layers.batch_norm import CrossDeviceBatchNorm
+from megdet.model.detector import DENSE_PARTS, Detector
+from megdet.recipe import Recipe
+
+MOST_CANVASES = 64
+"""Canvases that are compiled; those that come after them run as they are."""
+
+_LOG = logging.getLogger(__name__)
+
+
+def check_compiler(recipe: Recipe, device: torch.device) -> None:
+    """Refuse, before any work, what cannot be compiled. Raises InputError."""
+    if recipe.recompute != "none":
+        raise InputError(
+            f"--compile does not go with recompute {recipe.recompute}: what is kept for the backward is then the "
+            "compiler's choice; set recompute none, or leave --compile out"
+        )
+    try:
+        torch.compile(_twice, dynamic=False)(torch.ones(8, device=device))
+    except Exception as error:  # the compilers of several companies raise whatever they like
+        raise InputError(f"--compile: torch.compile does not work here ({_first_line(error)}): {_REMEDY}") from None
+
+
+def compile_dense(model: Detector, mode: str | None = None, *, is_told: bool = True) -> list[str]:
+    """Have training call compiled forwards of the dense parts; returns the parts' names.
+
+    The modules stay what they are, so the names in a state dict do. `mode` is torch.compile's, for measurements.
+    """
+    config: Any = torch._dynamo.config
+    # a part has one graph a canvas; the spare ones are for what else torch tells apart, such as the autocast
+    config.recompile_limit = max(config.recompile_limit, 2 * MOST_CANVASES)
+    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 8 * MOST_CANVASES)
+    for name in DENSE_PARTS:
+        part: nn.Module = getattr(model, name)
+        norms = [module for module in part.modules() if isinstance(module, CrossDeviceBatchNorm)]
+        if all(norm.lane.width == 1 for norm in norms):
+            model.compiled[name] = PerCanvas(name, part, torch.compile(part.forward, dynamic=False, mode=mode))
+        elif is_told:
+            _LOG.warning("--compile: the %s is not compiled, its batch norms talk to other devices", name)
+    return list(model.compiled)
+
+
+class PerCanvas:
+    """A part's compiled forward for the first MOST_CANVASES canvases, its own for the others and for no image."""
+
+    def __init__(self, name: str, part: nn.Module, compiled: Callable[..., Any]) -> None:
+        self.name, self.part, self.compiled = name, part, compiled
+        self.shapes: set[torch.Size] = set()
+        self._is_told = False
+
+    def __call__(self, x: Any) -> Any:
+        """The part's output; `x` is a tensor or a list of them, of which the first stands for all."""
+        shape = (x if isinstance(x, torch.Tensor) else x[0]).shape
+        if shape[0] == 0:
+            return self.part(x)
+        if shape not in self.shapes:
+            if len(self.shapes) >= MOST_CANVASES:
+                self._tell()
+                return self.part(x)
+            self.shapes.add(shape)
+        try:
+            return self.compiled(x)
+        except torch._dynamo.exc.BackendCompilerFailed as error:
+            raise InputError(
+                f"--compile: torch.compile cannot compile the {self.name} for {tuple(shape)} ({_first_line(error)}): "
+                f"{_REMEDY}; the run goes on from its last checkpoint"
+            ) from None
+
+    def _tell(self) -> None:
+        if not self._is_told:
+            _LOG.warning(
+                "--compile: more than %d canvases, so the %s runs uncompiled on the others: set data.canvas_edges",
+                MOST_CANVASES,
+                self.name,
+            )
+        self._is_told = True
+
+
+_REMEDY = "install a C++ compiler, or leave --compile out"
+
+
+def _twice(x: torch.Tensor) -> torch.Tensor:
+    return x + x
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:200] if lines else type(error).__name__

@@ -1,0 +1,78 @@
+"""docs/benchmarks.md is what its results say."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+Script = Callable[[str], ModuleType]
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+
+def section(page: str, title: str) -> list[str]:
+    """The lines below a heading."""
+    return re.split(r"^## ", page.partition(f"## {title}\n")[2], flags=re.MULTILINE)[0].splitlines()
+
+
+def test_the_page_is_what_the_results_give(script: Script) -> None:
+    results = json.loads((DOCS / "benchmarks.json").read_text(encoding="utf-8"))["results"]
+    page = (DOCS / "benchmarks.md").read_text(encoding="utf-8")
+    assert page == script("page").write_page(results), "run make bench-page"
+
+
+def test_a_row_has_the_median_the_spread_the_speed_and_both_ratios(script: Script, results: dict[str, Any]) -> None:
+    lines = section(script("page").write_page(results), "A training step")
+    assert "| **megdet fp32** | 1.25 (1.00 to 1.50) | 1.60 | 2.40 (2.00 to 3.00) | 2.00 |" in lines
+    assert any("50% of the limit of 160 GFLOP/s" in line for line in lines)
+
+
+def test_machine_versions_and_date_stand_below_the_tables(script: Script, results: dict[str, Any]) -> None:
+    lines = section(script("page").write_page(results), "A training step")
+    place = (
+        "2 cores of Some CPU with bfloat16, 24 GiB, no GPU; python 3.11.7, torch 2.15.0, commit 0123456 with changes."
+    )
+    assert f"2026-01-02, {place}" in lines
+
+
+def test_results_of_different_days_say_so_each(script: Script, results: dict[str, Any]) -> None:
+    lines = section(script("page").write_page(results), "Memory")
+    assert [line.partition(", ")[0] for line in lines if line.startswith("- ")] == [
+        "- memory/320: 2026-01-03",
+        "- memory/800: 2026-01-02",
+    ]
+
+
+def test_what_failed_and_what_is_missing_is_named(script: Script, results: dict[str, Any]) -> None:
+    page = script("page").write_page(results)
+    assert "memory/800 **failed**: `no 'm' (1)`" in section(page, "Memory")
+    assert "Not measured yet: evaluation." in section(page, "Evaluation")
+    assert "python bench/evaluation.py --images 5000 --detections 500000" in section(page, "Evaluation")
+
+
+def test_a_row_of_a_gpu_is_held_against_torchvision_at_its_batch_and_precision(
+    script: Script, results: dict[str, Any]
+) -> None:
+    shared = {"peak_memory_bytes": 5e9, "host_waits": 3, "fraction_of_peak": None}
+    rows = [
+        {"side": "torchvision", "batch": 2, "seconds": 0.2, "spread": [0.1, 0.4], "images_per_second": 10.0, **shared},
+        {"side": "megdet", "batch": 2, "seconds": 0.05, "spread": [0.04, 0.1], "images_per_second": 40.0, **shared},
+        {"side": "torchvision", "batch": 8, "error": "out of memory"},
+    ]
+    rows = [{"precision": "bf16", "stage_milliseconds": {"rest": 1.5}, **row} for row in rows]
+    found = {"device": "G", "size": "800x1344", "cuda": "13", "rounds": 5, "steps": 10, "rows": rows}
+    results["gpu"] = {**results["memory/320"], "result": found}
+    lines = section(script("page").write_page(results), "GPU")
+    assert "| 2 | bf16 | torchvision | 10.0 (5.00 to 20.0) | 1.00 | | 5.0 | 3 |" in lines
+    assert "| 2 | bf16 | **megdet** | 40.0 (20.0 to 50.0) | 4.00 | | 5.0 | 3 |" in lines
+    assert "| 8 | bf16 | torchvision | out of memory | | | | |" in lines
+    assert "| 2 | **megdet** | 1.50 |" in lines
+
+
+def test_the_sections_stand_in_their_order(script: Script) -> None:
+    titles = re.findall(r"^## (.*)", script("page").write_page({}), flags=re.MULTILINE)
+    assert titles == [
+        *("A training step", "Memory", "Inference", "Cross-device batch norm", "Recompute"),
+        *("Input", "Evaluation", "GPU"),
+    ]

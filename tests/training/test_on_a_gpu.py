@@ -1,0 +1,202 @@
+"""What only a GPU can show: a step that waits for nothing, the CPU's numbers, and a resume to the bit."""
+
+import copy
+import itertools
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from factories import TINY, gradients, random_boxes, relative, tiny_batch, tiny_detector
+from megdet.data.loader import training_batches
+from megdet.data.plan import TrainingPlan
+from megdet.distributed.gradients import GradientBuckets
+from megdet.distributed.layout import choose_layout
+from megdet.distributed.world import SINGLE_LANE, World, start_world, use_precision
+from megdet.inference.trained import place_model
+from megdet.journal.run_folder import RunFolder
+from megdet.layers.cross_device import CrossDeviceNorm
+from megdet.model.anchors import LEVEL_STRIDES
+from megdet.model.detector import LOSSES
+from megdet.ops.roi_align import feature_table, roi_align
+from megdet.recipe import Backbone, Recipe
+from megdet.training.loop import RunOptions, train
+from megdet.training.optimizer import make_optimizer
+from megdet.training.prepare import checkpoint_tensors, make_trainer
+from megdet.training.schedule import learning_rate
+from megdet.training.step import Trainer, train_step
+from small_runs import small_recipe, train_set, write_small_set
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+RECIPE = replace(TINY, backbone=Backbone(name="test_resnet"))
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    yield start_world("cuda")
+    use_precision("float32")
+
+
+@contextmanager
+def no_waiting() -> Iterator[None]:
+    """An operator for whose end on the GPU the host would wait raises RuntimeError."""
+    torch.cuda.synchronize()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls its watch a prototype
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def trainer_of(recipe: Recipe, world: World) -> Trainer:
+    model = tiny_detector(recipe).train()
+    place_model(model, world.device)
+    return Trainer(
+        model, make_optimizer(model, recipe.optimizer), GradientBuckets(model.parameters(), world), averages=None
+    )
+
+
+def test_the_watch_sees_who_waits(world):
+    x = torch.ones(3, device=world.device)
+    with no_waiting(), pytest.raises(RuntimeError, match="synchronizing"):
+        x.sum().item()
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
+def test_a_step_waits_for_nothing_even_on_a_canvas_that_is_new(precision, world):
+    recipe = replace(RECIPE, batch_size=2, precision=precision, optimizer=replace(RECIPE.optimizer, clip_norm=5.0))
+    trainer = trainer_of(recipe, world)
+    batches = [tiny_batch(2, canvas).pin_memory() for canvas in (64, 64, 96)]
+    train_step(trainer, [batches[0].to(world.device)], 1, 0.01, 0, world)  # makes kernels and momentum
+    for number, batch in enumerate(batches[1:], start=1):
+        with no_waiting():
+            result = train_step(trainer, [batch.to(world.device)], 1, 0.01, number, world)
+        assert result.isfinite().all()
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("float64", 1e-9), ("float32", 1e-4)])
+def test_losses_and_gradients_are_those_of_the_cpu(precision, tolerance, world):
+    recipe = replace(RECIPE, precision=precision, fpn=replace(RECIPE.fpn, norm="batch"))
+    plain = tiny_detector(recipe).train()
+    place_model(plain, torch.device("cpu"))
+    ours = copy.deepcopy(plain)
+    place_model(ours, world.device)
+    found = []
+    for model, device in ((plain, torch.device("cpu")), (ours, world.device)):
+        losses = model(tiny_batch(3).to(device))
+        torch.stack([losses[name].sum() for name in LOSSES]).sum().backward()
+        both = {**losses, **gradients(model)}
+        found.append({name: tensor.detach().double().cpu() for name, tensor in both.items()})
+    for name, tensor in found[0].items():
+        assert relative(tensor, found[1][name]) < tolerance, name
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)], ids=str)
+def test_the_kernels_of_cross_device_batch_norm_are_torchs_own_batch_norm(dtype, tolerance, memory_format, world):
+    torch.manual_seed(0)
+    theirs = nn.BatchNorm2d(6, eps=1e-3, momentum=1.0).to(world.device, dtype)
+    nn.init.uniform_(theirs.weight, 0.5, 1.5)
+    weight, bias = (tensor.detach().clone().requires_grad_() for tensor in (theirs.weight, theirs.bias))
+    x = torch.randn(4, 6, 9, 7, device=world.device, dtype=dtype).mul(3).add(1).contiguous(memory_format=memory_format)
+    x, x2 = x.requires_grad_(), x.detach().clone().requires_grad_()
+    y, mean, _, unbiased_var, count = CrossDeviceNorm.apply(x, weight, bias, None, 1e-3, SINGLE_LANE, False, None)
+    y2 = theirs(x2)
+    upstream = torch.randn_like(y)
+    y.backward(upstream)
+    y2.backward(upstream)
+    assert count.item() == 4 * 9 * 7
+    pairs = [(y, y2), (mean, theirs.running_mean), (unbiased_var, theirs.running_var), (x.grad, x2.grad)]
+    for ours, reference in [*pairs, (weight.grad, theirs.weight.grad), (bias.grad, theirs.bias.grad)]:
+        assert relative(reference, ours) < tolerance
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)], ids=str)
+def test_roi_align_is_that_of_the_cpu_forward_and_backward_and_repeats_itself_to_the_bit(dtype, tolerance, world):
+    generator = torch.Generator().manual_seed(0)
+    strides = LEVEL_STRIDES[:4]
+    pyramid = [torch.randn(2, 8, 96 // s, 64 // s, dtype=dtype, generator=generator) for s in strides]
+    rois = random_boxes(200, generator=generator).to(dtype)
+    image, level = (torch.randint(count, (200,), generator=generator) for count in (2, 4))
+    upstream = torch.randn(200, 49, 8, dtype=dtype, generator=generator)
+    found = []
+    for device in (torch.device("cpu"), world.device, world.device):
+        levels = [features.to(device).requires_grad_() for features in pyramid]
+        given = rois.to(device), image.to(device), level.to(device)
+        bins = roi_align(feature_table(levels), strides, *given, 7, 2, aligned=True)
+        bins.backward(upstream.to(device))
+        found.append([bins.detach().cpu(), *(features.grad.cpu() for features in levels)])
+    for reference, ours, again in zip(*found, strict=True):
+        assert relative(reference, ours) < tolerance
+        assert torch.equal(ours, again)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_that_are_copied_ahead_are_those_of_the_cpu_with_their_channels_last(workers, world, tmp_path):
+    write_small_set(tmp_path, "train", 16)
+    recipe = small_recipe(tmp_path)
+    dataset = train_set(recipe)
+    plan = TrainingPlan(dataset.sizes, recipe)
+    layout = choose_layout(recipe.groups_per_step, recipe.images_per_group, 1)
+    sides = [
+        training_batches(dataset, plan, layout, 0, (0, 4), workers=workers, device=device)
+        for device in (torch.device("cpu"), world.device)
+    ]
+    for number, (theirs, ours) in enumerate(zip(*sides, strict=True)):
+        assert ours.pixels.device == world.device
+        assert ours.pixels.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(ours.pixels.cpu(), theirs.pixels), number
+        assert torch.equal(ours.targets.boxes.cpu(), theirs.targets.boxes)
+        assert torch.equal(ours.targets.image_seeds.cpu(), theirs.targets.image_seeds)
+
+
+def steps_of(recipe: Recipe, world: World, steps: range, start: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Weights and momentum after some steps of the plan, from the start or from what another call returned."""
+    dataset = train_set(recipe)
+    layout = choose_layout(recipe.groups_per_step, recipe.images_per_group, 1)
+    trainer = make_trainer(recipe, dataset, layout, world)
+    if start is not None:
+        trainer.model.load_state_dict(start["model"])
+        for name, parameter in trainer.model.named_parameters():
+            if name in start["optimizer"]:
+                trainer.optimizer.state[parameter]["momentum_buffer"] = start["optimizer"][name].clone()
+    plan = TrainingPlan(dataset.sizes, recipe)
+    batches = training_batches(dataset, plan, layout, 0, (steps.start, steps.stop), workers=0, device=world.device)
+    for step in steps:
+        groups = len(layout.groups_of(0))
+        rate = learning_rate(recipe, len(dataset), step)
+        train_step(trainer, itertools.islice(batches, groups), groups, rate, step, world)
+    return copy.deepcopy(checkpoint_tensors(trainer))
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(precision, world, tmp_path):
+    write_small_set(tmp_path, "train", 16)
+    recipe = small_recipe(tmp_path, precision=precision)
+    whole = steps_of(recipe, world, range(4))
+    resumed = steps_of(recipe, world, range(2, 4), start=steps_of(recipe, world, range(2)))
+    moved = steps_of(recipe, world, range(0))["model"]
+    for kind, tensors in whole.items():
+        for name, tensor in tensors.items():
+            assert torch.equal(tensor, resumed[kind][name]), (kind, name)
+    assert any(not torch.equal(tensor, moved[name]) for name, tensor in whole["model"].items())
+
+
+@pytest.mark.slow
+def test_a_whole_run_trains_evaluates_and_saves_on_a_gpu(world, tmp_path):
+    write_small_set(tmp_path, "train", 16)
+    write_small_set(tmp_path, "val", 4, seed=1)
+    folder = RunFolder(tmp_path / "run")
+    numbers = train(small_recipe(tmp_path, precision="bfloat16"), folder, RunOptions(workers=2), world)
+    assert 0 <= numbers.AP <= 1
+    assert folder.evaluation.is_file()

@@ -40,7 +40,8 @@ def check(verdict: Verdict) -> None:
     assert verdict.sentence().startswith(f"pass: {len(verdict.rows)} layouts")
     assert 0 < verdict.worst.difference < 1e-9
     kinds = {"gradient", "reported", "rate", "weights", "buffers", "momentum", "detections"}
-    assert all(kinds <= set(row.of_kind) for row in verdict.rows)
+    for row in verdict.rows:  # a detector with group norm alone has no buffers
+        assert set(row.of_kind) >= kinds - ({"buffers"} if row.case == "group-norm" else set()), row
 
 
 @pytest.mark.distributed

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from megdet.data.loader import training_batches
 from megdet.data.plan import TrainingPlan
-from megdet.distributed.layout import Layout, choose_layout
+from megdet.distributed.layout import Layout, recipe_layout
 from megdet.distributed.world import World
 from megdet.inference.predict import Result, category_ids_for, detect_dataset
 from megdet.journal.checkpoint_files import save_checkpoint
@@ -43,7 +43,7 @@ class Run:
     @property
     def layout(self) -> Layout:
         """How the ranks share the images. Raises InputError where they cannot."""
-        return choose_layout(self.recipe.groups_per_step, self.recipe.images_per_group, self.ranks, self.lane_width)
+        return recipe_layout(self.recipe, self.ranks, self.lane_width)
 
 
 @dataclass

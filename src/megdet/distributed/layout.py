@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from megdet.errors import InputError
+from megdet.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,13 @@ def choose_layout(
             )
         layouts = fitting
     return min(layouts, key=lambda layout: (layout.busiest_images, layout.lane_width))
+
+
+def recipe_layout(
+    recipe: Recipe, world_size: int, lane_width: int | None = None, max_images_per_device: int | None = None
+) -> Layout:
+    """`choose_layout` for the groups of a recipe."""
+    return choose_layout(recipe.groups_per_step, recipe.images_per_group, world_size, lane_width, max_images_per_device)
 
 
 def better_device_counts(

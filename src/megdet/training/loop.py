@@ -14,7 +14,7 @@ from torch import Tensor
 from megdet.data.loader import training_batches
 from megdet.data.plan import TrainingPlan
 from megdet.distributed.failures import shared_fate
-from megdet.distributed.layout import Layout, choose_layout
+from megdet.distributed.layout import Layout, recipe_layout
 from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.evaluation.coco_numbers import CocoNumbers
@@ -75,13 +75,7 @@ def train(recipe: Recipe, folder: RunFolder, options: RunOptions, world: World) 
 
 
 def _train(recipe: Recipe, folder: RunFolder, options: RunOptions, world: World) -> CocoNumbers:
-    layout = choose_layout(
-        recipe.groups_per_step,
-        recipe.images_per_group,
-        world.size,
-        options.lane_width,
-        options.max_images_per_device,
-    )
+    layout = recipe_layout(recipe, world.size, options.lane_width, options.max_images_per_device)
     beside = agree_on_device(options.evaluate_in_background, options.evaluate_on, world)
     if options.compile:
         check_compiler(recipe, world.device)

@@ -15,7 +15,7 @@ import torch
 from megdet.data.coco import CocoDataset, load_coco
 from megdet.data.loader import training_batches
 from megdet.data.plan import TrainingPlan
-from megdet.distributed.layout import Layout, choose_layout
+from megdet.distributed.layout import Layout, recipe_layout
 from megdet.distributed.world import World, make_lane
 from megdet.errors import InputError
 from megdet.inference.trained import TrainedDetector, load_detector, read_recipe
@@ -50,13 +50,7 @@ def load_precise_detector(
         raise InputError(
             f"{folder.path}: --precise-bn has no statistics to estimate: bn_size is 0, so they are fixed; leave it out"
         )
-    layout = choose_layout(
-        recipe.groups_per_step,
-        recipe.images_per_group,
-        world.size,
-        options.lane_width,
-        options.max_images_per_device,
-    )
+    layout = recipe_layout(recipe, world.size, options.lane_width, options.max_images_per_device)
     data = recipe.data
     dataset = load_coco(Path(data.train_annotations), Path(data.train_images), keep_empty=data.keep_empty_images)
     plan = TrainingPlan(dataset.sizes, recipe)

@@ -3,7 +3,9 @@
     python bench/memory.py --size 320 --batch 2
 
 Reported is the peak resident memory of the process less its value after the imports (on a GPU the peak of what was
-allocated), same precision on both sides, recompute off. `ratio` is ours over torchvision's.
+allocated), same precision on both sides, recompute off. `ratio` is ours over torchvision's where the allocator hands
+freed blocks back, so that the peak is of what is in use. `ratio_as_run` compares processes as users have them: ours
+keeps freed blocks for the next step (`distributed/world.py`), torchvision's has the allocator's own habits.
 """
 
 import argparse
@@ -19,8 +21,10 @@ from rich.console import Console
 from rich.table import Table
 from train_step import make_images, megdet_step, torchvision_step
 
-SIDES = ("torchvision", "torchvision channels_last", "megdet")
-STEPS = 3
+from megdet.distributed import world
+
+SIDES = ("torchvision", "torchvision channels_last", "megdet", "torchvision as run", "megdet as run")
+STEPS = 4
 
 
 def main() -> None:
@@ -49,6 +53,7 @@ def main() -> None:
             "mib": medians,
             "spread": {side: [min(values), max(values)] for side, values in peaks.items()},
             "ratio": medians["megdet"] / medians["torchvision"],
+            "ratio_as_run": medians["megdet as run"] / medians["torchvision as run"],
             "ratios": {side: median / medians["torchvision"] for side, median in medians.items()},
             "torch": torch.__version__,
         }
@@ -65,17 +70,20 @@ def peak_of_process(options: argparse.Namespace, side: str) -> float:
     """Peak of a side in MiB, measured in a new process."""
     command = [sys.executable, __file__, "--side", side, "--size", str(options.size)]
     command += ["--batch", str(options.batch), "--precision", options.precision]
-    # large blocks go back to the system when they are freed, so that the peak is of what is in use
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}
+    environment = dict(os.environ)
+    if not side.endswith("as run"):
+        environment |= {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     return float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment).stdout)
 
 
 def peak_mib(options: argparse.Namespace) -> float:
     """Peak of a few steps of one side, less what the process had after its imports."""
+    if options.side != "megdet as run":
+        world._keep_freed_memory = lambda: None
     images, boxes, labels, device = make_images(options.size, options.batch)
     before = _status("VmRSS")
     bf16 = options.precision == "bf16"
-    if options.side == "megdet":
+    if options.side.startswith("megdet"):
         step = megdet_step(images, boxes, labels, bf16=bf16)
     else:
         step = torchvision_step(images, boxes, labels, channels_last="last" in options.side, bf16=bf16)

@@ -7,7 +7,7 @@ from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops import roi_align as torchvision_roi_align
 
 from factories import random_boxes, relative
-from megdet.ops.roi_align import feature_table, gather_rows, roi_align, roi_levels
+from megdet.ops.roi_align import feature_table, roi_align, roi_levels
 
 STRIDES = (4, 8, 16, 32)
 
@@ -128,15 +128,20 @@ def test_the_table_holds_every_pixel_behind_a_row_of_zeros():
 
 
 @given(st.lists(st.integers(0, 24), min_size=1, max_size=40))
-def test_gathered_rows_give_back_a_gradient_per_use(index):
+def test_taken_rows_add_their_gradient_to_that_of_later_readers(index):
     levels = [torch.randn(1, 3, 4, 6, dtype=torch.float64, requires_grad=True)]
-    places = torch.tensor(index)
+    places, weights = torch.tensor(index), torch.randn(len(index), 3, dtype=torch.float64)
+    later = torch.randn(25, 3, dtype=torch.float64)
+    plain = feature_table(levels).rows
+    (expected,) = torch.autograd.grad((plain[places] * weights).sum() + (plain * later).sum(), levels)
+    (of_taken,) = torch.autograd.grad((feature_table(levels).rows[places] * weights).sum(), levels)
     table = feature_table(levels)
-    weights = torch.randn(len(index), 3, dtype=torch.float64)
-    assert torch.equal(gather_rows(table, places), table.rows[places])
-    (ours,) = torch.autograd.grad(gather_rows(table, places), levels, weights)
-    (expected,) = torch.autograd.grad(table.rows[places], levels, weights)
+    taken = table.take(places)
+    assert torch.equal(taken, plain[places])
+    (ours,) = torch.autograd.grad((taken * weights).sum() + (table.rows * later).sum(), levels)
     torch.testing.assert_close(ours, expected)
+    (alone,) = torch.autograd.grad((feature_table(levels).take(places) * weights).sum(), levels)
+    torch.testing.assert_close(alone, of_taken)
 
 
 @pytest.mark.parametrize("images", [0, 2])

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from megdet.distributed.world import SINGLE_LANE, Lane, World
 from megdet.errors import InputError
-from megdet.layers.cross_device import CrossDeviceNorm, Moments, statistics_dtype
+from megdet.layers.cross_device import CrossDeviceNorm, Moments, normalize, statistics_dtype
+from megdet.layers.lean import announce
 from megdet.layers.recompute import current_tape
 
 RUNNING_MOMENTUM = 0.1
@@ -89,6 +90,9 @@ class CrossDeviceBatchNorm(nn.Module):
             self._remember(moments.mean, moments.unbiased_var)
             if tape is not None:
                 tape.record(moments)
+            if is_valid is None:
+                kept = x.detach(), self.weight.detach(), self.bias.detach()
+                announce(y, lambda: normalize(*kept, moments.mean, moments.inverse_std, self.eps))
         return y  # type: ignore[no-any-return]
 
     def _local(self, x: Tensor) -> Tensor:
@@ -96,7 +100,13 @@ class CrossDeviceBatchNorm(nn.Module):
             raise self._no_variance(x)
         # running statistics of momentum 1 are the batch's own: its mean and its unbiased variance
         mean, var = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
-        y = F.batch_norm(x, mean, var, self.weight, self.bias, True, 1.0, self.eps)
+        if x.is_cuda:  # which has other kernels for training than for the same arithmetic with given statistics
+            y = F.batch_norm(x, mean, var, self.weight, self.bias, True, 1.0, self.eps)
+        else:
+            y, found, inverse_std = torch.native_batch_norm(x, self.weight, self.bias, mean, var, True, 1.0, self.eps)
+            kept, scale = x.detach(), self.weight.detach() * inverse_std
+            bias, ones = self.bias.detach(), torch.ones_like(found)
+            announce(y, lambda: F.batch_norm(kept, found, ones, scale, bias, False, 0.0, 0.0))
         tape = current_tape()
         if tape is None or not tape.is_replayed:
             self._remember(mean, var)

@@ -46,13 +46,7 @@ class CrossDeviceNorm(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         """One collective, or two in the two-pass form, or none where the moments are given."""
         mean, inverse_std, unbiased_var, count = moments or _moments(x, mask, eps, lane, two_pass)
-        if x.shape[0] == 0:
-            y = torch.empty_like(x)
-        elif x.is_cuda:
-            y = torch.batch_norm_elemt(x, weight, bias, mean, inverse_std, eps)
-        else:
-            scale = weight * inverse_std
-            y = _affine(x, scale, bias - mean * scale)
+        y = normalize(x, weight, bias, mean, inverse_std, eps)
         if mask is not None:
             y = torch.where(mask > 0, y, _by_channel(bias, x).to(y.dtype))
         ctx.save_for_backward(x, weight, mean, inverse_std, count, *(() if mask is None else (mask,)))
@@ -84,6 +78,16 @@ class CrossDeviceNorm(torch.autograd.Function):
         if rest:
             dx = dx * rest[0].to(dx.dtype)
         return dx, weight_gradient, bias_gradient, None, None, None, None, None
+
+
+def normalize(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, inverse_std: Tensor, eps: float) -> Tensor:
+    """(x - mean) * inverse_std * weight + bias, by channel."""
+    if x.shape[0] == 0:
+        return torch.empty_like(x)
+    if x.is_cuda:
+        return torch.batch_norm_elemt(x, weight, bias, mean, inverse_std, eps)
+    scale = weight * inverse_std
+    return _affine(x, scale, bias - mean * scale)
 
 
 def statistics_dtype(x: Tensor) -> torch.dtype:

@@ -17,7 +17,7 @@ from megdet.ops.losses import masked_cross_entropy_logits, mean_per_image, smoot
 from megdet.ops.matching import match_boxes, sample_matches
 from megdet.ops.nms import segmented_nms
 from megdet.ops.ordering import NEVER, score_keys, top
-from megdet.ops.roi_align import FeatureTable, gather_rows
+from megdet.ops.roi_align import FeatureTable
 from megdet.recipe import Rpn as RpnRecipe
 from megdet.structures import Targets
 
@@ -178,9 +178,7 @@ class Rpn(nn.Module):
         base = (starts + image * heights * widths).reshape(images, samples, 1, 1)
         rows = base + y.unsqueeze(3) * widths.reshape(images, samples, 1, 1) + x.unsqueeze(2)
         weight = self.conv.weight.permute(0, 2, 3, 1).flatten(1)
-        patches = gather_rows(table, rows.masked_fill(~is_inside, 0).reshape(-1)).reshape(
-            images * samples, weight.shape[1]
-        )
+        patches = table.take(rows.masked_fill(~is_inside, 0).reshape(-1)).reshape(images * samples, weight.shape[1])
         hidden = F.relu(linear(patches, weight, self.conv.bias))
         slot = (index % per_cell).reshape(-1, 1)  # levels hold whole cells, so this is the anchor's place in its cell
         logits = F.linear(hidden, self.objectness.weight.flatten(1), self.objectness.bias).gather(1, slot)

@@ -31,6 +31,15 @@ class FeatureTable:
     widths: tuple[int, ...]
     starts: tuple[int, ...]
 
+    def take(self, index: Int64[Tensor, " taken"]) -> Float[Tensor, "taken channels"]:
+        """Rows by index; the gradient is summed per row in a fixed order.
+
+        It is added into the gradient of whatever reads the table from now on, so that the two never lie side by side.
+        """
+        taken: Tensor
+        taken, self.rows = _TakenRows.apply(self.rows, index)
+        return taken
+
 
 def feature_table(levels: Sequence[Float[Tensor, "images channels _ _"]]) -> FeatureTable:
     """Lay the levels of a pyramid under one another; a level in channels-last memory is copied as it stands."""
@@ -42,13 +51,6 @@ def feature_table(levels: Sequence[Float[Tensor, "images channels _ _"]]) -> Fea
         starts.append(start)
         start += images * height * width
     return FeatureTable(torch.cat([rows[0].new_zeros(1, channels), *rows]), heights, widths, tuple(starts))
-
-
-def gather_rows(table: FeatureTable, index: Int64[Tensor, " taken"]) -> Float[Tensor, "taken channels"]:
-    """Rows of the table by index; the gradient is summed per row in a fixed order."""
-    weights = torch.ones(len(index), 1, dtype=table.rows.dtype, device=index.device)
-    rows: Tensor = _WeightedBag.apply(table.rows, index.unsqueeze(1), weights)
-    return rows
 
 
 def roi_levels(
@@ -128,6 +130,23 @@ def _bilinear(points: Tensor, length: Tensor) -> tuple[Tensor, Tensor, Tensor, T
     high = torch.minimum(low + 1, length - 1)
     fraction = (points - low).clamp(max=1.0) * (high > low)
     return low, high, (1 - fraction) * is_inside, fraction * is_inside
+
+
+class _TakenRows(torch.autograd.Function):
+    """Some rows of a table, and the table for those who read it later."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(index)
+        return rows[index], rows.view_as(rows)
+
+    @staticmethod
+    def backward(ctx: Any, of_taken: Tensor, of_table: Tensor) -> tuple[Tensor, None]:
+        (index,) = ctx.saved_tensors
+        of_table = of_table.contiguous()
+        if of_table.is_cuda:  # sorts first; adding by index would not have one order there
+            return of_table.index_put_((index,), of_taken, accumulate=True), None
+        return of_table.index_add_(0, index, of_taken), None
 
 
 class _WeightedBag(torch.autograd.Function):

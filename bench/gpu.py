@@ -191,7 +191,7 @@ def our_step(
     sizes = torch.tensor([images.shape[2:]] * count, device=world.device)
     targets = Targets(boxes, labels, torch.arange(count, device=world.device))
     batch = Batch(pixels, sizes, targets, tuple(range(count)), torch.ones(count, 2, device=world.device))
-    return lambda: train_step(trainer, [batch], 1, 1e-4, 0, world)
+    return lambda: train_step(trainer, [batch], range(1), 1e-4, 0, world)
 
 
 @cache

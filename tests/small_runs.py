@@ -24,8 +24,8 @@ from megdet.journal.run_folder import RunFolder
 from megdet.model.detector import Detector
 from megdet.recipe import Backbone, Data, Evaluation, Optimizer, Recipe, Schedule
 from megdet.recipe_file import dump_recipe
-from megdet.training.optimizer import momentum_by_name
-from megdet.training.prepare import make_trainer
+from megdet.training.optimizer import state_by_name
+from megdet.training.prepare import checkpoint_tensors, make_trainer
 from megdet.training.schedule import learning_rate
 from megdet.training.step import Trainer, train_step
 
@@ -136,20 +136,22 @@ def run_steps(
     layout = choose_layout(recipe.groups_per_step, recipe.images_per_group, world.size, width)
     trainer = make_trainer(recipe, dataset, layout, world)
     batches = training_batches(dataset, plan, layout, world.rank, (0, steps), workers=0, device=CPU)
-    number = len(layout.groups_of(world.rank))
+    groups = layout.groups_of(world.rank)
     if is_woken:
         wake(trainer)
     reported = []
     for step in range(steps):
         rate = learning_rate(recipe, len(dataset), step)
-        reported.append(train_step(trainer, itertools.islice(batches, number), number, rate, step, world))
+        reported.append(train_step(trainer, itertools.islice(batches, len(groups)), groups, rate, step, world))
     return trainer, reported
 
 
 def state_of(trainer: Trainer) -> dict[str, Tensor]:
     """Copies of everything that a step changes: weights, buffers, momentum, averages."""
+    tensors = checkpoint_tensors(trainer)
     state = {f"model.{name}": tensor for name, tensor in trainer.model.state_dict().items()}
-    state |= {f"momentum.{name}": t for name, t in momentum_by_name(trainer.model, trainer.optimizer).items()}
+    state |= {f"momentum.{name}": t for name, t in state_by_name(trainer.model, trainer.optimizer).items()}
+    state |= {f"{kind}.{name}": t for kind in ("agvm", "noise") for name, t in tensors.get(kind, {}).items()}
     if trainer.averages is not None:
         state |= {f"averages.{name}": tensor for name, tensor in trainer.averages.tensors.items()}
     return {name: tensor.detach().clone() for name, tensor in state.items()}

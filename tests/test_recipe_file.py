@@ -174,7 +174,7 @@ rpn.test_proposals_before_nms rpn.test_proposals box_head.channels box_head.pool
 box_head.samples box_head.detections evaluation.batch_size""".split()
 NOT_NEGATIVE = """bn_size seed backbone.frozen_stages evaluation.every_epochs schedule.warmup_steps data.color_jitter
 backbone.norm_eps rpn.smooth_l1_beta rpn.min_size box_head.smooth_l1_beta optimizer.base_lr optimizer.weight_decay
-optimizer.clip_norm schedule.warmup_start data.cache_gib""".split()
+optimizer.clip_norm schedule.warmup_start data.cache_gib noise_interval""".split()
 FRACTIONS = """data.horizontal_flip data.vertical_flip rpn.positive_fraction rpn.positive_iou rpn.negative_iou
 rpn.nms_iou box_head.positive_fraction box_head.positive_iou box_head.score_threshold box_head.nms_iou""".split()
 
@@ -200,6 +200,14 @@ rpn.nms_iou box_head.positive_fraction box_head.positive_iou box_head.score_thre
         ("optimizer.momentum", "1", "at least 0 and below 1"),
         ("optimizer.momentum", "-0.1", "at least 0 and below 1"),
         ("optimizer.ema_decay", "1", "at least 0 and below 1"),
+        ("optimizer.betas", "[0.9, 1]", "both must be at least 0 and below 1"),
+        ("optimizer.eps", "0", "must be positive"),
+        ("optimizer.trust_coefficient", "0", "must be positive"),
+        (
+            "optimizer.agvm",
+            "true",
+            "bn_size 16 makes 1 group(s), an odd number: choose a bn_size of 1, 2, 4, 8",
+        ),
         ("rpn.negative_iou", "0.8", "must not exceed rpn.positive_iou 0.7"),
         ("bn_size", "5", "must divide batch_size 16: choose one of 1, 2, 4, 8, 16"),
         ("backbone.norm", "group", "no norm of the recipe is batch"),
@@ -231,6 +239,23 @@ def test_what_cannot_be_trained_is_refused_by_its_key(key, value, why):
             "schedule.milestones is (4.0,): policy normal has its own",
         ),
         ({"data.cache": "resized", "data.short_edges": "[600, 800]"}, "drawn at several sizes"),
+        (
+            {"optimizer.agvm": "true", "optimizer.kind": "lamb", "bn_size": "8"},
+            "optimizer.agvm is True: lamb has rates of",
+        ),
+        (
+            {"optimizer.agvm": "true", "bn_size": "0", "group_size": "4", "batch_size": "12"},
+            "group_size 4 makes 3 group(s), an odd number: choose a group_size of 1, 2, 3, 6",
+        ),
+        ({"optimizer.agvm": "true", "bn_size": "3", "batch_size": "9"}, "an odd number: choose an even batch_size"),
+        (
+            {"optimizer.agvm": "true", "bn_size": "8", "backbone.frozen_stages": "5"},
+            "optimizer.agvm is True: it measures every module by the backbone, all of which is frozen",
+        ),
+        (
+            {"schedule.warmup": "exponential", "schedule.warmup_start": "0"},
+            "schedule.warmup_start is 0.0: an exponential warmup cannot rise from 0",
+        ),
         ({"data.cache": "resized", "data.scale_jitter": "[0.5, 1]"}, "data.cache is resized: an image is drawn at"),
         ({"data.cache": "decoded", "data.cache_folder": ""}, "data.cache_folder is : an empty name"),
     ],
@@ -254,6 +279,9 @@ def test_values_that_contradict_each_other_are_refused(overrides, message):
         {"bn_size": 16, "group_size": 3},  # not used, so it need not divide
         {"backbone.frozen_stages": 5, "backbone.norm_eps": 0},
         {"data.cache": "resized", "data.cache_gib": 0},
+        {"optimizer.agvm": True, "bn_size": 8, "optimizer.kind": "adamw"},
+        {"noise_interval": 50, "optimizer.kind": "lars"},
+        {"schedule.warmup": "exponential", "schedule.warmup_start": 0, "schedule.warmup_steps": 0},
         {"data.cache": "decoded", "data.short_edges": "[600, 800]", "data.scale_jitter": "[0.5, 1]"},
     ],
 )

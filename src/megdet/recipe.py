@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 NormKind = Literal["batch", "frozen", "group", "none"]
+OptimizerKind = Literal["sgd", "adamw", "lars", "lamb"]
 RecomputePlan = Literal["none", "block", "stage", "sqrt"]
 
 
@@ -162,18 +163,30 @@ class BoxHead:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """Stochastic gradient descent and the rate for 16 images."""
+    """How a gradient becomes a step, and the rate for 16 images."""
 
+    kind: OptimizerKind = "sgd"
+    """sgd with momentum is the paper's; adamw, lars and lamb need another base_lr (docs/large-batch.md)"""
     base_lr: float = 0.02
-    """learning rate for a mini-batch of 16 images; the rate is base_lr * batch_size / 16 (Sec. 3.2)"""
+    """learning rate for a mini-batch of 16 images; scaling says how it grows with the mini-batch (Sec. 3.2)"""
+    scaling: Literal["linear", "sqrt"] = "linear"
+    """the rate is base_lr * batch_size / 16 (Sec. 3.2), or with sqrt base_lr * (batch_size / 16) ** 0.5"""
     momentum: float = 0.9
-    """momentum of SGD"""
+    """momentum of sgd and lars"""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """decay a step of the first and the second moment of the gradient, of adamw and lamb"""
+    eps: float = 1e-8
+    """what adamw and lamb add to the root of the second moment; LAMB's authors take 1e-6"""
+    trust_coefficient: float = 1e-3
+    """eta of lars: its local rate is eta * |weights| / (|gradient| + weight_decay * |weights|)"""
     weight_decay: float = 1e-4
-    """lambda of Eq. 1"""
+    """lambda of Eq. 1: added to the gradient by sgd and lars, taken off the weights beside it by adamw and lamb"""
     decay_norm_and_bias: bool = True
     """decay the weights of norm layers and all biases too; turn off when batch norm is trained from scratch"""
     clip_norm: float = 0.0
     """largest norm of the whole gradient; 0 = no clipping"""
+    agvm: bool = False
+    """AGVM: a rate for each module by how much the halves of a mini-batch agree about it; sgd and adamw only"""
     ema_decay: float = 0.0
     """decay a step of an exponential moving average of weights and buffers, which is then evaluated; 0 = none"""
 
@@ -190,8 +203,10 @@ class Schedule:
     """epochs at which policy step multiplies the rate"""
     factors: tuple[float, ...] = ()
     """what policy step multiplies it by, one a milestone"""
+    warmup: Literal["linear", "exponential"] = "linear"
+    """how the rate rises: by the same amount every step, or by the same factor, which needs warmup_start above 0"""
     warmup_steps: int = 500
-    """steps of linear warmup"""
+    """steps of warmup"""
     warmup_start: float = 1.0
     """the warmup starts at this times base_lr (the paper's r), but never above the rate that it leads to"""
 
@@ -222,6 +237,8 @@ class Recipe:
     """arithmetic of convolutions and matrix products; tf32 (on a CPU float32) and bfloat16 keep weights in float32"""
     recompute: RecomputePlan = "none"
     """save memory: the backward computes again what is inside each block, stage or run of blocks; the same result"""
+    noise_interval: int = 0
+    """steps from one measurement of the gradient noise scale to the next; 0 = none"""
     seed: int = 0
     """the one seed of weights, order, augmentation and sampling"""
     checkpoint_epochs: int = 1

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -182,6 +182,34 @@ def check_recipe(recipe: Recipe, source: str) -> None:
     if not 0 <= recipe.optimizer.momentum < 1 or not 0 <= recipe.optimizer.ema_decay < 1:
         key = "optimizer.ema_decay" if 0 <= recipe.optimizer.momentum < 1 else "optimizer.momentum"
         refuse(key, "it must be at least 0 and below 1")
+    _check_large_batch(recipe, refuse)
+
+
+def _check_large_batch(recipe: Recipe, refuse: Callable[[str, str], None]) -> None:
+    """Refuse what the optimizers for large mini-batches cannot do; `refuse` takes a key and the reason."""
+    optimizer, schedule = recipe.optimizer, recipe.schedule
+    if not all(0 <= beta < 1 for beta in optimizer.betas):
+        refuse("optimizer.betas", "both must be at least 0 and below 1")
+    if min(optimizer.eps, optimizer.trust_coefficient) <= 0:
+        refuse("optimizer.eps" if optimizer.eps <= 0 else "optimizer.trust_coefficient", "it must be positive")
+    if schedule.warmup == "exponential" and schedule.warmup_steps and not schedule.warmup_start:
+        refuse("schedule.warmup_start", "an exponential warmup cannot rise from 0: set it to 0.001, or warmup linear")
+    if not optimizer.agvm:
+        return
+    if optimizer.kind in ("lars", "lamb"):
+        refuse(
+            "optimizer.agvm", f"{optimizer.kind} has rates of its own for every layer: set optimizer.kind sgd or adamw"
+        )
+    if recipe.groups_per_step % 2:
+        size_key = "bn_size" if recipe.bn_size else "group_size"
+        halves = [str(d) for d in range(1, recipe.batch_size // 2 + 1) if recipe.batch_size % (2 * d) == 0]
+        mend = f"choose a {size_key} of {', '.join(halves)}" if halves else "choose an even batch_size"
+        number = f"{size_key} {recipe.images_per_group} makes {recipe.groups_per_step} group(s), an odd number"
+        refuse("optimizer.agvm", f"it compares the two halves of a mini-batch, and {number}: {mend}")
+    if recipe.backbone.frozen_stages == 5:
+        refuse(
+            "optimizer.agvm", "it measures every module by the backbone, all of which is frozen: train a stage of it"
+        )
 
 
 _AT_LEAST_ONE = (
@@ -193,7 +221,7 @@ _AT_LEAST_ONE = (
 _NOT_NEGATIVE = (
     "bn_size seed data.color_jitter data.cache_gib backbone.frozen_stages backbone.norm_eps rpn.smooth_l1_beta "
     "rpn.min_size box_head.smooth_l1_beta optimizer.base_lr optimizer.weight_decay optimizer.clip_norm "
-    "schedule.warmup_steps schedule.warmup_start evaluation.every_epochs"
+    "schedule.warmup_steps schedule.warmup_start evaluation.every_epochs noise_interval"
 ).split()
 _FRACTIONS = (
     "data.horizontal_flip data.vertical_flip rpn.positive_fraction rpn.positive_iou rpn.negative_iou rpn.nms_iou "

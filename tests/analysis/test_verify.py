@@ -195,6 +195,15 @@ def test_every_case_changes_the_recipe_or_the_layout_or_stops():
         assert is_other or name == "base"
 
 
+@pytest.mark.parametrize("changes", [{"bn_size": 16}, {"bn_size": 0, "group_size": 16, "fpn.norm": "none"}])
+def test_the_cases_of_agvm_make_two_groups_of_a_recipe_with_one(changes):
+    recipe = load_recipe("verify", changes)
+    assert recipe.groups_per_step == 1
+    planned = trials(recipe, ("agvm", "agvm-adamw", "resume-agvm"), (1, 2), 4, None, Path("unused"))
+    assert {run.recipe.groups_per_step for trial in planned for run in trial.runs} == {2}
+    assert all(run.recipe.optimizer.agvm and run.recipe.schedule.warmup_steps == 1 for t in planned for run in t.runs)
+
+
 def test_the_layouts_of_all_cases_cover_every_width_and_uneven_shares():
     recipe = load_recipe("verify")
     planned = trials(recipe, chosen_cases("all"), (1, 2, 3, 4, 8), 20, None, Path("unused"))

@@ -209,10 +209,13 @@ def test_torchrun_needs_no_other_change(data: TinyData, run: Path, tmp_path: Pat
 
 
 def test_tensorboard_gets_the_metrics_where_the_recipe_asks_for_it(data: TinyData, tmp_path: Path) -> None:
-    options = [*data.options, *OVERRIDES, "--tensorboard", "true"]
+    options = [*data.options, *OVERRIDES, "--tensorboard", "true", "--noise_interval", "1"]
     assert main(["train", "demo", "--run", str(tmp_path / "run"), *options]) == 0
     events = EventAccumulator(str(tmp_path / "run/tensorboard")).Reload()
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
     assert [event.value for event in events.Scalars("train/loss")] == pytest.approx(losses)
     assert len(events.Scalars("evaluation/AP")) == 1
+    variances = [line["noise"]["backbone"]["variance"] for line in lines if "noise" in line]
+    assert variances
+    assert [event.value for event in events.Scalars("train/noise/backbone/variance")] == pytest.approx(variances)

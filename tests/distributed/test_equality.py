@@ -34,6 +34,10 @@ def recipes(folder: Path) -> dict[str, Recipe]:
             box_head=replace(batch.box_head, norm="batch"),
             optimizer=replace(batch.optimizer, clip_norm=0.5, ema_decay=0.9, decay_norm_and_bias=False),
         ),
+        # from its third step on; with three lanes one rank has nothing of either half
+        "agvm and noise": replace(
+            batch, noise_interval=2, optimizer=replace(batch.optimizer, agvm=True, clip_norm=5.0)
+        ),
     }
 
 

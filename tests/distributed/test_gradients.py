@@ -124,3 +124,49 @@ def test_every_rank_ends_with_the_sum_over_all_also_one_without_a_backward(share
             assert torch.allclose(gradient, expected, rtol=1e-12, atol=1e-12)
     assert all(torch.equal(a, b) for a, b in zip(found[0][0], found[1][0], strict=True))
     assert [early for _, early in found] == [bool(own) for own in shares], "sent while the last backward runs"
+
+
+def test_what_is_set_aside_is_a_part_of_its_own():
+    model = make_model()
+    unused = nn.Parameter(torch.ones(3, dtype=torch.float64))
+    buckets = GradientBuckets([*model.parameters(), unused], ALONE)
+    images = some_images(5)
+    buckets.zero()
+    losses(model, images[:2]).backward()
+    first = buckets.set_aside()
+    assert all(parameter.grad is None for parameter in buckets.parameters)
+    losses(model, images[2:]).backward()
+    buckets.finish()
+    for part, found in ((images[:2], first), (images[2:], buckets.gradients)):
+        assert torch.equal(found[0], torch.zeros(3, dtype=torch.float64))
+        for gradient, expected in zip(found[1:], plain_gradients(part)[::-1], strict=True):
+            assert torch.allclose(gradient, expected, rtol=1e-12, atol=1e-12)
+
+
+def reduce_halves(world: World, shares: list[tuple[list[int], list[int]]]) -> tuple[list[Tensor], list[Tensor]]:
+    """The gradients of two parts, of each of which every rank carries its own images, in the second of two steps."""
+    model = make_model()
+    buckets = GradientBuckets(model.parameters(), world, bucket_bytes=200)
+    images = some_images(4)
+    for _ in range(2):
+        buckets.zero()
+        parts = []
+        for own in shares[world.rank]:
+            for number, image in enumerate(own):
+                if number == len(own) - 1:
+                    buckets.overlap()
+                losses(model, images[image : image + 1]).backward()
+            parts.append(buckets.set_aside() if not parts else [])
+        buckets.finish()
+    return parts[0][::-1], [p.grad for p in model.parameters()]
+
+
+@pytest.mark.distributed
+def test_two_parts_are_summed_over_all_ranks_one_after_the_other():
+    # images 0 and 1 make the first part, 2 and 3 the second; a rank may have nothing of either
+    for shares in ([([0], [2]), ([1], [3])], [([0, 1], []), ([], [2, 3])]):
+        found = run_in_ranks(reduce_halves, 2, shares)
+        for first, second in found:
+            for own, part in ((first, slice(2)), (second, slice(2, 4))):
+                for gradient, expected in zip(own, plain_gradients(some_images(4)[part]), strict=True):
+                    assert torch.allclose(gradient, expected, rtol=1e-12, atol=1e-12)

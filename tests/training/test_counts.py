@@ -1,6 +1,7 @@
 """What a step costs besides arithmetic, counted: operators that make the host wait, and operators for each image."""
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,11 +10,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from factories import TINY, tiny_batch, tiny_detector
-from megdet.distributed.gradients import GradientBuckets
 from megdet.distributed.world import World
 from megdet.ops import nms
-from megdet.training.optimizer import make_optimizer
-from megdet.training.step import Trainer, train_step
+from megdet.recipe import Optimizer, Recipe, Schedule
+from megdet.training.prepare import trainer_of
+from megdet.training.step import train_step
 
 ALONE = World(0, 1, torch.device("cpu"))
 WAITING = {
@@ -61,10 +62,22 @@ class Counted(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def counted_step(images: int, monkeypatch: pytest.MonkeyPatch) -> tuple[Counted, int]:
+AGVM = Optimizer(agvm=True)
+SINCE_THE_SECOND = Schedule(warmup_steps=1)
+RECIPES = {
+    "sgd": TINY,
+    "lars": replace(TINY, optimizer=Optimizer(kind="lars")),
+    "lamb": replace(TINY, optimizer=Optimizer(kind="lamb")),
+    "agvm": replace(TINY, optimizer=AGVM, schedule=SINCE_THE_SECOND, noise_interval=2),
+    "agvm-adamw": replace(TINY, optimizer=replace(AGVM, kind="adamw"), schedule=SINCE_THE_SECOND),
+    "noise of steps": replace(TINY, bn_size=4, noise_interval=2),
+}
+"""The second step measures what there is to measure."""
+
+
+def counted_step(images: int, monkeypatch: pytest.MonkeyPatch, recipe: Recipe = TINY) -> tuple[Counted, int]:
     """The counts of a whole training step, and how often it called the NMS."""
-    model = tiny_detector(TINY).train()
-    trainer = Trainer(model, make_optimizer(model, TINY.optimizer), GradientBuckets(model.parameters(), ALONE), None)
+    trainer = trainer_of(tiny_detector(recipe).train(), ALONE)
     counted, reads, calls = Counted(), Reads(), 0
     original = nms.segmented_nms
 
@@ -77,11 +90,15 @@ def counted_step(images: int, monkeypatch: pytest.MonkeyPatch) -> tuple[Counted,
         return kept
 
     monkeypatch.setattr("megdet.model.rpn.segmented_nms", one_function)
-    batch = tiny_batch(images)
-    train_step(trainer, [batch], 1, 0.01, 0, ALONE)  # constants are made in the first step
+    batches, groups = [tiny_batch(images)], range(1)
+    if recipe.optimizer.agvm:
+        batches, groups = batches * 2, range(2)
+    train_step(trainer, batches, groups, 0.01, 0, ALONE)  # constants are made in the first step
     calls, counted.operators, counted.waiting = 0, Counter(), Counter()
     with counted, reads:
-        train_step(trainer, [batch], 1, 0.01, 1, ALONE)
+        train_step(trainer, batches, groups, 0.01, 1, ALONE)
+    assert ("agvm" in trainer.measured) == recipe.optimizer.agvm
+    assert ("noise" in trainer.measured) == bool(recipe.noise_interval)
     counted.waiting.update(reads.names)
     return counted, calls
 
@@ -91,6 +108,13 @@ def test_a_step_waits_for_nothing_but_one_nms_however_many_images_it_has(monkeyp
         counted, calls = counted_step(images, monkeypatch)
         assert calls == 1
         assert counted.waiting == Counter()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_no_optimizer_and_nothing_that_is_measured_waits_either(name, monkeypatch):
+    counted, calls = counted_step(2, monkeypatch, RECIPES[name])
+    assert calls == 1 + RECIPES[name].optimizer.agvm
+    assert counted.waiting == Counter()
 
 
 def test_the_operators_of_a_step_do_not_grow_with_its_images(monkeypatch):

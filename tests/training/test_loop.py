@@ -75,6 +75,32 @@ def test_the_loop_takes_the_steps_of_the_plan_and_no_others(recipe, done):
     assert losses == [float(values[-1]) for values in reported]
 
 
+def test_what_agvm_and_the_noise_scale_measure_is_in_the_lines_of_their_steps(recipe, tmp_path):
+    recipe = replace(
+        recipe,
+        noise_interval=2,
+        optimizer=replace(recipe.optimizer, agvm=True),
+        schedule=replace(recipe.schedule, warmup_steps=1),
+        evaluation=replace(recipe.evaluation, every_epochs=0),
+    )
+    folder = RunFolder(tmp_path / "run")
+    train(recipe, folder, OPTIONS, ALONE)
+    lines = {line["step"]: line for line in read_metrics(folder.metrics) if "loss" in line}
+    assert [step for step, line in lines.items() if "noise" in line] == [2, 4]
+    assert [step for step, line in lines.items() if "agvm" in line] == [2]
+    modules = ["backbone", "fpn", "rpn", "box_head"]
+    factors = {module: numbers["rate_factor"] for module, numbers in lines[2]["agvm"].items()}
+    assert list(factors) == modules
+    assert factors["backbone"] == 1
+    assert all(0.97 + 0.03 * 0.5**0.5 <= factor <= 0.97 + 0.03 * 10**0.5 for factor in factors.values())
+    noise = lines[4]["noise"]
+    assert noise.pop("estimator") == "halves"
+    assert list(noise) == [*modules, "model"]
+    for number in ("gradient_sq", "variance"):
+        assert noise["model"][number] == pytest.approx(sum(noise[module][number] for module in modules))
+    assert all(numbers["variance"] > 0 for numbers in noise.values())
+
+
 def test_the_evaluation_left_behind_is_that_of_the_last_checkpoint(recipe, done):
     trained = load_detector(done, ALONE.device)
     assert trained.step == 4

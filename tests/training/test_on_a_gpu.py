@@ -15,7 +15,6 @@ from torch import nn
 from factories import TINY, gradients, random_boxes, relative, tiny_batch, tiny_detector
 from megdet.data.loader import training_batches
 from megdet.data.plan import TrainingPlan
-from megdet.distributed.gradients import GradientBuckets
 from megdet.distributed.layout import choose_layout
 from megdet.distributed.world import SINGLE_LANE, World, start_world, use_precision
 from megdet.inference.trained import place_model
@@ -24,10 +23,9 @@ from megdet.layers.cross_device import CrossDeviceNorm
 from megdet.model.anchors import LEVEL_STRIDES
 from megdet.model.detector import LOSSES
 from megdet.ops.roi_align import feature_table, roi_align
-from megdet.recipe import Backbone, Recipe
+from megdet.recipe import Backbone, Optimizer, Recipe, Schedule
 from megdet.training.loop import RunOptions, train
-from megdet.training.optimizer import make_optimizer
-from megdet.training.prepare import checkpoint_tensors, make_trainer
+from megdet.training.prepare import checkpoint_tensors, make_trainer, trainer_of
 from megdet.training.schedule import learning_rate
 from megdet.training.step import Trainer, train_step
 from small_runs import small_recipe, train_set, write_small_set
@@ -58,12 +56,10 @@ def no_waiting() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def trainer_of(recipe: Recipe, world: World) -> Trainer:
+def tiny_trainer(recipe: Recipe, world: World) -> Trainer:
     model = tiny_detector(recipe).train()
     place_model(model, world.device)
-    return Trainer(
-        model, make_optimizer(model, recipe.optimizer), GradientBuckets(model.parameters(), world), averages=None
-    )
+    return trainer_of(model, world)
 
 
 def test_the_watch_sees_who_waits(world):
@@ -75,13 +71,42 @@ def test_the_watch_sees_who_waits(world):
 @pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
 def test_a_step_waits_for_nothing_even_on_a_canvas_that_is_new(precision, world):
     recipe = replace(RECIPE, batch_size=2, precision=precision, optimizer=replace(RECIPE.optimizer, clip_norm=5.0))
-    trainer = trainer_of(recipe, world)
+    trainer = tiny_trainer(recipe, world)
     batches = [tiny_batch(2, canvas).pin_memory() for canvas in (64, 64, 96)]
-    train_step(trainer, [batches[0].to(world.device)], 1, 0.01, 0, world)  # makes kernels and momentum
+    train_step(trainer, [batches[0].to(world.device)], range(1), 0.01, 0, world)  # makes kernels and momentum
     for number, batch in enumerate(batches[1:], start=1):
         with no_waiting():
-            result = train_step(trainer, [batch.to(world.device)], 1, 0.01, number, world)
+            result = train_step(trainer, [batch.to(world.device)], range(1), 0.01, number, world)
         assert result.isfinite().all()
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        Optimizer(agvm=True),
+        Optimizer(kind="adamw", agvm=True, base_lr=1e-4),
+        Optimizer(kind="lars"),
+        Optimizer(kind="lamb", base_lr=1e-3),
+    ],
+    ids=lambda own: own.kind,
+)
+def test_no_optimizer_and_nothing_that_is_measured_waits_or_differs_from_the_cpu(optimizer, precision, world):
+    recipe = replace(RECIPE, precision=precision, optimizer=optimizer, schedule=Schedule(warmup_steps=1))
+    recipe = replace(recipe, noise_interval=2)
+    weights = []
+    for here in (replace(world, device=torch.device("cpu")), world):
+        trainer = tiny_trainer(recipe, here)
+        batches = [tiny_batch(2, seed=seed).to(here.device) for seed in range(2)]
+        train_step(trainer, batches, range(2), 1e-4, 0, here)
+        before = trainer.model.rpn.conv.weight.clone()
+        with no_waiting():
+            train_step(trainer, batches, range(2), 1e-4, 1, here)
+        assert set(trainer.measured) == {"noise", "agvm"} - ({"agvm"} if trainer.modulator is None else set())
+        assert all(numbers[:2].isfinite().all() for numbers in trainer.measured.values())
+        weights.append((trainer.model.rpn.conv.weight - before).detach().double().cpu())
+    if precision == "float64":  # the fused kernels of a GPU read a rate that is a tensor in float32
+        assert relative(*weights) < 1e-6
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("float64", 1e-9), ("float32", 1e-4)])
@@ -173,9 +198,9 @@ def steps_of(recipe: Recipe, world: World, steps: range, start: dict[str, Any] |
     plan = TrainingPlan(dataset.sizes, recipe)
     batches = training_batches(dataset, plan, layout, 0, (steps.start, steps.stop), workers=0, device=world.device)
     for step in steps:
-        groups = len(layout.groups_of(0))
+        groups = layout.groups_of(0)
         rate = learning_rate(recipe, len(dataset), step)
-        train_step(trainer, itertools.islice(batches, groups), groups, rate, step, world)
+        train_step(trainer, itertools.islice(batches, len(groups)), groups, rate, step, world)
     return copy.deepcopy(checkpoint_tensors(trainer))
 
 

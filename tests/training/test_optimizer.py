@@ -5,7 +5,7 @@ from torch import nn
 from factories import TINY, tiny_detector
 from megdet.layers.batch_norm import CrossDeviceBatchNorm
 from megdet.recipe import Optimizer
-from megdet.training.optimizer import MovingAverage, make_optimizer, momentum_by_name, restore_momentum
+from megdet.training.optimizer import MovingAverage, make_optimizer, restore_state, state_by_name
 
 
 def small_model() -> nn.Module:
@@ -56,13 +56,13 @@ def test_momentum_put_back_goes_on_where_it_stopped():
     whole, optimizer = fresh()
     steps(whole, optimizer, 5)
     first, optimizer = fresh()
-    assert momentum_by_name(first, optimizer) == {}
+    assert state_by_name(first, optimizer) == {}
     steps(first, optimizer, 3)
-    saved = {name: tensor.clone() for name, tensor in momentum_by_name(first, optimizer).items()}
+    saved = {name: tensor.clone() for name, tensor in state_by_name(first, optimizer).items()}
     assert saved.keys() == {"weight", "bias"}
     second, optimizer = fresh()
     second.load_state_dict(first.state_dict())
-    restore_momentum(second, optimizer, saved)
+    restore_state(second, optimizer, saved)
     steps(second, optimizer, 2)
     assert torch.equal(second.weight, whole.weight)
     assert torch.equal(second.bias, whole.bias)
@@ -77,7 +77,7 @@ def test_restored_momentum_has_the_memory_order_of_its_weight():
     model = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     momentum = {"weight": torch.randn(4, 3, 3, 3), "bias": torch.randn(4)}
-    restore_momentum(model, optimizer, momentum)
+    restore_state(model, optimizer, momentum)
     restored = optimizer.state[model.weight]["momentum_buffer"]
     assert torch.equal(restored, momentum["weight"])
     assert restored.stride() == model.weight.stride()

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -51,6 +52,33 @@ def test_warmup_by_hand():
     assert [learning_rate(recipe, COCO, s) for s in range(6)] == pytest.approx([0.02, 0.095, 0.17, 0.245, 0.32, 0.32])
     gentle = replace(recipe, schedule=Schedule(warmup_steps=4, warmup_start=0.0))
     assert [learning_rate(gentle, COCO, s) for s in range(5)] == pytest.approx([0, 0.08, 0.16, 0.24, 0.32])
+
+
+def test_exponential_warmup_by_hand():
+    recipe = replace(LARGE, schedule=Schedule(warmup_steps=4, warmup="exponential", warmup_start=1.0))
+    # from 0.02 to 0.32, sixteen times as much, by a factor of two a step
+    assert [learning_rate(recipe, COCO, s) for s in range(6)] == pytest.approx([0.02, 0.04, 0.08, 0.16, 0.32, 0.32])
+    small = replace(recipe, batch_size=8, bn_size=8)  # starts at its rate, which lies below
+    assert {learning_rate(small, COCO, step) for step in range(6)} == {0.01}
+    still = replace(recipe, optimizer=Optimizer(base_lr=0.0))
+    assert {learning_rate(still, COCO, step) for step in range(6)} == {0.0}
+
+
+@given(st.floats(0.001, 1), st.integers(1, 40), st.integers(1, 64))
+def test_exponential_warmup_rises_by_one_factor(start, steps, batch):
+    schedule = Schedule(policy="step", epochs=9.0, warmup="exponential", warmup_steps=steps, warmup_start=start)
+    recipe = Recipe(batch_size=16 * batch, schedule=schedule)
+    rates = [learning_rate(recipe, COCO, step) for step in range(steps + 1)]
+    factors = [after / before for before, after in pairwise(rates)]
+    assert factors == pytest.approx([(batch / start) ** (1 / steps)] * steps, rel=1e-9)
+    assert rates[-1] == pytest.approx(scaled_rate(recipe))
+
+
+def test_square_root_scaling_by_hand():
+    recipe = replace(LARGE, optimizer=Optimizer(base_lr=0.01, scaling="sqrt"))
+    assert scaled_rate(recipe) == pytest.approx(0.04)  # sixteen times the images, four times the rate
+    assert scaled_rate(replace(recipe, batch_size=16, bn_size=16)) == 0.01
+    assert rate(recipe, 7) == pytest.approx(0.04)
 
 
 def test_sixteen_images_need_no_warmup():

@@ -5,12 +5,11 @@ import torch
 from torch import Tensor
 
 from factories import TINY, TINY_FROZEN, slice_batch, tiny_batch, tiny_detector
-from megdet.distributed.gradients import GradientBuckets
 from megdet.inference.trained import place_model
 from megdet.model.detector import LOSSES
-from megdet.recipe import Backbone, Optimizer, Recipe
+from megdet.recipe import Backbone, Optimizer, Recipe, Schedule
 from megdet.structures import Batch
-from megdet.training.optimizer import MovingAverage, make_optimizer
+from megdet.training.prepare import trainer_of
 from megdet.training.step import REPORTED, Trainer, train_step
 from small_runs import ALONE
 
@@ -27,9 +26,7 @@ def make_trainer(recipe: Recipe) -> Trainer:
                 parameter.fill_(0.5)
     place_model(model, ALONE.device)
     model.train()
-    averages = MovingAverage(model, recipe.optimizer.ema_decay) if recipe.optimizer.ema_decay else None
-    buckets = GradientBuckets(model.parameters(), ALONE)
-    return Trainer(model, make_optimizer(model, recipe.optimizer), buckets, averages)
+    return trainer_of(model, ALONE)
 
 
 def split(batch: Batch, size: int) -> list[Batch]:
@@ -37,7 +34,7 @@ def split(batch: Batch, size: int) -> list[Batch]:
 
 
 def step(trainer: Trainer, batches: list[Batch], rate: float = 0.01, number: int = 0) -> Tensor:
-    return train_step(trainer, iter(batches), len(batches), rate, number, ALONE)
+    return train_step(trainer, iter(batches), range(len(batches)), rate, number, ALONE)
 
 
 def weights(trainer: Trainer) -> dict[str, Tensor]:
@@ -179,3 +176,47 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_weights_in_float32():
     exact = step(make_trainer(FROZEN), split(tiny_batch(8), 2))
     assert torch.allclose(reported[:4].double(), exact[:4], rtol=0.1)
     assert all(w.dtype == torch.float32 and not torch.equal(w, start[n]) for n, w in weights(trainer).items())
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_the_gradients_of_two_halves_make_the_step_of_the_whole(size):
+    recipe = replace(FROZEN, group_size=size, optimizer=Optimizer(clip_norm=1.0))
+    batches = split(tiny_batch(8), size)
+    plain, halved = make_trainer(recipe), make_trainer(replace(recipe, noise_interval=1))
+    for number in range(2):
+        reported = step(plain, batches, number=number)
+        assert torch.allclose(reported, step(halved, batches, number=number), rtol=1e-9, atol=0)
+        assert "noise" in halved.measured
+        assert not plain.measured
+    for name, weight in weights(plain).items():
+        assert torch.allclose(weight, weights(halved)[name], rtol=1e-9, atol=1e-12), name
+
+
+def test_agvm_sees_the_gradients_of_the_first_and_the_second_half_before_clipping():
+    recipe = replace(FROZEN, optimizer=Optimizer(agvm=True, clip_norm=1e-3), schedule=Schedule(warmup_steps=0))
+    batches = split(tiny_batch(8), 2)
+    trainer = make_trainer(recipe)
+    step(trainer, batches)
+    found = dict(zip(trainer.modulator.parts, trainer.measured["agvm"][0].tolist(), strict=True))
+    sides = gradients(recipe, batches[:2]), gradients(recipe, batches[2:])
+    for module, disagreement in found.items():
+        ours, theirs = (
+            torch.cat([g.flatten() for name, g in side.items() if name.startswith(f"{module}.")]) for side in sides
+        )
+        cosine = torch.nn.functional.cosine_similarity(ours, theirs, dim=0)
+        assert disagreement == pytest.approx(1 - float(cosine), rel=1e-6), module
+
+
+def test_a_module_moves_by_its_own_factor():
+    recipe = replace(FROZEN, optimizer=Optimizer(agvm=True, weight_decay=0.0), schedule=Schedule(warmup_steps=5))
+    moved = []
+    for factors in ([1.0, 1.0, 1.0, 1.0], [1.0, 2.0, 0.5, 3.0]):
+        trainer = make_trainer(recipe)
+        trainer.modulator.factors.copy_(torch.tensor(factors))
+        before = weights(trainer)
+        step(trainer, split(tiny_batch(8), 2))
+        moved.append({name: weight - before[name] for name, weight in weights(trainer).items()})
+        assert not trainer.measured, "it is not due, and the factors hold all the same"
+    by_module = dict(zip(("backbone", "fpn", "rpn", "box_head"), factors, strict=True))
+    for name, change in moved[0].items():
+        assert torch.allclose(moved[1][name], change * by_module[name.split(".")[0]], rtol=1e-5, atol=1e-12), name

@@ -70,7 +70,8 @@ def describe(
     warmup_images = warmup * recipe.batch_size
     first, after = learning_rate(recipe, images, 0), scaled_rate(recipe)
     add("rate_first", "learning rate of the first step", first, f"{first:.6g}")
-    add("rate_after_warmup", "learning rate after warmup", after, f"{after:.6g} = base_lr x {recipe.batch_size} / 16")
+    rule = f"{recipe.batch_size} / 16" if recipe.optimizer.scaling == "linear" else f"sqrt({recipe.batch_size} / 16)"
+    add("rate_after_warmup", "learning rate after warmup", after, f"{after:.6g} = base_lr x {rule}")
     add(
         "warmup_steps",
         "warmup",

@@ -54,7 +54,7 @@ class Row:
     fault: str
     """the first thing that is wrong, or nothing"""
     of_kind: dict[str, float]
-    """gradient, reported, rate, weights, buffers, momentum, averages, detections -> the largest difference"""
+    """gradient, reported, rate, weights, buffers, momentum, averages, agvm, noise, detections -> largest difference"""
 
     @property
     def passes(self) -> bool:

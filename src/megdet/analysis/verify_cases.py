@@ -75,6 +75,31 @@ def _averages(recipe: Recipe) -> Recipe:
     return replace(recipe, optimizer=replace(recipe.optimizer, ema_decay=0.9))
 
 
+def _optimizer(**changes: object) -> Callable[[Recipe], Recipe]:
+    return lambda recipe: replace(recipe, optimizer=replace(recipe.optimizer, **changes))  # type: ignore[arg-type]
+
+
+def _agvm(**changes: object) -> Callable[[Recipe], Recipe]:
+    """A warmup so short that a few steps have it, and two groups where their number is odd."""
+
+    def change(recipe: Recipe) -> Recipe:
+        recipe = replace(_optimizer(agvm=True, **changes)(recipe), schedule=replace(recipe.schedule, warmup_steps=1))
+        if recipe.groups_per_step % 2 == 0 or recipe.batch_size % 2:
+            return recipe
+        half = recipe.batch_size // 2
+        return replace(recipe, bn_size=half) if recipe.bn_size else replace(recipe, group_size=half)
+
+    return change
+
+
+def _noise(recipe: Recipe) -> Recipe:
+    return replace(recipe, noise_interval=2)
+
+
+def _noise_of_steps(recipe: Recipe) -> Recipe:
+    return replace(recipe, noise_interval=3, bn_size=recipe.batch_size)
+
+
 CASES = {
     "base": Case("the recipe as it is written"),
     "bn-2": Case("BN size 2", _bn(2), (3, 8)),
@@ -99,12 +124,28 @@ CASES = {
         reference="base",
     ),
     "averages": Case("averaged weights (EMA)", _averages, (4,)),
+    "agvm": Case("AGVM, a rate for each module", _agvm(), (3, 8)),
+    "agvm-adamw": Case(
+        "AGVM with AdamW",
+        _agvm(kind="adamw", base_lr=1e-4, weight_decay=0.05, scaling="sqrt"),
+        (4,),
+    ),
+    "lars": Case("LARS", _optimizer(kind="lars", base_lr=1.0), (3,)),
+    "lamb": Case("LAMB", _optimizer(kind="lamb", base_lr=1e-3, weight_decay=0.01, scaling="sqrt"), (3,)),
+    "noise": Case("gradient noise scale of the halves", _noise, (3,)),
+    "noise-steps": Case("gradient noise scale of successive steps", _noise_of_steps, (3,)),
+    "resume-agvm": Case(
+        "AGVM, stopped half-way, gone on with on another count",
+        _agvm(),
+        reference="agvm",
+        stops="moved",
+    ),
     "resume": Case("stopped half-way, gone on with on another count", _averages, reference="averages", stops="moved"),
     "new-process": Case("stopped half-way, gone on with in new processes: bitwise", devices=(4,), stops="same"),
 }
 """Name -> case, in the order in which they are tried."""
 
-SHORT = ("base", "bn-all", "resume", "new-process")
+SHORT = ("base", "bn-all", "agvm", "resume", "new-process")
 """A minute's worth of them."""
 
 

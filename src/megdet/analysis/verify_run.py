@@ -56,7 +56,7 @@ class Outcome:
     """what every step reported"""
     rates: list[float]
     state: dict[str, Tensor]
-    """weights, buffers, momentum and averages after the last step"""
+    """weights, buffers, momentum, averages and what AGVM and the noise scale remember, after the last step"""
     detections: list[Result]
     """of the final weights, or of their averages"""
     unmoved: list[str]
@@ -81,12 +81,12 @@ def run_steps(world: World, run: Run, habit: Habit | None = None) -> Outcome | N
     trained = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
     start = {name: parameter.detach().clone() for name, parameter in trained.items()}
     batches = training_batches(datasets.train, plan, layout, world.rank, run.steps, workers=0, device=world.device)
-    number = len(layout.groups_of(world.rank))
+    groups = layout.groups_of(world.rank)
     gradients: dict[str, Tensor] = {}
     rows, rates = [], []
     for step in range(first, last):
         rates.append(learning_rate(recipe, plan.num_images, step))
-        rows.append(train_step(trainer, islice(batches, number), number, rates[-1], step, world).cpu())
+        rows.append(train_step(trainer, islice(batches, len(groups)), groups, rates[-1], step, world).cpu())
         if step == first:
             gradients = {name: copy_of(p.grad) for name, p in trained.items() if p.grad is not None}
     if first == 0 and run.folder is not None:
@@ -123,10 +123,10 @@ def wake(trainer: Trainer) -> None:
 
 
 def state_of(trainer: Trainer) -> dict[str, Tensor]:
-    """Copies on the CPU of everything that a step changes: weights, buffers, momentum, averages."""
+    """Copies on the CPU of everything that a step changes: weights, buffers, momentum, averages, AGVM, noise."""
     weights = {name for name, _ in trainer.model.named_parameters()}
     tensors = checkpoint_tensors(trainer)
-    kinds = {"optimizer": "momentum", "averages": "averages"}
+    kinds = {"optimizer": "momentum", "averages": "averages", "agvm": "agvm", "noise": "noise"}
     return {
         f"{kinds.get(kind, 'weights' if name in weights else 'buffers')}.{name}": copy_of(tensor)
         for kind, own in tensors.items()

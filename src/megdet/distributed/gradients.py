@@ -23,6 +23,9 @@ class GradientBuckets:
     Use: `zero()`, any number of backwards, `overlap()` before the last of them, `finish()` after it. A rank without a
     backward calls `finish()` all the same. Afterwards every `parameter.grad` is the sum over all ranks, zeros where no
     rank had one.
+
+    For the gradients of two parts of a step, `set_aside()` between them: it ends the first part as `finish()` ends the
+    second, and returns its gradients, whose sums are there after `finish()` and may travel while the second part runs.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], world: World, bucket_bytes: int = BUCKET_BYTES) -> None:
@@ -60,8 +63,22 @@ class GradientBuckets:
         """From now on a bucket is sent as soon as all its gradients and all earlier buckets are there."""
         self._waiting = [len(bucket) for bucket in self.buckets]
 
+    def set_aside(self) -> list[Tensor]:
+        """Send what is left and begin anew; returns the gradients so far, in the order of `parameters`."""
+        self._send_rest()
+        gradients, works = self.gradients, self._works
+        self.zero()
+        self._works = works
+        return gradients
+
     def finish(self) -> None:
         """Send what is left and wait for all sums."""
+        self._send_rest()
+        for work in self._works:
+            work.wait()
+        self._waiting = []
+
+    def _send_rest(self) -> None:
         if self.world.size == 1:
             for parameter in self.parameters:
                 if parameter.grad is None:
@@ -69,9 +86,6 @@ class GradientBuckets:
             return
         while self._launched < len(self.buckets):
             self._launch()
-        for work in self._works:
-            work.wait()
-        self._waiting = []
 
     def norm(self) -> Tensor:
         """The Euclidean norm of the whole gradient."""

@@ -38,7 +38,7 @@ from megdet.training.prepare import (
 )
 from megdet.training.report import Reporter
 from megdet.training.schedule import learning_rate, total_steps
-from megdet.training.step import REPORTED, Trainer, train_step
+from megdet.training.step import REPORTED, Trainer, named_measures, train_step
 
 READ_EVERY = 20
 """Steps whose numbers are read from the device together, ..."""
@@ -171,17 +171,17 @@ class _Run:
             workers=self.options.workers,
             device=self.world.device,
         )
-        pending: list[tuple[int, float, float, float, Tensor]] = []
+        pending: list[_Pending] = []
         before = last_read = time.perf_counter()
         while step < last:
             rate = learning_rate(self.recipe, self.plan.num_images, step)
             waiting = _Waiting(micro_batches)
-            number = len(self.layout.groups_of(self.world.rank))
-            result = train_step(self.trainer, islice(waiting, number), number, rate, step, self.world)
+            groups = self.layout.groups_of(self.world.rank)
+            result = train_step(self.trainer, islice(waiting, len(groups)), groups, rate, step, self.world)
             step += 1
             # from the end of one step to the end of the next, so that waiting for a device counts as well
             now = time.perf_counter()
-            pending.append((step, rate, now - before, waiting.seconds, result))
+            pending.append(_Pending(step, rate, now - before, waiting.seconds, result, self.trainer.measured))
             before = now
             if len(pending) == READ_EVERY or now - last_read >= READ_SECONDS or step in stops:
                 self._read(pending)
@@ -199,10 +199,11 @@ class _Run:
         stops = {step: epoch for step, epoch in ends.items() if step < last}
         return stops | {last: 0}
 
-    def _read(self, pending: list[tuple[int, float, float, float, Tensor]]) -> None:
-        values = torch.stack([result for *_, result in pending]).tolist()
+    def _read(self, pending: list["_Pending"]) -> None:
+        values = torch.stack([done.result for done in pending]).tolist()
         lines = []
-        for (step, rate, seconds, data_seconds, _), row in zip(pending, values, strict=True):
+        for done, row in zip(pending, values, strict=True):
+            step, rate = done.step, done.rate
             named = dict(zip((*REPORTED, "gradient_norm"), row, strict=True))
             loss = sum(named[name] for name in LOSSES)
             if not math.isfinite(loss) or not math.isfinite(named["gradient_norm"]):
@@ -217,8 +218,9 @@ class _Run:
                 "learning_rate": rate,
                 "loss": loss,
                 **named,
-                "seconds": round(seconds, 6),
-                "data_seconds": round(data_seconds, 6),
+                "seconds": round(done.seconds, 6),
+                "data_seconds": round(done.data_seconds, 6),
+                **named_measures(self.trainer, done.measured),
             }
             if self.metrics is not None:
                 self.metrics.write(line)
@@ -257,6 +259,18 @@ class _Run:
     def _write_checkpoint(self, step: int) -> None:
         tensors, needed = checkpoint_tensors(self.trainer), self.evaluations.needed_checkpoints
         save_checkpoint(self.folder, step, tensors, self.evaluations.state(step), self.recipe.keep_checkpoints, needed)
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A step that is done and whose numbers are still on the device."""
+
+    step: int
+    rate: float
+    seconds: float
+    data_seconds: float
+    result: Tensor
+    measured: dict[str, Tensor]
 
 
 class _Waiting:

@@ -29,7 +29,10 @@ from megdet.journal.run_folder import RunFolder
 from megdet.model.detector import Detector
 from megdet.recipe import Recipe
 from megdet.recipe_file import dump_recipe, first_difference, parse_recipe
-from megdet.training.optimizer import MovingAverage, make_optimizer, momentum_by_name, restore_momentum
+from megdet.training.halves import parts_of
+from megdet.training.modulator import Modulator
+from megdet.training.noise_scale import NoiseScale
+from megdet.training.optimizer import MovingAverage, like_parameter, make_optimizer, restore_state, state_by_name
 from megdet.training.start import start_from_run
 from megdet.training.step import Trainer
 
@@ -79,9 +82,21 @@ def make_trainer(
             start_from_run(model, dataset.class_names, recipe.start_from)
     place_model(model, world.device)
     model.train()
+    return trainer_of(model, world)
+
+
+def trainer_of(model: Detector, world: World) -> Trainer:
+    """What trains a detector that is on its device, by the detector's own recipe, before its first step."""
+    recipe = model.recipe
     optimizer = make_optimizer(model, recipe.optimizer)
     averages = MovingAverage(model, recipe.optimizer.ema_decay) if recipe.optimizer.ema_decay else None
-    return Trainer(model, optimizer, GradientBuckets(model.parameters(), world), averages)
+    buckets = GradientBuckets(model.parameters(), world)
+    parts, device, warmup_steps = parts_of(model, buckets.parameters), world.device, recipe.schedule.warmup_steps
+    modulator = None
+    if recipe.optimizer.agvm:
+        modulator = Modulator(parts, buckets.parameters, optimizer, warmup_steps, device)
+    noise = NoiseScale(parts, recipe, device) if recipe.noise_interval else None
+    return Trainer(model, optimizer, buckets, averages, modulator, noise)
 
 
 def check_statistics(recipe: Recipe, plan: TrainingPlan, dataset: CocoDataset) -> None:
@@ -158,11 +173,32 @@ def checkpoint_tensors(trainer: Trainer) -> dict[str, dict[str, Any]]:
     """The tensors of a checkpoint, which `resume` puts back."""
     tensors: dict[str, dict[str, Any]] = {
         "model": trainer.model.state_dict(),
-        "optimizer": momentum_by_name(trainer.model, trainer.optimizer),
+        "optimizer": state_by_name(trainer.model, trainer.optimizer),
     }
     if trainer.averages is not None:
         tensors["averages"] = trainer.averages.tensors
+    if trainer.modulator is not None:
+        tensors["agvm"] = {"factors": trainer.modulator.factors}
+    if trainer.noise is not None:
+        kept = dict(zip(trainer.buckets.parameters, trainer.noise.kept, strict=False))
+        own = {f"gradient.{name}": kept[p] for name, p in trainer.model.named_parameters() if p in kept}
+        tensors["noise"] = {"averages": trainer.noise.averages, **own}
     return tensors
+
+
+def _restore(trainer: Trainer, tensors: dict[str, dict[str, Any]]) -> None:
+    """Put back what a checkpoint holds besides the weights."""
+    restore_state(trainer.model, trainer.optimizer, tensors["optimizer"])
+    if trainer.averages is not None:
+        for name, tensor in tensors["averages"].items():
+            trainer.averages.tensors[name].copy_(tensor)
+    if trainer.modulator is not None:
+        trainer.modulator.factors.copy_(tensors["agvm"]["factors"])
+    if trainer.noise is not None:
+        trainer.noise.averages.copy_(tensors["noise"]["averages"])
+        names = {parameter: f"gradient.{name}" for name, parameter in trainer.model.named_parameters()}
+        kept = [(parameter, tensors["noise"].get(names[parameter])) for parameter in trainer.buckets.parameters]
+        trainer.noise.kept = [like_parameter(tensor, own) for own, tensor in kept if tensor is not None]
 
 
 def resume(trainer: Trainer, folder: RunFolder, dataset: CocoDataset, world: World) -> Resumed:
@@ -183,10 +219,7 @@ def resume(trainer: Trainer, folder: RunFolder, dataset: CocoDataset, world: Wor
             "folder, start_from goes on from these weights"
         )
     load_weights(trainer.model, tensors["model"], str(checkpoint / "model.safetensors"))
-    restore_momentum(trainer.model, trainer.optimizer, tensors["optimizer"])
-    if trainer.averages is not None:
-        for name, tensor in tensors["averages"].items():
-            trainer.averages.tensors[name].copy_(tensor)
+    _restore(trainer, tensors)
     unevaluated = tuple(checkpoint_step(path) for path in checkpoints(folder) if not _is_evaluated(path))
     world.barrier()  # every rank has read what rank 0 may now write
     numbers = None if state["evaluation"] is None else CocoNumbers.from_dict(state["evaluation"])

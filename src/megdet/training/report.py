@@ -1,6 +1,7 @@
 """What a person sees while a run goes on, and TensorBoard where the recipe asks for it."""
 
 import time
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -60,8 +61,8 @@ class Reporter:
         self._recent += lines
         if self._board is not None:
             for line in lines:
-                for name, value in line.items():
-                    self._board.add_scalar(f"train/{name}", value, line["step"])
+                for name, value in _scalars(line, "train/"):
+                    self._board.add_scalar(name, value, line["step"])
         if time.monotonic() - self._printed >= SECONDS_BETWEEN_LINES or lines[-1]["step"] == self.last_step:
             self._print(lines[-1])
 
@@ -94,6 +95,15 @@ class Reporter:
             f"{left / 60:.1f} min left"
         )
         self._printed = time.monotonic()
+
+
+def _scalars(line: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
+    """The numbers of a line, those of nested mappings under their whole path."""
+    for name, value in line.items():
+        if isinstance(value, Mapping):
+            yield from _scalars(value, f"{prefix}{name}/")
+        elif not isinstance(value, str):
+            yield f"{prefix}{name}", value
 
 
 def _percent(number: float) -> str:

@@ -30,7 +30,13 @@ def decay_of(schedule: Schedule) -> Decay:
 
 
 def scaled_rate(recipe: Recipe) -> float:
-    """The rate after warmup by the linear scaling rule: base_lr * batch_size / 16."""
+    """The rate after warmup: base_lr * batch_size / 16 by the linear scaling rule, or base_lr times the root of it.
+
+    The root is the rule for Adam-like optimizers, whose step does not grow with the gradient (You et al. 2020), and of
+    those who keep the variance of an update (Krizhevsky 2014).
+    """
+    if recipe.optimizer.scaling == "sqrt":
+        return recipe.optimizer.base_lr * math.sqrt(recipe.batch_size / BASE_BATCH_SIZE)
     return recipe.optimizer.base_lr * recipe.batch_size / BASE_BATCH_SIZE
 
 
@@ -40,11 +46,11 @@ def total_steps(recipe: Recipe, num_images: int) -> int:
 
 
 def learning_rate(recipe: Recipe, num_images: int, step: int) -> float:
-    """The rate of step 0, 1, ...: linear warmup a step, times the decays whose epochs have passed.
+    """The rate of step 0, 1, ...: warmup step by step, times the decays whose epochs have passed.
 
-    Warmup runs from warmup_start * base_lr to the scaled rate, and never downwards: a mini-batch so small that its rate
-    lies below starts at its rate. Under policy cosine the rate falls to 0 along half a
-    cosine over the whole run.
+    Warmup runs from warmup_start * base_lr to the scaled rate, linearly or by the same factor every step, and never
+    downwards: a mini-batch so small that its rate lies below starts at its rate. Under policy cosine the rate falls to
+    0 along half a cosine over the whole run.
     """
     schedule, rate = recipe.schedule, scaled_rate(recipe)
     epoch = step * recipe.batch_size / num_images
@@ -56,5 +62,9 @@ def learning_rate(recipe: Recipe, num_images: int, step: int) -> float:
         factor = math.prod(passed)
     if step < schedule.warmup_steps:
         start = min(rate, schedule.warmup_start * recipe.optimizer.base_lr)
-        rate = start + (rate - start) * step / schedule.warmup_steps
+        progress = step / schedule.warmup_steps
+        if schedule.warmup == "exponential" and start:
+            rate = start * (rate / start) ** progress
+        else:
+            rate = start + (rate - start) * progress
     return rate * factor

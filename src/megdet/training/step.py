@@ -3,12 +3,17 @@
     for each micro-batch of this rank:  loss = sum of its images' losses / batch_size;  backward
     sum the gradients over all ranks;   fold the groups' statistics;   clip;   update
 
+Where AGVM or the gradient noise scale is due, the gradients of the first and of the second half of the plan's groups
+are summed over all ranks one after the other, and their sum is the step's gradient.
+
 Nothing here reads a number from the device but NMS, which needs the lengths of its segments; the caller decides when to
 look at the results.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +24,9 @@ from megdet.layers.batch_norm import finish_step
 from megdet.model.detector import LOSSES, Detector
 from megdet.recipe import Recipe
 from megdet.structures import Batch
+from megdet.training.halves import num_in_first_half
+from megdet.training.modulator import Modulator
+from megdet.training.noise_scale import NoiseScale
 from megdet.training.optimizer import MovingAverage
 
 REPORTED = (*LOSSES, "rpn_positive", "box_head_positive")
@@ -30,41 +38,108 @@ class Trainer:
     """Everything that a step changes."""
 
     model: Detector
-    optimizer: torch.optim.SGD
+    optimizer: torch.optim.Optimizer
     buckets: GradientBuckets
     averages: MovingAverage | None
+    modulator: Modulator | None = None
+    """AGVM, where the recipe has it"""
+    noise: NoiseScale | None = None
+    """the gradient noise scale, where the recipe measures it"""
+    measured: dict[str, Tensor] = field(default_factory=dict)
+    """what the last step measured besides what it returns, on the device: "agvm" and "noise", where they were due"""
 
 
 def train_step(
-    trainer: Trainer, micro_batches: Iterable[Batch], num_micro_batches: int, rate: float, step: int, world: World
+    trainer: Trainer, micro_batches: Iterable[Batch], groups: Sequence[int], rate: float, step: int, world: World
 ) -> Tensor:
     """Make one update from this rank's micro-batches; returns the REPORTED means and the gradient norm, on the device.
 
     Every rank of the world calls it for every step, also with no micro-batch or with empty ones.
+
+    Args:
+        trainer: changed in place; what else was measured is in `trainer.measured`.
+        micro_batches: this rank's share of each of its groups.
+        groups: the numbers of these groups in the plan's step, rising (`Layout.groups_of`).
+        rate: the scheduled learning rate.
+        step: 0, 1, ...
+        world: all ranks.
     """
     recipe, buckets = trainer.model.recipe, trainer.buckets
     buckets.zero()
     totals = torch.zeros(len(REPORTED), device=world.device, dtype=_result_dtype(recipe))
-    for number, batch in enumerate(micro_batches):
-        with autocast(recipe, world.device):
-            losses = trainer.model(batch)
-        loss = torch.stack([losses[name].sum() for name in LOSSES]).sum() / recipe.batch_size
-        if number == num_micro_batches - 1:
-            buckets.overlap()
-        loss.backward()  # type: ignore[no-untyped-call]
-        totals += torch.stack([losses[name].detach().sum() for name in REPORTED]).to(totals.dtype)
+    batches, first_half = iter(micro_batches), None
+    if _needs_halves(trainer, step):
+        number = num_in_first_half(groups, recipe.groups_per_step)
+        _accumulate(trainer, islice(batches, number), number, totals, world.device)
+        first_half = buckets.set_aside()
+        groups = groups[number:]
+    _accumulate(trainer, batches, len(groups), totals, world.device)
     buckets.finish()
+    trainer.measured = _measure(trainer, first_half, step)
+    if first_half is not None:
+        torch._foreach_add_(buckets.gradients, first_half)
     world.all_reduce(totals)
     finish_step(trainer.model.modules(), recipe.groups_per_step, world)
     norm = buckets.norm()
     if recipe.optimizer.clip_norm:
         buckets.scale((recipe.optimizer.clip_norm / (norm + 1e-6)).clamp(max=1.0))
-    for group in trainer.optimizer.param_groups:
-        group["lr"] = rate
+    if trainer.modulator is not None:
+        trainer.modulator.set_rates(rate)
+    else:
+        for group in trainer.optimizer.param_groups:
+            group["lr"] = rate
     trainer.optimizer.step()
     if trainer.averages is not None:
         trainer.averages.update(trainer.model, step)
     return torch.cat([totals / recipe.batch_size, norm.to(totals.dtype).reshape(1)])
+
+
+def named_measures(trainer: Trainer, measured: dict[str, Tensor]) -> dict[str, Any]:
+    """The numbers of `Trainer.measured` of some step for its line of metrics; waits for the device."""
+    named: dict[str, Any] = {}
+    if trainer.modulator is not None and "agvm" in measured:
+        named["agvm"] = trainer.modulator.named(measured["agvm"].tolist())
+    if trainer.noise is not None and "noise" in measured:
+        named["noise"] = trainer.noise.named(measured["noise"].tolist())
+    return named
+
+
+def _accumulate(
+    trainer: Trainer, micro_batches: Iterable[Batch], count: int, totals: Tensor, device: torch.device
+) -> None:
+    """Backward through `count` micro-batches, sending gradients while the last one runs."""
+    recipe = trainer.model.recipe
+    for number, batch in enumerate(micro_batches):
+        with autocast(recipe, device):
+            losses = trainer.model(batch)
+        loss = torch.stack([losses[name].sum() for name in LOSSES]).sum() / recipe.batch_size
+        if number == count - 1:
+            trainer.buckets.overlap()
+        loss.backward()  # type: ignore[no-untyped-call]
+        totals += torch.stack([losses[name].detach().sum() for name in REPORTED]).to(totals.dtype)
+
+
+def _needs_halves(trainer: Trainer, step: int) -> bool:
+    modulator, noise = trainer.modulator, trainer.noise
+    is_noise_due = noise is not None and noise.compares_halves and noise.is_due(step)
+    return is_noise_due or (modulator is not None and modulator.is_due(step))
+
+
+def _measure(trainer: Trainer, first_half: list[Tensor] | None, step: int) -> dict[str, Tensor]:
+    """What AGVM and the noise scale see in the gradients of this step, which are not clipped yet."""
+    modulator, noise, gradients = trainer.modulator, trainer.noise, trainer.buckets.gradients
+    found: dict[str, Tensor] = {}
+    if noise is not None and not noise.compares_halves:
+        measured = noise.of_steps(gradients, step)
+        if measured is not None:
+            found["noise"] = measured
+    if first_half is None:
+        return found
+    if noise is not None and noise.compares_halves and noise.is_due(step):
+        found["noise"] = noise.of_halves(first_half, gradients)
+    if modulator is not None and modulator.is_due(step):
+        found["agvm"] = modulator.update(first_half, gradients)
+    return found
 
 
 def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:

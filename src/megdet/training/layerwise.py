@@ -1,0 +1,107 @@
+"""LARS and LAMB: a step of every layer in proportion to the length of its weights.
+
+A layer is one tensor of weights. Groups with "adapts" False (norm layers and biases) step without a trust ratio, as the
+published runs of both did: their few numbers have lengths that say nothing about a step. A layer whose weights or whose
+step have length 0 has the ratio 1. Nothing here reads a number from the device.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Lars(torch.optim.Optimizer):
+    """You, Gitman and Ginsburg 2017, "Large Batch Training of Convolutional Networks", Algorithm 1.
+
+    r = trust_coefficient * |w| / (|g| + weight_decay * |w|);   v <- momentum * v + lr * r * (g + weight_decay * w);
+    w <- w - v. The rate is inside the momentum, as in the paper, and not outside as in torch's SGD.
+    """
+
+    def __init__(self, groups: Iterable[dict[str, Any]], momentum: float, trust_coefficient: float) -> None:
+        super().__init__(groups, {"lr": 0.0, "momentum": momentum, "trust_coefficient": trust_coefficient})
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        """Make one step."""
+        for group in self.param_groups:
+            (weights, gradients), decay = _moving(group), group["weight_decay"]
+            if not weights:
+                continue
+            steps = list(torch._foreach_add(gradients, weights, alpha=decay))
+            if group["adapts"]:
+                lengths, slopes = _norms(weights), _norms(gradients)
+                trust = group["trust_coefficient"] * lengths / (slopes + decay * lengths)
+                _multiply(steps, torch.where((lengths > 0) & (slopes > 0), trust, 1.0))
+            momenta = _state(self, "momentum_buffer", weights)
+            torch._foreach_mul_(momenta, group["momentum"])
+            torch._foreach_add_(momenta, steps, alpha=group["lr"])
+            torch._foreach_sub_(weights, momenta)
+
+
+class Lamb(torch.optim.Optimizer):
+    """You et al. 2020, "Large Batch Optimization for Deep Learning: Training BERT in 76 minutes", Algorithm 2.
+
+    m and v are Adam's moments, freed of their bias; u = m / (sqrt(v) + eps) + weight_decay * w;
+    w <- w - lr * |w| / |u| * u. The paper's phi, which may bound |w|, is the identity.
+    """
+
+    def __init__(self, groups: Iterable[dict[str, Any]], betas: tuple[float, float], eps: float) -> None:
+        super().__init__(groups, {"lr": 0.0, "betas": betas, "eps": eps})
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        """Make one step."""
+        for group in self.param_groups:
+            weights, gradients = _moving(group)
+            if not weights:
+                continue
+            first, second = group["betas"]
+            means, squares = _state(self, "exp_avg", weights), _state(self, "exp_avg_sq", weights)
+            torch._foreach_lerp_(means, gradients, 1 - first)
+            torch._foreach_mul_(squares, second)
+            torch._foreach_addcmul_(squares, gradients, gradients, 1 - second)
+            number = _count(self, weights)
+            divisors = torch._foreach_div(squares, (1 - second**number).to(weights[0].dtype))
+            torch._foreach_sqrt_(divisors)
+            torch._foreach_add_(divisors, group["eps"])
+            torch._foreach_mul_(divisors, (1 - first**number).to(weights[0].dtype))
+            steps = list(torch._foreach_div(means, divisors))
+            torch._foreach_add_(steps, weights, alpha=group["weight_decay"])
+            if group["adapts"]:
+                lengths, strides = _norms(weights), _norms(steps)
+                _multiply(steps, torch.where((lengths > 0) & (strides > 0), lengths / strides, 1.0))
+            torch._foreach_add_(weights, steps, alpha=-group["lr"])
+
+
+def _moving(group: dict[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
+    """The weights of a group that have a gradient, and their gradients."""
+    weights = [parameter for parameter in group["params"] if parameter.grad is not None]
+    return weights, [weight.grad for weight in weights]
+
+
+def _state(optimizer: torch.optim.Optimizer, kind: str, weights: list[Tensor]) -> list[Tensor]:
+    """The state of this name of every weight, from zero on."""
+    for weight in weights:
+        if kind not in optimizer.state[weight]:
+            optimizer.state[weight][kind] = torch.zeros_like(weight)
+    return [optimizer.state[weight][kind] for weight in weights]
+
+
+def _count(optimizer: torch.optim.Optimizer, weights: list[Tensor]) -> Tensor:
+    """Count this step in every weight's state, as torch's Adam does; returns it, the same for all."""
+    for weight in weights:
+        if "step" not in optimizer.state[weight]:
+            optimizer.state[weight]["step"] = torch.zeros((), dtype=torch.float64, device=weight.device)
+    numbers: list[Tensor] = [optimizer.state[weight]["step"] for weight in weights]
+    torch._foreach_add_(numbers, 1.0)
+    return numbers[0]
+
+
+def _norms(tensors: list[Tensor]) -> Tensor:
+    return torch.stack(torch._foreach_norm(tensors))
+
+
+def _multiply(tensors: list[Tensor], factors: Tensor) -> None:
+    torch._foreach_mul_(tensors, list(factors.unbind()))

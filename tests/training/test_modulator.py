@@ -1,0 +1,103 @@
+"""AGVM by hand."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from megdet.recipe import Optimizer
+from megdet.training.halves import parts_of
+from megdet.training.modulator import Modulator
+from megdet.training.optimizer import make_optimizer
+
+
+def make(kind: str = "sgd", warmup_steps: int = 4) -> tuple[Modulator, nn.ModuleDict]:
+    """A backbone, a neck and a head of two numbers each."""
+    model = nn.ModuleDict({name: nn.Linear(2, 1, bias=False) for name in ("backbone", "fpn", "rpn")}).double()
+    optimizer = make_optimizer(model, Optimizer(kind=kind))
+    parameters = list(model.parameters())[::-1]
+    modulator = Modulator(parts_of(model, parameters), parameters, optimizer, warmup_steps, torch.device("cpu"))
+    return modulator, model
+
+
+def gradients(**by_module: tuple[float, float]) -> list[torch.Tensor]:
+    """In the order of the parameters, the last module first."""
+    return [torch.tensor([by_module[name]], dtype=torch.float64) for name in ("rpn", "fpn", "backbone")]
+
+
+FIRST = gradients(backbone=(1, 0), fpn=(2, 0), rpn=(3, 4))
+SECOND = gradients(backbone=(0, 5), fpn=(-1, 0), rpn=(3, 4))
+# cosines 0, -1 and 1: v = 1, 2 and 0; s = 1, sqrt(1/2) and, clipped, sqrt(10)
+FACTORS = [1.0, 0.97 + 0.03 * math.sqrt(1 / 2), 0.97 + 0.03 * math.sqrt(10)]
+
+
+def test_the_factors_by_hand():
+    modulator, _ = make()
+    disagreements, factors = modulator.update(FIRST, SECOND).tolist()
+    assert list(modulator.parts) == ["backbone", "fpn", "rpn"]
+    assert disagreements == pytest.approx([1, 2, 0])
+    assert factors == pytest.approx(FACTORS, rel=1e-6)
+    again = modulator.update(FIRST, SECOND)[1].tolist()
+    assert again == pytest.approx([0.97 * f + (f - 0.97) for f in FACTORS], rel=1e-6)
+
+
+def test_the_factors_do_not_fall_below_the_clip():
+    modulator, _ = make()
+    agree, oppose = (
+        gradients(backbone=(1, 0), fpn=(1, 0), rpn=(1, 0)),
+        gradients(backbone=(1, 0), fpn=(0, 1), rpn=(0, 0)),
+    )
+    # v of the backbone is 0, of the others 1 (a gradient of zero agrees with none): ratios of 1e-6, clipped at 0.5
+    assert modulator.update(agree, oppose)[1].tolist() == pytest.approx([1, *[0.97 + 0.03 * math.sqrt(0.5)] * 2])
+
+
+def test_a_module_has_its_factor_of_the_scheduled_rate_at_every_step():
+    modulator, _ = make()
+    modulator.set_rates(0.5)
+    assert {group["module"]: float(group["lr"]) for group in modulator.optimizer.param_groups} == {
+        "backbone": 0.5,
+        "fpn": 0.5,
+        "rpn": 0.5,
+    }
+    modulator.update(FIRST, SECOND)
+    modulator.set_rates(0.1)
+    rates = [float(group["lr"]) for group in modulator.optimizer.param_groups]
+    assert rates == pytest.approx([0.1 * factor for factor in FACTORS], rel=1e-6)
+
+
+def test_it_measures_on_the_first_step_after_warmup_and_every_ten():
+    modulator, _ = make(warmup_steps=4)
+    assert [step for step in range(30) if modulator.is_due(step)] == [4, 14, 24]
+
+
+def test_under_adamw_a_gradient_counts_over_the_root_of_its_second_moment():
+    modulator, model = make("adamw")
+    # before the first step the moment is the gradient's own: every number counts as its sign
+    assert modulator.update(FIRST, SECOND)[0].tolist() == pytest.approx([1, 2, 0], abs=1e-4)
+    mixed = gradients(backbone=(1, 100), fpn=(1, 100), rpn=(1, 100))
+    turned = gradients(backbone=(1, -100), fpn=(1, 100), rpn=(-1, -100))
+    assert modulator.update(mixed, turned)[0].tolist() == pytest.approx([1, 0, 2], abs=1e-4)
+    # after a step it is 0.999 of the old and 0.001 of the mean gradient of the half, which is twice what is given
+    for parameter in model.parameters():
+        parameter.grad = torch.tensor([[3.0, 300.0]], dtype=torch.float64)
+    modulator.optimizer.step()
+    ours, theirs = ([4.0, 200.0], [2.0, -100.0])  # almost opposite as they are
+
+    def normalised(gradient: list[float]) -> list[float]:
+        old = [0.001 * 3.0**2, 0.001 * 300.0**2]
+        return [
+            2 * g / (math.sqrt(0.999 * v + 0.001 * (2 * g) ** 2) + 1e-8) for g, v in zip(gradient, old, strict=True)
+        ]
+
+    a, b = normalised(ours), normalised(theirs)
+    wanted = 1 - (a[0] * b[0] + a[1] * b[1]) / (math.hypot(*a) * math.hypot(*b))
+    given = [gradients(backbone=tuple(g), fpn=tuple(g), rpn=tuple(g)) for g in (ours, theirs)]
+    assert modulator.update(*given)[0].tolist() == pytest.approx([wanted] * 3, rel=1e-9)
+    assert 0.1 < wanted < 1.5
+
+
+def test_its_numbers_have_names():
+    modulator, _ = make()
+    named = modulator.named(modulator.update(FIRST, SECOND).tolist())
+    assert named["fpn"] == {"disagreement": pytest.approx(2), "rate_factor": pytest.approx(FACTORS[1], rel=1e-6)}

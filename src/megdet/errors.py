@@ -15,6 +15,10 @@ class InputError(Exception):
         super().__init__(" ".join(message.splitlines()))
 
 
+class DivergedError(InputError):
+    """A training whose loss or gradient is no finite number any more; the rates of a sweep are allowed to do that."""
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """The hint `; did you mean 'x'?` for the choice most like `word`, or an empty string if none is close."""
     found = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)

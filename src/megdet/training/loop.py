@@ -16,7 +16,7 @@ from megdet.data.plan import TrainingPlan
 from megdet.distributed.failures import shared_fate
 from megdet.distributed.layout import Layout, recipe_layout
 from megdet.distributed.world import World
-from megdet.errors import InputError
+from megdet.errors import DivergedError, InputError
 from megdet.evaluation.coco_numbers import CocoNumbers
 from megdet.journal.checkpoint_files import latest_checkpoint, save_checkpoint
 from megdet.journal.metrics import MetricsWriter
@@ -208,7 +208,7 @@ class _Run:
             loss = sum(named[name] for name in LOSSES)
             if not math.isfinite(loss) or not math.isfinite(named["gradient_norm"]):
                 worst = next((name for name in named if not math.isfinite(named[name])), "loss")
-                raise InputError(
+                raise DivergedError(
                     f"step {step}: {worst} is not finite (learning rate {rate:.4g}): lower optimizer.base_lr, lengthen "
                     "schedule.warmup_steps or set optimizer.clip_norm; the last checkpoint is kept"
                 )

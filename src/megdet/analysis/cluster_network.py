@@ -1,0 +1,102 @@
+"""The alpha-beta model of NCCL's all-reduce: a latency a hop and a time a byte, for rings and trees.
+
+Hops within a machine and hops between machines have their own latency. The constants are those from which NCCL itself
+chooses between its algorithms (`src/graph/tuning.cc` of NCCL 2.10, `src/graph/topo.h` of NCCL 2.28): two protocols, LL
+for small messages and Simple for large ones. NCCL's third one, LL128, lies between the two and is left out.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal, NamedTuple
+
+MICROSECOND = 1e-6
+
+
+class Protocol(NamedTuple):
+    """How NCCL moves the bytes of one algorithm: what a call, a hop and a byte cost."""
+
+    call: float
+    """seconds of a call, whatever its size (`baseLat`)"""
+    hop: dict[str, float]
+    """seconds of a hop over `nvlink`, `pcie` or the network, `net` (`hwLat`)"""
+    part: float
+    """part of the bus bandwidth that it reaches"""
+
+
+def _protocol(call: float, nvlink: float, pcie: float, net: float, part: float) -> Protocol:
+    hop = {"nvlink": nvlink * MICROSECOND, "pcie": pcie * MICROSECOND, "net": net * MICROSECOND}
+    return Protocol(call * MICROSECOND, hop, part)
+
+
+RING = (_protocol(3.6, 0.47, 1.0, 2.7, 1 / 4), _protocol(8.4, 3.4, 5.7, 9.6, 1.0))
+"""LL and Simple."""
+TREE = (_protocol(4.4, 0.52, 1.0, 5.0, 0.9 / 3.8), _protocol(0.0, 28.0, 28.0, 50.0, 0.9))
+"""LL and Simple."""
+
+
+@dataclass(frozen=True)
+class Fabric:
+    """What connects the devices."""
+
+    per_machine: int
+    """devices of a machine"""
+    link: Literal["nvlink", "pcie"]
+    """within a machine"""
+    link_bandwidth: float
+    """bytes a second in one direction, of a ring within a machine"""
+    network_bandwidth: float
+    """bytes a second in one direction, of all network cards of a machine together"""
+
+    def machines(self, devices: int) -> int:
+        """Machines that so many devices take."""
+        return -(-devices // self.per_machine)
+
+    def bandwidth(self, devices: int) -> float:
+        """Bytes a second that pass the narrowest place of a ring over so many devices."""
+        inside = self.link_bandwidth
+        return inside if self.machines(devices) == 1 else min(inside, self.network_bandwidth)
+
+
+def ring_seconds(num_bytes: float, devices: int, fabric: Fabric, protocol: Protocol = RING[1]) -> float:
+    """All-reduce over a ring: 2 (n - 1) hops, and 2 (n - 1) / n of the bytes over every link.
+
+    With one machine and without the time of a call: 2 (n - 1) alpha + 2 (n - 1) / n * bytes / bandwidth. Of the hops,
+    2 (m - 1) go between the m machines.
+    """
+    if devices == 1:
+        return 0.0
+    hops, outside = 2 * (devices - 1), 2 * (fabric.machines(devices) - 1)
+    latency = (hops - outside) * protocol.hop[fabric.link] + outside * protocol.hop["net"]
+    return protocol.call + latency + hops / devices * num_bytes / (fabric.bandwidth(devices) * protocol.part)
+
+
+def tree_seconds(num_bytes: float, devices: int, fabric: Fabric, protocol: Protocol = TREE[1]) -> float:
+    """All-reduce over NCCL's double tree: up and down a chain in each machine and log2(m) levels of machines."""
+    if devices == 1:
+        return 0.0
+    machines = fabric.machines(devices)
+    inside = min(devices, fabric.per_machine) - 1
+    latency = 2 * (inside * protocol.hop[fabric.link] + math.ceil(math.log2(machines)) * protocol.hop["net"])
+    return protocol.call + latency + 2 * num_bytes / (fabric.bandwidth(devices) * protocol.part)
+
+
+@lru_cache(maxsize=4096)
+def all_reduce_seconds(num_bytes: float, devices: int, fabric: Fabric) -> float:
+    """The faster of rings and trees, each with its better protocol, as NCCL chooses."""
+    rings = (ring_seconds(num_bytes, devices, fabric, protocol) for protocol in RING)
+    trees = (tree_seconds(num_bytes, devices, fabric, protocol) for protocol in TREE)
+    return min(*rings, *trees)
+
+
+def exposed_seconds(buckets: Sequence[float], backward: float) -> float:
+    """How long a backward of so many seconds is outlasted by its buckets' all-reduces, given their seconds.
+
+    The buckets become ready one after another at equal distances, the last one at the end of the backward, and are
+    reduced one at a time while it goes on.
+    """
+    end = 0.0
+    for number, seconds in enumerate(buckets, start=1):
+        end = max(end, backward * number / len(buckets)) + seconds
+    return max(0.0, end - backward)

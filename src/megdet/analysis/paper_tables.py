@@ -1,0 +1,163 @@
+"""The numbers of the paper: Tables 1 to 4 whole, what its text says of Figures 1 and 4, the recipe of a row.
+
+A number stands here as the paper prints it. What it leaves open is None, or a function that says what it assumes.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Policy = Literal["normal", "long"]
+Rate = Literal["normal", "half"]
+
+NORMAL_EPOCHS, LONG_EPOCHS = 11.0, 18.0
+"""Where the two policies end (Sec. 4)."""
+TRAINING_IMAGES, VALIDATION_IMAGES = 118_000, 5_000
+"""Images to train on and to evaluate on, as Sec. 4 rounds them."""
+_IMAGES_PER_DEVICE = 2
+"""Sec. 3.3: "if each GPU can hold 2 images"."""
+
+
+@dataclass(frozen=True)
+class RatioRow:
+    """A row of Table 1: positive against negative samples while training."""
+
+    epoch: int
+    batch_size: int
+    ratio: float
+    """percent"""
+
+
+@dataclass(frozen=True)
+class TrainingRow:
+    """A row of Table 2 or 3: one training of ResNet-50 FPN on COCO."""
+
+    table: Literal["table2", "table3"]
+    batch_size: int
+    bn_size: int
+    """0 = frozen statistics"""
+    num_gpus: int | None
+    """as printed; None in Table 2, which has no such column"""
+    mmap: float | None
+    """on COCO val, percent; None = the training failed"""
+    hours: float | None
+    """None = the training failed"""
+    policy: Policy = "normal"
+    rate: Rate = "normal"
+    """half: half of what the linear scaling rule asks"""
+
+    @property
+    def failed(self) -> bool:
+        """Whether the paper's training did not converge."""
+        return self.mmap is None
+
+    @property
+    def devices(self) -> int:
+        """GPUs: as printed; in Table 2, which has no such column, 2 images each as in its row of 16 (`16-base`)."""
+        return self.num_gpus or self.batch_size // _IMAGES_PER_DEVICE
+
+    @property
+    def epochs(self) -> float:
+        """Length of its policy."""
+        return LONG_EPOCHS if self.policy == "long" else NORMAL_EPOCHS
+
+    @property
+    def name(self) -> str:
+        """What identifies it in its table: `16`, `64 (half rate)`, `256 (long), BN 16, 128 GPUs`."""
+        size = f"{self.batch_size}" + (" (half rate)" if self.rate == "half" else "")
+        size += " (long)" if self.policy == "long" else ""
+        return size if self.table == "table2" else f"{size}, BN {self.bn_size}, {self.num_gpus} GPUs"
+
+
+@dataclass(frozen=True)
+class LeaderboardRow:
+    """A row of Table 4: an entry of the COCO 2017 detection challenge, on test-dev."""
+
+    name: str
+    mmap: float
+    mmar: float
+
+
+@dataclass(frozen=True)
+class CurveStatement:
+    """What the text says of one curve of Figure 1 or 4; the points of the curves are nowhere printed."""
+
+    figure: Literal["figure1", "figure4"]
+    batch_size: int
+    bn_size: int
+    """of the row of Table 3 that is drawn"""
+    num_gpus: int
+    policy: Policy
+    statement: str
+    """the text, shortened"""
+
+
+TABLE1 = (
+    RatioRow(1, 16, 5.58),
+    RatioRow(1, 256, 9.82),
+    RatioRow(6, 16, 11.77),
+    RatioRow(6, 256, 16.11),
+    RatioRow(12, 16, 16.59),
+    RatioRow(12, 256, 16.91),
+)
+
+TABLE2 = (
+    TrainingRow("table2", 16, 0, None, 36.2, 33.2),
+    TrainingRow("table2", 32, 0, None, 36.4, 15.1),
+    TrainingRow("table2", 64, 0, None, None, None),
+    TrainingRow("table2", 64, 0, None, 36.0, 7.5, rate="half"),
+    TrainingRow("table2", 128, 0, None, None, None, rate="half"),
+)
+
+TABLE3 = (
+    TrainingRow("table3", 16, 0, 8, 36.2, 33.2),
+    TrainingRow("table3", 2, 2, 2, 31.5, 131.2),
+    TrainingRow("table3", 4, 4, 4, 34.9, 91.4),
+    TrainingRow("table3", 8, 8, 8, 35.9, 71.5),
+    TrainingRow("table3", 16, 2, 8, 31.0, 45.6),
+    TrainingRow("table3", 16, 16, 8, 37.0, 39.5),
+    TrainingRow("table3", 32, 32, 8, 37.3, 45.5),
+    TrainingRow("table3", 64, 64, 8, 35.3, 40.9),
+    TrainingRow("table3", 64, 32, 16, 37.1, 19.6),
+    TrainingRow("table3", 64, 16, 32, 37.1, 11.2),
+    TrainingRow("table3", 128, 32, 32, 37.1, 11.3),
+    TrainingRow("table3", 128, 16, 64, 37.0, 6.5),
+    TrainingRow("table3", 256, 32, 64, 37.1, 7.2),
+    TrainingRow("table3", 256, 16, 128, 37.1, 4.1),
+    TrainingRow("table3", 16, 16, 8, 37.7, 65.2, "long"),
+    TrainingRow("table3", 32, 32, 8, 37.8, 60.3, "long"),
+    TrainingRow("table3", 64, 32, 16, 37.6, 30.1, "long"),
+    TrainingRow("table3", 128, 32, 32, 37.6, 15.8, "long"),
+    TrainingRow("table3", 256, 32, 64, 37.7, 9.4, "long"),
+    TrainingRow("table3", 256, 16, 128, 37.7, 5.4, "long"),
+)
+
+TABLE4 = (
+    LeaderboardRow("DANet", 45.7, 62.7),
+    LeaderboardRow("Trimps-Soushen+QINIU", 48.0, 65.4),
+    LeaderboardRow("bharat_umd", 48.1, 64.8),
+    LeaderboardRow("FAIR Mask R-CNN", 50.3, 66.1),
+    LeaderboardRow("MSRA", 50.4, 69.0),
+    LeaderboardRow("UCenter", 51.0, 67.9),
+    LeaderboardRow("MegDet (Ensemble)", 52.5, 69.0),
+)
+
+FIGURES = (
+    CurveStatement("figure1", 16, 0, 8, "normal", "33 hours, lower accuracy"),
+    CurveStatement("figure1", 256, 16, 128, "normal", "more accurate, training nearly an order of magnitude faster"),
+    CurveStatement("figure4", 16, 16, 8, "long", "the better one at early epochs"),
+    CurveStatement("figure4", 256, 16, 128, "long", "worse at early epochs, catches up after the second decay"),
+)
+"""Readings of the curves as far as the text states them. Figure 4: "the BN sizes are the same in two detectors"."""
+
+
+def timed_rows() -> list[TrainingRow]:
+    """The rows of Tables 2 and 3 that have a time, in the paper's order."""
+    return [row for row in TABLE2 + TABLE3 if row.hours is not None]
+
+
+def recipe_of(row: TrainingRow) -> str:
+    """The packaged recipe of a row; rows that differ in the number of GPUs alone share one."""
+    name = f"megdet-r50-b{row.batch_size}-bn{row.bn_size}"
+    name += "-half" if row.rate == "half" else ""
+    name += "-long" if row.policy == "long" else ""
+    return "megdet-r50" if name == "megdet-r50-b16-bn16" else name

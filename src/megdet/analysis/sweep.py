@@ -1,0 +1,173 @@
+"""A sweep: trainings one after another, each in a run folder of its own, none of them made twice.
+
+A finished row leaves `outcome.json` beside its metrics; the next call reads it and trains the rows that have none. A
+row that was interrupted goes on from its checkpoint like any run. A training that diverges is a result, as it is in
+Table 2 of the paper; every other error stops the sweep.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from megdet.distributed.layout import recipe_layout
+from megdet.distributed.world import World
+from megdet.errors import DivergedError, InputError
+from megdet.evaluation.coco_numbers import CocoNumbers
+from megdet.files import read_json, write_json_atomically
+from megdet.journal.metrics import read_metrics
+from megdet.journal.run_folder import RunFolder
+from megdet.recipe import Recipe
+from megdet.recipe_file import first_difference, parse_recipe
+from megdet.training.loop import RunOptions, train
+from megdet.training.prepare import fingerprint, load_datasets
+
+Train = Callable[[Recipe, RunFolder, RunOptions, World], CocoNumbers]
+_OUTCOME = "outcome.json"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a row."""
+
+    status: Literal["trained", "failed"]
+    reason: str
+    """why it failed"""
+    steps: int
+    """optimizer steps done"""
+    hours: float
+    """of all its steps, on this machine; evaluations do not count"""
+    ranks: int
+    """processes that trained it at last"""
+    mmap: float | None
+    """of the last evaluation, percent; None where it failed or the data have no boxes to find"""
+    ap50: float | None
+    """the same at IoU 0.5"""
+    mmar: float | None
+    """mean recall of the last evaluation, percent"""
+    train_data: str
+    """hash of the images and boxes that it was trained on"""
+    val_data: str
+    """hash of those that it was evaluated on"""
+
+
+def run_sweep(
+    rows: Mapping[str, Recipe],
+    folder: Path,
+    options: RunOptions,
+    world: World,
+    *,
+    chosen: Collection[str] | None = None,
+    told: Callable[[str, dict[str, Outcome]], None],
+    train_row: Train = train,
+) -> dict[str, Outcome]:
+    """Train the chosen rows (all by default) that have no outcome yet, each in `folder / name`.
+
+    Every rank calls it. Returns the outcomes that there are, of rows that were not chosen as well. `told` hears on rank
+    0 of each row to train, before it starts and after it ended, with the outcomes so far. Raises InputError, before any
+    training where possible: a row does not fit the ranks, a folder holds another recipe or was trained on other data,
+    and everything that stops a training but its divergence.
+    """
+    datasets = load_datasets(next(iter(rows.values())), world)
+    data = fingerprint(datasets.train), fingerprint(datasets.val)
+    outcomes = _on_first(world, lambda: _finished(rows, folder, data))
+    pending = [name for name in rows if name not in outcomes and (chosen is None or name in chosen)]
+    for name in pending:
+        _check_layout(name, rows[name], options, world)
+    for name in pending:
+        _on_first(world, partial(told, name, outcomes))
+        outcomes[name] = _run_row(rows[name], RunFolder(folder / name), options, world, data, train_row)
+        _on_first(world, partial(told, name, outcomes))
+    return {name: outcomes[name] for name in rows if name in outcomes}
+
+
+def read_outcome(folder: RunFolder) -> Outcome | None:
+    """The outcome of a row, or None where it is not finished. Raises InputError where the file is damaged."""
+    file = folder.path / _OUTCOME
+    if not file.exists():
+        return None
+    try:
+        return Outcome(**read_json(file))
+    except TypeError:
+        raise InputError(f"{file} is no outcome of a row: delete it, and the row is looked at again") from None
+
+
+def _finished(rows: Mapping[str, Recipe], folder: Path, data: tuple[str, str]) -> dict[str, Outcome]:
+    """The outcomes that there are, after a look whether they are of these recipes and data."""
+    found = {}
+    for name, recipe in rows.items():
+        own = RunFolder(folder / name)
+        outcome, text = read_outcome(own), own.read_recipe()
+        difference = "" if text is None else first_difference(recipe, parse_recipe(text, str(own.recipe)))
+        if difference:
+            raise InputError(
+                f"{own.path} holds a run of another recipe ({difference}): rows would not compare; choose another "
+                "--run folder, or delete this one"
+            )
+        if outcome is None:
+            continue
+        if (outcome.train_data, outcome.val_data) != data:
+            raise InputError(
+                f"{own.path} was trained or evaluated on other images or boxes than those of "
+                f"{recipe.data.train_annotations} and {recipe.data.val_annotations}: rows would not compare; choose "
+                "another --run folder, or the data of before with --data"
+            )
+        found[name] = outcome
+    return found
+
+
+def _check_layout(name: str, recipe: Recipe, options: RunOptions, world: World) -> None:
+    try:
+        recipe_layout(recipe, world.size, options.lane_width, options.max_images_per_device)
+    except InputError as error:
+        raise InputError(f"row {name}: {error}; or choose the rows that fit with --rows") from None
+
+
+def _run_row(
+    recipe: Recipe, folder: RunFolder, options: RunOptions, world: World, data: tuple[str, str], train_row: Train
+) -> Outcome:
+    numbers, reason = None, ""
+    try:
+        numbers = train_row(recipe, folder, options, world)
+    except DivergedError as error:
+        reason = str(error)
+    outcome: Outcome = _on_first(world, lambda: _write_outcome(folder, numbers, reason, world.size, data))
+    return outcome
+
+
+def _write_outcome(
+    folder: RunFolder, numbers: CocoNumbers | None, reason: str, ranks: int, data: tuple[str, str]
+) -> Outcome:
+    steps = [line for line in read_metrics(folder.metrics) if "loss" in line] if folder.metrics.exists() else []
+    outcome = Outcome(
+        status="failed" if numbers is None else "trained",
+        reason=reason,
+        steps=steps[-1]["step"] if steps else 0,
+        hours=sum(line["seconds"] for line in steps) / 3600,
+        ranks=ranks,
+        mmap=None if numbers is None else percent(numbers.AP),
+        ap50=None if numbers is None else percent(numbers.AP50),
+        mmar=None if numbers is None else percent(numbers.AR100),
+        train_data=data[0],
+        val_data=data[1],
+    )
+    write_json_atomically(folder.path / _OUTCOME, asdict(outcome), indent=2)
+    return outcome
+
+
+def percent(number: float) -> float | None:
+    """A COCO number in percent; None for -1, which says that the ground truth has no such box."""
+    return None if number < 0 else 100 * number
+
+
+def _on_first(world: World, work: Callable[[], Any]) -> Any:
+    """What `work` returns on rank 0, on every rank; an InputError of it is raised on all of them."""
+    result, error = None, None
+    if world.is_first:
+        try:
+            result = work()
+        except InputError as problem:
+            error = str(problem)
+    world.agree(error)
+    return world.gather_objects(result)[0]

@@ -1,0 +1,144 @@
+"""The verb that reckons with clusters that are not here: simulate."""
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from megdet.analysis.cluster_machines import MACHINES, Machine, machine_of
+from megdet.analysis.cluster_paper import GOOD, OTHERS, Constants, Prediction, predict_paper
+from megdet.analysis.cluster_pictures import plot_paper, plot_scaling
+from megdet.analysis.cluster_scaling import Asked, Point, last_that_pays, simulate_scaling
+from megdet.cli.options import CONSOLE, Arguments, whole_number
+from megdet.errors import InputError
+
+_SCALING = ("device", "images_per_device", "bn_size", "batch_size", "noise_scale", "fraction", "overhead")
+
+
+def add_verbs(verbs: Any) -> None:
+    """Add the parser of `simulate`."""
+    verb = verbs.add_parser(
+        "simulate",
+        help="predict the time of training on 1 to 1,024 GPUs, and the paper's own times from two of them",
+        allow_abbrev=False,
+    )
+    verb.add_argument("--paper", action="store_true", help="the rows of the paper's Tables 2 and 3 against prediction")
+    verb.add_argument("--device", metavar="NAME", help=f"{', '.join(MACHINES)}; default h200")
+    verb.add_argument("--images-per-device", type=whole_number, metavar="M", help="images of a step, default 8")
+    verb.add_argument("--bn-size", type=whole_number, metavar="S", help="default 32; 0 = frozen statistics")
+    verb.add_argument("--batch-size", type=whole_number, metavar="B", help="this mini-batch on any number of devices")
+    verb.add_argument("--noise-scale", type=_number, metavar="N", help="gradient noise scale in images")
+    verb.add_argument("--fraction", type=_number, metavar="F", help="part of the published peak, 0 to 1, default 0.165")
+    verb.add_argument(
+        "--overhead", type=_number, metavar="MS", help="milliseconds of a micro-batch whatever its images, default 47"
+    )
+    verb.add_argument("--picture", type=Path, metavar="FILE", help="draw it, as .png, .pdf or .svg")
+    verb.add_argument("--json", action="store_true", help="print one JSON object; its `rows` are the paper's")
+    verb.set_defaults(run_verb=run_simulate, takes_overrides=False)
+
+
+def run_simulate(arguments: Arguments) -> None:
+    """Print the paper's rows against prediction, or the scaling of devices of today."""
+    given = {name: getattr(arguments, name) for name in _SCALING if getattr(arguments, name) is not None}
+    if arguments.paper and given:
+        name = next(iter(given)).replace("_", "-")
+        raise InputError(f"--{name} has no effect with --paper: leave one of them out")
+    if {"batch_size", "images_per_device"} <= set(given):
+        raise InputError("--batch-size and --images-per-device contradict each other: leave one of them out")
+    constants, predictions = predict_paper()
+    report: dict[str, Any] = {"rows": [prediction.as_dict() for prediction in predictions]}
+    if arguments.paper:
+        report |= {"fraction": constants.fraction, "fixed_hours": constants.fixed_hours}
+        if arguments.picture:
+            plot_paper(predictions, arguments.picture)
+    else:
+        machine = _machine(given)
+        points = simulate_scaling(machine, Asked(**given))
+        report["scaling"] = {"device": machine.device, "points": [point.as_dict() for point in points]}
+        if arguments.picture:
+            plot_scaling(points, machine, arguments.picture)
+    if arguments.json:
+        print(json.dumps(report, allow_nan=False))
+    elif arguments.paper:
+        _print_paper(constants, predictions)
+    else:
+        _print_scaling(machine, points)
+
+
+def _machine(given: dict[str, Any]) -> Machine:
+    """The machine asked for; its options are taken out of `given`, so that what is left is asked of it."""
+    machine = machine_of(given.pop("device", "h200"))
+    fraction = given.pop("fraction", machine.fraction)
+    if not 0 < fraction <= 1:
+        raise InputError(f"--fraction {fraction:g}: it must be above 0 and at most 1")
+    overhead = given.pop("overhead", 1e3 * machine.overhead)
+    if overhead < 0:
+        raise InputError(f"--overhead {overhead:g}: it must be at least 0")
+    return replace(machine, fraction=fraction, overhead=overhead / 1e3)
+
+
+def _print_paper(constants: Constants, predictions: list[Prediction]) -> None:
+    table = Table("", "row", "paper, hours", "predicted, hours", "error", "its step, s", "ours, s", "")
+    for prediction in predictions:
+        note = "calibrated" if prediction.calibrated else "" if prediction.is_good else "missed"
+        row = prediction.row
+        where = f"Table {row.table[-1]}"
+        numbers = (f"{row.hours:.1f}", f"{prediction.hours:.1f}", f"{prediction.error:+z.0%}")
+        table.add_row(where, row.name, *numbers, f"{prediction.paper_seconds:.2f}", f"{prediction.seconds:.2f}", note)
+    CONSOLE.print(table)
+    CONSOLE.print(
+        f"Two rows set two constants: {constants.fraction:.1%} of the TITAN Xp's peak, and "
+        f"{constants.fixed_hours:.1f} h of a run that do not shrink. All else is published or counted."
+    )
+    CONSOLE.print(_count(predictions) + ".")
+    for prediction in predictions:
+        if not prediction.is_good:
+            CONSOLE.print(f"missed: Table {prediction.row.table[-1]}, {prediction.row.name}: {prediction.why_missed}.")
+    for name, assumptions in OTHERS.items():
+        CONSOLE.print(f"other reading: {name}: {_count(predict_paper(assumptions)[1])}.")
+
+
+def _count(predictions: list[Prediction]) -> str:
+    good = sum(prediction.is_good for prediction in predictions)
+    return f"{good} of {len(predictions)} rows within {GOOD:.0%}"
+
+
+def _print_scaling(machine: Machine, points: list[Point]) -> None:
+    table = Table("devices", "batch size", "lane x rounds x images", "seconds a step", "images/s", "efficiency")
+    for name in ("communication", "stragglers", "hours", "pays"):
+        table.add_column(name)
+    for point in points:
+        layout, step = point.layout, point.step
+        spread = f"{layout.lane_width} x {layout.rounds} x {layout.largest_share}"
+        seconds = (f"{step.total:.4f}", f"{point.images_per_second:.0f}", f"{point.efficiency:.0%}")
+        parts = (f"{step.communication:.0%}", f"{step.stragglers / step.total:.0%}", f"{point.hours:.3g}")
+        table.add_row(str(layout.world_size), str(point.batch_size), spread, *seconds, *parts, point.why_not or "yes")
+    CONSOLE.print(table)
+    CONSOLE.print(
+        f"{machine.device} at {machine.fraction:.3g} of its peak and {1e3 * machine.overhead:g} ms a micro-batch "
+        f"({machine.source}): {_verdict(points)}."
+    )
+    CONSOLE.print("Hours of the normal policy on COCO's 118,000 images, without evaluation (docs/simulate.md).")
+
+
+def _verdict(points: list[Point]) -> str:
+    best = last_that_pays(points)
+    if best is None:
+        return "no number of devices pays"
+    most = ", the most that are simulated" if best is points[-1] else ""
+    images = "" if best.examples is None else f"; {best.examples:.2f} times the fewest images for the same progress"
+    return f"it pays up to {best.layout.world_size} devices{most}{images}"
+
+
+def _number(text: str) -> float:
+    """A finite number, for argparse."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = float("nan")
+    if not abs(number) < float("inf"):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number")
+    return number

@@ -1,0 +1,71 @@
+"""`megdet simulate` as its user sees it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from megdet.cli.main import main
+
+KEYS = {"batch_size", "bn_size", "devices", "policy", "paper_hours", "predicted_hours", "calibrated"}
+
+
+@pytest.mark.parametrize("words", [["--paper"], []])
+def test_the_json_has_every_row_of_the_paper_that_has_a_time(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["simulate", *words, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    rows = report["rows"]
+    assert len(rows) == 23
+    assert all(set(row) >= KEYS for row in rows)
+    assert {row["policy"] for row in rows} == {"normal", "long"}
+    assert sum(row["calibrated"] for row in rows) == 2
+    assert [row["paper_hours"] for row in rows if row["rate"] == "half"] == [7.5]
+    errors = [abs(row["predicted_hours"] / row["paper_hours"] - 1) for row in rows]
+    assert sum(error < 0.2 for error in errors) >= 20
+    assert ("scaling" in report) == (not words)
+
+
+def test_the_paper_is_printed_with_what_is_missed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["simulate", "--paper"]) == 0
+    printed = capsys.readouterr().out
+    assert "256, BN 16, 128 GPUs" in printed
+    assert "20 of 23 rows within 20%" in printed
+    assert printed.count("missed: ") == 3
+    assert "other reading: " in printed
+
+
+def test_scaling_is_printed_with_where_it_stops_paying(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    picture = tmp_path / "scaling.png"
+    words = ["--device", "b200", "--images-per-device", "4", "--bn-size", "16", "--picture", str(picture)]
+    assert main(["simulate", *words, "--noise-scale", "500", "--fraction", "0.3", "--overhead", "10"]) == 0
+    printed = capsys.readouterr().out
+    assert "B200 at 0.3 of its peak and 10 ms a micro-batch" in printed
+    assert "it pays up to " in printed
+    assert "1024" in printed
+    assert picture.stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--paper", "--device", "h100"], "--device has no effect with --paper"),
+        (["--device", "h20"], "no device 'h20'; did you mean 'h200'?"),
+        (["--batch-size", "64", "--images-per-device", "2"], "contradict"),
+        (["--batch-size", "48"], "BN size 32 does not divide the batch of 48 images"),
+        (["--fraction", "1.5"], "above 0 and at most 1"),
+        (["--overhead", "-1"], "--overhead -1: it must be at least 0"),
+        (["--noise-scale", "nan"], "'nan' is not a number"),
+        (["--picture", "x.movie"], "name it .png, .pdf or .svg"),
+        (["--fpn.channels", "64"], "unknown option '--fpn.channels'"),
+    ],
+)
+def test_what_cannot_be_simulated_is_one_line(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["simulate", *words]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""

@@ -51,8 +51,10 @@ def test_the_folder_holds_the_complete_recipe(recipe, done):
 
 def test_every_step_and_every_epochs_evaluation_is_in_the_metrics(recipe, done):
     lines = read_metrics(done.metrics)
-    assert [(line["step"], "evaluation" in line) for line in lines] == [
-        (1, False), (2, False), (2, True), (3, False), (4, False), (4, True),
+    kinds = [next(kind for kind in ("loss", "epoch_means", "evaluation") if kind in line) for line in lines]
+    assert [(line["step"], kind) for line, kind in zip(lines, kinds, strict=True)] == [
+        (1, "loss"), (2, "loss"), (2, "epoch_means"), (2, "evaluation"),
+        (3, "loss"), (4, "loss"), (4, "epoch_means"), (4, "evaluation"),
     ]  # fmt: skip
     for line in lines:
         if "loss" in line:

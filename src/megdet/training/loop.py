@@ -19,12 +19,13 @@ from megdet.distributed.world import World
 from megdet.errors import DivergedError, InputError
 from megdet.evaluation.coco_numbers import CocoNumbers
 from megdet.journal.checkpoint_files import latest_checkpoint, save_checkpoint
-from megdet.journal.metrics import MetricsWriter
+from megdet.journal.metrics import MetricsWriter, read_metrics
 from megdet.journal.run_folder import RunFolder
 from megdet.model.detector import LOSSES
 from megdet.recipe import Recipe
 from megdet.training.background import BackgroundEvaluations, agree_on_device
 from megdet.training.compiled import check_compiler, compile_dense
+from megdet.training.epoch_means import EpochMeans
 from megdet.training.evaluations import Evaluations
 from megdet.training.prepare import (
     Datasets,
@@ -127,6 +128,7 @@ def _train(recipe: Recipe, folder: RunFolder, options: RunOptions, world: World)
             reporter,
             metrics,
             evaluations,
+            EpochMeans(plan, _steps_done(folder) if metrics is not None else []),
             resumed.step,
         )
         try:
@@ -154,6 +156,7 @@ class _Run:
     reporter: Reporter
     metrics: MetricsWriter | None
     evaluations: Evaluations
+    means: EpochMeans
     first_step: int
 
     def to_end(self) -> None:
@@ -224,8 +227,14 @@ class _Run:
             }
             if self.metrics is not None:
                 self.metrics.write(line)
+                self._end_epoch(self.means.add(line))
             lines.append(line)
         self.reporter.steps(lines)
+
+    def _end_epoch(self, line: dict[str, Any] | None) -> None:
+        if line is not None and self.metrics is not None:
+            self.metrics.write(line)
+            self.reporter.epoch_ended(line["epoch_means"])
 
     def _stop(self, step: int, epoch: int) -> None:
         # saved first: whatever goes wrong in the evaluation, the epoch is not lost
@@ -271,6 +280,10 @@ class _Pending:
     data_seconds: float
     result: Tensor
     measured: dict[str, Tensor]
+
+
+def _steps_done(folder: RunFolder) -> list[dict[str, Any]]:
+    return [line for line in read_metrics(folder.metrics) if "loss" in line]
 
 
 class _Waiting:

@@ -66,6 +66,13 @@ class Reporter:
         if time.monotonic() - self._printed >= SECONDS_BETWEEN_LINES or lines[-1]["step"] == self.last_step:
             self._print(lines[-1])
 
+    def epoch_ended(self, means: dict[str, Any]) -> None:
+        """Print how many of an epoch's samples were positive (Table 1)."""
+        self.say(
+            f"epoch {means['epoch']}: positive are {means['box_head_positive']:.1%} of the sampled RoIs and "
+            f"{means['rpn_positive_ratio']:.1%} of the sampled anchors (mean of {means['steps']} steps)"
+        )
+
     def evaluated(self, step: int, numbers: CocoNumbers, seconds: float) -> None:
         """Print the numbers of an evaluation."""
         if not self.is_first:

@@ -1,0 +1,146 @@
+"""What the inner products of gradients tell: variances of mini-batches, their errors, the gradient noise scale.
+
+A Gram matrix holds the inner products of the gradients of sampling units (images, or groups of images) in the order in
+which they were drawn. The gradient of a mini-batch is the mean over units that follow one another, so its inner
+products are block means of the matrix, and no gradient has to be kept.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import NDArray
+
+Numbers = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number and its standard error."""
+
+    value: float
+    error: float
+
+    def as_dict(self) -> dict[str, float]:
+        """For JSON."""
+        return {"value": self.value, "error": self.error}
+
+    def __str__(self) -> str:
+        return f"{_plain(self.value, 3)} ± {_plain(self.error, 2)}"
+
+
+def _plain(number: float, digits: int) -> str:
+    """So many significant digits, without an exponent where that is readable."""
+    if number and not 1e-7 < abs(number) < 1e7:
+        return f"{number:.{digits}g}"
+    return np.format_float_positional(float(f"{number:.{digits}g}"), trim="-")
+
+
+def batch_gram(gram: Float[np.ndarray, "units units"], size: int) -> Numbers:
+    """The Gram matrix of the gradients of disjoint mini-batches of `size` units; units left over are left out."""
+    count = len(gram) // size
+    blocks = gram[: count * size, : count * size].reshape(count, size, count, size)
+    means: Numbers = blocks.mean(axis=(1, 3))
+    return means
+
+
+def total_variance(gram: Float[np.ndarray, "samples samples"]) -> float:
+    """Unbiased trace of the covariance of at least two independent samples: the sum of all parameters' variances."""
+    count = len(gram)
+    return float((np.trace(gram) - gram.sum() / count) / (count - 1))
+
+
+def batch_variance(gram: Float[np.ndarray, "units units"], size: int) -> float:
+    """The variance of the gradient of a mini-batch of `size` units, from disjoint mini-batches (Sec. 3.2, Eq. 2)."""
+    return total_variance(batch_gram(gram, size))
+
+
+def jackknife(
+    gram: Float[np.ndarray, "units units"], block: int, statistic: Callable[[Numbers], Numbers]
+) -> list[Estimate]:
+    """The numbers of a statistic, each with the standard error of a jackknife that leaves blocks of units out.
+
+    Blocks are of `block` units, so that what is alike within a block is not taken for independent. At least three
+    are needed; units behind the last whole block are left out.
+    """
+    count = len(gram) // block
+    whole = gram[: count * block, : count * block]
+    values = statistic(whole)
+    without = []
+    for number in range(count):
+        kept = np.r_[0 : number * block, (number + 1) * block : count * block]
+        without.append(statistic(whole[np.ix_(kept, kept)]))
+    spread = np.array(without) - np.mean(without, axis=0)
+    errors = np.sqrt((count - 1) / count * np.square(spread).sum(axis=0))
+    return [Estimate(float(value), float(error)) for value, error in zip(values, errors, strict=True)]
+
+
+@dataclass(frozen=True)
+class NoiseScale:
+    """The simple gradient noise scale B = tr(S) / |G|^2 of McCandlish et al. (2018), Eq. 2.9, in images.
+
+    G is the true gradient and S the covariance of the gradient of one image.
+    """
+
+    signal: Estimate
+    """|G|^2, which an estimate may find negative"""
+    noise: Estimate
+    """tr(S)"""
+    inverse: Estimate
+    """1 / B, whose error is well behaved where the signal is weak"""
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether the signal is above twice its error; else there are too few images for the scale."""
+        return self.inverse.value > 2 * self.inverse.error
+
+    @property
+    def scale(self) -> Estimate | None:
+        """B in images, None where the signal is not above 0."""
+        if self.inverse.value <= 0:
+            return None
+        return Estimate(1 / self.inverse.value, self.inverse.error / self.inverse.value**2)
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON."""
+        return {
+            "signal": self.signal.as_dict(),
+            "noise": self.noise.as_dict(),
+            "scale": None if self.scale is None else self.scale.as_dict(),
+            "is_resolved": self.is_resolved,
+        }
+
+
+def noise_of_two_batches(gram: Numbers, small: int, large: int, unit_images: int) -> NoiseScale:
+    """The unbiased estimators of Appendix A.1 of McCandlish et al. (2018), from mini-batches of two sizes in units.
+
+    |G|^2 = (B |G_B|^2 - b |G_b|^2) / (B - b) and tr(S) = (|G_b|^2 - |G_B|^2) / (1/b - 1/B), with b and B in images.
+    """
+    b, big = small * unit_images, large * unit_images
+
+    def estimators(part: Numbers) -> Numbers:
+        of_small, of_large = (float(np.diag(batch_gram(part, size)).mean()) for size in (small, large))
+        signal = (big * of_large - b * of_small) / (big - b)
+        noise = (of_small - of_large) / (1 / b - 1 / big)
+        return _with_inverse(signal, noise)
+
+    return NoiseScale(*jackknife(gram, large, estimators))
+
+
+def noise_of_units(gram: Numbers, block: int, unit_images: int) -> NoiseScale:
+    """The direct estimate: the sample variance of the units, and the squared mean less what of it is noise.
+
+    `block` units are left out together for the error.
+    """
+
+    def estimators(part: Numbers) -> Numbers:
+        variance = total_variance(part)
+        signal = float(part.mean()) - variance / len(part)
+        return _with_inverse(signal, variance * unit_images)
+
+    return NoiseScale(*jackknife(gram, block, estimators))
+
+
+def _with_inverse(signal: float, noise: float) -> Numbers:
+    return np.array([signal, noise, signal / noise if noise > 0 else np.nan])

@@ -1,0 +1,196 @@
+"""Gradients of sampling units at the weights of a run's newest checkpoint, by the code that trains.
+
+A unit is what is drawn independently of the rest: an image where images do not touch each other (frozen statistics,
+group norm or none), the group of bn_size images under batch norm, whose statistics tie its images together. The
+gradient is that of the losses of Eq. 1; weight decay is the same for every mini-batch and left out.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from megdet.data.coco import CocoDataset, load_coco
+from megdet.data.loader import training_batches
+from megdet.data.plan import TrainingPlan
+from megdet.distributed.layout import recipe_layout
+from megdet.errors import InputError
+from megdet.inference.trained import load_weights, place_model, read_recipe
+from megdet.journal.checkpoint_files import latest_checkpoint, load_checkpoint
+from megdet.journal.run_folder import RunFolder
+from megdet.layers.batch_norm import has_statistics
+from megdet.model.detector import LOSSES, Detector
+from megdet.recipe import Recipe
+from megdet.structures import Batch, Targets
+from megdet.training.prepare import fingerprint
+from megdet.training.step import autocast
+
+MODULES = ("backbone", "fpn", "rpn", "box_head")
+COLUMNS = 1 << 13
+"""Numbers that a sketch keeps of a module's gradient: its squared norm is then off by 1.6% (one sigma) at most."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A detector in training mode with the weights of a checkpoint, and the images it was trained on."""
+
+    folder: RunFolder
+    step: int
+    recipe: Recipe
+    model: Detector
+    dataset: CocoDataset
+    plan: TrainingPlan
+    device: torch.device
+
+    @property
+    def has_groups(self) -> bool:
+        """Whether the unit is the group."""
+        return has_statistics(self.model)
+
+    @property
+    def unit_images(self) -> int:
+        """Images of a unit."""
+        return self.recipe.bn_size if self.has_groups else 1
+
+    @cached_property
+    def groups(self) -> list[tuple[int, int]]:
+        """(step, group) of groups of the plan that share no image."""
+        return disjoint_groups(self.plan)
+
+    @property
+    def disjoint_images(self) -> int:
+        """Images of these groups."""
+        return len(self.groups) * self.recipe.images_per_group
+
+    @property
+    def trained(self) -> dict[str, list[nn.Parameter]]:
+        """The trained parameters of each module that has some."""
+        found = {name: [p for p in getattr(self.model, name).parameters() if p.requires_grad] for name in MODULES}
+        return {name: parameters for name, parameters in found.items() if parameters}
+
+
+def load_study(folder: RunFolder, device: torch.device, overrides: dict[str, Any] | None = None) -> Study:
+    """The newest checkpoint's weights as they are trained, not their averages, and the run's training images.
+
+    Raises InputError when the folder is no run or has no checkpoint, and when the training data are missing or not
+    those of the run.
+    """
+    recipe = read_recipe(folder, overrides)
+    checkpoint = latest_checkpoint(folder)
+    if checkpoint is None:
+        raise InputError(f"{folder.path}: the run has no checkpoint yet; `megdet train` writes one an epoch")
+    tensors, state = load_checkpoint(checkpoint)
+    data = recipe.data
+    dataset = load_coco(Path(data.train_annotations), Path(data.train_images), keep_empty=data.keep_empty_images)
+    if tuple(state["class_names"]) != dataset.class_names:
+        raise InputError(f"{data.train_annotations}: its classes are not those that the run was trained on")
+    if state.get("data", fingerprint(dataset)) != fingerprint(dataset):
+        raise InputError(
+            f"{data.train_annotations}: its images or boxes are not those that {folder.path} was trained on, so its "
+            "gradients would be of other data: bring them back, or train on these"
+        )
+    plan = TrainingPlan(dataset.sizes, recipe)
+    # the checkpoint has all weights, so the file that the training started from need not exist any more
+    model = Detector(replace(recipe, backbone=replace(recipe.backbone, weights="")), len(dataset.class_names))
+    place_model(model, device)
+    load_weights(model, tensors["model"], str(checkpoint / "model.safetensors"))
+    model.train()
+    return Study(folder, int(state["step"]), recipe, model, dataset, plan, device)
+
+
+def disjoint_groups(plan: TrainingPlan) -> list[tuple[int, int]]:
+    """(step, group) of the first epoch's groups in the plan's order, but for those that repeat an image.
+
+    A window of the plan in which one epoch ends has images of the next one as well.
+    """
+    window = plan.recipe.plan_window
+    seen: set[int] = set()
+    found = []
+    for step in range(-(-plan.epoch_end(1) // window) * window):
+        for number, group in enumerate(plan.groups(step)):
+            own = {image.index for image in group.images}
+            if len(own) == len(group.images) and not seen & own:
+                seen |= own
+                found.append((step, number))
+    return found
+
+
+def units_of_plan(study: Study, num_units: int, workers: int) -> Iterator[Batch]:
+    """The first units of the run's plan that share no image, each on its group's canvas and with its augmentation.
+
+    There are at most `study.disjoint_images`.
+    """
+    recipe = study.recipe
+    chosen = study.groups[: -(-num_units * study.unit_images // recipe.images_per_group)]
+    steps = (0, chosen[-1][0] + 1)
+    layout = recipe_layout(recipe, 1)
+    batches = training_batches(study.dataset, study.plan, layout, 0, steps, workers=workers, device=study.device)
+    places = ((step, number) for step in range(*steps) for number in range(recipe.groups_per_step))
+    wanted = set(chosen)
+    fresh = (batch for place, batch in zip(places, batches, strict=True) if place in wanted)
+    units = fresh if study.has_groups else (image for batch in fresh for image in single_images(batch))
+    return islice(units, num_units)
+
+
+def single_images(batch: Batch) -> Iterator[Batch]:
+    """Every image of a batch as a batch of its own on the same canvas."""
+    targets = batch.targets
+    for i in range(len(batch.sizes)):
+        own = slice(i, i + 1)
+        yield Batch(
+            batch.pixels[own],
+            batch.sizes[own],
+            Targets(targets.boxes[own], targets.labels[own], targets.image_seeds[own]),
+            batch.image_index[own],
+            batch.scales[own],
+        )
+
+
+def add_gradient(study: Study, unit: Batch, num_images: int) -> None:
+    """Add the gradient of the unit's share of a mini-batch of `num_images` to the parameters' gradients (Eq. 1)."""
+    try:
+        with autocast(study.recipe, study.device):
+            losses = study.model(unit)
+        loss = torch.stack([losses[name].sum() for name in LOSSES]).sum() / num_images
+        loss.backward()  # type: ignore[no-untyped-call]
+    except torch.OutOfMemoryError:
+        raise InputError(
+            f"a unit of {study.unit_images} images does not fit {study.device}: set --recompute block, or smaller "
+            "--data.short_edges"
+        ) from None
+
+
+class Sketch:
+    """Random projections of the gradients of each module to COLUMNS numbers.
+
+    Entry p goes to column p mod COLUMNS with a random sign, so inner products of sketches are those of the gradients
+    in the mean over signs, with a relative error of sqrt(2 / COLUMNS) at most; a module of no more parameters than
+    columns is kept as it is (Charikar et al., "Finding frequent items in data streams", 2002).
+    """
+
+    def __init__(self, trained: dict[str, list[nn.Parameter]], columns: int = COLUMNS) -> None:
+        self.columns = columns
+        generator = torch.Generator().manual_seed(0)
+        self.signs: dict[str, Tensor] = {}
+        for name, parameters in trained.items():
+            number = sum(parameter.numel() for parameter in parameters)
+            bits = torch.randint(0, 2, (number,), generator=generator, dtype=torch.int8)
+            self.signs[name] = (2 * bits - 1).to(parameters[0].device)
+
+    def of(self, name: str, tensors: Sequence[Tensor]) -> Float[Tensor, " columns"]:
+        """The sketch of one tensor a parameter of a module, on the CPU in float64."""
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors]) * self.signs[name]
+        rows = -(-len(flat) // self.columns)
+        flat = nn.functional.pad(flat, (0, rows * self.columns - len(flat)))
+        return flat.reshape(rows, self.columns).sum(0, dtype=torch.float64).cpu()
+
+
+def gradients_of(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    """The gradient of every parameter, zeros where it has none."""
+    return [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]

@@ -1,0 +1,317 @@
+"""Verbs about the paper's science: analyse variance, analyse sampling, lr-test."""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from megdet.analysis.rate_test import AFTER_WARMUP, RateTest, run_rate_test
+from megdet.analysis.rate_test_picture import plot_rate_test
+from megdet.analysis.sampling import Ratio, sampling_table
+from megdet.analysis.sampling_pictures import draw_proposals, most_and_least_balanced, sampled_images
+from megdet.analysis.unit_gradients import Study, load_study
+from megdet.analysis.variance import FACTORS, Variance, measure_variance
+from megdet.analysis.variance_pictures import NAMES, plot_updates, plot_variance
+from megdet.cli.options import (
+    CONSOLE,
+    Arguments,
+    add_layout_options,
+    add_machine_options,
+    add_recipe_keys,
+    join_world,
+    num_workers,
+    whole_number,
+)
+from megdet.distributed.world import World
+from megdet.errors import InputError
+from megdet.files import cannot_write, write_json_atomically
+from megdet.journal.run_folder import RunFolder, encode_non_finite
+from megdet.recipe_file import load_recipe, recipe_name
+from megdet.training.loop import RunOptions
+
+_SHOWN = 8
+
+
+def add_verbs(verbs: Any) -> None:
+    """Add the parsers of these verbs."""
+    analyse = verbs.add_parser("analyse", help="measure a run: variance of gradients, sampling ratios")
+    parts = analyse.add_subparsers(metavar="WHAT", parser_class=type(analyse), required=True)
+    _add_variance(parts)
+    _add_sampling(parts)
+
+    test = verbs.add_parser(
+        "lr-test", help="learning-rate range test, and which warmup survives which rate", allow_abbrev=False
+    )
+    test.add_argument("recipe", metavar="RECIPE", help="name of a packaged recipe or path of a YAML file")
+    test.add_argument("--from", dest="lowest", type=float, default=1e-4, metavar="RATE", help="default 1e-4")
+    test.add_argument("--to", dest="highest", type=float, default=1.0, metavar="RATE", help="default 1")
+    test.add_argument("--steps", type=whole_number, default=100, metavar="N", help="of the range test, default 100")
+    test.add_argument(
+        "--rates", type=_rates, metavar="RATE,RATE", help="stability runs; default the recipe's and the recommended one"
+    )
+    test.add_argument(
+        "--warmup", type=_counts, metavar="N,N", help="steps of warmup of stability runs; default 0 and the recipe's"
+    )
+    test.add_argument(
+        "--after",
+        type=whole_number,
+        default=AFTER_WARMUP,
+        metavar="N",
+        help=f"steps at the full rate of a stability run, default {AFTER_WARMUP}",
+    )
+    test.add_argument("--out", type=Path, metavar="FOLDER", help="where to write, default runs/lr-test/NAME")
+    test.add_argument("--json", action="store_true", help="print one JSON object")
+    add_layout_options(test)
+    add_machine_options(test)
+    add_recipe_keys(test)
+    test.set_defaults(run_verb=run_lr_test)
+
+
+def _add_variance(parts: Any) -> None:
+    verb = parts.add_parser(
+        "variance", help="variance of the gradient of N and of kN images (Sec. 3.2, Eq. 2-4)", allow_abbrev=False
+    )
+    verb.add_argument("run", metavar="RUN", help="run folder")
+    verb.add_argument(
+        "--batch", type=whole_number, metavar="N", help="images of the smallest mini-batch, default the recipe's"
+    )
+    verb.add_argument(
+        "--factors",
+        type=_counts,
+        default=FACTORS,
+        metavar="K,K",
+        help=f"mini-batches of k x N images, default {','.join(map(str, FACTORS))}",
+    )
+    verb.add_argument(
+        "--images", type=whole_number, metavar="M", help="use at most so many; default 8 of the largest mini-batches"
+    )
+    verb.add_argument(
+        "--rate", type=float, metavar="R", help="of the small updates, default that of N images after warmup"
+    )
+    verb.add_argument("--out", type=Path, metavar="FOLDER", help="where to write, default RUN/analysis/variance")
+    verb.add_argument("--json", action="store_true", help="print one JSON object")
+    add_machine_options(verb)
+    add_recipe_keys(verb)
+    verb.set_defaults(run_verb=run_variance)
+
+
+def _add_sampling(parts: Any) -> None:
+    verb = parts.add_parser(
+        "sampling", help="Table 1 of runs, and images with their proposals (Figure 2)", allow_abbrev=False
+    )
+    verb.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
+    verb.add_argument(
+        "--epochs", type=_counts, metavar="E,E", help="default 1,6,12, or first, middle and last of shorter runs"
+    )
+    verb.add_argument(
+        "--images", type=whole_number, metavar="M", help="images to choose Figure 2 from, default one mini-batch"
+    )
+    verb.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="where to write, default analysis/sampling in each RUN"
+    )
+    verb.add_argument("--json", action="store_true", help="print one JSON object")
+    add_machine_options(verb)
+    verb.set_defaults(run_verb=run_sampling, takes_overrides=False)
+
+
+def run_variance(arguments: Arguments) -> None:
+    """Measure, print, draw."""
+    if arguments.batch == 0 or arguments.images == 0:
+        raise InputError("--batch and --images: they must be at least 1")
+    world = _join_alone(arguments, "analyse variance")
+    folder = RunFolder(arguments.run)
+    study = load_study(folder, world.device, arguments.overrides)
+    out = _make_folder(arguments.out or folder.path / "analysis" / "variance")
+    with _status() as status:
+        found = measure_variance(
+            study,
+            batch=arguments.batch,
+            factors=arguments.factors,
+            images=arguments.images,
+            rate=arguments.rate,
+            workers=num_workers(arguments),
+            progress=_progress(status),
+        )
+    content = encode_non_finite(found.as_dict())
+    pictures = [out / "variance.png", out / "updates.png"]
+    plot_variance(found, pictures[0])
+    plot_updates(found, pictures[1])
+    write_json_atomically(out / "variance.json", content, indent=2)
+    if arguments.json:
+        print(json.dumps(content, allow_nan=False))
+        return
+    for table in (_levels_table(found), _updates_table(found), _noise_table(found)):
+        CONSOLE.print(table)
+    CONSOLE.print(found.remark)
+    _say_where(out / "variance.json", pictures)
+
+
+def run_sampling(arguments: Arguments) -> None:
+    """Print Table 1, draw Figure 2 of every run."""
+    world = _join_alone(arguments, "analyse sampling")
+    folders = [RunFolder(run) for run in arguments.runs]
+    if len({folder.path.resolve() for folder in folders}) < len(folders):
+        raise InputError("analyse sampling: a run is named twice")
+    rows = sampling_table(folders, arguments.epochs)
+    out = _make_folder(arguments.out or folders[0].path / "analysis" / "sampling")
+    pictures, images = [], {}
+    for number, folder in enumerate(folders, 1):
+        study = load_study(folder, world.device)
+        count = arguments.images if arguments.images is not None else study.recipe.batch_size
+        found = sampled_images(study, count, num_workers(arguments))
+        name = "proposals.png" if arguments.out is None or len(folders) == 1 else f"proposals-{number}.png"
+        pictures.append((arguments.out or folder.path / "analysis" / "sampling") / name)
+        draw_proposals(most_and_least_balanced(found, _SHOWN), _proposals_title(study), pictures[-1])
+        images[str(folder.path)] = [{"image": own.file_name, "ratio": own.ratio} for own in found]
+    content = encode_non_finite({"rows": [row.as_dict() for row in rows], "images": images})
+    write_json_atomically(out / "sampling.json", content, indent=2)
+    if arguments.json:
+        print(json.dumps(content, allow_nan=False))
+        return
+    CONSOLE.print(_sampling_table(rows))
+    _say_where(out / "sampling.json", pictures)
+
+
+def run_lr_test(arguments: Arguments) -> None:
+    """Run both tests, print what they recommend, draw them."""
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    world = join_world(arguments)
+    options = RunOptions(num_workers(arguments), arguments.lane_width, arguments.max_images_per_device)
+    name = recipe_name(arguments.recipe)
+    out = arguments.out or Path("runs") / "lr-test" / name
+    error = None
+    if world.is_first:
+        try:
+            _make_folder(out)
+        except InputError as problem:
+            error = str(problem)
+    world.agree(error)
+    with _status(is_first=world.is_first) as status:
+        found = run_rate_test(
+            recipe,
+            world,
+            options,
+            lowest=arguments.lowest,
+            highest=arguments.highest,
+            steps=arguments.steps,
+            rates=arguments.rates,
+            warmups=arguments.warmup,
+            after=arguments.after,
+            progress=_progress(status),
+        )
+    if not world.is_first:
+        return
+    content = {"recipe": name, **found.as_dict()}
+    plot_rate_test(found, f"{name}: {found.batch_size} images a step", out / "lr-test.png")
+    write_json_atomically(out / "lr-test.json", content, indent=2)
+    if arguments.json:
+        print(json.dumps(content, allow_nan=False))
+        return
+    CONSOLE.print(_rates_table(found))
+    CONSOLE.print(found.sentence())
+    _say_where(out / "lr-test.json", [out / "lr-test.png"])
+
+
+def _join_alone(arguments: Arguments, verb: str) -> World:
+    world = join_world(arguments)
+    if world.size > 1:
+        raise InputError(f"{verb} runs in one process, not in {world.size}: start it without torchrun")
+    return world
+
+
+def _levels_table(found: Variance) -> Table:
+    title = f"variance of the gradient after {found.step} steps, {found.images} images"
+    table = Table("module", "images", "mini-batches", "variance", "over the 1/N law", title=title)
+    for module in found.modules:
+        for level in module.levels:
+            law = "1" if level.factor == 1 else str(level.of_law)
+            cells = (str(level.batch), str(level.batches), str(level.variance), law)
+            table.add_row(NAMES[module.name] if level.factor == 1 else "", *cells)
+    return table
+
+
+def _updates_table(found: Variance) -> Table:
+    title = f"k updates of rate {found.rate:.4g} beside one of k times the rate"
+    table = Table("module", "k", "variance of small", "of large", "large / small", "apart", title=title)
+    for module in found.modules:
+        for place, update in enumerate(module.updates):
+            cells = (str(update.factor), str(update.small), str(update.large), str(update.ratio))
+            table.add_row(NAMES[module.name] if place == 0 else "", *cells, f"{update.distance:.1%}")
+    return table
+
+
+def _noise_table(found: Variance) -> Table:
+    table = Table(
+        "module", "two batch sizes", "units", title="gradient noise scale in images (McCandlish et al., 2018)"
+    )
+    for module in found.modules:
+        cells = []
+        for noise in (module.two_batches, module.direct):
+            least = noise.inverse.value + 2 * noise.inverse.error
+            unresolved = f"above {1 / least:.3g}" if least > 0 else "not known"
+            cells.append(str(noise.scale) if noise.is_resolved else f"{unresolved}: too few images")
+        table.add_row(NAMES[module.name], *cells)
+    return table
+
+
+def _sampling_table(rows: list[Ratio]) -> Table:
+    title = "positive among the sampled (Table 1)"
+    table = Table("epoch", "batch size", "BN size", "RoIs (%)", "anchors (%)", "paper, RoIs (%)", "run", title=title)
+    for row in rows:
+        paper = "" if row.paper is None else f"{100 * row.paper:.2f}"
+        ratios = (f"{100 * row.roi_ratio:.2f}", f"{100 * row.anchor_ratio:.2f}", paper)
+        table.add_row(str(row.epoch), str(row.batch_size), str(row.bn_size), *ratios, row.run)
+    return table
+
+
+def _rates_table(found: RateTest) -> Table:
+    table = Table("rate", "optimizer.base_lr", "warmup", "", "last loss", title="stability")
+    for run in found.stability:
+        end = "survives" if run.survives else f"diverges at step {run.course.diverged}"
+        last = f"{run.last_loss:.3g}"
+        table.add_row(f"{run.rate:.4g}", f"{run.base_lr:.4g}", str(run.warmup_steps), end, last)
+    return table
+
+
+def _proposals_title(study: Study) -> str:
+    return f"{study.folder.path.name}: sampled proposals after {study.step} steps"
+
+
+def _status(*, is_first: bool = True) -> Any:
+    return Console(stderr=True, highlight=False, markup=False, quiet=not is_first).status("")
+
+
+def _progress(status: Any) -> Callable[[str, int, int], None]:
+    return lambda what, done, number: status.update(f"{what}: {done} of {number}")
+
+
+def _make_folder(path: Path) -> Path:
+    """Make a folder before the work whose results go there. Raises InputError where it cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    return path
+
+
+def _say_where(numbers: Path, pictures: list[Path]) -> None:
+    CONSOLE.print(f"numbers  {numbers}")
+    for picture in pictures:
+        CONSOLE.print(f"picture  {picture}")
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    """Whole numbers between commas, for argparse."""
+    return tuple(whole_number(word) for word in text.split(","))
+
+
+def _rates(text: str) -> tuple[float, ...]:
+    """Numbers between commas, for argparse."""
+    try:
+        return tuple(float(word) for word in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is no list of rates") from None

@@ -1,0 +1,35 @@
+"""The part of positive samples over an epoch, for the line that ends it in metrics.jsonl (Table 1)."""
+
+from typing import Any
+
+from megdet.data.plan import TrainingPlan
+
+NAMES = ("loss", "box_head_positive", "rpn_positive")
+
+
+class EpochMeans:
+    """Means over the steps of each epoch of what the steps' lines report."""
+
+    def __init__(self, plan: TrainingPlan, done: list[dict[str, Any]]) -> None:
+        """`done` are lines of the steps before this start of the run, some of which may be of an unfinished epoch."""
+        self.plan = plan
+        self._own: list[dict[str, Any]] = []
+        self._epoch = 1
+        for line in done:
+            self.add(line)
+
+    def add(self, line: dict[str, Any]) -> dict[str, Any] | None:
+        """Take a step's line; returns the line of the epoch that ends with it, if one does.
+
+        Steps that are missing, because an earlier metrics.jsonl lost them, are not counted in its `steps`.
+        """
+        while line["step"] > self.plan.epoch_end(self._epoch):
+            self._own, self._epoch = [], self._epoch + 1
+        self._own.append(line)
+        if line["step"] < self.plan.epoch_end(self._epoch):
+            return None
+        own, count = self._own, len(self._own)
+        means = {name: sum(step[name] for step in own) / count for name in NAMES}
+        samples = self.plan.recipe.rpn.samples
+        ratio = {"rpn_positive_ratio": means["rpn_positive"] / samples}
+        return {"step": line["step"], "epoch_means": {"epoch": self._epoch, "steps": count, **means, **ratio}}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from megdet import __version__
-from megdet.cli import data, results, training, verification
+from megdet.cli import data, planning, results, training, verification
 from megdet.cli.options import Arguments, split_overrides
 from megdet.distributed.world import stop_world
 from megdet.errors import InputError, nearest
@@ -34,7 +34,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"{_PROGRAM} {__version__}")
     verbs = parser.add_subparsers(metavar="VERB", parser_class=_Parser)
-    for module in (training, results, data, verification):
+    for module in (training, planning, results, data, verification):
         module.add_verbs(verbs)
     return parser
 

@@ -206,6 +206,19 @@ def _gpu(result: Result) -> list[str]:
     return [title, "", *_table(*rows), "", *_stages(result["rows"])]
 
 
+def _plan(result: Result) -> list[str]:
+    head = ["devices", "micro-batch", "lane width", "recompute", "predicted, s", "real, s", "ratio"]
+    rows = [[*head, "predicted, GiB", "real, GiB", "ratio"]]
+    for row in result["rows"]:
+        layout = [str(row[key]) for key in ("devices", "micro_batch", "lane_width")]
+        time = [_number(row["predicted_seconds"]), _spread(row["seconds"], row["spread"])]
+        memory = [_number(row[key] / 2**30) for key in ("predicted_bytes", "bytes")]
+        ratios = [f"{row[key]:.2f}" for key in ("seconds_ratio", "bytes_ratio")]
+        rows.append([*layout, f"`{row['recompute']}`", *time, ratios[0], *memory, ratios[1]])
+    setting = f"{result['backbone']}, {result['size']} px, {result['batch']} images a step, BN size {result['bn']}"
+    return [*_table(*rows), "", f"{setting}; measured with micro-batches of {result['sizes']} images."]
+
+
 def _stages(rows: Sequence[Result]) -> list[str]:
     """Milliseconds of the stages, in the last precision alone: the table is long enough."""
     shown = [row for row in rows if "error" not in row and row["precision"] == rows[-1]["precision"]]
@@ -293,6 +306,15 @@ SECTIONS = (
         {"evaluation": "evaluation.py --images 5000 --detections 500000"},
         _evaluation,
         "What makes the difference: all images and classes choose their boxes together, in columns of NumPy.",
+    ),
+    Section(
+        "Planner",
+        "What `megdet plan` predicts beside what `megdet train` then does on the same machine: the layout that "
+        "training chooses, with a micro-batch that was not measured. Several devices are processes side by side, "
+        "which talk by gloo. A ratio is the prediction over the real value; a real time is the median of the run's "
+        "own steps.",
+        {"plan": "plan.py --devices 1,2"},
+        _plan,
     ),
     Section(
         "GPU",

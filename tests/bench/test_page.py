@@ -70,9 +70,20 @@ def test_a_row_of_a_gpu_is_held_against_torchvision_at_its_batch_and_precision(
     assert "| 2 | **megdet** | 1.50 |" in lines
 
 
+def test_a_prediction_stands_beside_the_real_run(script: Script, results: dict[str, Any]) -> None:
+    row = {"devices": 2, "micro_batch": 6, "lane_width": 1, "recompute": "block", "rounds": 1}
+    row |= {"predicted_seconds": 2.0, "seconds": 2.5, "spread": [2.2, 3.0], "seconds_ratio": 0.8}
+    row |= {"predicted_bytes": 1.5 * 2**30, "bytes": 1.2 * 2**30, "bytes_ratio": 1.25}
+    found = {"backbone": "resnet18", "size": 256, "batch": 12, "bn": 6, "sizes": "1,2,4", "rows": [row]}
+    results["plan"] = {**results["memory/320"], "result": found}
+    lines = section(script("page").write_page(results), "Planner")
+    assert "| 2 | 6 | 1 | `block` | 2.00 | 2.50 (2.20 to 3.00) | 0.80 | 1.50 | 1.20 | 1.25 |" in lines
+    assert "resnet18, 256 px, 12 images a step, BN size 6; measured with micro-batches of 1,2,4 images." in lines
+
+
 def test_the_sections_stand_in_their_order(script: Script) -> None:
     titles = re.findall(r"^## (.*)", script("page").write_page({}), flags=re.MULTILINE)
     assert titles == [
         *("A training step", "Memory", "Inference", "Cross-device batch norm", "Recompute"),
-        *("Input", "Evaluation", "GPU"),
+        *("Input", "Evaluation", "Planner", "GPU"),
     ]

@@ -66,7 +66,7 @@ class _Latest:
 
 @contextmanager
 def lean_outputs() -> Iterator[None]:
-    """Within it, announced outputs are not kept for the backward. Inside a segment that is recomputed it says nothing."""
+    """Within it, announced outputs are not kept for the backward; a segment that is recomputed keeps nothing anyway."""
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         yield
         return

@@ -1,0 +1,275 @@
+"""The verb that plans a run: plan."""
+
+import argparse
+import json
+import math
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from megdet.analysis.measured_steps import TIMED_SECONDS, TIMED_STEPS
+from megdet.analysis.plan import Limits, Plan, make_plan
+from megdet.analysis.plan_inputs import ALL_PLANS, Given, Measuring
+from megdet.analysis.planner import PlannedLayout
+from megdet.analysis.step_cost import GIB
+from megdet.cli.options import (
+    CONSOLE,
+    Arguments,
+    add_layout_options,
+    add_recipe_keys,
+    num_workers,
+    whole_number,
+)
+from megdet.distributed.layout import recipe_layout
+from megdet.errors import InputError
+from megdet.recipe_file import load_recipe
+
+_SHOWN = 12
+
+
+def add_verbs(verbs: Any) -> None:
+    """Add the parser of `plan`."""
+    verb = verbs.add_parser("plan", help="memory, time and communication of a run on some devices", allow_abbrev=False)
+    verb.add_argument("recipe", metavar="RECIPE", help="name of a packaged recipe or path of a YAML file")
+    verb.add_argument("--devices", type=whole_number, default=1, metavar="N", help="default 1")
+    verb.add_argument("--memory", type=positive, metavar="GIB", help="memory of a device, which must hold a step")
+    verb.add_argument("--hours", type=positive, metavar="H", help="find the fewest devices that end the run in time")
+    verb.add_argument("--json", action="store_true", help="print one JSON object")
+    add_layout_options(verb)
+    group = verb.add_argument_group("measuring")
+    group.add_argument("--sizes", type=_sizes, default=(), metavar="M,M", help="images of the micro-batches to measure")
+    group.add_argument(
+        "--timed-steps",
+        type=_at_least_one,
+        default=TIMED_STEPS,
+        metavar="N",
+        help=f"of each kind, in {TIMED_SECONDS:.0f} seconds at most; default {TIMED_STEPS}",
+    )
+    group.add_argument(
+        "--plans",
+        type=_plans,
+        default=(),
+        metavar="P,P",
+        help=f"recompute plans to measure, default {','.join(ALL_PLANS)}",
+    )
+    group.add_argument("--device", default="", choices=["cpu", "cuda"], help="default: the GPU where there is one")
+    group.add_argument(
+        "--side-by-side",
+        type=_at_least_one,
+        default=1,
+        metavar="R",
+        help="measure R processes at a time, as torchrun starts them on this machine; default 1",
+    )
+    group.add_argument("--workers", type=whole_number, metavar="N", help="processes a rank that load images in the run")
+    given = verb.add_argument_group("given instead of measured")
+    given.add_argument("--measured", type=Path, metavar="FILE", help="what an earlier --json printed")
+    given.add_argument("--seconds-per-image", type=positive, metavar="S", help="of a training step")
+    given.add_argument("--gib-per-image", type=positive, metavar="GIB", help="memory of an image of a micro-batch")
+    given.add_argument("--fixed-gib", type=positive, metavar="GIB", help="memory of everything else")
+    given.add_argument("--bandwidth", type=positive, metavar="GB/S", help="gigabytes a second that a device sends")
+    given.add_argument("--latency", type=positive, metavar="US", help="microseconds of a hop from device to device")
+    noise = verb.add_argument_group("which batch sizes pay").add_mutually_exclusive_group()
+    noise.add_argument("--noise-scale", type=positive, metavar="IMAGES", help="gradient noise scale, in images")
+    noise.add_argument("--noise-from", type=Path, metavar="RUN", help="run folder whose training has measured it")
+    add_recipe_keys(verb)
+    verb.set_defaults(run_verb=run_plan)
+
+
+def run_plan(arguments: Arguments) -> None:
+    """Measure what is not given, plan, print."""
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    if arguments.measured is not None and arguments.seconds_per_image is not None:
+        raise InputError("--measured and --seconds-per-image: give one of them")
+    plan = make_plan(
+        recipe,
+        Limits(
+            arguments.devices,
+            _scaled(arguments.memory, GIB),
+            arguments.hours,
+            arguments.lane_width,
+            arguments.max_images_per_device,
+        ),
+        Given(
+            arguments.measured,
+            arguments.seconds_per_image,
+            _scaled(arguments.gib_per_image, GIB),
+            _scaled(arguments.fixed_gib, GIB),
+            _scaled(arguments.bandwidth, 1e9),
+            _scaled(arguments.latency, 1e-6),
+            arguments.noise_scale,
+            arguments.noise_from,
+        ),
+        Measuring(
+            arguments.sizes,
+            arguments.plans,
+            arguments.device,
+            arguments.side_by_side,
+            num_workers(arguments),
+            arguments.timed_steps,
+        ),
+        progress=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    if arguments.json:
+        print(json.dumps(plan.as_dict(), allow_nan=False))
+        return
+    CONSOLE.print(_layouts_table(plan, arguments.recipe))
+    words = [arguments.recipe, *(f"--{key}={value}" for key, value in arguments.overrides.items())]
+    for line in _sentences(plan, words):
+        CONSOLE.print(line)
+    if plan.noise_scale is not None:
+        CONSOLE.print(_batch_table(plan))
+    for assumption in plan.assumptions:
+        CONSOLE.print(f"Assumed: {assumption}.")
+
+
+def _layouts_table(plan: Plan, name: str) -> Table:
+    recipe, devices = plan.recipe, plan.limits.devices
+    table = Table(
+        *("images a forward", "lanes", "lane width", "forwards a step", "recompute", "GiB", "s a step"),
+        *("of it sending", "sent, MB", "whole run", ""),
+        title=f"{name} on {_devices(devices)}: {recipe.batch_size} images a step, BN size {recipe.bn_size}, "
+        f"{plan.steps} steps",
+    )
+    for planned in plan.layouts[:_SHOWN]:
+        table.add_row(*_cells(planned), _remark(planned, plan))
+    if len(plan.layouts) > _SHOWN:
+        table.caption = f"{len(plan.layouts) - _SHOWN} slower ones are in --json"
+    return table
+
+
+def _cells(planned: PlannedLayout) -> list[str]:
+    layout, traffic = planned.layout, planned.traffic
+    return [
+        *map(str, (layout.largest_share, layout.num_lanes, layout.lane_width, layout.rounds, planned.recompute)),
+        "?" if planned.bytes is None else f"{planned.bytes / GIB:.2f}",
+        f"{planned.seconds:.3g}",
+        f"{traffic.seconds:.2g}",
+        f"{(traffic.gradient_bytes + traffic.norm_bytes) / 1e6:.3g}",
+        _duration(planned.hours),
+    ]
+
+
+def _remark(planned: PlannedLayout, plan: Plan) -> str:
+    words = []
+    if planned == plan.chosen:
+        words.append("as it is")
+    if planned == plan.best:
+        words.append("best")
+    if planned.fits is False:
+        words.append("does not fit")
+    return ", ".join(words)
+
+
+def _sentences(plan: Plan, words: Sequence[str]) -> list[str]:
+    lines = []
+    limits, best, chosen = plan.limits, plan.best, plan.chosen
+    if chosen.fits is False:
+        found = [f"{key} {count or 'never'}" for key, count in plan.devices_that_fit.items()]
+        memory = 0.0 if limits.memory is None else limits.memory / GIB
+        lines.append(f"Devices that hold a step in {memory:.3g} GiB each, by recompute plan: {', '.join(found)}.")
+    if best is None:
+        lines.append(f"No layout on {_devices(limits.devices)} fits.")
+    else:
+        lines.append(f"Run it: {_command(best, plan, words)}")
+    if limits.hours is not None:
+        fewest = plan.devices_for_hours
+        if fewest is not None:
+            lines.append(
+                f"Within {limits.hours:g} hours: {_devices(fewest.layout.world_size)}, {_duration(fewest.hours)} with "
+                f"lane width {fewest.layout.lane_width} and recompute {fewest.recompute}."
+            )
+        elif plan.fastest is not None:
+            fast = plan.fastest
+            lines.append(
+                f"Within {limits.hours:g} hours: no number of devices; the shortest run takes "
+                f"{_duration(fast.hours)} on {_devices(fast.layout.world_size)}."
+            )
+    if plan.noise_scale is None:
+        lines.append("Which batch sizes pay: give --noise-scale, or --noise-from a run that has measured it.")
+    return lines
+
+
+def _command(best: PlannedLayout, plan: Plan, words: Sequence[str]) -> str:
+    """The command that trains so; `words` are the recipe and the keys that were changed."""
+    count = best.layout.world_size
+    start = "megdet train" if count == 1 else f"torchrun --nproc-per-node {count} -m megdet -- train"
+    more = []
+    if best.recompute != plan.recipe.recompute:
+        more.append(f"--recompute={best.recompute}")
+    if best.layout != recipe_layout(plan.recipe, count):
+        more.append(f"--lane-width={best.layout.lane_width}")
+    return f"{start} {shlex.join([*words, *more])}"
+
+
+def _batch_table(plan: Plan) -> Table:
+    table = Table(
+        *("batch size", "steps", "examples", f"training on {_devices(plan.limits.devices)}"),
+        *("devices in proportion", "training on these", "pays"),
+        title=f"For the same loss, with a noise scale of {plan.noise_scale:.4g} images (times the recipe's)",
+    )
+    for size in plan.batch_sizes:
+        table.add_row(
+            str(size.batch_size),
+            f"{size.steps:.2f}",
+            f"{size.examples:.2f}",
+            "" if size.hours is None else _duration(size.hours),
+            str(size.devices_in_step) if size.hours_in_step is not None else "",
+            "" if size.hours_in_step is None else _duration(size.hours_in_step),
+            "yes" if size.pays else "no",
+        )
+    return table
+
+
+def _devices(count: int) -> str:
+    return f"{count} device{'' if count == 1 else 's'}"
+
+
+def _duration(hours: float) -> str:
+    """Three digits, in the unit that suits."""
+    for unit, length in (("days", 24.0), ("h", 1.0), ("min", 1 / 60)):
+        if hours >= (2 if unit == "days" else 1) * length:
+            return f"{hours / length:.3g} {unit}"
+    return f"{hours * 3600:.3g} s"
+
+
+def _scaled(value: float | None, unit: float) -> float | None:
+    return None if value is None else value * unit
+
+
+def positive(text: str) -> float:
+    """A finite number above 0, for argparse."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not (math.isfinite(number) and number > 0):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number above 0")
+    return number
+
+
+def _at_least_one(text: str) -> int:
+    number = whole_number(text)
+    if number == 0:
+        raise argparse.ArgumentTypeError("'0': it takes at least 1")
+    return number
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    """Two or more different numbers of images between commas, for argparse."""
+    sizes = tuple(whole_number(word) for word in text.split(","))
+    if 0 in sizes or len(set(sizes)) < 2:
+        raise argparse.ArgumentTypeError(f"'{text}': name at least two numbers of images above 0, such as 1,4")
+    return sizes
+
+
+def _plans(text: str) -> tuple[str, ...]:
+    """Recompute plans between commas, for argparse."""
+    plans = tuple(text.split(","))
+    unknown = [plan for plan in plans if plan not in ALL_PLANS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"'{unknown[0]}': choose of {', '.join(ALL_PLANS)}")
+    return plans

@@ -1,0 +1,200 @@
+"""`megdet plan` from what was measured before; tests/analysis/test_measuring.py measures."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli_runs import OVERRIDES, TinyData, make_data
+from factories import TINY
+from megdet.analysis.step_cost import Link, Measurement, Point, StepCost
+from megdet.cli.main import main
+from megdet.recipe_file import dump_recipe
+
+Refused = Callable[..., str]
+GIB = 2**30
+COSTS = {
+    "none": StepCost(0.1, 0.0, 1.0, 1.0 * GIB, 0.25 * GIB, 0.5 * GIB),
+    "block": StepCost(0.1, 0.0, 1.4, 1.0 * GIB, 0.25 * GIB, 0.25 * GIB),
+}
+RECIPE = replace(TINY, batch_size=16, bn_size=8)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    file = tmp_path / "mine.yaml"
+    file.write_text(dump_recipe(RECIPE))
+    return file
+
+
+@pytest.fixture
+def measured(tmp_path: Path) -> Path:
+    """A measurement of exact costs, of a data set of 160 images; 11 epochs are 110 steps."""
+    points = [
+        Point(plan, images, rounds, cost.seconds(images, rounds), int(cost.bytes(images, rounds) or 0))  # type: ignore[arg-type]
+        for plan, cost in COSTS.items()
+        for images in (1, 4)
+        for rounds in (1, 2)
+    ]
+    canvas = (64, 64)
+    link = Link(1e-5, 1e9, "measured")
+    whole = Measurement(
+        dump_recipe(RECIPE), "cpu", "some", 1, 160, 0, 3, canvas, canvas, 0.0, 0.0, 0, tuple(points), link
+    )
+    file = tmp_path / "measured.json"
+    file.write_text(json.dumps({"measurement": whole.as_dict()}))
+    return file
+
+
+@pytest.fixture
+def plan(recipe: Path, measured: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
+    """The JSON of a plan."""
+
+    def run(*words: object) -> dict[str, Any]:
+        assert main(["plan", str(recipe), "--measured", str(measured), "--json", *map(str, words)]) == 0
+        printed = capsys.readouterr().out
+        assert len(printed.splitlines()) == 1
+        found: dict[str, Any] = json.loads(printed)
+        return found
+
+    return run
+
+
+def test_json_is_one_object_with_the_layout_its_memory_and_its_time(plan: Callable[..., dict[str, Any]]) -> None:
+    found = plan("--workers", 0)
+    own = found["chosen"]
+    assert (found["batch_size"], found["bn_size"], found["devices"], found["steps"]) == (16, 8, 1, 110)
+    assert (own["micro_batch"], own["lanes"], own["lane_width"], own["rounds"]) == (8, 1, 1, 2)
+    assert own["seconds"] == pytest.approx(0.1 + 16)
+    assert own["bytes"] == pytest.approx((1 + 0.25 + 4) * GIB, rel=1e-6)
+    assert own["hours"] == pytest.approx(110 * 16.1 / 3600)
+    assert own["communication_seconds"] == 0
+    assert {layout["recompute"] for layout in found["layouts"]} == {"none", "block"}
+    assert found["best"] == own
+    assert found["batch_sizes"] == []
+
+
+def test_a_plan_can_be_made_from_the_json_of_a_plan(
+    plan: Callable[..., dict[str, Any]], recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = plan("--devices", 2)
+    (tmp_path / "again.json").write_text(json.dumps(first))
+    assert main(["plan", str(recipe), "--devices", "2", "--measured", str(tmp_path / "again.json"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == first
+
+
+def test_layouts_that_do_not_fit_are_marked_and_what_would_fit_is_named(
+    plan: Callable[..., dict[str, Any]], recipe: Path, measured: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = plan("--memory", 3.5)
+    assert found["chosen"]["fits"] is False  # 5.25 GiB
+    assert (found["best"]["recompute"], found["best"]["fits"]) == ("block", True)  # 3.25 GiB
+    assert found["devices_that_fit"]["block"] == 1
+    assert found["devices_that_fit"]["none"] == 2  # four images of a group: 3.25 GiB and the bucket
+    assert main(["plan", str(recipe), "--measured", str(measured), "--memory", "3.5"]) == 0
+    text = capsys.readouterr().out
+    assert "as it is, does not fit" in text
+    assert "Devices that hold a step in 3.5 GiB each, by recompute plan: none 2, block 1." in text
+    assert f"Run it: megdet train {recipe} --recompute=block" in text
+
+
+def test_the_fewest_devices_within_some_hours_are_named(
+    recipe: Path, measured: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # 110 steps: 29.5 minutes on one device, 14.9 on two
+    for hours, sentence in ((0.3, "Within 0.3 hours: 2 devices, 14."), (0.001, "hours: no number of devices")):
+        assert main(["plan", str(recipe), "--measured", str(measured), "--hours", str(hours)]) == 0
+        assert sentence in capsys.readouterr().out
+
+
+def test_batch_sizes_are_judged_by_a_noise_scale_given_or_read_from_a_run(
+    plan: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    lines = [
+        {"step": 1, "noise": {"model": {"gradient_sq": 1.0, "variance": 5.0, "scale": 5.0}}},
+        {"step": 2, "noise": {"model": {"gradient_sq": 1.0, "variance": 32.0, "scale": 32.0}, "rpn": {"scale": 1.0}}},
+        {"step": 3, "loss": 1.0},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    given, read = plan("--noise-scale", 32), plan("--noise-from", tmp_path)
+    assert read["noise_scale"] == 32
+    assert given["batch_sizes"] == read["batch_sizes"]
+    assert [size["batch_size"] for size in read["batch_sizes"]] == [8, 16, 32, 64, 128]
+    assert [size["pays"] for size in read["batch_sizes"]] == [True, True, True, False, False]
+
+
+def test_numbers_may_be_given_instead_of_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = make_data(tmp_path)
+    words = ["plan", "demo", *data.options, *OVERRIDES, "--device", "cpu", "--seconds-per-image", "0.5", "--json"]
+    memory = ["--gib-per-image", "0.5", "--fixed-gib", "1", "--memory", "2"]
+    assert main([*words, *memory, "--bandwidth", "10", "--latency", "5", "--devices", "4"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["chosen"]["compute_seconds"] == 1.0  # 8 images over 4 devices
+    assert found["chosen"]["bytes"] == pytest.approx(2 * GIB, rel=0.1)
+    assert found["chosen"]["gradient_bytes_sent"] > 0
+    assert any("10 GB/s and 5 us a hop (bandwidth and latency as given)" in line for line in found["assumptions"])
+    assert main(words) == 0
+    assert json.loads(capsys.readouterr().out)["chosen"]["bytes"] is None
+
+
+def test_what_cannot_be_planned_is_refused_before_anything_is_measured(
+    recipe: Path, measured: Path, tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("it started to measure")
+
+    monkeypatch.setattr("megdet.analysis.measuring._run_together", never)
+    assert "bn_size is 3: it must divide batch_size 16" in refused("plan", recipe, "--bn_size", 3)
+    assert "17 devices for a mini-batch of 16 images" in refused("plan", recipe, "--devices", 17)
+    assert "takes at least one" in refused("plan", recipe, "--devices", 0)
+    assert "nowhere.json" in refused("plan", recipe, "--data.train_annotations", "nowhere.json")
+    data: TinyData = make_data(tmp_path / "data")
+    line = refused("plan", recipe, *data.options, "--batch_size", 32)
+    assert "24 images to train on are not enough for one mini-batch of 32" in line
+    line = refused("plan", recipe, *data.options, "--backbone.weights", "nowhere.pth")
+    assert "nowhere.pth" in line
+    assert "no step has a noise scale" in refused("plan", recipe, "--noise-from", write_metrics(tmp_path, {}))
+    for scale in (None, -3.0, "NaN"):
+        run = write_metrics(tmp_path, {"noise": {"model": {"scale": scale}}})
+        assert "is no number above 0" in refused("plan", recipe, "--noise-from", run)
+    words = ("plan", recipe, "--measured", measured)
+    assert "backbone.name: resnet34 here, resnet18 there" in refused(*words, "--backbone.name", "resnet34")
+    assert "bn_size: 0 here, 8 there" in refused(*words, "--bn_size", 0, "--group_size", 8)
+    assert "recompute sqrt was not measured, only none, block" in refused(*words, "--plans", "sqrt")
+    assert "160 images to train on, which are not enough" in refused(*words, "--batch_size", 320)
+    assert "give one of them" in refused(*words, "--seconds-per-image", 1)
+    line = refused("plan", recipe, *data.options, "--seconds-per-image", 1, "--fixed-gib", 1)
+    assert "--gib-per-image and --fixed-gib go together" in line
+    assert "memory a step takes is not known" in refused(
+        *("plan", recipe, *data.options, "--seconds-per-image", 1, "--memory", 4)
+    )
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "why"),
+    [
+        ("--memory", "0", "not a number above 0"),
+        ("--hours", "nan", "not a number above 0"),
+        ("--bandwidth", "fast", "not a number above 0"),
+        ("--sizes", "4", "at least two numbers"),
+        ("--sizes", "0,4", "at least two numbers"),
+        ("--plans", "none,half", "'half': choose of none, block, stage, sqrt"),
+        ("--side-by-side", "0", "at least 1"),
+        ("--device", "tpu", "choose from"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(option: str, value: str, why: str, refused: Refused) -> None:
+    assert why in refused("plan", "demo", option, value)
+
+
+def test_a_gpu_that_is_not_there_is_refused(recipe: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert "no CUDA device is visible here" in refused("plan", recipe, "--device", "cuda")
+
+
+def write_metrics(folder: Path, record: dict[str, Any]) -> Path:
+    (folder / "metrics.jsonl").write_text(json.dumps({"step": 1, **record}) + "\n")
+    return folder

@@ -38,7 +38,6 @@ from rich.table import Table
 from torchvision.models.detection import faster_rcnn, rpn
 from train_step import NUM_CLASSES, flop_counter, make_images, torchvision_step
 
-from megdet.distributed.gradients import GradientBuckets
 from megdet.distributed.world import start_world, use_precision
 from megdet.inference.trained import place_model
 from megdet.model import box_head
@@ -49,8 +48,8 @@ from megdet.model.rpn import Rpn
 from megdet.recipe_file import parse_recipe
 from megdet.structures import Batch, Targets
 from megdet.training.compiled import PerCanvas, compile_dense
-from megdet.training.optimizer import make_optimizer
-from megdet.training.step import Trainer, train_step
+from megdet.training.prepare import trainer_of
+from megdet.training.step import train_step
 
 HEIGHT, WIDTH = 800, 1344
 WARMUP = 3
@@ -186,7 +185,7 @@ def our_step(
     model.train()
     if compiled:
         compile_dense(model, mode)
-    trainer = Trainer(model, make_optimizer(model, recipe.optimizer), GradientBuckets(model.parameters(), world), None)
+    trainer = trainer_of(model, world)
     pixels = (images * 255).to(torch.uint8).contiguous(memory_format=torch.channels_last)
     sizes = torch.tensor([images.shape[2:]] * count, device=world.device)
     targets = Targets(boxes, labels, torch.arange(count, device=world.device))

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from megdet.errors import InputError, nearest
 from megdet.recipe import BoxHead, Data, Fpn, Recipe
+from megdet.recipe_check import check_recipe
 from megdet.recipe_file import (
-    check_recipe,
     dump_recipe,
     first_difference,
     load_recipe,

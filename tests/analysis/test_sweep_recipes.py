@@ -24,7 +24,8 @@ from megdet.analysis.sweep_recipes import (
 from megdet.data.demo import DEMO_SETS
 from megdet.errors import InputError
 from megdet.recipe import Schedule
-from megdet.recipe_file import check_recipe, load_recipe
+from megdet.recipe_check import check_recipe
+from megdet.recipe_file import load_recipe
 from megdet.training.schedule import decay_of, learning_rate, scaled_rate
 
 ROWS = TABLE2 + TABLE3[1:]

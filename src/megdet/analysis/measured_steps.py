@@ -119,7 +119,7 @@ def peak_bytes(device: torch.device) -> int | None:
 
 
 def _step(trainer: Trainer, batch: Batch, rounds: int, world: World) -> Callable[[], Tensor]:
-    return lambda: train_step(trainer, [batch] * rounds, rounds, _RATE, 0, world).cpu()
+    return lambda: train_step(trainer, [batch] * rounds, range(rounds), _RATE, 0, world).cpu()
 
 
 def _seconds(work: Callable[[], object], count: int) -> float:

@@ -252,11 +252,11 @@ class _Runner:
         batches = training_batches(
             dataset, plan, layout, world.rank, (0, len(rates)), workers=self.options.workers, device=world.device
         )
-        number = len(layout.groups_of(world.rank))
+        groups = layout.groups_of(world.rank)
         losses: list[float] = []
         for step, rate in enumerate(rates):
             try:
-                reported = train_step(trainer, islice(batches, number), number, rate, step, world)
+                reported = train_step(trainer, islice(batches, len(groups)), groups, rate, step, world)
             except torch.OutOfMemoryError:
                 raise InputError(
                     f"a micro-batch of {layout.largest_share} images does not fit {world.device}: use more devices, "

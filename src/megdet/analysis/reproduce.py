@@ -15,6 +15,7 @@ from typing import Any
 from megdet.analysis.figures import curve_of, plot_curves, plot_sweep
 from megdet.analysis.paper_tables import FIGURES, TrainingRow
 from megdet.analysis.reproduce_report import Report, scale_note, sweep_points, training_report
+from megdet.analysis.reproduce_sampling import proposals_report, ratios_report
 from megdet.analysis.sweep import Outcome, Train, run_sweep
 from megdet.analysis.sweep_pretraining import pretrained_backbone
 from megdet.analysis.sweep_recipes import (
@@ -124,9 +125,6 @@ def _report(
         report = _training_report(order, rows, recipes, outcomes, [picture])
         report.notes.extend(_statements(order.item))
         return report
-    # these two come from the code of `megdet analyse`
-    from megdet.analysis.reproduce_sampling import proposals_report, ratios_report
-
     if order.item == "table1":
         report = ratios_report(order.scale, rows, order.folder)
     else:

@@ -21,7 +21,8 @@ from typing import Any, Literal, get_args
 from megdet.analysis.paper_tables import FIGURES, NORMAL_EPOCHS, TABLE2, TABLE3, TrainingRow, recipe_of
 from megdet.errors import InputError
 from megdet.recipe import Recipe, Schedule
-from megdet.recipe_file import check_recipe, load_recipe
+from megdet.recipe_check import check_recipe
+from megdet.recipe_file import load_recipe
 from megdet.training.schedule import decay_of
 
 Scale = Literal["demo", "bccd", "coco"]

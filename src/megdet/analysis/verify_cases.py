@@ -7,7 +7,7 @@ from pathlib import Path
 from megdet.analysis.verify_run import Run
 from megdet.errors import InputError, nearest
 from megdet.recipe import NormKind, Recipe
-from megdet.recipe_file import check_recipe
+from megdet.recipe_check import check_recipe
 
 
 def _same(recipe: Recipe) -> Recipe:

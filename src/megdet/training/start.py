@@ -18,7 +18,8 @@ from megdet.model.torchvision_weights import (
     torchvision_recipe,
 )
 from megdet.recipe import Recipe
-from megdet.recipe_file import check_recipe, dump_recipe
+from megdet.recipe_check import check_recipe
+from megdet.recipe_file import dump_recipe
 
 CLASS_LAYERS = ("box_head.classes.", "box_head.deltas.")
 """Layers whose rows are classes; they start anew when the classes are others."""

@@ -1,0 +1,140 @@
+"""What a recipe must hold before any work starts."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from megdet.errors import InputError
+from megdet.recipe import Recipe
+
+_AT_LEAST_ONE = (
+    "batch_size group_size plan_window checkpoint_epochs keep_checkpoints data.max_long_edge data.canvas_multiple "
+    "fpn.channels rpn.samples rpn.train_proposals_before_nms rpn.train_proposals rpn.test_proposals_before_nms "
+    "rpn.test_proposals box_head.channels box_head.pool_size box_head.sampling_ratio box_head.samples "
+    "box_head.detections evaluation.batch_size"
+).split()
+_NOT_NEGATIVE = (
+    "bn_size seed data.color_jitter data.cache_gib backbone.frozen_stages backbone.norm_eps rpn.smooth_l1_beta "
+    "rpn.min_size box_head.smooth_l1_beta optimizer.base_lr optimizer.weight_decay optimizer.clip_norm "
+    "schedule.warmup_steps schedule.warmup_start evaluation.every_epochs noise_interval"
+).split()
+_FRACTIONS = (
+    "data.horizontal_flip data.vertical_flip rpn.positive_fraction rpn.positive_iou rpn.negative_iou rpn.nms_iou "
+    "box_head.positive_fraction box_head.positive_iou box_head.score_threshold box_head.nms_iou"
+).split()
+
+
+def check_recipe(recipe: Recipe, source: str) -> None:
+    """Refuse what cannot be trained, before any work.
+
+    Raises InputError naming the key and how to mend it.
+    """
+    flat = flat_keys(dataclasses.asdict(recipe))
+
+    def refuse(key: str, why: str) -> None:
+        raise InputError(f"{source}: {key} is {flat[key]}: {why}")
+
+    for key, value in flat.items():
+        numbers = value if isinstance(value, tuple) else (value,)
+        if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+            refuse(key, "it must be finite")
+    for key in _AT_LEAST_ONE:
+        if flat[key] < 1:
+            refuse(key, "it must be at least 1")
+    for key in _NOT_NEGATIVE:
+        if flat[key] is not None and flat[key] < 0:
+            refuse(key, "it must not be negative")
+    for key in _FRACTIONS:
+        if not 0 <= flat[key] <= 1:
+            refuse(key, "it must lie between 0 and 1")
+    if recipe.seed >= 1 << 63:
+        refuse("seed", "it must be below 2**63")
+    size_key = "bn_size" if recipe.bn_size else "group_size"
+    if recipe.batch_size % recipe.images_per_group:
+        divisors = [str(d) for d in range(1, recipe.batch_size + 1) if recipe.batch_size % d == 0]
+        refuse(size_key, f"it must divide batch_size {recipe.batch_size}: choose one of {', '.join(divisors)}")
+    if recipe.bn_size and "batch" not in recipe.norms.values():
+        refuse("bn_size", "no norm of the recipe is batch, so nothing would use it: set bn_size 0")
+    for key in ("fpn.norm", "rpn.norm", "box_head.norm"):
+        if flat[key] == "frozen" or (flat[key] == "batch" and not recipe.bn_size):
+            refuse(key, "frozen statistics that were never trained: set bn_size above 0, or the norm to group or none")
+    if recipe.rpn.negative_iou > recipe.rpn.positive_iou:
+        refuse("rpn.negative_iou", f"it must not exceed rpn.positive_iou {recipe.rpn.positive_iou}")
+    if not recipe.data.short_edges or min(recipe.data.short_edges) < 1:
+        refuse("data.short_edges", "it must name at least one positive length")
+    edges = recipe.data.canvas_edges
+    if min(edges, default=1) < 1 or list(edges) != sorted(set(edges)):
+        refuse("data.canvas_edges", "they must be positive lengths that rise")
+    if not 0 < recipe.data.scale_jitter[0] <= recipe.data.scale_jitter[1]:
+        refuse("data.scale_jitter", "it must be two positive factors, the smaller first")
+    if recipe.data.cache == "resized" and (len(recipe.data.short_edges) > 1 or recipe.data.scale_jitter != (1.0, 1.0)):
+        refuse("data.cache", "an image is drawn at several sizes (data.short_edges, data.scale_jitter): cache decoded")
+    if recipe.data.cache != "none" and not recipe.data.cache_folder:
+        refuse("data.cache_folder", "an empty name; name the folder that keeps the images")
+    if min(recipe.data.std) <= 0:
+        refuse("data.std", "every value must be positive")
+    if len(recipe.anchors.sizes) != 5 or min(recipe.anchors.sizes) <= 0:
+        refuse("anchors.sizes", "it must be five positive sizes, for P2 to P6")
+    if not recipe.anchors.ratios or min(recipe.anchors.ratios) <= 0:
+        refuse("anchors.ratios", "it must be positive ratios")
+    if recipe.backbone.frozen_stages > 5:
+        refuse("backbone.frozen_stages", "a backbone has a stem and four stages: at most 5")
+    schedule = recipe.schedule
+    if len(schedule.milestones) != len(schedule.factors):
+        refuse("schedule.factors", f"it must have one factor for each of the {len(schedule.milestones)} milestones")
+    if list(schedule.milestones) != sorted(schedule.milestones):
+        refuse("schedule.milestones", "they must rise")
+    if schedule.milestones and schedule.policy != "step":
+        refuse("schedule.milestones", f"policy {schedule.policy} has its own; set schedule.policy step")
+    if schedule.policy in ("normal", "long"):
+        if schedule.epochs is not None:
+            refuse(
+                "schedule.epochs", f"policy {schedule.policy} has its own length: set schedule.policy step or cosine"
+            )
+    elif schedule.epochs is None or schedule.epochs <= 0:
+        refuse("schedule.epochs", f"policy {schedule.policy} needs a positive number of epochs")
+    elif schedule.milestones and schedule.milestones[-1] >= schedule.epochs:
+        refuse("schedule.milestones", f"they must lie before the end at epoch {schedule.epochs:g}")
+    if not 0 <= recipe.optimizer.momentum < 1 or not 0 <= recipe.optimizer.ema_decay < 1:
+        key = "optimizer.ema_decay" if 0 <= recipe.optimizer.momentum < 1 else "optimizer.momentum"
+        refuse(key, "it must be at least 0 and below 1")
+    _check_large_batch(recipe, refuse)
+
+
+def _check_large_batch(recipe: Recipe, refuse: Callable[[str, str], None]) -> None:
+    """Refuse what the optimizers for large mini-batches cannot do; `refuse` takes a key and the reason."""
+    optimizer, schedule = recipe.optimizer, recipe.schedule
+    if not all(0 <= beta < 1 for beta in optimizer.betas):
+        refuse("optimizer.betas", "both must be at least 0 and below 1")
+    if min(optimizer.eps, optimizer.trust_coefficient) <= 0:
+        refuse("optimizer.eps" if optimizer.eps <= 0 else "optimizer.trust_coefficient", "it must be positive")
+    if schedule.warmup == "exponential" and schedule.warmup_steps and not schedule.warmup_start:
+        refuse("schedule.warmup_start", "an exponential warmup cannot rise from 0: set it to 0.001, or warmup linear")
+    if not optimizer.agvm:
+        return
+    if optimizer.kind in ("lars", "lamb"):
+        refuse(
+            "optimizer.agvm", f"{optimizer.kind} has rates of its own for every layer: set optimizer.kind sgd or adamw"
+        )
+    if recipe.groups_per_step % 2:
+        size_key = "bn_size" if recipe.bn_size else "group_size"
+        halves = [str(d) for d in range(1, recipe.batch_size // 2 + 1) if recipe.batch_size % (2 * d) == 0]
+        mend = f"choose a {size_key} of {', '.join(halves)}" if halves else "choose an even batch_size"
+        number = f"{size_key} {recipe.images_per_group} makes {recipe.groups_per_step} group(s), an odd number"
+        refuse("optimizer.agvm", f"it compares the two halves of a mini-batch, and {number}: {mend}")
+    if recipe.backbone.frozen_stages == 5:
+        refuse(
+            "optimizer.agvm", "it measures every module by the backbone, all of which is frozen: train a stage of it"
+        )
+
+
+def flat_keys(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"fpn.channels": 256}` of `{"fpn": {"channels": 256}}`."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flat_keys(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from megdet.analysis.verify import verify
+from megdet.analysis.contract.verify import verify
 from megdet.distributed.world import Lane, World
 from megdet.layers.batch_norm import CrossDeviceBatchNorm
 from megdet.recipe_file import load_recipe

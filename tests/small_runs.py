@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from factories import TINY
-from megdet.analysis.verify import relative_difference
-from megdet.analysis.verify_run import wake
+from megdet.analysis.contract.run import wake
+from megdet.analysis.contract.verify import relative_difference
 from megdet.data.coco import CocoDataset, load_coco, write_coco
 from megdet.data.loader import training_batches
 from megdet.data.plan import TrainingPlan

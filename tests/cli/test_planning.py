@@ -10,7 +10,7 @@ import pytest
 
 from cli_runs import OVERRIDES, TinyData, make_data
 from factories import TINY
-from megdet.analysis.step_cost import Link, Measurement, Point, StepCost
+from megdet.analysis.planner.step_cost import Link, Measurement, Point, StepCost
 from megdet.cli.main import main
 from megdet.recipe_file import dump_recipe
 
@@ -146,7 +146,7 @@ def test_what_cannot_be_planned_is_refused_before_anything_is_measured(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("it started to measure")
 
-    monkeypatch.setattr("megdet.analysis.measuring._run_together", never)
+    monkeypatch.setattr("megdet.analysis.planner.measuring._run_together", never)
     assert "bn_size is 3: it must divide batch_size 16" in refused("plan", recipe, "--bn_size", 3)
     assert "17 devices for a mini-batch of 16 images" in refused("plan", recipe, "--devices", 17)
     assert "takes at least one" in refused("plan", recipe, "--devices", 0)

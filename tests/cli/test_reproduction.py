@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from megdet.analysis.reproduce_report import Report
+from megdet.analysis.paper.report import Report
 from megdet.cli import reproduction
 from megdet.cli.main import main
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from megdet.analysis.verify import Row, Verdict
+from megdet.analysis.contract.verify import Row, Verdict
 from megdet.cli import verification
 from megdet.cli.main import main
 

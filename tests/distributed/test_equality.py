@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from megdet.analysis.verify import relative_difference
+from megdet.analysis.contract.verify import relative_difference
 from megdet.distributed.local_ranks import run_in_ranks
 from megdet.distributed.world import World
 from megdet.recipe import Recipe

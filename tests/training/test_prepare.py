@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from megdet.analysis.verify_run import Run, run_steps
+from megdet.analysis.contract.run import Run, run_steps
 from megdet.journal.checkpoint_files import latest_checkpoint, load_checkpoint
 from megdet.journal.run_folder import RunFolder
 from megdet.recipe import Optimizer, Recipe

@@ -9,13 +9,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from megdet.analysis.rate_test import AFTER_WARMUP, RateTest, run_rate_test
-from megdet.analysis.rate_test_picture import plot_rate_test
-from megdet.analysis.sampling import Ratio, sampling_table
-from megdet.analysis.sampling_pictures import draw_proposals, most_and_least_balanced, sampled_images
-from megdet.analysis.unit_gradients import Study, load_study
-from megdet.analysis.variance import FACTORS, Variance, measure_variance
-from megdet.analysis.variance_pictures import NAMES, plot_updates, plot_variance
+from megdet.analysis.gradients.pictures import NAMES, plot_updates, plot_variance
+from megdet.analysis.gradients.units import Study, load_study
+from megdet.analysis.gradients.variance import FACTORS, Variance, measure_variance
+from megdet.analysis.rates.picture import plot_rate_test
+from megdet.analysis.rates.trial import AFTER_WARMUP, RateTest, run_rate_test
+from megdet.analysis.sampling.pictures import draw_proposals, most_and_least_balanced, sampled_images
+from megdet.analysis.sampling.ratios import Ratio, sampling_table
 from megdet.cli.options import (
     CONSOLE,
     Arguments,

@@ -11,11 +11,11 @@ from typing import Any
 
 from rich.table import Table
 
-from megdet.analysis.measured_steps import TIMED_SECONDS, TIMED_STEPS
-from megdet.analysis.plan import Limits, Plan, make_plan
-from megdet.analysis.plan_inputs import ALL_PLANS, Given, Measuring
-from megdet.analysis.planner import PlannedLayout
-from megdet.analysis.step_cost import GIB
+from megdet.analysis.planner.inputs import ALL_PLANS, Given, Measuring
+from megdet.analysis.planner.layouts import PlannedLayout
+from megdet.analysis.planner.measured_steps import TIMED_SECONDS, TIMED_STEPS
+from megdet.analysis.planner.plan import Limits, Plan, make_plan
+from megdet.analysis.planner.step_cost import GIB
 from megdet.cli.options import (
     CONSOLE,
     Arguments,

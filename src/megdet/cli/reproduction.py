@@ -7,9 +7,9 @@ from typing import Any
 
 from rich.table import Table
 
-from megdet.analysis.reproduce import Order, reproduce
-from megdet.analysis.reproduce_report import Report
-from megdet.analysis.sweep_recipes import ITEMS, SCALES
+from megdet.analysis.paper.report import Report
+from megdet.analysis.paper.reproduce import Order, reproduce
+from megdet.analysis.paper.rows import ITEMS, SCALES
 from megdet.cli.options import (
     CONSOLE,
     Arguments,

@@ -8,10 +8,10 @@ from typing import Any
 
 from rich.table import Table
 
-from megdet.analysis.cluster_machines import MACHINES, Machine, machine_of
-from megdet.analysis.cluster_paper import GOOD, OTHERS, Constants, Prediction, predict_paper
-from megdet.analysis.cluster_pictures import plot_paper, plot_scaling
-from megdet.analysis.cluster_scaling import Asked, Point, last_that_pays, simulate_scaling
+from megdet.analysis.cluster.machines import MACHINES, Machine, machine_of
+from megdet.analysis.cluster.paper import GOOD, OTHERS, Constants, Prediction, predict_paper
+from megdet.analysis.cluster.pictures import plot_paper, plot_scaling
+from megdet.analysis.cluster.scaling import Asked, Point, last_that_pays, simulate_scaling
 from megdet.cli.options import CONSOLE, Arguments, whole_number
 from megdet.errors import InputError
 

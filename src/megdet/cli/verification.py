@@ -7,8 +7,8 @@ from typing import Any
 
 from rich.table import Table
 
-from megdet.analysis.verify import DEVICES, STEPS, Row, Verdict, verify
-from megdet.analysis.verify_cases import CASES, chosen_cases
+from megdet.analysis.contract.cases import CASES, chosen_cases
+from megdet.analysis.contract.verify import DEVICES, STEPS, Row, Verdict, verify
 from megdet.cli.options import CONSOLE, Arguments, add_recipe_keys, whole_number
 from megdet.recipe_file import load_recipe
 

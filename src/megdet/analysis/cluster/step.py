@@ -1,0 +1,143 @@
+"""The time of a training step on many devices: arithmetic, stragglers, batch-norm and gradient collectives, input.
+
+No clock and no device: a step is a sum of parts, each from published numbers (`cluster_machines`), the detector's work
+(`cluster_detector`), the sizes of COCO's images (`cluster_images`) and NCCL's model of itself (`cluster_network`).
+Evaluation is no part of a step.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from megdet.analysis.cluster.detector import Work, image_work, num_gradients, resnet50
+from megdet.analysis.cluster.images import mean_pixels, slowest_of
+from megdet.analysis.cluster.machines import Machine
+from megdet.analysis.cluster.network import all_reduce_seconds, exposed_seconds
+from megdet.distributed.gradients import BUCKET_BYTES
+
+Recompute = Literal["none", "norms", "backbone"]
+
+_GRADIENT_BYTES = 4
+_STATISTIC_BYTES = 4.0
+_FROZEN_PASSES = 2
+"""Reads and writes of a value by a norm layer with fixed statistics: read it, write it; the same for its gradient."""
+_FORWARD_PASSES, _BACKWARD_PASSES = 4, 5
+"""With statistics of the batch: read for the mean, for the variance and to be normalised, write; then read value and
+gradient for two sums, read both again and write."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a step asks of its devices."""
+
+    devices: int
+    images: int
+    """of the largest micro-batch of a device"""
+    rounds: int = 1
+    """micro-batches of a device in a step"""
+    lane_width: int = 1
+    """devices that share batch statistics"""
+    independent: int = 1
+    """micro-batches side by side whose canvases are independent, of which the slowest is waited for"""
+    batch_norm: bool = True
+    """statistics of the batch; else fixed ones"""
+    frozen_stages: int = 0
+    forward_collectives: tuple[int, ...] = (2,)
+    """all-reduces of a norm layer in the forward, in numbers a channel; ours merges mean and variance into one"""
+    backward_collectives: tuple[int, ...] = (2,)
+    recompute: Recompute = "none"
+    """what the backward computes again: nothing, the norm layers' outputs, or the whole backbone's forward"""
+    sparse_rpn: bool = False
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Where the seconds of a step go."""
+
+    images: float
+    """arithmetic and norm layers on images of mean size"""
+    overhead: float
+    """what every micro-batch takes whatever its images"""
+    stragglers: float
+    """waiting for the device with the largest images"""
+    norms: float
+    """batch-norm collectives"""
+    gradients: float
+    """the part of the gradients' all-reduce that the backward does not hide"""
+    input: float
+    """waiting for images"""
+
+    @property
+    def total(self) -> float:
+        """Seconds of the step."""
+        return self.images + self.overhead + self.stragglers + self.norms + self.gradients + self.input
+
+    @property
+    def communication(self) -> float:
+        """The part of the step, 0 to 1, that collectives take."""
+        return (self.norms + self.gradients) / self.total
+
+
+def step_time(job: Job, machine: Machine) -> StepTime:
+    """The step of a job on machines of one kind."""
+    forward, backward = image_seconds(job, machine)
+    images = job.rounds * job.images * (forward + backward)
+    overhead = job.rounds * machine.overhead
+    stragglers = images * (slowest_of(job.independent, job.rounds) - 1)
+    norms = job.rounds * norm_seconds(job, machine) if job.batch_norm else 0.0
+    gradients = exposed_seconds(bucket_seconds(job, machine), job.images * backward)
+    busy = images + overhead + stragglers + norms + gradients
+    local = min(job.devices, machine.fabric.per_machine)
+    loading = local * job.rounds * job.images / machine.images_per_second
+    return StepTime(images, overhead, stragglers, norms, gradients, max(0.0, loading - busy))
+
+
+def image_seconds(job: Job, machine: Machine) -> tuple[float, float]:
+    """Seconds of an image of mean size on one device, forward and backward.
+
+    Convolutions and matrix products run at a fraction of the peak, norm layers at the memory's bandwidth.
+    """
+    work = image_work(mean_pixels(), job.frozen_stages, job.sparse_rpn)
+    rate = machine.arithmetic * machine.fraction
+    forward, backward = _norm_bytes(job, machine, work)
+    again = work.backbone if job.recompute == "backbone" else 0.0
+    return (
+        work.forward / rate + forward / machine.memory_bandwidth,
+        (work.backward + again) / rate + backward / machine.memory_bandwidth,
+    )
+
+
+def norm_seconds(job: Job, machine: Machine) -> float:
+    """Seconds of all batch-norm collectives of one forward and backward; nothing can hide them."""
+    numbers = job.forward_collectives + job.backward_collectives
+    return sum(
+        all_reduce_seconds(_STATISTIC_BYTES * count * layer.channels, job.lane_width, machine.fabric)
+        for layer in resnet50()
+        for count in numbers
+    )
+
+
+def bucket_seconds(job: Job, machine: Machine) -> list[float]:
+    """Seconds of the all-reduce of each bucket of gradients, all of one size."""
+    total = _GRADIENT_BYTES * num_gradients(job.frozen_stages)
+    count = -(-total // BUCKET_BYTES)
+    return [all_reduce_seconds(total / count, job.devices, machine.fabric)] * count
+
+
+def efficiency(job: Job, alone: Job, machine: Machine) -> float:
+    """The speed of a device in `job` as a part of that of one device that does the same mini-batch `alone`, 0 to 1.
+
+    The images of the one device are of mean size, and it never waits for input.
+    """
+    images = alone.images * sum(image_seconds(alone, machine))
+    return alone.rounds * (machine.overhead + images) / (job.devices * step_time(job, machine).total)
+
+
+def _norm_bytes(job: Job, machine: Machine, work: Work) -> tuple[float, float]:
+    """What norm layers read and write in the forward and in the backward, of one image."""
+    forward, backward = (_FORWARD_PASSES, _BACKWARD_PASSES) if job.batch_norm else (_FROZEN_PASSES, _FROZEN_PASSES)
+    # what is computed again knows its statistics: it is read and written once
+    again = 0.0 if job.recompute == "none" else _FROZEN_PASSES * work.normed
+    return (
+        forward * work.normed * machine.value_bytes,
+        (backward * work.normed_backward + again) * machine.value_bytes,
+    )

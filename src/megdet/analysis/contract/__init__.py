@@ -1,0 +1,1 @@
+"""The proof that a result does not depend on the devices."""

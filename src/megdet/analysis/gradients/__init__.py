@@ -1,0 +1,1 @@
+"""The variance of gradients (Sec. 3.2)."""

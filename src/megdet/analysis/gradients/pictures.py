@@ -1,0 +1,104 @@
+"""The pictures of `megdet analyse variance`."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from megdet.analysis.gradients.variance import Variance
+from megdet.files import cannot_write
+
+NAMES = {"backbone": "backbone", "fpn": "FPN", "rpn": "RPN", "box_head": "box head", "whole": "whole"}
+COLOURS = {"backbone": "#1b6ca8", "fpn": "#d1721c", "rpn": "#3a8f3a", "box_head": "#8e44ad", "whole": "#222222"}
+_MARKERS = {"backbone": "o", "fpn": "s", "rpn": "^", "box_head": "D", "whole": "*"}
+
+
+def plot_variance(found: Variance, path: Path) -> None:
+    """The variance over the size of the mini-batch, by module, with the line of the 1/N law, and what departs from it.
+
+    Raises InputError where the picture cannot be written.
+    """
+    figure = Figure(figsize=(9.6, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    sizes = np.array([level.batch for level in found.modules[0].levels])
+    shifts = np.linspace(-0.06, 0.06, len(found.modules))
+    for shift, module in zip(shifts, found.modules, strict=True):
+        colour, marker = COLOURS[module.name], _MARKERS[module.name]
+        values = np.array([level.variance.value for level in module.levels])
+        errors = [level.variance.error for level in module.levels]
+        left.plot(sizes, values[0] * sizes[0] / sizes, color=colour, linewidth=1, alpha=0.6)
+        left.errorbar(sizes, values, errors, fmt=marker, color=colour, markersize=5, label=NAMES[module.name])
+        ratios = [level.of_law.value for level in module.levels]
+        spread = [level.of_law.error for level in module.levels]
+        right.errorbar(sizes * 2**shift, ratios, spread, fmt=marker, color=colour, markersize=5, capsize=2)
+    right.axhline(1, color="0.4", linewidth=1)
+    left.set(xscale="log", yscale="log", ylabel="variance of the gradient", title="measured (marks) and 1/N (lines)")
+    right.set(xscale="log", ylabel=r"$k \cdot \mathrm{Var}_{kN}\, /\, \mathrm{Var}_N$", title="over the 1/N law")
+    left.legend(fontsize=8, frameon=False)
+    for axes in (left, right):
+        axes.set_xlabel("images of the mini-batch")
+        axes.set_xticks(sizes, [str(size) for size in sizes])
+        axes.minorticks_off()
+    _finish(figure, path)
+
+
+def plot_updates(found: Variance, path: Path) -> None:
+    """The variance of one large update beside that of k small ones, by module, and how far the two are apart.
+
+    Raises InputError where the picture cannot be written.
+    """
+    figure = Figure(figsize=(9.6, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    factors = [update.factor for update in found.modules[0].updates]
+    places = np.arange(len(factors))
+    width = 0.8 / len(found.modules)
+    for number, module in enumerate(found.modules):
+        x = places + (number - (len(found.modules) - 1) / 2) * width
+        colour = COLOURS[module.name]
+        scale = np.array([update.law for update in module.updates])
+        for name, fill, offset in (("small", colour, -0.18), ("large", "white", 0.18)):
+            estimates = [getattr(update, name) for update in module.updates]
+            left.errorbar(
+                x + offset * width,
+                np.array([estimate.value for estimate in estimates]) / scale,
+                np.array([estimate.error for estimate in estimates]) / scale,
+                fmt=_MARKERS[module.name],
+                color=colour,
+                markerfacecolor=fill,
+                markersize=5,
+                label=NAMES[module.name] if name == "small" else None,
+            )
+        distances = [update.distance for update in module.updates]
+        right.plot(places, distances, _MARKERS[module.name] + "-", color=colour, linewidth=1, markersize=5)
+    left.axhline(1, color="0.4", linewidth=1)
+    left.set(
+        ylabel=r"variance of the update over $k\, r^2\, \mathrm{Var}_N$",
+        title=f"$k$ small updates (filled), one large (open), $r$ = {found.rate:.3g}",
+        ylim=(0, None),
+    )
+    right.set(ylabel="|small $-$ large| / |large|", title="how far the two updates are apart", ylim=(0, None))
+    left.legend(fontsize=8, frameon=False, loc="lower left", ncols=2)
+    for axes in (left, right):
+        axes.set_xlabel("$k$")
+        axes.set_xticks(places, [str(factor) for factor in factors])
+    _finish(figure, path)
+
+
+def _finish(figure: Figure, path: Path) -> None:
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+    save_figure(figure, path)
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a figure, making its folder. Raises InputError where it cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=120)
+    except OSError as error:
+        raise cannot_write(path, error) from error

@@ -1,0 +1,142 @@
+"""Every table and figure of the paper: train the rows that it needs, then write table and picture beside the paper's.
+
+The folder of a scale holds one run folder a row, shared by all tables and figures that need the row:
+
+    b16-bn0/ ... b256-bn16-long/   runs, with outcome.json where they are finished
+    pretraining/                   scale demo without weights: where the rows' backbone comes from
+    table3.md, table3.json, table3.png, ...
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megdet.analysis.paper.figures import curve_of, plot_curves, plot_sweep
+from megdet.analysis.paper.pretraining import pretrained_backbone
+from megdet.analysis.paper.report import Report, scale_note, sweep_points, training_report
+from megdet.analysis.paper.rows import (
+    Item,
+    Scale,
+    chosen_rows,
+    data_changes,
+    row_name,
+    row_recipe,
+    rows_of,
+    weights_changes,
+)
+from megdet.analysis.paper.sampling import proposals_report, ratios_report
+from megdet.analysis.paper.sweep import Outcome, Train, run_sweep
+from megdet.analysis.paper.tables import FIGURES, TrainingRow
+from megdet.distributed.world import World
+from megdet.errors import InputError
+from megdet.journal.run_folder import RunFolder
+from megdet.recipe import Recipe
+from megdet.training.loop import RunOptions, train
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be reproduced, where and from what."""
+
+    item: Item
+    scale: Scale
+    folder: Path
+    """of the scale's rows"""
+    data: Path | None = None
+    """folder of its images; None = data/SCALE"""
+    weights: Path | None = None
+    """file of the backbone's weights"""
+    rows: str | None = None
+    """names of the rows to train, with commas, of tables 2 and 3; None = all"""
+
+
+def reproduce(
+    order: Order,
+    options: RunOptions,
+    world: World,
+    *,
+    say: Callable[[str], None],
+    train_row: Train = train,
+) -> Report | None:
+    """Train what is missing and write the item's files into the order's folder; returns the report on rank 0.
+
+    Every rank calls it. The table is written after every row. Raises InputError as `run_sweep`, and for files of the
+    user that are missing.
+    """
+    rows = rows_of(order.item)
+    if order.rows is not None and order.item not in ("table2", "table3"):
+        raise InputError(f"--rows is for table2 and table3: {order.item} needs all of its rows")
+    chosen = [row_name(row) for row in chosen_rows(rows, order.rows)]
+    changes = data_changes(order.scale, order.data) | weights_changes(order.scale, order.weights)
+    if order.scale == "demo" and order.weights is None:
+        changes["backbone.weights"] = str(pretrained_backbone(order.folder, order.data, options, world))
+    recipes = {row_name(row): row_recipe(row, order.scale, changes) for row in rows}
+
+    def told(name: str, outcomes: Mapping[str, Outcome]) -> None:
+        say(_line(name, chosen, outcomes))
+        _training_report(order, rows, recipes, outcomes).write(order.folder)
+
+    outcomes = run_sweep(recipes, order.folder, options, world, chosen=chosen, told=told, train_row=train_row)
+    if not world.is_first:
+        return None
+    report = _report(order, rows, recipes, outcomes, world, options.workers)
+    report.write(order.folder)
+    return report
+
+
+def _line(name: str, chosen: Sequence[str], outcomes: Mapping[str, Outcome]) -> str:
+    place = f"row {chosen.index(name) + 1} of {len(chosen)}, {name}"
+    if name not in outcomes:
+        return f"{place}: training"
+    own = outcomes[name]
+    number = "" if own.mmap is None else f" mmAP {own.mmap:.1f}"
+    return f"{place}: {own.status}{number} after {own.steps} steps in {60 * own.hours:.1f} min {own.reason}".rstrip()
+
+
+def _training_report(
+    order: Order,
+    rows: Sequence[TrainingRow],
+    recipes: Mapping[str, Recipe],
+    outcomes: Mapping[str, Outcome],
+    pictures: Sequence[Path] = (),
+) -> Report:
+    report = training_report(order.item, order.scale, rows, outcomes, list(pictures))
+    first = next((recipes[row_name(row)] for row in rows if row.rate == "normal"), None)
+    if first is not None:
+        report.notes.insert(0, scale_note(order.scale, first))
+    return report
+
+
+def _report(
+    order: Order,
+    rows: Sequence[TrainingRow],
+    recipes: Mapping[str, Recipe],
+    outcomes: Mapping[str, Outcome],
+    world: World,
+    workers: int,
+) -> Report:
+    picture = order.folder / f"{order.item}.png"
+    if order.item in ("table2", "table3"):
+        plot_sweep(sweep_points(rows, outcomes), picture, f"here: scale {order.scale}")
+        return _training_report(order, rows, recipes, outcomes, [picture])
+    if order.item in ("figure1", "figure4"):
+        plot_curves([curve_of(RunFolder(order.folder / row_name(row)), _curve_label(row)) for row in rows], picture)
+        report = _training_report(order, rows, recipes, outcomes, [picture])
+        report.notes.extend(_statements(order.item))
+        return report
+    if order.item == "table1":
+        report = ratios_report(order.scale, rows, order.folder)
+    else:
+        report = proposals_report(order.scale, rows[0], order.folder, world, workers)
+    report.notes.append(scale_note(order.scale, recipes[row_name(rows[0])]))
+    return report
+
+
+def _curve_label(row: TrainingRow) -> str:
+    return f"{row.batch_size}" + (" (long)" if row.policy == "long" else "") + f", BN size {row.bn_size}"
+
+
+def _statements(item: Item) -> list[str]:
+    found: list[Any] = [own for own in FIGURES if own.figure == item]
+    return [f"The paper of {own.batch_size} images: {own.statement}." for own in found]

@@ -1,0 +1,1 @@
+"""Positives and negatives (Table 1, Figure 2)."""

@@ -1,0 +1,81 @@
+"""The alpha-beta model against hand arithmetic and what must always hold of it."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megdet.analysis.cluster.network import (
+    RING,
+    TREE,
+    Fabric,
+    Protocol,
+    all_reduce_seconds,
+    exposed_seconds,
+    ring_seconds,
+    tree_seconds,
+)
+
+FABRIC = Fabric(per_machine=8, link="pcie", link_bandwidth=12e9, network_bandwidth=6e9)
+PLAIN = Protocol(call=0.0, hop={"nvlink": 1e-6, "pcie": 2e-6, "net": 10e-6}, part=1.0)
+DEVICES = st.integers(2, 1024)
+BYTES = st.floats(1.0, 1e9)
+
+
+@pytest.mark.parametrize("devices", [2, 3, 8])
+def test_a_ring_in_a_machine_is_the_textbooks(devices: int) -> None:
+    num_bytes, alpha = 3e6, 2e-6
+    expected = 2 * (devices - 1) / devices * num_bytes / 12e9 + 2 * (devices - 1) * alpha
+    assert ring_seconds(num_bytes, devices, FABRIC, PLAIN) == pytest.approx(expected)
+
+
+def test_a_ring_over_machines_pays_their_hops_and_the_slowest_link() -> None:
+    # 16 devices on 2 machines: 30 hops, 2 of them between the machines, at the network's 6 GB/s
+    expected = 28 * 2e-6 + 2 * 10e-6 + 30 / 16 * 3e6 / 6e9
+    assert ring_seconds(3e6, 16, FABRIC, PLAIN) == pytest.approx(expected)
+
+
+def test_a_tree_climbs_the_logarithm_of_the_machines() -> None:
+    # 64 devices on 8 machines: 7 hops inside and 3 levels, up and down
+    assert tree_seconds(0.0, 64, FABRIC, PLAIN) == pytest.approx(2 * (7 * 2e-6 + 3 * 10e-6))
+    assert tree_seconds(6e6, 64, FABRIC, PLAIN) == pytest.approx(2 * (7 * 2e-6 + 3 * 10e-6) + 2 * 6e6 / 6e9)
+
+
+def test_one_device_has_nothing_to_reduce() -> None:
+    assert all_reduce_seconds(1e9, 1, FABRIC) == 0.0
+
+
+def test_many_machines_prefer_the_tree_and_a_large_message_in_one_machine_the_ring() -> None:
+    few_bytes = all_reduce_seconds(1e3, 1024, FABRIC)
+    assert few_bytes == min(tree_seconds(1e3, 1024, FABRIC, protocol) for protocol in TREE)
+    assert few_bytes < min(ring_seconds(1e3, 1024, FABRIC, protocol) for protocol in RING) / 5
+    assert all_reduce_seconds(1e9, 8, FABRIC) == ring_seconds(1e9, 8, FABRIC, RING[1])
+
+
+@given(num_bytes=BYTES, devices=DEVICES, factor=st.floats(1.0, 100.0))
+def test_more_bytes_never_take_less_time(num_bytes: float, devices: int, factor: float) -> None:
+    assert all_reduce_seconds(factor * num_bytes, devices, FABRIC) >= all_reduce_seconds(num_bytes, devices, FABRIC)
+
+
+@given(num_bytes=BYTES, devices=st.integers(1, 1023))
+def test_one_device_more_never_makes_a_ring_faster(num_bytes: float, devices: int) -> None:
+    assert ring_seconds(num_bytes, devices + 1, FABRIC, PLAIN) >= ring_seconds(num_bytes, devices, FABRIC, PLAIN)
+
+
+@given(num_bytes=BYTES, devices=DEVICES)
+def test_a_wider_network_never_hurts(num_bytes: float, devices: int) -> None:
+    wide = Fabric(8, "pcie", 12e9, 100e9)
+    assert all_reduce_seconds(num_bytes, devices, wide) <= all_reduce_seconds(num_bytes, devices, FABRIC)
+
+
+def test_a_fast_network_leaves_only_the_last_bucket_exposed() -> None:
+    assert exposed_seconds([0.1] * 4, backward=4.0) == pytest.approx(0.1)
+
+
+def test_a_slow_network_leaves_all_but_the_wait_for_the_first_bucket() -> None:
+    # ready at 1, 2, 3, 4 s; sent from 1 s on, 2 s each: the end is 9 s, 5 s after the backward
+    assert exposed_seconds([2.0] * 4, backward=4.0) == pytest.approx(5.0)
+
+
+@given(st.lists(st.floats(0.0, 10.0), max_size=8), st.floats(0.0, 10.0))
+def test_what_is_exposed_lies_between_nothing_and_everything(buckets: list[float], backward: float) -> None:
+    assert 0.0 <= exposed_seconds(buckets, backward) <= sum(buckets) + 1e-9

@@ -1,0 +1,82 @@
+"""The paper's hours against prediction."""
+
+from pathlib import Path
+
+import pytest
+
+from megdet.analysis.cluster.paper import CALIBRATED_BY, OTHERS, Assumptions, calibrate, paper_job, predict_paper
+from megdet.analysis.paper.tables import TABLE3, TrainingRow, timed_rows
+
+
+def row_of(batch_size: int, bn_size: int, devices: int) -> TrainingRow:
+    return next(row for row in TABLE3 if (row.batch_size, row.bn_size, row.devices) == (batch_size, bn_size, devices))
+
+
+def test_the_two_calibrated_rows_come_out_as_printed_and_no_other_is_marked() -> None:
+    predictions = predict_paper()[1]
+    calibrated = [prediction for prediction in predictions if prediction.calibrated]
+    assert [(prediction.row.batch_size, prediction.row.devices) for prediction in calibrated] == [(16, 8), (256, 128)]
+    for prediction in calibrated:
+        assert prediction.hours == pytest.approx(prediction.row.hours, rel=1e-9)
+
+
+def test_every_row_with_a_time_is_predicted_in_the_papers_order() -> None:
+    assert [prediction.row for prediction in predict_paper()[1]] == timed_rows()
+
+
+def test_most_rows_are_predicted_within_20_percent_and_the_others_are_explained() -> None:
+    predicted = [prediction for prediction in predict_paper()[1] if not prediction.calibrated]
+    missed = [prediction for prediction in predicted if not prediction.is_good]
+    assert len(predicted) == 21
+    assert len(missed) <= 3
+    for prediction in predicted:
+        assert bool(prediction.why_missed) == (prediction in missed)
+        assert prediction.why_missed != "unexplained"
+
+
+def test_the_page_shows_the_predictions() -> None:
+    lines = (Path(__file__).parents[2] / "docs" / "simulate.md").read_text().splitlines()
+    for prediction in predict_paper()[1]:
+        row = prediction.row
+        cells = (
+            f"| {row.table[-1]} | {row.name} | {row.hours:.1f} | {prediction.hours:.1f} | {prediction.error:+z.0%} |"
+        )
+        assert any(line.startswith(cells) for line in lines), cells
+
+
+def test_the_constants_are_those_of_a_real_machine() -> None:
+    constants = calibrate(Assumptions())
+    assert 0.05 < constants.fraction < 0.6
+    assert 0 < constants.fixed_hours < row_of(256, 16, 128).hours  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_readings_of_the_paper_still_predict_most_rows(name: str) -> None:
+    predictions = predict_paper(OTHERS[name])[1]
+    assert sum(prediction.is_good for prediction in predictions) >= 17
+    assert all(prediction.error == pytest.approx(0, abs=1e-9) for prediction in predictions if prediction.calibrated)
+
+
+def test_the_step_of_a_row_is_spread_as_the_paper_says() -> None:
+    """Sec. 3.3: batch norm across the 8 GPUs of a machine, whatever the number of machines."""
+    job = paper_job(row_of(256, 16, 128))
+    assert (job.devices, job.images, job.lane_width, job.recompute) == (128, 2, 8, "none")
+    job = paper_job(row_of(256, 32, 64))
+    assert (job.images, job.lane_width, job.recompute) == (4, 8, "norms")
+    assert paper_job(row_of(16, 2, 8)).lane_width == 1
+    base = paper_job(row_of(16, 0, 8))
+    assert (base.batch_norm, base.frozen_stages) == (False, 2)
+
+
+def test_a_run_of_more_gpus_with_as_many_images_each_is_never_slower() -> None:
+    hours = {prediction.row.devices: prediction.hours for prediction in predict_paper()[1] if _is_short(prediction.row)}
+    assert [hours[devices] for devices in sorted(hours)] == sorted(hours.values(), reverse=True)
+    assert len(hours) == 4
+
+
+def test_the_calibrating_rows_are_of_equal_length() -> None:
+    assert len({row.epochs for row in CALIBRATED_BY}) == 1
+
+
+def _is_short(row: TrainingRow) -> bool:
+    return row.bn_size == 16 and row.policy == "normal"

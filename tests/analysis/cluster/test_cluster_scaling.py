@@ -1,0 +1,99 @@
+"""Scaling of devices of today."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from megdet.analysis.cluster.machines import MACHINES
+from megdet.analysis.cluster.paper import predict_paper
+from megdet.analysis.cluster.pictures import plot_paper, plot_scaling
+from megdet.analysis.cluster.scaling import COUNTS, Asked, last_that_pays, simulate_scaling
+from megdet.errors import InputError
+
+H200 = MACHINES["h200"]
+
+
+@pytest.mark.parametrize("device", MACHINES)
+@pytest.mark.parametrize("bn_size", [0, 32])
+def test_more_devices_train_more_images_a_second_at_lower_efficiency(device: str, bn_size: int) -> None:
+    points = simulate_scaling(MACHINES[device], Asked(images_per_device=2, bn_size=bn_size))
+    assert [point.layout.world_size for point in points] == list(COUNTS)
+    assert (COUNTS[0], COUNTS[-1]) == (1, 1024)
+    speeds = [point.images_per_second for point in points]
+    efficiencies = [point.efficiency for point in points]
+    assert speeds == sorted(speeds)
+    assert efficiencies == sorted(efficiencies, reverse=True)
+    assert efficiencies[0] == pytest.approx(1.0)
+
+
+def test_the_batch_grows_with_the_devices_from_one_group_on() -> None:
+    points = simulate_scaling(H200, Asked(images_per_device=8, bn_size=32))
+    assert [point.batch_size for point in points[:5]] == [32, 32, 32, 64, 128]
+    assert all(point.batch_size % 32 == 0 for point in simulate_scaling(H200, Asked(images_per_device=3, bn_size=32)))
+
+
+def test_a_fixed_batch_is_spread_over_as_many_devices_as_it_has_images() -> None:
+    points = simulate_scaling(H200, Asked(batch_size=64, bn_size=16))
+    assert [point.layout.world_size for point in points] == [1, 2, 4, 8, 16, 32, 64]
+    assert {point.batch_size for point in points} == {64}
+
+
+def test_the_hours_are_eleven_epochs_of_coco() -> None:
+    point = simulate_scaling(H200, Asked())[3]
+    assert point.hours == pytest.approx(11 * 118_000 / point.batch_size * point.step.total / 3600)
+
+
+def test_it_stops_paying_below_half_efficiency() -> None:
+    points = simulate_scaling(H200, Asked(images_per_device=1))
+    best = last_that_pays(points)
+    assert best is not None
+    after = points[points.index(best) + 1]
+    assert best.efficiency >= 0.5 > after.efficiency
+    assert "efficiency" in after.why_not
+    assert last_that_pays(points[points.index(after) :]) is None
+
+
+def test_it_stops_paying_where_the_batch_passes_the_noise_scale() -> None:
+    best = last_that_pays(simulate_scaling(H200, Asked(noise_scale=300.0)))
+    assert best is not None
+    assert best.batch_size == 256
+    assert best.examples == pytest.approx(1 + 256 / 300)
+
+
+def test_without_overhead_two_images_a_device_pay_on_more_devices() -> None:
+    asked = Asked(images_per_device=2)
+    last = last_that_pays(simulate_scaling(replace(H200, overhead=0.0), asked))
+    usual = last_that_pays(simulate_scaling(H200, asked))
+    assert last is not None
+    assert usual is not None
+    assert last.layout.world_size > usual.layout.world_size
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (Asked(images_per_device=0), "at least 1"),
+        (Asked(batch_size=0), "at least 1"),
+        (Asked(batch_size=48, bn_size=32), "32 does not divide the batch of 48"),
+        (Asked(noise_scale=0.0), "above 0"),
+    ],
+)
+def test_what_cannot_be_is_refused(asked: Asked, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        simulate_scaling(H200, asked)
+
+
+def test_both_pictures_are_drawn(tmp_path: Path) -> None:
+    plot_paper(predict_paper()[1], tmp_path / "new" / "paper.png")
+    plot_scaling(simulate_scaling(H200, Asked(noise_scale=300.0)), H200, tmp_path / "scaling.png")
+    for path in (tmp_path / "new" / "paper.png", tmp_path / "scaling.png"):
+        with Image.open(path) as picture:
+            assert picture.width > 1000
+            assert len(picture.convert("L").getcolors() or ()) > 20
+
+
+def test_a_picture_of_no_known_kind_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"name it .png, .pdf or .svg"):
+        plot_paper(predict_paper()[1], tmp_path / "paper.movie")

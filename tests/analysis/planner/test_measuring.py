@@ -1,0 +1,114 @@
+"""What is measured, and that its predictions are those of real runs."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cli_runs import make_data
+from factories import TINY
+from megdet.analysis.planner.measured_steps import micro_batch_recipe
+from megdet.analysis.planner.measuring import measure, typical_canvas
+from megdet.analysis.planner.step_cost import Measurement, fit_costs
+from megdet.cli.main import main
+from megdet.errors import InputError
+from megdet.recipe import Backbone, Data, Recipe, Schedule
+from megdet.recipe_file import dump_recipe
+
+# the process says its own peak: that of a child would hold the peak of the parent that started it
+TRAIN = """
+import sys
+from megdet.analysis.planner.measured_steps import resident_bytes
+from megdet.cli.main import main
+code = main(sys.argv[1:])
+print(resident_bytes("VmHWM"))
+sys.exit(code)
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    """Micro-batches of 6 images of 256 px, large enough that they show beside the libraries; two steps."""
+    folder = tmp_path_factory.mktemp("data")
+    data = make_data(folder)
+    return replace(
+        TINY,
+        batch_size=12,
+        bn_size=6,
+        backbone=Backbone(name="resnet18"),
+        data=Data(
+            train_annotations=str(data.train),
+            train_images=str(data.train_images),
+            val_annotations=str(data.val),
+            val_images=str(data.val_images),
+            short_edges=(256,),
+            max_long_edge=256,
+        ),
+        schedule=Schedule(policy="step", epochs=1.0, warmup_steps=1),
+    )
+
+
+def test_the_typical_canvas_is_nearest_to_the_mean_area() -> None:
+    # mean area (3 x 100 + 1 x 900) / 4 = 300
+    assert typical_canvas({(10, 10): 3, (30, 30): 1, (10, 90): 0, (20, 20): 0}) == (20, 20)
+
+
+def test_a_micro_batch_is_one_group_of_its_size() -> None:
+    trained, frozen = (micro_batch_recipe(replace(TINY, bn_size=size), 3) for size in (2, 0))
+    assert (trained.batch_size, trained.bn_size, trained.groups_per_step, trained.images_per_group) == (3, 3, 1, 3)
+    assert (frozen.batch_size, frozen.bn_size, frozen.groups_per_step, frozen.images_per_group) == (3, 0, 1, 3)
+
+
+def test_too_few_images_are_refused_before_anything_is_measured(recipe: Recipe) -> None:
+    said: list[str] = []
+    with pytest.raises(InputError, match="24 images to train on are not enough for one mini-batch of 60"):
+        measure(replace(recipe, batch_size=60), [1, 2], ["none"], device="cpu", progress=said.append)
+    assert said == []
+
+
+def test_a_measuring_process_that_ends_badly_is_said_in_one_line(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    with pytest.raises(InputError, match=r"micro-batches of 1 images failed: its process ended with exit code 1"):
+        measure(recipe, [1, 2], ["none"], device="cpu")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the peak of a process's memory")
+def test_the_memory_of_a_real_run_is_predicted_within_15_percent(
+    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "recipe_of_test.yaml"
+    file.write_text(dump_recipe(recipe))
+    words = ["plan", str(file), "--device", "cpu", "--sizes", "1,3", "--plans", "none", "--timed-steps", "1", "--json"]
+    assert main(words) == 0
+    plan = json.loads(capsys.readouterr().out)
+    measurement = Measurement.from_dict(plan, "the plan")
+    assert [(point.images, point.rounds) for point in measurement.points] == [(1, 1), (1, 2), (3, 1), (3, 2)]
+    assert (measurement.typical_canvas, measurement.largest_canvas) == ((256, 256), (256, 256))
+    assert (measurement.num_images, measurement.num_val_images, plan["steps"]) == (24, 4, 2)
+    # six images were never measured, in two rounds as the layout of one device has them
+    assert (plan["chosen"]["micro_batch"], plan["chosen"]["rounds"]) == (6, 2)
+    assert plan["chosen"]["seconds"] > 0
+
+    words = ["train", str(file), "--run", str(tmp_path / "run"), "--device", "cpu", "--workers", "0"]
+    done = subprocess.run(
+        [sys.executable, "-c", TRAIN, *words],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    steps = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in steps if "loss" in line] == [1, 2]
+    real, predicted = int(done.stdout.split()[-1]), plan["chosen"]["bytes"]
+    assert abs(predicted / real - 1) < 0.15
+    # the images are what is predicted, not the libraries: without them it would miss
+    without_images = fit_costs(measurement)["none"].bytes(0, 2)
+    assert without_images is not None
+    assert abs(without_images / real - 1) > 0.15

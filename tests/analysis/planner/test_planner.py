@@ -1,0 +1,176 @@
+"""Plans by hand arithmetic from costs that are given; nothing is run."""
+
+from dataclasses import replace
+
+import pytest
+
+from factories import TINY, tiny_detector
+from megdet.analysis.planner.layouts import (
+    Model,
+    Planner,
+    ring_all_gather,
+    ring_all_reduce,
+    sizes_to_measure,
+    traffic_of,
+)
+from megdet.analysis.planner.step_cost import Link, StepCost
+from megdet.distributed.gradients import GradientBuckets
+from megdet.distributed.layout import Layout
+from megdet.errors import InputError
+from megdet.layers.batch_norm import CrossDeviceBatchNorm
+from megdet.recipe import Evaluation, Schedule
+from small_runs import ALONE
+
+LINK = Link(0.001, 1000.0, "by hand")
+SILENT = Model(0, (0,), (), 4)
+"""Nothing to send."""
+RECIPE = replace(
+    TINY,
+    batch_size=16,
+    bn_size=4,
+    schedule=Schedule(policy="step", epochs=2.0),
+    evaluation=Evaluation(every_epochs=1),
+)
+COSTS = {"none": StepCost(0.0, 0.0, 1.0, 100.0, 10.0, 50.0), "block": StepCost(0.0, 0.0, 1.5, 100.0, 10.0, 20.0)}
+
+
+def make(**changes: object) -> Planner:
+    planner = Planner(RECIPE, COSTS, SILENT, Link(0.0, 1e9, "free"), "cpu", num_images=160)  # type: ignore[arg-type]
+    return replace(planner, **changes)  # type: ignore[arg-type]
+
+
+def test_a_ring_sends_all_but_a_part_of_a_tensor_twice_and_a_gather_hands_on_the_own_part() -> None:
+    assert ring_all_reduce(800.0, 4, LINK) == (1200.0, pytest.approx(6 * 0.001 + 1.2))  # 6 hops of 200 bytes
+    assert ring_all_gather(100.0, 4, LINK) == (300.0, pytest.approx(3 * 0.001 + 0.3))
+    assert ring_all_reduce(800.0, 1, LINK) == (0.0, 0.0)
+    assert ring_all_gather(100.0, 1, LINK) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_traffic_of_a_step_counts_gradients_statistics_and_the_fold(device: str) -> None:
+    # 4 ranks in 2 lanes of 2; 16 images in 4 groups of 4: two rounds; one norm layer of 10 channels
+    layout = Layout(4, 4, 4, 2)
+    traffic = traffic_of(layout, Model(900, (500, 400), (10,), 4), LINK, device)
+    assert traffic.gradient_bytes == 6 / 4 * 900
+    forward, fold = 4 + 80, 6 / 4 * 80  # count, mean and squares to one neighbour; mean and variance of every layer
+    backward = 80 if device == "cpu" else 2 / 2 * 80  # two sums a channel
+    assert traffic.norm_bytes == 2 * (forward + backward) + fold
+    hops = 6 + 6 + 2 * (1 + (1 if device == "cpu" else 2)) + 6
+    assert traffic.seconds == pytest.approx(hops * 0.001 + (traffic.gradient_bytes + traffic.norm_bytes) / 1000)
+
+
+def test_one_device_sends_nothing() -> None:
+    traffic = traffic_of(Layout(4, 4, 1, 1), Model(900, (500, 400), (10,), 4), LINK, "cpu")
+    assert (traffic.gradient_bytes, traffic.norm_bytes, traffic.seconds) == (0, 0, 0)
+
+
+def test_what_travels_is_counted_from_the_detector() -> None:
+    detector = tiny_detector()
+    model = Model.of(detector, GradientBuckets(detector.parameters(), ALONE))
+    assert model.gradient_bytes == 4 * sum(p.numel() for p in detector.parameters() if p.requires_grad)
+    assert sum(model.bucket_bytes) == model.gradient_bytes
+    norms = [m for m in detector.modules() if isinstance(m, CrossDeviceBatchNorm)]
+    assert model.norm_channels == tuple(norm.channels for norm in norms)
+    assert model.number_bytes == 4
+
+
+def test_every_lane_width_and_recompute_plan_is_planned_the_fastest_first() -> None:
+    plans = make().layouts(2)
+    found = [(p.recompute, p.layout.lane_width, p.layout.largest_share, p.layout.rounds, p.seconds) for p in plans]
+    assert found == [("none", 1, 4, 2, 8.0), ("none", 2, 2, 4, 8.0), ("block", 1, 4, 2, 12.0), ("block", 2, 2, 4, 12.0)]
+    # weights and activations, and gradients that wait
+    assert [p.bytes for p in plans] == [100 + 10 + 200, 100 + 10 + 100, 100 + 10 + 80, 100 + 10 + 40]
+    # 2 epochs of 160 images, 16 a step
+    assert [p.training_hours for p in plans][:2] == [pytest.approx(20 * 8.0 / 3600)] * 2
+    assert all(p.fits is None for p in plans)
+
+
+def test_several_devices_need_room_for_a_bucket() -> None:
+    model = Model(300, (200, 100), (), 4)
+    assert make(model=model).layouts(1)[0].bytes == 100 + 10 + 4 * 50
+    assert make(model=model).layouts(2)[0].bytes == 100 + 10 + 4 * 50 + 200
+
+
+def test_a_forced_lane_width_and_a_largest_share_hold() -> None:
+    assert {p.layout.lane_width for p in make(lane_width=2).layouts(4)} == {2}
+    assert {p.layout.largest_share for p in make(max_images_per_device=2).layouts(4)} == {2, 1}
+    with pytest.raises(InputError, match="at least 4 devices"):
+        make(max_images_per_device=1).layouts(2)
+
+
+def test_what_does_not_fit_comes_last_and_the_fewest_devices_that_hold_it_are_named() -> None:
+    planner = make(memory=165.0)
+    assert not planner.chosen_by_training(1).fits
+    plans = planner.layouts(2)
+    # 310, 210, 190 and 150 bytes: block with a lane of two alone fits
+    assert [(p.recompute, p.layout.lane_width, p.fits) for p in plans][:2] == [("block", 2, True), ("none", 1, False)]
+    best = planner.best(2)
+    assert best is not None
+    assert (best.recompute, best.layout.lane_width) == ("block", 2)
+    # none: one image of a group of four (160) takes a lane of four
+    assert planner.devices_that_fit("none") == 4
+    assert planner.devices_that_fit("block") == 2
+    assert make(memory=105.0).devices_that_fit("none") is None
+    assert make(memory=105.0).best(2) is None
+
+
+def test_the_layout_of_training_is_best_where_another_is_hardly_faster() -> None:
+    # a lane of two sends more, but that takes no time; the costs are equal, so training's own choice stays
+    best = make().best(4)
+    assert best == make().chosen_by_training(4)
+    costs = {"none": COSTS["none"], "block": replace(COSTS["none"], image_seconds=0.99)}
+    assert make(costs=costs).best(4) == make(costs=costs).chosen_by_training(4)
+    costs["block"] = replace(costs["block"], image_seconds=0.9)
+    best = make(costs=costs).best(4)
+    assert best is not None
+    assert best.recompute == "block"
+
+
+def test_the_fewest_devices_within_the_hours_are_found() -> None:
+    # on one device a step takes 16 s, the run 320 s; on 3 devices the busiest has 8 images, like on 2
+    planner = make()
+    found = [planner.devices_for(seconds / 3600) for seconds in (320.1, 319.9, 160.1, 159.9, 19.9)]
+    assert [None if p is None else p.layout.world_size for p in found] == [1, 2, 2, 4, None]
+    fastest = planner.fastest()
+    assert fastest is not None
+    assert fastest.hours == pytest.approx(20 / 3600)
+    assert fastest.layout.world_size == 16
+
+
+def test_loading_hides_behind_computing_where_processes_do_it() -> None:
+    slow = make(load_seconds=3.0)
+    assert slow.layouts(1)[0].seconds == 48.0  # one process reads 16 images while 16 s of computing go by
+    assert replace(slow, workers=4).layouts(1)[0].seconds == 16.0
+    assert replace(slow, workers=0).layouts(1)[0].seconds == 48 + 16
+
+
+@pytest.mark.parametrize(("every", "evaluations"), [(1, 2), (2, 1), (3, 1), (0, 1)])
+def test_evaluations_count_and_the_last_one_is_always_made(every: int, evaluations: int) -> None:
+    recipe = replace(RECIPE, evaluation=Evaluation(every_epochs=every))
+    plan = make(recipe=recipe, num_val_images=30, evaluation_seconds=2.0).layouts(2)[0]
+    assert plan.evaluation_hours == pytest.approx(evaluations * 30 * 2 / 2 / 3600)
+    assert plan.hours == plan.training_hours + plan.evaluation_hours
+
+
+def test_batch_sizes_follow_the_law_of_the_noise_scale() -> None:
+    sizes = {size.batch_size: size for size in make().batch_sizes(4, noise_scale=32.0)}
+    assert list(sizes) == [4, 8, 16, 32, 64, 128]  # groups of four; more than the 160 images make no step
+    assert sizes[16].steps == sizes[16].examples == 1
+    # steps 1 + 32/B against 1 + 32/16 = 3, examples 1 + B/32 against 1.5
+    assert sizes[64].steps == pytest.approx(1.5 / 3)
+    assert sizes[64].examples == pytest.approx(3 / 1.5)
+    assert [size.batch_size for size in sizes.values() if size.pays] == [4, 8, 16, 32]
+    for size in sizes.values():
+        assert size.examples == pytest.approx(size.steps * size.batch_size / 16)
+    # 20 steps of 16 images, each image a second, on four devices: the work doubles with the examples
+    assert sizes[16].hours == pytest.approx(20 * 4 / 3600)
+    assert sizes[64].hours == pytest.approx(2 * 20 * 4 / 3600)
+    assert sizes[64].devices_in_step == 16
+    assert sizes[64].hours_in_step == pytest.approx(0.5 * 20 * 4 / 3600)
+    assert sizes[4].devices_in_step == 1
+    assert make().batch_sizes(16, 32.0)[0].hours is None  # 16 devices for 4 images
+
+
+@pytest.mark.parametrize(("share", "sizes"), [(1, [1, 2]), (2, [1, 2]), (4, [1, 2, 4]), (32, [1, 4, 8])])
+def test_the_sizes_to_measure_reach_up_to_the_layouts_own(share: int, sizes: list[int]) -> None:
+    assert sizes_to_measure(Layout(1, share, 1, 1)) == sizes

@@ -213,10 +213,22 @@ def _plan(result: Result) -> list[str]:
         layout = [str(row[key]) for key in ("devices", "micro_batch", "lane_width")]
         time = [_number(row["predicted_seconds"]), _spread(row["seconds"], row["spread"])]
         memory = [_number(row[key] / 2**30) for key in ("predicted_bytes", "bytes")]
-        ratios = [f"{row[key]:.2f}" for key in ("seconds_ratio", "bytes_ratio")]
+        ratios = [
+            f"{row[key]:.2f}{'' if row['within'][what] else ', **missed**'}"
+            for key, what in (("seconds_ratio", "time"), ("bytes_ratio", "memory"))
+        ]
         rows.append([*layout, f"`{row['recompute']}`", *time, ratios[0], *memory, ratios[1]])
     setting = f"{result['backbone']}, {result['size']} px, {result['batch']} images a step, BN size {result['bn']}"
-    return [*_table(*rows), "", f"{setting}; measured with micro-batches of {result['sizes']} images."]
+    held = [
+        f"{what} is within {limit:.0%} in {sum(row['within'][what] for row in result['rows'])} of {len(result['rows'])}"
+        for what, limit in result["limits"].items()
+    ]
+    return [
+        *_table(*rows),
+        "",
+        f"{setting}; measured with micro-batches of {result['sizes']} images.",
+        f"Of these predictions {' and '.join(held)}; the others are marked as missed.",
+    ]
 
 
 def _stages(rows: Sequence[Result]) -> list[str]:

@@ -5,7 +5,8 @@
 For each number of devices the planner measures micro-batches of --sizes images in processes side by side, as torchrun
 starts them; none of these sizes is the one that is then run. Then `megdet train` makes --steps steps, and its own
 `seconds` (the median, without the first two) and the peak of its resident memory stand beside the prediction.
-`ratio` is the predicted value over the real one. The images are drawn in a temporary folder.
+`ratio` is the predicted value over the real one, and `within` says whether memory is within 15% and time within 25%;
+the last lines count those that are. The images are drawn in a temporary folder.
 """
 
 import argparse
@@ -35,6 +36,8 @@ code = main([*sys.argv[2:], "--run", str(folder / "run")])  # torchrun would tak
 sys.exit(code)
 """
 WARM_UP = 2
+WITHIN = {"memory": 0.15, "time": 0.25}
+"""How far a prediction may be from the real value, as a part of it."""
 
 
 def main() -> None:
@@ -59,17 +62,28 @@ def main() -> None:
             for recompute in options.plans.split(","):
                 rows.append(compared(plan, run(words, devices, recompute, folder), recompute))
     if options.json:
-        print(json.dumps({**vars(options), "rows": rows}))
+        print(json.dumps({**vars(options), "limits": WITHIN, "rows": rows}))
         return
-    table = Table("devices", "recompute", "micro-batch", "predicted, s", "real, s", "ratio", "GiB", "real", "ratio")
+    table = Table("devices", "recompute", "micro-batch", "predicted, s", "real, s", "ratio", "within")
+    for head in ("GiB", "real", "ratio", "within"):
+        table.add_column(head)
     for row in rows:
         table.add_row(
             *(str(row[key]) for key in ("devices", "recompute", "micro_batch")),
             *(f"{row[key]:.3f}" for key in ("predicted_seconds", "seconds", "seconds_ratio")),
+            said(row, "time"),
             *(f"{row[key] / 2**30:.2f}" for key in ("predicted_bytes", "bytes")),
             f"{row['bytes_ratio']:.3f}",
+            said(row, "memory"),
         )
     Console().print(table)
+    for what, limit in WITHIN.items():
+        Console().print(f"{what} within {limit:.0%}: {sum(row['within'][what] for row in rows)} of {len(rows)}")
+
+
+def said(row: dict[str, Any], what: str) -> str:
+    """Whether the prediction of a row holds, in a word."""
+    return "yes" if row["within"][what] else "MISSED"
 
 
 def recipe_words(options: argparse.Namespace, folder: Path) -> list[str]:
@@ -125,13 +139,15 @@ def compared(plan: dict[str, Any], real: dict[str, Any], recompute: str) -> dict
         for layout in plan["layouts"]
         if layout["recompute"] == recompute and all(layout[key] == chosen[key] for key in same)
     )
+    ratios = {"memory": predicted["bytes"] / real["bytes"], "time": predicted["seconds"] / real["seconds"]}
     return {
         **{key: predicted[key] for key in (*same, "recompute", "communication_seconds")},
         "predicted_seconds": predicted["seconds"],
         "predicted_bytes": predicted["bytes"],
         **real,
-        "seconds_ratio": predicted["seconds"] / real["seconds"],
-        "bytes_ratio": predicted["bytes"] / real["bytes"],
+        "seconds_ratio": ratios["time"],
+        "bytes_ratio": ratios["memory"],
+        "within": {what: abs(ratio - 1) <= WITHIN[what] for what, ratio in ratios.items()},
     }
 
 

@@ -34,6 +34,13 @@ ALONE = World(0, 1, CPU)
 CLASS_NAMES = ("bolt", "nut", "gear")
 
 
+def write_small_sets(folder: Path) -> Path:
+    """13 images to train on and 5 to evaluate on; returns the folder."""
+    write_small_set(folder, "train", 13)
+    write_small_set(folder, "val", 5, seed=1)
+    return folder
+
+
 def write_small_set(folder: Path, split: str, count: int, seed: int = 0, same_size: bool = False) -> None:
     """Noise with one to three bright rectangles, whose class is their colour; image `i` has the id 100 + 3 i."""
     random = np.random.default_rng(seed)

@@ -35,6 +35,26 @@ def test_a_fully_connected_layer_counts_three_products_a_step(script: Script, dt
     assert counter.get_total_flops() == 3 * 2 * 5 * 7 * 3
 
 
+@pytest.mark.parametrize(
+    ("seconds", "size", "within"),
+    [
+        (10.0, 100, {"memory": True, "time": True}),
+        (8.0, 87, {"memory": True, "time": True}),
+        (7.9, 86, {"memory": False, "time": False}),  # 27% and 16% too much
+        (14.0, 120, {"memory": False, "time": False}),  # 29% and 17% too little
+        (13.0, 120, {"memory": False, "time": True}),
+    ],
+)
+def test_a_prediction_holds_within_15_percent_of_memory_and_25_of_time(
+    script: Script, seconds: float, size: int, within: dict[str, bool]
+) -> None:
+    layout = {"devices": 1, "lane_width": 1, "micro_batch": 6, "rounds": 2}
+    row = {**layout, "recompute": "none", "communication_seconds": 0.0, "seconds": 10.0, "bytes": 100}
+    found = script("plan").compared({"chosen": layout, "layouts": [row]}, {"seconds": seconds, "bytes": size}, "none")
+    assert found["within"] == within
+    assert found["bytes_ratio"] == 100 / size
+
+
 def test_the_convolution_of_the_limit_counts_a_multiply_add_as_two(script: Script) -> None:
     _, flops = script("train_step").convolution(16, 1, False, torch.device("cpu"))
     assert flops == 2 * (4 * 4) * 256 * 256 * 9

@@ -74,11 +74,15 @@ def test_a_prediction_stands_beside_the_real_run(script: Script, results: dict[s
     row = {"devices": 2, "micro_batch": 6, "lane_width": 1, "recompute": "block", "rounds": 1}
     row |= {"predicted_seconds": 2.0, "seconds": 2.5, "spread": [2.2, 3.0], "seconds_ratio": 0.8}
     row |= {"predicted_bytes": 1.5 * 2**30, "bytes": 1.2 * 2**30, "bytes_ratio": 1.25}
+    row |= {"within": {"memory": False, "time": True}}
     found = {"backbone": "resnet18", "size": 256, "batch": 12, "bn": 6, "sizes": "1,2,4", "rows": [row]}
+    found |= {"limits": {"memory": 0.15, "time": 0.25}}
     results["plan"] = {**results["memory/320"], "result": found}
     lines = section(script("page").write_page(results), "Planner")
-    assert "| 2 | 6 | 1 | `block` | 2.00 | 2.50 (2.20 to 3.00) | 0.80 | 1.50 | 1.20 | 1.25 |" in lines
+    assert "| 2 | 6 | 1 | `block` | 2.00 | 2.50 (2.20 to 3.00) | 0.80 | 1.50 | 1.20 | 1.25, **missed** |" in lines
     assert "resnet18, 256 px, 12 images a step, BN size 6; measured with micro-batches of 1,2,4 images." in lines
+    held = "memory is within 15% in 0 of 1 and time is within 25% in 1 of 1"
+    assert f"Of these predictions {held}; the others are marked as missed." in lines
 
 
 def test_the_sections_stand_in_their_order(script: Script) -> None:

@@ -28,7 +28,8 @@ def run(data: TinyData, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_variance_of_a_run_is_printed_written_and_drawn(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["analyse", "variance", str(run), "--batch", "2", "--factors", "2", "--images", "16", "--workers", "0"]
-    words += ["--bn_size", "2"]
+    folder = run.parent / "bn-2"
+    words += ["--bn_size", "2", "--out", str(folder)]
     capsys.readouterr()
     assert main([*words, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -38,12 +39,20 @@ def test_the_variance_of_a_run_is_printed_written_and_drawn(run: Path, capsys: p
     assert [level["batch"] for level in whole["levels"]] == [2, 4]
     assert whole["levels"][0]["variance"]["value"] > whole["levels"][1]["variance"]["value"] > 0
     assert {"signal", "noise", "scale", "is_resolved"} == set(whole["two_batches"]) == set(whole["direct"])
-    folder = run / "analysis/variance"
+    assert found["overrides"] == {"bn_size": "2"}
     assert json.loads((folder / "variance.json").read_text()) == found
     assert {path.name for path in folder.iterdir()} == {"variance.json", "variance.png", "updates.png"}
     assert main(words) == 0
     printed = capsys.readouterr().out
-    for word in ("box head", "over the 1/N law", "large / small", "gradient noise scale", "share batch statistics"):
+    told = ("16 images, errors from 4 blocks, bn_size 2", "the run's own at step 3 was")
+    for word in (
+        "box head",
+        "over the 1/N law",
+        "large / small",
+        "gradient noise scale",
+        "share batch statistics",
+        *told,
+    ):
         assert word in printed
 
 
@@ -51,6 +60,12 @@ def test_too_few_images_for_a_variance_are_refused(run: Path, refused: Refused) 
     line = refused("analyse", "variance", run, "--workers", 0)
     assert "4 disjoint mini-batches of 8 x 8 images take 256" in line
     assert "--batch and --images: they must be at least 1" in refused("analyse", "variance", run, "--batch", 0)
+
+
+def test_the_variance_of_another_recipe_is_not_written_into_the_run(run: Path, refused: Refused) -> None:
+    line = refused("analyse", "variance", run, "--bn_size", 2, "--seed=1")
+    assert "--bn_size, --seed: what is measured is then not the run's own recipe; say with --out" in line
+    assert not (run / "analysis/variance/variance.json").exists()
 
 
 def test_table_one_of_runs_is_printed_and_their_proposals_are_drawn(

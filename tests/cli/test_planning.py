@@ -12,6 +12,7 @@ from cli_runs import OVERRIDES, TinyData, make_data
 from factories import TINY
 from megdet.analysis.planner.step_cost import Link, Measurement, Point, StepCost
 from megdet.cli.main import main
+from megdet.recipe import Recipe
 from megdet.recipe_file import dump_recipe
 
 Refused = Callable[..., str]
@@ -118,12 +119,64 @@ def test_batch_sizes_are_judged_by_a_noise_scale_given_or_read_from_a_run(
         {"step": 2, "noise": {"model": {"gradient_sq": 1.0, "variance": 32.0, "scale": 32.0}, "rpn": {"scale": 1.0}}},
         {"step": 3, "loss": 1.0},
     ]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    given, read = plan("--noise-scale", 32), plan("--noise-from", tmp_path)
+    run = write_run(tmp_path, *lines)
+    given, read = plan("--noise-scale", 32), plan("--noise-from", run)
     assert read["noise_scale"] == 32
     assert given["batch_sizes"] == read["batch_sizes"]
     assert [size["batch_size"] for size in read["batch_sizes"]] == [8, 16, 32, 64, 128]
     assert [size["pays"] for size in read["batch_sizes"]] == [True, True, True, False, False]
+
+
+def test_a_noise_scale_from_a_run_says_where_it_is_from(
+    plan: Callable[..., dict[str, Any]],
+    recipe: Path,
+    measured: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    halves = {"estimator": "halves", "measurements": 7, "model": {"scale": 12.0}}
+    run = write_run(tmp_path, {"step": 350, "noise": halves}, {"step": 351, "loss": 1.0})
+    wanted = f"noise scale 12 images from {run}, step 350, 7 measurements, estimator halves"
+    assert wanted in plan("--noise-from", run)["assumptions"]
+    assert main(["plan", str(recipe), "--measured", str(measured), "--noise-from", str(run)]) == 0
+    assert "Assumed: noise scale 12 images from" in " ".join(capsys.readouterr().out.split())
+    steps = {"estimator": "successive steps", "measurements": 1, "model": {"scale": 12.0}}
+    write_run(tmp_path, {"step": 50, "noise": steps})
+    found = plan("--noise-from", run)["assumptions"]
+    assert any(line.endswith("step 50, 1 measurement, estimator successive steps (too large)") for line in found)
+    assert not any("noise scale" in line for line in plan("--noise-scale", 12)["assumptions"])
+
+
+def test_a_noise_scale_of_other_groups_or_other_images_is_refused(
+    plan: Callable[..., dict[str, Any]], recipe: Path, measured: Path, tmp_path: Path, refused: Refused
+) -> None:
+    line = {"step": 50, "noise": {"model": {"scale": 12.0}}}
+    words = ("plan", recipe, "--measured", measured, "--noise-from")
+    run = write_run(tmp_path, line, recipe=replace(RECIPE, bn_size=4))
+    assert "of other groups (bn_size: 8 here, 4 there)" in refused(*words, run)
+    write_run(tmp_path, line, recipe=replace(RECIPE, bn_size=0, group_size=8))
+    assert "of other groups (bn_size: 8 here, 0 there)" in refused(*words, run)
+    write_run(tmp_path, line, recipe=replace(RECIPE, bn_size=0, group_size=4))
+    frozen = ("plan", recipe, "--bn_size", 0, "--group_size", 2, "--noise-from")
+    assert "of other groups (group_size: 2 here, 4 there)" in refused(*frozen, run)
+    write_run(tmp_path, line, recipe=replace(RECIPE, data=replace(RECIPE.data, train_annotations="other.json")))
+    assert "of other images (data.train_annotations: " in refused(*words, run)
+    (run / "recipe.yaml").unlink()
+    assert "recipe.yaml does not exist: --noise-from takes the folder of a run" in refused(*words, run)
+    # another batch size and rate, and another way to write the path, are the same groups and images
+    absolute = str(Path(RECIPE.data.train_annotations).resolve())
+    other = replace(RECIPE, batch_size=32, data=replace(RECIPE.data, train_annotations=absolute))
+    assert plan("--noise-from", write_run(tmp_path, line, recipe=other))["noise_scale"] == 12
+
+
+def test_a_measurement_serves_a_recipe_that_compares_gradients_which_needs_more_memory(
+    plan: Callable[..., dict[str, Any]],
+) -> None:
+    plain, measuring = plan(), plan("--noise_interval", 50, "--optimizer.agvm", "true")
+    more = measuring["chosen"]["bytes"] - plain["chosen"]["bytes"]
+    assert more == pytest.approx(plan("--devices", 2)["chosen"]["gradient_bytes_sent"])  # 2 (W - 1) / W of it
+    assert any("agvm, noise_interval" in line for line in measuring["assumptions"])
+    assert not any("agvm" in line for line in plain["assumptions"])
 
 
 def test_numbers_may_be_given_instead_of_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -156,9 +209,11 @@ def test_what_cannot_be_planned_is_refused_before_anything_is_measured(
     assert "24 images to train on are not enough for one mini-batch of 32" in line
     line = refused("plan", recipe, *data.options, "--backbone.weights", "nowhere.pth")
     assert "nowhere.pth" in line
-    assert "no step has a noise scale" in refused("plan", recipe, "--noise-from", write_metrics(tmp_path, {}))
+    assert "no step has a noise scale: train with noise_interval: 50" in refused(
+        "plan", recipe, "--noise-from", write_run(tmp_path, {"step": 1})
+    )
     for scale in (None, -3.0, "NaN"):
-        run = write_metrics(tmp_path, {"noise": {"model": {"scale": scale}}})
+        run = write_run(tmp_path, {"step": 1, "noise": {"model": {"scale": scale}}})
         assert "is no number above 0" in refused("plan", recipe, "--noise-from", run)
     words = ("plan", recipe, "--measured", measured)
     assert "backbone.name: resnet34 here, resnet18 there" in refused(*words, "--backbone.name", "resnet34")
@@ -195,6 +250,8 @@ def test_a_gpu_that_is_not_there_is_refused(recipe: Path, refused: Refused, monk
     assert "no CUDA device is visible here" in refused("plan", recipe, "--device", "cuda")
 
 
-def write_metrics(folder: Path, record: dict[str, Any]) -> Path:
-    (folder / "metrics.jsonl").write_text(json.dumps({"step": 1, **record}) + "\n")
+def write_run(folder: Path, *lines: dict[str, Any], recipe: Recipe = RECIPE) -> Path:
+    """A folder with the recipe and the metrics of a run."""
+    (folder / "recipe.yaml").write_text(dump_recipe(recipe))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder

@@ -24,7 +24,7 @@ from megdet.recipe import Recipe
 from megdet.training import background, loop
 from megdet.training.evaluations import Evaluations
 from megdet.training.loop import RunOptions, train
-from small_runs import ALONE, small_recipe, write_small_set
+from small_runs import ALONE, small_recipe, write_small_set, write_small_sets
 
 FOREGROUND, BACKGROUND = RunOptions(workers=0), RunOptions(workers=0, evaluate_in_background=True)
 PATIENCE = 60.0
@@ -44,10 +44,7 @@ def make_recipe(folder: Path) -> Recipe:
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: Any) -> Recipe:
-    folder = tmp_path_factory.mktemp("data")
-    write_small_set(folder, "train", 13)
-    write_small_set(folder, "val", 5, seed=1)
-    return make_recipe(folder)
+    return make_recipe(write_small_sets(tmp_path_factory.mktemp("data")))
 
 
 @pytest.fixture(scope="module")

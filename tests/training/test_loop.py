@@ -23,17 +23,14 @@ from megdet.recipe import Optimizer, Recipe
 from megdet.recipe_file import dump_recipe, load_recipe
 from megdet.training.loop import RunOptions, train
 from megdet.training.schedule import learning_rate
-from small_runs import ALONE, run_steps, small_recipe, state_of, val_set, write_small_set
+from small_runs import ALONE, run_steps, small_recipe, state_of, val_set, write_small_set, write_small_sets
 
 OPTIONS = RunOptions(workers=0)
 
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: Any) -> Recipe:
-    folder = tmp_path_factory.mktemp("data")
-    write_small_set(folder, "train", 13)
-    write_small_set(folder, "val", 5, seed=1)
-    return small_recipe(folder)
+    return small_recipe(write_small_sets(tmp_path_factory.mktemp("data")))
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +94,7 @@ def test_what_agvm_and_the_noise_scale_measure_is_in_the_lines_of_their_steps(re
     assert all(0.97 + 0.03 * 0.5**0.5 <= factor <= 0.97 + 0.03 * 10**0.5 for factor in factors.values())
     noise = lines[4]["noise"]
     assert noise.pop("estimator") == "halves"
+    assert noise.pop("measurements") == 2
     assert list(noise) == [*modules, "model"]
     for number in ("gradient_sq", "variance"):
         assert noise["model"][number] == pytest.approx(sum(noise[module][number] for module in modules))

@@ -9,9 +9,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from megdet.analysis.gradients.findings import Variance
 from megdet.analysis.gradients.pictures import NAMES, plot_updates, plot_variance
 from megdet.analysis.gradients.units import Study, load_study
-from megdet.analysis.gradients.variance import FACTORS, Variance, measure_variance
+from megdet.analysis.gradients.variance import FACTORS, measure_variance
 from megdet.analysis.rates.picture import plot_rate_test
 from megdet.analysis.rates.trial import AFTER_WARMUP, RateTest, run_rate_test
 from megdet.analysis.sampling.pictures import draw_proposals, most_and_least_balanced, sampled_images
@@ -92,7 +93,12 @@ def _add_variance(parts: Any) -> None:
     verb.add_argument(
         "--rate", type=float, metavar="R", help="of the small updates, default that of N images after warmup"
     )
-    verb.add_argument("--out", type=Path, metavar="FOLDER", help="where to write, default RUN/analysis/variance")
+    verb.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="where to write, default RUN/analysis/variance; needed where keys of the recipe are changed",
+    )
     verb.add_argument("--json", action="store_true", help="print one JSON object")
     add_machine_options(verb)
     add_recipe_keys(verb)
@@ -122,6 +128,9 @@ def run_variance(arguments: Arguments) -> None:
     """Measure, print, draw."""
     if arguments.batch == 0 or arguments.images == 0:
         raise InputError("--batch and --images: they must be at least 1")
+    if arguments.overrides and arguments.out is None:
+        changed = ", ".join(f"--{key}" for key in arguments.overrides)
+        raise InputError(f"{changed}: what is measured is then not the run's own recipe; say with --out where it goes")
     world = _join_alone(arguments, "analyse variance")
     folder = RunFolder(arguments.run)
     study = load_study(folder, world.device, arguments.overrides)
@@ -146,6 +155,7 @@ def run_variance(arguments: Arguments) -> None:
         return
     for table in (_levels_table(found), _updates_table(found), _noise_table(found)):
         CONSOLE.print(table)
+    CONSOLE.print(found.rates)
     CONSOLE.print(found.remark)
     _say_where(out / "variance.json", pictures)
 
@@ -224,8 +234,10 @@ def _join_alone(arguments: Arguments, verb: str) -> World:
 
 
 def _levels_table(found: Variance) -> Table:
-    title = f"variance of the gradient after {found.step} steps, {found.images} images"
-    table = Table("module", "images", "mini-batches", "variance", "over the 1/N law", title=title)
+    title = (
+        f"variance of the gradient after {found.step} steps, {found.images} images, errors from {found.blocks} blocks"
+    )
+    table = Table("module", "images", "mini-batches", "variance", "over the 1/N law", title=title + found.changes)
     for module in found.modules:
         for level in module.levels:
             law = "1" if level.factor == 1 else str(level.of_law)
@@ -235,7 +247,7 @@ def _levels_table(found: Variance) -> Table:
 
 
 def _updates_table(found: Variance) -> Table:
-    title = f"k updates of rate {found.rate:.4g} beside one of k times the rate"
+    title = f"k updates of rate {found.rate:.4g} beside one of k times the rate{found.changes}"
     table = Table("module", "k", "variance of small", "of large", "large / small", "apart", title=title)
     for module in found.modules:
         for place, update in enumerate(module.updates):
@@ -246,7 +258,8 @@ def _updates_table(found: Variance) -> Table:
 
 def _noise_table(found: Variance) -> Table:
     table = Table(
-        "module", "two batch sizes", "units", title="gradient noise scale in images (McCandlish et al., 2018)"
+        *("module", "two batch sizes", "units"),
+        title=f"gradient noise scale in images (McCandlish et al., 2018){found.changes}",
     )
     for module in found.modules:
         cells = []
@@ -264,7 +277,8 @@ def _sampling_table(rows: list[Ratio]) -> Table:
     for row in rows:
         paper = "" if row.paper is None else f"{100 * row.paper:.2f}"
         ratios = (f"{100 * row.roi_ratio:.2f}", f"{100 * row.anchor_ratio:.2f}", paper)
-        table.add_row(str(row.epoch), str(row.batch_size), str(row.bn_size), *ratios, row.run)
+        lost = "" if row.steps == row.epoch_steps else f" ({row.steps} of {row.epoch_steps} steps)"
+        table.add_row(f"{row.epoch}{lost}", str(row.batch_size), str(row.bn_size), *ratios, row.run)
     return table
 
 

@@ -12,6 +12,7 @@ from megdet.analysis.cluster.machines import MACHINES, Machine, machine_of
 from megdet.analysis.cluster.paper import GOOD, OTHERS, Constants, Prediction, predict_paper
 from megdet.analysis.cluster.pictures import plot_paper, plot_scaling
 from megdet.analysis.cluster.scaling import Asked, Point, last_that_pays, simulate_scaling
+from megdet.analysis.cluster.step import USABLE
 from megdet.cli.options import CONSOLE, Arguments, whole_number
 from megdet.errors import InputError
 
@@ -65,7 +66,7 @@ def run_simulate(arguments: Arguments) -> None:
     elif arguments.paper:
         _print_paper(constants, predictions)
     else:
-        _print_scaling(machine, points)
+        _print_scaling(machine, points, Asked(**given))
 
 
 def _machine(given: dict[str, Any]) -> Machine:
@@ -106,22 +107,41 @@ def _count(predictions: list[Prediction]) -> str:
     return f"{good} of {len(predictions)} rows within {GOOD:.0%}"
 
 
-def _print_scaling(machine: Machine, points: list[Point]) -> None:
-    table = Table("devices", "batch size", "lane x rounds x images", "seconds a step", "images/s", "efficiency")
+def _print_scaling(machine: Machine, points: list[Point], asked: Asked) -> None:
+    table = Table("devices", "batch size", "lane x rounds x images", "GB", "seconds a step", "images/s", "efficiency")
     for name in ("communication", "stragglers", "hours", "pays"):
         table.add_column(name)
     for point in points:
         layout, step = point.layout, point.step
         spread = f"{layout.lane_width} x {layout.rounds} x {layout.largest_share}"
+        memory = f"{point.memory_bytes / 1e9:.1f}"
         seconds = (f"{step.total:.4f}", f"{point.images_per_second:.0f}", f"{point.efficiency:.0%}")
         parts = (f"{step.communication:.0%}", f"{step.stragglers / step.total:.0%}", f"{point.hours:.3g}")
-        table.add_row(str(layout.world_size), str(point.batch_size), spread, *seconds, *parts, point.why_not or "yes")
+        table.add_row(
+            str(layout.world_size), str(point.batch_size), spread, memory, *seconds, *parts, point.why_not or "yes"
+        )
     CONSOLE.print(table)
     CONSOLE.print(
         f"{machine.device} at {machine.fraction:.3g} of its peak and {1e3 * machine.overhead:g} ms a micro-batch "
         f"({machine.source}): {_verdict(points)}."
     )
+    if asked.noise_scale is None:
+        CONSOLE.print("Judged by time, memory and the warmup alone: how large a batch is worth, --noise-scale says.")
+    if asked.batch_size is None and asked.bn_size > 1:
+        sizes = ", ".join(f"{p.batch_size} on {p.layout.world_size}" for p in points if _is_rounded(p, asked))
+        if sizes:
+            CONSOLE.print(
+                f"A batch is whole BN groups of {asked.bn_size} images, so it is rounded up: {sizes} devices."
+            )
+    CONSOLE.print(
+        f"GB of a device: state, and what a micro-batch on the largest canvas keeps for the backward, counted in "
+        f"{8 * machine.value_bytes} bits; it fits in {USABLE:.0%} of {machine.memory / 1e9:g} GB."
+    )
     CONSOLE.print("Hours of the normal policy on COCO's 118,000 images, without evaluation (docs/simulate.md).")
+
+
+def _is_rounded(point: Point, asked: Asked) -> bool:
+    return point.batch_size != asked.images_per_device * point.layout.world_size
 
 
 def _verdict(points: list[Point]) -> str:

@@ -1,9 +1,8 @@
 """Outputs of batch norms that are not kept for the backward.
 
 A batch norm keeps its input, from which its output follows by one multiplication and one addition a number. So what
-later layers would keep of that output, or of the activation behind it, is found again when the backward asks for it:
-a third less memory for about a hundredth of a step. The numbers are the same to the bit, and nothing is asked of
-other devices.
+later layers would keep of that output, or of the activation behind it, is found again when the backward asks for it,
+for about a hundredth of a step. The numbers are the same to the bit, and nothing is asked of other devices.
 """
 
 import threading

@@ -83,7 +83,7 @@ class Detector(nn.Module):
         targets = Targets(targets.boxes.to(images.dtype), targets.labels, targets.image_seeds)
         backbone, fpn, rpn = (self.compiled.get(name, getattr(self, name)) for name in DENSE_PARTS)
         pyramid = self.recompute(fpn, backbone(images))
-        anchors = self._anchors(images, pyramid)
+        anchors = self.anchors_of(images, pyramid)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.rpn.is_sparse):
             logits, deltas = rpn(pyramid)
         proposals = self.rpn.propose(logits, deltas, anchors, sizes)
@@ -98,11 +98,12 @@ class Detector(nn.Module):
         """What is on normalised images; in evaluation mode."""
         pyramid = self.fpn(self.backbone(images))
         logits, deltas = self.rpn(pyramid)
-        proposals = self.rpn.propose(logits, deltas, self._anchors(images, pyramid), sizes)
+        proposals = self.rpn.propose(logits, deltas, self.anchors_of(images, pyramid), sizes)
         class_logits, class_deltas = self.box_head(feature_table(pyramid), proposals.boxes, proposals.is_valid)
         return self.box_head.detections(class_logits, class_deltas, proposals, sizes)
 
-    def _anchors(self, images: Tensor, pyramid: Sequence[Tensor]) -> list[Tensor]:
+    def anchors_of(self, images: Tensor, pyramid: Sequence[Tensor]) -> list[Tensor]:
+        """The anchors of each level, (anchors, 4) in pixels, for normalised images and their feature pyramid."""
         canvas = (images.shape[2], images.shape[3])
         grids = [(level.shape[2], level.shape[3]) for level in pyramid]
         return self.anchors(canvas, grids, images.dtype, images.device)

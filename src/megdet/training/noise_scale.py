@@ -10,9 +10,11 @@ those far above it waste images. Of two independent means g_A over a images and 
 For a = b these are the two estimators of their Appendix A.1 with B_small = a and B_big = 2a, to the letter: the mean of
 |g_A|^2 and |g_B|^2 for |G_small|^2 and |g_A + g_B|^2 / 4 for |G_big|^2 give (2a |G_big|^2 - a |G_small|^2) / a =
 <g_A, g_B> and (|G_small|^2 - |G_big|^2) / (1/a - 1/2a) = |g_A - g_B|^2 a / 2. Unlike theirs the form above holds for
-unequal halves too. Each is unbiased alone; their ratio is not, so the ratio is that of their exponential averages.
+unequal halves too. Each is unbiased alone; their ratio is not, so the ratio is that of their exponential averages, and
+how many measurements are in these is logged beside it.
 
-g_A and g_B are the gradients of the two halves of the mini-batch's groups. With one group a step there are no halves:
+g_A and g_B are the gradients of the two halves of the mini-batch's groups: two, however many groups there are, because
+that takes the memory of one more gradient and one more reduction. With one group a step there are no halves:
 then the gradients of two successive steps are compared, whose weights differ by one update, which counts as noise.
 
 The sampling unit is the group. tr(Sigma) is bn_size times the variance of a group's mean gradient; where images of a
@@ -62,27 +64,35 @@ class NoiseScale:
         """Whether step 0, 1, ... measures: those after which a multiple of the interval is done."""
         return (step + 1) % self.interval == 0
 
-    def of_halves(self, first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
+    def num_measured(self, step: int) -> int:
+        """How many measurements the averages hold after step 0, 1, ... of a run."""
+        # the first step of all has no step before it to be compared with
+        return (step + 1) // self.interval - (self.interval == 1 and not self.compares_halves)
+
+    def of_halves(self, first: Sequence[Tensor], second: Sequence[Tensor], step: int) -> Tensor:
         """Measure by the gradients of the two halves, each a sum over its images divided by the images of both."""
         num_groups = self.batch_size // self.images_per_group
         images = -(-num_groups // 2) * self.images_per_group
-        return self._measure(first, second, images, self.batch_size - images, self.batch_size)
+        return self._measure(first, second, images, self.batch_size - images, step)
 
     def of_steps(self, gradients: Sequence[Tensor], step: int) -> Tensor | None:
         """Keep the gradient of a step where the next one measures, and measure where this one does."""
         found = None
         if self.is_due(step) and self.kept:
             size = self.batch_size
-            found = self._measure(self.kept, gradients, size, size, divisor=size)
+            found = self._measure(self.kept, gradients, size, size, step)
         self.kept = [gradient.clone() for gradient in gradients] if self.is_due(step + 1) else []
         return found
 
     @torch.no_grad()
     def _measure(
-        self, first: Sequence[Tensor], second: Sequence[Tensor], images: int, others: int, divisor: int
+        self, first: Sequence[Tensor], second: Sequence[Tensor], images: int, others: int, step: int
     ) -> Tensor:
-        """NUMBERS of every module and the model, (3, modules + 1), from sums over images divided by `divisor`."""
-        to_mean, to_others_mean = divisor / images, divisor / others
+        """NUMBERS of every module and the model and how many measurements the last is of, (4, modules + 1).
+
+        From sums over `images` and `others` images, both divided by the mini-batch.
+        """
+        to_mean, to_others_mean = self.batch_size / images, self.batch_size / others
         product = dots(self.parts, first, second) * (to_mean * to_others_mean)
         squares = dots(self.parts, first, first) * to_mean**2 + dots(self.parts, second, second) * to_others_mean**2
         variance = (squares - 2 * product) / (1 / images + 1 / others)
@@ -92,13 +102,15 @@ class NoiseScale:
         # both averages start from 0 and would be corrected by the same factor, which a ratio does not feel
         gradient_sq, variance = self.averages
         scale = torch.where(gradient_sq > 0, variance / gradient_sq, math.inf)
-        return torch.cat([estimates, scale[None]])
+        count = torch.full_like(scale, self.num_measured(step))
+        return torch.cat([estimates, torch.stack([scale, count])])
 
     def named(self, values: Sequence[Sequence[float]]) -> dict[str, object]:
         """What a measurement found, read from the device: for a line of metrics."""
+        *numbers, counts = values
         estimator = "halves" if self.compares_halves else "successive steps"
         by_module = {
             module: dict(zip(NUMBERS, own, strict=True))
-            for module, own in zip((*self.parts, "model"), zip(*values, strict=True), strict=True)
+            for module, own in zip((*self.parts, "model"), zip(*numbers, strict=True), strict=True)
         }
-        return {"estimator": estimator, **by_module}
+        return {"estimator": estimator, "measurements": int(counts[-1]), **by_module}

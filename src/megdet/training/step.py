@@ -136,7 +136,7 @@ def _measure(trainer: Trainer, first_half: list[Tensor] | None, step: int) -> di
     if first_half is None:
         return found
     if noise is not None and noise.compares_halves and noise.is_due(step):
-        found["noise"] = noise.of_halves(first_half, gradients)
+        found["noise"] = noise.of_halves(first_half, gradients, step)
     if modulator is not None and modulator.is_due(step):
         found["agvm"] = modulator.update(first_half, gradients)
     return found

@@ -20,7 +20,7 @@ from megdet.model.detector import Detector
 from megdet.recipe import Recipe
 
 JOB = Job(devices=8, images=2, lane_width=8, independent=8)
-BENCHMARKS = Path(__file__).parents[2] / "docs" / "benchmarks.json"
+BENCHMARKS = Path(__file__).parents[3] / "docs" / "benchmarks.json"
 
 
 def test_the_counted_gradients_are_the_detectors_own() -> None:

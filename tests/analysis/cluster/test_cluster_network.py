@@ -40,6 +40,22 @@ def test_a_tree_climbs_the_logarithm_of_the_machines() -> None:
     assert tree_seconds(6e6, 64, FABRIC, PLAIN) == pytest.approx(2 * (7 * 2e-6 + 3 * 10e-6) + 2 * 6e6 / 6e9)
 
 
+def test_hops_of_ll_within_several_machines_take_1_8_times_as_long() -> None:
+    small, simple = RING
+    assert ring_seconds(0.0, 8, FABRIC, small) == pytest.approx((3.6 + 14 * 1.0) * 1e-6)
+    assert ring_seconds(0.0, 16, FABRIC, small) == pytest.approx((3.6 + 28 * 1.8 + 2 * 2.7) * 1e-6)
+    assert ring_seconds(0.0, 16, FABRIC, simple) == pytest.approx((8.4 + 28 * 5.7 + 2 * 9.6) * 1e-6)
+    assert tree_seconds(0.0, 16, FABRIC, TREE[0]) == pytest.approx((4.4 + 2 * (7 * 1.8 + 5.0)) * 1e-6)
+
+
+@pytest.mark.parametrize(("devices", "limit"), [(8, 110e9), (16, 110e9), (32, 80e9)])
+def test_trees_have_a_limit_however_fast_the_links(devices: int, limit: float) -> None:
+    fast = Fabric(8, "nvlink", 900e9, 900e9)
+    assert tree_seconds(1e12, devices, fast) == pytest.approx(2e12 / limit, rel=1e-3)
+    assert tree_seconds(1e12, devices, fast, TREE[0]) == pytest.approx(3.8 * 2e12 / limit, rel=1e-3)
+    assert ring_seconds(1e12, devices, fast) < tree_seconds(1e12, devices, fast)
+
+
 def test_one_device_has_nothing_to_reduce() -> None:
     assert all_reduce_seconds(1e9, 1, FABRIC) == 0.0
 

@@ -35,7 +35,7 @@ def test_most_rows_are_predicted_within_20_percent_and_the_others_are_explained(
 
 
 def test_the_page_shows_the_predictions() -> None:
-    lines = (Path(__file__).parents[2] / "docs" / "simulate.md").read_text().splitlines()
+    lines = (Path(__file__).parents[3] / "docs" / "simulate.md").read_text().splitlines()
     for prediction in predict_paper()[1]:
         row = prediction.row
         cells = (

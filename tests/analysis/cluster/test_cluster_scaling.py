@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from megdet.analysis.cluster.detector import image_work, num_gradients
 from megdet.analysis.cluster.machines import MACHINES
 from megdet.analysis.cluster.paper import predict_paper
 from megdet.analysis.cluster.pictures import plot_paper, plot_scaling
 from megdet.analysis.cluster.scaling import COUNTS, Asked, last_that_pays, simulate_scaling
+from megdet.analysis.cluster.step import Job, memory_bytes
 from megdet.errors import InputError
 
 H200 = MACHINES["h200"]
@@ -60,6 +62,31 @@ def test_it_stops_paying_where_the_batch_passes_the_noise_scale() -> None:
     assert best is not None
     assert best.batch_size == 256
     assert best.examples == pytest.approx(1 + 256 / 300)
+
+
+def test_it_stops_paying_where_the_run_is_shorter_than_the_warmup() -> None:
+    points = simulate_scaling(H200, Asked())
+    best = last_that_pays(points)
+    assert best is not None
+    assert (best.batch_size, best.steps) == (2048, 11 * 118_000 // 2048)
+    assert points[-1].why_not == "158 steps, fewer than the 500 of the warmup"
+
+
+def test_what_does_not_fit_does_not_pay_and_more_devices_make_it_fit() -> None:
+    points = simulate_scaling(MACHINES["a100"], Asked(batch_size=256, bn_size=256))
+    assert [point.why_not for point in points[:2]] == ["does not fit"] * 2
+    assert points[2].why_not == ""
+    best = last_that_pays(points)
+    assert best is not None
+    assert best.fits
+    assert simulate_scaling(H200, Asked(batch_size=256, bn_size=128))[0].why_not == "does not fit"
+
+
+def test_the_memory_of_a_micro_batch_by_hand() -> None:
+    one, two = (memory_bytes(Job(devices=1, images=images), H200) for images in (1, 2))
+    pyramid = 256 * sum(800 * 1344 / stride**2 for stride in (4, 8, 16, 32, 64))
+    assert two - one == pytest.approx(2 * (2 * image_work(800.0 * 1344).normed + 3 * pyramid))
+    assert two - 2 * (two - one) == pytest.approx(12 * num_gradients())
 
 
 def test_without_overhead_two_images_a_device_pay_on_more_devices() -> None:

@@ -1,5 +1,6 @@
 """Gradients of images and groups, by the code that trains."""
 
+import copy
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -7,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from factories import TINY
 from megdet.analysis.gradients.units import (
+    COLUMNS,
     Sketch,
     Study,
     add_gradient,
@@ -25,7 +29,7 @@ from megdet.errors import InputError
 from megdet.journal.run_folder import RunFolder
 from megdet.recipe import Recipe
 from megdet.training.loop import RunOptions, train
-from megdet.training.prepare import make_trainer
+from megdet.training.prepare import trainer_of
 from megdet.training.step import train_step
 from small_runs import ALONE, CPU, save_run, small_recipe, write_small_set
 
@@ -68,10 +72,9 @@ def test_the_unit_is_the_group_where_batch_statistics_tie_its_images(run: RunFol
 
 def test_the_mean_gradient_of_the_groups_is_that_of_the_training_step(recipe: Recipe, grouped: Study) -> None:
     layout = recipe_layout(recipe, 1)
-    trainer = make_trainer(recipe, grouped.dataset, layout, ALONE)
-    trainer.model.load_state_dict(grouped.model.state_dict())
+    trainer = trainer_of(copy.deepcopy(grouped.model), ALONE)
     batches = training_batches(grouped.dataset, grouped.plan, layout, 0, (0, 1), workers=0, device=CPU)
-    train_step(trainer, islice(batches, 2), 2, 0.0, 0, ALONE)
+    train_step(trainer, islice(batches, 2), layout.groups_of(0), 0.0, 0, ALONE)
     first, second = unit_sketches(grouped, 2)
     sketch = Sketch(grouped.trained, columns=1 << 22)
     for name in ("backbone", "fpn", "rpn", "box_head"):
@@ -123,6 +126,34 @@ def test_a_small_module_is_kept_whole_and_a_large_one_keeps_its_inner_products()
     assert abs(found - float(large @ other)) < 4 * (2 / 1024) ** 0.5 * float(large.norm() * other.norm())
     difference = sketch.of("large", [other]) - sketch.of("large", [large])
     torch.testing.assert_close(sketch.of("large", [other - large]), difference, rtol=1e-4, atol=1e-3)
+
+
+def test_the_sketch_of_a_layer_as_wide_as_a_power_of_two_keeps_its_length() -> None:
+    # gradients of rank one from a single active input: all that is not 0 lies a power of two apart
+    generator = torch.Generator().manual_seed(6)
+    weight = torch.nn.Parameter(torch.empty(1024, 1024))
+    sketch = Sketch({"layer": [weight]})
+    errors = []
+    for active in range(0, 1024, 50):
+        gradient = torch.zeros(1024, 1024, dtype=torch.float64)
+        gradient[:, active] = torch.randn(1024, generator=generator, dtype=torch.float64)
+        length = float(gradient.square().sum())
+        errors.append(float(sketch.of("layer", [gradient]).square().sum()) / length - 1)
+    assert np.sqrt(np.mean(np.square(errors))) < 1.5 * (2 / COLUMNS) ** 0.5
+
+
+@settings(max_examples=30)
+@given(st.integers(1, 40), st.integers(0, 99))
+def test_a_sketch_in_chunks_is_a_sum_of_signed_entries(number: int, seed: int) -> None:
+    # every single entry has one place, of its own among those that follow one another
+    weight = torch.nn.Parameter(torch.empty(number))
+    sketch = Sketch({"layer": [weight]}, columns=8)
+    entries = torch.stack([sketch.of("layer", [row]) for row in torch.eye(number, dtype=torch.float64)])
+    assert (entries.abs().sum(1) == 1).all()
+    for first in range(0, number, 8):
+        assert entries[first : first + 8].abs().sum(0).max() == 1
+    gradient = torch.randn(number, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    torch.testing.assert_close(sketch.of("layer", [gradient]), gradient @ entries)
 
 
 def test_groups_that_repeat_an_image_are_left_out() -> None:

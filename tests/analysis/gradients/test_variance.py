@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from megdet.analysis.gradients.findings import Variance
 from megdet.analysis.gradients.pictures import plot_updates, plot_variance
 from megdet.analysis.gradients.units import Study, load_study
-from megdet.analysis.gradients.variance import Variance, measure_variance
+from megdet.analysis.gradients.variance import measure_variance
 from megdet.errors import InputError
 from megdet.journal.run_folder import RunFolder
 from megdet.recipe import Recipe
@@ -108,6 +109,28 @@ def test_images_are_the_units_where_nothing_ties_them(recipe: Recipe, tmp_path: 
 def test_groups_are_said_to_be_no_means_of_images(found: Variance) -> None:
     assert "the gradient of a group is not the mean of its images' gradients" in found.remark
     assert json.loads(json.dumps(found.as_dict()))["remark"] == found.remark
+
+
+def test_the_rate_of_the_updates_stands_beside_that_of_the_run(found: Variance) -> None:
+    # the last of 7 steps, after 2 of warmup: 0.02 for 16 images is 0.005 for 4
+    assert (found.blocks, found.optimizer, found.scheduled_rate) == (4, "sgd", pytest.approx(0.005))
+    assert found.rates == "Rate r 1e-10; the run's own at step 7 was 0.005."
+
+
+def test_the_rate_of_another_optimizer_is_not_taken_for_that_of_plain_sgd(recipe: Recipe, tmp_path: Path) -> None:
+    study = study_of(replace(recipe, optimizer=replace(recipe.optimizer, kind="adamw", base_lr=1e-4)), tmp_path)
+    with pytest.raises(InputError, match=r"optimizer\.kind is adamw, .*: choose one with --rate"):
+        measure_variance(study, batch=2, factors=[2])
+    found = measure_variance(study, batch=2, factors=[2], images=16, rate=1e-3)
+    assert found.rates.endswith("was 2.5e-05. Updates are of plain SGD, while the run used adamw.")
+
+
+def test_what_is_changed_of_the_recipe_is_told(recipe: Recipe, tmp_path: Path) -> None:
+    save_run(tmp_path, recipe)
+    study = load_study(RunFolder(tmp_path), CPU, {"bn_size": 4})
+    found = measure_variance(study, batch=4, factors=[2], rate=1e-3)
+    assert (found.unit_images, found.changes) == (4, ", bn_size 4")
+    assert found.as_dict()["overrides"] == {"bn_size": 4}
 
 
 def test_both_pictures_are_drawn(found: Variance, tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from megdet.analysis.paper import reproduce as module
-from megdet.analysis.paper.report import Report, training_report
+from megdet.analysis.paper.report import TIMES_NOTE, Report, training_report
 from megdet.analysis.paper.reproduce import Order, reproduce
-from megdet.analysis.paper.sweep import Outcome
+from megdet.analysis.paper.sweep import Outcome, Train
 from megdet.analysis.paper.tables import TABLE2
 from megdet.data.demo import draw_demo
 from megdet.distributed.world import World
@@ -58,9 +58,22 @@ def order(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ord
     return Order("table2", "demo", tmp_path / "runs", data, weights)
 
 
-def run(order: Order, **changes: Any) -> tuple[Report, list[str]]:
+def diverging_large_batch(recipe: Recipe, folder: RunFolder, options: RunOptions, world: World) -> CocoNumbers:
+    """Twelve epochs with the ratios of Table 1; 256 images diverge after the first, before any evaluation."""
+    folder.create().write_recipe(dump_recipe(recipe))
+    with MetricsWriter(folder.metrics) as metrics:
+        for step in range(1, 13):
+            if recipe.batch_size == 256 and step == 2:
+                raise DivergedError("step 2: rpn_box is not finite")
+            numbers = {"box_head_positive": step / 100, "rpn_positive": 8.0}
+            metrics.write({"step": step, "epoch": float(step), "loss": 1.0, "seconds": 3600.0, **numbers})
+        metrics.write({"step": 12, "evaluation": {"AP": 0.3}, "seconds": 1.0})
+    return CocoNumbers.from_dict({**dict.fromkeys(KEYS, 0.3), "per_class": {}})
+
+
+def run(order: Order, training: Train = fake_training, **changes: Any) -> tuple[Report, list[str]]:
     heard: list[str] = []
-    report = reproduce(replace(order, **changes), RunOptions(), ALONE, say=heard.append, train_row=fake_training)
+    report = reproduce(replace(order, **changes), RunOptions(), ALONE, say=heard.append, train_row=training)
     assert report is not None
     return report, heard
 
@@ -91,12 +104,13 @@ def test_the_markdown_is_a_table_with_picture_and_notes(order: Order) -> None:
     lines = (order.folder / "table2.md").read_text().splitlines()
     assert lines[0].startswith("## Table 2: ")
     assert lines[2].startswith("| row | batch | BN size | policy | rate | mmAP, paper | mmAP, here |")
-    assert lines[3] == "|" + "---|" * 12
-    assert lines[4] == "| b16-bn0 | 16 | 0 | normal | normal | 36.2 | 30.0 | 50.0 | 30.0 | 33.2 h | 2.0 h | 2 |"
-    assert lines[6] == "| b64-bn0 | 64 | 0 | normal | normal | failed | failed | - | - | - | 1.0 h | 1 |"
+    assert lines[3] == "|" + "---|" * 13
+    assert lines[4] == "| b16-bn0 | 16 | 0 | normal | normal | 36.2 | 30.0 | 50.0 | 30.0 | 33.2 h | 2.0 h | 1 | 2 |"
+    assert lines[6] == "| b64-bn0 | 64 | 0 | normal | normal | failed | failed | - | - | - | 1.0 h | 1 | 1 |"
     assert len({line.count("|") for line in lines[2:9]}) == 1
     assert re.search(r"!\[.*\]\(table2.png\)", "\n".join(lines))
-    assert lines[-1] == "b128-bn0-half failed here: step 2: rpn_box is not finite."
+    assert lines[-3] == "b128-bn0-half failed here: step 2: rpn_box is not finite."
+    assert lines[-1].startswith("Times of rows that were trained on different numbers of devices")
 
 
 def test_rows_are_chosen_and_the_others_are_said_not_to_be_run(order: Order) -> None:
@@ -120,9 +134,43 @@ def test_figures_share_the_rows_of_the_tables(order: Order, item: str) -> None:
     assert heard == []
 
 
+def test_figure_4_draws_the_curves_that_there_are_and_names_the_row_that_diverged(order: Order) -> None:
+    report, _ = run(order, diverging_large_batch, item="figure4")
+    assert [row[6] for row in report.rows] == ["30.0", "failed"]
+    assert "b256-bn16-long failed at step 2: no curve." in report.notes
+    assert (order.folder / "figure4.png").stat().st_size > 10_000
+    assert "no curve" in (order.folder / "figure4.md").read_text()
+
+
+def test_figure_4_is_written_without_a_picture_where_every_row_diverged(order: Order) -> None:
+    def training(recipe: Recipe, folder: RunFolder, options: RunOptions, world: World) -> CocoNumbers:
+        folder.create().write_recipe(dump_recipe(recipe))
+        raise DivergedError("step 1: rpn_box is not finite")
+
+    report, _ = run(order, training, item="figure4")
+    assert report.pictures == []
+    assert (order.folder / "figure4.md").exists()
+    report, _ = run(order, training, item="figure2")
+    assert report.notes[-1] == "b16-bn0 failed at step 1: no weights to find proposals with."
+
+
+def test_table_1_has_dashes_for_the_epochs_that_a_diverged_row_lacks(order: Order) -> None:
+    report, _ = run(order, diverging_large_batch, item="table1")
+    ours = {tuple(row[:2]): row[3:] for row in report.rows}
+    assert ours["12", "16"] == ["12.00", "25.00"]
+    assert ours["1", "256"] == ["1.00", "25.00"]
+    assert ours["6", "256"] == ours["12", "256"] == ["-", "-"]
+    assert report.records[-1]["ratio"] is None
+    assert "b256-bn16-long failed here: step 2: rpn_box is not finite." in report.notes
+    assert (order.folder / "table1.md").exists()
+    assert (order.folder / "table1.png").stat().st_size > 10_000
+
+
 def test_a_row_that_was_not_run_and_one_without_boxes_to_find_have_dashes() -> None:
     outcome = Outcome("trained", "", 5, 0.01, 1, None, None, None, "", "")
     report = training_report("table2", "demo", TABLE2, {"b16-bn0": outcome}, [])
-    assert report.rows[0][6:] == ["-", "-", "-", "33.2 h", "0.6 min", "5"]
-    assert report.rows[2][5:] == ["failed", "not run", "-", "-", "-", "-", "-"]
-    assert report.notes == []
+    assert report.rows[0][6:] == ["-", "-", "-", "33.2 h", "0.6 min", "1", "5"]
+    assert report.rows[2][5:] == ["failed", "not run", "-", "-", "-", "-", "-", "-"]
+    assert report.notes == [TIMES_NOTE]
+    mixed = training_report("table2", "demo", TABLE2, {"b16-bn0": replace(outcome, ranks_differ=True)}, [])
+    assert mixed.rows[0][-2] == "mixed"

@@ -7,11 +7,14 @@ import pytest
 
 from megdet.analysis.paper.rows import row_name, rows_of
 from megdet.analysis.paper.sampling import proposals_report, ratios_report
+from megdet.analysis.paper.sweep import Outcome
 from megdet.analysis.paper.tables import TABLE3
 from megdet.journal.checkpoint_files import latest_checkpoint, load_state, update_state
 from megdet.journal.metrics import MetricsWriter
 from megdet.training.prepare import fingerprint
 from small_runs import ALONE, save_run, small_recipe, train_set, write_small_set
+
+TRAINED = Outcome("trained", "", 12, 1.0, 1, 30.0, 50.0, 40.0, "", "")
 
 
 def test_table_1_reads_the_ratio_of_the_papers_epochs(tmp_path: Path) -> None:
@@ -25,7 +28,7 @@ def test_table_1_reads_the_ratio_of_the_papers_epochs(tmp_path: Path) -> None:
                 ratio = epoch / 100 + (0.05 if row.batch_size == 256 else 0)
                 numbers = {"box_head_positive": ratio, "rpn_positive": 8.0}
                 metrics.write({"step": epoch, "epoch": float(epoch), "loss": 1.0, "seconds": 1.0, **numbers})
-    report = ratios_report("demo", rows, tmp_path / "runs")
+    report = ratios_report("demo", rows, tmp_path / "runs", {row_name(row): TRAINED for row in rows})
     assert report.columns[2:4] == ("ratio, paper", "ratio, here")
     assert [row[:4] for row in report.rows] == [
         ["1", "16", "5.58", "1.00"],

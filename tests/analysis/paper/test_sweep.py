@@ -1,5 +1,7 @@
 """Sweeps with trainings that only write metrics."""
 
+import hashlib
+import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,6 +13,7 @@ from megdet.analysis.paper.sweep import Outcome, read_outcome, run_sweep
 from megdet.distributed.world import World
 from megdet.errors import DivergedError, InputError
 from megdet.evaluation.coco_numbers import CocoNumbers
+from megdet.journal.environment import write_environment
 from megdet.journal.metrics import MetricsWriter
 from megdet.journal.run_folder import RunFolder
 from megdet.recipe import Recipe
@@ -112,6 +115,44 @@ def test_rows_of_another_recipe_or_of_other_data_do_not_compare(
     write_small_set(tmp_path, "val", 4, seed=9)
     with pytest.raises(InputError, match=r"runs/small was trained or evaluated on other images .*val\.json"):
         sweep(FakeTraining())
+
+
+def test_rows_from_other_weights_do_not_compare_wherever_the_file_lies(
+    sweep: Sweep, rows: dict[str, Recipe], tmp_path: Path
+) -> None:
+    def started_from(name: str) -> dict[str, Recipe]:
+        backbone = replace(rows["small"].backbone, weights=str(tmp_path / name))
+        return {name: replace(recipe, backbone=backbone) for name, recipe in rows.items()}
+
+    for name, content in (("a.pth", b"one"), ("moved.pth", b"one"), ("b.pth", b"two")):
+        (tmp_path / name).write_bytes(content)
+    first = sweep(FakeTraining(), rows=started_from("a.pth"))
+    assert first["small"].weights == hashlib.sha256(b"one").hexdigest()
+    assert sweep(FakeTraining(), rows=started_from("moved.pth")) == first
+    with pytest.raises(
+        InputError, match=r"runs/small started from other weights than .*b\.pth: rows would not compare"
+    ):
+        sweep(FakeTraining(), rows=started_from("b.pth"))
+    (tmp_path / "runs/small/outcome.json").unlink()  # as if it was interrupted
+    (tmp_path / "a.pth").write_bytes(b"two")
+    with pytest.raises(InputError, match="runs/small started from other weights"):
+        sweep(FakeTraining(), rows=started_from("a.pth"))
+
+
+def test_outcomes_from_before_the_weights_were_noted_are_accepted(sweep: Sweep, tmp_path: Path) -> None:
+    sweep(FakeTraining())
+    file = tmp_path / "runs/small/outcome.json"
+    old = {key: value for key, value in json.loads(file.read_text()).items() if key not in ("weights", "ranks_differ")}
+    file.write_text(json.dumps(old))
+    training = FakeTraining()
+    assert sweep(training)["small"].weights == ""
+    assert training.trained == []
+
+
+def test_starts_with_different_ranks_are_noted(sweep: Sweep, tmp_path: Path) -> None:
+    write_environment(RunFolder(tmp_path / "runs/small").create(), {"world_size": 2})
+    outcomes = sweep(FakeTraining())
+    assert (outcomes["small"].ranks_differ, outcomes["large"].ranks_differ) == (True, False)
 
 
 def test_a_row_that_does_not_fit_the_ranks_is_refused_before_any_training(

@@ -1,5 +1,6 @@
 """The backbone that the rows of scale demo take over."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,13 +10,18 @@ from megdet.analysis.paper.pretraining import export_backbone, pretrained_backbo
 from megdet.analysis.paper.rows import row_recipe
 from megdet.analysis.paper.tables import TABLE3
 from megdet.errors import InputError
+from megdet.journal.checkpoint_files import latest_checkpoint, load_state, update_state
 from megdet.journal.run_folder import RunFolder
 from megdet.model.detector import Detector
+from megdet.recipe_file import dump_recipe
 from megdet.training.loop import RunOptions
-from small_runs import ALONE, save_run
+from small_runs import ALONE, save_run, write_small_set
 
 
-def test_rows_take_over_weights_and_statistics_of_the_pretrained_backbone_alone(tmp_path: Path) -> None:
+def test_rows_take_over_weights_and_statistics_of_the_pretrained_backbone_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     run, trained = save_run(tmp_path / "pretraining", pretraining_recipe(None))
     assert any(name.startswith("backbone.last.1.running_mean") for name, _ in trained.named_buffers())
     file = tmp_path / "pretraining" / "backbone.safetensors"
@@ -29,6 +35,18 @@ def test_rows_take_over_weights_and_statistics_of_the_pretrained_backbone_alone(
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in own.items())
     assert not torch.equal(row.rpn.objectness.weight, trained.rpn.objectness.weight)
     assert pretrained_backbone(tmp_path, None, RunOptions(), ALONE) == file  # made already: nothing is trained
+    checkpoint = latest_checkpoint(run)
+    assert checkpoint is not None
+    update_state(checkpoint, {**load_state(checkpoint), "data": "of other pictures"})
+    pictures = tmp_path / "data/demo-hard"
+    write_small_set(pictures, "train", 2)
+    (pictures / "annotations").mkdir()
+    (pictures / "train.json").rename(pictures / "annotations/train.json")
+    with pytest.raises(InputError, match=r"pretraining holds a backbone of other pictures .*train\.json: delete"):
+        pretrained_backbone(tmp_path, None, RunOptions(), ALONE)
+    run.write_recipe(dump_recipe(replace(pretraining_recipe(None), seed=9)))
+    with pytest.raises(InputError, match=r"holds the backbone of another recipe \(seed: 0 here, 9 there\): delete"):
+        pretrained_backbone(tmp_path, None, RunOptions(), ALONE)
 
 
 def test_a_pretraining_without_checkpoint_is_named(tmp_path: Path) -> None:

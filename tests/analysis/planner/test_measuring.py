@@ -64,6 +64,11 @@ def test_a_micro_batch_is_one_group_of_its_size() -> None:
     assert (frozen.batch_size, frozen.bn_size, frozen.groups_per_step, frozen.images_per_group) == (3, 0, 1, 3)
 
 
+def test_a_micro_batch_compares_no_gradients() -> None:
+    asked = replace(TINY, noise_interval=1, optimizer=replace(TINY.optimizer, agvm=True))
+    assert micro_batch_recipe(asked, 3) == micro_batch_recipe(TINY, 3)
+
+
 def test_too_few_images_are_refused_before_anything_is_measured(recipe: Recipe) -> None:
     said: list[str] = []
     with pytest.raises(InputError, match="24 images to train on are not enough for one mini-batch of 60"):

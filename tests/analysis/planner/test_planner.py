@@ -1,6 +1,7 @@
 """Plans by hand arithmetic from costs that are given; nothing is run."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ from megdet.distributed.gradients import GradientBuckets
 from megdet.distributed.layout import Layout
 from megdet.errors import InputError
 from megdet.layers.batch_norm import CrossDeviceBatchNorm
-from megdet.recipe import Evaluation, Schedule
+from megdet.recipe import Evaluation, Optimizer, Schedule
 from small_runs import ALONE
 
 LINK = Link(0.001, 1000.0, "by hand")
@@ -31,6 +32,7 @@ RECIPE = replace(
     schedule=Schedule(policy="step", epochs=2.0),
     evaluation=Evaluation(every_epochs=1),
 )
+AGVM = Optimizer(agvm=True)
 COSTS = {"none": StepCost(0.0, 0.0, 1.0, 100.0, 10.0, 50.0), "block": StepCost(0.0, 0.0, 1.5, 100.0, 10.0, 20.0)}
 
 
@@ -89,6 +91,25 @@ def test_several_devices_need_room_for_a_bucket() -> None:
     model = Model(300, (200, 100), (), 4)
     assert make(model=model).layouts(1)[0].bytes == 100 + 10 + 4 * 50
     assert make(model=model).layouts(2)[0].bytes == 100 + 10 + 4 * 50 + 200
+
+
+@pytest.mark.parametrize(
+    "changes", [{"noise_interval": 50}, {"optimizer": AGVM}, {"noise_interval": 50, "optimizer": AGVM}]
+)
+def test_comparing_gradients_needs_room_for_one_more(changes: dict[str, Any]) -> None:
+    recipe, model = replace(RECIPE, **changes), Model(300, (200, 100), (), 4)
+    # rounds of four images: two halves on one device; on two; a device a group, of which two wait with an empty half
+    for devices, rounds in ((1, 4), (2, 2), (4, 1)):
+        chosen = make(model=model, recipe=recipe).chosen_by_training(devices)
+        assert chosen.layout.rounds == rounds
+        assert chosen.bytes == 100 + 10 * (rounds > 1) + 4 * 50 + 200 * (devices > 1) + 300
+    assert make(model=model, recipe=recipe, memory=609.0).chosen_by_training(1).fits is False
+    assert make(model=model, recipe=recipe, memory=610.0).chosen_by_training(1).fits is True
+
+
+def test_a_mini_batch_of_one_group_keeps_the_gradient_of_the_step_before() -> None:
+    one_group = replace(RECIPE, bn_size=16, noise_interval=50)
+    assert make(model=Model(300, (300,), (), 4), recipe=one_group).chosen_by_training(1).bytes == 100 + 16 * 50 + 300
 
 
 def test_a_forced_lane_width_and_a_largest_share_hold() -> None:

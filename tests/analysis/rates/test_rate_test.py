@@ -4,10 +4,13 @@ import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from megdet.analysis.rates import trial
 from megdet.analysis.rates.picture import plot_rate_test
 from megdet.analysis.rates.trial import (
     Course,
@@ -25,6 +28,7 @@ from megdet.errors import InputError
 from megdet.recipe import Recipe
 from megdet.training.loop import RunOptions
 from megdet.training.schedule import learning_rate
+from megdet.training.step import Trainer, train_step
 from small_runs import ALONE, small_recipe, write_small_set
 
 
@@ -131,6 +135,44 @@ def test_a_low_rate_survives_and_a_mad_one_does_not(found: RateTest) -> None:
 def test_every_short_run_starts_from_the_same_weights(found: RateTest) -> None:
     first = {course.losses[0] for course in [found.range_test.course, *(run.course for run in found.stability)]}
     assert len(first) == 1
+
+
+def test_a_gradient_that_is_not_finite_has_diverged(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    def overflowing(*arguments: Any) -> torch.Tensor:
+        reported = train_step(*arguments)
+        if arguments[4] == 2 and arguments[3] == 0.005:  # the third step of the stability run
+            reported[-1] = math.inf
+        return reported
+
+    monkeypatch.setattr(trial, "train_step", overflowing)
+    options = RunOptions(workers=0)
+    found = run_rate_test(
+        recipe, ALONE, options, lowest=1e-3, highest=1e-2, steps=20, rates=[0.005], warmups=[0], after=4
+    )
+    assert found.range_test.course.diverged is None
+    [run] = found.stability
+    assert (run.survives, run.course.diverged, run.course.losses[-1]) == (False, 3, math.inf)
+
+
+def test_agvm_waits_for_the_warmup_of_the_short_run(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    # a warmup of 500 steps would leave it out of all of them
+    agvm = replace(
+        recipe,
+        optimizer=replace(recipe.optimizer, agvm=True),
+        schedule=replace(recipe.schedule, warmup_steps=500),
+    )
+    measured: list[int] = []
+
+    def counting(trainer: Trainer, *arguments: Any) -> torch.Tensor:
+        reported = train_step(trainer, *arguments)
+        if "agvm" in trainer.measured:
+            measured.append(arguments[3])
+        return reported
+
+    monkeypatch.setattr(trial, "train_step", counting)
+    options = RunOptions(workers=0)
+    run_rate_test(agvm, ALONE, options, lowest=1e-3, highest=1e-2, steps=20, rates=[0.005], warmups=[0, 3], after=1)
+    assert measured == [0, 10, 0, 3]  # twice in the range test, once in each stability run
 
 
 @pytest.mark.distributed

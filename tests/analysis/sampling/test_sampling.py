@@ -1,5 +1,6 @@
 """Table 1 from the lines of runs, and the proposals of Figure 2 by the model's own functions."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def test_a_row_is_the_mean_over_the_steps_that_began_in_the_epoch(tmp_path: Path
     # 10 images, 4 a step: epoch 1 is steps 1 to 3, epoch 2 steps 4 and 5, epoch 3 steps 6 to 8
     run = run_of(tmp_path / "a", replace(TINY, batch_size=4), 10, 8)
     rows = sampling_table([run])
-    assert [(row.epoch, row.steps) for row in rows] == [(1, 3), (2, 2), (3, 3)]
+    assert [(row.epoch, row.steps, row.epoch_steps) for row in rows] == [(1, 3, 3), (2, 2, 2), (3, 3, 3)]
     assert [row.roi_ratio for row in rows] == pytest.approx([0.02, 0.045, 0.07])
     assert [row.anchor_ratio for row in rows] == pytest.approx([2 / 32, 4.5 / 32, 7 / 32])
     assert {(row.batch_size, row.bn_size, row.paper) for row in rows} == {(4, 2, None)}
@@ -83,6 +84,17 @@ def test_runs_that_do_not_compare_are_refused(tmp_path: Path) -> None:
     assert "16 of 1, which are not the same)" in refusal(data="y")
     sampling = replace(TINY, box_head=replace(TINY.box_head, positive_fraction=0.5))
     assert "box_head.positive_fraction is 0.25 there and 0.5 here" in refusal(sampling)
+
+
+def test_lines_that_are_lost_are_told_of(tmp_path: Path) -> None:
+    # 10 images, 4 a step: epoch 1 is steps 1 to 3, epoch 2 steps 4 and 5, epoch 3 steps 6 to 8
+    run = run_of(tmp_path / "a", replace(TINY, batch_size=4), 10, 8)
+    lines = [line for line in run.metrics.read_text().splitlines() if json.loads(line)["step"] not in (2, 4, 5)]
+    run.metrics.write_text("".join(f"{line}\n" for line in lines))
+    rows = sampling_table([run], [1, 3])
+    assert [(row.epoch, row.steps, row.epoch_steps) for row in rows] == [(1, 2, 3), (3, 3, 3)]
+    with pytest.raises(InputError, match=r"metrics\.jsonl: the lines of epoch 2 are missing; choose other --epochs"):
+        sampling_table([run], [2])
 
 
 def test_what_has_no_table_is_refused(tmp_path: Path) -> None:

@@ -95,6 +95,18 @@ def image_work(pixels: float, frozen_stages: int = 0, sparse_rpn: bool = False) 
     )
 
 
+@cache
+def kept_values(pixels: float) -> float:
+    """Values that the forward of one image keeps for the backward.
+
+    An assumption, counted: two for each value that passes through a norm layer (what the norm layer and what the next
+    convolution read), and three on each place and channel of the pyramid (the inputs of its 3 x 3 convolutions, of the
+    RPN's, and of the RPN's outputs). Targets, RoIs and the box head are small beside them.
+    """
+    pyramid = sum(Fpn().channels * pixels / stride**2 for stride in (4, 8, 16, 32, 64))
+    return 2 * image_work(pixels).normed + 3 * pyramid
+
+
 def num_gradients(frozen_stages: int = 0) -> int:
     """Trained numbers of the detector."""
     trained = [layer for layer in resnet50() if layer.stage > frozen_stages]

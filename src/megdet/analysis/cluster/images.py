@@ -56,6 +56,11 @@ def mean_pixels() -> float:
     return float((first + np.arange(len(chances))) @ chances) * _TILE**2
 
 
+def largest_pixels() -> float:
+    """Pixels of the largest canvas."""
+    return max(float(height * width) for height, width in _CANVASES)
+
+
 @cache
 def slowest_of(workers: int, rounds: int = 1) -> float:
     """The expected canvas of the slowest of so many workers, as a multiple of the mean canvas.

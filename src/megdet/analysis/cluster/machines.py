@@ -22,6 +22,8 @@ class Machine:
     """published peak of a device in the precision of the training, FLOP/s"""
     memory_bandwidth: float
     """published, of a device, bytes a second"""
+    memory: float
+    """of a device as its data sheet has it, bytes"""
     value_bytes: int
     """bytes of an activation"""
     fraction: float
@@ -46,22 +48,27 @@ TITAN_XP = Machine(
     device="TITAN Xp",
     arithmetic=12.15 * TERA,
     memory_bandwidth=547.7 * GIGA,
+    memory=12 * GIGA,
     value_bytes=4,
     fraction=1.0,
     overhead=OVERHEAD,
     fabric=Fabric(per_machine=8, link="pcie", link_bandwidth=12.0 * GIGA, network_bandwidth=12.0 * GIGA),
     images_per_second=16 * PIL_IMAGES_PER_CORE,
-    source="NVIDIA: 3,840 cores at 1.582 GHz, 547.7 GB/s; 8 a machine on PCIe 3.0 x16 as the paper says. Assumed, the "
-    "paper does not say: one 100 Gb/s card a machine (NCCL's 12 GB/s), 16 cores that decode with PIL",
+    source="NVIDIA: 3,840 cores at 1.582 GHz, 12 GB at 547.7 GB/s; 8 a machine on PCIe 3.0 x16 as the paper says. "
+    "Assumed, the paper does not say: one 100 Gb/s card a machine (NCCL's 12 GB/s), 16 cores that decode with PIL",
 )
-"""The paper's GPU. Its fraction of the peak is calibrated (`cluster_paper`)."""
+"""The paper's GPU. Its fraction of the peak is calibrated (`paper.py`)."""
 
 
-def _dgx(device: str, tflops: float, memory: float, nvlink: float, network: float, cores: int, source: str) -> Machine:
+def _dgx(
+    device: str, tflops: float, memory: tuple[float, float], nvlink: float, network: float, cores: int, source: str
+) -> Machine:
+    """A machine of 8 devices; `memory` is its size and its bandwidth, in GB and GB/s."""
     return Machine(
         device=device,
         arithmetic=tflops * TERA,
-        memory_bandwidth=memory * GIGA,
+        memory_bandwidth=memory[1] * GIGA,
+        memory=memory[0] * GIGA,
         value_bytes=2,
         fraction=MIXED_FRACTION,
         overhead=OVERHEAD,
@@ -73,16 +80,40 @@ def _dgx(device: str, tflops: float, memory: float, nvlink: float, network: floa
 
 MACHINES = {
     "a100": _dgx(
-        "A100 80GB", 312.0, 2039.0, 12 * 20.0, 25.0, 128, "A100 data sheet; DGX A100: 8 x HDR 200 Gb/s, 128 cores"
+        "A100 80GB",
+        312.0,
+        (80.0, 2039.0),
+        12 * 20.0,
+        25.0,
+        128,
+        "A100 data sheet; DGX A100: 8 x HDR 200 Gb/s, 128 cores",
     ),
     "h100": _dgx(
-        "H100 SXM", 989.5, 3350.0, 18 * 20.6, 50.0, 112, "H100 data sheet; DGX H100: 8 x NDR 400 Gb/s, 112 cores"
+        "H100 SXM",
+        989.5,
+        (80.0, 3350.0),
+        18 * 20.6,
+        50.0,
+        112,
+        "H100 data sheet; DGX H100: 8 x NDR 400 Gb/s, 112 cores",
     ),
     "h200": _dgx(
-        "H200 SXM", 989.5, 4800.0, 18 * 20.6, 50.0, 112, "H200 data sheet; DGX H200: 8 x NDR 400 Gb/s, 112 cores"
+        "H200 SXM",
+        989.5,
+        (141.0, 4800.0),
+        18 * 20.6,
+        50.0,
+        112,
+        "H200 data sheet; DGX H200: 8 x NDR 400 Gb/s, 112 cores",
     ),
     "b200": _dgx(
-        "B200", 2250.0, 8000.0, 18 * 40.1, 50.0, 112, "Blackwell data sheet; DGX B200: 8 x NDR 400 Gb/s, 112 cores"
+        "B200",
+        2250.0,
+        (192.0, 8000.0),
+        18 * 40.1,
+        50.0,
+        112,
+        "Blackwell data sheet; DGX B200: 8 x NDR 400 Gb/s, 112 cores",
     ),
 }
 """Devices of today in bfloat16, by the name of the option --device."""

@@ -1,8 +1,14 @@
-"""The alpha-beta model of NCCL's all-reduce: a latency a hop and a time a byte, for rings and trees.
+"""The alpha-beta model of an all-reduce after NCCL's: a latency a hop and a time a byte, for rings and trees.
 
-Hops within a machine and hops between machines have their own latency. The constants are those from which NCCL itself
-chooses between its algorithms (`src/graph/tuning.cc` of NCCL 2.10, `src/graph/topo.h` of NCCL 2.28): two protocols, LL
-for small messages and Simple for large ones. NCCL's third one, LL128, lies between the two and is left out.
+Hops within a machine and hops between machines have their own latency. The constants are those from which NCCL chooses
+between its algorithms (`src/graph/tuning.cc` of NCCL 2.10, `src/graph/topo.h` of NCCL 2.28): two protocols, LL for
+small messages and Simple for large ones, the longer hops of LL within each of several machines, and the most that trees
+reach.
+
+Left out of NCCL 2.10's model: the protocol LL128, which lies between the two; the correction of trees for medium sizes
+(0.4 to 1 of the bandwidth); rings of Simple across machines, whose latency counts 1.9 times from 64 kB for each 16
+devices on; the 235 GB/s that an A100 reaches (we: 240); the full bandwidth within machines that it reckons with for two
+of them. Also everything newer: NVLink SHARP, trees' limits by channel, the larger latencies of a call.
 """
 
 import math
@@ -23,17 +29,22 @@ class Protocol(NamedTuple):
     """seconds of a hop over `nvlink`, `pcie` or the network, `net` (`hwLat`)"""
     part: float
     """part of the bus bandwidth that it reaches"""
+    crowded: float = 1.0
+    """factor of a hop within a machine as soon as there are several machines"""
 
 
-def _protocol(call: float, nvlink: float, pcie: float, net: float, part: float) -> Protocol:
+def _protocol(call: float, nvlink: float, pcie: float, net: float, part: float, crowded: float = 1.0) -> Protocol:
     hop = {"nvlink": nvlink * MICROSECOND, "pcie": pcie * MICROSECOND, "net": net * MICROSECOND}
-    return Protocol(call * MICROSECOND, hop, part)
+    return Protocol(call * MICROSECOND, hop, part, crowded)
 
 
-RING = (_protocol(3.6, 0.47, 1.0, 2.7, 1 / 4), _protocol(8.4, 3.4, 5.7, 9.6, 1.0))
+RING = (_protocol(3.6, 0.47, 1.0, 2.7, 1 / 4, 1.8), _protocol(8.4, 3.4, 5.7, 9.6, 1.0))
 """LL and Simple."""
-TREE = (_protocol(4.4, 0.52, 1.0, 5.0, 0.9 / 3.8), _protocol(0.0, 28.0, 28.0, 50.0, 0.9))
+_TREE_PART = 0.9
+TREE = (_protocol(4.4, 0.52, 1.0, 5.0, _TREE_PART / 3.8, 1.8), _protocol(0.0, 28.0, 28.0, 50.0, _TREE_PART))
 """LL and Simple."""
+TREE_LIMITS = (110e9, 80e9)
+"""Bytes a second that trees of Simple do not pass, on up to two machines and on more (`maxTreeBw`)."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +64,10 @@ class Fabric:
         """Machines that so many devices take."""
         return -(-devices // self.per_machine)
 
+    def hop_seconds(self, devices: int, protocol: Protocol) -> float:
+        """Seconds of a hop within a machine, where so many devices take part."""
+        return protocol.hop[self.link] * (1.0 if self.machines(devices) == 1 else protocol.crowded)
+
     def bandwidth(self, devices: int) -> float:
         """Bytes a second that pass the narrowest place of a ring over so many devices."""
         inside = self.link_bandwidth
@@ -68,23 +83,28 @@ def ring_seconds(num_bytes: float, devices: int, fabric: Fabric, protocol: Proto
     if devices == 1:
         return 0.0
     hops, outside = 2 * (devices - 1), 2 * (fabric.machines(devices) - 1)
-    latency = (hops - outside) * protocol.hop[fabric.link] + outside * protocol.hop["net"]
+    latency = (hops - outside) * fabric.hop_seconds(devices, protocol) + outside * protocol.hop["net"]
     return protocol.call + latency + hops / devices * num_bytes / (fabric.bandwidth(devices) * protocol.part)
 
 
 def tree_seconds(num_bytes: float, devices: int, fabric: Fabric, protocol: Protocol = TREE[1]) -> float:
-    """All-reduce over NCCL's double tree: up and down a chain in each machine and log2(m) levels of machines."""
+    """All-reduce over a double tree as NCCL's: up and down a chain in each machine and log2(m) levels of machines.
+
+    The bandwidth is at most TREE_LIMITS, before what LL loses of it.
+    """
     if devices == 1:
         return 0.0
     machines = fabric.machines(devices)
     inside = min(devices, fabric.per_machine) - 1
-    latency = 2 * (inside * protocol.hop[fabric.link] + math.ceil(math.log2(machines)) * protocol.hop["net"])
-    return protocol.call + latency + 2 * num_bytes / (fabric.bandwidth(devices) * protocol.part)
+    within = inside * fabric.hop_seconds(devices, protocol)
+    latency = 2 * (within + math.ceil(math.log2(machines)) * protocol.hop["net"])
+    bandwidth = min(fabric.bandwidth(devices), TREE_LIMITS[machines > 2] / _TREE_PART)
+    return protocol.call + latency + 2 * num_bytes / (bandwidth * protocol.part)
 
 
 @lru_cache(maxsize=4096)
 def all_reduce_seconds(num_bytes: float, devices: int, fabric: Fabric) -> float:
-    """The faster of rings and trees, each with its better protocol, as NCCL chooses."""
+    """The faster of rings and trees, each with its better protocol, after NCCL's model."""
     rings = (ring_seconds(num_bytes, devices, fabric, protocol) for protocol in RING)
     trees = (tree_seconds(num_bytes, devices, fabric, protocol) for protocol in TREE)
     return min(*rings, *trees)

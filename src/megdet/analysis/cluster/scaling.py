@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from megdet.analysis.cluster.machines import Machine
-from megdet.analysis.cluster.step import Job, StepTime, efficiency, step_time
+from megdet.analysis.cluster.step import Job, StepTime, efficiency, fits, memory_bytes, step_time
 from megdet.analysis.paper.tables import NORMAL_EPOCHS, TRAINING_IMAGES
 from megdet.distributed.layout import Layout, choose_layout
 from megdet.errors import InputError
+from megdet.recipe import Recipe
 
 COUNTS = tuple(2**power for power in range(11))
 """Devices that are simulated."""
@@ -20,7 +21,7 @@ class Asked:
     """What is asked of every number of devices."""
 
     images_per_device: int = 8
-    """of a step; the mini-batch grows with the devices"""
+    """of a step; the mini-batch grows with the devices, in whole BN groups"""
     bn_size: int = 32
     """images that share batch statistics; 0 = frozen statistics"""
     batch_size: int | None = None
@@ -38,6 +39,10 @@ class Point:
     efficiency: float
     """speed of a device against one device that does the same mini-batch alone, 0 to 1"""
     noise_scale: float | None
+    memory_bytes: float
+    """of a device, as `step.memory_bytes` reckons"""
+    fits: bool
+    """whether the device has them"""
 
     @property
     def batch_size(self) -> int:
@@ -55,6 +60,11 @@ class Point:
         return NORMAL_EPOCHS * TRAINING_IMAGES / self.images_per_second / 3600
 
     @property
+    def steps(self) -> int:
+        """Of the normal policy on COCO."""
+        return int(NORMAL_EPOCHS * TRAINING_IMAGES / self.batch_size)
+
+    @property
     def examples(self) -> float | None:
         """Images for the same progress over the fewest, 1 + B / noise scale (McCandlish et al. 2018, Sec. 2.3)."""
         return None if self.noise_scale is None else 1 + self.batch_size / self.noise_scale
@@ -62,10 +72,14 @@ class Point:
     @property
     def why_not(self) -> str:
         """Why it does not pay, or nothing."""
+        if not self.fits:
+            return "does not fit"
         if self.efficiency < LEAST_EFFICIENCY:
             return f"efficiency below {LEAST_EFFICIENCY:.0%}"
         if self.noise_scale is not None and self.batch_size > self.noise_scale:
             return f"batch beyond the noise scale of {self.noise_scale:g}"
+        if self.steps < Recipe().schedule.warmup_steps:
+            return f"{self.steps} steps, fewer than the {Recipe().schedule.warmup_steps} of the warmup"
         return ""
 
     def as_dict(self) -> dict[str, Any]:
@@ -80,6 +94,9 @@ class Point:
             "images_per_second": self.images_per_second,
             "efficiency": self.efficiency,
             "hours": self.hours,
+            "steps": self.steps,
+            "memory_gb": self.memory_bytes / 1e9,
+            "fits": self.fits,
             "communication": self.step.communication,
             "stragglers": self.step.stragglers / self.step.total,
             "pays": not self.why_not,
@@ -99,9 +116,14 @@ def simulate_scaling(machine: Machine, asked: Asked) -> list[Point]:
 
 
 def last_that_pays(points: list[Point]) -> Point | None:
-    """The point before the first one that does not pay; None where the first does not."""
+    """The point before the first one that does not pay; None where the first does not.
+
+    Where a few devices have too little memory, the first one is that of the fewest devices that have enough.
+    """
     paying = None
     for point in points:
+        if paying is None and not point.fits:
+            continue
         if point.why_not:
             break
         paying = point
@@ -113,7 +135,8 @@ def _point(devices: int, machine: Machine, asked: Asked) -> Point:
     groups = (asked.batch_size or -(-asked.images_per_device * devices // group) * group) // group
     layout = choose_layout(groups, group, devices)
     job, alone = _job(layout, asked), _job(choose_layout(groups, group, 1), asked)
-    return Point(layout, step_time(job, machine), efficiency(job, alone, machine), asked.noise_scale)
+    time, part = step_time(job, machine), efficiency(job, alone, machine)
+    return Point(layout, time, part, asked.noise_scale, memory_bytes(job, machine), fits(job, machine))
 
 
 def _job(layout: Layout, asked: Asked) -> Job:

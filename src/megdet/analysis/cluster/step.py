@@ -1,15 +1,15 @@
 """The time of a training step on many devices: arithmetic, stragglers, batch-norm and gradient collectives, input.
 
-No clock and no device: a step is a sum of parts, each from published numbers (`cluster_machines`), the detector's work
-(`cluster_detector`), the sizes of COCO's images (`cluster_images`) and NCCL's model of itself (`cluster_network`).
+No clock and no device: a step is a sum of parts, each from published numbers (`machines.py`), the detector's work
+(`detector.py`), the sizes of COCO's images (`images.py`) and a model after NCCL's (`network.py`).
 Evaluation is no part of a step.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
-from megdet.analysis.cluster.detector import Work, image_work, num_gradients, resnet50
-from megdet.analysis.cluster.images import mean_pixels, slowest_of
+from megdet.analysis.cluster.detector import Work, image_work, kept_values, num_gradients, resnet50
+from megdet.analysis.cluster.images import largest_pixels, mean_pixels, slowest_of
 from megdet.analysis.cluster.machines import Machine
 from megdet.analysis.cluster.network import all_reduce_seconds, exposed_seconds
 from megdet.distributed.gradients import BUCKET_BYTES
@@ -18,6 +18,11 @@ Recompute = Literal["none", "norms", "backbone"]
 
 _GRADIENT_BYTES = 4
 _STATISTIC_BYTES = 4.0
+_STATE_BYTES = 3 * 4
+"""Of a trained number: itself, its gradient and its momentum in float32."""
+USABLE = 0.9
+"""Part of a device's memory that is taken as usable: the libraries and what the convolutions need for a moment take the
+rest. An assumption."""
 _FROZEN_PASSES = 2
 """Reads and writes of a value by a norm layer with fixed statistics: read it, write it; the same for its gradient."""
 _FORWARD_PASSES, _BACKWARD_PASSES = 4, 5
@@ -89,6 +94,20 @@ def step_time(job: Job, machine: Machine) -> StepTime:
     local = min(job.devices, machine.fabric.per_machine)
     loading = local * job.rounds * job.images / machine.images_per_second
     return StepTime(images, overhead, stragglers, norms, gradients, max(0.0, loading - busy))
+
+
+def memory_bytes(job: Job, machine: Machine) -> float:
+    """Bytes of a device: weights, gradients and momentum, and what its micro-batch keeps for the backward.
+
+    All images are on the largest canvas and nothing is computed again.
+    """
+    image = kept_values(largest_pixels()) * machine.value_bytes
+    return _STATE_BYTES * num_gradients(job.frozen_stages) + job.images * image
+
+
+def fits(job: Job, machine: Machine) -> bool:
+    """Whether the micro-batch fits in what is usable of the device's memory."""
+    return memory_bytes(job, machine) <= USABLE * machine.memory
 
 
 def image_seconds(job: Job, machine: Machine) -> tuple[float, float]:

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from megdet.analysis.gradients.variance import Variance
+from megdet.analysis.gradients.findings import Variance
 from megdet.files import cannot_write
 
 NAMES = {"backbone": "backbone", "fpn": "FPN", "rpn": "RPN", "box_head": "box head", "whole": "whole"}
@@ -42,7 +42,7 @@ def plot_variance(found: Variance, path: Path) -> None:
         axes.set_xlabel("images of the mini-batch")
         axes.set_xticks(sizes, [str(size) for size in sizes])
         axes.minorticks_off()
-    _finish(figure, path)
+    _finish(figure, found, path)
 
 
 def plot_updates(found: Variance, path: Path) -> None:
@@ -85,10 +85,12 @@ def plot_updates(found: Variance, path: Path) -> None:
     for axes in (left, right):
         axes.set_xlabel("$k$")
         axes.set_xticks(places, [str(factor) for factor in factors])
-    _finish(figure, path)
+    _finish(figure, found, path)
 
 
-def _finish(figure: Figure, path: Path) -> None:
+def _finish(figure: Figure, found: Variance, path: Path) -> None:
+    if found.overrides:
+        figure.suptitle(f"{Path(found.run).name}{found.changes}", fontsize=9)
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)

@@ -5,6 +5,7 @@ which they were drawn. The gradient of a mini-batch is the mean over units that 
 products are block means of the matrix, and no gradient has to be kept.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ Numbers = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number and its standard error."""
+    """A number and its standard error, of which two are a confidence of 95% (see `jackknife`)."""
 
     value: float
     error: float
@@ -62,7 +63,7 @@ def jackknife(
     """The numbers of a statistic, each with the standard error of a jackknife that leaves blocks of units out.
 
     Blocks are of `block` units, so that what is alike within a block is not taken for independent. At least three
-    are needed; units behind the last whole block are left out.
+    are needed; units behind the last whole block are left out. Errors are `few_blocks` times the jackknife's.
     """
     count = len(gram) // block
     whole = gram[: count * block, : count * block]
@@ -72,8 +73,25 @@ def jackknife(
         kept = np.r_[0 : number * block, (number + 1) * block : count * block]
         without.append(statistic(whole[np.ix_(kept, kept)]))
     spread = np.array(without) - np.mean(without, axis=0)
-    errors = np.sqrt((count - 1) / count * np.square(spread).sum(axis=0))
+    errors = few_blocks(count) * np.sqrt((count - 1) / count * np.square(spread).sum(axis=0))
     return [Estimate(float(value), float(error)) for value, error in zip(values, errors, strict=True)]
+
+
+def few_blocks(count: int) -> float:
+    """How much an error from so few blocks, at least three, is widened: Student's t over the normal's, at two sigma.
+
+    Twice the error then covers 95.4% as it would with many. The quantile of count - 1 degrees of freedom is that of
+    Abramowitz and Stegun (1964), 26.7.5; from three degrees on it is good to 0.2%.
+    """
+    z, freedom = 2.0, count - 1
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    wider = sum(term / math.pow(freedom, power) for power, term in enumerate(terms, 1))
+    return 1 + wider / z
 
 
 @dataclass(frozen=True)

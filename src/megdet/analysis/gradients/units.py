@@ -6,7 +6,7 @@ gradient is that of the losses of Eq. 1; weight decay is the same for every mini
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -33,7 +33,8 @@ from megdet.training.step import autocast
 
 MODULES = ("backbone", "fpn", "rpn", "box_head")
 COLUMNS = 1 << 13
-"""Numbers that a sketch keeps of a module's gradient: its squared norm is then off by 1.6% (one sigma) at most."""
+"""Numbers that a sketch keeps of a module's gradient: its squared norm is then off by 1.6% (one sigma)."""
+_CHUNK = 1 << 22  # entries of a gradient that a sketch takes at once, to spare memory
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class Study:
     dataset: CocoDataset
     plan: TrainingPlan
     device: torch.device
+    overrides: dict[str, Any] = field(default_factory=dict)
+    """keys in which the recipe is not the run's"""
 
     @property
     def has_groups(self) -> bool:
@@ -101,7 +104,7 @@ def load_study(folder: RunFolder, device: torch.device, overrides: dict[str, Any
     place_model(model, device)
     load_weights(model, tensors["model"], str(checkpoint / "model.safetensors"))
     model.train()
-    return Study(folder, int(state["step"]), recipe, model, dataset, plan, device)
+    return Study(folder, int(state["step"]), recipe, model, dataset, plan, device, overrides or {})
 
 
 def disjoint_groups(plan: TrainingPlan) -> list[tuple[int, int]]:
@@ -169,26 +172,45 @@ def add_gradient(study: Study, unit: Batch, num_images: int) -> None:
 class Sketch:
     """Random projections of the gradients of each module to COLUMNS numbers.
 
-    Entry p goes to column p mod COLUMNS with a random sign, so inner products of sketches are those of the gradients
-    in the mean over signs, with a relative error of sqrt(2 / COLUMNS) at most; a module of no more parameters than
-    columns is kept as it is (Charikar et al., "Finding frequent items in data streams", 2002).
+    Entries go to random columns with random signs, so inner products of sketches are those of the gradients in the
+    mean, with a relative error of sqrt(2 / COLUMNS) (one sigma) whatever the gradient (Charikar et al., "Finding
+    frequent items in data streams", 2002). The columns are those of a random permutation of each COLUMNS entries that
+    follow one another: two entries then share a column with a chance of 1 / COLUMNS, as the error needs, or of 0. It
+    is a gather and a sum, which gives the same bits on every call, and a module of no more parameters than columns
+    keeps its inner products.
+
+    Args:
+        trained: the parameters of each module.
+        columns: a power of two.
     """
 
     def __init__(self, trained: dict[str, list[nn.Parameter]], columns: int = COLUMNS) -> None:
-        self.columns = columns
         generator = torch.Generator().manual_seed(0)
         self.signs: dict[str, Tensor] = {}
+        self.columns: dict[str, int] = {}
+        self.places: dict[str, tuple[Tensor, Tensor]] = {}
         for name, parameters in trained.items():
-            number = sum(parameter.numel() for parameter in parameters)
+            number, device = sum(parameter.numel() for parameter in parameters), parameters[0].device
             bits = torch.randint(0, 2, (number,), generator=generator, dtype=torch.int8)
-            self.signs[name] = (2 * bits - 1).to(parameters[0].device)
+            self.signs[name] = (2 * bits - 1).to(device)
+            own = min(columns, 1 << (number - 1).bit_length())
+            self.columns[name] = own
+            factors, shifts = torch.randint(0, own, (2, -(-number // own), 1), generator=generator)
+            self.places[name] = ((factors | 1).to(device), shifts.to(device))  # odd: a permutation of a power of two
 
     def of(self, name: str, tensors: Sequence[Tensor]) -> Float[Tensor, " columns"]:
         """The sketch of one tensor a parameter of a module, on the CPU in float64."""
-        flat = torch.cat([tensor.reshape(-1) for tensor in tensors]) * self.signs[name]
-        rows = -(-len(flat) // self.columns)
-        flat = nn.functional.pad(flat, (0, rows * self.columns - len(flat)))
-        return flat.reshape(rows, self.columns).sum(0, dtype=torch.float64).cpu()
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors]).mul_(self.signs[name])
+        (factors, shifts), number = self.places[name], self.columns[name]
+        rows = nn.functional.pad(flat, (0, len(factors) * number - len(flat))).reshape(-1, number)
+        columns = torch.arange(number, device=flat.device)
+        total = torch.zeros(number, dtype=torch.float64, device=flat.device)
+        step = max(1, _CHUNK // number)
+        for first in range(0, len(rows), step):
+            own = slice(first, first + step)
+            places = (factors[own] * columns + shifts[own]) & (number - 1)
+            total += rows[own].gather(1, places).sum(0, dtype=torch.float64)
+        return total.cpu()
 
 
 def gradients_of(parameters: Sequence[nn.Parameter]) -> list[Tensor]:

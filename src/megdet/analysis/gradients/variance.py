@@ -8,16 +8,14 @@ the k small updates do move the weights, which the equation neglects.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from megdet.analysis.gradients.findings import Level, ModuleVariance, Update, Variance
 from megdet.analysis.gradients.statistics import (
-    Estimate,
-    NoiseScale,
     Numbers,
     batch_variance,
     jackknife,
@@ -34,7 +32,7 @@ from megdet.analysis.gradients.units import (
 )
 from megdet.errors import InputError
 from megdet.structures import Batch
-from megdet.training.schedule import scaled_rate
+from megdet.training.schedule import learning_rate, scaled_rate
 
 FACTORS = (1, 2, 4, 8)
 FEWEST_BATCHES = 4
@@ -44,89 +42,6 @@ BATCHES = 8
 
 Progress = Callable[[str, int, int], None]
 """Told what is done, how much of it, and of how much."""
-
-
-@dataclass(frozen=True)
-class Level:
-    """Mini-batches of k N images."""
-
-    factor: int
-    """k"""
-    batch: int
-    """images of one"""
-    batches: int
-    """disjoint ones that were measured"""
-    variance: Estimate
-    """of the gradient, summed over the parameters"""
-    of_law: Estimate
-    """k times the variance over that of the smallest mini-batch: 1 under the 1/N law"""
-
-
-@dataclass(frozen=True)
-class Update:
-    """k updates of rate r from N images each beside one update of rate k r from the same images."""
-
-    factor: int
-    updates: int
-    """of either kind that were measured"""
-    small: Estimate
-    """variance of the sum of k successive small updates, summed over the parameters"""
-    large: Estimate
-    """variance of the large update"""
-    ratio: Estimate
-    """large over small: 1 under Eq. 4"""
-    law: float
-    """k r^2 times the variance of the gradient of N images, which is Eq. 4"""
-    distance: float
-    """root mean square of |small - large| / |large|: what the stronger assumption of equal updates neglects"""
-
-
-@dataclass(frozen=True)
-class ModuleVariance:
-    """What was measured of one module's gradient, or of the whole."""
-
-    name: str
-    parameters: int
-    levels: tuple[Level, ...]
-    updates: tuple[Update, ...]
-    two_batches: NoiseScale
-    direct: NoiseScale
-
-
-@dataclass(frozen=True)
-class Variance:
-    """What `megdet analyse variance` finds."""
-
-    run: str
-    step: int
-    unit: str
-    """image or group"""
-    unit_images: int
-    images: int
-    """measured, all different"""
-    rate: float
-    """r"""
-    modules: tuple[ModuleVariance, ...]
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        modules = [
-            asdict(module) | {"two_batches": module.two_batches.as_dict(), "direct": module.direct.as_dict()}
-            for module in self.modules
-        ]
-        return {**asdict(self), "modules": modules, "remark": self.remark}
-
-    @property
-    def remark(self) -> str:
-        """What the unit means for the numbers."""
-        if self.unit == "image":
-            return "Unit: the image. Nothing in the forward ties images together, so each gives a gradient of its own."
-        return (
-            f"Unit: the group of {self.unit_images} images. They share batch statistics, so a single image has no "
-            "gradient of its own: the gradient of a group is not the mean of its images' gradients under other "
-            f"statistics, and another bn_size is another function. The law holds between groups at bn_size "
-            f"{self.unit_images}; noise scales count a group as {self.unit_images} images."
-        )
 
 
 def measure_variance(
@@ -142,8 +57,8 @@ def measure_variance(
     """Measure mini-batches of `batch` images (default: the recipe's) times each of the factors, of which 1 is one.
 
     `images` bounds how many are used, `rate` is r (default: the rate of `batch` images by the recipe's scaling rule,
-    after warmup). Neither momentum nor clipping nor weight decay is part of it. Raises InputError for too few images
-    and for a gradient that is not finite.
+    after warmup, where the optimizer is SGD). Neither momentum nor clipping nor weight decay is part of it. Raises
+    InputError for too few images, for another optimizer's rate and for a gradient that is not finite.
     """
     batch = batch or study.recipe.batch_size
     factors = sorted({1, *factors})
@@ -152,6 +67,7 @@ def measure_variance(
     if batch % study.unit_images:
         raise InputError(f"--batch {batch}: it must be a multiple of bn_size {study.unit_images}, a group is not cut")
     if rate is None:
+        _check_optimizer(study)
         rate = scaled_rate(replace(study.recipe, batch_size=batch))
     if not (math.isfinite(rate) and rate > 0):
         raise InputError(f"--rate {rate}: it must be above 0")
@@ -182,8 +98,29 @@ def measure_variance(
             )
         )
     unit = "group" if study.has_groups else "image"
-    path = str(study.folder.path)
-    return Variance(path, study.step, unit, study.unit_images, blocks * block, rate, tuple(modules))
+    return Variance(
+        str(study.folder.path),
+        study.step,
+        unit,
+        study.unit_images,
+        blocks * block,
+        blocks,
+        rate,
+        study.recipe.optimizer.kind,
+        learning_rate(study.recipe, len(study.dataset), max(0, study.step - 1)),
+        study.overrides,
+        tuple(modules),
+    )
+
+
+def _check_optimizer(study: Study) -> None:
+    """Refuse to take the rate of an optimizer whose steps are not the gradient's for that of plain SGD."""
+    kind = study.recipe.optimizer.kind
+    if kind != "sgd":
+        raise InputError(
+            f"{study.folder.recipe}: optimizer.kind is {kind}, whose rates are none of plain SGD, which makes the "
+            "updates of Eq. 4: choose one with --rate"
+        )
 
 
 def _num_blocks(study: Study, batch: int, largest: int, images: int | None) -> int:

@@ -63,7 +63,7 @@ class RatioSeries:
     epochs: tuple[float, ...]
     """of the paper"""
     ours: tuple[float, ...]
-    """percent"""
+    """percent; NaN where the run has no such epoch"""
     paper: tuple[float, ...]
     """percent"""
 
@@ -73,11 +73,19 @@ def curve_of(folder: RunFolder, label: str) -> Curve:
 
     Raises InputError where the folder holds no run, and where nothing has been evaluated in it yet.
     """
+    curve = find_curve(folder, label)
+    if curve is None:
+        raise InputError(f"{folder.path}: nothing has been evaluated yet, so there is no curve; train on")
+    return curve
+
+
+def find_curve(folder: RunFolder, label: str) -> Curve | None:
+    """The curve of any run, None where nothing was evaluated. Raises InputError where the folder holds no run."""
     text = folder.read_recipe()
     if text is None:
         raise InputError(f"{folder.path}: no run is there (it has no recipe.yaml); name a run folder")
     recipe = parse_recipe(text, str(folder.recipe))
-    lines = read_metrics(folder.metrics)
+    lines = read_metrics(folder.metrics) if folder.metrics.exists() else []
     steps = [line for line in lines if "loss" in line]
     hours = dict(
         zip((line["step"] for line in steps), np.cumsum([line["seconds"] for line in steps]) / 3600, strict=True)
@@ -87,7 +95,7 @@ def curve_of(folder: RunFolder, label: str) -> Curve:
         line for line in lines if "evaluation" in line and line["step"] in epochs and line["evaluation"]["AP"] >= 0
     ]
     if not found:
-        raise InputError(f"{folder.path}: nothing has been evaluated yet, so there is no curve; train on")
+        return None
     decays = decay_of(recipe.schedule).milestones
     passed = [next((step for step, epoch in epochs.items() if epoch >= decay - 1e-5), None) for decay in decays]
     return Curve(

@@ -11,14 +11,16 @@ from safetensors.torch import save
 from torch import Tensor
 
 from megdet.analysis.paper.rows import PRETRAINING
+from megdet.data.coco import load_coco
 from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.files import cannot_write, replace_file
-from megdet.journal.checkpoint_files import latest_checkpoint, load_checkpoint
+from megdet.journal.checkpoint_files import latest_checkpoint, load_checkpoint, load_state
 from megdet.journal.run_folder import RunFolder
 from megdet.recipe import Recipe
-from megdet.recipe_file import load_recipe
+from megdet.recipe_file import first_difference, load_recipe, parse_recipe
 from megdet.training.loop import RunOptions, train
+from megdet.training.prepare import fingerprint
 
 _PLACES = {"backbone.body.": "", "backbone.last.0.": "conv_head.", "backbone.last.1.": "bn2."}
 """Where the detector keeps the layers of MobileNetV2, and what timm calls them."""
@@ -27,17 +29,22 @@ _PLACES = {"backbone.body.": "", "backbone.last.0.": "conv_head.", "backbone.las
 def pretrained_backbone(folder: Path, data: Path | None, options: RunOptions, world: World) -> Path:
     """The file of the backbone in a sweep's folder, trained first where it is missing. Every rank calls it.
 
-    The pictures lie beside those of the rows, in a folder of the same name with `-hard` after it.
+    The pictures lie beside those of the rows, in a folder of the same name with `-hard` after it. Raises InputError
+    where the backbone that is there comes from another recipe or from other pictures.
     """
+    recipe = pretraining_recipe(data)
     run = RunFolder(folder / "pretraining")
     file = run.path / "backbone.safetensors"
-    if world.gather_objects(file.exists())[0]:
-        return file
-    train(pretraining_recipe(data), run, options, world)
+    is_there = world.gather_objects(file.exists())[0]
+    if not is_there:
+        train(recipe, run, options, world)
     error = None
     if world.is_first:
         try:
-            export_backbone(run, file)
+            if is_there:
+                _check_origin(run, recipe)
+            else:
+                export_backbone(run, file)
         except InputError as problem:
             error = str(problem)
     world.agree(error)
@@ -79,3 +86,20 @@ def export_backbone(run: RunFolder, file: Path) -> None:
         replace_file(file, save(tensors))
     except OSError as error:
         raise cannot_write(file, error) from error
+
+
+def _check_origin(run: RunFolder, recipe: Recipe) -> None:
+    """Refuse the backbone of another recipe or of other pictures; pictures that are not there any more are not read."""
+    mend = f"delete {run.path} and the rows that started from it, or choose another --run folder"
+    text = run.read_recipe()
+    if text is None:
+        raise InputError(f"{run.path} holds a backbone without the recipe that it was trained by: {mend}")
+    difference = first_difference(recipe, parse_recipe(text, str(run.recipe)))
+    if difference:
+        raise InputError(f"{run.path} holds the backbone of another recipe ({difference}): {mend}")
+    annotations, checkpoint = Path(recipe.data.train_annotations), latest_checkpoint(run)
+    if checkpoint is None or not annotations.exists():
+        return
+    pictures = load_coco(annotations, Path(recipe.data.train_images), keep_empty=recipe.data.keep_empty_images)
+    if load_state(checkpoint).get("data") not in (None, fingerprint(pictures)):
+        raise InputError(f"{run.path} holds a backbone of other pictures or boxes than those of {annotations}: {mend}")

@@ -22,8 +22,9 @@ TITLES: dict[Item, str] = {
 }
 TRAINING_COLUMNS = (
     *("row", "batch", "BN size", "policy", "rate", "mmAP, paper", "mmAP, here", "AP50, here", "mmAR, here"),
-    *("time, paper", "time, here", "steps"),
+    *("time, paper", "time, here", "devices, here", "steps"),
 )
+TIMES_NOTE = "Times of rows that were trained on different numbers of devices, or beside other work, do not compare."
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ def training_report(
         report.records.append(_record(row, outcome))
         if outcome is not None and outcome.status == "failed":
             report.notes.append(f"{row_name(row)} failed here: {outcome.reason}.")
+    report.notes.append(TIMES_NOTE)
     return report
 
 
@@ -132,11 +134,12 @@ def _cells(row: TrainingRow, outcome: Outcome | None) -> list[str]:
     cells = [row_name(row), str(row.batch_size), str(row.bn_size), row.policy, row.rate]
     paper = ("failed", "-") if row.failed else (percent_text(row.mmap), f"{row.hours:.1f} h")
     if outcome is None:
-        return [*cells, paper[0], "not run", "-", "-", paper[1], "-", "-"]
+        return [*cells, paper[0], "not run", "-", "-", paper[1], "-", "-", "-"]
     here = "failed" if outcome.status == "failed" else percent_text(outcome.mmap)
     time = f"{outcome.hours:.1f} h" if outcome.hours >= 1 else f"{60 * outcome.hours:.1f} min"
     numbers = [percent_text(outcome.ap50), percent_text(outcome.mmar)]
-    return [*cells, paper[0], here, *numbers, paper[1], time, str(outcome.steps)]
+    devices = "mixed" if outcome.ranks_differ else str(outcome.ranks)
+    return [*cells, paper[0], here, *numbers, paper[1], time, devices, str(outcome.steps)]
 
 
 def _record(row: TrainingRow, outcome: Outcome | None) -> dict[str, Any]:
@@ -152,6 +155,6 @@ def _record(row: TrainingRow, outcome: Outcome | None) -> dict[str, Any]:
         "status": "not run" if outcome is None else outcome.status,
     }
     if outcome is not None:
-        names = ("mmap", "ap50", "mmar", "hours", "steps", "ranks", "reason")
+        names = ("mmap", "ap50", "mmar", "hours", "steps", "ranks", "ranks_differ", "reason")
         record |= {name: getattr(outcome, name) for name in names}
     return record

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megdet.analysis.paper.figures import curve_of, plot_curves, plot_sweep
+from megdet.analysis.paper.figures import find_curve, plot_curves, plot_sweep
 from megdet.analysis.paper.pretraining import pretrained_backbone
 from megdet.analysis.paper.report import Report, scale_note, sweep_points, training_report
 from megdet.analysis.paper.rows import (
@@ -30,6 +30,7 @@ from megdet.analysis.paper.sweep import Outcome, Train, run_sweep
 from megdet.analysis.paper.tables import FIGURES, TrainingRow
 from megdet.distributed.world import World
 from megdet.errors import InputError
+from megdet.journal.checkpoint_files import latest_checkpoint
 from megdet.journal.run_folder import RunFolder
 from megdet.recipe import Recipe
 from megdet.training.loop import RunOptions, train
@@ -121,16 +122,44 @@ def _report(
         plot_sweep(sweep_points(rows, outcomes), picture, f"here: scale {order.scale}")
         return _training_report(order, rows, recipes, outcomes, [picture])
     if order.item in ("figure1", "figure4"):
-        plot_curves([curve_of(RunFolder(order.folder / row_name(row)), _curve_label(row)) for row in rows], picture)
-        report = _training_report(order, rows, recipes, outcomes, [picture])
-        report.notes.extend(_statements(order.item))
-        return report
+        return _curves_report(order, rows, recipes, outcomes, picture)
     if order.item == "table1":
-        report = ratios_report(order.scale, rows, order.folder)
+        report = ratios_report(order.scale, rows, order.folder, outcomes)
+    elif latest_checkpoint(RunFolder(order.folder / row_name(rows[0]))) is None:
+        report = _training_report(order, rows, recipes, outcomes)
+        report.notes.append(_missing(rows[0], outcomes, "weights to find proposals with"))
+        return report
     else:
         report = proposals_report(order.scale, rows[0], order.folder, world, workers)
     report.notes.append(scale_note(order.scale, recipes[row_name(rows[0])]))
     return report
+
+
+def _curves_report(
+    order: Order,
+    rows: Sequence[TrainingRow],
+    recipes: Mapping[str, Recipe],
+    outcomes: Mapping[str, Outcome],
+    picture: Path,
+) -> Report:
+    """Figures 1 and 4: the curves that there are, and which rows have none."""
+    found = [find_curve(RunFolder(order.folder / row_name(row)), _curve_label(row)) for row in rows]
+    curves = [curve for curve in found if curve is not None]
+    if curves:
+        plot_curves(curves, picture)
+    report = _training_report(order, rows, recipes, outcomes, [picture] if curves else [])
+    missing = [row for row, curve in zip(rows, found, strict=True) if curve is None]
+    report.notes.extend(_missing(row, outcomes, "curve") for row in missing)
+    report.notes.extend(_statements(order.item))
+    return report
+
+
+def _missing(row: TrainingRow, outcomes: Mapping[str, Outcome], what: str) -> str:
+    """Why a row is not in a picture."""
+    outcome = outcomes[row_name(row)]
+    at = outcome.reason.partition(":")[0]  # "step 24: rpn_box is not finite"
+    how = f"failed at {at}" if outcome.status == "failed" else "found nothing to evaluate"
+    return f"{row_name(row)} {how}: no {what}."
 
 
 def _curve_label(row: TrainingRow) -> str:

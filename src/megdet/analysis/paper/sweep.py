@@ -2,11 +2,13 @@
 
 A finished row leaves `outcome.json` beside its metrics; the next call reads it and trains the rows that have none. A
 row that was interrupted goes on from its checkpoint like any run. A training that diverges is a result, as it is in
-Table 2 of the paper; every other error stops the sweep.
+Table 2 of the paper; every other error stops the sweep. Rows compare where they have one recipe, one data set and one
+file of weights; the last two are known by their content, wherever they lie.
 """
 
+import hashlib
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +17,8 @@ from megdet.distributed.layout import recipe_layout
 from megdet.distributed.world import World
 from megdet.errors import DivergedError, InputError
 from megdet.evaluation.coco_numbers import CocoNumbers
-from megdet.files import read_json, write_json_atomically
+from megdet.files import read_json, read_text, reason_of, write_json_atomically, write_text_atomically
+from megdet.journal.environment import read_environment
 from megdet.journal.metrics import read_metrics
 from megdet.journal.run_folder import RunFolder
 from megdet.recipe import Recipe
@@ -24,7 +27,7 @@ from megdet.training.loop import RunOptions, train
 from megdet.training.prepare import fingerprint, load_datasets
 
 Train = Callable[[Recipe, RunFolder, RunOptions, World], CocoNumbers]
-_OUTCOME = "outcome.json"
+_OUTCOME, _WEIGHTS = "outcome.json", "weights.sha256"
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,10 @@ class Outcome:
     """hash of the images and boxes that it was trained on"""
     val_data: str
     """hash of those that it was evaluated on"""
+    weights: str = ""
+    """SHA-256 of the file that its backbone started from; "" = none, or the row was trained before this was noted"""
+    ranks_differ: bool = False
+    """whether it was stopped and went on with another number of processes"""
 
 
 def run_sweep(
@@ -66,18 +73,22 @@ def run_sweep(
 
     Every rank calls it. Returns the outcomes that there are, of rows that were not chosen as well. `told` hears on rank
     0 of each row to train, before it starts and after it ended, with the outcomes so far. Raises InputError, before any
-    training where possible: a row does not fit the ranks, a folder holds another recipe or was trained on other data,
-    and everything that stops a training but its divergence.
+    training where possible: a row does not fit the ranks, a folder holds another recipe or was trained on other data or
+    from other weights, and everything that stops a training but its divergence.
     """
     datasets = load_datasets(next(iter(rows.values())), world)
     data = fingerprint(datasets.train), fingerprint(datasets.val)
-    outcomes = _on_first(world, lambda: _finished(rows, folder, data))
+    weights: dict[str, str] = _on_first(
+        world, lambda: {path: _weights_hash(path) for path in {recipe.backbone.weights for recipe in rows.values()}}
+    )
+    outcomes = _on_first(world, lambda: _finished(rows, folder, data, weights))
     pending = [name for name in rows if name not in outcomes and (chosen is None or name in chosen)]
     for name in pending:
         _check_layout(name, rows[name], options, world)
     for name in pending:
         _on_first(world, partial(told, name, outcomes))
-        outcomes[name] = _run_row(rows[name], RunFolder(folder / name), options, world, data, train_row)
+        hashes = (*data, weights[rows[name].backbone.weights])
+        outcomes[name] = _run_row(rows[name], RunFolder(folder / name), options, world, hashes, train_row)
         _on_first(world, partial(told, name, outcomes))
     return {name: outcomes[name] for name in rows if name in outcomes}
 
@@ -93,13 +104,27 @@ def read_outcome(folder: RunFolder) -> Outcome | None:
         raise InputError(f"{file} is no outcome of a row: delete it, and the row is looked at again") from None
 
 
-def _finished(rows: Mapping[str, Recipe], folder: Path, data: tuple[str, str]) -> dict[str, Outcome]:
-    """The outcomes that there are, after a look whether they are of these recipes and data."""
+def _finished(
+    rows: Mapping[str, Recipe], folder: Path, data: tuple[str, str], weights: Mapping[str, str]
+) -> dict[str, Outcome]:
+    """The outcomes that there are, after a look whether they are of these recipes, data and weights.
+
+    `weights` are the hashes of the files that the recipes name. A finished row may have found its file elsewhere.
+    """
     found = {}
     for name, recipe in rows.items():
         own = RunFolder(folder / name)
         outcome, text = read_outcome(own), own.read_recipe()
-        difference = "" if text is None else first_difference(recipe, parse_recipe(text, str(own.recipe)))
+        started_from = _started_from(own, outcome)
+        if started_from and started_from != weights[recipe.backbone.weights]:
+            raise InputError(
+                f"{own.path} started from other weights than {recipe.backbone.weights or 'none'}: rows would not "
+                "compare; choose another --run folder, or the weights of before with --weights"
+            )
+        theirs = recipe if text is None else parse_recipe(text, str(own.recipe))
+        if outcome is not None and started_from:
+            theirs = replace(theirs, backbone=replace(theirs.backbone, weights=recipe.backbone.weights))
+        difference = first_difference(recipe, theirs)
         if difference:
             raise InputError(
                 f"{own.path} holds a run of another recipe ({difference}): rows would not compare; choose another "
@@ -117,6 +142,32 @@ def _finished(rows: Mapping[str, Recipe], folder: Path, data: tuple[str, str]) -
     return found
 
 
+def _weights_hash(path: str) -> str:
+    """SHA-256 of a file of weights, "" for none. Raises InputError where it cannot be read."""
+    if not path:
+        return ""
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"backbone.weights {path} cannot be read: {reason_of(error)}") from error
+
+
+def _started_from(folder: RunFolder, outcome: Outcome | None) -> str:
+    """The hash of a row's weights, "" where none is noted."""
+    if outcome is not None:
+        return outcome.weights
+    file = folder.path / _WEIGHTS
+    return read_text(file).strip() if file.exists() else ""
+
+
+def _note_start(folder: RunFolder, weights: str) -> None:
+    """Leave the hash of the weights beside a run that is not finished."""
+    if weights:
+        folder.create()
+        write_text_atomically(folder.path / _WEIGHTS, weights + "\n")
+
+
 def _check_layout(name: str, recipe: Recipe, options: RunOptions, world: World) -> None:
     try:
         recipe_layout(recipe, world.size, options.lane_width, options.max_images_per_device)
@@ -125,21 +176,24 @@ def _check_layout(name: str, recipe: Recipe, options: RunOptions, world: World) 
 
 
 def _run_row(
-    recipe: Recipe, folder: RunFolder, options: RunOptions, world: World, data: tuple[str, str], train_row: Train
+    recipe: Recipe, folder: RunFolder, options: RunOptions, world: World, hashes: tuple[str, str, str], train_row: Train
 ) -> Outcome:
+    """Train a row; `hashes` are of the images to train and to evaluate on and of the weights."""
     numbers, reason = None, ""
+    _on_first(world, partial(_note_start, folder, hashes[2]))
     try:
         numbers = train_row(recipe, folder, options, world)
     except DivergedError as error:
         reason = str(error)
-    outcome: Outcome = _on_first(world, lambda: _write_outcome(folder, numbers, reason, world.size, data))
+    outcome: Outcome = _on_first(world, lambda: _write_outcome(folder, numbers, reason, world.size, hashes))
     return outcome
 
 
 def _write_outcome(
-    folder: RunFolder, numbers: CocoNumbers | None, reason: str, ranks: int, data: tuple[str, str]
+    folder: RunFolder, numbers: CocoNumbers | None, reason: str, ranks: int, hashes: tuple[str, str, str]
 ) -> Outcome:
     steps = [line for line in read_metrics(folder.metrics) if "loss" in line] if folder.metrics.exists() else []
+    starts = read_environment(folder) if folder.environment.exists() else []
     outcome = Outcome(
         status="failed" if numbers is None else "trained",
         reason=reason,
@@ -149,8 +203,10 @@ def _write_outcome(
         mmap=None if numbers is None else percent(numbers.AP),
         ap50=None if numbers is None else percent(numbers.AP50),
         mmar=None if numbers is None else percent(numbers.AR100),
-        train_data=data[0],
-        val_data=data[1],
+        train_data=hashes[0],
+        val_data=hashes[1],
+        weights=hashes[2],
+        ranks_differ=any(start["world_size"] != ranks for start in starts),
     )
     write_json_atomically(folder.path / _OUTCOME, asdict(outcome), indent=2)
     return outcome

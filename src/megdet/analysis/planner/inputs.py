@@ -109,7 +109,8 @@ def read_measurement(recipe: Recipe, path: Path) -> Measurement:
         plan_window=recipe.plan_window,
         seed=recipe.seed,
         start_from=recipe.start_from,
-        optimizer=replace(other.optimizer, base_lr=recipe.optimizer.base_lr),
+        noise_interval=recipe.noise_interval,
+        optimizer=replace(other.optimizer, base_lr=recipe.optimizer.base_lr, agvm=recipe.optimizer.agvm),
         schedule=recipe.schedule,
     )
     difference = first_difference(recipe, other)
@@ -197,16 +198,22 @@ def _detector(recipe: Recipe, num_classes: int, *, has_weights: bool = False) ->
     return detector.to(torch.float64) if recipe.precision == "float64" else detector
 
 
-def known_noise_scale(given: Given) -> float | None:
-    """The gradient noise scale in images, as said or the last that a run has measured. Raises InputError."""
+def known_noise_scale(recipe: Recipe, given: Given, assumptions: list[str]) -> float | None:
+    """The gradient noise scale in images, as said or the last that a run has measured, which is then told.
+
+    Raises InputError for a run without one, and for one whose scale is that of other groups or other data.
+    """
     if given.noise_from is None:
         return given.noise_scale
-    metrics = RunFolder(given.noise_from).metrics
-    measured = [record["noise"] for record in read_metrics(metrics) if isinstance(record.get("noise"), dict)]
+    folder = RunFolder(given.noise_from)
+    _refuse_other_noise(recipe, folder)
+    metrics = folder.metrics
+    measured = [record for record in read_metrics(metrics) if isinstance(record.get("noise"), dict)]
     if not measured:
-        raise InputError(f"{metrics}: no step has a noise scale: train with its logging on, or give --noise-scale")
+        raise InputError(f"{metrics}: no step has a noise scale: train with noise_interval: 50, or give --noise-scale")
+    noise = measured[-1]["noise"]
     try:
-        scale = float(measured[-1]["model"]["scale"])
+        scale = float(noise["model"]["scale"])
     except (KeyError, TypeError, ValueError):
         scale = math.nan
     if not (math.isfinite(scale) and scale > 0):
@@ -214,4 +221,35 @@ def known_noise_scale(given: Given) -> float | None:
             f"{metrics}: the last noise scale of the model is no number above 0: the gradient was lost in its noise; "
             "give --noise-scale"
         )
+    count = noise.get("measurements", len(measured))  # older runs do not count them
+    estimator = noise.get("estimator", "unknown")
+    too_large = " (too large)" if estimator == "successive steps" else ""
+    assumptions.append(
+        f"noise scale {scale:.4g} images from {folder.path}, step {measured[-1]['step']}, {count} "
+        f"measurement{'' if count == 1 else 's'}, estimator {estimator}{too_large}"
+    )
     return scale
+
+
+def _refuse_other_noise(recipe: Recipe, folder: RunFolder) -> None:
+    """A scale is that of groups of one size, with batch statistics or without, and of some images."""
+    text = folder.read_recipe()
+    if text is None:
+        raise InputError(f"{folder.recipe} does not exist: --noise-from takes the folder of a run")
+    other = parse_recipe(text, str(folder.recipe))
+    groups = {
+        "bn_size": (recipe.bn_size, other.bn_size),
+        "group_size": (recipe.images_per_group, other.images_per_group),
+    }
+    for key, (ours, theirs) in groups.items():
+        if ours != theirs:
+            raise InputError(
+                f"--noise-from {folder.path}: its noise scale is that of other groups ({key}: {ours} here, {theirs} "
+                f"there), and such scales do not compare: train with {key} {ours}, or give --noise-scale"
+            )
+    here, there = recipe.data.train_annotations, other.data.train_annotations
+    if Path(here).resolve() != Path(there).resolve():
+        raise InputError(
+            f"--noise-from {folder.path}: its noise scale is that of other images (data.train_annotations: {here} "
+            f"here, {there} there): name a run on the same images, or give --noise-scale"
+        )

@@ -260,6 +260,8 @@ class Planner:
         needed = cost.bytes(layout.largest_share, layout.rounds)
         if needed is not None and layout.world_size > 1:
             needed += max(self.model.bucket_bytes)  # a bucket is filled from gradients that are still there
+        if needed is not None and compares_gradients(recipe):
+            needed += self.model.gradient_bytes
         compute = cost.seconds(layout.largest_share, layout.rounds)
         traffic = traffic_of(layout, self.model, self.link, self.device)
         load = layout.busiest_images * self.load_seconds / max(1, self.workers)
@@ -279,6 +281,15 @@ class Planner:
             self._steps * seconds / 3600,
             evaluations * self.num_val_images * self.evaluation_seconds / layout.world_size / 3600,
         )
+
+
+def compares_gradients(recipe: Recipe) -> bool:
+    """Whether some steps hold one more copy of the gradient, which was not measured, while they compute.
+
+    That is the half which is set aside, on a rank of the second half alone too, where it is a sum without terms; or
+    the gradient that is kept for the next step, where a mini-batch is one group.
+    """
+    return recipe.optimizer.agvm or recipe.noise_interval > 0
 
 
 def sizes_to_measure(layout: Layout) -> list[int]:

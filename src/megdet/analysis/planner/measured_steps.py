@@ -69,9 +69,21 @@ def resident_bytes(key: str) -> int | None:
 
 
 def micro_batch_recipe(recipe: Recipe, images: int) -> Recipe:
-    """The recipe whose mini-batch is one micro-batch of so many images."""
+    """The recipe whose mini-batch is one micro-batch of so many images, and which compares no gradients.
+
+    The comparisons of one micro-batch are not those of the mini-batch; `layouts` adds the memory that they take.
+    """
     bn_size, group_size = (images, recipe.group_size) if recipe.bn_size else (0, images)
-    return replace(recipe, batch_size=images, bn_size=bn_size, group_size=group_size, start_from="")
+    optimizer = replace(recipe.optimizer, agvm=False)
+    return replace(
+        recipe,
+        batch_size=images,
+        bn_size=bn_size,
+        group_size=group_size,
+        start_from="",
+        noise_interval=0,
+        optimizer=optimizer,
+    )
 
 
 def measure_here(task: Task) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from megdet.analysis.planner.inputs import (
     read_measurement,
     with_link,
 )
-from megdet.analysis.planner.layouts import BatchSize, PlannedLayout
+from megdet.analysis.planner.layouts import BatchSize, PlannedLayout, compares_gradients
 from megdet.analysis.planner.measuring import say_nothing
 from megdet.analysis.planner.step_cost import Measurement
 from megdet.distributed.layout import recipe_layout
@@ -122,10 +122,10 @@ def make_plan(
     """
     given, measuring = given or Given(), measuring or Measuring()
     layout = recipe_layout(recipe, limits.devices, limits.lane_width, limits.max_images_per_device)
-    noise_scale = known_noise_scale(given)
+    assumptions: list[str] = []
+    noise_scale = known_noise_scale(recipe, given, assumptions)
     # whether more than one device comes into it
     several = limits.devices > 1 or limits.hours is not None or noise_scale is not None
-    assumptions: list[str] = []
     if given.seconds_per_image is not None:
         planner, measurement = planner_of_numbers(recipe, given, measuring.device), None
         assumptions.append("seconds of an image as given; reading images and evaluating are not in it")
@@ -151,6 +151,8 @@ def make_plan(
     if several:
         rate = f"{planner.link.bandwidth / 1e9:.3g} GB/s and {planner.link.latency * 1e6:.3g} us a hop"
         assumptions.append(f"devices are linked by {rate} ({planner.link.source}), and sending overlaps with nothing")
+    if compares_gradients(recipe):
+        assumptions.append("a step that compares gradients (agvm, noise_interval) takes as long as any other")
     found = None if limits.hours is None else planner.devices_for(limits.hours)
     return Plan(
         recipe,

@@ -54,7 +54,8 @@ class Course:
     """of every step that was made"""
     losses: tuple[float, ...]
     diverged: int | None
-    """the step, from 1, whose loss was not finite or whose running mean was DIVERGED times its lowest value"""
+    """the step, from 1, whose loss was not finite or whose running mean was DIVERGED times its lowest value; a step
+    with a gradient that is not finite has an infinite loss"""
 
 
 @dataclass(frozen=True)
@@ -169,13 +170,13 @@ def run_rate_test(
     with shared_fate(world):
         runner = _Runner(recipe, world, options, load_datasets(recipe, world), progress)
         rising = lowest * (highest / lowest) ** (np.arange(steps) / (steps - 1))
-        found = read_range(runner.run("range test", rising.tolist()))
+        found = read_range(runner.run("range test", rising.tolist(), warmup=0))
         scale = scaled_rate(replace(recipe, optimizer=replace(recipe.optimizer, base_lr=1.0)))
         stability = []
         for rate in rates or sorted({scaled_rate(recipe), found.recommended}):
             for warmup in warmups if warmups is not None else sorted({0, recipe.schedule.warmup_steps}):
                 planned = stability_rates(recipe, len(runner.datasets.train), rate / scale, warmup, after)
-                course = runner.run(f"rate {rate:.3g}, warmup {warmup}", planned)
+                course = runner.run(f"rate {rate:.3g}, warmup {warmup}", planned, warmup)
                 stability.append(Stability(rate, rate / scale, warmup, course))
     return RateTest(recipe.batch_size, scale, found, tuple(stability))
 
@@ -242,9 +243,14 @@ class _Runner:
     datasets: Datasets
     progress: Progress
 
-    def run(self, what: str, rates: Sequence[float]) -> Course:
-        """Train with these rates until the loss diverges. Every rank makes the same steps: the losses are summed."""
-        recipe, world, dataset = self.recipe, self.world, self.datasets.train
+    def run(self, what: str, rates: Sequence[float], warmup: int) -> Course:
+        """Train with these rates until the loss diverges. Every rank makes the same steps: the losses are summed.
+
+        `warmup` is how many of the steps are warmup, after which AGVM begins to measure; it does at once in a run
+        that has none, as the range test.
+        """
+        world, dataset = self.world, self.datasets.train
+        recipe = replace(self.recipe, schedule=replace(self.recipe.schedule, warmup_steps=warmup))
         layout = recipe_layout(recipe, world.size, self.options.lane_width, self.options.max_images_per_device)
         plan = TrainingPlan(dataset.sizes, recipe)
         check_statistics(recipe, plan, dataset)
@@ -262,7 +268,8 @@ class _Runner:
                     f"a micro-batch of {layout.largest_share} images does not fit {world.device}: use more devices, "
                     "--max-images-per-device or a smaller bn_size"
                 ) from None
-            losses.append(float(reported[: len(LOSSES)].sum()))
+            *parts, norm = reported.tolist()
+            losses.append(sum(parts[: len(LOSSES)]) if math.isfinite(norm) else math.inf)
             self.progress(what, step + 1, len(rates))
             diverged = first_divergence(losses)
             if diverged is not None:

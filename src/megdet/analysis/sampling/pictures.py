@@ -54,7 +54,7 @@ def sampled_rois(study: Study, batch: Batch) -> SampledRois:
         images = model.normalized(batch.pixels, batch.sizes)
         pyramid = model.fpn(model.backbone(images))
         logits, deltas = model.rpn(pyramid)
-        anchors = model._anchors(images, pyramid)
+        anchors = model.anchors_of(images, pyramid)
         boxes = batch.targets.boxes.to(images.dtype)
         targets = type(batch.targets)(boxes, batch.targets.labels, batch.targets.image_seeds)
         return model.box_head.sample(model.rpn.propose(logits, deltas, anchors, batch.sizes), targets)

@@ -5,6 +5,7 @@ candidates that is positive: a mean over images, then over the steps of the epoc
 `box_head.positive_fraction`, 25% in the baseline, as all numbers of Table 1 do not.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -45,6 +46,8 @@ class Ratio:
     bn_size: int
     steps: int
     """steps of the epoch that were found"""
+    epoch_steps: int
+    """steps that the epoch has"""
     roi_ratio: float
     """part of the box head's sampled RoIs that is positive, of 1"""
     anchor_ratio: float
@@ -62,7 +65,7 @@ def sampling_table(folders: Sequence[RunFolder], epochs: Sequence[int] | None = 
 
     `epochs` count from 1; without them they are those of the paper (1, 6 and 12) where all runs have them, else the
     first, the middle and the last that all runs have finished. Raises InputError for a folder without metrics or
-    without a finished epoch, for an epoch that a run has not, and for runs that do not compare.
+    without a finished epoch, for an epoch that a run has not or whose lines are lost, and for runs that do not compare.
     """
     recipes = [read_recipe(folder) for folder in folders]
     check_comparable(folders, recipes)
@@ -129,12 +132,15 @@ def _steps(folder: RunFolder) -> list[dict[str, Any]]:
 
 def _ratio(folder: RunFolder, recipe: Recipe, lines: list[dict[str, Any]], epoch: int) -> Ratio:
     own = [line for line in lines if _epoch_of(line) == epoch]
+    if not own:
+        raise InputError(f"{folder.metrics}: the lines of epoch {epoch} are missing; choose other --epochs")
     return Ratio(
         str(folder.path),
         epoch,
         recipe.batch_size,
         recipe.bn_size,
         len(own),
+        _steps_of_epoch(lines[-1], recipe.batch_size, epoch),
         sum(line["box_head_positive"] for line in own) / len(own),
         sum(line["rpn_positive"] for line in own) / len(own) / recipe.rpn.samples,
         PAPER.get((epoch, recipe.batch_size)),
@@ -145,3 +151,10 @@ def _epoch_of(line: dict[str, Any]) -> int:
     """The epoch, from 1, in which a step began; it ends within the next one where epochs are no whole steps."""
     began = line["epoch"] * (line["step"] - 1) / line["step"]
     return int(began + 1e-6) + 1
+
+
+def _steps_of_epoch(line: dict[str, Any], batch_size: int, epoch: int) -> int:
+    """How many steps begin in an epoch, by what any line says of the number of images."""
+    num_images: int = round(line["step"] * batch_size / line["epoch"])
+    first, after = (math.ceil(done * num_images / batch_size) for done in (epoch - 1, epoch))
+    return after - first

@@ -19,7 +19,7 @@ from megdet.recipe import Recipe
 from megdet.recipe_file import load_recipe
 from megdet.training.step import Trainer
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLES = Path(__file__).parents[3] / "examples"
 
 
 @pytest.fixture(scope="module")

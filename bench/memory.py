@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=320, help="width and height of the images in pixels")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of both sides")
-    parser.add_argument("--rounds", type=int, default=3, help="processes of each side, in turn")
+    parser.add_argument("--rounds", type=int, default=2, help="processes of each side, in turn")
     parser.add_argument("--side", choices=SIDES, help="measure this side alone, in this process")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()

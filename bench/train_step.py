@@ -1,6 +1,10 @@
 """A training step of ours beside torchvision's: ResNet-50 FPN Faster R-CNN, same images, same boxes, in turn.
 
     python bench/train_step.py --size 320 --batch 2 --precision fp32
+    python bench/train_step.py --size 320 --batch 2 --one-process
+
+Each side has a process of its own, as its users have it, and they step in turn. With `--one-process` all share one, so
+that torchvision gains from our allocator's habit of keeping freed memory (`distributed/world.py`).
 
 Both sides: random weights, trained batch norm, 8 boxes an image, SGD with momentum. Prints the median seconds of
 a step, images a second and `ratio`, torchvision fp32's time over ours. Compare ratios: the speed of a machine drifts.
@@ -14,6 +18,8 @@ import json
 import math
 import platform
 import statistics
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
@@ -24,6 +30,7 @@ from rich.table import Table
 from rounds import in_turn, summary
 from torch.utils.flop_counter import FlopCounterMode
 
+from megdet.distributed import world as world_module
 from megdet.distributed.gradients import GradientBuckets
 from megdet.distributed.world import start_world
 from megdet.inference.trained import place_model
@@ -44,23 +51,72 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of our side")
     parser.add_argument("--rounds", type=int, default=5, help="counted steps of each side, in turn")
+    parser.add_argument("--one-process", action="store_true", help="all sides in this process")
+    parser.add_argument("--side", help="step this side, once for each line read, in this process")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-
-    images, boxes, labels, device = make_images(options.size, options.batch)
-    sides: dict[str, Callable[[], object]] = {
-        "torchvision fp32": torchvision_step(images, boxes, labels, channels_last=False, bf16=False),
-        "torchvision channels_last": torchvision_step(images, boxes, labels, channels_last=True, bf16=False),
-        "torchvision channels_last bf16": torchvision_step(images, boxes, labels, channels_last=True, bf16=True),
-        f"megdet {options.precision}": megdet_step(images, boxes, labels, bf16=options.precision == "bf16"),
-    }
+    if options.side:
+        serve(make_side(options.side, options.size, options.batch))
+        return
+    ours = f"megdet {options.precision}"
+    names = ["torchvision fp32", "torchvision channels_last", "torchvision channels_last bf16", ours]
     if options.precision == "fp32":
-        del sides["torchvision channels_last bf16"]
+        names.remove("torchvision channels_last bf16")
+    step = make_side(ours, options.size, options.batch)
     with flop_counter() as counter:
-        sides[f"megdet {options.precision}"]()
+        step()
+    sides: dict[str, Callable[[], object]] = {}
+    for name in names:
+        if options.one_process:
+            sides[name] = step if name == ours else make_side(name, options.size, options.batch)
+        else:
+            sides[name] = SideProcess(name, options.size, options.batch)
+    device = start_world().device
     sides[LIMIT], conv_flops = convolution(options.size, options.batch, options.precision == "bf16", device)
     times = in_turn(sides, options.rounds)
+    for side in sides.values():
+        if isinstance(side, SideProcess):
+            side.end()
     report(options, times, counter.get_total_flops(), conv_flops)
+
+
+class SideProcess:
+    """A side in a process of its own; a call makes it step once."""
+
+    def __init__(self, name: str, size: int, batch: int) -> None:
+        command = [sys.executable, __file__, "--side", name, "--size", str(size), "--batch", str(batch)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def __call__(self) -> None:
+        """One step, waited for."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(file=self.process.stdin, flush=True)
+        if not self.process.stdout.readline():
+            raise SystemExit(f"a side has ended with exit code {self.process.wait()}: see above")
+
+    def end(self) -> None:
+        """Let the process go."""
+        self.process.communicate()
+
+
+def serve(step: Callable[[], object]) -> None:
+    """A step for each line on the standard input, answered by a line."""
+    for _ in sys.stdin:
+        step()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        print("done", flush=True)
+
+
+def make_side(name: str, size: int, batch: int) -> Callable[[], object]:
+    """The step of a side by its name; the first side of a process decides about its allocator."""
+    if not name.startswith("megdet"):
+        world_module._keep_freed_memory = lambda: None
+    images, boxes, labels, _ = make_images(size, batch)
+    if name.startswith("megdet"):
+        return megdet_step(images, boxes, labels, bf16=name.endswith("bf16"))
+    return torchvision_step(images, boxes, labels, channels_last="channels_last" in name, bf16=name.endswith("bf16"))
 
 
 def make_images(
@@ -106,6 +162,7 @@ def report(options: argparse.Namespace, times: dict[str, list[float]], flops: in
         "batch": options.batch,
         "precision": options.precision,
         "rounds": options.rounds,
+        "processes": "one" if options.one_process else "own",
         "ratio": figures["ratios"][side],
         "ratio_to_torchvision_best": min(medians[name] for name in medians if name != side) / medians[side],
         **figures,

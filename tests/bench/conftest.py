@@ -35,6 +35,7 @@ def results() -> dict[str, Any]:
         "batch": 2,
         "precision": "fp32",
         "rounds": 3,
+        "processes": "own",
         "seconds": {"torchvision fp32": 3.0, "torchvision channels_last": 2.5, "megdet fp32": 1.25},
         "spread": {
             "torchvision fp32": [2.5, 4.0],

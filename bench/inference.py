@@ -1,9 +1,10 @@
-"""Images a second of inference beside torchvision's: ResNet-50 FPN Faster R-CNN, random weights, in turn.
+"""Images a second of inference beside torchvision's: ResNet-50 FPN Faster R-CNN, the same random weights, in turn.
 
     python bench/inference.py --size 320 --batch 2 --precision fp32
 
 Our side has its batch norms folded (`--plain` leaves them). Both sides keep 1,000 proposals and 100 detections, with no
-score threshold to hide behind: random weights would otherwise find nothing.
+score threshold to hide behind: random weights would otherwise find nothing. Ours are torchvision's, converted, so that
+both have the same candidates to suppress.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import cache
 
 import torch
 import torchvision
@@ -22,6 +24,7 @@ from megdet.distributed.world import start_world
 from megdet.inference.fold import fold_batch_norms
 from megdet.inference.trained import place_model
 from megdet.model.detector import Detector
+from megdet.model.torchvision_weights import convert_torchvision_weights, torchvision_recipe
 from megdet.recipe import Recipe
 
 NUM_CLASSES = 80
@@ -73,6 +76,16 @@ def main() -> None:
     Console().print(table)
 
 
+@cache
+def random_weights() -> dict[str, torch.Tensor]:
+    """torchvision's own start, of which both sides have a copy."""
+    torch.manual_seed(0)
+    model = torchvision.models.detection.fasterrcnn_resnet50_fpn(
+        weights=None, weights_backbone=None, num_classes=NUM_CLASSES + 1
+    )
+    return dict(model.state_dict())
+
+
 def torchvision_side(images: torch.Tensor, *, bf16: bool) -> Callable[[], object]:
     """torchvision's detector in evaluation mode, whose own resizing leaves the images as they are."""
     size = images.shape[-1]
@@ -84,6 +97,7 @@ def torchvision_side(images: torch.Tensor, *, bf16: bool) -> Callable[[], object
         max_size=size,
         box_score_thresh=THRESHOLD,
     ).to(images.device)
+    model.load_state_dict(random_weights())
     if bf16:
         model = model.to(memory_format=torch.channels_last)
     model.eval()
@@ -100,19 +114,21 @@ def torchvision_side(images: torch.Tensor, *, bf16: bool) -> Callable[[], object
 
 def megdet_side(images: torch.Tensor, bf16: bool, folds: bool) -> Callable[[], object]:
     """Our detector on the same images."""
-    recipe = replace(Recipe(), precision="bfloat16" if bf16 else "float32")
+    recipe = torchvision_recipe(replace(Recipe(), precision="bfloat16" if bf16 else "float32"), norm_eps=1e-5)
     recipe = replace(recipe, box_head=replace(recipe.box_head, score_threshold=THRESHOLD))
     model = Detector(recipe, NUM_CLASSES)
+    model.load_state_dict(convert_torchvision_weights(random_weights(), model.state_dict()))
     place_model(model, images.device)
     model.eval()
     if folds:
         fold_batch_norms(model)
     pixels = images.contiguous(memory_format=torch.channels_last)
     sizes = torch.tensor([list(images.shape[2:])] * len(images), device=images.device)
+    mean, std = (torch.tensor(v, device=images.device).reshape(3, 1, 1) for v in (recipe.data.mean, recipe.data.std))
 
     def forward() -> object:
         with torch.inference_mode(), torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=bf16):
-            return model.detect(pixels, sizes)
+            return model.detect((pixels - mean) / std, sizes)
 
     return forward
 

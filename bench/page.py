@@ -267,7 +267,7 @@ SECTIONS = (
         _train_step,
         "What makes the difference: RoIAlign as one weighted embedding bag over all levels, the RPN's loss at the "
         "sampled anchors only, channels-last memory throughout, and an allocator that keeps freed memory for the "
-        "next step. In one process torchvision has the last too, which is worth a quarter of its time at 800 px.",
+        "next step. In one process torchvision has the last too, which is worth a third of its time at 800 px.",
     ),
     Section(
         "Memory",

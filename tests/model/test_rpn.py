@@ -10,7 +10,7 @@ from megdet.layers.batch_norm import finish_step
 from megdet.layers.convert import norm_factory
 from megdet.model.anchors import AnchorGrid
 from megdet.model.detector import LOSSES, Detector
-from megdet.model.rpn import Rpn
+from megdet.model.rpn import Proposals, Rpn
 from megdet.ops.boxes import box_iou
 from megdet.ops.roi_align import feature_table
 from megdet.recipe import Anchors
@@ -202,3 +202,14 @@ def test_the_detector_gives_its_rpn_the_recipes_anchors():
     detector = Detector(replace(TINY, anchors=replace(TINY.anchors, ratios=(0.5, 2.0))), 3)
     assert detector.rpn.objectness.out_channels == 2
     detector(tiny_batch(2))
+
+
+@pytest.mark.parametrize(("valid", "width"), [([2, 3], 3), ([0, 0], 2), ([5, 1], 5)])
+def test_proposals_are_shortened_to_the_fullest_image_and_not_below_the_least(valid, width):
+    is_valid = torch.arange(5) < torch.tensor(valid).unsqueeze(1)
+    proposals = Proposals(torch.rand(2, 5, 4), torch.arange(10).reshape(2, 5), is_valid)
+    short = proposals.shortened(least=2)
+    assert short.boxes.shape == (2, width, 4)
+    assert torch.equal(short.boxes, proposals.boxes[:, :width])
+    assert torch.equal(short.identities, proposals.identities[:, :width])
+    assert int(short.is_valid.sum()) == sum(valid)

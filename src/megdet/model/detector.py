@@ -99,6 +99,8 @@ class Detector(nn.Module):
         pyramid = self.fpn(self.backbone(images))
         logits, deltas = self.rpn(pyramid)
         proposals = self.rpn.propose(logits, deltas, self.anchors_of(images, pyramid), sizes)
+        if not images.is_cuda:  # a GPU would have to wait, a CPU computes every row
+            proposals = proposals.shortened(least=self.recipe.box_head.detections)
         class_logits, class_deltas = self.box_head(feature_table(pyramid), proposals.boxes, proposals.is_valid)
         return self.box_head.detections(class_logits, class_deltas, proposals, sizes)
 

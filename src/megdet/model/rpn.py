@@ -35,6 +35,13 @@ class Proposals:
     identities: Int64[Tensor, "images proposals"]
     is_valid: Bool[Tensor, "images proposals"]
 
+    def shortened(self, least: int) -> "Proposals":
+        """Without the columns beyond `least` that stand for nothing in every image; it waits for their number."""
+        if len(self.is_valid) == 0:
+            return self
+        width = max(least, int(self.is_valid.sum(1).max()))
+        return Proposals(self.boxes[:, :width], self.identities[:, :width], self.is_valid[:, :width])
+
 
 class Rpn(nn.Module):
     """A 3 x 3 convolution and two 1 x 1 ones, shared by all levels."""

@@ -2,9 +2,9 @@
 
     python bench/inference.py --size 320 --batch 2 --precision fp32
 
-Our side has its batch norms folded (`--plain` leaves them). Both sides keep 1,000 proposals and 100 detections, with no
-score threshold to hide behind: random weights would otherwise find nothing. Ours are torchvision's, converted, so that
-both have the same candidates to suppress.
+Our side has its batch norms folded (`--plain` leaves them). Each side has a process of its own, as its users have it.
+Both keep 1,000 proposals and 100 detections, with a score threshold so low that random weights find something; ours are
+torchvision's, converted, so that both have the same candidates to suppress.
 """
 
 import argparse
@@ -18,9 +18,9 @@ import torch
 import torchvision
 from rich.console import Console
 from rich.table import Table
-from rounds import in_turn, summary
+from rounds import SideProcess, in_turn, serve, summary
 
-from megdet.distributed.world import start_world
+from megdet.distributed import world
 from megdet.inference.fold import fold_batch_norms
 from megdet.inference.trained import place_model
 from megdet.model.detector import Detector
@@ -39,18 +39,19 @@ def main() -> None:
     parser.add_argument("--plain", action="store_true", help="do not fold our batch norms")
     parser.add_argument("--rounds", type=int, default=7, help="counted forwards of each side, in turn")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--side", help="detect with this side, once for each line read, in this process")
     options = parser.parse_args()
-    torch.manual_seed(0)
-    device = start_world().device
-    images = torch.rand(options.batch, 3, options.size, options.size, device=device)
-    sides = {
-        "torchvision fp32": torchvision_side(images, bf16=False),
-        "torchvision channels_last bf16": torchvision_side(images, bf16=True),
-        f"megdet {options.precision}": megdet_side(images, options.precision == "bf16", not options.plain),
-    }
+    if options.side:
+        serve(make_side(options))
+        return
+    names = ["torchvision fp32", "torchvision channels_last bf16", f"megdet {options.precision}"]
     if options.precision == "fp32":
-        del sides["torchvision channels_last bf16"]
+        names.remove("torchvision channels_last bf16")
+    shape = ["--size", str(options.size), "--batch", str(options.batch), *(["--plain"] if options.plain else [])]
+    sides = {name: SideProcess(__file__, "--side", name, *shape) for name in names}
     figures = summary(in_turn(sides, options.rounds), "torchvision fp32")
+    for process in sides.values():
+        process.end()
     medians, side = figures["seconds"], f"megdet {options.precision}"
     result = {
         "size": options.size,
@@ -74,6 +75,17 @@ def main() -> None:
     for name, seconds in medians.items():
         table.add_row(name, f"{seconds:.3f}", f"{options.batch / seconds:.2f}", f"{figures['ratios'][name]:.2f}")
     Console().print(table)
+
+
+def make_side(options: argparse.Namespace) -> Callable[[], object]:
+    """The forward of a side by its name."""
+    is_ours, bf16 = options.side.startswith("megdet"), options.side.endswith("bf16")
+    if not is_ours:
+        world._keep_freed_memory = lambda: None
+    device = world.start_world().device
+    torch.manual_seed(0)
+    images = torch.rand(options.batch, 3, options.size, options.size, device=device)
+    return megdet_side(images, bf16, not options.plain) if is_ours else torchvision_side(images, bf16=bf16)
 
 
 @cache

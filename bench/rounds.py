@@ -1,6 +1,8 @@
 """Sides in turn: a round calls every side once, so that a drift of the machine touches all of them alike."""
 
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -35,3 +37,33 @@ def summary(times: Mapping[str, list[float]], reference: str) -> dict[str, dict[
         "ratios": {name: medians[reference] / seconds for name, seconds in medians.items()},
         "ratio_spread": {name: [min(values), max(values)] for name, values in ratios.items()},
     }
+
+
+class SideProcess:
+    """A side in a process of its own, a script that calls `serve`; a call makes it step once."""
+
+    def __init__(self, *script: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, *script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def __call__(self) -> None:
+        """One step, waited for."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(file=self.process.stdin, flush=True)
+        if not self.process.stdout.readline():
+            raise SystemExit(f"a side has ended with exit code {self.process.wait()}: see above")
+
+    def end(self) -> None:
+        """Let the process go."""
+        self.process.communicate()
+
+
+def serve(step: Callable[[], object]) -> None:
+    """A step for each line on the standard input, answered by a line."""
+    for _ in sys.stdin:
+        step()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        print("done", flush=True)

@@ -18,8 +18,6 @@ import json
 import math
 import platform
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
@@ -27,7 +25,7 @@ import torch
 import torchvision
 from rich.console import Console
 from rich.table import Table
-from rounds import in_turn, summary
+from rounds import SideProcess, in_turn, serve, summary
 from torch.utils.flop_counter import FlopCounterMode
 
 from megdet.distributed import world as world_module
@@ -66,11 +64,12 @@ def main() -> None:
     with flop_counter() as counter:
         step()
     sides: dict[str, Callable[[], object]] = {}
+    shape = ["--size", str(options.size), "--batch", str(options.batch)]
     for name in names:
         if options.one_process:
             sides[name] = step if name == ours else make_side(name, options.size, options.batch)
         else:
-            sides[name] = SideProcess(name, options.size, options.batch)
+            sides[name] = SideProcess(__file__, "--side", name, *shape)
     device = start_world().device
     sides[LIMIT], conv_flops = convolution(options.size, options.batch, options.precision == "bf16", device)
     times = in_turn(sides, options.rounds)
@@ -78,35 +77,6 @@ def main() -> None:
         if isinstance(side, SideProcess):
             side.end()
     report(options, times, counter.get_total_flops(), conv_flops)
-
-
-class SideProcess:
-    """A side in a process of its own; a call makes it step once."""
-
-    def __init__(self, name: str, size: int, batch: int) -> None:
-        command = [sys.executable, __file__, "--side", name, "--size", str(size), "--batch", str(batch)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def __call__(self) -> None:
-        """One step, waited for."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        print(file=self.process.stdin, flush=True)
-        if not self.process.stdout.readline():
-            raise SystemExit(f"a side has ended with exit code {self.process.wait()}: see above")
-
-    def end(self) -> None:
-        """Let the process go."""
-        self.process.communicate()
-
-
-def serve(step: Callable[[], object]) -> None:
-    """A step for each line on the standard input, answered by a line."""
-    for _ in sys.stdin:
-        step()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        print("done", flush=True)
 
 
 def make_side(name: str, size: int, batch: int) -> Callable[[], object]:

@@ -281,7 +281,7 @@ SECTIONS = (
     ),
     Section(
         "Inference",
-        "The same two models with the same weights detect: 1,000 proposals, 100 detections, each in its own process. Our "
+        "The same two models with the same weights detect: 1,000 proposals, 100 detections, each in its process. Our "
         "batch norms are folded into the convolutions.",
         {
             f"inference/{size}-{precision}": f"inference.py --size {size} --batch {batch} --precision {precision}"

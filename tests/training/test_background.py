@@ -17,13 +17,13 @@ from megdet.distributed.local_ranks import RankError, run_in_ranks
 from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.evaluation.coco_numbers import CocoNumbers
-from megdet.journal.checkpoint_files import checkpoint_step, checkpoints
 from megdet.journal.metrics import read_metrics
 from megdet.journal.run_folder import RunFolder
 from megdet.recipe import Recipe
 from megdet.training import background, loop
 from megdet.training.evaluations import Evaluations
 from megdet.training.loop import RunOptions, train
+from run_folders import assert_same_run, evaluation_lines, steps
 from small_runs import ALONE, small_recipe, write_small_set, write_small_sets
 
 FOREGROUND, BACKGROUND = RunOptions(workers=0), RunOptions(workers=0, evaluate_in_background=True)
@@ -57,35 +57,6 @@ def whole(recipe: Recipe, tmp_path_factory: Any) -> tuple[RunFolder, CocoNumbers
 @pytest.fixture
 def folder(tmp_path: Path) -> RunFolder:
     return RunFolder(tmp_path / "run")
-
-
-def evaluation_lines(folder: RunFolder) -> list[tuple[int, Any]]:
-    return [(line["step"], line["evaluation"]) for line in read_metrics(folder.metrics) if "evaluation" in line]
-
-
-def training_lines(folder: RunFolder) -> list[dict[str, Any]]:
-    lines = [line for line in read_metrics(folder.metrics) if "loss" in line]
-    return [{key: value for key, value in line.items() if "seconds" not in key} for line in lines]
-
-
-def content(folder: RunFolder) -> dict[str, bytes]:
-    """Every file but those that tell the time, by its path."""
-    files = (path for path in folder.path.rglob("*") if path.is_file())
-    return {
-        str(path.relative_to(folder.path)): path.read_bytes()
-        for path in files
-        if path not in (folder.environment, folder.metrics)
-    }
-
-
-def assert_same_run(ours: RunFolder, theirs: RunFolder) -> None:
-    assert evaluation_lines(ours) == evaluation_lines(theirs)
-    assert training_lines(ours) == training_lines(theirs)
-    assert content(ours) == content(theirs)
-
-
-def steps(folder: RunFolder) -> list[int]:
-    return [checkpoint_step(path) for path in checkpoints(folder)]
 
 
 def runs(pid: int) -> bool:

@@ -3,10 +3,11 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from megdet.analysis.contract.run import Run
 from megdet.errors import InputError, nearest
-from megdet.recipe import NormKind, Recipe
+from megdet.recipe import NormKind, Recipe, RecomputePlan
 from megdet.recipe_check import check_recipe
 
 
@@ -34,8 +35,8 @@ def _bn(size: int) -> Callable[[Recipe], Recipe]:
     return lambda recipe: replace(recipe, bn_size=size)
 
 
-def _recompute(plan: str) -> Callable[[Recipe], Recipe]:
-    return lambda recipe: replace(recipe, recompute=plan)  # type: ignore[arg-type]
+def _recompute(plan: RecomputePlan) -> Callable[[Recipe], Recipe]:
+    return lambda recipe: replace(recipe, recompute=plan)
 
 
 def _frozen(recipe: Recipe) -> Recipe:
@@ -75,11 +76,11 @@ def _averages(recipe: Recipe) -> Recipe:
     return replace(recipe, optimizer=replace(recipe.optimizer, ema_decay=0.9))
 
 
-def _optimizer(**changes: object) -> Callable[[Recipe], Recipe]:
-    return lambda recipe: replace(recipe, optimizer=replace(recipe.optimizer, **changes))  # type: ignore[arg-type]
+def _optimizer(**changes: Any) -> Callable[[Recipe], Recipe]:
+    return lambda recipe: replace(recipe, optimizer=replace(recipe.optimizer, **changes))
 
 
-def _agvm(**changes: object) -> Callable[[Recipe], Recipe]:
+def _agvm(**changes: Any) -> Callable[[Recipe], Recipe]:
     """A warmup so short that a few steps have it, and two groups where their number is odd."""
 
     def change(recipe: Recipe) -> Recipe:
@@ -181,13 +182,13 @@ def trials(
     first = devices[0]
     forced = first if lane_width and first % lane_width else 0
 
-    def run(name: str, count: int, width: int | None = None, **halves: object) -> Run:
+    def run(name: str, count: int, width: int | None = None, **halves: Any) -> Run:
         changed = CASES[name].change(recipe)
         check_recipe(changed, f"case {name}")
         width = width or (None if count == forced else lane_width)
         made = Run(changed, count, width, (0, steps))
         # the width that is chosen, so that two names of one layout are one run
-        return replace(made, lane_width=made.layout.lane_width, **halves)  # type: ignore[arg-type]
+        return replace(made, lane_width=made.layout.lane_width, **halves)
 
     def of(name: str) -> Iterator[Trial]:
         case = CASES[name]

@@ -1,0 +1,36 @@
+"""What is in a run folder, to compare runs in tests."""
+
+from typing import Any
+
+from megdet.journal.checkpoint_files import checkpoint_step, checkpoints
+from megdet.journal.metrics import read_metrics
+from megdet.journal.run_folder import RunFolder
+
+
+def evaluation_lines(folder: RunFolder) -> list[tuple[int, Any]]:
+    return [(line["step"], line["evaluation"]) for line in read_metrics(folder.metrics) if "evaluation" in line]
+
+
+def training_lines(folder: RunFolder) -> list[dict[str, Any]]:
+    lines = [line for line in read_metrics(folder.metrics) if "loss" in line]
+    return [{key: value for key, value in line.items() if "seconds" not in key} for line in lines]
+
+
+def content(folder: RunFolder) -> dict[str, bytes]:
+    """Every file but those that tell the time, by its path."""
+    files = (path for path in folder.path.rglob("*") if path.is_file())
+    return {
+        str(path.relative_to(folder.path)): path.read_bytes()
+        for path in files
+        if path not in (folder.environment, folder.metrics)
+    }
+
+
+def assert_same_run(ours: RunFolder, theirs: RunFolder) -> None:
+    assert evaluation_lines(ours) == evaluation_lines(theirs)
+    assert training_lines(ours) == training_lines(theirs)
+    assert content(ours) == content(theirs)
+
+
+def steps(folder: RunFolder) -> list[int]:
+    return [checkpoint_step(path) for path in checkpoints(folder)]

@@ -1,0 +1,139 @@
+import pytest
+
+from megdet.errors import InputError
+from megdet.recipe_check import check_recipe
+from megdet.recipe_file import parse_recipe
+from recipe_refusals import refusal
+
+AT_LEAST_ONE = """batch_size group_size plan_window checkpoint_epochs keep_checkpoints data.max_long_edge
+data.canvas_multiple fpn.channels rpn.samples rpn.train_proposals_before_nms rpn.train_proposals
+rpn.test_proposals_before_nms rpn.test_proposals box_head.channels box_head.pool_size box_head.sampling_ratio
+box_head.samples box_head.detections evaluation.batch_size""".split()
+NOT_NEGATIVE = """bn_size seed backbone.frozen_stages evaluation.every_epochs schedule.warmup_steps data.color_jitter
+backbone.norm_eps rpn.smooth_l1_beta rpn.min_size box_head.smooth_l1_beta optimizer.base_lr optimizer.weight_decay
+optimizer.clip_norm schedule.warmup_start data.cache_gib noise_interval""".split()
+FRACTIONS = """data.horizontal_flip data.vertical_flip rpn.positive_fraction rpn.positive_iou rpn.negative_iou
+rpn.nms_iou box_head.positive_fraction box_head.positive_iou box_head.score_threshold box_head.nms_iou""".split()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "why"),
+    [
+        *((key, "0", "at least 1") for key in AT_LEAST_ONE),
+        *((key, "-1", "not be negative") for key in NOT_NEGATIVE),
+        *((key, value, "between 0 and 1") for key in FRACTIONS for value in ("-0.1", "1.1")),
+        ("seed", str(2**63), r"below 2**63"),
+        ("data.short_edges", "[]", "at least one positive length"),
+        ("data.short_edges", "[800, 0]", "at least one positive length"),
+        ("data.scale_jitter", "[0, 1]", "two positive factors, the smaller first"),
+        ("data.scale_jitter", "[2, 1]", "two positive factors, the smaller first"),
+        ("data.std", "[1, 0, 1]", "every value must be positive"),
+        ("anchors.sizes", "[8, 16, 32, 64]", "five positive sizes"),
+        ("anchors.sizes", "[8, 16, 32, 64, 0]", "five positive sizes"),
+        ("anchors.ratios", "[]", "positive ratios"),
+        ("anchors.ratios", "[1, -1]", "positive ratios"),
+        ("backbone.frozen_stages", "6", "at most 5"),
+        ("schedule.epochs", "3", "policy normal has its own length"),
+        ("optimizer.momentum", "1", "at least 0 and below 1"),
+        ("optimizer.momentum", "-0.1", "at least 0 and below 1"),
+        ("optimizer.ema_decay", "1", "at least 0 and below 1"),
+        ("optimizer.betas", "[0.9, 1]", "both must be at least 0 and below 1"),
+        ("optimizer.eps", "0", "must be positive"),
+        ("optimizer.trust_coefficient", "0", "must be positive"),
+        (
+            "optimizer.agvm",
+            "true",
+            "bn_size 16 makes 1 group(s), an odd number: choose a bn_size of 1, 2, 4, 8",
+        ),
+        ("rpn.negative_iou", "0.8", "must not exceed rpn.positive_iou 0.7"),
+        ("bn_size", "5", "must divide batch_size 16: choose one of 1, 2, 4, 8, 16"),
+        ("backbone.norm", "group", "no norm of the recipe is batch"),
+        ("fpn.norm", "frozen", "never trained"),
+        ("rpn.norm", "frozen", "never trained"),
+        ("box_head.norm", "frozen", "never trained"),
+        ("schedule.milestones", "[8]", "one factor for each of the 1 milestones"),
+        ("schedule.factors", "[0.1]", "one factor for each of the 0 milestones"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_by_its_key(key, value, why):
+    message = refusal("", **{key.replace(".", "__"): value})
+    named = {"backbone.norm": "bn_size", "schedule.milestones": "schedule.factors"}.get(key, key)
+    assert message.startswith(f"r.yaml: {named} is ")
+    assert why in message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"bn_size": "0", "group_size": "3"}, "group_size is 3: it must divide batch_size 16"),
+        ({"bn_size": "0", "fpn.norm": "batch"}, "fpn.norm is batch: frozen statistics that were never trained"),
+        (
+            {"schedule.milestones": "[8, 4]", "schedule.factors": "[0.1, 0.1]", "schedule.policy": "step"},
+            "schedule.milestones is (8.0, 4.0): they must rise",
+        ),
+        (
+            {"schedule.milestones": "[4]", "schedule.factors": "[0.1]"},
+            "schedule.milestones is (4.0,): policy normal has its own",
+        ),
+        ({"data.cache": "resized", "data.short_edges": "[600, 800]"}, "drawn at several sizes"),
+        (
+            {"optimizer.agvm": "true", "optimizer.kind": "lamb", "bn_size": "8"},
+            "optimizer.agvm is True: lamb has rates of",
+        ),
+        (
+            {"optimizer.agvm": "true", "bn_size": "0", "group_size": "4", "batch_size": "12"},
+            "group_size 4 makes 3 group(s), an odd number: choose a group_size of 1, 2, 3, 6",
+        ),
+        ({"optimizer.agvm": "true", "bn_size": "3", "batch_size": "9"}, "an odd number: choose an even batch_size"),
+        (
+            {"optimizer.agvm": "true", "bn_size": "8", "backbone.frozen_stages": "5"},
+            "optimizer.agvm is True: it measures every module by the backbone, all of which is frozen",
+        ),
+        (
+            {"schedule.warmup": "exponential", "schedule.warmup_start": "0"},
+            "schedule.warmup_start is 0.0: an exponential warmup cannot rise from 0",
+        ),
+        ({"data.cache": "resized", "data.scale_jitter": "[0.5, 1]"}, "data.cache is resized: an image is drawn at"),
+        ({"data.cache": "decoded", "data.cache_folder": ""}, "data.cache_folder is : an empty name"),
+    ],
+)
+def test_values_that_contradict_each_other_are_refused(overrides, message):
+    assert message in refusal("", **{key.replace(".", "__"): value for key, value in overrides.items()})
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"bn_size": 0, "group_size": 4},
+        {"bn_size": 0, "fpn.norm": "group", "backbone.norm": "frozen"},
+        {"fpn.norm": "batch", "rpn.norm": "batch", "box_head.norm": "batch", "backbone.norm": "group"},
+        {
+            "schedule.policy": "step",
+            "schedule.epochs": 9,
+            "schedule.milestones": "[4, 8]",
+            "schedule.factors": "[0.1, 0.5]",
+        },
+        {"bn_size": 16, "group_size": 3},  # not used, so it need not divide
+        {"backbone.frozen_stages": 5, "backbone.norm_eps": 0},
+        {"data.cache": "resized", "data.cache_gib": 0},
+        {"optimizer.agvm": True, "bn_size": 8, "optimizer.kind": "adamw"},
+        {"noise_interval": 50, "optimizer.kind": "lars"},
+        {"schedule.warmup": "exponential", "schedule.warmup_start": 0, "schedule.warmup_steps": 0},
+        {"data.cache": "decoded", "data.short_edges": "[600, 800]", "data.scale_jitter": "[0.5, 1]"},
+    ],
+)
+def test_what_can_be_trained_is_not_refused(overrides):
+    check_recipe(parse_recipe("", "r.yaml", overrides), "r.yaml")
+
+
+@pytest.mark.parametrize("epochs", [None, 0, -1])
+def test_policies_without_a_length_of_their_own_need_epochs(epochs):
+    overrides = {"schedule.policy": "cosine"} | ({} if epochs is None else {"schedule.epochs": epochs})
+    with pytest.raises(InputError, match=r"schedule\.epochs .* needs a positive number of epochs"):
+        parse_recipe("", "r.yaml", overrides)
+
+
+def test_milestones_after_the_end_are_refused():
+    text = "schedule: {policy: step, epochs: 5, milestones: [5], factors: [0.1]}"
+    with pytest.raises(InputError, match=r"schedule\.milestones .* before the end at epoch 5"):
+        parse_recipe(text, "r.yaml")

@@ -9,8 +9,8 @@ stands in one packaged recipe, `reproduce-SCALE`, which is the row of 16 images 
     warmup               its steps: 500 times its images in an epoch of the paper over 118,000, so that the warmup is
                          the same part of a row's steps as in the paper
     rate                 its base_lr instead of 0.02
-    norm layers          of the pyramid and the box head too, except in rows of BN size 0, which have no statistics for
-                         them; without them the rate of 256 images is too high for runs that are so short
+    clipping             its clip_norm, the same for every row, since runs so short have no room for a warmup that is
+                         gentle enough for heads with random weights
 """
 
 from collections.abc import Mapping
@@ -72,8 +72,6 @@ def row_recipe(row: TrainingRow, scale: Scale, changes: Mapping[str, Any]) -> Re
         batch_size=paper.batch_size,
         bn_size=paper.bn_size,
         backbone=replace(base.backbone, frozen_stages=paper.backbone.frozen_stages),
-        fpn=base.fpn if paper.bn_size else replace(base.fpn, norm="none"),
-        box_head=base.box_head if paper.bn_size else replace(base.box_head, norm="none"),
         optimizer=replace(
             base.optimizer, base_lr=base.optimizer.base_lr * paper.optimizer.base_lr / Recipe().optimizer.base_lr
         ),

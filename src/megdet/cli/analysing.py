@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -145,19 +145,11 @@ def run_variance(arguments: Arguments) -> None:
             workers=num_workers(arguments),
             progress=_progress(status),
         )
-    content = encode_non_finite(found.as_dict())
     pictures = [out / "variance.png", out / "updates.png"]
     plot_variance(found, pictures[0])
     plot_updates(found, pictures[1])
-    write_json_atomically(out / "variance.json", content, indent=2)
-    if arguments.json:
-        print(json.dumps(content, allow_nan=False))
-        return
-    for table in (_levels_table(found), _updates_table(found), _noise_table(found)):
-        CONSOLE.print(table)
-    CONSOLE.print(found.rates)
-    CONSOLE.print(found.remark)
-    _say_where(out / "variance.json", pictures)
+    shown = (_levels_table(found), _updates_table(found), _noise_table(found), found.rates, found.remark)
+    _hand_over(arguments, found.as_dict(), out / "variance.json", pictures, shown)
 
 
 def run_sampling(arguments: Arguments) -> None:
@@ -177,13 +169,8 @@ def run_sampling(arguments: Arguments) -> None:
         pictures.append((arguments.out or folder.path / "analysis" / "sampling") / name)
         draw_proposals(most_and_least_balanced(found, _SHOWN), _proposals_title(study), pictures[-1])
         images[str(folder.path)] = [{"image": own.file_name, "ratio": own.ratio} for own in found]
-    content = encode_non_finite({"rows": [row.as_dict() for row in rows], "images": images})
-    write_json_atomically(out / "sampling.json", content, indent=2)
-    if arguments.json:
-        print(json.dumps(content, allow_nan=False))
-        return
-    CONSOLE.print(_sampling_table(rows))
-    _say_where(out / "sampling.json", pictures)
+    content = {"rows": [row.as_dict() for row in rows], "images": images}
+    _hand_over(arguments, content, out / "sampling.json", pictures, (_sampling_table(rows),))
 
 
 def run_lr_test(arguments: Arguments) -> None:
@@ -215,15 +202,9 @@ def run_lr_test(arguments: Arguments) -> None:
         )
     if not world.is_first:
         return
-    content = {"recipe": name, **found.as_dict()}
     plot_rate_test(found, f"{name}: {found.batch_size} images a step", out / "lr-test.png")
-    write_json_atomically(out / "lr-test.json", content, indent=2)
-    if arguments.json:
-        print(json.dumps(content, allow_nan=False))
-        return
-    CONSOLE.print(_rates_table(found))
-    CONSOLE.print(found.sentence())
-    _say_where(out / "lr-test.json", [out / "lr-test.png"])
+    content = {"recipe": name, **found.as_dict()}
+    _hand_over(arguments, content, out / "lr-test.json", [out / "lr-test.png"], (_rates_table(found), found.sentence()))
 
 
 def _join_alone(arguments: Arguments, verb: str) -> World:
@@ -312,7 +293,17 @@ def _make_folder(path: Path) -> Path:
     return path
 
 
-def _say_where(numbers: Path, pictures: list[Path]) -> None:
+def _hand_over(
+    arguments: Arguments, content: dict[str, Any], numbers: Path, pictures: list[Path], shown: Sequence[Table | str]
+) -> None:
+    """Write the numbers; print them as JSON, or else what is shown and where the files are."""
+    content = encode_non_finite(content)
+    write_json_atomically(numbers, content, indent=2)
+    if arguments.json:
+        print(json.dumps(content, allow_nan=False))
+        return
+    for own in shown:
+        CONSOLE.print(own)
     CONSOLE.print(f"numbers  {numbers}")
     for picture in pictures:
         CONSOLE.print(f"picture  {picture}")

@@ -59,10 +59,10 @@ def test_decays_lengths_and_warmup_shrink_with_the_data() -> None:
     demo, bccd = row_recipe(TABLE3[0], "demo", {}), row_recipe(TABLE3[-1], "bccd", {})
     assert decay_of(demo.schedule).milestones == (32, 40)  # 4 x (8, 10)
     assert decay_of(demo.schedule).epochs == 44
-    assert bccd.schedule.milestones == (33, 42, 51)  # 3 x (11, 14, 17)
-    assert bccd.schedule.epochs == 54
+    assert bccd.schedule.milestones == (132, 168, 204)  # 12 x (11, 14, 17)
+    assert bccd.schedule.epochs == 216
     assert bccd.schedule.factors == (0.1, 0.1, 0.5)
-    # 500 steps of 118,000 images an epoch: 33.9 steps of 4 x 2,000, 3.7 of 3 x 292
+    # 500 steps of 118,000 images an epoch: 33.9 steps of 4 x 2,000, 14.8 of 12 x 292
     for scale in ("demo", "bccd"):
         images_an_epoch = IMAGES[scale] * scale_epoch_factor(scale)
         assert row_recipe(ROWS[0], scale, {}).schedule.warmup_steps == round(500 * images_an_epoch / TRAINING_IMAGES)

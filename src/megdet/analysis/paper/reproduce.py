@@ -52,6 +52,19 @@ class Order:
     """names of the rows to train, with commas, of tables 2 and 3; None = all"""
 
 
+@dataclass(frozen=True)
+class _Standing:
+    """How far an order has come."""
+
+    order: Order
+    rows: Sequence[TrainingRow]
+    """that the item needs"""
+    recipes: Mapping[str, Recipe]
+    """of the rows, by name"""
+    outcomes: Mapping[str, Outcome]
+    """of the rows that have ended, by name"""
+
+
 def reproduce(
     order: Order,
     options: RunOptions,
@@ -76,12 +89,12 @@ def reproduce(
 
     def told(name: str, outcomes: Mapping[str, Outcome]) -> None:
         say(_line(name, chosen, outcomes))
-        _training_report(order, rows, recipes, outcomes).write(order.folder)
+        _training_report(_Standing(order, rows, recipes, outcomes)).write(order.folder)
 
     outcomes = run_sweep(recipes, order.folder, options, world, chosen=chosen, told=told, train_row=train_row)
     if not world.is_first:
         return None
-    report = _report(order, rows, recipes, outcomes, world, options.workers)
+    report = _report(_Standing(order, rows, recipes, outcomes), world, options.workers)
     report.write(order.folder)
     return report
 
@@ -95,62 +108,44 @@ def _line(name: str, chosen: Sequence[str], outcomes: Mapping[str, Outcome]) -> 
     return f"{place}: {own.status}{number} after {own.steps} steps in {60 * own.hours:.1f} min {own.reason}".rstrip()
 
 
-def _training_report(
-    order: Order,
-    rows: Sequence[TrainingRow],
-    recipes: Mapping[str, Recipe],
-    outcomes: Mapping[str, Outcome],
-    pictures: Sequence[Path] = (),
-) -> Report:
-    report = training_report(order.item, order.scale, rows, outcomes, list(pictures))
-    first = next((recipes[row_name(row)] for row in rows if row.rate == "normal"), None)
+def _training_report(own: _Standing, pictures: Sequence[Path] = ()) -> Report:
+    report = training_report(own.order.item, own.order.scale, own.rows, own.outcomes, list(pictures))
+    first = next((own.recipes[row_name(row)] for row in own.rows if row.rate == "normal"), None)
     if first is not None:
-        report.notes.insert(0, scale_note(order.scale, first))
+        report.notes.insert(0, scale_note(own.order.scale, first))
     return report
 
 
-def _report(
-    order: Order,
-    rows: Sequence[TrainingRow],
-    recipes: Mapping[str, Recipe],
-    outcomes: Mapping[str, Outcome],
-    world: World,
-    workers: int,
-) -> Report:
+def _report(own: _Standing, world: World, workers: int) -> Report:
+    order, first = own.order, own.rows[0]
     picture = order.folder / f"{order.item}.png"
     if order.item in ("table2", "table3"):
-        plot_sweep(sweep_points(rows, outcomes), picture, f"here: scale {order.scale}")
-        return _training_report(order, rows, recipes, outcomes, [picture])
+        plot_sweep(sweep_points(own.rows, own.outcomes), picture, f"here: scale {order.scale}")
+        return _training_report(own, [picture])
     if order.item in ("figure1", "figure4"):
-        return _curves_report(order, rows, recipes, outcomes, picture)
+        return _curves_report(own, picture)
     if order.item == "table1":
-        report = ratios_report(order.scale, rows, order.folder, outcomes)
-    elif latest_checkpoint(RunFolder(order.folder / row_name(rows[0]))) is None:
-        report = _training_report(order, rows, recipes, outcomes)
-        report.notes.append(_missing(rows[0], outcomes, "weights to find proposals with"))
+        report = ratios_report(order.scale, own.rows, order.folder, own.outcomes)
+    elif latest_checkpoint(RunFolder(order.folder / row_name(first))) is None:
+        report = _training_report(own)
+        report.notes.append(_missing(first, own.outcomes, "weights to find proposals with"))
         return report
     else:
-        report = proposals_report(order.scale, rows[0], order.folder, world, workers)
-    report.notes.append(scale_note(order.scale, recipes[row_name(rows[0])]))
+        report = proposals_report(order.scale, first, order.folder, world, workers)
+    report.notes.append(scale_note(order.scale, own.recipes[row_name(first)]))
     return report
 
 
-def _curves_report(
-    order: Order,
-    rows: Sequence[TrainingRow],
-    recipes: Mapping[str, Recipe],
-    outcomes: Mapping[str, Outcome],
-    picture: Path,
-) -> Report:
+def _curves_report(own: _Standing, picture: Path) -> Report:
     """Figures 1 and 4: the curves that there are, and which rows have none."""
-    found = [find_curve(RunFolder(order.folder / row_name(row)), _curve_label(row)) for row in rows]
+    found = [find_curve(RunFolder(own.order.folder / row_name(row)), _curve_label(row)) for row in own.rows]
     curves = [curve for curve in found if curve is not None]
     if curves:
         plot_curves(curves, picture)
-    report = _training_report(order, rows, recipes, outcomes, [picture] if curves else [])
-    missing = [row for row, curve in zip(rows, found, strict=True) if curve is None]
-    report.notes.extend(_missing(row, outcomes, "curve") for row in missing)
-    report.notes.extend(_statements(order.item))
+    report = _training_report(own, [picture] if curves else [])
+    missing = [row for row, curve in zip(own.rows, found, strict=True) if curve is None]
+    report.notes.extend(_missing(row, own.outcomes, "curve") for row in missing)
+    report.notes.extend(_statements(own.order.item))
     return report
 
 

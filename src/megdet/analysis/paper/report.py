@@ -110,7 +110,7 @@ def sweep_points(rows: Sequence[TrainingRow], outcomes: Mapping[str, Outcome]) -
     """The rows as points of `plot_sweep`."""
     return [
         SweepPoint(
-            _label(row),
+            row_label(row),
             row.mmap,
             None if (outcome := outcomes.get(row_name(row))) is None else outcome.mmap,
             outcome is not None,
@@ -119,16 +119,17 @@ def sweep_points(rows: Sequence[TrainingRow], outcomes: Mapping[str, Outcome]) -
     ]
 
 
-def percent_text(value: float | None) -> str:
-    """A number in percent, or a dash where there is none."""
-    return "-" if value is None else f"{value:.1f}"
-
-
-def _label(row: TrainingRow) -> str:
+def row_label(row: TrainingRow) -> str:
+    """A row in a picture: `16, frozen`, `256 (long), BN 16`."""
     words = [str(row.batch_size)]
     words += ["(long)"] if row.policy == "long" else []
     words += ["(half rate)"] if row.rate == "half" else []
     return " ".join(words) + (f", BN {row.bn_size}" if row.bn_size else ", frozen")
+
+
+def percent_text(value: float | None) -> str:
+    """A number in percent, or a dash where there is none."""
+    return "-" if value is None else f"{value:.1f}"
 
 
 def _cells(row: TrainingRow, outcome: Outcome | None) -> list[str]:

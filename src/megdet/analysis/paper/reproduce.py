@@ -14,7 +14,7 @@ from typing import Any
 
 from megdet.analysis.paper.figures import find_curve, plot_curves, plot_sweep
 from megdet.analysis.paper.pretraining import pretrained_backbone
-from megdet.analysis.paper.report import Report, scale_note, sweep_points, training_report
+from megdet.analysis.paper.report import Report, row_label, scale_note, sweep_points, training_report
 from megdet.analysis.paper.rows import (
     Item,
     Scale,
@@ -138,7 +138,7 @@ def _report(own: _Standing, world: World, workers: int) -> Report:
 
 def _curves_report(own: _Standing, picture: Path) -> Report:
     """Figures 1 and 4: the curves that there are, and which rows have none."""
-    found = [find_curve(RunFolder(own.order.folder / row_name(row)), _curve_label(row)) for row in own.rows]
+    found = [find_curve(RunFolder(own.order.folder / row_name(row)), row_label(row)) for row in own.rows]
     curves = [curve for curve in found if curve is not None]
     if curves:
         plot_curves(curves, picture)
@@ -155,10 +155,6 @@ def _missing(row: TrainingRow, outcomes: Mapping[str, Outcome], what: str) -> st
     at = outcome.reason.partition(":")[0]  # "step 24: rpn_box is not finite"
     how = f"failed at {at}" if outcome.status == "failed" else "found nothing to evaluate"
     return f"{row_name(row)} {how}: no {what}."
-
-
-def _curve_label(row: TrainingRow) -> str:
-    return f"{row.batch_size}" + (" (long)" if row.policy == "long" else "") + f", BN size {row.bn_size}"
 
 
 def _statements(item: Item) -> list[str]:

@@ -73,28 +73,37 @@ def test_it_measures_on_the_first_step_after_warmup_and_every_ten():
 
 def test_under_adamw_a_gradient_counts_over_the_root_of_its_second_moment():
     modulator, model = make("adamw")
-    # before the first step the moment is the gradient's own: every number counts as its sign
-    assert modulator.update(FIRST, SECOND)[0].tolist() == pytest.approx([1, 2, 0], abs=1e-4)
+    # before the first step the moment is the halves' mean square: numbers of one size count as their signs
     mixed = gradients(backbone=(1, 100), fpn=(1, 100), rpn=(1, 100))
     turned = gradients(backbone=(1, -100), fpn=(1, 100), rpn=(-1, -100))
     assert modulator.update(mixed, turned)[0].tolist() == pytest.approx([1, 0, 2], abs=1e-4)
-    # after a step it is 0.999 of the old and 0.001 of the mean gradient of the half, which is twice what is given
     for parameter in model.parameters():
         parameter.grad = torch.tensor([[3.0, 300.0]], dtype=torch.float64)
     modulator.optimizer.step()
     ours, theirs = ([4.0, 200.0], [2.0, -100.0])  # almost opposite as they are
 
     def normalised(gradient: list[float]) -> list[float]:
-        old = [0.001 * 3.0**2, 0.001 * 300.0**2]
-        return [
-            2 * g / (math.sqrt(0.999 * v + 0.001 * (2 * g) ** 2) + 1e-8) for g, v in zip(gradient, old, strict=True)
-        ]
+        moments = [0.001 * 3.0**2, 0.001 * 300.0**2]
+        return [g / (math.sqrt(v) + 1e-8) for g, v in zip(gradient, moments, strict=True)]
 
     a, b = normalised(ours), normalised(theirs)
     wanted = 1 - (a[0] * b[0] + a[1] * b[1]) / (math.hypot(*a) * math.hypot(*b))
     given = [gradients(backbone=tuple(g), fpn=tuple(g), rpn=tuple(g)) for g in (ours, theirs)]
-    assert modulator.update(*given)[0].tolist() == pytest.approx([wanted] * 3, rel=1e-9)
+    assert modulator.update(*given)[0].tolist() == pytest.approx([wanted] * 3, rel=1e-6)
     assert 0.1 < wanted < 1.5
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_the_factors_do_not_depend_on_clipping(kind):
+    """A clipped gradient is a fraction of the raw one, in both halves and in what the optimizer has seen."""
+    found = []
+    for clipping in (1.0, 0.01):
+        modulator, model = make(kind)
+        for parameter in model.parameters():
+            parameter.grad = clipping * torch.tensor([[3.0, 300.0]], dtype=torch.float64)
+        modulator.optimizer.step()
+        found.append(modulator.update(FIRST, SECOND)[0].tolist())
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
 
 
 def test_its_numbers_have_names():

@@ -8,9 +8,9 @@ gradients drift apart. On the first step after warmup and every INTERVAL steps f
     s_i   = sqrt(clip((v_backbone + 1e-6) / (v_i + 1e-6), 0.5, 10))
     phi_i <- 0.97 phi_i + 0.03 s_i                                from 1
 
-and the rate of module i is phi_i times the scheduled one, at that step and all others. Under AdamW each gradient is
-divided by the root of its second moment first: of the moment that the optimizer would have after a step with this half
-alone, as in the authors' code. The gradients are those before clipping.
+and the rate of module i is phi_i times the scheduled one, at that step and all others. Under AdamW g_A and g_B are
+divided by the root of the optimizer's second moment first. The gradients are those before clipping; clipping scales
+both halves of a module alike, which a cosine does not see.
 """
 
 from collections.abc import Sequence
@@ -84,22 +84,23 @@ class Modulator:
     def _disagreement(self, first: Sequence[Tensor], second: Sequence[Tensor], places: Sequence[int]) -> Tensor:
         ours, theirs = chosen(first, places), chosen(second, places)
         if isinstance(self.optimizer, torch.optim.AdamW):
-            ours, theirs = self._normalised(ours, places), self._normalised(theirs, places)
+            roots = self._root_moments(ours, theirs, places)
+            ours, theirs = list(torch._foreach_div(ours, roots)), list(torch._foreach_div(theirs, roots))
         lengths = (dot(ours, ours) * dot(theirs, theirs)).sqrt()
         # a gradient of nothing but zeros has no direction and agrees with none
         return 1 - dot(ours, theirs) / lengths.clamp(min=_SMALLEST)
 
-    def _normalised(self, gradients: list[Tensor], places: Sequence[int]) -> list[Tensor]:
-        """The mean gradients of a half over the roots of their second moments."""
-        options = self.optimizer.param_groups[0]
-        decay = options["betas"][1]
-        means = torch._foreach_mul(gradients, 2.0)
-        moments = torch._foreach_mul(torch._foreach_mul(means, means), 1 - decay)
+    def _root_moments(self, first: list[Tensor], second: list[Tensor], places: Sequence[int]) -> list[Tensor]:
+        """The roots of AdamW's second moments; before its first step, which has none, of the halves' mean square."""
         states: list[dict[str, Any]] = [
             self.optimizer.state[parameter] for parameter in chosen(self.parameters, places)
         ]
-        if all("exp_avg_sq" in state for state in states):  # not before the first step
-            torch._foreach_add_(moments, [state["exp_avg_sq"] for state in states], alpha=decay)
-        torch._foreach_sqrt_(moments)
-        torch._foreach_add_(moments, options["eps"])
-        return list(torch._foreach_div(means, moments))
+        if all("exp_avg_sq" in state for state in states):
+            roots = list(torch._foreach_sqrt([state["exp_avg_sq"] for state in states]))
+        else:
+            roots = list(torch._foreach_mul(first, first))
+            torch._foreach_addcmul_(roots, second, second)
+            torch._foreach_mul_(roots, 0.5)
+            torch._foreach_sqrt_(roots)
+        torch._foreach_add_(roots, self.optimizer.param_groups[0]["eps"])
+        return roots

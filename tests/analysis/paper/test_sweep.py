@@ -19,6 +19,7 @@ from megdet.journal.run_folder import RunFolder
 from megdet.recipe import Recipe
 from megdet.recipe_file import dump_recipe
 from megdet.training.loop import RunOptions
+from megdet.training.prepare import check_folder
 from small_runs import ALONE, small_recipe, write_small_set
 
 NUMBERS = CocoNumbers.from_dict(
@@ -34,6 +35,7 @@ class FakeTraining:
 
     def __call__(self, recipe: Recipe, folder: RunFolder, _options: RunOptions, _world: World) -> CocoNumbers:
         self.trained.append(folder.path.name)
+        check_folder(folder, recipe)
         folder.create().write_recipe(dump_recipe(recipe))
         with MetricsWriter(folder.metrics) as metrics:
             metrics.write({"step": 1, "epoch": 0.5, "loss": 2.0, "seconds": 9.0})
@@ -134,6 +136,11 @@ def test_rows_from_other_weights_do_not_compare_wherever_the_file_lies(
     ):
         sweep(FakeTraining(), rows=started_from("b.pth"))
     (tmp_path / "runs/small/outcome.json").unlink()  # as if it was interrupted
+    training = FakeTraining()
+    assert sweep(training, rows=started_from("moved.pth"))["small"] == first["small"]
+    assert training.trained == ["small"]
+    assert "moved.pth" in (tmp_path / "runs/small/recipe.yaml").read_text()
+    (tmp_path / "runs/small/outcome.json").unlink()
     (tmp_path / "a.pth").write_bytes(b"two")
     with pytest.raises(InputError, match="runs/small started from other weights"):
         sweep(FakeTraining(), rows=started_from("a.pth"))

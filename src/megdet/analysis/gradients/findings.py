@@ -104,5 +104,8 @@ class Variance:
             f"Unit: the group of {self.unit_images} images. They share batch statistics, so a single image has no "
             "gradient of its own: the gradient of a group is not the mean of its images' gradients under other "
             f"statistics, and another bn_size is another function. The law holds between groups at bn_size "
-            f"{self.unit_images}; noise scales count a group as {self.unit_images} images."
+            f"{self.unit_images}; noise scales count a group as {self.unit_images} images. What sharing does: the "
+            f"variance counted for an image is its own plus {self.unit_images - 1} times the covariance that shared "
+            "statistics make between two images of a group, and the mean is that of groups of this size, which small "
+            "groups put away from the mean of large ones."
         )

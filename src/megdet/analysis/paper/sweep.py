@@ -22,7 +22,7 @@ from megdet.journal.environment import read_environment
 from megdet.journal.metrics import read_metrics
 from megdet.journal.run_folder import RunFolder
 from megdet.recipe import Recipe
-from megdet.recipe_file import first_difference, parse_recipe
+from megdet.recipe_file import dump_recipe, first_difference, parse_recipe
 from megdet.training.loop import RunOptions, train
 from megdet.training.prepare import fingerprint, load_datasets
 
@@ -109,7 +109,7 @@ def _finished(
 ) -> dict[str, Outcome]:
     """The outcomes that there are, after a look whether they are of these recipes, data and weights.
 
-    `weights` are the hashes of the files that the recipes name. A finished row may have found its file elsewhere.
+    `weights` are the hashes of the files that the recipes name. A row may have found its file elsewhere.
     """
     found = {}
     for name, recipe in rows.items():
@@ -122,7 +122,7 @@ def _finished(
                 "compare; choose another --run folder, or the weights of before with --weights"
             )
         theirs = recipe if text is None else parse_recipe(text, str(own.recipe))
-        if outcome is not None and started_from:
+        if started_from:
             theirs = replace(theirs, backbone=replace(theirs.backbone, weights=recipe.backbone.weights))
         difference = first_difference(recipe, theirs)
         if difference:
@@ -161,11 +161,13 @@ def _started_from(folder: RunFolder, outcome: Outcome | None) -> str:
     return read_text(file).strip() if file.exists() else ""
 
 
-def _note_start(folder: RunFolder, weights: str) -> None:
-    """Leave the hash of the weights beside a run that is not finished."""
+def _note_start(folder: RunFolder, recipe: Recipe, weights: str) -> None:
+    """Leave the hash of the weights beside a run that is not finished, and in its recipe where they are now."""
     if weights:
         folder.create()
         write_text_atomically(folder.path / _WEIGHTS, weights + "\n")
+        if folder.read_recipe() is not None:
+            folder.write_recipe(dump_recipe(recipe))
 
 
 def _check_layout(name: str, recipe: Recipe, options: RunOptions, world: World) -> None:
@@ -180,7 +182,7 @@ def _run_row(
 ) -> Outcome:
     """Train a row; `hashes` are of the images to train and to evaluate on and of the weights."""
     numbers, reason = None, ""
-    _on_first(world, partial(_note_start, folder, hashes[2]))
+    _on_first(world, partial(_note_start, folder, recipe, hashes[2]))
     try:
         numbers = train_row(recipe, folder, options, world)
     except DivergedError as error:

@@ -127,6 +127,25 @@ def test_batch_sizes_are_judged_by_a_noise_scale_given_or_read_from_a_run(
     assert [size["pays"] for size in read["batch_sizes"]] == [True, True, True, False, False]
 
 
+@pytest.mark.parametrize("forced", [("--lane-width", 4), ("--max-images-per-device", 2)])
+def test_batch_sizes_are_judged_with_a_forced_layout_too(
+    forced: tuple[str, int],
+    plan: Callable[..., dict[str, Any]],
+    recipe: Path,
+    measured: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ("--devices", 4, *forced, "--noise-scale", 32)
+    # groups of eight: half of the batch has two devices in proportion, which are no lane of four
+    found = [(size["batch_size"], size["hours_in_step"] is None) for size in plan(*words)["batch_sizes"]]
+    assert found == [(8, True), (16, False), (32, False), (64, False), (128, False)]
+    assert main(["plan", str(recipe), "--measured", str(measured), *map(str, words)]) == 0
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    [row] = [row for row in rows if row[:1] == ["8"]]
+    assert row[4:6] == ["-", "-"]
+    assert row[3] != "-"
+
+
 def test_a_noise_scale_from_a_run_says_where_it_is_from(
     plan: Callable[..., dict[str, Any]],
     recipe: Path,
@@ -219,6 +238,11 @@ def test_what_cannot_be_planned_is_refused_before_anything_is_measured(
     assert "backbone.name: resnet34 here, resnet18 there" in refused(*words, "--backbone.name", "resnet34")
     assert "bn_size: 0 here, 8 there" in refused(*words, "--bn_size", 0, "--group_size", 8)
     assert "recompute sqrt was not measured, only none, block" in refused(*words, "--plans", "sqrt")
+    broken = json.loads(measured.read_text())
+    broken["measurement"]["load_seconds"] = None
+    (tmp_path / "broken.json").write_text(json.dumps(broken))
+    line = refused("plan", recipe, "--measured", tmp_path / "broken.json")
+    assert "broken.json: its measurement cannot be used (load_seconds is null: it must be a finite number" in line
     assert "160 images to train on, which are not enough" in refused(*words, "--batch_size", 320)
     assert "give one of them" in refused(*words, "--seconds-per-image", 1)
     line = refused("plan", recipe, *data.options, "--seconds-per-image", 1, "--fixed-gib", 1)

@@ -216,9 +216,9 @@ def _batch_table(plan: Plan) -> Table:
             str(size.batch_size),
             f"{size.steps:.2f}",
             f"{size.examples:.2f}",
-            "" if size.hours is None else _duration(size.hours),
-            str(size.devices_in_step) if size.hours_in_step is not None else "",
-            "" if size.hours_in_step is None else _duration(size.hours_in_step),
+            "-" if size.hours is None else _duration(size.hours),
+            "-" if size.hours_in_step is None else str(size.devices_in_step),
+            "-" if size.hours_in_step is None else _duration(size.hours_in_step),
             "yes" if size.pays else "no",
         )
     return table

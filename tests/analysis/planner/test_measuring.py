@@ -7,12 +7,15 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from cli_runs import make_data
 from factories import TINY
-from megdet.analysis.planner.measured_steps import micro_batch_recipe
+from megdet.analysis.planner.inputs import Given, planner_of_measurement
+from megdet.analysis.planner.measured_steps import micro_batch_recipe, others_bytes, peak_bytes
 from megdet.analysis.planner.measuring import measure, typical_canvas
 from megdet.analysis.planner.step_cost import Measurement, fit_costs
 from megdet.cli.main import main
@@ -67,6 +70,47 @@ def test_a_micro_batch_is_one_group_of_its_size() -> None:
 def test_a_micro_batch_compares_no_gradients() -> None:
     asked = replace(TINY, noise_interval=1, optimizer=replace(TINY.optimizer, agvm=True))
     assert micro_batch_recipe(asked, 3) == micro_batch_recipe(TINY, 3)
+
+
+@pytest.mark.parametrize("held", [0.0, 12.0])
+def test_the_memory_of_a_gpu_is_counted_without_what_other_processes_hold(
+    held: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gib, gpu = 1 << 30, torch.device("cuda", 0)
+    now = SimpleNamespace(context=0.5, reserved=0.0, peak=0.0)
+    monkeypatch.setattr(
+        "torch.cuda.mem_get_info", lambda _: (int((80 - held - now.context - now.reserved) * gib), 80 * gib)
+    )
+    monkeypatch.setattr("torch.cuda.memory_reserved", lambda _: int(now.reserved * gib))
+    monkeypatch.setattr("torch.cuda.max_memory_reserved", lambda _: int(now.peak * gib))
+    others = others_bytes(gpu)
+    now.context, now.reserved, now.peak = 0.75, 6.0, 7.0  # kernels were loaded
+    peak = peak_bytes(gpu, others)
+    assert peak is not None
+    # where others are, what a context may take beyond this one's 0.5 GiB is counted as ours
+    assert peak == (7.75 if held == 0 else 7.75 + 0.5) * gib
+
+
+def test_other_processes_on_the_gpu_are_told_of(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = iter([3 << 30, 5 << 30])
+
+    def answers(*_: object) -> list[dict[str, object]]:
+        points = [{"rounds": rounds, "seconds": 1.0 * rounds, "bytes": 1 << 30} for rounds in (1, 2)]
+        own = {"points": points, "others_bytes": next(held), "evaluation_seconds": 0.1, "evaluation_bytes": 1 << 30}
+        return [own]
+
+    monkeypatch.setattr("megdet.analysis.planner.measuring._run_together", answers)
+    measurement = measure(recipe, [1, 2], ["none"], device="cpu")
+    assert measurement.others_bytes == 5 << 30
+
+    def told(others: int) -> list[str]:
+        said: list[str] = []
+        planner_of_measurement(recipe, replace(measurement, others_bytes=others), Given(), [], said)
+        return [line for line in said if "other processes" in line]
+
+    assert told(0) == []
+    [line] = told(5 << 30)
+    assert "the 5 GiB of the GPU that other processes held when measuring began are in no number here" in line
 
 
 def test_too_few_images_are_refused_before_anything_is_measured(recipe: Recipe) -> None:

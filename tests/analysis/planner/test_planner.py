@@ -192,6 +192,28 @@ def test_batch_sizes_follow_the_law_of_the_noise_scale() -> None:
     assert make().batch_sizes(16, 32.0)[0].hours is None  # 16 devices for 4 images
 
 
+@pytest.mark.parametrize("forced", [{"lane_width": 4}, {"max_images_per_device": 1}])
+def test_a_batch_size_that_devices_in_proportion_cannot_carry_as_forced_has_no_hours_there(
+    forced: dict[str, int],
+) -> None:
+    # groups of four: a lane of four, or one image a device, takes four devices
+    sizes = {size.batch_size: size for size in make(**forced).batch_sizes(4, noise_scale=32.0)}
+    assert [size for size, own in sizes.items() if own.hours_in_step is None] == [4, 8]
+    assert [sizes[size].devices_in_step for size in (4, 8, 16, 32)] == [1, 2, 4, 8]
+    assert sizes[16].hours_in_step == sizes[16].hours == pytest.approx(20 * 4 / 3600)
+    assert sizes[4].hours == pytest.approx(sizes[4].steps * 20 * 1 / 3600)  # the four devices of the plan can
+
+
+def test_batch_sizes_that_the_check_of_recipes_refuses_are_left_out() -> None:
+    # AGVM compares two halves of the groups, and 24 images are an odd number of groups of 8 already
+    agvm = replace(RECIPE, batch_size=48, bn_size=8, optimizer=AGVM)
+    assert [size.batch_size for size in make(recipe=agvm).batch_sizes(1, 32.0)] == [48, 96]
+    plain = replace(agvm, optimizer=RECIPE.optimizer)
+    assert [size.batch_size for size in make(recipe=plain).batch_sizes(1, 32.0)] == [24, 48, 96]
+    of_four = make(recipe=replace(RECIPE, optimizer=AGVM)).batch_sizes(1, 32.0)
+    assert [size.batch_size for size in of_four] == [8, 16, 32, 64, 128]
+
+
 @pytest.mark.parametrize(("share", "sizes"), [(1, [1, 2]), (2, [1, 2]), (4, [1, 2, 4]), (32, [1, 4, 8])])
 def test_the_sizes_to_measure_reach_up_to_the_layouts_own(share: int, sizes: list[int]) -> None:
     assert sizes_to_measure(Layout(1, share, 1, 1)) == sizes

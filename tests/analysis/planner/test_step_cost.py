@@ -1,6 +1,7 @@
 """The affine model of a step's time and memory, fitted to points."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -65,6 +66,8 @@ def test_a_measurement_comes_back_from_json_also_out_of_a_plan() -> None:
     text = json.loads(json.dumps(whole.as_dict()))
     assert Measurement.from_dict(text, "file") == whole
     assert Measurement.from_dict({"measurement": text, "layouts": []}, "file") == whole
+    unmeasured = {key: value for key, value in text.items() if key not in ("link", "others_bytes")}
+    assert Measurement.from_dict(unmeasured, "file") == measured([exact(1, 1)])
 
 
 @pytest.mark.parametrize("content", [[], {"measurement": None}, {"points": []}, {"measurement": {"recipe": ""}}])
@@ -73,9 +76,57 @@ def test_a_file_without_a_measurement_is_refused(content: object) -> None:
         Measurement.from_dict(content, "file")
 
 
-def test_points_that_cannot_be_are_refused() -> None:
-    content = measured([exact(1, 1)]).as_dict()
-    for changes in ({"seconds": -1.0}, {"images": 0}, {"recompute": "half"}, {"bytes": 0}):
-        broken = {**content, "points": [{**content["points"][0], **changes}]}
-        with pytest.raises(InputError, match="its measurement is not one of this version"):
-            Measurement.from_dict(broken, "file")
+@pytest.mark.parametrize(
+    ("key", "value", "why"),
+    [
+        ("points[0].seconds", -1.0, "-1.0: it must be a finite number, above 0"),
+        ("points[0].seconds", 0, "0: it must be a finite number, above 0"),
+        ("points[0].images", 0, "0: it must be a whole number, at least 1"),
+        ("points[0].rounds", "2", '"2": it must be a whole number, at least 1'),
+        ("points[0].recompute", "half", '"half": it must be one of none, block, stage, sqrt'),
+        ("points[0].bytes", 0, "0: it must be a whole number, at least 1"),
+        ("points", [], "[]: it must be a list that is not empty"),
+        ("points", [3], "points[0] is 3: it must be an object"),
+        ("recipe", 5, "5: it must be a text"),
+        ("recipe", {"batch_size": [4] * 99}, "..."),
+        ("device", "tpu", '"tpu": it must be one of cpu, cuda'),
+        ("machine", None, "null: it must be a text"),
+        ("side_by_side", 0, "0: it must be a whole number, at least 1"),
+        ("num_images", None, "null: it must be a whole number, at least 1"),
+        ("num_images", 32.5, "32.5: it must be a whole number, at least 1"),
+        ("num_images", True, "true: it must be a whole number, at least 1"),
+        ("num_val_images", -1, "-1: it must be a whole number, at least 0"),
+        ("num_classes", 10**400, "1000000"),
+        ("typical_canvas", [64], "[64]: it must be a height and a width in pixels"),
+        ("largest_canvas", 64, "64: it must be a height and a width in pixels"),
+        ("load_seconds", None, "null: it must be a finite number, not negative"),
+        ("load_seconds", 10**400, "1000000"),
+        ("evaluation_seconds", float("nan"), "NaN: it must be a finite number, not negative"),
+        ("evaluation_seconds", -0.1, "-0.1: it must be a finite number, not negative"),
+        ("evaluation_bytes", "much", '"much": it must be a whole number, at least 0'),
+        ("others_bytes", -1, "-1: it must be a whole number, at least 0"),
+        ("link", "fast", '"fast": it must be an object'),
+        ("link.bandwidth", 0, "0: it must be a finite number, above 0"),
+        ("link.bandwidth", float("inf"), "Infinity: it must be a finite number, above 0"),
+        ("link.latency", None, "null: it must be a finite number, not negative"),
+        ("link.source", 1, "1: it must be a text"),
+    ],
+)
+def test_values_that_cannot_be_are_refused_by_their_key(key: str, value: object, why: str) -> None:
+    content: dict[str, Any] = json.loads(json.dumps(measured([exact(1, 1)]).as_dict()))
+    content["link"] = {"latency": 1e-5, "bandwidth": 1e9, "source": "measured"}
+    Measurement.from_dict(content, "file")
+    section, _, leaf = key.rpartition(".")
+    place = {"": content, "points[0]": content["points"][0], "link": content["link"]}[section]
+    place[leaf] = value
+    with pytest.raises(InputError) as refused:
+        Measurement.from_dict(content, "file")
+    line = str(refused.value)
+    assert line.startswith(f"file: its measurement cannot be used ({key}")
+    assert why in line
+    assert line.endswith("make one with `megdet plan RECIPE --json`")
+    assert len(line) < 250
+    del place[leaf]
+    if key not in ("link", "others_bytes"):
+        with pytest.raises(InputError, match="is missing"):
+            Measurement.from_dict(content, "file")

@@ -86,6 +86,45 @@ def test_runs_that_do_not_compare_are_refused(tmp_path: Path) -> None:
     assert "box_head.positive_fraction is 0.25 there and 0.5 here" in refusal(sampling)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"data": {"short_edges": (400,)}},
+        {"data": {"max_long_edge": 600}},
+        {"data": {"scale_jitter": (0.5, 2.0)}},
+        {"anchors": {"sizes": (16.0, 32.0, 48.0, 64.0, 96.0)}},
+        {"anchors": {"ratios": (1.0,)}},
+        {"anchors": {"stride_from_grid": True}},
+        {"rpn": {"negative_iou": 0.4}},
+        {"rpn": {"train_proposals_before_nms": 41}},
+        {"rpn": {"nms_iou": 0.8}},
+        {"rpn": {"min_size": 2.0}},
+    ],
+    ids=str,
+)
+def test_runs_of_other_anchors_or_proposals_do_not_compare(tmp_path: Path, change: dict[str, dict[str, Any]]) -> None:
+    [(section, keys)] = change.items()
+    other = replace(TINY, **{section: replace(getattr(TINY, section), **keys)})
+    [key] = keys
+    runs = [run_of(tmp_path / "a", TINY, 16, 8), run_of(tmp_path / "b", other, 16, 8)]
+    with pytest.raises(InputError, match=rf"do not compare: {section}\.{key} is .* there and .* here"):
+        sampling_table(runs)
+
+
+def test_runs_compare_whose_mini_batches_rates_and_tests_differ(tmp_path: Path) -> None:
+    # what a sweep changes, and what detects after the training
+    other = replace(
+        TINY,
+        batch_size=8,
+        bn_size=4,
+        optimizer=replace(TINY.optimizer, base_lr=0.1),
+        rpn=replace(TINY.rpn, test_proposals=7, smooth_l1_beta=1.0),
+        box_head=replace(TINY.box_head, nms_iou=0.6),
+    )
+    rows = sampling_table([run_of(tmp_path / "a", TINY, 16, 8), run_of(tmp_path / "b", other, 16, 8)], [1])
+    assert [row.batch_size for row in rows] == [4, 8]
+
+
 def test_lines_that_are_lost_are_told_of(tmp_path: Path) -> None:
     # 10 images, 4 a step: epoch 1 is steps 1 to 3, epoch 2 steps 4 and 5, epoch 3 steps 6 to 8
     run = run_of(tmp_path / "a", replace(TINY, batch_size=4), 10, 8)

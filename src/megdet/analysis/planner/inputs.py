@@ -11,7 +11,7 @@ import torch
 from megdet.analysis.planner.layouts import GPU_LINK, Model, Planner, sizes_to_measure
 from megdet.analysis.planner.measured_steps import TIMED_STEPS
 from megdet.analysis.planner.measuring import measure, measure_link
-from megdet.analysis.planner.step_cost import Link, Measurement, StepCost, fit_costs
+from megdet.analysis.planner.step_cost import GIB, Link, Measurement, StepCost, fit_costs
 from megdet.data.plan import TrainingPlan
 from megdet.distributed.gradients import GradientBuckets
 from megdet.distributed.layout import Layout
@@ -143,6 +143,11 @@ def planner_of_measurement(
     together = measurement.side_by_side
     how = f"{together} side by side" if together > 1 else "alone"
     assumptions.append(f"every device is like this one: {measurement.machine} ({measurement.device}), measured {how}")
+    if measurement.others_bytes:
+        assumptions.append(
+            f"the {measurement.others_bytes / GIB:.3g} GiB of the GPU that other processes held when measuring began "
+            "are in no number here; if they computed meanwhile, the seconds are too long"
+        )
     return Planner(
         recipe,
         {plan: cost for plan, cost in costs.items() if not plans or plan in (recipe.recompute, *plans)},

@@ -15,6 +15,7 @@ from megdet.errors import InputError
 from megdet.layers.batch_norm import CrossDeviceBatchNorm
 from megdet.model.detector import Detector
 from megdet.recipe import Recipe, RecomputePlan
+from megdet.recipe_check import check_recipe
 from megdet.training.schedule import decay_of, total_steps
 
 GPU_LINK = Link(
@@ -130,11 +131,11 @@ class BatchSize:
     examples: float
     """times its examples, and with them the work"""
     hours: float | None
-    """of the training on the same devices; None where there are more of them than images"""
+    """of the training on the same devices; None where they cannot carry it as it is forced, or no layout fits"""
     devices_in_step: int
     """devices in proportion to the batch"""
     hours_in_step: float | None
-    """of the training on these; None where the proportion is less than one device"""
+    """of the training on these; None also where the proportion is no whole number of devices"""
     pays: bool
     """whether it is at most the noise scale: up to there twice the least work is done at most"""
 
@@ -201,7 +202,7 @@ class Planner:
         return min(plans, key=lambda plan: plan.hours, default=None)
 
     def batch_sizes(self, devices: int, noise_scale: float) -> list[BatchSize]:
-        """The recipe's mini-batch halved and doubled, as far as its groups and its images allow.
+        """The recipe's mini-batch halved and doubled, as far as the check of recipes and the images allow.
 
         S(B) = S_min (1 + B_noise / B) steps and E(B) = E_min (1 + B / B_noise) examples reach the same loss, at a rate
         that is tuned for B (McCandlish et al., 2018, Sec. 2.3 and 2.4).
@@ -210,9 +211,17 @@ class Planner:
             devices: of the plan.
             noise_scale: B_noise in images.
         """
-        own, group = self.recipe.batch_size, self.recipe.images_per_group
-        sizes = [int(own * 2.0**power) for power in _DOUBLINGS if (own * 2.0**power) % group == 0]
-        return [self._batch_size(size, devices, noise_scale) for size in sizes if size <= self.num_images]
+        wanted = [self.recipe.batch_size * 2.0**power for power in _DOUBLINGS]
+        sizes = [int(size) for size in wanted if size.is_integer() and size <= self.num_images]
+        return [self._batch_size(size, devices, noise_scale) for size in sizes if self._may_train(size)]
+
+    def _may_train(self, size: int) -> bool:
+        """Whether the recipe with so many images a step is one that training takes."""
+        try:
+            check_recipe(replace(self.recipe, batch_size=size), "the planned recipe")
+        except InputError:  # not whole groups, or an odd number of them where AGVM compares halves
+            return False
+        return True
 
     def _batch_size(self, size: int, devices: int, noise_scale: float) -> BatchSize:
         own = self.recipe.batch_size
@@ -229,17 +238,21 @@ class Planner:
         )
 
     def _training_hours(self, size: int, devices: int, steps: float) -> float | None:
-        best = self.best(devices, replace(self.recipe, batch_size=size)) if devices <= size else None
+        recipe = replace(self.recipe, batch_size=size)
+        best = self.best(devices, recipe) if self._can_spread(recipe, devices) else None
         return None if best is None else steps * total_steps(self.recipe, self.num_images) * best.seconds / 3600
 
     def _counts(self) -> Iterator[int]:
         """Numbers of devices that may be used, with what is forced."""
-        for count in range(1, self.recipe.batch_size + 1):
-            try:
-                recipe_layout(self.recipe, count, self.lane_width, self.max_images_per_device)
-            except InputError:  # what is forced does not fit so many devices
-                continue
-            yield count
+        return (n for n in range(1, self.recipe.batch_size + 1) if self._can_spread(self.recipe, n))
+
+    def _can_spread(self, recipe: Recipe, devices: int) -> bool:
+        """Whether there is a layout on so many devices, with what is forced."""
+        try:
+            recipe_layout(recipe, devices, self.lane_width, self.max_images_per_device)
+        except InputError:
+            return False
+        return True
 
     def _spreads(self, recipe: Recipe, devices: int) -> Iterator[Layout]:
         chosen = recipe_layout(recipe, devices, self.lane_width, self.max_images_per_device)

@@ -37,6 +37,8 @@ TIMED_SECONDS = 20.0
 TIMED_STEPS = 5
 """... and no more than so many, one at least."""
 _GO_SECONDS = 0.02
+_CONTEXT_BYTES = 1 << 30
+"""As much of a GPU as a process may hold before it computes: a CUDA context usually takes less."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ def measure_here(task: Task) -> dict[str, Any]:
     """Seconds and bytes of steps of one and of two micro-batches, and of an evaluation batch if there is one."""
     recipe = micro_batch_recipe(parse_recipe(task.recipe, "the planned recipe"), task.images)
     world = start_world(task.device)
+    others = others_bytes(world.device)
     trainer = make_trainer(recipe, _classes_alone(task.num_classes), recipe_layout(recipe, world.size), world)
     batches: dict[str, Batch] = torch.load(task.batches, weights_only=False)
     typical, largest = (_first(batches[name], task.images).to(world.device) for name in ("typical", "largest"))
@@ -107,8 +110,8 @@ def measure_here(task: Task) -> dict[str, Any]:
         steps["largest", rounds]()
         if rounds == 1:
             steps["largest", rounds]()
-        points.append({"rounds": rounds, "seconds": seconds, "bytes": peak_bytes(world.device)})
-    answer: dict[str, Any] = {"points": points}
+        points.append({"rounds": rounds, "seconds": seconds, "bytes": peak_bytes(world.device, others)})
+    answer: dict[str, Any] = {"points": points, "others_bytes": others}
     if "evaluation" in batches:
         batch = batches["evaluation"].to(world.device)
         trainer.model.eval()
@@ -118,16 +121,33 @@ def measure_here(task: Task) -> dict[str, Any]:
 
         detect()
         answer["evaluation_seconds"] = _seconds(detect, task.timed_steps) / len(batch.image_index)
-        answer["evaluation_bytes"] = peak_bytes(world.device)
+        answer["evaluation_bytes"] = peak_bytes(world.device, others)
     return answer
 
 
-def peak_bytes(device: torch.device) -> int | None:
-    """The most memory so far: of the process on a CPU; on a GPU what torch has reserved and what is held beside it."""
+def others_bytes(device: torch.device) -> int:
+    """What other processes hold of a GPU, asked before this one computes; 0 on a CPU.
+
+    What is in use then holds this process's context too, whose size nobody tells: all that a context may take counts
+    as ours, since a plan that asks for too much memory does less harm than one that asks for too little.
+    """
+    return 0 if device.type == "cpu" else max(0, _bytes_beside_torch(device) - _CONTEXT_BYTES)
+
+
+def peak_bytes(device: torch.device, others: int) -> int | None:
+    """The most memory so far: of the process on a CPU; on a GPU what torch has reserved and what is held beside it.
+
+    `others` is what other processes held at the start, which does not count.
+    """
     if device.type == "cpu":
         return resident_bytes("VmHWM")
+    return torch.cuda.max_memory_reserved(device) + max(0, _bytes_beside_torch(device) - others)
+
+
+def _bytes_beside_torch(device: torch.device) -> int:
+    """What is in use of a GPU, by any process, but for what torch has reserved in this one."""
     free, total = torch.cuda.mem_get_info(device)
-    return torch.cuda.max_memory_reserved(device) + total - free - torch.cuda.memory_reserved(device)
+    return total - free - torch.cuda.memory_reserved(device)
 
 
 def _step(trainer: Trainer, batch: Batch, rounds: int, world: World) -> Callable[[], Tensor]:

@@ -3,7 +3,7 @@
 Every kind of step (recompute plan, images of a micro-batch) has a process of its own, `measured_steps`, since the peak
 of a process's memory never falls. On a CPU memory is the peak of resident memory of the whole process, with the data
 set that a run holds and without the processes that load its images; on a GPU the peak that torch has reserved and what
-the device holds beside it (the CUDA context).
+the device holds beside it (the CUDA context), without what other processes held when a process of ours began.
 """
 
 import json
@@ -78,6 +78,7 @@ def measure(
     sizes = sorted(set(sizes))
     points: list[Point] = []
     evaluation: dict[str, Any] = {}
+    others = 0
     with tempfile.TemporaryDirectory(prefix="megdet_plan_") as name:
         folder = Path(name)
         started = time.perf_counter()
@@ -107,6 +108,7 @@ def measure(
                     progress(f"micro-batches of {images} images do not fit this device: left out")
                     continue
                 points += _points(recompute, images, answers, data_bytes)
+                others = max(others, *(answer["others_bytes"] for answer in answers))
                 if evaluates:
                     evaluation = _slowest(answers, data_bytes)
     if not points:
@@ -126,6 +128,7 @@ def measure(
         evaluation["evaluation_seconds"],
         evaluation["evaluation_bytes"],
         tuple(points),
+        others_bytes=others,
     )
 
 

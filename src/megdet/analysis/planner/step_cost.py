@@ -1,9 +1,11 @@
 """What a training step costs: measured points, and the affine model of time and memory that is fitted to them."""
 
+import json
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any, get_args
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, cast, get_args
 
 import numpy as np
 
@@ -69,6 +71,8 @@ class Measurement:
     points: tuple[Point, ...]
     link: Link | None = None
     """between two processes of this machine, if it was measured"""
+    others_bytes: int = 0
+    """what other processes held of the GPU when measuring began; it is in no other number"""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -76,30 +80,117 @@ class Measurement:
 
     @classmethod
     def from_dict(cls, value: Any, source: str) -> "Measurement":
-        """What `as_dict` made, also inside of what `megdet plan --json` prints. Raises InputError."""
+        """What `as_dict` made, also inside of what `megdet plan --json` prints; what has a default may be missing.
+
+        Raises InputError, which names the key whose value cannot be.
+        """
         content = value.get("measurement") if isinstance(value, dict) and "measurement" in value else value
         if not isinstance(content, dict):
             raise InputError(f"{source}: it holds no measurement; make one with `megdet plan RECIPE --json`")
         try:
-            known = {field.name: content[field.name] for field in fields(cls)}
-            known["points"] = tuple(_point(own) for own in content["points"])
-            known["link"] = None if content["link"] is None else Link(**content["link"])
-            for key in ("typical_canvas", "largest_canvas"):
-                known[key] = tuple(content[key])
-        except (KeyError, TypeError, ValueError) as error:
+            return _measurement(_Values(content))
+        except ValueError as error:
             raise InputError(
-                f"{source}: its measurement is not one of this version ({error}); make one with "
-                "`megdet plan RECIPE --json`"
+                f"{source}: its measurement cannot be used ({error}); make one with `megdet plan RECIPE --json`"
             ) from None
-        return cls(**known)
 
 
-def _point(content: dict[str, Any]) -> Point:
-    point = Point(**content)
-    numbers = (point.images, point.rounds, point.seconds, *([] if point.bytes is None else [point.bytes]))
-    if point.recompute not in get_args(RecomputePlan) or not all(math.isfinite(n) and n > 0 for n in numbers):
-        raise ValueError(f"no point of a measurement: {content}")
-    return point
+class _Values:
+    """The values of a JSON object, asked for by key and kind; each raises ValueError, which names the key."""
+
+    def __init__(self, content: object, place: str = "") -> None:
+        if not isinstance(content, Mapping):
+            raise ValueError(f"{place} is {_shown(content)}: it must be an object")
+        self.content, self.place = content, f"{place}." if place else ""
+
+    def value(self, key: str) -> Any:
+        """Whatever it is."""
+        if key not in self.content:
+            raise ValueError(f"{self.place}{key} is missing")
+        return self.content[key]
+
+    def text(self, key: str, *choices: str) -> str:
+        """A text, one of the choices if there are any."""
+        value = self.value(key)
+        wanted = f"one of {', '.join(choices)}" if choices else "a text"
+        return cast(str, self._checked(key, isinstance(value, str) and (not choices or value in choices), wanted))
+
+    def number(self, key: str, *, is_divisor: bool = False) -> float:
+        """A finite number, not negative, and not 0 where it divides."""
+        value = self.value(key)
+        # nan and infinity compare false, and so do whole numbers that are too large for a float
+        is_right = _is_number(value, float) and 0 <= value <= sys.float_info.max and not (is_divisor and value == 0)
+        return float(self._checked(key, is_right, f"a finite number, {'above 0' if is_divisor else 'not negative'}"))
+
+    def whole(self, key: str, least: int = 1) -> int:
+        """A whole number of at least so much."""
+        value = self.value(key)
+        is_right = _is_number(value) and least <= value <= sys.maxsize
+        return int(self._checked(key, is_right, f"a whole number, at least {least}"))
+
+    def canvas(self, key: str) -> tuple[int, int]:
+        """Height and width in pixels."""
+        value = self.value(key)
+        is_right = isinstance(value, list | tuple) and len(value) == 2 and all(_is_number(n) and n > 0 for n in value)
+        height, width = self._checked(key, is_right, "a height and a width in pixels")
+        return int(height), int(width)
+
+    def objects(self, key: str) -> "list[_Values]":
+        """One object or more."""
+        value = self.value(key)
+        found = self._checked(key, isinstance(value, list | tuple) and len(value) > 0, "a list that is not empty")
+        return [_Values(own, f"{self.place}{key}[{number}]") for number, own in enumerate(found)]
+
+    def _checked(self, key: str, is_right: bool, wanted: str) -> Any:
+        if not is_right:
+            raise ValueError(f"{self.place}{key} is {_shown(self.content[key])}: it must be {wanted}")
+        return self.content[key]
+
+
+def _is_number(value: object, *more: type) -> bool:
+    """Whether it is a whole number, or one of `more`; true and false are none."""
+    return isinstance(value, (int, *more)) and not isinstance(value, bool)
+
+
+def _shown(value: object) -> str:
+    """A value as it stands in the file, its beginning alone where it is long."""
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _measurement(values: _Values) -> Measurement:
+    link = values.content.get("link")
+    return Measurement(
+        recipe=values.text("recipe"),
+        device=values.text("device", "cpu", "cuda"),
+        machine=values.text("machine"),
+        side_by_side=values.whole("side_by_side"),
+        num_images=values.whole("num_images"),
+        num_val_images=values.whole("num_val_images", 0),
+        num_classes=values.whole("num_classes"),
+        typical_canvas=values.canvas("typical_canvas"),
+        largest_canvas=values.canvas("largest_canvas"),
+        load_seconds=values.number("load_seconds"),
+        evaluation_seconds=values.number("evaluation_seconds"),
+        evaluation_bytes=None if values.value("evaluation_bytes") is None else values.whole("evaluation_bytes", 0),
+        points=tuple(_point(own) for own in values.objects("points")),
+        link=None if link is None else _link(_Values(link, "link")),
+        others_bytes=values.whole("others_bytes", 0) if "others_bytes" in values.content else 0,
+    )
+
+
+def _point(values: _Values) -> Point:
+    return Point(
+        recompute=cast(RecomputePlan, values.text("recompute", *get_args(RecomputePlan))),
+        images=values.whole("images"),
+        rounds=values.whole("rounds"),
+        seconds=values.number("seconds", is_divisor=True),
+        bytes=None if values.value("bytes") is None else values.whole("bytes"),
+    )
+
+
+def _link(values: _Values) -> Link:
+    return Link(values.number("latency"), values.number("bandwidth", is_divisor=True), values.text("source"))
 
 
 @dataclass(frozen=True)

@@ -30,10 +30,16 @@ PAPER = {
 """Table 1: the ratio by (epoch, mini-batch size), of 1."""
 
 _DECISIVE = (
+    *("data.short_edges", "data.max_long_edge", "data.scale_jitter"),
+    *("anchors.sizes", "anchors.ratios", "anchors.stride_from_grid"),
     *("rpn.samples", "rpn.positive_fraction", "rpn.positive_iou", "rpn.negative_iou"),
-    *("box_head.samples", "box_head.positive_fraction", "box_head.positive_iou", "rpn.train_proposals"),
+    *("rpn.train_proposals_before_nms", "rpn.train_proposals", "rpn.nms_iou", "rpn.min_size"),
+    *("box_head.samples", "box_head.positive_fraction", "box_head.positive_iou"),
 )
-"""Keys that say what a ratio is of; runs that differ in one do not compare."""
+"""Keys that say what a ratio is of: how large the boxes are, what they meet and what is drawn of it.
+
+Runs that differ in one do not compare.
+"""
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,7 @@ def sampling_table(folders: Sequence[RunFolder], epochs: Sequence[int] | None = 
 
 
 def check_comparable(folders: Sequence[RunFolder], recipes: Sequence[Recipe]) -> None:
-    """Refuse runs whose ratios are of other things: other data, or other rules of matching and sampling."""
+    """Refuse runs whose ratios are of other things: other data, or other keys of `_DECISIVE`."""
     first, others = folders[0], folders[1:]
     if not others:
         return

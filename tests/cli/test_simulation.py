@@ -31,7 +31,7 @@ def test_the_paper_is_printed_with_what_is_missed(capsys: pytest.CaptureFixture[
     assert main(["simulate", "--paper"]) == 0
     printed = capsys.readouterr().out
     assert "256, BN 16, 128 GPUs" in printed
-    assert "20 of 23 rows within 20%" in printed
+    assert "17 of the 20 trainings that set no constant are within 20%" in printed
     assert printed.count("missed: ") == 3
     assert "other reading: " in printed
 
@@ -51,6 +51,13 @@ def test_scaling_is_printed_with_where_it_stops_paying(capsys: pytest.CaptureFix
     assert "Judged by time, memory and the warmup alone" in printed
     assert "32 on 1, 32 on 2 devices" in printed
     assert picture.stat().st_size > 10_000
+
+
+def test_frozen_statistics_are_spread_in_large_micro_batches(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["simulate", "--batch-size", "256", "--bn-size", "0"]) == 0
+    printed = capsys.readouterr().out
+    assert "1 x 2 x 128" in printed
+    assert "a device's share is one micro-batch" in printed
 
 
 @pytest.mark.parametrize(

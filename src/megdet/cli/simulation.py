@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from megdet.analysis.cluster.machines import MACHINES, Machine, machine_of
-from megdet.analysis.cluster.paper import GOOD, OTHERS, Constants, Prediction, predict_paper
+from megdet.analysis.cluster.paper import GOOD, OTHERS, Constants, Prediction, count_good, predict_paper
 from megdet.analysis.cluster.pictures import plot_paper, plot_scaling
 from megdet.analysis.cluster.scaling import Asked, Point, last_that_pays, simulate_scaling
 from megdet.analysis.cluster.step import USABLE
@@ -103,8 +103,8 @@ def _print_paper(constants: Constants, predictions: list[Prediction]) -> None:
 
 
 def _count(predictions: list[Prediction]) -> str:
-    good = sum(prediction.is_good for prediction in predictions)
-    return f"{good} of {len(predictions)} rows within {GOOD:.0%}"
+    good, others = count_good(predictions)
+    return f"{good} of the {others} trainings that set no constant are within {GOOD:.0%}"
 
 
 def _print_scaling(machine: Machine, points: list[Point], asked: Asked) -> None:
@@ -112,14 +112,12 @@ def _print_scaling(machine: Machine, points: list[Point], asked: Asked) -> None:
     for name in ("communication", "stragglers", "hours", "pays"):
         table.add_column(name)
     for point in points:
-        layout, step = point.layout, point.step
-        spread = f"{layout.lane_width} x {layout.rounds} x {layout.largest_share}"
+        job, step = point.job, point.step
+        spread = f"{job.lane_width} x {job.rounds} x {job.images}"
         memory = f"{point.memory_bytes / 1e9:.1f}"
         seconds = (f"{step.total:.4f}", f"{point.images_per_second:.0f}", f"{point.efficiency:.0%}")
         parts = (f"{step.communication:.0%}", f"{step.stragglers / step.total:.0%}", f"{point.hours:.3g}")
-        table.add_row(
-            str(layout.world_size), str(point.batch_size), spread, memory, *seconds, *parts, point.why_not or "yes"
-        )
+        table.add_row(str(job.devices), str(point.batch_size), spread, memory, *seconds, *parts, point.why_not or "yes")
     CONSOLE.print(table)
     CONSOLE.print(
         f"{machine.device} at {machine.fraction:.3g} of its peak and {1e3 * machine.overhead:g} ms a micro-batch "
@@ -128,11 +126,13 @@ def _print_scaling(machine: Machine, points: list[Point], asked: Asked) -> None:
     if asked.noise_scale is None:
         CONSOLE.print("Judged by time, memory and the warmup alone: how large a batch is worth, --noise-scale says.")
     if asked.batch_size is None and asked.bn_size > 1:
-        sizes = ", ".join(f"{p.batch_size} on {p.layout.world_size}" for p in points if _is_rounded(p, asked))
+        sizes = ", ".join(f"{p.batch_size} on {p.job.devices}" for p in points if _is_rounded(p, asked))
         if sizes:
             CONSOLE.print(
                 f"A batch is whole BN groups of {asked.bn_size} images, so it is rounded up: {sizes} devices."
             )
+    if not asked.bn_size:
+        CONSOLE.print("Frozen statistics bind no images: a device's share is one micro-batch, or as few as fit.")
     CONSOLE.print(
         f"GB of a device: state, and what a micro-batch on the largest canvas keeps for the backward, counted in "
         f"{8 * machine.value_bytes} bits; it fits in {USABLE:.0%} of {machine.memory / 1e9:g} GB."
@@ -141,7 +141,7 @@ def _print_scaling(machine: Machine, points: list[Point], asked: Asked) -> None:
 
 
 def _is_rounded(point: Point, asked: Asked) -> bool:
-    return point.batch_size != asked.images_per_device * point.layout.world_size
+    return point.batch_size != asked.images_per_device * point.job.devices
 
 
 def _verdict(points: list[Point]) -> str:
@@ -150,7 +150,7 @@ def _verdict(points: list[Point]) -> str:
         return "no number of devices pays"
     most = ", the most that are simulated" if best is points[-1] else ""
     images = "" if best.examples is None else f"; {best.examples:.2f} times the fewest images for the same progress"
-    return f"it pays up to {best.layout.world_size} devices{most}{images}"
+    return f"it pays up to {best.job.devices} devices{most}{images}"
 
 
 def _number(text: str) -> float:

@@ -13,8 +13,18 @@ from hypothesis import strategies as st
 from megdet.analysis.cluster.detector import image_work, num_gradients, resnet50
 from megdet.analysis.cluster.images import canvas_distribution, mean_pixels, slowest_of
 from megdet.analysis.cluster.machines import MACHINES, TITAN_XP, machine_of
-from megdet.analysis.cluster.network import all_reduce_seconds
-from megdet.analysis.cluster.step import Job, bucket_seconds, efficiency, image_seconds, norm_seconds, step_time
+from megdet.analysis.cluster.network import all_gather_seconds, all_reduce_seconds
+from megdet.analysis.cluster.step import (
+    Job,
+    bucket_seconds,
+    efficiency,
+    fold_seconds,
+    image_seconds,
+    memory_bytes,
+    most_images,
+    norm_seconds,
+    step_time,
+)
 from megdet.errors import InputError
 from megdet.model.detector import Detector
 from megdet.recipe import Recipe
@@ -77,6 +87,25 @@ def test_more_workers_wait_longer_and_more_rounds_even_out(workers: int, rounds:
     assert 1.0 <= here <= 800 * 1344 / mean_pixels() + 1e-9
 
 
+@pytest.mark.parametrize("rounds", [1, 2, 3, 8, 60])
+def test_sums_of_canvases_are_those_of_direct_convolution(rounds: int) -> None:
+    first, chances = canvas_distribution()
+    sums = np.ones(1)
+    for _ in range(rounds):
+        sums = np.convolve(sums, chances)
+    below = np.minimum(np.cumsum(sums), 1.0)
+    tiles = rounds * first + np.arange(len(sums))
+    largest = tiles @ np.diff(below**64, prepend=0.0)
+    assert slowest_of(64, rounds) == pytest.approx(largest / (tiles @ sums), rel=1e-12)
+
+
+def test_thousands_of_rounds_even_out_as_the_square_root_of_their_number() -> None:
+    """Sums of so many draws are normal: what the slowest takes longer falls as 1 / sqrt(rounds)."""
+    few, many, more = (slowest_of(16, rounds) - 1 for rounds in (4096, 65_536, 1_048_576))
+    assert few == pytest.approx(4 * many, rel=0.01)
+    assert many == pytest.approx(4 * more, rel=0.01)
+
+
 def test_no_worker_is_refused() -> None:
     with pytest.raises(InputError, match="at least one"):
         slowest_of(0)
@@ -118,11 +147,37 @@ def test_batch_norm_within_a_lane_of_one_needs_no_collective() -> None:
 
 
 def test_every_norm_layer_has_a_collective_each_way() -> None:
-    # small messages cost latency: 53 layers, forward and backward
-    least = 2 * 53 * all_reduce_seconds(0.0, 8, TITAN_XP.fabric)
+    # small messages cost latency: 53 layers, an all-gather forward and an all-reduce backward
+    fabric = TITAN_XP.fabric
+    least = 53 * (all_gather_seconds(0.0, 8, fabric) + all_reduce_seconds(0.0, 8, fabric))
     assert least < norm_seconds(JOB, TITAN_XP) < 2 * least
-    three = replace(JOB, forward_collectives=(1, 1))
-    assert norm_seconds(three, TITAN_XP) > norm_seconds(JOB, TITAN_XP)
+    least = 53 * 3 * all_reduce_seconds(0.0, 8, fabric)
+    assert least < norm_seconds(replace(JOB, algorithm1=True), TITAN_XP) < 2 * least
+
+
+def test_running_statistics_are_folded_once_a_step_over_all_devices() -> None:
+    wide = replace(JOB, devices=64, rounds=3, lane_width=1)
+    fold = all_reduce_seconds(4.0 * 2 * sum(layer.channels for layer in resnet50()), 64, TITAN_XP.fabric)
+    assert step_time(wide, TITAN_XP).norms == fold > 0
+    assert fold_seconds(replace(wide, algorithm1=True), TITAN_XP) == 0.0
+    assert fold_seconds(replace(JOB, devices=1), TITAN_XP) == 0.0
+
+
+@pytest.mark.parametrize("frozen_stages", [0, 2])
+@pytest.mark.parametrize("device", MACHINES)
+def test_the_largest_micro_batch_fits_and_one_image_more_does_not(device: str, frozen_stages: int) -> None:
+    machine = MACHINES[device]
+    most = most_images(frozen_stages, machine)
+    here, more = (Job(devices=1, images=images, frozen_stages=frozen_stages) for images in (most, most + 1))
+    assert memory_bytes(here, machine) <= 0.9 * machine.memory < memory_bytes(more, machine)
+    assert most_images(frozen_stages, replace(machine, memory=1e9)) == 1
+
+
+def test_a_frozen_stage_keeps_less_for_the_backward() -> None:
+    machine = MACHINES["h200"]
+    kept = [memory_bytes(Job(devices=1, images=1, frozen_stages=stages), machine) for stages in range(6)]
+    assert kept == sorted(kept, reverse=True)
+    assert len(set(kept)) == 6
 
 
 def test_the_buckets_carry_the_whole_gradient() -> None:

@@ -9,8 +9,10 @@ from megdet.analysis.cluster.network import (
     TREE,
     Fabric,
     Protocol,
+    all_gather_seconds,
     all_reduce_seconds,
     exposed_seconds,
+    gather_seconds,
     ring_seconds,
     tree_seconds,
 )
@@ -38,6 +40,27 @@ def test_a_tree_climbs_the_logarithm_of_the_machines() -> None:
     # 64 devices on 8 machines: 7 hops inside and 3 levels, up and down
     assert tree_seconds(0.0, 64, FABRIC, PLAIN) == pytest.approx(2 * (7 * 2e-6 + 3 * 10e-6))
     assert tree_seconds(6e6, 64, FABRIC, PLAIN) == pytest.approx(2 * (7 * 2e-6 + 3 * 10e-6) + 2 * 6e6 / 6e9)
+
+
+def test_a_tree_over_machines_that_are_no_power_of_two_rounds_down_as_nccl_does() -> None:
+    # 48 devices on 6 machines: 2 levels; 20 on 3: 6 whole devices a machine and 1 level
+    assert tree_seconds(0.0, 48, FABRIC, PLAIN) == pytest.approx(2 * (7 * 2e-6 + 2 * 10e-6))
+    assert tree_seconds(0.0, 20, FABRIC, PLAIN) == pytest.approx(2 * (5 * 2e-6 + 10e-6))
+
+
+def test_an_all_gather_is_half_the_hops_with_every_devices_bytes_on_every_link() -> None:
+    assert gather_seconds(3e6, 8, FABRIC, PLAIN) == pytest.approx(7 * 2e-6 + 7 * 3e6 / 12e9)
+    assert gather_seconds(3e6, 16, FABRIC, PLAIN) == pytest.approx(14 * 2e-6 + 10e-6 + 15 * 3e6 / 6e9)
+    # of 8 times the bytes an all-reduce in one machine goes twice around
+    assert ring_seconds(8 * 3e6, 8, FABRIC, PLAIN) == pytest.approx(2 * gather_seconds(3e6, 8, FABRIC, PLAIN))
+
+
+def test_a_small_all_gather_goes_by_ll_at_a_third_of_the_bus_in_one_machine_and_a_quarter_across() -> None:
+    assert all_gather_seconds(1200.0, 8, FABRIC) == pytest.approx(3.6e-6 + 7 * 1e-6 + 7 * 1200 * 3 / 12e9)
+    across = 3.6e-6 + 14 * 1.8e-6 + 2.7e-6 + 15 * 1200 * 4 / 6e9
+    assert all_gather_seconds(1200.0, 16, FABRIC) == pytest.approx(across)
+    assert all_gather_seconds(1e9, 8, FABRIC) == gather_seconds(1e9, 8, FABRIC, RING[1])
+    assert all_gather_seconds(1e9, 1, FABRIC) == 0.0
 
 
 def test_hops_of_ll_within_several_machines_take_1_8_times_as_long() -> None:

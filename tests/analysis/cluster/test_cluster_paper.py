@@ -4,7 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from megdet.analysis.cluster.paper import CALIBRATED_BY, OTHERS, Assumptions, calibrate, paper_job, predict_paper
+from megdet.analysis.cluster.paper import (
+    CALIBRATED_BY,
+    OTHERS,
+    Assumptions,
+    calibrate,
+    count_good,
+    paper_job,
+    predict_paper,
+)
 from megdet.analysis.paper.tables import TABLE3, TrainingRow, timed_rows
 
 
@@ -34,6 +42,27 @@ def test_most_rows_are_predicted_within_20_percent_and_the_others_are_explained(
         assert prediction.why_missed != "unexplained"
 
 
+def test_trainings_are_counted_once_and_without_those_that_set_the_constants() -> None:
+    """23 timed rows less 2 that calibrate, less Table 2's row of 16 images, which Table 3 has too."""
+    predictions = predict_paper()[1]
+    missed = sum(not prediction.is_good for prediction in predictions)
+    assert count_good(predictions) == (20 - missed, 20)
+    table2 = [prediction for prediction in predictions if prediction.row.table == "table2"]
+    assert count_good(table2) == (1, 3)
+    assert count_good([prediction for prediction in predictions if prediction.calibrated]) == (0, 0)
+
+
+def test_the_page_and_the_readme_have_the_count() -> None:
+    root = Path(__file__).parents[3]
+    good, others = count_good(predict_paper()[1])
+    assert f"**{good} of these {others} lie" in (root / "docs" / "simulate.md").read_text()
+    assert f"{good} of {others} within 20%" in (root / "README.md").read_text()
+    counts = [count_good(predict_paper(assumptions)[1]) for assumptions in OTHERS.values()]
+    lines = (root / "docs" / "simulate.md").read_text().splitlines()
+    shown = [line.split("|")[2].strip() for line in lines if line.endswith(f" of {others} |")]
+    assert shown == [f"{good} of {others}" for good, others in counts]
+
+
 def test_the_page_shows_the_predictions() -> None:
     lines = (Path(__file__).parents[3] / "docs" / "simulate.md").read_text().splitlines()
     for prediction in predict_paper()[1]:
@@ -61,6 +90,7 @@ def test_the_step_of_a_row_is_spread_as_the_paper_says() -> None:
     """Sec. 3.3: batch norm across the 8 GPUs of a machine, whatever the number of machines."""
     job = paper_job(row_of(256, 16, 128))
     assert (job.devices, job.images, job.lane_width, job.recompute) == (128, 2, 8, "none")
+    assert job.algorithm1
     job = paper_job(row_of(256, 32, 64))
     assert (job.images, job.lane_width, job.recompute) == (4, 8, "norms")
     assert paper_job(row_of(16, 2, 8)).lane_width == 1

@@ -13,6 +13,7 @@ from megdet.analysis.cluster.pictures import plot_paper, plot_scaling
 from megdet.analysis.cluster.scaling import COUNTS, Asked, last_that_pays, simulate_scaling
 from megdet.analysis.cluster.step import Job, memory_bytes
 from megdet.errors import InputError
+from megdet.recipe_file import load_recipe
 
 H200 = MACHINES["h200"]
 
@@ -21,7 +22,7 @@ H200 = MACHINES["h200"]
 @pytest.mark.parametrize("bn_size", [0, 32])
 def test_more_devices_train_more_images_a_second_at_lower_efficiency(device: str, bn_size: int) -> None:
     points = simulate_scaling(MACHINES[device], Asked(images_per_device=2, bn_size=bn_size))
-    assert [point.layout.world_size for point in points] == list(COUNTS)
+    assert [point.job.devices for point in points] == list(COUNTS)
     assert (COUNTS[0], COUNTS[-1]) == (1, 1024)
     speeds = [point.images_per_second for point in points]
     efficiencies = [point.efficiency for point in points]
@@ -38,8 +39,47 @@ def test_the_batch_grows_with_the_devices_from_one_group_on() -> None:
 
 def test_a_fixed_batch_is_spread_over_as_many_devices_as_it_has_images() -> None:
     points = simulate_scaling(H200, Asked(batch_size=64, bn_size=16))
-    assert [point.layout.world_size for point in points] == [1, 2, 4, 8, 16, 32, 64]
+    assert [point.job.devices for point in points] == [1, 2, 4, 8, 16, 32, 64]
     assert {point.batch_size for point in points} == {64}
+
+
+def test_frozen_statistics_take_micro_batches_as_large_as_fit() -> None:
+    points = simulate_scaling(H200, Asked(batch_size=256, bn_size=0))
+    assert [(point.job.rounds, point.job.images) for point in points[:3]] == [(2, 128), (1, 128), (1, 64)]
+    assert all(point.fits for point in points)
+    assert all(point.job.rounds * point.job.images * point.job.devices == 256 for point in points)
+    # one device is as fast as with frozen groups of any other large size, which differ in a few overheads alone
+    groups = simulate_scaling(H200, Asked(images_per_device=64, bn_size=0))[0]
+    assert points[0].hours == pytest.approx(groups.hours, rel=0.1)
+    efficiencies = [point.efficiency for point in points]
+    assert efficiencies[0] == pytest.approx(1.0)
+    assert efficiencies == sorted(efficiencies, reverse=True)
+    assert efficiencies[-1] < 0.5
+
+
+@pytest.mark.parametrize("batch_size", [97, 250, 257, 2000])
+def test_frozen_statistics_ask_for_no_divisor(batch_size: int) -> None:
+    points = simulate_scaling(MACHINES["a100"], Asked(batch_size=batch_size, bn_size=0))
+    for point in points:
+        least = -(-batch_size // point.job.devices)
+        assert least <= point.job.rounds * point.job.images < least + point.job.rounds
+    efficiencies = [point.efficiency for point in points]
+    assert efficiencies == sorted(efficiencies, reverse=True)
+
+
+def test_frozen_statistics_freeze_the_stages_of_our_recipes() -> None:
+    recipe = load_recipe("megdet-r50-b16-bn0")
+    (frozen,) = {point.job.frozen_stages for point in simulate_scaling(H200, Asked(bn_size=0))}
+    assert frozen == recipe.backbone.frozen_stages
+    assert {point.job.frozen_stages for point in simulate_scaling(H200, Asked())} == {0}
+
+
+@pytest.mark.parametrize("asked", [Asked(batch_size=16_384, bn_size=0), Asked(batch_size=65_536, bn_size=32)])
+def test_large_batches_are_simulated(asked: Asked) -> None:
+    points = simulate_scaling(H200, asked)
+    assert [point.job.devices for point in points] == list(COUNTS)
+    efficiencies = [point.efficiency for point in points]
+    assert efficiencies == sorted(efficiencies, reverse=True)
 
 
 def test_the_hours_are_eleven_epochs_of_coco() -> None:
@@ -95,7 +135,7 @@ def test_without_overhead_two_images_a_device_pay_on_more_devices() -> None:
     usual = last_that_pays(simulate_scaling(H200, asked))
     assert last is not None
     assert usual is not None
-    assert last.layout.world_size > usual.layout.world_size
+    assert last.job.devices > usual.job.devices
 
 
 @pytest.mark.parametrize(

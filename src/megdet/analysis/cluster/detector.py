@@ -96,15 +96,18 @@ def image_work(pixels: float, frozen_stages: int = 0, sparse_rpn: bool = False) 
 
 
 @cache
-def kept_values(pixels: float) -> float:
+def kept_values(pixels: float, frozen_stages: int = 0) -> float:
     """Values that the forward of one image keeps for the backward.
 
     An assumption, counted: two for each value that passes through a norm layer (what the norm layer and what the next
     convolution read), and three on each place and channel of the pyramid (the inputs of its 3 x 3 convolutions, of the
-    RPN's, and of the RPN's outputs). Targets, RoIs and the box head are small beside them.
+    RPN's, and of the RPN's outputs). Of a frozen stage only what leaves it is kept, for the pyramid. Targets, RoIs and
+    the box head are small beside them.
     """
     pyramid = sum(Fpn().channels * pixels / stride**2 for stride in (4, 8, 16, 32, 64))
-    return 2 * image_work(pixels).normed + 3 * pyramid
+    outputs = [width * _EXPANSION * pixels / stride**2 for width, stride in zip(_WIDTHS, (4, 8, 16, 32), strict=True)]
+    left = sum(outputs[: max(0, frozen_stages - 1)])
+    return 2 * image_work(pixels, frozen_stages).normed_backward + left + 3 * pyramid
 
 
 def num_gradients(frozen_stages: int = 0) -> int:

@@ -6,6 +6,7 @@ edges rounded up to 32. Images of like aspect ratio share a micro-batch, as the 
 the canvases of the micro-batches of a step are independent draws from this distribution.
 """
 
+import math
 from functools import cache
 
 import numpy as np
@@ -73,16 +74,26 @@ def slowest_of(workers: int, rounds: int = 1) -> float:
     if workers == 1:
         return 1.0
     first, chances = canvas_distribution()
-    sums = _sum_distribution(chances, rounds)
+    least, sums = _sum_distribution(chances, rounds)
     below = np.minimum(np.cumsum(sums), 1.0)
     largest = np.diff(below**workers, prepend=0.0)
-    tiles = rounds * first + np.arange(len(sums))
+    tiles = rounds * first + least + np.arange(len(sums))
     return float(tiles @ largest / largest.sum()) * _TILE**2 / (rounds * mean_pixels())
 
 
-def _sum_distribution(chances: NDArray[np.float64], rounds: int) -> NDArray[np.float64]:
-    """The distribution of the sum of so many draws."""
-    sums = np.ones(1)
-    for _ in range(rounds):
-        sums = np.convolve(sums, chances)
-    return sums
+def _sum_distribution(chances: NDArray[np.float64], rounds: int) -> tuple[int, NDArray[np.float64]]:
+    """The distribution of the sum of so many draws of 0, 1, ...: its least value, and the chances from there on.
+
+    A power of the Fourier transform, which is cyclic: sums of many draws are kept within 12 standard deviations of
+    their mean, beyond which lies less than a float64 can tell from nothing.
+    """
+    draws = np.arange(len(chances))
+    mean = float(draws @ chances)
+    deviation = math.sqrt(float((draws - mean) ** 2 @ chances) * rounds)
+    whole = rounds * (len(chances) - 1) + 1
+    width = max(len(chances), min(whole, 2 * math.ceil(12 * deviation)))
+    width = 1 << (width - 1).bit_length()
+    sums = np.maximum(np.fft.irfft(np.fft.rfft(chances, width) ** rounds, width), 0.0)
+    least = 0 if whole <= width else max(0, round(rounds * mean) - width // 2)
+    sums = np.roll(sums, -least)[:whole]
+    return least, sums / sums.sum()

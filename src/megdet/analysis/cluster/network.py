@@ -1,4 +1,4 @@
-"""The alpha-beta model of an all-reduce after NCCL's: a latency a hop and a time a byte, for rings and trees.
+"""The alpha-beta model of collectives after NCCL's: a latency a hop and a time a byte, for rings and trees.
 
 Hops within a machine and hops between machines have their own latency. The constants are those from which NCCL chooses
 between its algorithms (`src/graph/tuning.cc` of NCCL 2.10, `src/graph/topo.h` of NCCL 2.28): two protocols, LL for
@@ -11,7 +11,6 @@ devices on; the 235 GB/s that an A100 reaches (we: 240); the full bandwidth with
 of them. Also everything newer: NVLink SHARP, trees' limits by channel, the larger latencies of a call.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -40,6 +39,8 @@ def _protocol(call: float, nvlink: float, pcie: float, net: float, part: float, 
 
 RING = (_protocol(3.6, 0.47, 1.0, 2.7, 1 / 4, 1.8), _protocol(8.4, 3.4, 5.7, 9.6, 1.0))
 """LL and Simple."""
+GATHER = (RING[0]._replace(part=1 / 3), RING[1])
+"""The same of an all-gather within one machine; across machines it is RING."""
 _TREE_PART = 0.9
 TREE = (_protocol(4.4, 0.52, 1.0, 5.0, _TREE_PART / 3.8, 1.8), _protocol(0.0, 28.0, 28.0, 50.0, _TREE_PART))
 """LL and Simple."""
@@ -80,24 +81,26 @@ def ring_seconds(num_bytes: float, devices: int, fabric: Fabric, protocol: Proto
     With one machine and without the time of a call: 2 (n - 1) alpha + 2 (n - 1) / n * bytes / bandwidth. Of the hops,
     2 (m - 1) go between the m machines.
     """
-    if devices == 1:
-        return 0.0
-    hops, outside = 2 * (devices - 1), 2 * (fabric.machines(devices) - 1)
-    latency = (hops - outside) * fabric.hop_seconds(devices, protocol) + outside * protocol.hop["net"]
-    return protocol.call + latency + hops / devices * num_bytes / (fabric.bandwidth(devices) * protocol.part)
+    return 2 * _around(num_bytes / devices, devices, fabric, protocol) + _call(devices, protocol)
+
+
+def gather_seconds(num_bytes: float, devices: int, fabric: Fabric, protocol: Protocol = GATHER[1]) -> float:
+    """All-gather over a ring of so many bytes from each device: n - 1 hops, m - 1 of them between the m machines."""
+    return _around(num_bytes, devices, fabric, protocol) + _call(devices, protocol)
 
 
 def tree_seconds(num_bytes: float, devices: int, fabric: Fabric, protocol: Protocol = TREE[1]) -> float:
     """All-reduce over a double tree as NCCL's: up and down a chain in each machine and log2(m) levels of machines.
 
-    The bandwidth is at most TREE_LIMITS, before what LL loses of it.
+    Devices of a machine and levels are rounded down as NCCL does. The bandwidth is at most TREE_LIMITS, before what LL
+    loses of it.
     """
     if devices == 1:
         return 0.0
     machines = fabric.machines(devices)
-    inside = min(devices, fabric.per_machine) - 1
-    within = inside * fabric.hop_seconds(devices, protocol)
-    latency = 2 * (within + math.ceil(math.log2(machines)) * protocol.hop["net"])
+    within = (devices // machines - 1) * fabric.hop_seconds(devices, protocol)
+    levels = machines.bit_length() - 1
+    latency = 2 * (within + levels * protocol.hop["net"])
     bandwidth = min(fabric.bandwidth(devices), TREE_LIMITS[machines > 2] / _TREE_PART)
     return protocol.call + latency + 2 * num_bytes / (bandwidth * protocol.part)
 
@@ -110,6 +113,13 @@ def all_reduce_seconds(num_bytes: float, devices: int, fabric: Fabric) -> float:
     return min(*rings, *trees)
 
 
+@lru_cache(maxsize=4096)
+def all_gather_seconds(num_bytes: float, devices: int, fabric: Fabric) -> float:
+    """So many bytes of each device to all: a ring, with its better protocol, after NCCL's model."""
+    protocols = GATHER if fabric.machines(devices) == 1 else RING
+    return min(gather_seconds(num_bytes, devices, fabric, protocol) for protocol in protocols)
+
+
 def exposed_seconds(buckets: Sequence[float], backward: float) -> float:
     """How long a backward of so many seconds is outlasted by its buckets' all-reduces, given their seconds.
 
@@ -120,3 +130,14 @@ def exposed_seconds(buckets: Sequence[float], backward: float) -> float:
     for number, seconds in enumerate(buckets, start=1):
         end = max(end, backward * number / len(buckets)) + seconds
     return max(0.0, end - backward)
+
+
+def _around(num_bytes: float, devices: int, fabric: Fabric, protocol: Protocol) -> float:
+    """Seconds of n - 1 hops around a ring, each of so many bytes."""
+    hops, outside = devices - 1, fabric.machines(devices) - 1
+    latency = (hops - outside) * fabric.hop_seconds(devices, protocol) + outside * protocol.hop["net"]
+    return latency + hops * num_bytes / (fabric.bandwidth(devices) * protocol.part)
+
+
+def _call(devices: int, protocol: Protocol) -> float:
+    return 0.0 if devices == 1 else protocol.call

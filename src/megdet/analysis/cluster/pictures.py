@@ -57,7 +57,7 @@ def plot_scaling(points: list[Point], machine: Machine, path: Path) -> None:
     figure = Figure(figsize=(13, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     speed, share, parts = figure.subplots(1, 3)
-    devices = [point.layout.world_size for point in points]
+    devices = [point.job.devices for point in points]
     ideal = points[0].images_per_second / points[0].efficiency
     speed.plot(devices, [ideal * count for count in devices], "--", color=_GREY, label="linear")
     speed.plot(
@@ -70,7 +70,7 @@ def plot_scaling(points: list[Point], machine: Machine, path: Path) -> None:
     for name, marker, pays in (("pays", "o", True), ("does not pay", "x", False)):
         chosen = [point for point in points if (not point.why_not) == pays]
         if chosen:
-            where = [point.layout.world_size for point in chosen]
+            where = [point.job.devices for point in chosen]
             share.plot(where, [point.efficiency for point in chosen], marker, color=_BLUE, label=name, clip_on=False)
     share.legend(frameon=False, loc="lower left")
     share.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))

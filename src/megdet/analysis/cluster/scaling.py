@@ -4,9 +4,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from megdet.analysis.cluster.machines import Machine
-from megdet.analysis.cluster.step import Job, StepTime, efficiency, fits, memory_bytes, step_time
+from megdet.analysis.cluster.step import (
+    FROZEN_STAGES,
+    Job,
+    StepTime,
+    efficiency,
+    fits,
+    memory_bytes,
+    most_images,
+    step_time,
+)
 from megdet.analysis.paper.tables import NORMAL_EPOCHS, TRAINING_IMAGES
-from megdet.distributed.layout import Layout, choose_layout
+from megdet.distributed.layout import choose_layout
 from megdet.errors import InputError
 from megdet.recipe import Recipe
 
@@ -23,7 +32,7 @@ class Asked:
     images_per_device: int = 8
     """of a step; the mini-batch grows with the devices, in whole BN groups"""
     bn_size: int = 32
-    """images that share batch statistics; 0 = frozen statistics"""
+    """images that share batch statistics; 0 = frozen statistics, with the first two stages frozen as in our recipes"""
     batch_size: int | None = None
     """images of a step whatever the devices, instead of images_per_device"""
     noise_scale: float | None = None
@@ -34,7 +43,9 @@ class Asked:
 class Point:
     """So many devices."""
 
-    layout: Layout
+    batch_size: int
+    """images a step"""
+    job: Job
     step: StepTime
     efficiency: float
     """speed of a device against one device that does the same mini-batch alone, 0 to 1"""
@@ -43,11 +54,6 @@ class Point:
     """of a device, as `step.memory_bytes` reckons"""
     fits: bool
     """whether the device has them"""
-
-    @property
-    def batch_size(self) -> int:
-        """Images a step."""
-        return self.layout.batch_size
 
     @property
     def images_per_second(self) -> float:
@@ -85,11 +91,11 @@ class Point:
     def as_dict(self) -> dict[str, Any]:
         """For --json."""
         return {
-            "devices": self.layout.world_size,
+            "devices": self.job.devices,
             "batch_size": self.batch_size,
-            "lane_width": self.layout.lane_width,
-            "rounds": self.layout.rounds,
-            "micro_batch": self.layout.largest_share,
+            "lane_width": self.job.lane_width,
+            "rounds": self.job.rounds,
+            "micro_batch": self.job.images,
             "seconds_per_step": self.step.total,
             "images_per_second": self.images_per_second,
             "efficiency": self.efficiency,
@@ -108,7 +114,7 @@ class Point:
 def simulate_scaling(machine: Machine, asked: Asked) -> list[Point]:
     """A point for every number of devices in COUNTS, with a fixed batch for as many as it has images.
 
-    The layout is the trainer's own (`distributed/layout.py`). Raises InputError when bn_size does not divide the batch.
+    Raises InputError when bn_size does not divide the batch.
     """
     _check(asked)
     counts = [count for count in COUNTS if asked.batch_size is None or count <= asked.batch_size]
@@ -131,22 +137,39 @@ def last_that_pays(points: list[Point]) -> Point | None:
 
 
 def _point(devices: int, machine: Machine, asked: Asked) -> Point:
-    group = asked.bn_size or (1 if asked.batch_size else asked.images_per_device)
-    groups = (asked.batch_size or -(-asked.images_per_device * devices // group) * group) // group
-    layout = choose_layout(groups, group, devices)
-    job, alone = _job(layout, asked), _job(choose_layout(groups, group, 1), asked)
+    group = asked.bn_size or 1
+    batch_size = asked.batch_size or -(-asked.images_per_device * devices // group) * group
+    job, alone = (_job(batch_size, count, machine, asked.bn_size) for count in (devices, 1))
     time, part = step_time(job, machine), efficiency(job, alone, machine)
-    return Point(layout, time, part, asked.noise_scale, memory_bytes(job, machine), fits(job, machine))
+    return Point(batch_size, job, time, part, asked.noise_scale, memory_bytes(job, machine), fits(job, machine))
 
 
-def _job(layout: Layout, asked: Asked) -> Job:
+def _job(batch_size: int, devices: int, machine: Machine, bn_size: int) -> Job:
+    """BN groups are spread as by the trainer (`distributed/layout.py`)."""
+    if not bn_size:
+        return _frozen_job(batch_size, devices, machine)
+    layout = choose_layout(batch_size // bn_size, bn_size, devices)
     return Job(
-        devices=layout.world_size,
+        devices=devices,
         images=layout.largest_share,
         rounds=layout.rounds,
         lane_width=layout.lane_width,
         independent=min(layout.num_lanes, layout.num_groups),
-        batch_norm=asked.bn_size > 0,
+        sparse_rpn=True,
+    )
+
+
+def _frozen_job(batch_size: int, devices: int, machine: Machine) -> Job:
+    """Nothing has to be together: a device's share is one micro-batch, or as few equal ones as fit."""
+    share = -(-batch_size // devices)
+    rounds = -(-share // most_images(FROZEN_STAGES, machine))
+    return Job(
+        devices=devices,
+        images=-(-share // rounds),
+        rounds=rounds,
+        independent=devices,
+        batch_norm=False,
+        frozen_stages=FROZEN_STAGES,
         sparse_rpn=True,
     )
 

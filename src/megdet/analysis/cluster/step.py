@@ -11,7 +11,7 @@ from typing import Literal
 from megdet.analysis.cluster.detector import Work, image_work, kept_values, num_gradients, resnet50
 from megdet.analysis.cluster.images import largest_pixels, mean_pixels, slowest_of
 from megdet.analysis.cluster.machines import Machine
-from megdet.analysis.cluster.network import all_reduce_seconds, exposed_seconds
+from megdet.analysis.cluster.network import all_gather_seconds, all_reduce_seconds, exposed_seconds
 from megdet.distributed.gradients import BUCKET_BYTES
 
 Recompute = Literal["none", "norms", "backbone"]
@@ -28,6 +28,8 @@ _FROZEN_PASSES = 2
 _FORWARD_PASSES, _BACKWARD_PASSES = 4, 5
 """With statistics of the batch: read for the mean, for the variance and to be normalised, write; then read value and
 gradient for two sums, read both again and write."""
+FROZEN_STAGES = 2
+"""The stem and the first stage, which our recipes of BN size 0 freeze."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,9 @@ class Job:
     batch_norm: bool = True
     """statistics of the batch; else fixed ones"""
     frozen_stages: int = 0
-    forward_collectives: tuple[int, ...] = (2,)
-    """all-reduces of a norm layer in the forward, in numbers a channel; ours merges mean and variance into one"""
-    backward_collectives: tuple[int, ...] = (2,)
+    algorithm1: bool = False
+    """batch norm to the letter of the paper: mean and variance all-reduced one after the other, running statistics left
+    alone; else as our trainer has it"""
     recompute: Recompute = "none"
     """what the backward computes again: nothing, the norm layers' outputs, or the whole backbone's forward"""
     sparse_rpn: bool = False
@@ -88,7 +90,7 @@ def step_time(job: Job, machine: Machine) -> StepTime:
     images = job.rounds * job.images * (forward + backward)
     overhead = job.rounds * machine.overhead
     stragglers = images * (slowest_of(job.independent, job.rounds) - 1)
-    norms = job.rounds * norm_seconds(job, machine) if job.batch_norm else 0.0
+    norms = job.rounds * norm_seconds(job, machine) + fold_seconds(job, machine) if job.batch_norm else 0.0
     gradients = exposed_seconds(bucket_seconds(job, machine), job.images * backward)
     busy = images + overhead + stragglers + norms + gradients
     local = min(job.devices, machine.fabric.per_machine)
@@ -101,8 +103,13 @@ def memory_bytes(job: Job, machine: Machine) -> float:
 
     All images are on the largest canvas and nothing is computed again.
     """
-    image = kept_values(largest_pixels()) * machine.value_bytes
-    return _STATE_BYTES * num_gradients(job.frozen_stages) + job.images * image
+    return _state_bytes(job.frozen_stages) + job.images * _image_bytes(job.frozen_stages, machine)
+
+
+def most_images(frozen_stages: int, machine: Machine) -> int:
+    """Images of the largest micro-batch that fits; 1 where not even that one does."""
+    free = USABLE * machine.memory - _state_bytes(frozen_stages)
+    return max(1, int(free / _image_bytes(frozen_stages, machine)))
 
 
 def fits(job: Job, machine: Machine) -> bool:
@@ -126,13 +133,23 @@ def image_seconds(job: Job, machine: Machine) -> tuple[float, float]:
 
 
 def norm_seconds(job: Job, machine: Machine) -> float:
-    """Seconds of all batch-norm collectives of one forward and backward; nothing can hide them."""
-    numbers = job.forward_collectives + job.backward_collectives
+    """Seconds of all batch-norm collectives of one forward and backward; nothing can hide them.
+
+    A norm layer of our trainer gathers count, mean and squares of the lane's devices, and its backward reduces two
+    sums. Of the backward the paper says nothing, and the same is taken.
+    """
     return sum(
-        all_reduce_seconds(_STATISTIC_BYTES * count * layer.channels, job.lane_width, machine.fabric)
+        _forward_norm_seconds(layer.channels, job, machine) + _reduce_in_lane(2 * layer.channels, job, machine)
         for layer in resnet50()
-        for count in numbers
     )
+
+
+def fold_seconds(job: Job, machine: Machine) -> float:
+    """Seconds of the one all-reduce a step, over all devices, that folds the groups into the running statistics."""
+    if job.algorithm1:
+        return 0.0
+    num_bytes = _STATISTIC_BYTES * sum(2 * layer.channels for layer in resnet50())
+    return all_reduce_seconds(num_bytes, job.devices, machine.fabric)
 
 
 def bucket_seconds(job: Job, machine: Machine) -> list[float]:
@@ -160,3 +177,21 @@ def _norm_bytes(job: Job, machine: Machine, work: Work) -> tuple[float, float]:
         forward * work.normed * machine.value_bytes,
         (backward * work.normed_backward + again) * machine.value_bytes,
     )
+
+
+def _forward_norm_seconds(channels: int, job: Job, machine: Machine) -> float:
+    if job.algorithm1:
+        return 2 * _reduce_in_lane(channels, job, machine)
+    return all_gather_seconds(_STATISTIC_BYTES * (1 + 2 * channels), job.lane_width, machine.fabric)
+
+
+def _reduce_in_lane(numbers: int, job: Job, machine: Machine) -> float:
+    return all_reduce_seconds(_STATISTIC_BYTES * numbers, job.lane_width, machine.fabric)
+
+
+def _state_bytes(frozen_stages: int) -> int:
+    return _STATE_BYTES * num_gradients(frozen_stages)
+
+
+def _image_bytes(frozen_stages: int, machine: Machine) -> float:
+    return kept_values(largest_pixels(), frozen_stages) * machine.value_bytes

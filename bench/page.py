@@ -1,6 +1,5 @@
 """docs/benchmarks.md from the results in docs/benchmarks.json: sections, their benchmarks and how each is shown."""
 
-import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -34,13 +33,13 @@ def write_page(results: Mapping[str, Entry]) -> str:
     Args:
         results: entries as in docs/benchmarks.json, by name.
     """
-    lines = ["# Benchmarks", "", _wrap(HEAD), ""]
+    lines = ["# Benchmarks", "", tables.wrap(HEAD), ""]
     return "\n".join([*lines, *(line for section in SECTIONS for line in _section(section, results))])
 
 
 def _section(section: Section, results: Mapping[str, Entry]) -> list[str]:
     known = {name: results[name] for name in section.benches if name in results}
-    lines = [f"## {section.title}", "", _wrap(section.text), "", "```sh"]
+    lines = [f"## {section.title}", "", tables.wrap(section.text), "", "```sh"]
     for name, command in section.benches.items():
         # what was really run, which may be older than today's settings
         lines.append(known[name]["command"].removesuffix(" --json") if name in known else f"python bench/{command}")
@@ -52,12 +51,8 @@ def _section(section: Section, results: Mapping[str, Entry]) -> list[str]:
     if known:
         lines += [*_origins(known), ""]
     if section.reason and any("result" in entry for entry in known.values()):
-        lines += [_wrap(section.reason), ""]
+        lines += [tables.wrap(section.reason), ""]
     return lines
-
-
-def _wrap(text: str) -> str:
-    return textwrap.fill(text, 120, break_on_hyphens=False, break_long_words=False)
 
 
 def _failed(name: str, error: str) -> str:

@@ -1,9 +1,15 @@
 """How the results of each benchmark are shown: Markdown tables, one function a benchmark."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 Result = Mapping[str, Any]
+
+
+def wrap(text: str) -> str:
+    """A paragraph in lines of 120 characters."""
+    return textwrap.fill(text, 120, break_on_hyphens=False, break_long_words=False)
 
 
 def _number(value: float) -> str:
@@ -104,7 +110,7 @@ def evaluation(result: Result) -> list[str]:
         f"{_spread(result['ratio'], result['ratio_spread'])} by the clock; the largest difference of the twelve "
         f"numbers is {result['largest_difference']:.1g}."
     )
-    return [*_table(*rows), "", _wrap(told)]
+    return [*_table(*rows), "", wrap(told)]
 
 
 def gpu(result: Result) -> list[str]:

@@ -23,7 +23,7 @@ from megdet.recipe import Recipe
 from megdet.training import background, loop
 from megdet.training.evaluations import Evaluations
 from megdet.training.loop import RunOptions, train
-from run_folders import assert_same_run, evaluation_lines, steps
+from run_folders import assert_same_run, content, evaluation_lines, steps
 from small_runs import ALONE, small_recipe, write_small_set, write_small_sets
 
 FOREGROUND, BACKGROUND = RunOptions(workers=0), RunOptions(workers=0, evaluate_in_background=True)

@@ -27,29 +27,24 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any
 from unittest import mock
 
 import torch
 import torchvision
+from real_step import real_step
 from rich.console import Console
 from rich.table import Table
 from torchvision.models.detection import faster_rcnn, rpn
 from train_step import NUM_CLASSES, flop_counter, make_images, torchvision_step
 
-from megdet.distributed.world import start_world, use_precision
-from megdet.inference.trained import place_model
+from megdet.distributed.world import use_precision
 from megdet.model import box_head
 from megdet.model.backbone import Backbone
-from megdet.model.detector import Detector
 from megdet.model.fpn import Fpn
 from megdet.model.rpn import Rpn
-from megdet.recipe_file import parse_recipe
-from megdet.structures import Batch, Targets
 from megdet.training.compiled import PerCanvas, compile_dense
-from megdet.training.prepare import trainer_of
-from megdet.training.step import train_step
 
 HEIGHT, WIDTH = 800, 1344
 WARMUP = 3
@@ -176,21 +171,9 @@ def our_step(
     images: torch.Tensor, boxes: torch.Tensor, labels: torch.Tensor, precision: str, compiled: bool, mode: str | None
 ) -> Callable[[], object]:
     """The step of `megdet train`, on one micro-batch that is the whole mini-batch."""
-    count, world = len(images), start_world()
-    recipe = parse_recipe(
-        f"batch_size: {count}\nbn_size: {count}\nbox_head: {{aligned: false}}\nprecision: {precision}", "bench"
-    )
-    model = Detector(recipe, NUM_CLASSES)
-    place_model(model, world.device)
-    model.train()
-    if compiled:
-        compile_dense(model, mode)
-    trainer = trainer_of(model, world)
-    pixels = (images * 255).to(torch.uint8).contiguous(memory_format=torch.channels_last)
-    sizes = torch.tensor([images.shape[2:]] * count, device=world.device)
-    targets = Targets(boxes, labels, torch.arange(count, device=world.device))
-    batch = Batch(pixels, sizes, targets, tuple(range(count)), torch.ones(count, 2, device=world.device))
-    return lambda: train_step(trainer, [batch], range(1), 1e-4, 0, world)
+    text = f"bn_size: {len(images)}\nbox_head: {{aligned: false}}\nprecision: {precision}"
+    prepare = partial(compile_dense, mode=mode) if compiled else lambda _: None
+    return real_step(images, boxes, labels, NUM_CLASSES, text, prepare)
 
 
 @cache

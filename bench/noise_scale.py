@@ -8,21 +8,14 @@ of a step, `ratio`, the measured step's time over the plain one's, and the part 
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
+from real_step import real_step
 from rich.console import Console
 from rich.table import Table
 from rounds import in_turn, summary
 from train_step import NUM_CLASSES, make_images
-
-from megdet.distributed.world import start_world
-from megdet.inference.trained import place_model
-from megdet.model.detector import Detector
-from megdet.recipe_file import parse_recipe
-from megdet.structures import Batch, Targets
-from megdet.training.prepare import trainer_of
-from megdet.training.step import train_step
 
 PLAIN, MEASURED = "plain", "measured"
 INTERVAL = 50  # of the packaged recipes of COCO
@@ -66,24 +59,8 @@ def main() -> None:
 
 def make_step(size: int, batch: int, bn_size: int, interval: int) -> Callable[[], object]:
     """The step of training with a measurement every `interval` steps, 0 for none."""
-    images, boxes, labels, device = make_images(size, batch)
-    recipe = parse_recipe(f"batch_size: {batch}\nbn_size: {bn_size}\nnoise_interval: {interval}", "bench")
-    world = start_world()
-    model = Detector(recipe, NUM_CLASSES)
-    place_model(model, world.device)
-    model.train()
-    trainer = trainer_of(model, world)
-    pixels = (images * 255).to(torch.uint8).contiguous(memory_format=torch.channels_last)
-    sizes = torch.tensor([[size, size]] * bn_size, device=device)
-
-    def groups() -> Iterator[Batch]:
-        for start in range(0, batch, bn_size):
-            own = slice(start, start + bn_size)
-            targets = Targets(boxes[own], labels[own], torch.arange(batch, device=device)[own])
-            places = tuple(range(start, start + bn_size))
-            yield Batch(pixels[own], sizes, targets, places, torch.ones(bn_size, 2, device=device))
-
-    return lambda: train_step(trainer, groups(), range(batch // bn_size), 1e-4, 0, world)
+    images, boxes, labels, _ = make_images(size, batch)
+    return real_step(images, boxes, labels, NUM_CLASSES, f"bn_size: {bn_size}\nnoise_interval: {interval}")
 
 
 if __name__ == "__main__":

@@ -51,10 +51,10 @@ def against_torchvision(result: Result) -> list[str]:
 def train_step(result: Result) -> list[str]:
     limit = (
         f"{result['flops'] / 1e9:.0f} GFLOP a step of ours, {result['fraction_of_limit']:.0%} of the limit of "
-        f"{result['limit_flops_per_second'] / 1e9:.0f} GFLOP/s ({result['precision']}); {result['rounds']} rounds."
+        f"{result['limit_flops_per_second'] / 1e9:.0f} GFLOP/s ({result['precision']}); {result['rounds']} rounds"
     )
     own = "each side in a process of its own" if result["processes"] == "own" else "all sides in one process"
-    return [*against_torchvision(result), "", f"{limit[:-1]}, {own}."]
+    return [*against_torchvision(result), "", f"{limit}, {own}."]
 
 
 def memory(result: Result) -> list[str]:

@@ -1,0 +1,49 @@
+"""The step of `megdet train` on images that are made up, a BN group a micro-batch."""
+
+from collections.abc import Callable
+
+import torch
+
+from megdet.distributed.world import start_world
+from megdet.inference.trained import place_model
+from megdet.model.detector import Detector
+from megdet.recipe_file import parse_recipe
+from megdet.structures import Batch, Targets
+from megdet.training.prepare import trainer_of
+from megdet.training.step import train_step
+
+
+def real_step(
+    images: torch.Tensor,
+    boxes: torch.Tensor,
+    labels: torch.Tensor,
+    num_classes: int,
+    text: str,
+    prepare: Callable[[Detector], object] = lambda _: None,
+) -> Callable[[], object]:
+    """A whole step of random weights at a rate of 1e-4.
+
+    Args:
+        images: (batch, 3, height, width) from 0 to 1, on the device.
+        boxes: (batch, boxes, 4) in pixels.
+        labels: (batch, boxes).
+        num_classes: of the detector.
+        text: keys of the recipe beside batch_size.
+        prepare: what happens to the detector before its first step.
+    """
+    count, world = len(images), start_world()
+    recipe = parse_recipe(f"batch_size: {count}\n{text}", "bench")
+    model = Detector(recipe, num_classes)
+    place_model(model, world.device)
+    model.train()
+    prepare(model)
+    trainer, group = trainer_of(model, world), recipe.images_per_group
+    pixels = (images * 255).to(torch.uint8).contiguous(memory_format=torch.channels_last)
+    sizes = torch.tensor([images.shape[2:]] * group, device=world.device)
+    seeds, scales = torch.arange(count, device=world.device), torch.ones(group, 2, device=world.device)
+    batches = []
+    for start in range(0, count, group):
+        own = slice(start, start + group)
+        targets = Targets(boxes[own], labels[own], seeds[own])
+        batches.append(Batch(pixels[own], sizes, targets, tuple(range(start, start + group)), scales))
+    return lambda: train_step(trainer, batches, range(len(batches)), 1e-4, 0, world)

@@ -9,7 +9,16 @@ from typing import Any
 from rich.table import Table
 
 from megdet.analysis.cluster.machines import MACHINES, Machine, machine_of
-from megdet.analysis.cluster.paper import GOOD, OTHERS, Constants, Prediction, count_good, predict_paper
+from megdet.analysis.cluster.paper import (
+    GOOD,
+    OTHERS,
+    Constants,
+    Prediction,
+    count_good,
+    plain_rule,
+    predict_by_rule,
+    predict_paper,
+)
 from megdet.analysis.cluster.pictures import plot_paper, plot_scaling
 from megdet.analysis.cluster.scaling import Asked, Point, last_that_pays, simulate_scaling
 from megdet.analysis.cluster.step import USABLE
@@ -50,7 +59,12 @@ def run_simulate(arguments: Arguments) -> None:
     if {"batch_size", "images_per_device"} <= set(given):
         raise InputError("--batch-size and --images-per-device contradict each other: leave one of them out")
     constants, predictions = predict_paper()
-    report: dict[str, Any] = {"rows": [prediction.as_dict() for prediction in predictions]}
+    by_rule = [prediction.hours for prediction in predict_by_rule()]
+    rows = [
+        {**prediction.as_dict(), "plain_rule_hours": hours}
+        for prediction, hours in zip(predictions, by_rule, strict=True)
+    ]
+    report: dict[str, Any] = {"rows": rows}
     if arguments.paper:
         report |= {"fraction": constants.fraction, "fixed_hours": constants.fixed_hours}
         if arguments.picture:
@@ -82,12 +96,13 @@ def _machine(given: dict[str, Any]) -> Machine:
 
 
 def _print_paper(constants: Constants, predictions: list[Prediction]) -> None:
-    table = Table("", "row", "paper, hours", "predicted, hours", "error", "its step, s", "ours, s", "")
-    for prediction in predictions:
+    table = Table("", "row", "paper, hours", "predicted, hours", "error", "plain rule", "its step, s", "ours, s", "")
+    by_rule = predict_by_rule()
+    for prediction, plain in zip(predictions, by_rule, strict=True):
         note = "calibrated" if prediction.calibrated else "" if prediction.is_good else "missed"
         row = prediction.row
         where = f"Table {row.table[-1]}"
-        numbers = (f"{row.hours:.1f}", f"{prediction.hours:.1f}", f"{prediction.error:+z.0%}")
+        numbers = (f"{row.hours:.1f}", f"{prediction.hours:.1f}", f"{prediction.error:+z.0%}", f"{plain.error:+z.0%}")
         table.add_row(where, row.name, *numbers, f"{prediction.paper_seconds:.2f}", f"{prediction.seconds:.2f}", note)
     CONSOLE.print(table)
     CONSOLE.print(
@@ -95,6 +110,12 @@ def _print_paper(constants: Constants, predictions: list[Prediction]) -> None:
         f"{constants.fixed_hours:.1f} h of a run that do not shrink. All else is published or counted."
     )
     CONSOLE.print(_count(predictions) + ".")
+    rule = plain_rule()
+    CONSOLE.print(
+        f"Plain rule: hours = {rule.fixed_hours:.2f} + {rule.slope:.2f} epochs / GPUs, set by the same two rows, knows "
+        f"nothing of steps: {_count(by_rule)}. The cost model is for what the rule cannot say: other GPUs and "
+        "networks, memory, the parts of a step, where more devices stop paying."
+    )
     for prediction in predictions:
         if not prediction.is_good:
             CONSOLE.print(f"missed: Table {prediction.row.table[-1]}, {prediction.row.name}: {prediction.why_missed}.")

@@ -2,20 +2,26 @@
 
 import json
 import os
+import platform
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from megdet.errors import InputError
 
+_LEFTOVER_SECONDS = 60.0
 
-def replace_file(path: Path, content: bytes, *, durable: bool = True) -> None:
+
+def replace_file(path: Path, content: bytes, *, durable: bool = True, temporary_in: Path | None = None) -> None:
     """Replace a file as a whole: a reader sees the old one or the new one.
 
-    `durable` flushes it to the disk as well, so that it survives a loss of power. Raises OSError.
+    `durable` flushes it to the disk as well, so that it survives a loss of power. It is written in `temporary_in`, a
+    folder of the same disk, by default the file's own. Raises OSError.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Not tempfile.mkstemp: its files are for the owner only, and os.replace would keep that.
+    temporary = (temporary_in or path.parent) / temporary_name(path.name)
     try:
-        # Not tempfile.mkstemp: its files are for the owner only, and os.replace would keep that.
         with temporary.open("wb") as file:
             file.write(content)
             if durable:
@@ -27,6 +33,32 @@ def replace_file(path: Path, content: bytes, *, durable: bool = True) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def temporary_name(name: str) -> str:
+    """The name of a hidden file that says which process of which machine has it, for `delete_leftovers`."""
+    return f".{name}.{platform.node()}.{os.getpid()}.tmp"
+
+
+def delete_leftovers(folder: Path, *, inside: bool = False) -> None:
+    """Delete what killed processes of this machine left of `replace_file` in a folder, and `inside` its folders too.
+
+    What was touched in the last minute stays: a container of the same name may have it, whose processes are not seen.
+    """
+    if os.name != "posix":
+        return  # elsewhere to ask for a process is to kill it
+    for path in folder.rglob(".*.tmp") if inside else folder.glob(".*.tmp"):
+        whose, _, number = path.name.removesuffix(".tmp").rpartition(".")
+        if not whose.endswith(f".{platform.node()}") or not number.isdecimal():
+            continue
+        try:
+            os.kill(int(number), 0)
+        except ProcessLookupError:
+            with suppress(OSError):  # another process deleted it, or it is another user's
+                if time.time() - path.stat().st_mtime > _LEFTOVER_SECONDS:
+                    path.unlink()
+        except (OSError, OverflowError):
+            continue  # it lives, and is another user's; or no process has such a number
 
 
 def write_text_atomically(path: Path, text: str) -> None:

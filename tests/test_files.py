@@ -1,11 +1,16 @@
 import math
 import os
+import platform
+import signal
 import stat
+import subprocess
+import sys
+import time
 
 import pytest
 
 from megdet.errors import InputError
-from megdet.files import read_json, write_json_atomically, write_text_atomically
+from megdet.files import delete_leftovers, read_json, write_json_atomically, write_text_atomically
 
 
 def names_in(folder):
@@ -38,6 +43,44 @@ def test_written_files_have_the_permissions_of_any_new_file(tmp_path):
     write_text_atomically(tmp_path / "a", "text")
     (tmp_path / "b").write_text("text")
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == stat.S_IMODE((tmp_path / "b").stat().st_mode)
+
+
+@pytest.fixture
+def dead() -> int:
+    """The number of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_what_killed_processes_of_this_machine_left_is_deleted_and_nothing_else(tmp_path, dead):
+    here, old = platform.node(), time.time() - 100
+    script = f"""
+import os, pathlib, signal
+from megdet.files import write_json_atomically
+os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+write_json_atomically(pathlib.Path({str(tmp_path / "killed.json")!r}), [1])
+"""
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -signal.SIGKILL
+    (leftover,) = tmp_path.iterdir()
+    left = [leftover.name, f".a.json.{here}.{dead}.tmp"]
+    kept = [
+        *(f".a.json.{here}.{os.getpid()}.tmp", f".a.json.other{here}.{dead}.tmp", f"a.json.{here}.{dead}.tmp"),
+        *(f".a.json.{here}.{dead}", f".a.json.{here}.x.tmp", f".a.json.{here}.{10**30}.tmp", ".tmp"),
+    ]
+    (tmp_path / "inside").mkdir()
+    inside = tmp_path / "inside" / f".b.{here}.{dead}.tmp"
+    young = tmp_path / f".young.{here}.{dead}.tmp"
+    for path in (*(tmp_path / name for name in (*left, *kept)), inside):
+        path.touch()
+        os.utime(path, (old, old))
+    young.touch()
+    delete_leftovers(tmp_path)
+    assert names_in(tmp_path) == sorted([*kept, young.name, "inside"])
+    assert inside.exists()
+    delete_leftovers(tmp_path, inside=True)
+    assert not inside.exists()
+    delete_leftovers(tmp_path / "nowhere", inside=True)
 
 
 def test_names_of_any_script_and_broken_file_names_survive_json(tmp_path):

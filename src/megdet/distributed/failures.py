@@ -99,6 +99,7 @@ class _Notes:
         self.world = world
         self.is_gone = False
         self.stopped: str | None = None
+        self.num_dead = 0
 
     @contextmanager
     def _opened(self) -> Iterator[Store]:
@@ -130,9 +131,9 @@ class _Notes:
         return told in ([], [str(self.world.rank)])
 
     def linger(self) -> None:
-        """Rank 0, which may hold the store, stays until the threads of all ranks have read why, or HEARD_SECONDS."""
-        end, heard = time.monotonic() + HEARD_SECONDS, 0
-        while self.world.is_first and heard < self.world.size and time.monotonic() < end and not self.is_gone:
+        """Rank 0, which may hold the store, stays until all ranks that live have read why, or HEARD_SECONDS."""
+        end, heard, living = time.monotonic() + HEARD_SECONDS, 0, self.world.size - self.num_dead
+        while self.world.is_first and heard < living and time.monotonic() < end and not self.is_gone:
             time.sleep(0.1)
             with self._opened() as store:
                 heard = store.add("heard", 0)
@@ -268,6 +269,7 @@ def _known_or_dead(notes: _Notes, doing: str) -> str | None:
     silent = [rank for rank in range(size) if rank not in answers]
     if not silent:
         return None
+    notes.num_dead = len(silent)
     sentence = f"{name_ranks(silent)} died without a word (killed, or out of memory?)"
     notes.stop(sentence)
     return notes.read() or sentence

@@ -9,14 +9,11 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentParser, set_parsing_settings
 
 from megdet.errors import InputError, nearest
 from megdet.files import read_text
 from megdet.recipe import Recipe
 from megdet.recipe_check import check_recipe, flat_keys
-
-set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
 def packaged_recipes() -> dict[str, str]:
@@ -76,8 +73,11 @@ def parse_recipe(text: str, source: str, overrides: Mapping[str, Any] | None = N
     return recipe
 
 
-def recipe_parser(prog: str) -> ArgumentParser:
-    """A parser with every key of the recipe as an option; its help is the docstrings of the fields."""
+def recipe_parser(prog: str) -> Any:
+    """A parser (jsonargparse) with every key of the recipe as an option; its help is the docstrings of the fields."""
+    from jsonargparse import ArgumentParser, set_parsing_settings  # here, because the names of recipes need none of it
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(prog=prog, exit_on_error=False, add_help=False)
     parser.add_class_arguments(Recipe)
     return parser
@@ -126,7 +126,7 @@ def _typed(tree: dict[str, Any], source: str) -> Recipe:
 
 
 @cache
-def _parser() -> ArgumentParser:
+def _parser() -> Any:
     return recipe_parser("recipe")
 
 

@@ -20,7 +20,7 @@ from jaxtyping import Int64
 from numpy.typing import NDArray
 
 from megdet.errors import InputError
-from megdet.ops.ordering import hash_integers
+from megdet.ops.integer_hash import hash_integers
 from megdet.recipe import Data, Recipe
 
 _ORDER, _WINDOW, _IMAGE, _HORIZONTAL, _VERTICAL = range(1, 6)

@@ -11,6 +11,7 @@ from megdet.cli import analysing, data, planning, reproduction, results, simulat
 from megdet.cli.options import Arguments, split_overrides
 from megdet.distributed.world import stop_world
 from megdet.errors import InputError, nearest
+from megdet.terminal import allow_any_character
 
 Verb = Callable[[Arguments], None]
 
@@ -42,12 +43,13 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, or 2 for what the user can mend."""
     words = list(sys.argv[1:] if argv is None else argv)
+    allow_any_character()
     try:
         _run(words)
     except InputError as error:
         rank = int(os.environ.get("RANK", "0"))
         where = f"{_PROGRAM}: " if rank == 0 else f"{_PROGRAM} (rank {rank}): "
-        print(where + " ".join(str(error).split()), file=sys.stderr)
+        print(f"{where}{error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(

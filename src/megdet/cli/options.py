@@ -2,22 +2,19 @@
 
 import argparse
 import os
-import re
-import sys
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from megdet.distributed.world import DEFAULT_TIMEOUT, World, start_world
 from megdet.errors import InputError
 from megdet.journal.environment import usable_cores
-from megdet.recipe_file import recipe_parser
+from megdet.recipe_help import recipe_parser
+from megdet.terminal import Terminal
 
-_WIDE = 160
-CONSOLE = Console(highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else _WIDE)
+CONSOLE = Terminal()
+PROGRESS = Terminal(stderr=True)
 
 
 @dataclass(frozen=True)
@@ -52,7 +49,6 @@ def add_recipe_keys(parser: argparse.ArgumentParser) -> None:
     """Say in the help that every key of the recipe is an option, with its meaning."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     keys = recipe_parser("recipe").format_help().split("\n\n", 1)[1]
-    keys = re.sub(r"(?m)^  --\w+ CONFIG +Path to a configuration file\.\n", "", keys)  # a section is no option of ours
     parser.epilog = "Every key of the recipe is an option too:\n\n" + keys
     parser.set_defaults(takes_overrides=True)
 

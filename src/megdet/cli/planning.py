@@ -4,7 +4,6 @@ import argparse
 import json
 import math
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from megdet.analysis.planner.plan import Limits, Plan, make_plan
 from megdet.analysis.planner.step_cost import GIB
 from megdet.cli.options import (
     CONSOLE,
+    PROGRESS,
     Arguments,
     add_layout_options,
     add_recipe_keys,
@@ -111,7 +111,7 @@ def run_plan(arguments: Arguments) -> None:
             num_workers(arguments),
             arguments.timed_steps,
         ),
-        progress=lambda line: print(line, file=sys.stderr, flush=True),
+        progress=PROGRESS.print,
     )
     if arguments.json:
         print(json.dumps(plan.as_dict(), allow_nan=False))

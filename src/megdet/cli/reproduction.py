@@ -1,7 +1,6 @@
 """The verb that repeats the paper: reproduce."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from megdet.analysis.paper.reproduce import Order, reproduce
 from megdet.analysis.paper.rows import ITEMS, SCALES
 from megdet.cli.options import (
     CONSOLE,
+    PROGRESS,
     Arguments,
     add_layout_options,
     add_machine_options,
@@ -67,7 +67,7 @@ def run_reproduce(arguments: Arguments) -> None:
         evaluate_on=arguments.evaluate_on,
         compile=arguments.compile,
     )
-    report = reproduce(order, options, world, say=lambda line: print(line, file=sys.stderr, flush=True))
+    report = reproduce(order, options, world, say=PROGRESS.print)
     if report is None:
         return
     if arguments.json:

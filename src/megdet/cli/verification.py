@@ -2,14 +2,13 @@
 
 import argparse
 import json
-import sys
 from typing import Any
 
 from rich.table import Table
 
 from megdet.analysis.contract.cases import CASES, chosen_cases
 from megdet.analysis.contract.verify import DEVICES, STEPS, Row, Verdict, verify
-from megdet.cli.options import CONSOLE, Arguments, add_recipe_keys, whole_number
+from megdet.cli.options import CONSOLE, PROGRESS, Arguments, add_recipe_keys, whole_number
 from megdet.recipe_file import load_recipe
 
 
@@ -50,7 +49,7 @@ def run_verify(arguments: Arguments) -> None:
         steps=arguments.steps,
         lane_width=arguments.lane_width,
         dtype=arguments.dtype,
-        progress=lambda line: print(line, file=sys.stderr, flush=True),
+        progress=PROGRESS.print,
     )
     if arguments.json:
         print(json.dumps(verdict.as_dict(), allow_nan=False))

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from megdet.analysis.gradients.findings import Variance
@@ -23,6 +22,7 @@ from megdet.errors import InputError
 from megdet.files import cannot_write, write_json_atomically
 from megdet.journal.run_folder import RunFolder, encode_non_finite
 from megdet.recipe_file import load_recipe, recipe_name
+from megdet.terminal import Terminal
 from megdet.training.loop import RunOptions
 
 _SHOWN = 8
@@ -181,7 +181,7 @@ def _proposals_title(study: Study) -> str:
 
 
 def _status(*, is_first: bool = True) -> Any:
-    return Console(stderr=True, highlight=False, markup=False, quiet=not is_first).status("")
+    return Terminal(stderr=True, quiet=not is_first).status("")
 
 
 def _progress(status: Any) -> Callable[[str, int, int], None]:

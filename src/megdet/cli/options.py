@@ -1,17 +1,15 @@
 """What all verbs share: their options and overrides as one object, and where they print."""
 
 import argparse
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from megdet.errors import InputError
+from megdet.terminal import Terminal
 
-_WIDE = 160
-CONSOLE = Console(highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else _WIDE)
+CONSOLE = Terminal()
+PROGRESS = Terminal(stderr=True)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import sys
 from collections.abc import Sequence
 
 from rich.table import Table
@@ -12,7 +11,7 @@ from megdet.analysis.planner.layouts import PlannedLayout
 from megdet.analysis.planner.plan import Limits, Plan, make_plan
 from megdet.analysis.planner.step_cost import GIB
 from megdet.cli.machine import num_workers
-from megdet.cli.options import CONSOLE, Arguments
+from megdet.cli.options import CONSOLE, PROGRESS, Arguments
 from megdet.distributed.layout import recipe_layout
 from megdet.errors import InputError
 from megdet.recipe_file import load_recipe
@@ -52,7 +51,7 @@ def run_plan(arguments: Arguments) -> None:
             num_workers(arguments),
             **arguments.given("timed_steps"),
         ),
-        progress=lambda line: print(line, file=sys.stderr, flush=True),
+        progress=PROGRESS.print,
     )
     if arguments.json:
         print(json.dumps(plan.as_dict(), allow_nan=False))

@@ -1,7 +1,6 @@
 """The verb that repeats the paper: reproduce."""
 
 import json
-import sys
 from pathlib import Path
 
 from rich.table import Table
@@ -9,7 +8,7 @@ from rich.table import Table
 from megdet.analysis.paper.report import Report
 from megdet.analysis.paper.reproduce import Order, reproduce
 from megdet.cli.machine import join_world, num_workers
-from megdet.cli.options import CONSOLE, Arguments
+from megdet.cli.options import CONSOLE, PROGRESS, Arguments
 from megdet.errors import InputError
 from megdet.training.loop import RunOptions
 
@@ -29,7 +28,7 @@ def run_reproduce(arguments: Arguments) -> None:
         evaluate_on=arguments.evaluate_on,
         compile=arguments.compile,
     )
-    report = reproduce(order, options, world, say=lambda line: print(line, file=sys.stderr, flush=True))
+    report = reproduce(order, options, world, say=PROGRESS.print)
     if report is None:
         return
     if arguments.json:

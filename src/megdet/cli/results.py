@@ -5,8 +5,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from megdet.analysis.run_pictures import save_picture
 from megdet.cli.machine import join_world, num_workers, say
 from megdet.cli.options import CONSOLE, Arguments, existing_file
@@ -27,6 +25,7 @@ from megdet.inference.fold import fold_batch_norms
 from megdet.inference.predict import category_ids_for, detect_dataset, detect_image
 from megdet.inference.trained import TrainedDetector, load_detector
 from megdet.journal.run_folder import RunFolder
+from megdet.terminal import Terminal
 from megdet.training.loop import RunOptions
 from megdet.training.precise_statistics import load_precise_detector
 
@@ -88,7 +87,7 @@ def _fold(arguments: Arguments, trained: TrainedDetector, world: World) -> None:
 def _load_precise(arguments: Arguments, folder: RunFolder, world: World) -> TrainedDetector:
     options = RunOptions(num_workers(arguments), arguments.lane_width, arguments.max_images_per_device)
     started = time.perf_counter()
-    with Console(stderr=True, highlight=False, markup=False, quiet=not world.is_first).status("") as status:
+    with Terminal(stderr=True, quiet=not world.is_first).status("") as status:
         trained = load_precise_detector(
             folder,
             world,

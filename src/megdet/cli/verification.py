@@ -1,13 +1,12 @@
 """The verb that proves the contract: verify."""
 
 import json
-import sys
 
 from rich.table import Table
 
 from megdet.analysis.contract.cases import chosen_cases
 from megdet.analysis.contract.verify import Row, Verdict, verify
-from megdet.cli.options import CONSOLE, Arguments
+from megdet.cli.options import CONSOLE, PROGRESS, Arguments
 from megdet.recipe_file import load_recipe
 
 
@@ -21,7 +20,7 @@ def run_verify(arguments: Arguments) -> None:
         **arguments.given("devices", "steps"),
         lane_width=arguments.lane_width,
         dtype=arguments.dtype,
-        progress=lambda line: print(line, file=sys.stderr, flush=True),
+        progress=PROGRESS.print,
     )
     if arguments.json:
         print(json.dumps(verdict.as_dict(), allow_nan=False))

@@ -1,7 +1,6 @@
 """Options that several verbs have, and what their help says of the keys of recipes."""
 
 import argparse
-import re
 from typing import NoReturn
 
 from megdet.cli.parsers.values import minutes, whole_number
@@ -22,10 +21,9 @@ class Parser(argparse.ArgumentParser):
         own = super().format_help()
         if not self.explains_recipe_keys:
             return own
-        from megdet.recipe_file import recipe_parser  # here, because only who asks for help waits for it
+        from megdet.recipe_help import recipe_parser  # here, because only who asks for help waits for it
 
         keys = recipe_parser("recipe").format_help().split("\n\n", 1)[1]
-        keys = re.sub(r"(?m)^  --\w+ CONFIG +Path to a configuration file\.\n", "", keys)  # a section is no option
         return f"{own}\nEvery key of the recipe is an option too (docs/recipe.md):\n\n{keys}"
 
 

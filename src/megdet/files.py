@@ -132,7 +132,15 @@ def _raw(content: bytes) -> Any:
         return None
 
 
-def typed(value: object, kind: type[_Kind], source: str) -> _Kind:
+@overload
+def typed(value: object, kind: type[_Kind], source: str) -> _Kind: ...
+
+
+@overload
+def typed(value: object, kind: Any, source: str) -> Any: ...
+
+
+def typed(value: object, kind: Any, source: str) -> Any:
     """A value as this type, strictly. Raises InputError with `source`, the place in the value and what stands there."""
     try:
         return msgspec.convert(value, kind)

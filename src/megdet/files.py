@@ -227,6 +227,14 @@ def read_bytes(path: Path, limit: int = LARGEST_TEXT) -> bytes:
         raise InputError(f"{path} cannot be read: {reason_of(error)}; check the path and its permissions") from error
 
 
+def is_file(path: Path) -> bool:
+    """Whether a file is there; no for a name that no file can have, of 256 bytes or with a zero byte."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def reason_of(error: Exception) -> str:
     """The system's words for what went wrong, without the path that the message already has."""
     return (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split()) or type(error).__name__

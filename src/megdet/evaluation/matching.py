@@ -86,9 +86,7 @@ def precision_and_recall(truth: TruthColumns, found: DetectionColumns, num_class
         # the hits of one overlap and class stand together, the best scores first
         iou, row = np.nonzero(is_right[by_score, area].T)
         curve = iou * num_classes + classes[row]
-        hits, counted = _running_counts(
-            is_right[by_score, area], is_wrong[by_score, area], classes, num_classes, iou, row
-        )
+        hits, counted = _running_counts(is_right[by_score, area], is_wrong[by_score, area], classes, iou, row)
         truths = num_truths[classes[row], area]
         read = _recalls_up_to(hits, truths) - np.where(hits > 1, _recalls_up_to(hits - 1, truths), 0)
         reached = _highest_from_here_on(hits / counted, curve) * read
@@ -108,12 +106,11 @@ def _running_counts(
     is_right: Bool[np.ndarray, "detections ious"],
     is_wrong: Bool[np.ndarray, "detections ious"],
     classes: Int64[np.ndarray, " detections"],
-    num_classes: int,
     iou: Int64[np.ndarray, " hits"],
     row: Int64[np.ndarray, " hits"],
 ) -> tuple[Int64[np.ndarray, " hits"], Int64[np.ndarray, " hits"]]:
     """At each hit, how many of its class are right up to it, and how many are right or wrong."""
-    start = np.searchsorted(classes, np.arange(num_classes))[classes[row]]
+    start = np.searchsorted(classes, classes[row])
     before = np.zeros((len(classes) + 1, len(IOUS)), np.int64)
     counts = []
     for counted in (is_right, is_right | is_wrong):

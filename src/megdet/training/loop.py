@@ -23,6 +23,7 @@ from megdet.journal.metrics import MetricsWriter, read_metrics
 from megdet.journal.run_folder import RunFolder
 from megdet.model.detector import LOSSES
 from megdet.recipe import Recipe
+from megdet.run_length import total_steps
 from megdet.training.background import BackgroundEvaluations, agree_on_device
 from megdet.training.compiled import check_compiler, compile_dense
 from megdet.training.epoch_means import EpochMeans
@@ -38,7 +39,7 @@ from megdet.training.prepare import (
     resume,
 )
 from megdet.training.report import Reporter
-from megdet.training.schedule import learning_rate, total_steps
+from megdet.training.schedule import learning_rate
 from megdet.training.step import REPORTED, Trainer, named_measures, train_step
 
 READ_EVERY = 20

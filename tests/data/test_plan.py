@@ -15,7 +15,6 @@ from megdet.data.plan import (
     TrainingPlan,
     canvas_of,
     evaluation_plan,
-    evaluation_size,
     resized,
     unit_interval,
 )
@@ -278,25 +277,41 @@ def test_fewer_images_than_a_mini_batch_are_refused():
         TrainingPlan(some_sizes(7), Recipe(batch_size=8, bn_size=4))
 
 
+def evaluated(batch: int) -> Recipe:
+    return Recipe(data=Data(short_edges=(30, 60), max_long_edge=100), evaluation=Evaluation(batch_size=batch))
+
+
 @given(st.integers(1, 60), st.integers(1, 9), st.integers(0, 3))
-def test_the_evaluation_plan_has_every_image_once_unflipped_at_the_last_short_edge(count, batch, seed):
-    recipe = Recipe(data=Data(short_edges=(30, 60), max_long_edge=100), evaluation=Evaluation(batch_size=batch))
-    recipe = replace(recipe, seed=seed)
+def test_the_evaluation_plan_has_every_image_once_unflipped_at_the_last_short_edge_on_a_canvas_of_its_own(
+    count, batch, seed
+):
+    recipe = replace(evaluated(batch), seed=seed)
     sizes = some_sizes(count)
     groups = evaluation_plan(sizes, recipe)
     assert sorted(image.index for group in groups for image in group.images) == list(range(count))
-    assert [len(group.images) for group in groups[:-1]] == [batch] * (len(groups) - 1)
     for group in groups:
-        assert all(edge % 32 == 0 for edge in group.canvas)
+        assert 1 <= len(group.images) <= batch
+        assert [image.index for image in group.images] == sorted(image.index for image in group.images)
         for image in group.images:
             assert image.size == resized(*sizes[image.index].tolist(), 60, 100)
-            assert image.size == evaluation_size(*sizes[image.index].tolist(), recipe.data)
-            assert image.size[0] <= group.canvas[0]
-            assert image.size[1] <= group.canvas[1]
+            assert group.canvas == canvas_of(image.size, recipe.data)
             assert not image.flip_horizontal
             assert not image.flip_vertical
-    aspects = [sizes[i.index, 1] / sizes[i.index, 0] for g in groups for i in g.images]
-    assert aspects == sorted(aspects)
+    canvases = Counter(group.canvas for group in groups for _ in group.images)
+    assert [group.canvas for group in groups] == sorted(group.canvas for group in groups)
+    assert len(groups) == sum(-(-images // batch) for images in canvases.values()), "none is smaller than it must be"
+
+
+def test_an_image_has_the_same_canvas_in_evaluation_whatever_other_images_there_are():
+    sizes = some_sizes(40)
+
+    def canvases(chosen: np.ndarray) -> dict[int, tuple[int, int]]:
+        return {int(chosen[i.index]): g.canvas for g in evaluation_plan(sizes[chosen], evaluated(4)) for i in g.images}
+
+    every = canvases(np.arange(40))
+    assert len(set(every.values())) > 2
+    for chosen in (np.arange(0, 40, 3), np.arange(39, -1, -1), np.array([7])):
+        assert canvases(chosen).items() <= every.items()
 
 
 @given(st.integers(-(2**63), 2**63 - 1), st.integers(0, 20))

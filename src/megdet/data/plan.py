@@ -173,17 +173,20 @@ class TrainingPlan:
 
 
 def evaluation_plan(sizes: Int64[np.ndarray, "images 2"], recipe: Recipe) -> list[PlannedGroup]:
-    """Every image once, in batches of like aspect ratio; ranks take whole batches."""
-    order = np.argsort(sizes[:, 1] / np.maximum(sizes[:, 0], 1), kind="stable")
-    data, size = recipe.data, recipe.evaluation.batch_size
-    groups = []
-    for start in range(0, len(order), size):
-        images = tuple(
-            PlannedImage(int(i), 0, 0, evaluation_size(int(sizes[i, 0]), int(sizes[i, 1]), data))
-            for i in order[start : start + size]
-        )
-        groups.append(PlannedGroup(_canvas(images, data), images))
-    return groups
+    """Every image once, each on its own canvas, in batches of one canvas; ranks take whole batches.
+
+    What is found in an image depends on no other image of the data set, so `detect` finds the same in its file alone.
+    """
+    data, most = recipe.data, recipe.evaluation.batch_size
+    of_canvas: dict[tuple[int, int], list[PlannedImage]] = {}
+    for index, (height, width) in enumerate(sizes.tolist()):
+        size = evaluation_size(height, width, data)
+        of_canvas.setdefault(canvas_of(size, data), []).append(PlannedImage(index, 0, 0, size))
+    return [
+        PlannedGroup(canvas, tuple(images[start : start + most]))
+        for canvas, images in sorted(of_canvas.items())
+        for start in range(0, len(images), most)
+    ]
 
 
 def evaluation_size(height: int, width: int, data: Data) -> tuple[int, int]:

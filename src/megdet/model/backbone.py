@@ -212,7 +212,7 @@ def _whole_model(name: str) -> Any:
     return timm.create_model(name, pretrained=False)
 
 
-def _no_drops(model: nn.Module) -> dict[str, float]:
+def _no_drops(model: nn.Module) -> dict[str, Any]:
     """What builds a model of this class without dropout and stochastic depth: every drop rate that it takes, at 0."""
     taken = inspect.signature(type(model).__init__).parameters
     return {name: 0.0 for name in taken if "drop" in name and name.endswith("rate")}

@@ -72,7 +72,7 @@ class Backbone:
     norm_eps: float | None = None
     """what the norm layers add to a variance instead of the model's own; torchvision's COCO_V1 detectors have 0"""
     frozen_stages: int = 0
-    """the stem (1) and the next stages (2 to 5) that are not trained; 2 in the recipes of BN size 0"""
+    """the stem (1) and the next stages (2 to 5) that are not trained; 2 in recipes of BN size 0 (ours)"""
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ class Schedule:
     warmup: Literal["linear", "exponential"] = "linear"
     """how the rate rises: by the same amount every step, or by the same factor, which needs warmup_start above 0"""
     warmup_steps: int = 500
-    """steps of warmup"""
+    """steps of warmup. Not in the paper, which gives no number: 500 is ours"""
     warmup_start: float = 1.0
     """the warmup starts at this times base_lr (the paper's r), but never above the rate that it leads to"""
 

@@ -21,7 +21,7 @@ from jaxtyping import Int64
 from numpy.typing import NDArray
 
 from megdet.errors import InputError
-from megdet.ops.ordering import hash_integers
+from megdet.ops.integer_hash import hash_integers
 from megdet.recipe import Data, Recipe
 from megdet.run_length import total_steps
 

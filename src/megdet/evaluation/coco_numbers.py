@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from jaxtyping import Float
 from rich.table import Table
@@ -65,9 +66,8 @@ class CocoNumbers:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "CocoNumbers":
-        """The inverse of `as_dict`."""
-        per_class = {name: ClassNumbers(**own) for name, own in values["per_class"].items()}
-        return cls(**{**values, "per_class": per_class})
+        """The inverse of `as_dict`. Raises msgspec.ValidationError where a number is missing or of another type."""
+        return msgspec.convert(values, cls)
 
 
 def evaluate_files(ground_truth: Path, detections: Path) -> CocoNumbers:

@@ -9,7 +9,8 @@ from megdet.data.demo import CLASS_NAMES, DEMO_SETS
 from megdet.data.plan import TrainingPlan
 from megdet.distributed.layout import better_device_counts, choose_layout
 from megdet.recipe import Recipe
-from megdet.training.schedule import decay_of, learning_rate, scaled_rate, total_steps
+from megdet.run_length import decay_of, total_steps
+from megdet.training.schedule import learning_rate, scaled_rate
 
 _ASSUMED_CLASSES = 80
 _ASSUMED_IMAGES = 117266

@@ -10,8 +10,8 @@ from megdet.distributed.world import World
 from megdet.evaluation.coco_numbers import CocoNumbers
 from megdet.journal.run_folder import RunFolder
 from megdet.recipe import Recipe
+from megdet.run_length import total_steps
 from megdet.terminal import Terminal
-from megdet.training.schedule import total_steps
 
 SECONDS_BETWEEN_LINES = 10.0
 

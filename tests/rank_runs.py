@@ -55,7 +55,7 @@ def run_ranks(
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = get_context("forkserver")
-    context.set_forkserver_preload(["megdet.cli.main"])  # what the server has loaded no rank loads again
+    context.set_forkserver_preload(["megdet.cli.training"])  # what the server has loaded no rank loads again
     arguments = ([str(word) for word in words], size, port, folder, sabotage)
     processes = [context.Process(target=_rank, args=(rank, *arguments)) for rank in range(size)]
     started = time.time()

@@ -22,7 +22,8 @@ def test_rates_before_and_after_warmup_follow_the_linear_scaling_rule() -> None:
 
 
 def test_frozen_stages_are_not_counted_as_trained() -> None:
-    rows = {row.key: row.text for row in describe(replace(TINY, backbone=replace(TINY.backbone, frozen_stages=2)), 1)}
+    recipe = replace(TINY, backbone=replace(TINY.backbone, frozen_stages=2))
+    rows = {row.key: row.text for row in describe(recipe, 1, count_parameters=True)}
     whole, trained = rows["parameters"].removesuffix(" trained").split(" million, ")
     assert float(trained.split()[0]) < float(whole)
 

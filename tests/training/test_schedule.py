@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from megdet.data.plan import TrainingPlan
 from megdet.recipe import Optimizer, Recipe, Schedule
-from megdet.training.schedule import learning_rate, scaled_rate, total_steps
+from megdet.run_length import total_steps
+from megdet.training.schedule import learning_rate, scaled_rate
 
 COCO = 115_200
 """images, a multiple of 256: 450 steps an epoch of 256 images, 7,200 of 16"""

@@ -23,6 +23,7 @@ from megdet.journal.metrics import MetricsWriter, read_metrics
 from megdet.journal.run_folder import FolderLock, RunFolder
 from megdet.model.detector import LOSSES
 from megdet.recipe import Recipe
+from megdet.run_length import total_steps
 from megdet.training.background import BackgroundEvaluations, agree_on_device
 from megdet.training.common_start import compare_commands, compare_data, compare_states, newest_step
 from megdet.training.compiled import check_compiler, compile_dense
@@ -38,7 +39,7 @@ from megdet.training.prepare import (
     resume,
 )
 from megdet.training.report import Reporter
-from megdet.training.schedule import learning_rate, total_steps
+from megdet.training.schedule import learning_rate
 from megdet.training.step import REPORTED, Trainer, named_measures, train_step
 from megdet.training.trainer_state import checkpoint_tensors
 

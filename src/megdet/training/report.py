@@ -4,15 +4,14 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rich.console import Console
-
 from megdet.data.plan import TrainingPlan
 from megdet.distributed.layout import Layout
 from megdet.distributed.world import World
 from megdet.evaluation.coco_numbers import CocoNumbers
 from megdet.journal.run_folder import RunFolder
 from megdet.recipe import Recipe
-from megdet.training.schedule import total_steps
+from megdet.run_length import total_steps
+from megdet.terminal import Terminal
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -31,7 +30,7 @@ class Reporter:
         first_step: int,
     ) -> None:
         self.recipe, self.plan, self.is_first = recipe, plan, world.is_first
-        self.console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+        self.console = Terminal(stderr=True)
         self.last_step = total_steps(recipe, plan.num_images)
         self._recent: list[dict[str, Any]] = []
         self._printed = time.monotonic()

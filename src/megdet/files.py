@@ -164,7 +164,15 @@ def _raw(content: bytes) -> Any:
         return None
 
 
-def typed(value: object, kind: type[_Kind], source: str) -> _Kind:
+@overload
+def typed(value: object, kind: type[_Kind], source: str) -> _Kind: ...
+
+
+@overload
+def typed(value: object, kind: Any, source: str) -> Any: ...
+
+
+def typed(value: object, kind: Any, source: str) -> Any:
     """A value as this type, strictly. Raises InputError with `source`, the place in the value and what stands there."""
     try:
         return msgspec.convert(value, kind)
@@ -249,6 +257,14 @@ def read_bytes(path: Path, limit: int = LARGEST_TEXT) -> bytes:
         raise InputError(f"{path} does not exist; check the path") from error
     except (OSError, ValueError) as error:  # a name with a zero byte is a ValueError
         raise InputError(f"{path} cannot be read: {reason_of(error)}; check the path and its permissions") from error
+
+
+def is_file(path: Path) -> bool:
+    """Whether a file is there; no for a name that no file can have, of 256 bytes or with a zero byte."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def reason_of(error: Exception) -> str:

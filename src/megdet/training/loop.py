@@ -39,7 +39,7 @@ from megdet.training.prepare import (
     resume,
 )
 from megdet.training.report import Reporter
-from megdet.training.schedule import learning_rate
+from megdet.training.schedule import learning_rate, why_no_warmup
 from megdet.training.step import REPORTED, Trainer, named_measures, train_step
 from megdet.training.trainer_state import checkpoint_tensors
 
@@ -229,9 +229,12 @@ class _Run:
             loss = sum(named[name] for name in LOSSES)
             if not math.isfinite(loss) or not math.isfinite(named["gradient_norm"]):
                 worst = next((name for name in named if not math.isfinite(named[name])), "loss")
+                warmup = (
+                    "lower schedule.warmup_start" if why_no_warmup(self.recipe) else "lengthen schedule.warmup_steps"
+                )
                 raise DivergedError(
-                    f"step {step}: {worst} is not finite (learning rate {rate:.4g}): lower optimizer.base_lr, lengthen "
-                    f"schedule.warmup_steps or set optimizer.clip_norm; {self._what_is_kept()}"
+                    f"step {step}: {worst} is not finite (learning rate {rate:.4g}): lower optimizer.base_lr, {warmup} "
+                    f"or set optimizer.clip_norm; {self._what_is_kept()}"
                 )
             line = {
                 "step": step,

@@ -42,3 +42,18 @@ def learning_rate(recipe: Recipe, num_images: int, step: int) -> float:
         else:
             rate = start + (rate - start) * progress
     return rate * factor
+
+
+def why_no_warmup(recipe: Recipe) -> str:
+    """Why the recipe's warmup changes no rate, and how to have one that does; empty where it does or is not asked for.
+
+    With the defaults it rises only for more than 16 images: it starts at base_lr, which is the rate for 16.
+    """
+    schedule, base_lr, rate = recipe.schedule, recipe.optimizer.base_lr, scaled_rate(recipe)
+    if not schedule.warmup_steps or not base_lr or schedule.warmup_start * base_lr < rate:
+        return ""
+    return (
+        f"schedule.warmup_steps {schedule.warmup_steps} does nothing: {recipe.batch_size} images have a rate of "
+        f"{rate:g}, and schedule.warmup_start {schedule.warmup_start:g} x base_lr {base_lr:g} is not below it; set "
+        f"schedule.warmup_start below {rate / base_lr:g} for a warmup"
+    )

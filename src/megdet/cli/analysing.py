@@ -84,13 +84,7 @@ def run_lr_test(arguments: Arguments) -> None:
     options = RunOptions(num_workers(arguments), arguments.lane_width, arguments.max_images_per_device)
     name = recipe_name(arguments.recipe)
     out = arguments.out or Path("runs") / "lr-test" / name
-    error = None
-    if world.is_first:
-        try:
-            _make_folder(out)
-        except InputError as problem:
-            error = str(problem)
-    world.agree(error)
+    world.on_first(lambda: _make_folder(out))
     with _status(is_first=world.is_first) as status:
         found = run_rate_test(
             recipe,

@@ -58,7 +58,7 @@ def run_evaluate(arguments: Arguments) -> None:
 
 def _evaluate_run(arguments: Arguments, folder: RunFolder, world: World) -> None:
     trained = _load_precise(arguments, folder, world) if arguments.precise_bn is not None else None
-    trained = trained or load_detector(folder, world.device, arguments.overrides)
+    trained = trained or load_detector(folder, world.device, arguments.overrides, world=world)
     _fold(arguments, trained, world)
     annotations, images = arguments.data or (trained.recipe.data.val_annotations, trained.recipe.data.val_images)
     dataset = load_coco(Path(annotations), Path(images), keep_empty=True)

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from megdet.distributed.lane import SINGLE_LANE, Lane, make_lane
 from megdet.distributed.layout import Layout
 from megdet.distributed.local_ranks import run_in_ranks
-from megdet.distributed.world import SINGLE_LANE, Lane, World, make_lane
+from megdet.distributed.world import World
 from megdet.layers.batch_norm import CrossDeviceBatchNorm
 
 CHANNELS = 3

@@ -9,10 +9,10 @@ from megdet.errors import InputError
 from megdet.recipe import Recipe
 
 _AT_LEAST_ONE = (
-    "batch_size group_size plan_window checkpoint_epochs keep_checkpoints data.max_long_edge data.canvas_multiple "
-    "fpn.channels rpn.samples rpn.train_proposals_before_nms rpn.train_proposals rpn.test_proposals_before_nms "
-    "rpn.test_proposals box_head.channels box_head.pool_size box_head.sampling_ratio box_head.samples "
-    "box_head.detections evaluation.batch_size"
+    "batch_size group_size plan_window checkpoint_epochs keep_checkpoints data.max_long_edge data.max_pixels "
+    "data.canvas_multiple fpn.channels rpn.samples rpn.train_proposals_before_nms rpn.train_proposals "
+    "rpn.test_proposals_before_nms rpn.test_proposals box_head.channels box_head.pool_size box_head.sampling_ratio "
+    "box_head.samples box_head.detections evaluation.batch_size"
 ).split()
 _NOT_NEGATIVE = (
     "bn_size seed data.color_jitter data.cache_gib backbone.frozen_stages backbone.norm_eps rpn.smooth_l1_beta "

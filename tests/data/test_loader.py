@@ -100,7 +100,7 @@ def test_what_a_loading_process_gets_is_small_for_a_data_set_of_the_size_of_coco
         np.zeros(boxes, np.int64),
         np.zeros(boxes, np.bool_),
         np.zeros(boxes, np.float32),
-        range(boxes),
+        np.arange(boxes),
     )
     dataset = replace(
         train_set(recipe),

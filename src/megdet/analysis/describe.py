@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megdet.data.coco import load_coco
+from megdet.data.coco import training_set
 from megdet.data.demo import CLASS_NAMES, DEMO_SETS
 from megdet.data.plan import TrainingPlan
 from megdet.distributed.layout import better_device_counts, choose_layout
@@ -99,15 +99,15 @@ def _counted(shares: list[int]) -> str:
 
 def _data_rows(recipe: Recipe, add: Any) -> tuple[int, int]:
     """Rows about the data; returns its number of images and classes, COCO's where it is not here."""
-    annotations, folder = Path(recipe.data.train_annotations), Path(recipe.data.train_images)
+    annotations = Path(recipe.data.train_annotations)
     if not annotations.is_file():
         images, classes, what = _ASSUMED_IMAGES, _ASSUMED_CLASSES, "so epochs are those of COCO train2017"
         if recipe.data.draw_demo:
             images, classes, what = DEMO_SETS[recipe.data.draw_demo].num_train, len(CLASS_NAMES), "it will be drawn"
         add("data", "data", None, f"{annotations} is not here, {what}: {images} images, {classes} classes")
         return images, classes
-    dataset = load_coco(annotations, folder, keep_empty=recipe.data.keep_empty_images)
-    boxes = sum(len(own.boxes) for own in dataset.annotations)
+    dataset = training_set(recipe.data)
+    boxes = len(dataset.annotations.boxes)
     classes = len(dataset.class_names)
     add(
         "data",

@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from megdet.data.coco import load_coco
+from megdet.data.coco import validation_set
 from megdet.errors import InputError
 from megdet.inference.draw import contact_sheet, draw_detections, side_by_side
 from megdet.inference.predict import Result, detect_image
@@ -25,8 +25,7 @@ def draw_run(trained: TrainedDetector, folder: RunFolder) -> list[Path]:
     """Draw `course.png` and `detections.png` (some validation images) into the run's pictures; returns their paths."""
     course = folder.pictures / "course.png"
     plot_course(read_metrics(folder.metrics), course)
-    data = trained.recipe.data
-    dataset = load_coco(Path(data.val_annotations), Path(data.val_images), keep_empty=True)
+    dataset = validation_set(trained.recipe.data)
     sheet = []
     for index in np.linspace(0, len(dataset) - 1, min(_SHOWN, len(dataset))).round().astype(int):
         pixels, results = detect_image(trained, dataset.image_path(int(index)))

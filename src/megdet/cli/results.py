@@ -3,6 +3,7 @@
 import argparse
 import itertools
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from megdet.cli.options import (
     say,
     whole_number,
 )
-from megdet.data.coco import load_coco
+from megdet.data.coco import validation_set
 from megdet.data.image import IMAGE_SUFFIXES
+from megdet.data.shared import once_a_host
 from megdet.distributed.failures import shared_fate
 from megdet.distributed.world import World
 from megdet.errors import InputError
@@ -114,7 +116,8 @@ def _evaluate_run(arguments: Arguments, folder: RunFolder, world: World) -> None
     trained = trained or load_detector(folder, world.device, arguments.overrides)
     _fold(arguments, trained, world)
     annotations, images = arguments.data or (trained.recipe.data.val_annotations, trained.recipe.data.val_images)
-    dataset = load_coco(Path(annotations), Path(images), keep_empty=True)
+    data = replace(trained.recipe.data, val_annotations=annotations, val_images=images)
+    dataset = once_a_host(world, lambda: validation_set(data))
     ids = category_ids_for(trained.class_names, dataset)
     results = detect_dataset(trained.model, dataset, ids, world, workers=num_workers(arguments))
     if not world.is_first:

@@ -27,6 +27,8 @@ class World:
     device: torch.device
     timeout: timedelta = DEFAULT_TIMEOUT
     """how long a collective waits for another rank"""
+    local_rank: int = 0
+    """this process among those of its host"""
 
     @property
     def is_first(self) -> bool:
@@ -116,7 +118,7 @@ def start_world(device: str = "", timeout: timedelta = DEFAULT_TIMEOUT) -> World
             raise InputError(
                 f"the {size} processes of this run cannot meet ({what}): start them with torchrun, all within --timeout"
             ) from None
-    return World(rank, size, torch_device, timeout)
+    return World(rank, size, torch_device, timeout, local_rank)
 
 
 def _keep_freed_memory() -> None:

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from megdet.data.coco import load_coco
+from megdet.data.coco import validation_set
 from megdet.distributed.spare import alone_on, spare_device
 from megdet.distributed.world import World, start_world
 from megdet.errors import InputError
@@ -219,8 +219,7 @@ def _evaluate(task: _Task) -> dict[str, Any]:
     world = start_world(torch.device(task.device).type)
     started = time.perf_counter()
     trained = load_detector(RunFolder(task.folder), world.device, step=task.step)
-    data = trained.recipe.data
-    dataset = load_coco(Path(data.val_annotations), Path(data.val_images), keep_empty=True)
+    dataset = validation_set(trained.recipe.data)
     ids = category_ids_for(trained.class_names, dataset)
     try:
         results = detect_dataset(trained.model, dataset, ids, world, workers=task.workers)

@@ -180,7 +180,7 @@ def _classes_alone(count: int) -> CocoDataset:
     """A data set without images: the trainer asks for its classes, the images are in a file."""
     names, none = tuple(f"class {number}" for number in range(count)), np.zeros(0, np.int64)
     boxes = np.zeros((0, 4), np.float32)
-    table = AnnotationTable(none, boxes, none, none.astype(np.bool_), boxes[:, 0], ())
+    table = AnnotationTable(none, boxes, none, none.astype(np.bool_), boxes[:, 0], none)
     return CocoDataset(Path(), Path(), names, tuple(range(count)), (), (), np.zeros((0, 2), np.int64), table)
 
 

@@ -10,6 +10,7 @@ from typing import Literal
 
 NormKind = Literal["batch", "frozen", "group", "none"]
 OptimizerKind = Literal["sgd", "adamw", "lars", "lamb"]
+ResizeKind = Literal["antialias", "torchvision"]
 RecomputePlan = Literal["none", "block", "stage", "sqrt"]
 
 
@@ -39,7 +40,7 @@ class Data:
     """the longer edge is not resized beyond this many pixels (times the factor of scale_jitter)"""
     scale_jitter: tuple[float, float] = (1.0, 1.0)
     """a training group's size is multiplied by a factor drawn between these two, uniform in its logarithm"""
-    resize: Literal["antialias", "torchvision"] = "antialias"
+    resize: ResizeKind = "antialias"
     """antialias = bilinear as Pillow's, sizes rounded; torchvision = as its detectors: no antialias, sizes cut down"""
     horizontal_flip: float = 0.5
     """probability of mirroring a training image left to right"""

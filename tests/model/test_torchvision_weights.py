@@ -14,8 +14,8 @@ from megdet.model.detector import LOSSES, Detector
 from megdet.model.torchvision_weights import convert_torchvision_weights, num_torchvision_classes, torchvision_recipe
 from megdet.recipe import Recipe
 from megdet.structures import Targets
+from torchvision_models import CLASSES, their_detector
 
-CLASSES = 5
 CANVAS = (160, 224)  # P5 is 5 x 7 and P6 3 x 4: 160 // 3 and 224 // 4 are no powers of two
 THEIR_LOSSES = dict(
     zip(LOSSES, ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg"), strict=True)
@@ -25,25 +25,6 @@ LABELS = torch.tensor([3, 1, 5])
 PROPOSALS = 200
 ALL = 10**6
 """More samples than there are candidates."""
-
-
-def their_detector(eps: float) -> nn.Module:
-    """Random weights, statistics that are not trivial, and logits of a size that finds something."""
-    torch.manual_seed(0)
-    model = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=CLASSES + 1)
-    for name, module in model.named_modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.eps = eps
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.5, 1.5)
-            nn.init.uniform_(module.weight, *((0.2, 0.5) if name.endswith("bn3") else (0.8, 1.2)))
-            nn.init.normal_(module.bias, 0, 0.1)
-    with torch.no_grad():
-        model.rpn.head.cls_logits.weight.mul_(3)
-        model.rpn.head.bbox_pred.weight.mul_(3)
-        model.roi_heads.box_predictor.cls_score.weight.mul_(12)
-        model.roi_heads.box_predictor.bbox_pred.weight.mul_(5)
-    return model.eval()
 
 
 def our_detector(theirs: nn.Module, recipe: Recipe) -> Detector:

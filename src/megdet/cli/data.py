@@ -7,11 +7,12 @@ from typing import Any
 
 from rich.table import Table
 
-from megdet.cli.options import CONSOLE, Arguments
+from megdet.cli.options import CONSOLE, Arguments, whole_number
 from megdet.data.check import check_dataset
 from megdet.data.coco import load_coco
 from megdet.data.convert import convert_voc, convert_yolo_folder, link_images
 from megdet.data.demo import draw_demo
+from megdet.data.image import MAX_PIXELS
 from megdet.data.stats import QUANTILES, dataset_statistics, plot_statistics
 from megdet.errors import InputError
 
@@ -52,6 +53,18 @@ def add_verbs(verbs: Any) -> None:
 def _add_dataset(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("annotations", type=Path, metavar="ANNOTATIONS", help="COCO instances file")
     parser.add_argument("images", type=Path, metavar="IMAGES", help="folder of its images")
+    parser.add_argument(
+        "--max-pixels",
+        type=whole_number,
+        default=MAX_PIXELS,
+        metavar="N",
+        help=f"pixels of the largest image that is decoded, default {MAX_PIXELS}; a recipe has data.max_pixels",
+    )
+    parser.add_argument(
+        "--allow-outside-files",
+        action="store_true",
+        help="take file names that lead out of IMAGES; a recipe has data.allow_outside_files",
+    )
 
 
 def run_demo(arguments: Arguments) -> None:
@@ -63,7 +76,12 @@ def run_demo(arguments: Arguments) -> None:
 
 def run_check(arguments: Arguments) -> None:
     """Print every problem; fatal ones make the command fail."""
-    problems = check_dataset(arguments.annotations, arguments.images)
+    problems = check_dataset(
+        arguments.annotations,
+        arguments.images,
+        max_pixels=arguments.max_pixels,
+        allow_outside_files=arguments.allow_outside_files,
+    )
     shown: Counter[tuple[bool, str]] = Counter()
     for problem in problems:
         shown[problem.fatal, problem.kind] += 1
@@ -86,7 +104,13 @@ def run_check(arguments: Arguments) -> None:
 
 def run_stats(arguments: Arguments) -> None:
     """Print the statistics of a data set, and draw them if asked."""
-    dataset = load_coco(arguments.annotations, arguments.images, keep_empty=True)
+    dataset = load_coco(
+        arguments.annotations,
+        arguments.images,
+        keep_empty=True,
+        max_pixels=arguments.max_pixels,
+        allow_outside_files=arguments.allow_outside_files,
+    )
     stats = dataset_statistics(dataset)
     table = Table(title=str(arguments.annotations), show_header=False)
     table.add_row("images", f"{stats.num_images}, {stats.num_empty_images} of them without a box")

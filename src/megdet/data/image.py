@@ -27,7 +27,7 @@ FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "TIFF")
 """Pillow's names of the formats that are opened."""
 
 MAX_PIXELS = 80_000_000
-"""Pixels of the largest image that is decoded unless the caller says another number; Pillow ends at 178,956,970."""
+"""Pixels of the largest image that is decoded unless the caller says another number."""
 
 _ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"\0\0\0\0IEND\xaeB`\x82"}
 """What the file of a format ends with, unless something was put behind the picture."""

@@ -23,10 +23,11 @@ _RENAMED = (
 
 
 def torchvision_recipe(base: Recipe, norm_eps: float) -> Recipe:
-    """`base` with the architecture of torchvision's detector: its frozen norms, anchors and RoIAlign."""
+    """`base` with the architecture of torchvision's detector, its frozen norms, anchors, RoIAlign and resizing."""
     return replace(
         base,
         bn_size=0,
+        data=replace(base.data, resize="torchvision"),
         backbone=Backbone(name="resnet50", norm="batch", norm_eps=norm_eps, frozen_stages=2),
         fpn=Fpn(),
         anchors=Anchors(stride_from_grid=True),

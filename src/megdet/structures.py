@@ -47,6 +47,11 @@ class Batch:
     scales: Float[Tensor, "images 2"]
     """pixels of the canvas for one of the file, in y and x"""
 
+    def tensors(self) -> list[Tensor]:
+        """All of them."""
+        targets = self.targets
+        return [self.pixels, self.sizes, self.scales, targets.boxes, targets.labels, targets.image_seeds]
+
     def to(self, device: torch.device, *, non_blocking: bool = True) -> "Batch":
         """A copy on a device."""
         return Batch(

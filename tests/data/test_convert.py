@@ -93,8 +93,11 @@ def test_missing_voc_images_and_folders_are_refused(voc, tmp_path):
     (voc / "JPEGImages" / "a.jpg").unlink()
     with pytest.raises(InputError, match=r"no image a\.\* for a\.xml of the split val"):
         convert_voc(voc, tmp_path / "out")
-    with pytest.raises(InputError, match="Annotations: no such folder; a Pascal VOC data set has"):
+    with pytest.raises(InputError, match="absent: no such folder"):
         convert_voc(tmp_path / "absent", tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="empty: no XML file in this folder or below"):
+        convert_voc(tmp_path / "empty", tmp_path / "out")
 
 
 @needs_shared_data

@@ -26,7 +26,7 @@ from megdet.data.coco_rows import (
     read_rows,
 )
 from megdet.data.image import MAX_PIXELS, Header, pixels_fault, read_header, read_image
-from megdet.errors import InputError
+from megdet.errors import InputError, shown
 
 _THREADS = 8
 _PIXELS_AT_ONCE = MAX_PIXELS
@@ -149,12 +149,12 @@ class _Checker:
             number, name = row.id, row.name
             if type(number) is not int or not isinstance(name, str):
                 what = {"id": number, "name": name}
-                self._add("bad category", f"category {what} needs an integer 'id' and a string 'name'")
+                self._add("bad category", f"category {shown(what)} needs an integer 'id' and a string 'name'")
             elif number in self.names:
                 self._add("duplicate category id", f"two categories have the id {number}")
             else:
                 if name in self.names.values():
-                    self._add("duplicate category name", f"two categories are called {name!r}", fatal=False)
+                    self._add("duplicate category name", f"two categories are called {shown(name)}", fatal=False)
                 self.names[number] = name
         if not self.names:
             self._add("no categories", "there is no category to detect")
@@ -164,10 +164,12 @@ class _Checker:
         for row in rows:
             image_id, name = row.id, row.file_name
             if not is_id(image_id):
-                self._add("bad image id", f"the image {name!r} has the id {image_id!r}, no integer and no string")
+                self._add(
+                    "bad image id", f"the image {shown(name)} has the id {shown(image_id)}, no integer and no string"
+                )
                 continue
             if image_id in self.images:
-                self._add("duplicate image id", f"two images have the id {image_id!r}", at=(image_id, None))
+                self._add("duplicate image id", f"two images have the id {shown(image_id)}", at=(image_id, None))
                 continue
             self.images[image_id] = row
             if fault := declared_fault(row):
@@ -175,7 +177,7 @@ class _Checker:
             if not isinstance(name, str) or not name:
                 self._add("missing file name", "the image has no 'file_name'", at=(image_id, None))
             elif name in names:
-                message = f"the file {name!r} is also image {names[name]!r}"
+                message = f"the file {shown(name)} is also image {shown(names[name])}"
                 self._add("duplicate file name", message, fatal=False, at=(image_id, None))
             else:
                 names[name] = image_id
@@ -222,16 +224,16 @@ class _Checker:
             number, image_id, category = row.id, row.image_id, row.category_id
             at = (image_id, number)
             if not is_id(number):
-                self._add("bad annotation id", f"the id {number!r} is no integer and no string", at=at)
+                self._add("bad annotation id", f"the id {shown(number)} is no integer and no string", at=at)
             elif number in seen:
-                self._add("duplicate annotation id", f"two annotations have the id {number!r}", at=at)
+                self._add("duplicate annotation id", f"two annotations have the id {shown(number)}", at=at)
             seen.add(number if is_id(number) else None)
             if not is_id(image_id) or image_id not in self.images:
-                self._add("unknown image id", f"image_id {image_id!r} is not among the images", at=at)
+                self._add("unknown image id", f"image_id {shown(image_id)} is not among the images", at=at)
                 continue
             image_counts[image_id] += 1
             if type(category) is not int or category not in self.names:
-                self._add("unknown category id", f"category_id {category!r} is not among the categories", at=at)
+                self._add("unknown category id", f"category_id {shown(category)} is not among the categories", at=at)
             else:
                 class_counts[category] += 1
             if fault := crowd_fault(row.iscrowd):
@@ -243,12 +245,12 @@ class _Checker:
                 continue
             key = (image_id, repr(category), *row.bbox)
             if key in boxes:
-                self._add("duplicate box", f"the same box {row.bbox} of the same category", fatal=False, at=at)
+                self._add("duplicate box", f"the same box {shown(row.bbox)} of the same category", fatal=False, at=at)
             boxes.add(key)
             self._check_box(row.bbox, image_id, number)
         for category, name in self.names.items():
             if not class_counts[category]:
-                self._add("empty class", f"category {category} ({name!r}) has no annotation", fatal=False)
+                self._add("empty class", f"category {category} ({shown(name)}) has no annotation", fatal=False)
         num_empty = sum(not image_counts[image_id] for image_id in self.images)
         if num_empty:
             message = f"{num_empty} of {len(self.images)} images have no annotation"
@@ -258,9 +260,11 @@ class _Checker:
         x, y, width, height = bbox
         at = (image_id, number)
         if width == 0 or height == 0:
-            self._add("zero-area box", f"bbox {bbox} has no area, training drops it", fatal=False, at=at)
+            self._add("zero-area box", f"bbox {shown(bbox)} has no area, training drops it", fatal=False, at=at)
         elif width <= 1 or height <= 1:
-            self._add("tiny box", f"bbox {bbox} is a pixel wide or high, or less: a stray click?", fatal=False, at=at)
+            self._add(
+                "tiny box", f"bbox {shown(bbox)} is a pixel wide or high, or less: a stray click?", fatal=False, at=at
+            )
         header = self.headers.get(image_id)
         if header is None:
             return
@@ -268,11 +272,11 @@ class _Checker:
         is_beyond = right > header.width + EDGE_TOLERANCE or bottom > header.height + EDGE_TOLERANCE
         picture = f"the {header.width} x {header.height} image"
         if is_beyond and is_sized_before_exif(declared_size(self.images[image_id]), header):
-            message = f"bbox {bbox} does not fit {picture}: boxes and size are those before its EXIF rotation"
+            message = f"bbox {shown(bbox)} does not fit {picture}: boxes and size are those before its EXIF rotation"
             self._add("box before EXIF rotation", message, at=at)
         elif right <= 0 or bottom <= 0 or x >= header.width or y >= header.height:
-            message = f"bbox {bbox} lies outside {picture}, training drops it"
+            message = f"bbox {shown(bbox)} lies outside {picture}, training drops it"
             self._add("box outside the image", message, fatal=False, at=at)
         elif is_beyond or min(x, y) < -EDGE_TOLERANCE:
-            message = f"bbox {bbox} reaches out of {picture}, training clips it"
+            message = f"bbox {shown(bbox)} reaches out of {picture}, training clips it"
             self._add("box reaches out of the image", message, fatal=False, at=at)

@@ -20,7 +20,7 @@ from megdet.data.coco_file import CocoColumns, load_columns
 from megdet.data.coco_rows import refusal
 from megdet.data.headers import read_headers
 from megdet.data.image import MAX_PIXELS, Header, pixels_fault
-from megdet.errors import InputError
+from megdet.errors import InputError, shown
 from megdet.files import replace_file
 from megdet.recipe import Data
 
@@ -150,7 +150,7 @@ def leaves_folder(name: str) -> bool:
 
 def outside_fault(name: str) -> str:
     """What is wrong with such a name."""
-    return f"file_name {name!r} leads out of the image folder: set data.allow_outside_files true if that is meant"
+    return f"file_name {shown(name)} leads out of the image folder: set data.allow_outside_files true if that is meant"
 
 
 def size_fault(declared: tuple[float, float], header: Header) -> str:

@@ -5,6 +5,7 @@ The cache is trusted by the SHA-256 of the annotation file and by `FORMAT`.
 
 import hashlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,14 +28,14 @@ from megdet.data.coco_rows import (
     crowd_fault,
     declared_size,
     decode,
-    digest_of,
     image_fault,
     is_id,
     refusal,
 )
 from megdet.data.columns import Columns, id_array, id_column, ids_of, text_column, text_of
 from megdet.data.user_cache import cache_file, recall, remember
-from megdet.errors import InputError
+from megdet.errors import InputError, shown
+from megdet.files import is_file
 
 FORMAT = "1"
 """Of the columns; another number where they come to mean something else."""
@@ -74,7 +75,7 @@ def load_columns(file: Path) -> CocoColumns:
             finite numbers or has a negative size.
     """
     cache = cache_file("annotations", file)
-    columns = recall(cache, format=FORMAT, source=digest_of(file))
+    columns = recall(cache, format=FORMAT, source=_digest(file))
     if columns is not None:
         return _unpacked(columns)
     content = content_of(file)
@@ -112,6 +113,15 @@ def parse(file: Path, content: bytes) -> CocoColumns:
         areas=np.array([row.area for row in objects], np.float64),  # None becomes NaN
         annotation_ids=id_array([row.id for row in objects]),
     )
+
+
+def _digest(file: Path) -> str:
+    """The SHA-256 of a file, read in pieces. Raises InputError."""
+    with suppress(OSError):
+        if is_file(file):
+            with file.open("rb") as opened:
+                return hashlib.file_digest(opened, lambda: hashlib.sha256(usedforsecurity=False)).hexdigest()
+    return hashlib.sha256(content_of(file), usedforsecurity=False).hexdigest()  # which says why it cannot be read
 
 
 _Number = Annotated[float, Meta(gt=-1e30, lt=1e30)]
@@ -194,7 +204,7 @@ def _unique_ids(rows: Sequence[ImageRow | ObjectRow], word: str, fail: _Fail) ->
     seen: set[int | str] = set()
     for row in rows:
         if not is_id(row.id):
-            raise fail(f"an {word} has the id {row.id!r}, which is neither an integer nor a string")
+            raise fail(f"an {word} has the id {shown(row.id)}, which is neither an integer nor a string")
         if row.id in seen:
             raise fail(f"two {word}s have the same id", **{f"{word}_id": row.id})
         seen.add(row.id)
@@ -206,7 +216,7 @@ def _category_ids(categories: list[CategoryRow], fail: _Fail) -> set[int]:
     for category in categories:
         if type(category.id) is not int or not isinstance(category.name, str):
             what = {"id": category.id, "name": category.name}
-            raise fail(f"category {what} needs an integer 'id' and a string 'name'")
+            raise fail(f"category {shown(what)} needs an integer 'id' and a string 'name'")
         if category.id in seen:
             raise fail(f"two categories have the id {category.id}")
         seen.add(category.id)
@@ -219,7 +229,7 @@ def _object_fault(row: ObjectRow, image_ids: set[int | str], category_ids: set[i
     if not is_id(row.image_id) or row.image_id not in image_ids:
         return "the annotation's image_id is not among the images"
     if type(row.category_id) is not int or row.category_id not in category_ids:
-        return f"category_id {row.category_id!r} is not among the categories"
+        return f"category_id {shown(row.category_id)} is not among the categories"
     return crowd_fault(row.iscrowd) or area_fault(row.area) or box_fault(row.bbox)
 
 

@@ -3,18 +3,13 @@
 Polygons are skipped while the file is decoded.
 """
 
-import hashlib
-import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
-from io import BufferedReader
 from pathlib import Path
 from typing import Any, TypeGuard
 
 import msgspec
 
-from megdet.errors import InputError
-from megdet.files import read_json, reason_of
+from megdet.errors import InputError, shown
+from megdet.files import LARGEST_JSON, parse_json, read_bytes
 
 MARK = b"\xef\xbb\xbf"
 """What some editors put before the first byte of a text in UTF-8."""
@@ -65,29 +60,18 @@ def decode(file: Path, content: bytes) -> object:
     try:
         return _DECODER.decode(content.removeprefix(MARK))
     except (msgspec.MsgspecError, UnicodeError, RecursionError):
-        document = read_json(file)  # which says where it is broken, or reads NaN and half characters
-    try:
-        return msgspec.convert(document, CocoRows)
-    except msgspec.ValidationError:
-        return document
-
-
-def digest_of(file: Path) -> str:
-    """The SHA-256 of a file, read in pieces. Raises InputError."""
-    with _opened(file) as opened:
-        return hashlib.file_digest(opened, lambda: hashlib.sha256(usedforsecurity=False)).hexdigest()
+        return parse_json(content, str(file))  # which says where it is broken
 
 
 def content_of(file: Path) -> bytes:
     """The bytes of a file. Raises InputError."""
-    with _opened(file) as opened:
-        return opened.read()
+    return read_bytes(file, LARGEST_JSON)
 
 
 def refusal(file: Path, fault: str, image_id: object = None, annotation_id: object = None) -> InputError:
     """The InputError for a fault of a COCO file, at the ids where it is."""
-    where = f", image {image_id!r}" if image_id is not None else ""
-    where += f", annotation {annotation_id!r}" if annotation_id is not None else ""
+    where = f", image {shown(image_id)}" if image_id is not None else ""
+    where += f", annotation {shown(annotation_id)}" if annotation_id is not None else ""
     return InputError(f"{file}{where}: {fault}; run `megdet data check` to see every problem of this file")
 
 
@@ -102,7 +86,7 @@ def declared_fault(image: ImageRow) -> str:
     """What is wrong with the size that the file gives an image, or nothing."""
     for key, value in (("width", image.width), ("height", image.height)):
         if value is not None and not is_number(value):
-            return f"its {key} is {value!r}, not a number of pixels"
+            return f"its {key} is {shown(value)}, not a number of pixels"
     return ""
 
 
@@ -117,9 +101,9 @@ def box_fault(bbox: object) -> str:
     if not isinstance(bbox, list) or len(bbox) != 4:
         return "bbox is not a list of four numbers x, y, width, height" if bbox is not None else "bbox is missing"
     if not all(is_number(value) for value in bbox):
-        return f"bbox {bbox} has a value that is not a finite number"
+        return f"bbox {shown(bbox)} has a value that is not a finite number"
     if bbox[2] < 0 or bbox[3] < 0:
-        return f"bbox {bbox} has a negative width or height"
+        return f"bbox {shown(bbox)} has a negative width or height"
     return ""
 
 
@@ -135,26 +119,13 @@ def is_id(value: object) -> TypeGuard[int | str]:
 
 def crowd_fault(value: object) -> str:
     """What is wrong with an `iscrowd` of a file, or nothing."""
-    return "" if value in (None, 0, 1) else f"iscrowd is {value!r}, not 0 or 1"
+    return "" if value in (None, 0, 1) else f"iscrowd is {shown(value)}, not 0 or 1"
 
 
 def area_fault(value: object) -> str:
     """What is wrong with an `area` of a file, or nothing."""
     is_sound = value is None or (is_number(value) and value >= 0)
-    return "" if is_sound else f"area is {value!r}, not a number of square pixels"
+    return "" if is_sound else f"area is {shown(value)}, not a number of square pixels"
 
 
 _DECODER = msgspec.json.Decoder(CocoRows)
-
-
-@contextmanager
-def _opened(file: Path) -> Iterator[BufferedReader]:
-    try:
-        if not stat.S_ISREG(file.stat().st_mode):
-            raise InputError(f"{file} is no regular file; check the path")
-        with file.open("rb") as opened:
-            yield opened
-    except FileNotFoundError as error:
-        raise InputError(f"{file} does not exist; check the path") from error
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {reason_of(error)}; check the path and its permissions") from error

@@ -2,18 +2,29 @@
 
 import math
 import os
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+import msgspec
 
 from megdet.data.coco import write_coco
 from megdet.data.image import IMAGE_SUFFIXES, image_size
 from megdet.data.voc_folder import VocFolder, find_voc, folder_splits, listed_files
-from megdet.errors import InputError
+from megdet.data.xml_file import parse_xml
+from megdet.errors import InputError, shown
+from megdet.files import read_text, typed
+from megdet.plain_yaml import parse_yaml
+
+_LARGEST_NUMBER = 1e30  # its square is finite
+_Name = str | int | float | bool
+
+
+class _Names(msgspec.Struct):
+    """What is read of a `data.yaml`."""
+
+    names: list[_Name] | dict[str, _Name]
 
 
 @dataclass(frozen=True)
@@ -131,10 +142,7 @@ def _refuse_two_of_one_image(image_files: Mapping[Path, Path]) -> None:
 
 def _read_voc_file(path: Path) -> tuple[list[dict[str, Any]], tuple[int, int], str]:
     """The objects, the (width, height) that the file tells (0 where it does not), and the image's name in it."""
-    try:
-        root = ElementTree.parse(path).getroot()
-    except ElementTree.ParseError as error:
-        raise InputError(f"{path}: not valid XML: {error}") from error
+    root = parse_xml(path)
     rows = []
     for number, element in enumerate(root.iter("object"), start=1):
         name = (element.findtext("name") or "").strip()
@@ -218,15 +226,11 @@ def convert_yolo_folder(folder: Path, out: Path) -> list[Converted]:
 def _read_names(path: Path) -> list[str]:
     if path.suffix.lower() not in (".yaml", ".yml"):
         return _checked_names(path, [line.strip() for _, line in _lines(path)])
-    try:
-        document = yaml.safe_load(_text(path))
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    names = document.get("names") if isinstance(document, dict) else None
-    if isinstance(names, dict) and sorted(map(str, names)) == sorted(map(str, range(len(names)))):
-        names = [name for _, name in sorted(names.items(), key=lambda item: int(item[0]))]
-    if not isinstance(names, list):
-        raise InputError(f"{path}: `names` should be a list of class names, or names by the numbers 0, 1, 2, ...")
+    names = typed(parse_yaml(read_text(path), str(path)), _Names, str(path)).names
+    if isinstance(names, dict):
+        if names.keys() != {str(number) for number in range(len(names))}:
+            raise InputError(f"{path}: `names` should be a list of class names, or names by the numbers 0, 1, 2, ...")
+        names = [names[str(number)] for number in range(len(names))]
     return _checked_names(path, [str(name) for name in names])
 
 
@@ -258,25 +262,17 @@ def _read_yolo_line(line: str, where: str, num_classes: int) -> tuple[int, float
 
 
 def _number(text: str | None) -> float:
-    """NaN for what is no number."""
+    """NaN for what is no number, or a larger one than any box can have."""
     try:
-        return float(text or "nan")
+        value = float(text or "nan")
     except ValueError:
         return math.nan
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not a text file in UTF-8 (byte {error.start})") from error
+    return value if abs(value) <= _LARGEST_NUMBER else math.nan
 
 
 def _lines(path: Path) -> list[tuple[int, str]]:
     """The lines that are not empty, with their numbers from 1."""
-    return [(number, line) for number, line in enumerate(_text(path).splitlines(), start=1) if line.strip()]
+    return [(number, line) for number, line in enumerate(read_text(path).splitlines(), start=1) if line.strip()]
 
 
 def _is_image(path: Path) -> bool:
@@ -295,7 +291,15 @@ def _write(
     annotations: list[dict[str, Any]],
     class_names: Sequence[str],
 ) -> Converted:
+    for image in images:
+        if not _is_unicode(image["file_name"]):
+            raise InputError(f"{image_folder}: the name of {shown(image['file_name'])} is not UTF-8; rename the file")
     numbered = [{"id": number, **annotation} for number, annotation in enumerate(annotations, start=1)]
     categories = [{"id": number, "name": name} for number, name in enumerate(class_names, start=1)]
     write_coco(file, images=images, annotations=numbered, categories=categories)
     return Converted(file, image_folder, len(images), len(numbered), tuple(class_names))
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a text can be written in UTF-8; a byte of a file name that is not UTF-8 cannot."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from megdet.data.columns import text_column, text_of
 from megdet.data.image import kind_fault, whole_header
 from megdet.data.user_cache import cache_file, recall, remember
-from megdet.errors import InputError
+from megdet.errors import InputError, shown
 
 FORMAT = "1"
 """Of what is remembered: name, time of change in ns, bytes; height, width, is_swapped."""
@@ -83,7 +83,7 @@ def _stamps(
     if len(missing):
         raise InputError(
             f"{image_folder}: {len(missing)} of {len(file_names)} images of {annotations_file} are missing, "
-            f"the first is {file_names[missing[0]]!r}; wrong image folder?"
+            f"the first is {shown(file_names[missing[0]])}; wrong image folder?"
         )
     for index in np.flatnonzero(found[:, 2]).tolist():
         raise InputError(f"{image_folder / file_names[index]}: {kind_fault(int(found[index, 2]))}")

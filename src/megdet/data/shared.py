@@ -22,24 +22,23 @@ def once_a_host(world: World, load: Callable[[], CocoDataset]) -> CocoDataset:
     """
     if world.size == 1:
         return load()
-    host, dataset, offer, error = platform.node(), None, None, None
+    host = platform.node()
     with ExitStack() as opened:
-        if world.local_rank == 0:
-            try:
-                dataset = load()
-                offer = _written(dataset, opened)
-            except InputError as problem:
-                error = str(problem)
-        world.agree(error)
+        dataset = world.together(lambda: load() if world.local_rank == 0 else None)
+        offer = world.together(lambda: None if dataset is None else _written(dataset, opened))
         offers = world.gather_objects((host, offer))
-        if dataset is None:
+
+        def found() -> CocoDataset:
+            if dataset is not None:
+                return dataset
             try:
-                dataset = _mapped(Path(next(path for name, path in offers if name == host and path)))
+                return _mapped(Path(next(path for name, path in offers if name == host and path)))
             except (OSError, ValueError, StopIteration) as problem:
-                error = f"rank {world.rank} on {host} cannot read what the first rank there has read: {_why(problem)}"
-        world.agree(error)  # all have mapped it, the file may go
-    assert dataset is not None
-    return dataset
+                raise InputError(
+                    f"rank {world.rank} on {host} cannot read what the first rank there has read: {_why(problem)}"
+                ) from None
+
+        return world.together(found)  # all have mapped it, the file may go
 
 
 def _why(error: Exception) -> str:

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from megdet.data.columns import Columns, read_columns, write_columns
+from megdet.files import delete_leftovers
 
 
 def cache_file(kind: str, *paths: Path) -> Path:
@@ -32,6 +33,7 @@ def remember(file: Path, columns: Columns, **notes: str) -> bool:
     """Whether it could be written: without it the next start takes longer, no more."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
+        delete_leftovers(file.parent)
         write_columns(file, columns, notes)
     except (OSError, ValueError):
         return False

@@ -82,7 +82,10 @@ def detect_dataset(
 
 
 def detect_image(trained: TrainedDetector, file: Path) -> tuple[NDArray[np.uint8], list[Result]]:
-    """The 8-bit RGB pixels of an image file and its detections, with `image_id` the file's name."""
+    """The 8-bit RGB pixels of an image file and its detections, with `image_id` the file's name.
+
+    They are those of `detect_dataset` to rounding: the canvas is that of the evaluation plan.
+    """
     data = trained.recipe.data
     pixels = read_image(file, max_pixels=data.max_pixels)
     height, width = pixels.shape[:2]

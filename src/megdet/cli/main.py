@@ -1,6 +1,7 @@
 """The command line: finds the verb, parses its options, turns an InputError into one line and exit code 2."""
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -60,6 +61,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, such as head, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:  # of any of the words, or of a name in somebody's file
+            raise
+        print(
+            f"{_PROGRAM}: {InputError(f'{error.filename}: {error.strerror}; choose a shorter name')}", file=sys.stderr
+        )
+        return 2
     finally:
         stop_world()
     return 0

@@ -21,12 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from megdet.errors import InputError
 from megdet.files import cannot_write, read_json, sync_folder, write_json_atomically
 from megdet.journal.run_folder import RunFolder, decode_non_finite, encode_non_finite
+from megdet.tensor_file import load_tensors
 
 _FORMAT = 1
 _NAME = re.compile(r"step_(\d{8,})")
@@ -139,7 +140,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str,
         for name in content["tensors"]:
             file = path / f"{name}.safetensors"
             try:
-                tensors[name] = load_file(file)
+                tensors[name] = load_tensors(file)
             except (OSError, SafetensorError) as error:
                 reason = " ".join(str(error).split())
                 raise InputError(f"the checkpoint is damaged: {file} cannot be read ({reason}); {mend}") from error

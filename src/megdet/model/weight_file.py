@@ -4,12 +4,14 @@ Nothing in a file is run: safetensors holds tensors alone, and `torch.load` gets
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from megdet.errors import InputError, shown
+from megdet.files import is_file
+from megdet.tensor_file import load_tensors
 
 
 def read_tensors(file: Path, key: str) -> dict[str, Tensor]:
@@ -18,10 +20,15 @@ def read_tensors(file: Path, key: str) -> dict[str, Tensor]:
     Raises InputError where the file is no dictionary of plain tensors: dense ones with memory of their own, which no
     quantization packs, of finite numbers.
     """
-    if not file.is_file():
+    if not is_file(file):
         raise InputError(f"{key} {file}: no such file")
+    content: Any
     try:
-        content = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
+        if file.suffix == ".safetensors":
+            content = load_tensors(file)
+        else:
+            with file.open("rb") as opened:  # torch opens no path that is not UTF-8
+                content = torch.load(opened, "cpu", weights_only=True)
     except Exception:  # whatever torch says of it, such as how to load it unsafely, helps nobody here
         raise InputError(f"{key} {file}: neither a safetensors file nor tensors saved by torch.save") from None
     for inner in ("state_dict", "model"):

@@ -160,7 +160,7 @@ def parse_json(content: bytes, source: str, kind: Any = Any) -> Any:
 def _raw(content: bytes) -> Any:
     try:
         return msgspec.json.decode(content)
-    except msgspec.ValidationError:  # an integer of thousands of digits is refused whatever is asked for
+    except (msgspec.ValidationError, RecursionError):  # an integer of thousands of digits, or deep nesting
         return None
 
 

@@ -140,7 +140,7 @@ def test_an_evaluation_with_a_number_of_another_type_is_refused(
     state["state"]["evaluation"]["AP"] = "good"
     file.write_text(json.dumps(state))
     with pytest.raises(
-        InputError, match=r"state\.json: the evaluation: Expected `float`, got `str` - at `\$\.AP`; del"
+        InputError, match=r"state\.json: evaluation: AP: expected float, got str, here stands 'good'; del"
     ):
         resume(make(recipe), run, train_set(recipe), ALONE)
 

@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 from jaxtyping import Float
 from rich.table import Table
@@ -69,9 +68,9 @@ class CocoNumbers:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "CocoNumbers":
-        """The inverse of `as_dict`. Raises msgspec.ValidationError where a number is missing or of another type."""
-        return msgspec.convert(values, cls)
+    def from_dict(cls, values: dict[str, Any], source: str = "the evaluation") -> "CocoNumbers":
+        """Inverse of `as_dict`. Raises InputError, naming `source`, where a number is missing or of another kind."""
+        return typed(values, cls, source)
 
 
 def evaluate_files(ground_truth: Path, detections: Path) -> CocoNumbers:

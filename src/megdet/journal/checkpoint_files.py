@@ -184,15 +184,12 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise InputError(f"there is no checkpoint {path}; check the path")
     file = path / "state.json"
     try:
-        values = read_json(file)
-        found = msgspec.convert(values, _Format).format
+        found = read_json(file, _Format).format
         if found != _FORMAT:
             raise InputError(f"{file} has format {found}, this megdet reads format {_FORMAT}")
-        content = msgspec.convert(values, _Content)
+        content = read_json(file, _Content)
     except InputError as error:
         raise _damaged(path, str(error)) from error
-    except msgspec.ValidationError as error:
-        raise _damaged(path, f"{file}: {error}") from error
     if content.state.step != checkpoint_step(path):
         raise _damaged(path, f"{file} is of step {content.state.step}")
     return Checkpoint(path, content.state, content.tensors)

@@ -78,9 +78,9 @@ def train(recipe: Recipe, folder: RunFolder, options: RunOptions, world: World) 
 
 
 def _train(recipe: Recipe, folder: RunFolder, options: RunOptions, world: World) -> CocoNumbers:
+    layout = recipe_layout(recipe, world.size, options.lane_width, options.max_images_per_device)
     of_all_ranks = {name: value for name, value in asdict(options).items() if name != "workers"}
     compare_commands(recipe, of_all_ranks, world)
-    layout = recipe_layout(recipe, world.size, options.lane_width, options.max_images_per_device)
     beside = agree_on_device(options.evaluate_in_background, options.evaluate_on, world)
     if options.compile:
         check_compiler(recipe, world.device)

@@ -4,7 +4,6 @@ import hashlib
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import msgspec
 import torch
 
 from megdet.data.coco import CocoDataset, load_coco
@@ -233,9 +232,11 @@ def _check_data(checkpoint: Checkpoint, dataset: CocoDataset, data: str) -> None
 def _numbers(checkpoint: Checkpoint) -> CocoNumbers | None:
     values = checkpoint.state.evaluation
     try:
-        return None if values is None else CocoNumbers.from_dict(values)
-    except msgspec.ValidationError as error:
-        raise checkpoint.damaged(f"{checkpoint.path / 'state.json'}: the evaluation: {error}") from None
+        return (
+            None if values is None else CocoNumbers.from_dict(values, f"{checkpoint.path / 'state.json'}: evaluation")
+        )
+    except InputError as error:
+        raise checkpoint.damaged(str(error)) from None
 
 
 def _is_evaluated(path: Path) -> bool:

@@ -128,7 +128,7 @@ def parse_json(content: bytes, source: str, kind: Any = Any) -> Any:
 def _raw(content: bytes) -> Any:
     try:
         return msgspec.json.decode(content)
-    except msgspec.ValidationError:  # an integer of thousands of digits is refused whatever is asked for
+    except msgspec.DecodeError:  # it is broken behind that place, or has an integer of thousands of digits
         return None
 
 
@@ -146,6 +146,8 @@ def typed(value: object, kind: Any, source: str) -> Any:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
         raise _refusal(error, source, value) from None
+    except UnicodeEncodeError as error:
+        raise InputError(f"{source}: {shown(error.object)} is not Unicode text, and no value of this kind") from None
 
 
 def _refusal(error: msgspec.ValidationError, source: str, value: Any) -> InputError:

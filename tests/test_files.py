@@ -1,12 +1,25 @@
 import math
 import os
+import platform
+import signal
 import stat
+import subprocess
+import sys
+import time
 from dataclasses import dataclass
 
 import pytest
 
 from megdet.errors import InputError
-from megdet.files import read_json, read_text, replace_file, write_json_atomically, write_text_atomically
+from megdet.files import (
+    delete_leftovers,
+    read_json,
+    read_text,
+    replace_file,
+    temporary_name,
+    write_json_atomically,
+    write_text_atomically,
+)
 
 
 def names_in(folder):
@@ -39,6 +52,44 @@ def test_written_files_have_the_permissions_of_any_new_file(tmp_path):
     write_text_atomically(tmp_path / "a", "text")
     (tmp_path / "b").write_text("text")
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == stat.S_IMODE((tmp_path / "b").stat().st_mode)
+
+
+@pytest.fixture
+def dead() -> int:
+    """The number of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_what_killed_processes_of_this_machine_left_is_deleted_and_nothing_else(tmp_path, dead):
+    here, old = platform.node(), time.time() - 100
+    script = f"""
+import os, pathlib, signal
+from megdet.files import write_json_atomically
+os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+write_json_atomically(pathlib.Path({str(tmp_path / "killed.json")!r}), [1])
+"""
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -signal.SIGKILL
+    (leftover,) = tmp_path.iterdir()
+    left = [leftover.name, f".a.json.{here}.{dead}.tmp"]
+    kept = [
+        *(f".a.json.{here}.{os.getpid()}.tmp", f".a.json.other{here}.{dead}.tmp", f"a.json.{here}.{dead}.tmp"),
+        *(f".a.json.{here}.{dead}", f".a.json.{here}.x.tmp", f".a.json.{here}.{10**30}.tmp", ".tmp"),
+    ]
+    (tmp_path / "inside").mkdir()
+    inside = tmp_path / "inside" / f".b.{here}.{dead}.tmp"
+    young = tmp_path / f".young.{here}.{dead}.tmp"
+    for path in (*(tmp_path / name for name in (*left, *kept)), inside):
+        path.touch()
+        os.utime(path, (old, old))
+    young.touch()
+    delete_leftovers(tmp_path)
+    assert names_in(tmp_path) == sorted([*kept, young.name, "inside"])
+    assert inside.exists()
+    delete_leftovers(tmp_path, inside=True)
+    assert not inside.exists()
+    delete_leftovers(tmp_path / "nowhere", inside=True)
 
 
 def test_names_of_any_script_survive_json_and_bytes_that_are_no_text_are_written_out(tmp_path):
@@ -100,6 +151,7 @@ class Row:
         ('{"name": true, "sides": [1, 2]}', "a.json: name: expected str, got bool, here stands True"),
         ('{"name": "a", "sides": [1, 1' + 400 * "0" + "]}", "a.json: sides[1]: number out of range"),
         ("[]", "a.json: expected object, got array, here stands []"),
+        ("[" * 200_000, "a.json: expected object, got array"),
     ],
 )
 def test_what_is_not_of_the_type_asked_for_is_refused_with_its_place_and_value(tmp_path, content, message):
@@ -130,7 +182,7 @@ def test_a_huge_text_is_refused_before_it_is_read(tmp_path):
 def test_a_link_is_replaced_and_what_it_points_to_stays(tmp_path):
     (tmp_path / "precious").write_text("mine")
     (tmp_path / "out").symlink_to(tmp_path / "precious")
-    (tmp_path / f".other.{os.getpid()}.tmp").symlink_to(tmp_path / "precious")
+    (tmp_path / temporary_name("other")).symlink_to(tmp_path / "precious")
     replace_file(tmp_path / "out", b"new")
     replace_file(tmp_path / "other", b"new")
     assert (tmp_path / "precious").read_text() == "mine"

@@ -6,9 +6,12 @@ caller names before the caller sees it.
 
 import json
 import os
+import platform
 import re
 import stat
+import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -21,20 +24,22 @@ LARGEST_TEXT = 64 << 20
 LARGEST_JSON = 16 << 30
 """Bytes of a JSON file at most; the largest public annotation files have two."""
 _DEEPEST = 64  # lists in lists; ours have 6
-_LONGEST_NAME = 200  # bytes of a file's name in that of its temporary file; systems allow 255
+_LONGEST_NAME, _LONGEST_HOST = 160, 60  # bytes of a file's name and of a host's in a temporary name; systems allow 255
 _WRITE_AGAIN = "the file may be cut short, write or download it again"
+
+_LEFTOVER_SECONDS = 60.0
 
 _Kind = TypeVar("_Kind")
 
 
-def replace_file(path: Path, content: bytes, *, durable: bool = True) -> None:
+def replace_file(path: Path, content: bytes, *, durable: bool = True, temporary_in: Path | None = None) -> None:
     """Replace a file as a whole: a reader sees the old one or the new one.
 
     A symbolic link of this name is replaced too: nothing is written to where it points. `durable` flushes the file to
-    the disk as well, so that it survives a loss of power. Raises OSError.
+    the disk as well, so that it survives a loss of power. It is written in `temporary_in`, a folder of the same disk,
+    by default the file's own. Raises OSError.
     """
-    name = os.fsdecode(os.fsencode(path.name)[:_LONGEST_NAME])
-    temporary = path.with_name(f".{name}.{os.getpid()}.tmp")
+    temporary = (temporary_in or path.parent) / temporary_name(path.name)
     try:
         temporary.unlink(missing_ok=True)  # of a process that was killed, or a link that waits for us
         # Not tempfile.mkstemp: its files are for the owner only, and os.replace would keep that.
@@ -49,6 +54,33 @@ def replace_file(path: Path, content: bytes, *, durable: bool = True) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def temporary_name(name: str) -> str:
+    """The name of a hidden file that says which process of which machine has it, for `delete_leftovers`."""
+    short = os.fsdecode(os.fsencode(name)[:_LONGEST_NAME])
+    return f".{short}.{platform.node()[:_LONGEST_HOST]}.{os.getpid()}.tmp"
+
+
+def delete_leftovers(folder: Path, *, inside: bool = False) -> None:
+    """Delete what killed processes of this machine left of `replace_file` in a folder, and `inside` its folders too.
+
+    What was touched in the last minute stays: a container of the same name may have it, whose processes are not seen.
+    """
+    if os.name != "posix":
+        return  # elsewhere to ask for a process is to kill it
+    for path in folder.rglob(".*.tmp") if inside else folder.glob(".*.tmp"):
+        whose, _, number = path.name.removesuffix(".tmp").rpartition(".")
+        if not whose.endswith(f".{platform.node()[:_LONGEST_HOST]}") or not number.isdecimal():
+            continue
+        try:
+            os.kill(int(number), 0)
+        except ProcessLookupError:
+            with suppress(OSError):  # another process deleted it, or it is another user's
+                if time.time() - path.stat().st_mtime > _LEFTOVER_SECONDS:
+                    path.unlink()
+        except (OSError, OverflowError):
+            continue  # it lives, and is another user's; or no process has such a number
 
 
 def write_text_atomically(path: Path, text: str) -> None:
@@ -128,7 +160,7 @@ def parse_json(content: bytes, source: str, kind: Any = Any) -> Any:
 def _raw(content: bytes) -> Any:
     try:
         return msgspec.json.decode(content)
-    except msgspec.DecodeError:  # it is broken behind that place, or has an integer of thousands of digits
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # what is behind that place is broken too
         return None
 
 
@@ -146,8 +178,6 @@ def typed(value: object, kind: Any, source: str) -> Any:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
         raise _refusal(error, source, value) from None
-    except UnicodeEncodeError as error:
-        raise InputError(f"{source}: {shown(error.object)} is not Unicode text, and no value of this kind") from None
 
 
 def _refusal(error: msgspec.ValidationError, source: str, value: Any) -> InputError:

@@ -24,6 +24,7 @@ def test_the_json_has_every_row_of_the_paper_that_has_a_time(
     assert [row["paper_hours"] for row in rows if row["rate"] == "half"] == [7.5]
     errors = [abs(row["predicted_hours"] / row["paper_hours"] - 1) for row in rows]
     assert sum(error < 0.2 for error in errors) >= 20
+    assert all(row["plain_rule_hours"] == pytest.approx(row["paper_hours"]) for row in rows if row["calibrated"])
     assert ("scaling" in report) == (not words)
 
 
@@ -32,6 +33,7 @@ def test_the_paper_is_printed_with_what_is_missed(capsys: pytest.CaptureFixture[
     printed = capsys.readouterr().out
     assert "256, BN 16, 128 GPUs" in printed
     assert "17 of the 20 trainings that set no constant are within 20%" in printed
+    assert "hours = 1.74 + 27.46 epochs / GPUs" in printed
     assert printed.count("missed: ") == 3
     assert "other reading: " in printed
 

@@ -1,44 +1,28 @@
 """The verb that reckons with clusters that are not here: simulate."""
 
-import argparse
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from megdet.analysis.cluster.machines import MACHINES, Machine, machine_of
-from megdet.analysis.cluster.paper import GOOD, OTHERS, Constants, Prediction, count_good, predict_paper
-from megdet.analysis.cluster.pictures import plot_paper, plot_scaling
+from megdet.analysis.cluster.machines import Machine, machine_of
+from megdet.analysis.cluster.paper import (
+    GOOD,
+    OTHERS,
+    Constants,
+    Prediction,
+    count_good,
+    plain_rule,
+    predict_by_rule,
+    predict_paper,
+)
 from megdet.analysis.cluster.scaling import Asked, Point, last_that_pays, simulate_scaling
 from megdet.analysis.cluster.step import USABLE
-from megdet.cli.options import CONSOLE, Arguments, whole_number
+from megdet.cli.options import CONSOLE, Arguments
 from megdet.errors import InputError
 
 _SCALING = ("device", "images_per_device", "bn_size", "batch_size", "noise_scale", "fraction", "overhead")
-
-
-def add_verbs(verbs: Any) -> None:
-    """Add the parser of `simulate`."""
-    verb = verbs.add_parser(
-        "simulate",
-        help="predict the time of training on 1 to 1,024 GPUs, and the paper's own times from two of them",
-        allow_abbrev=False,
-    )
-    verb.add_argument("--paper", action="store_true", help="the rows of the paper's Tables 2 and 3 against prediction")
-    verb.add_argument("--device", metavar="NAME", help=f"{', '.join(MACHINES)}; default h200")
-    verb.add_argument("--images-per-device", type=whole_number, metavar="M", help="images of a step, default 8")
-    verb.add_argument("--bn-size", type=whole_number, metavar="S", help="default 32; 0 = frozen statistics")
-    verb.add_argument("--batch-size", type=whole_number, metavar="B", help="this mini-batch on any number of devices")
-    verb.add_argument("--noise-scale", type=_number, metavar="N", help="gradient noise scale in images")
-    verb.add_argument("--fraction", type=_number, metavar="F", help="part of the published peak, 0 to 1, default 0.165")
-    verb.add_argument(
-        "--overhead", type=_number, metavar="MS", help="milliseconds of a micro-batch whatever its images, default 47"
-    )
-    verb.add_argument("--picture", type=Path, metavar="FILE", help="draw it, as .png, .pdf or .svg")
-    verb.add_argument("--json", action="store_true", help="print one JSON object; its `rows` are the paper's")
-    verb.set_defaults(run_verb=run_simulate, takes_overrides=False)
 
 
 def run_simulate(arguments: Arguments) -> None:
@@ -50,16 +34,25 @@ def run_simulate(arguments: Arguments) -> None:
     if {"batch_size", "images_per_device"} <= set(given):
         raise InputError("--batch-size and --images-per-device contradict each other: leave one of them out")
     constants, predictions = predict_paper()
-    report: dict[str, Any] = {"rows": [prediction.as_dict() for prediction in predictions]}
+    by_rule = [prediction.hours for prediction in predict_by_rule()]
+    rows = [
+        {**prediction.as_dict(), "plain_rule_hours": hours}
+        for prediction, hours in zip(predictions, by_rule, strict=True)
+    ]
+    report: dict[str, Any] = {"rows": rows}
     if arguments.paper:
         report |= {"fraction": constants.fraction, "fixed_hours": constants.fixed_hours}
         if arguments.picture:
+            from megdet.analysis.cluster.pictures import plot_paper  # here, because matplotlib takes its time
+
             plot_paper(predictions, arguments.picture)
     else:
         machine = _machine(given)
         points = simulate_scaling(machine, Asked(**given))
         report["scaling"] = {"device": machine.device, "points": [point.as_dict() for point in points]}
         if arguments.picture:
+            from megdet.analysis.cluster.pictures import plot_scaling
+
             plot_scaling(points, machine, arguments.picture)
     if arguments.json:
         print(json.dumps(report, allow_nan=False))
@@ -82,12 +75,13 @@ def _machine(given: dict[str, Any]) -> Machine:
 
 
 def _print_paper(constants: Constants, predictions: list[Prediction]) -> None:
-    table = Table("", "row", "paper, hours", "predicted, hours", "error", "its step, s", "ours, s", "")
-    for prediction in predictions:
+    table = Table("", "row", "paper, hours", "predicted, hours", "error", "plain rule", "its step, s", "ours, s", "")
+    by_rule = predict_by_rule()
+    for prediction, plain in zip(predictions, by_rule, strict=True):
         note = "calibrated" if prediction.calibrated else "" if prediction.is_good else "missed"
         row = prediction.row
         where = f"Table {row.table[-1]}"
-        numbers = (f"{row.hours:.1f}", f"{prediction.hours:.1f}", f"{prediction.error:+z.0%}")
+        numbers = (f"{row.hours:.1f}", f"{prediction.hours:.1f}", f"{prediction.error:+z.0%}", f"{plain.error:+z.0%}")
         table.add_row(where, row.name, *numbers, f"{prediction.paper_seconds:.2f}", f"{prediction.seconds:.2f}", note)
     CONSOLE.print(table)
     CONSOLE.print(
@@ -95,6 +89,12 @@ def _print_paper(constants: Constants, predictions: list[Prediction]) -> None:
         f"{constants.fixed_hours:.1f} h of a run that do not shrink. All else is published or counted."
     )
     CONSOLE.print(_count(predictions) + ".")
+    rule = plain_rule()
+    CONSOLE.print(
+        f"Plain rule: hours = {rule.fixed_hours:.2f} + {rule.slope:.2f} epochs / GPUs, set by the same two rows, knows "
+        f"nothing of steps: {_count(by_rule)}. The cost model is for what the rule cannot say: other GPUs and "
+        "networks, memory, the parts of a step, where more devices stop paying."
+    )
     for prediction in predictions:
         if not prediction.is_good:
             CONSOLE.print(f"missed: Table {prediction.row.table[-1]}, {prediction.row.name}: {prediction.why_missed}.")
@@ -151,14 +151,3 @@ def _verdict(points: list[Point]) -> str:
     most = ", the most that are simulated" if best is points[-1] else ""
     images = "" if best.examples is None else f"; {best.examples:.2f} times the fewest images for the same progress"
     return f"it pays up to {best.job.devices} devices{most}{images}"
-
-
-def _number(text: str) -> float:
-    """A finite number, for argparse."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = float("nan")
-    if not abs(number) < float("inf"):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number")
-    return number

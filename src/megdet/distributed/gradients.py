@@ -10,9 +10,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, distributed, nn
 
+from megdet.distributed.layout import BUCKET_BYTES
 from megdet.distributed.world import World
 
-BUCKET_BYTES = 16 << 20
 _ALIGNED = 64
 """Numbers to a multiple of which a gradient starts in its bucket: GPU kernels read aligned vectors faster."""
 

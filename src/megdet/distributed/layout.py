@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from megdet.errors import InputError
 from megdet.recipe import Recipe
 
+BUCKET_BYTES = 16 << 20
+"""Gradients that the ranks add up in one collective."""
+
 
 @dataclass(frozen=True)
 class Layout:

@@ -68,10 +68,9 @@ class CocoNumbers:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "CocoNumbers":
-        """The inverse of `as_dict`."""
-        per_class = {name: ClassNumbers(**own) for name, own in values["per_class"].items()}
-        return cls(**{**values, "per_class": per_class})
+    def from_dict(cls, values: dict[str, Any], source: str = "the evaluation") -> "CocoNumbers":
+        """Inverse of `as_dict`. Raises InputError, naming `source`, where a number is missing or of another kind."""
+        return typed(values, cls, source)
 
 
 def evaluate_files(ground_truth: Path, detections: Path) -> CocoNumbers:

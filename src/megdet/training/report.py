@@ -10,8 +10,9 @@ from megdet.distributed.world import World
 from megdet.evaluation.coco_numbers import CocoNumbers
 from megdet.journal.run_folder import RunFolder
 from megdet.recipe import Recipe
+from megdet.run_length import total_steps
 from megdet.terminal import Terminal
-from megdet.training.schedule import total_steps
+from megdet.training.schedule import why_no_warmup
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -47,6 +48,8 @@ class Reporter:
             f"{layout.num_groups} groups of {layout.group_size}, on {world.size} x {world.device.type} "
             f"in {layout.num_lanes} lanes of {layout.lane_width}, {recipe.precision}"
         )
+        if no_warmup := why_no_warmup(recipe):
+            self.console.print(no_warmup)
 
     def say(self, message: str) -> None:
         """Print a sentence."""

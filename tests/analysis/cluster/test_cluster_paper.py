@@ -11,6 +11,8 @@ from megdet.analysis.cluster.paper import (
     calibrate,
     count_good,
     paper_job,
+    plain_rule,
+    predict_by_rule,
     predict_paper,
 )
 from megdet.analysis.paper.tables import TABLE3, TrainingRow, timed_rows
@@ -71,6 +73,26 @@ def test_the_page_shows_the_predictions() -> None:
             f"| {row.table[-1]} | {row.name} | {row.hours:.1f} | {prediction.hours:.1f} | {prediction.error:+z.0%} |"
         )
         assert any(line.startswith(cells) for line in lines), cells
+
+
+def test_the_plain_rule_is_the_line_through_the_two_rows_that_calibrate() -> None:
+    """39.5 h for 11 epochs on 8 GPUs, 4.1 h on 128: 35.4 h between 1.375 and 0.0859375 epochs a GPU."""
+    rule = plain_rule()
+    assert rule.slope == pytest.approx(35.4 / (11 / 8 - 11 / 128))
+    assert rule.fixed_hours == pytest.approx(39.5 - 35.4 / (11 / 8 - 11 / 128) * 11 / 8)
+    assert all(p.error == pytest.approx(0, abs=1e-9) for p in predict_by_rule() if p.calibrated)
+    assert [p.row for p in predict_by_rule()] == timed_rows()
+
+
+def test_the_page_says_how_well_the_plain_rule_does() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "simulate.md").read_text()
+    rule, (good, others) = plain_rule(), count_good(predict_by_rule())
+    assert f"`hours = {rule.fixed_hours:.2f} + {rule.slope:.2f} epochs / GPUs`" in page
+    assert f"has **{good} of {others}** within 20%" in page
+    rows = {(p.row.table, p.row.name): p for p in predict_by_rule()}
+    for prediction in predict_paper()[1]:
+        plain = rows[prediction.row.table, prediction.row.name]
+        assert f"| {prediction.error:+z.0%} | {plain.error:+z.0%} |" in page
 
 
 def test_the_constants_are_those_of_a_real_machine() -> None:

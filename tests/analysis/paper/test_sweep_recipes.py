@@ -26,7 +26,8 @@ from megdet.errors import InputError
 from megdet.recipe import Schedule
 from megdet.recipe_check import check_recipe
 from megdet.recipe_file import load_recipe
-from megdet.training.schedule import decay_of, learning_rate, scaled_rate
+from megdet.run_length import decay_of
+from megdet.training.schedule import learning_rate, scaled_rate
 
 ROWS = TABLE2 + TABLE3[1:]
 IMAGES = {"demo": DEMO_SETS["easy"].num_train, "bccd": 292}
@@ -41,7 +42,7 @@ def test_every_row_keeps_the_papers_numbers_of_images_at_every_scale(scale: Scal
         assert (recipe.backbone.frozen_stages == 2) == (row.bn_size == 0)
         assert recipe.optimizer.clip_norm == (0 if scale == "coco" else 1)
         assert recipe.backbone.norm == "batch"
-        assert recipe.fpn.norm == recipe.box_head.norm == "none"  # as in the paper: the backbone alone has batch norm
+        assert recipe.fpn.norm == recipe.box_head.norm == "none"  # ours: the paper does not say where it has batch norm
         normal, ours = TABLE3[5], row_recipe(TABLE3[5], scale, {})
         assert normal.batch_size == ours.batch_size == 16
         half = 0.5 if row.rate == "half" else 1

@@ -40,9 +40,10 @@ PIL_IMAGES_PER_CORE, OUR_IMAGES_PER_CORE = 130.0, 572.0
 """JPEG files of 640 x 480 to tensors of 800 x 1067 a second, measured on one core (docs/benchmarks.md, Input)."""
 MIXED_FRACTION, OVERHEAD = 0.165, 0.047
 """Part of the peak in 16 bits, and seconds of a micro-batch whatever its images: a line through two published speeds of
-one V100 (125 TFLOP/s) training Mask R-CNN R-50 FPN in float16, 10.77 images a second with 2 images a step and 13.82
-with 16 (NVIDIA DeepLearningExamples, Mask R-CNN for PyTorch, March 2019). It rises by 69 ms an image, for which we
-count 1.43 TFLOP: 1.02 of the box detector with its stem and first stage frozen, 0.41 of the mask head on 128 RoIs."""
+Mask R-CNN R-50 FPN training in float16 on V100s (125 TFLOP/s), 10.77 images a second with 2 images a step and 13.82
+with 16 (NVIDIA DeepLearningExamples, Mask R-CNN for PyTorch, March 2019). The two speeds are of two different cards, so
+the line is a rough one. It rises by 69 ms an image, for which we count 1.43 TFLOP: 1.02 of the box detector with its
+stem and first stage frozen, 0.41 of the mask head on 128 RoIs."""
 
 TITAN_XP = Machine(
     device="TITAN Xp",

@@ -5,6 +5,9 @@
 The two constants are the part of the TITAN Xp's peak that the paper's program reached, and the hours of a run that
 neither more devices nor fewer epochs shorten (`fixed`). They are set by the first and the last run of BN size 16 and
 the normal policy: 16 images on 8 GPUs and 256 on 128, the two ends of the claim that the paper makes.
+
+Beside it stands a rule that knows nothing of steps, `hours = fixed + slope * epochs / GPUs`, set by the same two rows.
+It says how much of the fit is owed to the cost model.
 """
 
 import math
@@ -72,6 +75,19 @@ class Constants:
     """of the TITAN Xp's peak"""
     fixed_hours: float
     """of a run, or of an epoch"""
+
+
+@dataclass(frozen=True)
+class PlainRule:
+    """hours = fixed + slope * epochs / GPUs, whatever the mini-batch, the BN size and the network."""
+
+    fixed_hours: float
+    slope: float
+    """hours of one epoch on one GPU"""
+
+    def hours(self, row: TrainingRow) -> float:
+        """Of a row of Table 2 or 3."""
+        return self.fixed_hours + self.slope * row.epochs / row.devices
 
 
 @dataclass(frozen=True)
@@ -167,6 +183,23 @@ def count_good(predictions: list[Prediction]) -> tuple[int, int]:
         if not prediction.calibrated
     }
     return sum(trainings.values()), len(trainings)
+
+
+def plain_rule() -> PlainRule:
+    """The line through the two rows that calibrate."""
+    slow, fast = CALIBRATED_BY
+    slope = (_hours(slow) - _hours(fast)) / (slow.epochs / slow.devices - fast.epochs / fast.devices)
+    return PlainRule(_hours(slow) - slope * slow.epochs / slow.devices, slope)
+
+
+def predict_by_rule() -> list[Prediction]:
+    """Every row of Tables 2 and 3 that has a time beside what the plain rule says; `seconds` are those of a step."""
+    rule = plain_rule()
+    predictions = []
+    for row in timed_rows():
+        seconds = rule.slope * row.epochs / row.devices * 3600 / _num_steps(row)
+        predictions.append(Prediction(row, rule.hours(row), seconds))
+    return predictions
 
 
 @cache

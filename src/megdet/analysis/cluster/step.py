@@ -12,7 +12,7 @@ from megdet.analysis.cluster.detector import Work, image_work, kept_values, num_
 from megdet.analysis.cluster.images import largest_pixels, mean_pixels, slowest_of
 from megdet.analysis.cluster.machines import Machine
 from megdet.analysis.cluster.network import all_gather_seconds, all_reduce_seconds, exposed_seconds
-from megdet.distributed.gradients import BUCKET_BYTES
+from megdet.distributed.layout import BUCKET_BYTES
 
 Recompute = Literal["none", "norms", "backbone"]
 

@@ -1,13 +1,14 @@
 """The paper's trainings as recipes at three scales: drawn shapes, blood cells, COCO.
 
 Every row of Tables 2 and 3 keeps its numbers of images: mini-batch and BN size are the paper's at every scale, and so
-are the linear scaling rule, the half rate and the first stages that frozen rows do not train. What a scale changes
-stands in one packaged recipe, `reproduce-SCALE`, which is the row of 16 images and BN size 16:
+are the linear scaling rule and the half rate. Not in the paper: which stages frozen rows do not train, and that batch
+norm stands in the backbone alone; both are the same at every scale. What a scale changes stands in one packaged recipe,
+`reproduce-SCALE`, which is the row of 16 images and BN size 16:
 
     images and network   its data, backbone, pyramid and heads
     epochs               its length over the 11 epochs of the normal policy scales both policies, decays included
     warmup               its steps: 500 times its images in an epoch of the paper over 118,000, so that the warmup is
-                         the same part of a row's steps as in the paper
+                         the same part of a row's steps as in our recipes of COCO (the paper gives no number)
     rate                 its base_lr instead of 0.02
     clipping             its clip_norm, the same for every row, since runs so short have no room for a warmup that is
                          gentle enough for heads with random weights
@@ -23,7 +24,7 @@ from megdet.errors import InputError
 from megdet.recipe import Recipe, Schedule
 from megdet.recipe_check import check_recipe
 from megdet.recipe_file import load_recipe
-from megdet.training.schedule import decay_of
+from megdet.run_length import decay_of
 
 Scale = Literal["demo", "bccd", "coco"]
 SCALES: tuple[Scale, ...] = get_args(Scale)

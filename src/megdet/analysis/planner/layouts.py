@@ -16,7 +16,7 @@ from megdet.layers.batch_norm import CrossDeviceBatchNorm
 from megdet.model.detector import Detector
 from megdet.recipe import Recipe, RecomputePlan
 from megdet.recipe_check import check_recipe
-from megdet.training.schedule import decay_of, total_steps
+from megdet.run_length import decay_of, total_steps
 
 GPU_LINK = Link(
     2.7e-6,

@@ -27,7 +27,7 @@ from megdet.analysis.planner.step_cost import Link, Measurement, Point
 from megdet.data.coco import CocoDataset
 from megdet.data.plan import PlannedImage, TrainingPlan, evaluation_plan
 from megdet.data.transforms import load_batch
-from megdet.distributed.gradients import BUCKET_BYTES
+from megdet.distributed.layout import BUCKET_BYTES
 from megdet.distributed.local_ranks import run_in_ranks
 from megdet.distributed.world import World
 from megdet.errors import InputError

@@ -20,7 +20,7 @@ from megdet.analysis.planner.step_cost import Measurement
 from megdet.distributed.layout import recipe_layout
 from megdet.errors import InputError
 from megdet.recipe import Recipe, RecomputePlan
-from megdet.training.schedule import total_steps
+from megdet.run_length import total_steps
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 from megdet.data.coco import EDGE_TOLERANCE, box_fault, is_id, is_number, is_sized_before_exif, size_fault
 from megdet.data.image import Header, read_header, read_image
 from megdet.errors import InputError
-from megdet.files import read_json
+from megdet.files import is_file, read_json
 
 _THREADS = 8
 
@@ -129,14 +129,12 @@ class _Checker:
         def look(image_id: int | str) -> tuple[str, str, Header | None]:
             path = self.folder / self.images[image_id]["file_name"]
             try:
-                if not path.is_file():
+                if not is_file(path):
                     return "missing file", f"no such file in {self.folder}", None
                 header = read_header(path)
                 read_image(path)
             except InputError as error:
                 return "unreadable image", str(error), None
-            except ValueError as error:  # a name with a zero byte
-                return "missing file", f"no file can have this name ({error})", None
             fault = size_fault(self.images[image_id], header)
             return ("size disagrees" if fault else ""), fault, header
 

@@ -3,6 +3,7 @@
 Only what a verb needs is imported, and only when it is called: torch and what goes with it take seconds to load.
 """
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -81,6 +82,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, such as head, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:  # of any of the words, or of a name in somebody's file
+            raise
+        print(
+            f"{_PROGRAM}: {InputError(f'{error.filename}: {error.strerror}; choose a shorter name')}", file=sys.stderr
+        )
+        return 2
     finally:
         if world := sys.modules.get("megdet.distributed.world"):
             world.stop_world()

@@ -193,8 +193,10 @@ class _Checker:
                 return "file outside the image folder", outside_fault(row.file_name), None
             path = self.folder / row.file_name
             try:
-                if not path.exists():
-                    return "missing file", f"no such file in {self.folder}", None
+                path.stat()
+            except (OSError, ValueError):  # a name that no file can have, too
+                return "missing file", f"no such file in {self.folder}", None
+            try:
                 header = read_header(path)
                 if fault := pixels_fault(header.height, header.width, self.max_pixels):
                     return "too many pixels", fault, header
@@ -202,8 +204,6 @@ class _Checker:
                     read_image(path, size=header[:2])
             except InputError as error:
                 return "unreadable image", str(error), None
-            except (OSError, ValueError) as error:  # a name with a zero byte, or too long
-                return "missing file", f"no file can have this name ({error})", None
             fault = size_fault(declared_size(row), header)
             return ("size disagrees" if fault else ""), fault, header
 

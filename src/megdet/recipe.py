@@ -208,7 +208,7 @@ class Schedule:
     warmup_steps: int = 500
     """steps of warmup. Not in the paper, which gives no number: 500 is ours"""
     warmup_start: float = 1.0
-    """the warmup starts at this times base_lr (the paper's r), not above its end: 16 images or fewer have none with 1"""
+    """the warmup starts at this times base_lr (the paper's r), not above its end: with 1, 16 images have none"""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
@@ -266,19 +265,3 @@ def use_precision(precision: str) -> None:
     # not by torch's newer names for it (fp32_precision): reading the flags below, as torch.compile does, then fails
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-
-
-def has_native_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 arithmetic is in the hardware; without it a CPU is ten times slower than in float32."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    flags = _cpu_flags()
-    return "avx512_bf16" in flags or "amx_bf16" in flags or "bf16" in flags
-
-
-def _cpu_flags() -> Sequence[str]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:  # not Linux: nothing is known, so nothing is claimed
-        return ()
-    return next((line.split() for line in lines if line.startswith(("flags", "Features"))), ())

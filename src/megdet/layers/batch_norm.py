@@ -17,8 +17,9 @@ from torch.nn import functional as F
 
 from megdet.distributed.world import SINGLE_LANE, Lane, World
 from megdet.errors import InputError
-from megdet.layers.cross_device import CrossDeviceNorm, Moments, normalize, statistics_dtype
+from megdet.layers.cross_device import CrossDeviceNorm, Moments, lane_moments, normalize
 from megdet.layers.lean import announce
+from megdet.layers.moments import statistics_dtype
 from megdet.layers.recompute import current_tape
 
 RUNNING_MOMENTUM = 0.1
@@ -70,46 +71,52 @@ class CrossDeviceBatchNorm(nn.Module):
         has_no_group = self.lane.width == 1 and x.shape[0] == 0  # nothing to normalise, nothing to remember
         if not self.training or has_no_group:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
-        if self.lane.width == 1 and is_valid is None:
+        if self.lane.width == 1 and is_valid is None and (x.is_cuda or torch.compiler.is_compiling()):
             return self._local(x)
-        return self._together(x, is_valid)  # type: ignore[no-any-return]
+        if torch.compiler.is_compiling():
+            return self._outside_a_graph(x, is_valid)  # type: ignore[no-any-return]
+        return self._together(x, is_valid)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _together(self, x: Tensor, is_valid: Tensor | None) -> Tensor:
+    def _outside_a_graph(self, x: Tensor, is_valid: Tensor | None) -> Tensor:
         """Never part of a compiled graph: the order of its collectives would be the compiler's choice."""
+        return self._together(x, is_valid)
+
+    def _together(self, x: Tensor, is_valid: Tensor | None) -> Tensor:
         mask = None
         if is_valid is not None:
             mask = is_valid.reshape(-1, *[1] * (x.dim() - 1)).to(statistics_dtype(x))
         tape = current_tape()
         known = tape.next() if tape is not None and tape.is_replayed else None
-        y, *found = CrossDeviceNorm.apply(x, self.weight, self.bias, mask, self.eps, self.lane, self.two_pass, known)
-        if known is None:
-            moments = Moments(*found)
-            if is_valid is None and not x.is_cuda and moments.num_values < 2:  # a GPU would have to wait for the answer
-                raise self._no_variance(x)
-            self._remember(moments.mean, moments.unbiased_var)
-            if tape is not None:
-                tape.record(moments)
-            if is_valid is None:
-                kept = x.detach(), self.weight.detach(), self.bias.detach()
-                announce(y, lambda: normalize(*kept, moments.mean, moments.inverse_std, self.eps))
+        with torch.no_grad():
+            moments = known or self._moments(x, mask)
+        y = CrossDeviceNorm.apply(x, self.weight, self.bias, mask, self.eps, self.lane, moments)
+        if known is None and mask is None:
+            kept = x.detach(), self.weight.detach(), self.bias.detach()
+            announce(y, lambda: normalize(*kept, moments.mean, moments.inverse_std, self.eps))
         return y  # type: ignore[no-any-return]
 
+    def _moments(self, x: Tensor, mask: Tensor | None) -> Moments:
+        moments = lane_moments(x, mask, self.eps, self.lane, two_pass=self.two_pass)
+        # a GPU would have to wait for the answer
+        if mask is None and isinstance(moments.num_values, float) and moments.num_values < 2:
+            raise self._no_variance(x)
+        self._remember(moments.mean, moments.unbiased_var)
+        if (tape := current_tape()) is not None:
+            tape.record(moments)
+        return moments
+
     def _local(self, x: Tensor) -> Tensor:
+        """One kernel for a lane of one, where it is exact: on a GPU, or made by a compiler."""
         if x.numel() // self.channels < 2:
             raise self._no_variance(x)
         # running statistics of momentum 1 are the batch's own: its mean and its unbiased variance
         mean, var = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
-        if x.is_cuda:  # which has other kernels for training than for the same arithmetic with given statistics
-            y = F.batch_norm(x, mean, var, self.weight, self.bias, True, 1.0, self.eps)
-        else:
-            y, found, inverse_std = torch.native_batch_norm(x, self.weight, self.bias, mean, var, True, 1.0, self.eps)
-            kept, scale = x.detach(), self.weight.detach() * inverse_std
-            bias, ones = self.bias.detach(), torch.ones_like(found)
-            announce(y, lambda: F.batch_norm(kept, found, ones, scale, bias, False, 0.0, 0.0))
+        y = F.batch_norm(x, mean, var, self.weight, self.bias, True, 1.0, self.eps)
         tape = current_tape()
         if tape is None or not tape.is_replayed:
-            self._remember(mean, var)
+            with torch.no_grad():
+                self._remember(mean, var)
         return y
 
     def _no_variance(self, x: Tensor) -> InputError:
@@ -118,15 +125,14 @@ class CrossDeviceBatchNorm(nn.Module):
             "has no variance: use a larger bn_size or larger images"
         )
 
-    @torch.no_grad()
     def _remember(self, mean: Tensor, var: Tensor) -> None:
-        if self.fold_momentum is not None:
-            self.running_mean.lerp_(mean, self.fold_momentum)
-            self.running_var.lerp_(var, self.fold_momentum)
-            self.num_batches_tracked += 1
+        if self.fold_momentum is None:
+            self.step_mean += mean
+            self.step_var += var
             return
-        self.step_mean += mean
-        self.step_var += var
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.fold_momentum)
+        self.running_var.lerp_(var.to(self.running_var.dtype), self.fold_momentum)
+        self.num_batches_tracked += 1
 
     def extra_repr(self) -> str:
         """Size, eps and lane, for print()."""

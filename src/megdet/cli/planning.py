@@ -11,11 +11,6 @@ from typing import Any
 
 from rich.table import Table
 
-from megdet.analysis.planner.inputs import ALL_PLANS, Given, Measuring
-from megdet.analysis.planner.layouts import PlannedLayout
-from megdet.analysis.planner.measured_steps import TIMED_SECONDS, TIMED_STEPS
-from megdet.analysis.planner.plan import Limits, Plan, make_plan
-from megdet.analysis.planner.step_cost import GIB
 from megdet.cli.options import (
     CONSOLE,
     Arguments,
@@ -26,6 +21,12 @@ from megdet.cli.options import (
 )
 from megdet.distributed.layout import recipe_layout
 from megdet.errors import InputError
+from megdet.planning.inputs import ALL_PLANS, Given
+from megdet.planning.layouts import PlannedLayout
+from megdet.planning.measured_steps import TIMED_SECONDS, TIMED_STEPS
+from megdet.planning.measurement import GIB
+from megdet.planning.measuring import Measuring
+from megdet.planning.plan import Limits, Plan, make_plan
 from megdet.recipe_file import load_recipe
 
 _SHOWN = 12
@@ -142,13 +143,13 @@ def _layouts_table(plan: Plan, name: str) -> Table:
 
 
 def _cells(planned: PlannedLayout) -> list[str]:
-    layout, traffic = planned.layout, planned.traffic
+    layout, step = planned.layout, planned.step
     return [
         *map(str, (layout.largest_share, layout.num_lanes, layout.lane_width, layout.rounds, planned.recompute)),
         "?" if planned.bytes is None else f"{planned.bytes / GIB:.2f}",
-        f"{planned.seconds:.3g}",
-        f"{traffic.seconds:.2g}",
-        f"{(traffic.gradient_bytes + traffic.norm_bytes) / 1e6:.3g}",
+        f"{step.total:.3g}",
+        f"{step.communication:.2g}",
+        f"{(planned.gradient_bytes_sent + planned.norm_bytes_sent) / 1e6:.3g}",
         _duration(planned.hours),
     ]
 

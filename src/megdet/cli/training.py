@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from megdet.analysis.describe import describe
 from megdet.analysis.run_pictures import draw_run
 from megdet.cli.options import (
     CONSOLE,
@@ -24,6 +23,7 @@ from megdet.errors import InputError
 from megdet.evaluation.coco_numbers import numbers_table, per_class_table
 from megdet.inference.trained import load_detector
 from megdet.journal.run_folder import RunFolder
+from megdet.planning.describe import describe
 from megdet.recipe_file import load_recipe, packaged_recipes, recipe_name
 from megdet.training.loop import RunOptions, train
 from megdet.training.start import import_torchvision

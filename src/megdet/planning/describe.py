@@ -8,7 +8,7 @@ from megdet.data.coco import load_coco
 from megdet.data.demo import CLASS_NAMES, DEMO_SETS
 from megdet.data.plan import TrainingPlan
 from megdet.distributed.layout import better_device_counts, choose_layout
-from megdet.model.detector import Detector
+from megdet.planning.counting import meta_detector
 from megdet.recipe import Recipe
 from megdet.training.schedule import decay_of, learning_rate, scaled_rate, total_steps
 
@@ -85,7 +85,7 @@ def describe(
     add("epochs", "epochs", decay.epochs, f"{decay.epochs:g}")
     add("steps", "steps", steps, f"{steps} ({images / recipe.batch_size:.1f} an epoch)")
 
-    model = Detector(recipe, classes)
+    model = meta_detector(recipe, classes)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     add("parameters", "parameters", parameters, f"{parameters / 1e6:.1f} million, {trained / 1e6:.1f} trained")

@@ -3,12 +3,10 @@
 Run by `make docs`; a test holds that the pages are up to date.
 """
 
-import ast
-import inspect
 from pathlib import Path
 
-from megdet import recipe
 from megdet.recipe_file import packaged_recipes
+from megdet.recipe_help import sections
 
 DOCS = Path(__file__).resolve().parent
 
@@ -21,25 +19,12 @@ def knobs_page() -> str:
         "Written by `make docs` from `src/megdet/recipe.py`. A key is written `section: {key: value}` in YAML and",
         "`--section.key value` on the command line.",
     ]
-    tree = ast.parse(inspect.getsource(recipe))
-    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
-    sections = {"Recipe": ""}
-    for node in classes["Recipe"].body:
-        if isinstance(node, ast.AnnAssign) and ast.unparse(node.annotation) in classes:
-            sections[ast.unparse(node.annotation)] = ast.unparse(node.target) + "."
-    for name, prefix in sections.items():
-        title = prefix.rstrip(".") or "top level"
-        lines += ["", f"## {title}", "", ast.get_docstring(classes[name]) or "", "", "| key | default | meaning |"]
+    for section in sections():
+        lines += ["", f"## {section.name or 'top level'}", "", section.title, "", "| key | default | meaning |"]
         lines.append("|---|---|---|")
-        body = classes[name].body
-        for node, following in zip(body, [*body[1:], None], strict=True):
-            if not isinstance(node, ast.AnnAssign) or ast.unparse(node.annotation) in classes:
-                continue
-            text = following.value.value if isinstance(following, ast.Expr) else ""  # type: ignore[attr-defined]
-            default = ast.unparse(node.value) if node.value is not None else ""
-            kind = ast.unparse(node.annotation)
-            choices = f" (one of {kind.removeprefix('Literal')[1:-1]})" if kind.startswith("Literal") else ""
-            lines.append(f"| `{prefix}{ast.unparse(node.target)}` | `{default}` | {text}{choices} |")
+        for knob in section.knobs:
+            choices = f" (one of {', '.join(map(repr, knob.choices))})" if knob.choices else ""
+            lines.append(f"| `{knob.key}` | `{knob.default}` | {knob.meaning}{choices} |")
     return "\n".join(lines) + "\n"
 
 

@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from megdet.training import loop
 
 @dataclass(frozen=True)
 class Sabotage:
-    """One rank fails in its second step: by `input_error`, `bug`, `kill`, `freeze` or `hang`."""
+    """One rank fails in its second step: by `input_error`, `bug`, `kill`, `told`, `freeze` or `hang`."""
 
     how: str
     rank: int
@@ -54,7 +55,7 @@ def run_ranks(
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = get_context("forkserver")
-    context.set_forkserver_preload(["megdet.cli.main"])  # what the server has loaded no rank loads again
+    context.set_forkserver_preload(["megdet.cli.training"])  # what the server has loaded no rank loads again
     arguments = ([str(word) for word in words], size, port, folder, sabotage)
     processes = [context.Process(target=_rank, args=(rank, *arguments)) for rank in range(size)]
     started = time.time()
@@ -89,16 +90,48 @@ def _rank(rank: int, words: list[str], size: int, port: int, folder: Path, sabot
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE=str(size))
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(size))
     if sabotage is not None and sabotage.rank == rank:
-        step = loop.train_step
-
-        def broken_step(*arguments: Any) -> Any:
-            if arguments[4] == 1:
-                (folder / "failed_at").write_text(str(time.time()))
-                fail(sabotage.how)
-            return step(*arguments)
-
-        loop.train_step = broken_step  # type: ignore[assignment]
+        break_step(sabotage.how, folder)
     sys.exit(main(words))
+
+
+def break_step(how: str, folder: Path) -> None:
+    """Let this process fail in its second step, and note when."""
+    step = loop.train_step
+
+    def broken_step(*arguments: Any) -> Any:
+        if arguments[4] == 1:
+            (folder / "failed_at").write_text(str(time.time()))
+            fail(how)
+        return step(*arguments)
+
+    loop.train_step = broken_step  # type: ignore[assignment]
+
+
+def run_torchrun(
+    words: Sequence[object], size: int, folder: Path, sabotage: Sabotage | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command of megdet under torchrun, with a rank that fails."""
+    folder.mkdir(parents=True, exist_ok=True)
+    script = folder / "launch.py"
+    script.write_text(f"""
+import os, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+from rank_runs import break_step
+from megdet.cli.main import main
+if os.environ["RANK"] == {str(sabotage.rank if sabotage else "none")!r}:
+    break_step({sabotage.how if sabotage else ""!r}, Path({str(folder)!r}))
+sys.exit(main({[str(word) for word in words]!r}))
+""")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
+    return subprocess.run(
+        [*torchrun, str(script)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
 
 
 def fail(how: str) -> None:
@@ -109,6 +142,9 @@ def fail(how: str) -> None:
             raise ValueError("an index is off by one")
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        case "told":  # as by a batch system
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(300)
         case "freeze":  # as a machine that is suspended
             os.kill(os.getpid(), signal.SIGSTOP)
         case "hang":

@@ -21,13 +21,15 @@ from megdet.distributed.world import World
 from megdet.inference.trained import place_model
 from megdet.journal.checkpoint_files import save_checkpoint
 from megdet.journal.run_folder import RunFolder
+from megdet.journal.run_state import RunState
 from megdet.model.detector import Detector
 from megdet.recipe import Backbone, Data, Evaluation, Optimizer, Recipe, Schedule
 from megdet.recipe_file import dump_recipe
 from megdet.training.optimizer import state_by_name
-from megdet.training.prepare import checkpoint_tensors, make_trainer
+from megdet.training.prepare import make_trainer
 from megdet.training.schedule import learning_rate
 from megdet.training.step import Trainer, train_step
+from megdet.training.trainer_state import Tensors, checkpoint_tensors
 
 CPU = torch.device("cpu")
 ALONE = World(0, 1, CPU)
@@ -111,18 +113,19 @@ def save_run(
     with torch.no_grad():
         model.box_head.classes.weight *= 30
         model.box_head.classes.weight += torch.randn_like(model.box_head.classes.weight) * 0.1
-    tensors = {"model": model.state_dict(), "optimizer": {}}
+    tensors: Tensors = {"model": model.state_dict(), "optimizer": {}}
     if averages:
         tensors["averages"] = {name: tensor + 1 for name, tensor in model.state_dict().items()}
-    state = {
-        "step": 7,
-        "class_names": list(class_names),
-        "category_ids": [10 * (label + 1) for label in range(len(class_names))],
-        "num_images": 1,
-        "evaluation": None,
-    }
-    save_checkpoint(run, 7, tensors, state, keep=1)
+    save_checkpoint(run, run_state(7, class_names), tensors, keep=1)
     return run, model
+
+
+def run_state(step: int, class_names: tuple[str, ...] = CLASS_NAMES, **known: Any) -> RunState:
+    """What a checkpoint says besides its tensors, with one training image if nothing else is known."""
+    category_ids = tuple(10 * (label + 1) for label in range(len(class_names)))
+    return RunState(
+        **{"step": step, "class_names": class_names, "category_ids": category_ids, "num_images": 1, **known}
+    )
 
 
 def val_set(recipe: Recipe) -> CocoDataset:

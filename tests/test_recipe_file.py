@@ -6,7 +6,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megdet.errors import InputError, nearest
+from megdet.errors import InputError
 from megdet.recipe import BoxHead, Data, Fpn, Recipe
 from megdet.recipe_file import (
     dump_recipe,
@@ -16,8 +16,8 @@ from megdet.recipe_file import (
     parse_recipe,
     recipe_keys,
     recipe_name,
-    recipe_parser,
 )
+from megdet.recipe_help import recipe_parser
 from recipe_refusals import refusal
 
 
@@ -97,17 +97,21 @@ def test_overrides_come_on_top_of_the_file(tmp_path):
         ("channels: 3", "r.yaml: unknown key 'channels'; did you mean 'fpn.channels'?"),
         ("1: 3", "r.yaml: unknown key '1'"),
         ('"a\\nb": 3', "r.yaml: unknown key 'a b'"),
-        ("batch_size: 1.5", "r.yaml: batch_size: expected a value of type int, got 1.5"),
-        ("batch_size: true", "r.yaml: batch_size: expected a value of type int, got True"),
-        ("batch_size: many", "r.yaml: batch_size: expected a value of type int, got many"),
-        ("tensorboard: 1", "r.yaml: tensorboard: expected a value of type bool, got 1"),
-        ("data: {train_images: 3}", "r.yaml: data.train_images: expected a value of type str, got 3"),
-        ("data: {mean: [0, 0]}", "r.yaml: data.mean: expected a tuple with 3 elements, got [0, 0]"),
-        ("data: {short_edges: [a]}", "r.yaml: data.short_edges: expected a value of type int, got a"),
-        (
-            "precision: half",
-            "r.yaml: precision: expected one of ['float32', 'tf32', 'bfloat16', 'float64'], got half",
-        ),
+        ("batch_size: 1.5", "r.yaml: batch_size: expected int, got float, here stands 1.5"),
+        ("batch_size: true", "r.yaml: batch_size: expected int, got bool, here stands True"),
+        ("batch_size: many", "r.yaml: batch_size: expected int, got str, here stands 'many'"),
+        ("tensorboard: 1", "r.yaml: tensorboard: expected bool, got int, here stands 1"),
+        ("data: {train_images: 3}", "r.yaml: data.train_images: expected str, got int, here stands 3"),
+        ("data: {mean: [0, 0]}", "r.yaml: data.mean: expected array of length 3, got 2, here stands [0, 0]"),
+        ("data: {short_edges: [a]}", "r.yaml: data.short_edges[0]: expected int, got str, here stands 'a'"),
+        ("precision: half", "r.yaml: precision is 'half': choose one of float32, tf32, bfloat16, float64"),
+        ("precision: float23", "choose one of float32, tf32, bfloat16, float64; did you mean 'float32'?"),
+        ("precision: [float32]", "r.yaml: precision is ['float32']: choose one of float32, tf32"),
+        ("data: {short_edges: 800}", "r.yaml: data.short_edges is 800: write a list, such as [64]"),
+        ("data: {short_edges: {a: 1}}", "r.yaml: data.short_edges: expected array, got object, here stands {'a': 1}"),
+        ("batch_size: 0xffffffffffffffff", "r.yaml: batch_size is 18446744073709551615: it must be below 2**31"),
+        (f"batch_size: 0x{'f' * 100_000}", "r.yaml: batch_size is an integer of 400000 bits: it must be below 2**31"),
+        ("batch_size: 1000000000\nbn_size: 7", "batch_size 1000000000: choose one of 1, 2, 4, 5, 8, 10, 16, 20, 25"),
         *(
             (
                 f"data: {{canvas_edges: [{low}, {high}]}}",
@@ -120,13 +124,13 @@ def test_overrides_come_on_top_of_the_file(tmp_path):
         ("fpn: 3", "r.yaml: fpn is a section: write an indented channels: under it"),
         ("[1, 2]", "r.yaml: a recipe is a mapping of keys to values, this is a list"),
         ("optimizer: {base_lr: .nan}", "r.yaml: optimizer.base_lr is nan: it must be finite"),
-        ("optimizer: {base_lr: '.nan'}", "r.yaml: optimizer.base_lr is nan: it must be finite"),
+        ("optimizer: {base_lr: '.nan'}", "r.yaml: optimizer.base_lr: expected float, got str, here stands '.nan'"),
         ("optimizer: {base_lr: -.inf}", "r.yaml: optimizer.base_lr is -inf: it must be finite"),
         ("data: {mean: [0, .nan, 0]}", "r.yaml: data.mean is (0.0, nan, 0.0): it must be finite"),
     ],
 )
 def test_what_is_no_recipe_is_refused_with_its_place_and_the_nearest_name(text, message):
-    assert refusal(text) == message
+    assert message in refusal(text)
 
 
 def test_text_that_is_no_yaml_is_refused_with_its_line():
@@ -147,9 +151,9 @@ def test_an_override_may_fill_an_empty_section():
     [
         ("fpn.chanels", "3", "unknown option '--fpn.chanels'; did you mean 'fpn.channels'?"),
         ("fpn", "3", "unknown option '--fpn'"),
-        ("batch_size", "many", "batch_size: expected a value of type int, got many"),
-        ("batch_size", "", "batch_size: expected a value of type int, got"),
-        ("batch_size", "[", "option '--batch_size': cannot read the value '['"),
+        ("batch_size", "many", "r.yaml: batch_size: expected int, got str, here stands 'many'"),
+        ("batch_size", "", "batch_size: expected int, got str, here stands ''"),
+        ("batch_size", "[", "option '--batch_size': not valid YAML"),
         ("optimizer.base_lr", "inf", "optimizer.base_lr"),
         ("optimizer.base_lr", ".nan", "optimizer.base_lr is nan: it must be finite"),
         ("batch_size", None, "batch_size has no value"),
@@ -196,15 +200,6 @@ def test_derived_numbers_follow_from_the_fields():
     assert (recipe.images_per_group, recipe.groups_per_step) == (16, 4)
     frozen = Recipe(batch_size=64, bn_size=0, group_size=2)
     assert (frozen.images_per_group, frozen.groups_per_step) == (2, 32)
-
-
-def test_the_nearest_name_is_offered_only_if_it_is_near():
-    assert nearest("batchsize", ["batch_size", "seed"]) == "; did you mean 'batch_size'?"
-    assert nearest("xyz", ["batch_size", "seed"]) == ""
-
-
-def test_a_message_is_one_line_whatever_is_put_into_it():
-    assert str(InputError("a\nb\r\nc")) == "a b c"
 
 
 def test_a_key_that_stands_twice_is_refused():

@@ -1,18 +1,30 @@
-"""The one exception for what a user can mend; everything else that is raised is a bug of ours."""
+"""The one exception for what a user can mend; everything else that is raised is a bug of ours.
+
+What stands in a message may come from anybody's file, so it is made printable and short here, in one place.
+"""
 
 import difflib
+import json
+import reprlib
 from collections.abc import Iterable
+from functools import cache
+
+LONGEST_MESSAGE = 599
+"""Characters of a message at most."""
+_LONGEST_WORD = 200  # a path, a name, a number
+_LONGEST_LAST_WORDS = 180  # of a message that is cut: they say how to mend it
+_JOINERS = "\u200c\u200d"  # Persian and emoji need them, and they move nothing
 
 
 class InputError(Exception):
     """Something outside the program is wrong: a recipe, a file, a folder, a layout.
 
-    The message is one line that says what is wrong, where (file, key, image id) and how to mend it. The command line
-    prints it without a traceback and exits with code 2.
+    The message is one line that says what is wrong, where (file, key, image id) and how to mend it: printable, and of
+    at most `LONGEST_MESSAGE` characters. The command line prints it without a traceback and exits with code 2.
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.splitlines()))
+        super().__init__(_short(printable(" ".join(message.split()))))
 
 
 class DivergedError(InputError):
@@ -21,5 +33,55 @@ class DivergedError(InputError):
 
 def nearest(word: str, choices: Iterable[str]) -> str:
     """The hint `; did you mean 'x'?` for the choice most like `word`, or an empty string if none is close."""
-    found = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
+    found = difflib.get_close_matches(word[:_LONGEST_WORD], list(choices), n=1, cutoff=0.5)
     return f"; did you mean '{found[0]}'?" if found else ""
+
+
+def printable(text: str) -> str:
+    """The text with what could lead a terminal or a reader astray written out, as JSON would: `\\u001b`, `\\u202e`.
+
+    That is control characters (escape sequences, line breaks), marks that change the direction of writing, what is
+    invisible, and what is no character (a byte of a file name that is not UTF-8). Letters of every script stay.
+    """
+    if text.isprintable():
+        return text
+    return "".join(_printable_character(character) for character in text)
+
+
+def shown(value: object) -> str:
+    """A value of somebody's file for a message: its repr, cut to a few levels, entries and characters."""
+    return _Short().repr(value)
+
+
+@cache
+def _printable_character(character: str) -> str:
+    if character.isprintable() or character in _JOINERS:
+        return character
+    if character.isspace() and not character.isascii() and character not in "\x85\u2028\u2029":
+        return " "  # the wide space of Chinese and Japanese, and its kin
+    return json.dumps(character)[1:-1].replace("\x7f", "\\u007f")
+
+
+def _short(message: str) -> str:
+    """At most `LONGEST_MESSAGE` characters: first the longest words are cut in their middle, then the message."""
+    if len(message) <= LONGEST_MESSAGE:
+        return message
+    message = " ".join(_cut(word, _LONGEST_WORD, _LONGEST_WORD // 2) for word in message.split())
+    return _cut(message, LONGEST_MESSAGE, _LONGEST_LAST_WORDS)
+
+
+def _cut(text: str, length: int, last: int) -> str:
+    mark = " ... "
+    return text if len(text) <= length else text[: length - last - len(mark)] + mark + text[-last:]
+
+
+class _Short(reprlib.Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxlist, self.maxtuple, self.maxdict = 3, 6, 6, 6
+        self.maxstring, self.maxlong, self.maxother = 60, 30, 60
+
+    def repr_int(self, x: int, level: int) -> str:
+        if abs(x) >= 10**self.maxlong:
+            return f"an integer of {x.bit_length()} bits"  # Python refuses to write thousands of digits
+        return super().repr_int(x, level)

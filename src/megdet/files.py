@@ -1,22 +1,49 @@
-"""Files read and written whole: an error is one that a user can act on, and nobody ever sees half a file."""
+"""Files read and written whole: an error is one that a user can act on, and nobody ever sees half a file.
+
+What is read may have been written by anybody: its size and its nesting have limits, and JSON has the types that the
+caller names before the caller sees it.
+"""
 
 import json
 import os
+import platform
+import re
+import stat
+import time
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, overload
 
-from megdet.errors import InputError
+import msgspec
+
+from megdet.errors import InputError, printable, shown
+
+LARGEST_TEXT = 64 << 20
+"""Bytes of a file of text at most, if it is no annotation file."""
+LARGEST_JSON = 16 << 30
+"""Bytes of a JSON file at most; the largest public annotation files have two."""
+_DEEPEST = 64  # lists in lists; ours have 6
+_LONGEST_NAME, _LONGEST_HOST = 160, 60  # bytes of a file's name and of a host's in a temporary name; systems allow 255
+_WRITE_AGAIN = "the file may be cut short, write or download it again"
+
+_LEFTOVER_SECONDS = 60.0
+
+_Kind = TypeVar("_Kind")
 
 
-def replace_file(path: Path, content: bytes, *, durable: bool = True) -> None:
+def replace_file(path: Path, content: bytes, *, durable: bool = True, temporary_in: Path | None = None) -> None:
     """Replace a file as a whole: a reader sees the old one or the new one.
 
-    `durable` flushes it to the disk as well, so that it survives a loss of power. Raises OSError.
+    A symbolic link of this name is replaced too: nothing is written to where it points. `durable` flushes the file to
+    the disk as well, so that it survives a loss of power. It is written in `temporary_in`, a folder of the same disk,
+    by default the file's own. Raises OSError.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = (temporary_in or path.parent) / temporary_name(path.name)
     try:
+        temporary.unlink(missing_ok=True)  # of a process that was killed, or a link that waits for us
         # Not tempfile.mkstemp: its files are for the owner only, and os.replace would keep that.
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:
             file.write(content)
             if durable:
                 file.flush()
@@ -29,16 +56,41 @@ def replace_file(path: Path, content: bytes, *, durable: bool = True) -> None:
         raise
 
 
+def temporary_name(name: str) -> str:
+    """The name of a hidden file that says which process of which machine has it, for `delete_leftovers`."""
+    short = os.fsdecode(os.fsencode(name)[:_LONGEST_NAME])
+    return f".{short}.{platform.node()[:_LONGEST_HOST]}.{os.getpid()}.tmp"
+
+
+def delete_leftovers(folder: Path, *, inside: bool = False) -> None:
+    """Delete what killed processes of this machine left of `replace_file` in a folder, and `inside` its folders too.
+
+    What was touched in the last minute stays: a container of the same name may have it, whose processes are not seen.
+    """
+    if os.name != "posix":
+        return  # elsewhere to ask for a process is to kill it
+    for path in folder.rglob(".*.tmp") if inside else folder.glob(".*.tmp"):
+        whose, _, number = path.name.removesuffix(".tmp").rpartition(".")
+        if not whose.endswith(f".{platform.node()[:_LONGEST_HOST]}") or not number.isdecimal():
+            continue
+        try:
+            os.kill(int(number), 0)
+        except ProcessLookupError:
+            with suppress(OSError):  # another process deleted it, or it is another user's
+                if time.time() - path.stat().st_mtime > _LEFTOVER_SECONDS:
+                    path.unlink()
+        except (OSError, OverflowError):
+            continue  # it lives, and is another user's; or no process has such a number
+
+
 def write_text_atomically(path: Path, text: str) -> None:
     """Replace the file by this text (UTF-8) as a whole: it survives a crash and a loss of power old or new, never half.
-
-    A lone surrogate (a file name that is not Unicode) becomes its backslash escape, which JSON reads back as it was.
 
     Raises:
         InputError: the file cannot be written.
     """
     try:
-        replace_file(path, text.encode("utf-8", errors="backslashreplace"))
+        replace_file(path, text.encode())
     except OSError as error:
         raise cannot_write(path, error) from error
 
@@ -48,35 +100,120 @@ def write_json_atomically(path: Path, value: object, indent: int | None = None) 
 
     Args:
         path: the file.
-        value: dicts, lists, strings, Python numbers, None; a number that is not finite raises ValueError.
+        value: dicts, lists, strings, Python numbers, None; a number that is not finite raises ValueError. What is no
+            character (a byte of a file name that is not UTF-8) is written as a visible `\\udcff`: strict readers
+            refuse what Python has for it.
         indent: spaces a level for the eye; None, the default, is one long line, several times faster.
 
     Raises:
         InputError: the file cannot be written.
     """
     text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        text = re.sub("[\ud800-\udfff]", lambda found: "\\" + printable(found[0]), text)
     write_text_atomically(path, text + "\n")
 
 
-def read_json(path: Path) -> Any:
+@overload
+def read_json(path: Path) -> Any: ...
+
+
+@overload
+def read_json(path: Path, kind: type[_Kind]) -> _Kind: ...
+
+
+def read_json(path: Path, kind: Any = Any) -> Any:
     """The value in a JSON file (UTF-8, with or without a byte order mark).
 
+    Args:
+        path: the file.
+        kind: the type to read it as, strictly: dataclasses or `msgspec.Struct`s, lists, dicts, unions of them. Keys
+            that the type does not have are read over.
+
     Raises:
-        InputError: the file is missing or unreadable, or it is no JSON; then the message has the line and the column.
+        InputError: the file is missing or unreadable, or it is no JSON, with the line and the column; it is nested too
+            deeply; or it is not of this kind, with the place and the value.
     """
-    text = read_text(path)
+    return parse_json(read_bytes(path, LARGEST_JSON), str(path), kind)
+
+
+def parse_json(content: bytes, source: str, kind: Any = Any) -> Any:
+    """The value of a JSON text as `read_json` returns it; `source` names it in messages. Raises InputError."""
+    content = content.removeprefix(b"\xef\xbb\xbf")
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        found = "the file is empty" if not text.strip() else error.msg
-        raise InputError(
-            f"{path} is not valid JSON: line {error.lineno}, column {error.colno}: {found}; "
-            "the file may be cut short, write or download it again"
-        ) from error
-    except ValueError as error:  # an integer of thousands of digits
-        raise InputError(f"{path} is not valid JSON: {error}") from error
-    except RecursionError as error:
-        raise InputError(f"{path} is not usable JSON: it is nested too deeply; write it again") from error
+        value = msgspec.json.decode(content, type=kind)
+    except msgspec.ValidationError as error:
+        raise _refusal(error, source, _raw(content)) from None
+    except msgspec.DecodeError as error:
+        raise InputError(f"{source} is not valid JSON: {_place_in_text(str(error), content)}; {_WRITE_AGAIN}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{source} is not UTF-8 text: {error.reason}; save it as UTF-8") from None
+    except RecursionError:
+        raise InputError(f"{source} is not usable JSON: it is nested too deeply; write it again") from None
+    if kind is Any and _is_deep(value):
+        raise InputError(f"{source} is not usable JSON: it is nested too deeply; write it again")
+    return value
+
+
+def _raw(content: bytes) -> Any:
+    try:
+        return msgspec.json.decode(content)
+    except (msgspec.ValidationError, RecursionError):  # an integer of thousands of digits, or deep nesting
+        return None
+
+
+@overload
+def typed(value: object, kind: type[_Kind], source: str) -> _Kind: ...
+
+
+@overload
+def typed(value: object, kind: Any, source: str) -> Any: ...
+
+
+def typed(value: object, kind: Any, source: str) -> Any:
+    """A value as this type, strictly. Raises InputError with `source`, the place in the value and what stands there."""
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise _refusal(error, source, value) from None
+
+
+def _refusal(error: msgspec.ValidationError, source: str, value: Any) -> InputError:
+    """`FILE: detections[3].bbox[2]: expected float >= 0.0, here stands -1` of msgspec's words and the whole value."""
+    fault, _, path = str(error).replace("`", "").partition(" - at $")
+    for name, index in re.findall(r"\.([^.\[]+)|\[(\d+)\]", path):
+        try:
+            value = value[name] if name else value[int(index)]
+        except (KeyError, IndexError, TypeError):  # a key with a dot in it: then the fault has to do without its value
+            value = None
+    where = f"{source}: {path.lstrip('.')}" if path else source
+    here = "" if value is None else f", here stands {shown(value)}"
+    return InputError(f"{where}: {fault[:1].lower()}{fault[1:]}{here}")
+
+
+def _place_in_text(fault: str, content: bytes) -> str:
+    if not content.strip():
+        return "line 1, column 1: the file is empty"
+    found = re.search(r"(?:JSON is malformed: )?(.*) \(byte (\d+)\)", fault)
+    place = int(found[2]) if found else len(content)
+    line = content.count(b"\n", 0, place) + 1
+    column = len(content[content.rfind(b"\n", 0, place) + 1 : place].decode(errors="replace")) + 1
+    return f"line {line}, column {column}: {found[1] if found else 'it ends too early'}"
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(_DEEPEST):
+        level = [child for parent in level for child in _children(parent) if type(child) in (list, dict)]
+        if not level:
+            return False
+    return True
+
+
+def _children(value: Any) -> Iterable[Any]:
+    return value.values() if type(value) is dict else value if type(value) is list else ()
 
 
 def sync_folder(folder: Path) -> None:
@@ -100,13 +237,34 @@ def cannot_write(path: Path, error: Exception) -> InputError:
 def read_text(path: Path) -> str:
     """The text of a UTF-8 file, with or without a byte order mark. Raises InputError."""
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist; check the path") from error
+        return read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}; save it as UTF-8") from error
-    except OSError as error:
+
+
+def read_bytes(path: Path, limit: int = LARGEST_TEXT) -> bytes:
+    """The content of a plain file of at most `limit` bytes. Raises InputError."""
+    try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise InputError(f"{path} cannot be read: it is a folder; check the path")
+        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+            raise InputError(f"{path} cannot be read: it is no plain file; check the path")
+        if status.st_size > limit:
+            raise InputError(f"{path} has {status.st_size} bytes, more than {limit}; is it the right file?")
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist; check the path") from error
+    except (OSError, ValueError) as error:  # a name with a zero byte is a ValueError
         raise InputError(f"{path} cannot be read: {reason_of(error)}; check the path and its permissions") from error
+
+
+def is_file(path: Path) -> bool:
+    """Whether a file is there; no for a name that no file can have, of 256 bytes or with a zero byte."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def reason_of(error: Exception) -> str:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from megdet.errors import InputError
+from megdet.errors import InputError, shown
 from megdet.recipe import Recipe
 
 _AT_LEAST_ONE = (
@@ -24,6 +24,8 @@ _FRACTIONS = (
     "box_head.positive_fraction box_head.positive_iou box_head.score_threshold box_head.nms_iou"
 ).split()
 
+_SHOWN_DIVISORS = 12
+
 
 def check_recipe(recipe: Recipe, source: str) -> None:
     """Refuse what cannot be trained, before any work.
@@ -37,6 +39,9 @@ def check_recipe(recipe: Recipe, source: str) -> None:
 
     for key, value in flat.items():
         numbers = value if isinstance(value, tuple) else (value,)
+        bits = 63 if key == "seed" else 31
+        if any(isinstance(number, int) and abs(number) >= 1 << bits for number in numbers):
+            raise InputError(f"{source}: {key} is {shown(value)}: it must be below 2**{bits}")
         if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
             refuse(key, "it must be finite")
     for key in _AT_LEAST_ONE:
@@ -48,12 +53,10 @@ def check_recipe(recipe: Recipe, source: str) -> None:
     for key in _FRACTIONS:
         if not 0 <= flat[key] <= 1:
             refuse(key, "it must lie between 0 and 1")
-    if recipe.seed >= 1 << 63:
-        refuse("seed", "it must be below 2**63")
     size_key = "bn_size" if recipe.bn_size else "group_size"
     if recipe.batch_size % recipe.images_per_group:
-        divisors = [str(d) for d in range(1, recipe.batch_size + 1) if recipe.batch_size % d == 0]
-        refuse(size_key, f"it must divide batch_size {recipe.batch_size}: choose one of {', '.join(divisors)}")
+        divisors = _divisors(recipe.batch_size, recipe.images_per_group)
+        refuse(size_key, f"it must divide batch_size {recipe.batch_size}: choose one of {divisors}")
     if recipe.bn_size and "batch" not in recipe.norms.values():
         refuse("bn_size", "no norm of the recipe is batch, so nothing would use it: set bn_size 0")
     for key in ("fpn.norm", "rpn.norm", "box_head.norm"):
@@ -119,14 +122,22 @@ def _check_large_batch(recipe: Recipe, refuse: Callable[[str, str], None]) -> No
         )
     if recipe.groups_per_step % 2:
         size_key = "bn_size" if recipe.bn_size else "group_size"
-        halves = [str(d) for d in range(1, recipe.batch_size // 2 + 1) if recipe.batch_size % (2 * d) == 0]
-        mend = f"choose a {size_key} of {', '.join(halves)}" if halves else "choose an even batch_size"
+        halves = _divisors(recipe.batch_size // 2, recipe.images_per_group)
+        mend = f"choose a {size_key} of {halves}" if recipe.batch_size % 2 == 0 else "choose an even batch_size"
         number = f"{size_key} {recipe.images_per_group} makes {recipe.groups_per_step} group(s), an odd number"
         refuse("optimizer.agvm", f"it compares the two halves of a mini-batch, and {number}: {mend}")
     if recipe.backbone.frozen_stages == 5:
         refuse(
             "optimizer.agvm", "it measures every module by the backbone, all of which is frozen: train a stage of it"
         )
+
+
+def _divisors(number: int, near: int) -> str:
+    """The divisors of a number, the nearest ones to `near` where they are many."""
+    small = [divisor for divisor in range(1, math.isqrt(number) + 1) if number % divisor == 0]
+    found = sorted({*small, *(number // divisor for divisor in small)})
+    nearest = sorted(found, key=lambda divisor: abs(divisor - near))[:_SHOWN_DIVISORS]
+    return ", ".join(str(divisor) for divisor in sorted(nearest))
 
 
 def flat_keys(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,22 +1,17 @@
 """Recipes as YAML: finding, reading, overriding and writing them."""
 
 import dataclasses
-import warnings
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-import yaml
-from jsonargparse import ArgumentParser, set_parsing_settings
-
-from megdet.errors import InputError, nearest
-from megdet.files import read_text
+from megdet.errors import InputError, nearest, shown
+from megdet.files import read_text, typed
+from megdet.plain_yaml import dump_yaml, parse_yaml
 from megdet.recipe import Recipe
 from megdet.recipe_check import check_recipe, flat_keys
-
-set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
 def packaged_recipes() -> dict[str, str]:
@@ -60,10 +55,7 @@ def load_recipe(name_or_path: str, overrides: Mapping[str, Any] | None = None) -
 
 def parse_recipe(text: str, source: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
     """The checked recipe of a YAML text; `source` names it in messages."""
-    try:
-        tree = yaml.load(text, _StrictLoader)
-    except yaml.YAMLError as error:
-        raise InputError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
+    tree = parse_yaml(text, source)
     tree = {} if tree is None else tree
     if not isinstance(tree, dict):
         raise InputError(f"{source}: a recipe is a mapping of keys to values, this is a {type(tree).__name__}")
@@ -76,13 +68,6 @@ def parse_recipe(text: str, source: str, overrides: Mapping[str, Any] | None = N
     return recipe
 
 
-def recipe_parser(prog: str) -> ArgumentParser:
-    """A parser with every key of the recipe as an option; its help is the docstrings of the fields."""
-    parser = ArgumentParser(prog=prog, exit_on_error=False, add_help=False)
-    parser.add_class_arguments(Recipe)
-    return parser
-
-
 def recipe_keys() -> list[str]:
     """Every key of a recipe, dotted: batch_size, ..., fpn.channels, ..."""
     return list(flat_keys(dataclasses.asdict(Recipe())))
@@ -90,7 +75,7 @@ def recipe_keys() -> list[str]:
 
 def dump_recipe(recipe: Recipe) -> str:
     """The complete recipe as YAML; reading it back gives an equal recipe."""
-    return yaml.safe_dump(_plain(dataclasses.asdict(recipe)), sort_keys=False, width=120)
+    return dump_yaml(dataclasses.asdict(recipe))
 
 
 WITHOUT_EFFECT = (
@@ -109,51 +94,27 @@ def first_difference(ours: Recipe, theirs: Recipe) -> str:
 
 
 def _typed(tree: dict[str, Any], source: str) -> Recipe:
-    parser = _parser()
+    kinds = _kinds()
     defaults = flat_keys(dataclasses.asdict(Recipe()))
     for key, value in flat_keys(tree).items():
         if value is None and defaults.get(key, 0) is not None:
             raise InputError(f"{source}: {key} has no value: write one, or leave the key out for its default")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # notices to callers of jsonargparse, not to users of recipes
-            parsed = parser.parse_object(tree)
-    except (Exception, SystemExit) as error:
-        raise InputError(f"{source}: {_one_line(str(error))}") from None
-    sections = {key: section(**dict(parsed[key].items(branches=True))) for key, section in _sections().items()}
-    plain = {f.name: parsed[f.name] for f in dataclasses.fields(Recipe) if f.name not in sections}
-    return Recipe(**plain, **sections)
+        kind = kinds.get(key)
+        if get_origin(kind) is Literal and value not in get_args(kind):
+            choices = get_args(kind)
+            mend = f"choose one of {', '.join(choices)}{nearest(str(value), choices)}"
+            raise InputError(f"{source}: {key} is {shown(value)}: {mend}")
+        if get_origin(kind) is tuple and not isinstance(value, list | tuple):
+            raise InputError(f"{source}: {key} is {shown(value)}: write a list, such as [64]")
+    return typed(tree, Recipe, source)
 
 
 @cache
-def _parser() -> ArgumentParser:
-    return recipe_parser("recipe")
-
-
-def _one_line(message: str) -> str:
-    words = " ".join(message.split())
-    for long, short in (
-        ('Parser key "', ""),
-        ('": Expected', ": expected"),
-        ("a <class '", "a value of type "),
-        ("'>. Got value:", ", got"),
-        (". Got value:", ", got"),
-        ("a typing.Literal", "one of "),
-        ("typing.", ""),
-    ):
-        words = words.replace(long, short)
-    return words + (" (write a list: [64])" if "type tuple, got" in words else "")
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML that says a key twice means one of them by mistake."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names = [key.value for key, _ in node.value]
-        for key, _ in node.value:
-            if names.count(key.value) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"key '{key.value}' stands twice", key.start_mark)
-        return super().construct_mapping(node, deep)
+def _kinds() -> dict[str, Any]:
+    """The type of every key."""
+    top = {key: kind for key, kind in get_type_hints(Recipe).items() if key not in _sections()}
+    inside = {f"{name}.{key}": kind for name, own in _sections().items() for key, kind in get_type_hints(own).items()}
+    return top | inside
 
 
 def _sections() -> dict[str, type[Any]]:
@@ -198,21 +159,15 @@ def _nearest_key(prefix: str, key: str) -> str:
 def _set_key(tree: dict[str, Any], key: str, value: Any) -> None:
     if key not in recipe_keys():
         raise InputError(f"unknown option '--{key}'{_nearest_key('', key)}")
-    is_text = isinstance(flat_keys(dataclasses.asdict(Recipe()))[key], str)
     *sections, leaf = key.split(".")
     for section in sections:
         if not isinstance(tree.get(section), dict):
             tree[section] = {}
         tree = tree[section]
-    if isinstance(value, str) and not is_text:
-        try:
-            value = yaml.safe_load(value) if value else ""
-        except yaml.YAMLError:
-            raise InputError(f"option '--{key}': cannot read the value '{value}'") from None
+    if isinstance(value, str) and not _is_text(key):
+        value = parse_yaml(value, f"option '--{key}'") if value else ""
     tree[leaf] = value
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    return [_plain(inner) for inner in value] if isinstance(value, tuple) else value
+def _is_text(key: str) -> bool:
+    return isinstance(flat_keys(dataclasses.asdict(Recipe()))[key], str)

@@ -109,6 +109,30 @@ def test_a_full_disk_ends_the_caching_and_not_the_run(tmp_path, image, monkeypat
     assert "\n" not in line
 
 
+def test_a_file_that_a_killed_process_did_not_finish_is_deleted_when_the_cache_is_opened(tmp_path, monkeypatch):
+    write_small_set(tmp_path, "train", 2, same_size=True)
+    recipe = small_recipe(tmp_path)
+    dataset = train_set(recipe)
+    data = replace(recipe.data, cache="decoded", cache_folder=str(tmp_path / "cache"))
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    cache = image_cache(data, dataset)
+    assert cache is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        patch.setattr(Path, "unlink", lambda *_, **__: None)  # SIGKILL leaves no time to clean up
+        with pytest.raises(KeyboardInterrupt):
+            read(cache, dataset.image_path(0))
+    (leftover,) = (path for path in (tmp_path / "cache").rglob("*") if path.is_file())
+    dead = leftover.with_name(leftover.name.replace(f".{os.getpid()}.", f".{2**22 + 1}."))  # no process has this number
+    leftover.rename(dead)
+    os.utime(dead, (0, 0))
+    assert image_cache(data, dataset) is not None
+    assert not dead.exists()
+
+
 def test_the_first_images_are_kept_as_many_as_fit(tmp_path):
     write_small_set(tmp_path, "train", 8, same_size=True)
     recipe = small_recipe(tmp_path)

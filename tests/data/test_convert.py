@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 
@@ -184,9 +185,14 @@ def test_a_bad_yolo_line_is_refused_with_its_number(yolo, tmp_path, line, messag
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("names: 3", "`names` should be a list"),
+        ("names: 3", "names: expected object | array, got int, here stands 3"),
         ("names: {0: a, 2: b}", "`names` should be a list"),
-        ("[]", "`names` should be a list"),
+        ("[]", "expected object, got array"),
+        ("{}", "object missing required field names"),
+        ("names: [a, [b]]", r"names\[1\]: expected"),
+        ("names: &a [x, *a]", "line 1, column 8: anchors and aliases"),
+        ("names: [!!timestamp x]", "line 1, column 9: a tag"),
+        (f"names: {'[' * 100_000}", "nested more than 32 deep"),
         ("names: []", "no class names"),
         ("a: [", "not valid YAML"),
     ],
@@ -207,4 +213,62 @@ def test_missing_yolo_parts_are_refused(yolo, tmp_path):
         convert_yolo(tmp_path / "empty", yolo / "labels", yolo / "data.yaml", tmp_path / "out.json")
     (yolo / "data.yaml").unlink()
     with pytest.raises(InputError, match="no class names: add"):
+        convert_yolo_folder(yolo, tmp_path / "out")
+
+
+CHINESE, JAPANESE, RUSSIAN = "犬", "ねこ", "кот"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "name"),
+    [
+        *((encoding, CHINESE) for encoding in ("gb2312", "GBK", "gb18030", "Big5", "utf-8", "UTF-16")),
+        *((encoding, JAPANESE) for encoding in ("Shift-JIS", "EUC-JP", "ISO-2022-JP", "cp932")),
+        *((encoding, RUSSIAN) for encoding in ("windows-1251", "KOI8-R", "ISO-8859-5")),
+        ("EUC-KR", "고양이"),
+        ("ISO-8859-1", "café"),
+    ],
+)
+def test_voc_is_read_in_the_encoding_that_it_names(voc, tmp_path, encoding, name):
+    text = f'<?xml version="1.0" encoding="{encoding}"?><a>{_voc_object(name, (1, 1, 5, 5))}</a>'
+    (voc / "Annotations" / "b.xml").write_bytes(text.encode(encoding))
+    assert name in convert_voc(voc, tmp_path / "out")[0].class_names
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"<?xml version='1.0' encoding='klingon'?><a/>", "its encoding 'klingon' is not known"),
+        (b"<?xml version='1.0' encoding='zlib'?><a/>", "its encoding 'zlib' is not known"),
+        (b"<?xml version='1.0' encoding='punycode'?><a/>", "its encoding 'punycode' is not known"),
+        (b"<?xml version='1.0' encoding='gbk'?><a>\xff</a>", "it names the encoding gbk, but cannot be read so"),
+        ("<a>犬</a>".encode("gbk"), "it names no encoding and is not UTF-8"),
+        (b"<!DOCTYPE a [<!ENTITY b 'bbb'>]><a>&b;</a>", "it defines entities"),
+        (b"<a/>" + b"x" * 30, "not valid XML"),
+        (f"<a>{_voc_object('x', (1, 1, 2, '1e308'))}</a>".encode(), "object 1 .x. needs a bndbox of four numbers"),
+        (b"\0", "not valid XML"),
+        (b"", "not valid XML: no element found"),
+    ],
+)
+def test_xml_that_cannot_be_read_is_refused_by_name(voc, tmp_path, content, message):
+    (voc / "Annotations" / "b.xml").write_bytes(content)
+    with pytest.raises(InputError, match=rf"b\.xml: {message}"):
+        convert_voc(voc, tmp_path / "out")
+
+
+def test_a_folder_that_is_called_like_an_annotation_is_passed_over(voc, tmp_path):
+    (voc / "Annotations" / "9.xml").mkdir()
+    assert convert_voc(voc, tmp_path / "out")[0].num_images == 2
+
+
+def test_an_image_name_that_no_file_can_have_is_refused(voc, tmp_path):
+    (voc / "JPEGImages" / "b.jpg").unlink()
+    (voc / "Annotations" / "b.xml").write_text(f"<a><filename>{'x' * 300}.jpg</filename></a>")
+    with pytest.raises(InputError, match="no image b"):
+        convert_voc(voc, tmp_path / "out")
+
+
+def test_an_image_name_that_is_not_utf_8_is_refused(yolo, tmp_path):
+    (yolo / "images" / "train" / os.fsdecode(b"caf\xe9.jpg")).symlink_to(next((yolo / "images" / "train").iterdir()))
+    with pytest.raises(InputError, match=r"name of 'caf.*jpg' is not UTF-8; rename the file"):
         convert_yolo_folder(yolo, tmp_path / "out")

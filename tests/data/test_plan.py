@@ -15,13 +15,12 @@ from megdet.data.plan import (
     TrainingPlan,
     canvas_of,
     evaluation_plan,
-    evaluation_size,
     resized,
     unit_interval,
 )
 from megdet.distributed.layout import choose_layout
 from megdet.errors import InputError
-from megdet.recipe import Data, Evaluation, Recipe
+from megdet.recipe import Data, Evaluation, Recipe, Schedule
 
 
 def some_sizes(count: int, seed: int = 0) -> np.ndarray:
@@ -93,6 +92,52 @@ def test_an_epoch_holds_every_image_once_even_where_a_window_spans_two(numbers, 
     assert Counter(epoch for epoch, _ in seen) == Counter(
         dict.fromkeys(range(last), plan.num_images) | ({last: rest} if rest else {})
     )
+
+
+def run_of(count: int, epochs: float, **recipe) -> TrainingPlan:
+    """The plan of a run of so many epochs on images of 100 x 100 pixels."""
+    schedule = Schedule(policy="step", epochs=epochs)
+    return TrainingPlan(np.full((count, 2), 100), Recipe(**recipe, schedule=schedule))
+
+
+def test_a_run_of_one_epoch_shows_all_of_100_images_at_16():
+    plan = run_of(100, 1.0)
+    assert plan.total_steps == 7
+    seen = Counter(image.index for group in steps_of(plan, 0, 7) for image in group.images)
+    assert set(seen) == set(range(100))
+    assert seen.total() == 112, "12 images of the next epoch fill the last mini-batch"
+    assert max(seen.values()) == 2
+
+
+def test_the_last_epoch_of_coco_at_256_shows_all_of_its_117266_images():
+    plan = run_of(117_266, 11.0, batch_size=256, bn_size=32)
+    assert plan.total_steps == 5039, "11 * 117266 / 256 = 5038.8"
+    first = plan.epoch_end(10) - plan.recipe.plan_window  # a window may hold images of two epochs
+    seen = [(i.epoch, i.index) for g in steps_of(plan, first, 5039) for i in g.images]
+    assert sorted(index for epoch, index in seen if epoch == 10) == list(range(117_266))
+
+
+@given(some_plans(), st.floats(0.1, 4) | st.integers(1, 4).map(float))
+def test_a_run_shows_every_image_once_in_each_of_its_epochs_and_fills_its_last_step_from_the_next(numbers, epochs):
+    plan = make_plan(**numbers, data=JITTERED, schedule=Schedule(policy="step", epochs=epochs))
+    last, n = plan.total_steps, plan.num_images
+    seen = Counter((image.epoch, image.index) for group in steps_of(plan, 0, last) for image in group.images)
+    assert set(seen.values()) == {1}
+    whole, rest = divmod(last * plan.recipe.batch_size, n)
+    assert Counter(epoch for epoch, _ in seen) == Counter(
+        dict.fromkeys(range(whole), n) | ({whole: rest} if rest else {})
+    )
+    assert 0 <= last * plan.recipe.batch_size - epochs * n < plan.recipe.batch_size + 1e-6
+
+
+@given(some_plans(), st.integers(1, 3))
+def test_the_plan_goes_on_behind_the_end_of_the_run_for_those_who_try_longer(numbers, epochs):
+    plan = make_plan(**numbers, data=JITTERED, schedule=Schedule(policy="step", epochs=float(epochs)))
+    last = plan.total_steps + 2 * plan.recipe.plan_window
+    seen = Counter((image.epoch, image.index) for group in steps_of(plan, 0, last) for image in group.images)
+    assert set(seen.values()) == {1}
+    assert seen.total() == last * plan.recipe.batch_size
+    assert all(seen[0, index] for index in range(plan.num_images))
 
 
 @given(some_plans())
@@ -232,25 +277,41 @@ def test_fewer_images_than_a_mini_batch_are_refused():
         TrainingPlan(some_sizes(7), Recipe(batch_size=8, bn_size=4))
 
 
+def evaluated(batch: int) -> Recipe:
+    return Recipe(data=Data(short_edges=(30, 60), max_long_edge=100), evaluation=Evaluation(batch_size=batch))
+
+
 @given(st.integers(1, 60), st.integers(1, 9), st.integers(0, 3))
-def test_the_evaluation_plan_has_every_image_once_unflipped_at_the_last_short_edge(count, batch, seed):
-    recipe = Recipe(data=Data(short_edges=(30, 60), max_long_edge=100), evaluation=Evaluation(batch_size=batch))
-    recipe = replace(recipe, seed=seed)
+def test_the_evaluation_plan_has_every_image_once_unflipped_at_the_last_short_edge_on_a_canvas_of_its_own(
+    count, batch, seed
+):
+    recipe = replace(evaluated(batch), seed=seed)
     sizes = some_sizes(count)
     groups = evaluation_plan(sizes, recipe)
     assert sorted(image.index for group in groups for image in group.images) == list(range(count))
-    assert [len(group.images) for group in groups[:-1]] == [batch] * (len(groups) - 1)
     for group in groups:
-        assert all(edge % 32 == 0 for edge in group.canvas)
+        assert 1 <= len(group.images) <= batch
+        assert [image.index for image in group.images] == sorted(image.index for image in group.images)
         for image in group.images:
             assert image.size == resized(*sizes[image.index].tolist(), 60, 100)
-            assert image.size == evaluation_size(*sizes[image.index].tolist(), recipe.data)
-            assert image.size[0] <= group.canvas[0]
-            assert image.size[1] <= group.canvas[1]
+            assert group.canvas == canvas_of(image.size, recipe.data)
             assert not image.flip_horizontal
             assert not image.flip_vertical
-    aspects = [sizes[i.index, 1] / sizes[i.index, 0] for g in groups for i in g.images]
-    assert aspects == sorted(aspects)
+    canvases = Counter(group.canvas for group in groups for _ in group.images)
+    assert [group.canvas for group in groups] == sorted(group.canvas for group in groups)
+    assert len(groups) == sum(-(-images // batch) for images in canvases.values()), "none is smaller than it must be"
+
+
+def test_an_image_has_the_same_canvas_in_evaluation_whatever_other_images_there_are():
+    sizes = some_sizes(40)
+
+    def canvases(chosen: np.ndarray) -> dict[int, tuple[int, int]]:
+        return {int(chosen[i.index]): g.canvas for g in evaluation_plan(sizes[chosen], evaluated(4)) for i in g.images}
+
+    every = canvases(np.arange(40))
+    assert len(set(every.values())) > 2
+    for chosen in (np.arange(0, 40, 3), np.arange(39, -1, -1), np.array([7])):
+        assert canvases(chosen).items() <= every.items()
 
 
 @given(st.integers(-(2**63), 2**63 - 1), st.integers(0, 20))

@@ -4,7 +4,8 @@ from PIL import Image
 
 from data_factories import SHARED_DATA, box_row, image_row, needs_shared_data, two_images, write_set
 from megdet.data.coco import load_coco
-from megdet.data.stats import dataset_statistics, plot_statistics
+from megdet.data.stats import dataset_statistics
+from megdet.data.stats_picture import plot_statistics
 from megdet.errors import InputError
 
 

@@ -1,9 +1,6 @@
 """A rank that fails stops the others: real processes, each of them looked at."""
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +8,7 @@ import pytest
 from cli_runs import OVERRIDES, TinyData, make_data
 from megdet.cli.main import main
 from megdet.distributed.failures import shared_fate
-from rank_runs import Sabotage, run_ranks
+from rank_runs import Sabotage, run_ranks, run_torchrun
 from small_runs import ALONE
 
 pytestmark = pytest.mark.distributed
@@ -114,17 +111,34 @@ def test_torchrun_shows_the_reason_of_the_rank_that_failed(data: TinyData, tmp_p
     images = shutil.copytree(data.train_images, tmp_path / "images")
     victim = sorted(images.iterdir())[3]
     victim.write_bytes(victim.read_bytes()[:700])
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "megdet"]
-    done = subprocess.run(
-        [*torchrun, "--", *map(str, train(data, tmp_path, "--data.train_images", images))],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
+    done = run_torchrun(train(data, tmp_path, "--data.train_images", images), 2, tmp_path)
     assert done.returncode == 1
-    lines = [line for line in done.stderr.splitlines() if line.startswith(("megdet:", "megdet (rank"))]
+    lines = lines_of_ours(done.stderr)
     assert lines
     assert all(victim.name in line for line in lines)
     assert "gloo" not in done.stderr
+
+
+def lines_of_ours(errors: str) -> list[str]:
+    return [line for line in errors.splitlines() if line.startswith(("megdet:", "megdet (rank"))]
+
+
+@pytest.mark.parametrize(("rank", "size"), [(1, 3), pytest.param(0, 2, marks=pytest.mark.slow)])
+def test_under_torchrun_one_line_of_ours_names_the_rank_that_was_killed(
+    data: TinyData, tmp_path: Path, rank: int, size: int
+) -> None:
+    done = run_torchrun(train(data, tmp_path), size, tmp_path, Sabotage("kill", rank))
+    assert done.returncode == 1
+    (line,) = lines_of_ours(done.stderr)
+    assert line.endswith(f": rank {rank} died without a word (killed, or out of memory?)")
+
+
+def test_a_rank_that_is_told_to_end_says_so_and_takes_the_others_with_it(data: TinyData, tmp_path: Path) -> None:
+    first, second = run_ranks(train(data, tmp_path), 2, tmp_path, Sabotage("told", 1))
+    assert (first.code, second.code) == (2, 2)
+    assert first.seconds < LIMIT
+    assert second.seconds < LIMIT
+    assert second.line == (
+        "megdet (rank 1): told to end (SIGTERM); the same command goes on from the last checkpoint, if there is one"
+    )
+    assert first.line.startswith("megdet: rank 1 was told to end (SIGTERM)")

@@ -5,7 +5,15 @@ import torch
 
 from megdet.distributed.layout import Layout
 from megdet.distributed.local_ranks import run_in_ranks
-from megdet.distributed.world import SINGLE_LANE, World, has_native_bfloat16, make_lane, start_world, use_precision
+from megdet.distributed.world import (
+    SINGLE_LANE,
+    World,
+    has_native_bfloat16,
+    make_lane,
+    name_ranks,
+    start_world,
+    use_precision,
+)
 from megdet.errors import InputError
 from small_runs import ALONE
 
@@ -43,10 +51,22 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
         start_world("cuda")
 
 
-def test_an_error_of_one_process_is_raised():
-    ALONE.agree(None)
-    with pytest.raises(InputError, match="no space"):
-        ALONE.agree("no space")
+def refuse():
+    raise InputError("disk full")
+
+
+def test_a_rank_alone_returns_or_raises_what_the_work_does():
+    assert ALONE.together(lambda: 3) == ALONE.on_first(lambda: 3) == 3
+    for do in (ALONE.together, ALONE.on_first):
+        with pytest.raises(InputError, match="disk full"):
+            do(refuse)
+
+
+def test_ranks_are_named_in_runs():
+    assert name_ranks([4]) == "rank 4"
+    assert name_ranks([0, 1]) == "ranks 0, 1"
+    assert name_ranks([0, 1, 2, 3, 5, 7, 8, 9]) == "ranks 0 to 3, 5, 7 to 9"
+    assert name_ranks(range(0, 128, 2)) == "ranks 0, 2, 4, 6, 8, 10, and 58 more"
 
 
 @pytest.mark.parametrize(("flags", "has"), [("fpu avx512_bf16 sse", True), ("fpu amx_bf16", True), ("fpu avx2", False)])
@@ -76,12 +96,21 @@ def test_tf32_is_used_where_the_recipe_asks_for_it_and_nowhere_else():
 def meet(world: World) -> dict:
     total = torch.tensor([world.rank + 1.0])
     world.all_reduce(total)
-    try:
-        world.agree("disk full" if world.rank == 1 else None)
-        message = ""
-    except InputError as error:
-        message = str(error)
-    found = {"total": total.item(), "objects": world.gather_objects(("rank", world.rank)), "message": message}
+    found = {"total": total.item(), "objects": world.gather_objects(("rank", world.rank)), "messages": []}
+    for work, do in (
+        (refuse if world.rank == 1 else int, world.together),
+        (refuse if world.is_first else int, world.on_first),
+        (refuse if world.rank == 1 else int, world.on_first),  # rank 1 is not asked
+    ):
+        try:
+            found["messages"].append(do(work))
+        except InputError as error:
+            found["messages"].append(str(error))
+    found["of the first"] = world.on_first(lambda: world.rank)
+    images = torch.full((2, 3, 4, 5), float(world.rank), dtype=torch.float64).to(memory_format=torch.channels_last)
+    shared = [torch.arange(6.0).reshape(2, 3) + world.rank, images, torch.tensor(world.rank), torch.empty(0, 4)]
+    world.broadcast(shared)
+    found["shared"] = shared
     for width in (1, 2, 4):
         lane = make_lane(world, Layout(4, 4, 4, width))
         members = torch.zeros(4)
@@ -98,7 +127,13 @@ def test_four_ranks_sum_gather_agree_and_form_lanes_of_neighbours():
     for rank, found in enumerate(run_in_ranks(meet, 4)):
         assert found["total"] == 10
         assert found["objects"] == [("rank", other) for other in range(4)]
-        assert found["message"] == "disk full"
+        assert found["messages"] == ["disk full", "disk full", 0]
+        assert found["of the first"] == 0
+        for tensor, expected in zip(
+            found["shared"], (torch.arange(6.0).reshape(2, 3), 0, 0, torch.empty(0, 4)), strict=True
+        ):
+            assert (tensor == expected).all()
+        assert found["shared"][1].is_contiguous(memory_format=torch.channels_last)
         assert found[1] == (1, 0, True, [rank])
         assert found[2] == (2, rank % 2, rank % 2 == 0, [rank - rank % 2, rank - rank % 2 + 1])
         assert found[4] == (4, rank, rank == 0, [0, 1, 2, 3])

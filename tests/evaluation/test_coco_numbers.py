@@ -255,7 +255,7 @@ def test_the_numbers_are_json_with_the_documented_keys():
 
 def test_the_tables_show_percent_and_a_dash_where_there_is_nothing():
     truth = ground_truth((0, 0, 50, 50))
-    truth["categories"][1]["name"] = "[bold]犬 \udc80"
+    truth["categories"][1]["name"] = "[bold]犬"
     numbers = evaluate_detections(truth, [detection(0, 0, 50, 50)])
     rows = [line.split() for line in printed(numbers_table(numbers)).splitlines()]
     values = [row[1:4:2] for row in rows if len(row) > 3 and row[1][:2] in ("mm", "AP", "AR")]
@@ -273,14 +273,19 @@ def printed(table):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"score": float("nan")}, "detection 1: score nan is not a finite number"),
-        ({"score": None}, "detection 1: score None"),
-        ({"bbox": [0, 0, float("inf"), 1]}, "detection 1: bbox .* is not x, y, width, height"),
-        ({"bbox": [0, 0, 1]}, "detection 1: bbox"),
-        ({"image_id": 5}, "detection 1: image_id 5 is unknown; give it an id from the images of the ground truth"),
+        ({"score": float("nan")}, r"the detections: \[1\]\.score: expected float .*, here stands nan"),
+        ({"score": None}, r"\[1\]\.score: expected float, got null"),
+        ({"bbox": [0, 0, float("inf"), 1]}, r"\[1\]\.bbox\[2\]: expected float .*, here stands inf"),
+        ({"bbox": [0, 0, 1]}, r"\[1\]\.bbox: expected array of length 4, got 3, here stands \[0, 0, 1\]"),
+        ({"bbox": [0, 0, -1, 5]}, r"\[1\]\.bbox\[2\]: expected float >= 0.0, here stands -1"),
+        ({"bbox": [0, 0, 5, 10**400]}, r"\[1\]\.bbox\[3\]: number out of range, here stands an integer of 1329 bits"),
+        (
+            {"image_id": 5},
+            r"the detections: \[1\]\.image_id: 5 is unknown; give it an id from the images of the ground truth",
+        ),
         ({"image_id": "1"}, "there is 1: write the ids of both the same way"),
-        ({"category_id": 77}, "detection 1: category_id 77 is unknown"),
-        ({"category_id": [1]}, r"detection 1: category_id \[1\] is unknown"),
+        ({"category_id": 77}, r"\[1\]\.category_id: 77 is unknown"),
+        ({"category_id": [1]}, r"\[1\]\.category_id: expected .*, got array"),
     ],
 )
 def test_a_detection_that_cannot_be_evaluated_is_refused_with_its_place(wrong, message):
@@ -293,14 +298,20 @@ def test_a_detection_that_cannot_be_evaluated_is_refused_with_its_place(wrong, m
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda truth: truth.pop("images"), "a list of images is expected"),
+        (lambda truth: truth.pop("images"), "the ground truth: object missing required field images"),
         (lambda truth: truth["images"].clear(), "there is no image"),
         (lambda truth: truth["images"].append({"id": 1}), "the image id 1 occurs twice"),
-        (lambda truth: truth["categories"].append({"name": "x"}), "category number 2 has the id None"),
-        (lambda truth: truth["annotations"][0].pop("bbox"), "annotation 0: bbox None"),
-        (lambda truth: truth["annotations"][0].update(area="big"), "annotation 0: area 'big' is not a finite number"),
-        (lambda truth: truth["annotations"][0].update(iscrowd="no"), "annotation 0: iscrowd 'no' is neither 0 nor 1"),
-        (lambda truth: truth["annotations"][0].update(image_id=8), "annotation 0: image_id 8 is unknown"),
+        (lambda truth: truth["categories"].append({"name": "x"}), r"categories\[2\]: object missing required field id"),
+        (lambda truth: truth["annotations"][0].pop("bbox"), r"annotations\[0\]: object missing required field bbox"),
+        (
+            lambda truth: truth["annotations"][0].update(area="big"),
+            r"annotations\[0\]\.area: expected float .*, here stands 'big'",
+        ),
+        (
+            lambda truth: truth["annotations"][0].update(iscrowd="no"),
+            r"annotations\[0\]\.iscrowd: expected .*, here stands 'no'",
+        ),
+        (lambda truth: truth["annotations"][0].update(image_id=8), r"annotations\[0\]\.image_id: 8 is unknown"),
     ],
 )
 def test_ground_truth_that_cannot_be_evaluated_is_refused_with_its_place(change, message):
@@ -316,15 +327,45 @@ def test_files_that_cannot_be_evaluated_are_refused_by_name(tmp_path):
     with pytest.raises(InputError, match=r"detections\.json does not exist"):
         evaluate_files(truth, detections)
     detections.write_text('[{"image_id": 1,\n "categ')
-    with pytest.raises(InputError, match=r"detections\.json is not valid JSON: line 2, column 2"):
+    with pytest.raises(InputError, match=r"detections\.json is not valid JSON: line 2, column 8"):
         evaluate_files(truth, detections)
-    with pytest.raises(InputError, match=r"truth\.json: a list of detections is expected, not dict"):
+    with pytest.raises(InputError, match=r"truth\.json: expected array, got object"):
         evaluate_files(truth, truth)
     detections.write_text(json.dumps([detection(0, 0, 50, 50)]))
-    with pytest.raises(InputError, match=r"detections\.json is not in the COCO instances format"):
+    with pytest.raises(InputError, match=r"detections\.json: expected object, got array"):
         evaluate_files(detections, detections)
     detections.write_text('[{"image_id": 1, "category_id": 1, "bbox": [0, 0, 50, 50], "score": NaN}]')
-    with pytest.raises(InputError, match=r"detections\.json, detection 0: score nan"):
+    with pytest.raises(InputError, match=r"detections\.json is not valid JSON: line 1, column 69"):
         evaluate_files(truth, detections)
     detections.write_text(json.dumps([detection(0, 0, 50, 50)]))
     assert isinstance(evaluate_files(truth, detections), CocoNumbers)
+
+
+def test_of_many_classes_the_first_and_the_worst_twenty_are_printed():
+    many = 13_204
+    box = {"iscrowd": 0, "bbox": [0, 0, 50, 50], "area": 2500, "image_id": 1}
+    truth = {
+        "images": [{"id": 1}],
+        "categories": [{"id": i, "name": f"class{i:05d}"} for i in range(many)],
+        "annotations": [{**box, "id": i, "category_id": i} for i in range(100, many)],
+    }
+    missed = range(5000, 5050)
+    found = [detection(0, 0, 50, 50, category_id=i) for i in range(100, many) if i not in missed]
+    numbers = evaluate_detections(truth, found)
+    assert len(numbers.per_class) == len(numbers.as_dict()["per_class"]) == many
+    table = per_class_table(numbers)
+    names = [word for word in printed(table).split() if word.startswith("class0")]
+    assert names == [f"class{i:05d}" for i in (*range(20), *range(5000, 5020))]
+    assert "13204 classes" in printed(table)
+
+
+def test_up_to_a_hundred_classes_are_all_printed():
+    truth = ground_truth((0, 0, 50, 50))
+    truth["categories"] = [{"id": i, "name": f"class{i}"} for i in range(1, 101)]
+    assert printed(per_class_table(evaluate_detections(truth, []))).count(" class") == 101  # and the heading
+
+
+def test_a_name_cannot_command_the_terminal_or_turn_the_writing():
+    truth = ground_truth((0, 0, 50, 50))
+    truth["categories"][1]["name"] = "\x1b[2J\u202egpj"
+    assert "\\u001b[2J\\u202egpj" in printed(per_class_table(evaluate_detections(truth, [])))

@@ -1,3 +1,4 @@
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -6,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from megdet.data.coco import CocoDataset
+from megdet.data.coco import CocoDataset, load_coco, write_coco
+from megdet.data.plan import evaluation_plan
 from megdet.errors import InputError
 from megdet.inference import predict
 from megdet.inference.predict import category_ids_for, detect_dataset, detect_image
@@ -78,6 +80,20 @@ def test_files_of_any_kind_are_detected_as_they_are_displayed(trained, kind, tmp
     assert {result["image_id"] for result in found} == {save(tmp_path, kind).name}
 
 
+def noise_of(sizes: list[tuple[int, int]], folder: Path) -> CocoDataset:
+    """A data set of noise, of these heights and widths."""
+    random = np.random.default_rng(0)
+    for number, (height, width) in enumerate(sizes):
+        Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+    write_coco(
+        folder / "noise.json",
+        images=[{"id": n, "file_name": f"{n}.png", "height": h, "width": w} for n, (h, w) in enumerate(sizes)],
+        annotations=[],
+        categories=[{"id": 10 * n, "name": f"{n}"} for n in (1, 2, 3)],
+    )
+    return load_coco(folder / "noise.json", folder, keep_empty=True)
+
+
 def answer(monkeypatch, boxes: list[list[float]], labels: list[int]) -> None:
     """Let the detector find these boxes, in pixels of the canvas, on every image."""
 
@@ -111,13 +127,13 @@ def test_boxes_of_a_data_set_become_pixels_of_each_file_by_hand(trained, dataset
         assert result["category_id"] == 30
 
 
-def test_an_image_of_a_data_set_alone_is_detected_like_the_file(trained, dataset, recipe):
-    single = replace(recipe, evaluation=replace(recipe.evaluation, batch_size=1))
-    trained.model.recipe = single
-    try:
-        results = detect_dataset(trained.model, dataset, [10, 20, 30], ALONE, workers=1)
-    finally:
-        trained.model.recipe = recipe
+def test_a_file_is_detected_like_the_same_image_among_others_in_the_evaluation_of_a_data_set(trained, tmp_path):
+    sizes = [(50, 75), (75, 50), (50, 70), (64, 64), (50, 75), (60, 64), (75, 48), (50, 99)]
+    dataset = noise_of(sizes, tmp_path)
+    plan = evaluation_plan(dataset.sizes, trained.recipe)
+    assert len(plan) < len(sizes), "some share a canvas"
+    assert len({group.canvas for group in plan}) > 2
+    results = detect_dataset(trained.model, dataset, [10, 20, 30], ALONE, workers=0)
     for index, image_id in enumerate(dataset.image_ids):
         _, expected = detect_image(trained, dataset.image_path(index))
         found = [result for result in results if result["image_id"] == image_id]
@@ -125,6 +141,7 @@ def test_an_image_of_a_data_set_alone_is_detected_like_the_file(trained, dataset
         for ours, theirs in zip(found, expected, strict=True):
             assert ours["category_id"] == theirs["category_id"]
             assert ours["bbox"] == pytest.approx(theirs["bbox"], abs=2e-3)
+            assert ours["score"] == pytest.approx(theirs["score"], abs=2e-6)
 
 
 def renamed(dataset: CocoDataset, names: tuple[str, ...], ids: tuple[int, ...]) -> CocoDataset:
@@ -159,7 +176,9 @@ def test_two_classes_of_one_name_keep_their_ids_in_the_same_data_and_are_refused
 def test_progress_counts_images(trained, dataset):
     told: list[int] = []
     detect_dataset(trained.model, dataset, [10, 20, 30], ALONE, workers=0, progress=told.append)
-    assert told == [2, 4, 5]
+    of_batches = [len(group.images) for group in evaluation_plan(dataset.sizes, trained.recipe)]
+    assert told == list(itertools.accumulate(of_batches))
+    assert len(told) < told[-1] == 5
 
 
 def test_a_file_that_is_no_image_is_refused(trained, tmp_path):

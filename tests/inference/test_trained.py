@@ -1,9 +1,12 @@
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
+from PIL import Image
 
+from megdet.cli.main import main
 from megdet.errors import InputError
 from megdet.inference.trained import load_detector, load_weights
 from megdet.journal.checkpoint_files import checkpoint_path, latest_checkpoint, load_checkpoint, save_checkpoint
@@ -38,8 +41,8 @@ def test_the_checkpoint_of_a_step_is_loaded_where_one_is_asked_for(tmp_path):
     folder, model = save_run(tmp_path / "run", small_recipe(tmp_path))
     older = {name: tensor - 1 for name, tensor in model.state_dict().items()}
     _, state = load_checkpoint(checkpoint_path(folder, 7))
-    save_checkpoint(folder, 7, {"model": older}, state, keep=2)
-    save_checkpoint(folder, 9, {"model": model.state_dict()}, {**state, "step": 9}, keep=2)
+    save_checkpoint(folder, state, {"model": older}, keep=2)
+    save_checkpoint(folder, msgspec.structs.replace(state, step=9), {"model": model.state_dict()}, keep=2)
     trained = load_detector(folder, CPU, step=7)
     assert trained.step == 7
     assert torch.equal(trained.model.rpn.conv.weight, older["rpn.conv.weight"])
@@ -72,7 +75,7 @@ def test_no_run_no_checkpoint_and_another_architecture_are_refused(tmp_path):
         load_detector(folder, CPU, {"fpn.channels": "24"})
     with pytest.raises(InputError, match=r"model\.safetensors: no tensor .* another architecture"):
         load_detector(folder, CPU, {"rpn.norm": "batch"})
-    with pytest.raises(InputError, match="has no place in the recipe's architecture"):
+    with pytest.raises(InputError, match=r"has no place in what the recipe asks for: .* another architecture"):
         load_detector(folder, CPU, {"fpn.norm": "none", "bn_size": "0"})
     young = RunFolder(tmp_path / "young").create()
     young.write_recipe(folder.recipe.read_text())
@@ -85,7 +88,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(tmp_path):
     checkpoint = latest_checkpoint(folder)
     assert isinstance(checkpoint, Path)
     (checkpoint / "model.safetensors").write_bytes(b"nothing")
-    with pytest.raises(InputError, match=r"damaged: .*model.safetensors cannot be read"):
+    with pytest.raises(InputError, match=r"damaged: .*model.safetensors is not what was saved"):
         load_detector(folder, CPU)
 
 
@@ -100,3 +103,20 @@ def test_weights_are_loaded_all_or_not_at_all():
         with pytest.raises(InputError, match=message):
             load_weights(model, weights, "here")
         assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_are_refused_by_detect_and_evaluate(value, tmp_path, capsys):
+    recipe = small_recipe(tmp_path)
+    folder, model = save_run(tmp_path / "run", recipe)
+    with torch.no_grad():
+        model.rpn.conv.bias[0] = value
+    _, state = load_checkpoint(checkpoint_path(folder, 7))
+    save_checkpoint(folder, state, {"model": model.state_dict()}, keep=1)
+    image = tmp_path / "black.png"
+    Image.new("RGB", (64, 64)).save(image)
+    for words in (["detect", str(folder.path), str(image)], ["evaluate", str(folder.path)]):
+        assert main([*words, "--workers", "0"]) == 2
+        line = capsys.readouterr().err
+        assert line.count("\n") == 1
+        assert "model.safetensors: rpn.conv.bias has values that are not finite" in line

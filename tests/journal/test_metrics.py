@@ -1,5 +1,7 @@
 import json
 import math
+import os
+from pathlib import Path
 
 import pytest
 
@@ -74,6 +76,34 @@ def test_a_damaged_line_in_the_middle_is_refused_and_nothing_is_lost(tmp_path):
 def test_a_record_without_a_step_is_a_bug(tmp_path):
     with MetricsWriter(tmp_path / "metrics.jsonl") as writer, pytest.raises(ValueError, match="integer 'step'"):
         writer.write({"loss": 1.0})
+
+
+FULL = Path("/dev/full")
+
+
+def write_to_a_full_disk(path: Path) -> None:
+    with MetricsWriter(path) as writer:
+        writer.write({"step": 1})
+        os.dup2(os.open(FULL, os.O_WRONLY), writer._file.fileno())
+        writer.write({"step": 2})
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="a disk that is always full is a file of Linux")
+def test_a_full_disk_is_told_once_and_not_again_when_the_file_is_closed(tmp_path):
+    with pytest.raises(InputError, match=r"metrics\.jsonl cannot be written: No space left on device"):
+        write_to_a_full_disk(tmp_path / "metrics.jsonl")
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1}]
+
+
+def test_a_disk_that_fails_as_the_file_is_closed_is_told_unless_something_worse_was(tmp_path, monkeypatch):
+    def fail(_descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(InputError, match="No space left on device"), MetricsWriter(tmp_path / "metrics.jsonl"):
+        pass
+    with pytest.raises(ValueError, match="worse"), MetricsWriter(tmp_path / "metrics.jsonl"):
+        raise ValueError("worse")
 
 
 def test_metrics_that_cannot_be_written_or_read_are_refused(tmp_path):

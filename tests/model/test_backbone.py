@@ -1,11 +1,15 @@
 import copy
+import itertools
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import timm
 import torch
 import torchvision
 from safetensors.torch import save_file
+from timm.layers import BatchNormAct2d, DropBlock2d, DropPath
+from timm.models import build_model_with_cfg
 from torch import nn
 
 from factories import SHARED_DATA, relative
@@ -176,6 +180,111 @@ def test_a_file_that_holds_something_else_is_refused(tmp_path):
 def test_an_unknown_backbone_is_refused_with_the_nearest_name():
     with pytest.raises(InputError, match=r"backbone\.name resnet5O: timm has no such model; did you mean 'resnet5"):
         make(name="resnet5O")
+
+
+def is_deterministic(backbone: Backbone) -> bool:
+    """Whether two forwards in training mode give the same, and none draws a random number."""
+    backbone.train()
+    x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    before = torch.get_rng_state()
+    with torch.no_grad():
+        first, second = backbone(x), backbone(x)
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True)) and torch.equal(
+        torch.get_rng_state(), before
+    )
+
+
+@pytest.mark.parametrize("name", ["nextvit_small", "focalnet_tiny_lrf", "convnext_atto"])
+def test_a_backbone_that_timm_builds_with_dropped_paths_is_built_without(name):
+    theirs = timm.create_model(name, features_only=True)
+    has_drops = any(isinstance(module, DropPath) and module.drop_prob for module in theirs.modules())
+    assert has_drops is (name != "convnext_atto"), "timm's own default"
+    ours = make(to_frozen, name=name)
+    assert not any(isinstance(module, DropPath) and module.drop_prob for module in ours.modules())
+    assert is_deterministic(ours)
+
+
+class Noisy(nn.Module):
+    """A network of four stages, whose third holds one layer."""
+
+    def __init__(self, layer: Callable[[], nn.Module], **_: object) -> None:
+        super().__init__()
+        widths = (3, 8, 8, 8, 8)
+        for number, (before, after) in enumerate(itertools.pairwise(widths)):
+            stride = 2 if number else 4
+            stage = nn.Sequential(nn.Conv2d(before, after, stride, stride))
+            if number == 2:
+                stage.append(layer())
+            self.add_module(f"stage{number}", stage)
+        self.feature_info = [
+            {"num_chs": 8, "reduction": 4 << number, "module": f"stage{number}"} for number in range(4)
+        ]
+        self.pretrained_cfg: dict[str, object] = {}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.Sequential(*self.children())(x)
+
+
+LAYERS = {
+    "Dropout": lambda: nn.Dropout(0.1),
+    "Dropout2d": lambda: nn.Dropout2d(0.25),
+    "AlphaDropout": lambda: nn.AlphaDropout(0.1),
+    "DropPath": lambda: DropPath(0.1),
+    "DropBlock2d": lambda: DropBlock2d(0.1),
+    "StochasticDepth": lambda: torchvision.ops.StochasticDepth(0.2, "row"),
+    "MultiheadAttention": lambda: nn.MultiheadAttention(8, 2, dropout=0.3),
+    "RReLU": nn.RReLU,
+    "FractionalMaxPool2d": lambda: nn.FractionalMaxPool2d(2, output_ratio=0.5),
+}
+
+
+@pytest.fixture
+def stage(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], nn.Module]], None]:
+    """A function that lets `test_noisy`, a model of timm's, have a layer in its third stage."""
+
+    def put(layer: Callable[[], nn.Module]) -> None:
+        def test_noisy(pretrained: bool = False, **options: object) -> nn.Module:
+            options |= {"pretrained_cfg": {"classifier": ""}, "feature_cfg": {"out_indices": (0, 1, 2, 3)}}
+            return build_model_with_cfg(Noisy, "test_noisy", pretrained, layer=layer, **options)
+
+        monkeypatch.setitem(timm.models._registry._model_entrypoints, "test_noisy", test_noisy)
+
+    return put
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_backbone_with_a_random_layer_is_refused_and_the_layer_named(kind, stage):
+    stage(LAYERS[kind])
+    with pytest.raises(InputError, match=rf"^backbone\.name test_noisy: its layer stage2\S1 \({kind}\) is random"):
+        make(unconverted, name="test_noisy")
+
+
+@pytest.mark.parametrize(
+    "layer", [lambda: nn.Dropout(0.0), lambda: DropPath(0.0), nn.ReLU, lambda: BatchNormAct2d(8), nn.Identity]
+)
+def test_a_layer_that_drops_nothing_is_accepted(layer, stage):
+    stage(layer)
+    assert is_deterministic(make(unconverted, name="test_noisy"))
+
+
+def test_a_random_layer_inside_a_norm_is_found_before_the_norms_are_exchanged(stage):
+    stage(lambda: BatchNormAct2d(8, drop_layer=partial(DropBlock2d, 0.1)))
+    for convert in (to_batch, to_frozen, unconverted):
+        with pytest.raises(InputError, match=r"its layer stage2\S1\.drop \(DropBlock2d\) is random"):
+            make(convert, name="test_noisy")
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("bat_resnext26ts", r"stages_0\.0\.attn\.dropout \(Dropout2d\)"),
+        ("maxxvit_rmlp_nano_rw_256", r"stages_0\.blocks\.0\.attn_block\.attn\.rel_pos\.mlp\.drop1 \(Dropout\)"),
+    ],
+)
+def test_timms_own_backbones_whose_dropout_has_no_rate_to_set_are_refused(name, layer):
+    with pytest.raises(InputError, match=f"backbone.name {name}: its layer {layer} is random") as caught:
+        make(name=name)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megdet.ops.ordering import NEVER, hash64, hash_integers, score_keys, top
+from megdet.ops.integer_hash import hash_integers
+from megdet.ops.ordering import NEVER, hash64, score_keys, top
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 FLOAT32 = st.floats(width=32, allow_nan=False)

@@ -144,6 +144,44 @@ def test_taken_rows_add_their_gradient_to_that_of_later_readers(index):
     torch.testing.assert_close(alone, of_taken)
 
 
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "box",
+    [
+        *([NAN if i == place else 20.0 + 4 * i for i in range(4)] for place in range(4)),
+        *([INF if i == place else 20.0 + 4 * i for i in range(4)] for place in range(4)),
+        *([-INF if i == place else 20.0 + 4 * i for i in range(4)] for place in range(4)),
+        [NAN] * 4,
+        [-INF, -INF, INF, INF],
+        [1e30, 1e30, 2e30, 2e30],
+        [-3e38, -3e38, 3e38, 3e38],
+    ],
+    ids=str,
+)
+def test_a_box_that_is_not_finite_or_far_too_large_pools_zeros_and_leaves_its_neighbours_alone(box, dtype):
+    levels = pyramid(dtype=dtype)
+    good = awkward_rois(6, dtype)
+    rois = torch.cat([good[:2], torch.tensor([box], dtype=dtype), good[2:]])
+    image_index, kept = torch.arange(7) % 2, torch.tensor([0, 1, 3, 4, 5, 6])
+    for aligned in (False, True):
+
+        def pool(boxes: torch.Tensor, image_index: torch.Tensor, aligned: bool = aligned) -> torch.Tensor:
+            on_level = roi_levels(boxes, 4, 40.0)
+            assert ((on_level >= 0) & (on_level < 4)).all()
+            return roi_align(feature_table(levels), STRIDES, boxes, image_index, on_level, 7, 2, aligned=aligned)
+
+        bins = pool(rois, image_index)
+        assert bins[2].eq(0).all()
+        expected = pool(good, image_index[kept])
+        assert torch.equal(bins[kept], expected)
+        gradients = (torch.autograd.grad(pooled.sum(), levels) for pooled in (bins, expected))
+        for ours, theirs in zip(*gradients, strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+
 @pytest.mark.parametrize("images", [0, 2])
 def test_no_rois_pool_to_nothing_and_leave_gradients_of_zero(images):
     levels = pyramid(images=images)

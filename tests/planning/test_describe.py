@@ -8,6 +8,7 @@ from factories import TINY
 from megdet.data.demo import draw_demo
 from megdet.planning.describe import describe
 from megdet.recipe import Data, Recipe, Schedule
+from megdet.training.schedule import why_no_warmup
 
 
 def values(recipe: Recipe, devices: int) -> dict[str, Any]:
@@ -21,8 +22,21 @@ def test_rates_before_and_after_warmup_follow_the_linear_scaling_rule() -> None:
     assert (rows["lanes"], rows["micro_batch"], rows["accumulation"]) == (4, 16, 1)
 
 
+def test_a_warmup_that_does_nothing_is_said_to_do_nothing() -> None:
+    texts = {
+        batch: next(
+            row.text for row in describe(replace(TINY, batch_size=batch, bn_size=16), 1) if row.key == "warmup_steps"
+        )
+        for batch in (16, 32)
+    }
+    assert texts[16] == "none: " + why_no_warmup(replace(TINY, batch_size=16, bn_size=16))
+    assert "nothing" not in texts[32]
+    assert texts[32].startswith("500 steps = 16000 images")
+
+
 def test_frozen_stages_are_not_counted_as_trained() -> None:
-    rows = {row.key: row.text for row in describe(replace(TINY, backbone=replace(TINY.backbone, frozen_stages=2)), 1)}
+    recipe = replace(TINY, backbone=replace(TINY.backbone, frozen_stages=2))
+    rows = {row.key: row.text for row in describe(recipe, 1, count_parameters=True)}
     whole, trained = rows["parameters"].removesuffix(" trained").split(" million, ")
     assert float(trained.split()[0]) < float(whole)
 

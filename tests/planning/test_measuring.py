@@ -24,7 +24,7 @@ from megdet.planning.network import flat_fabric
 from megdet.recipe import Backbone, Data, Recipe, Schedule
 from megdet.recipe_file import dump_recipe
 
-CPU = Measuring(device="cpu")
+CPU = Measuring((1, 2), ("none",), device="cpu")
 # the process says its own peak: that of a child would hold the peak of the parent that started it
 TRAIN = """
 import sys
@@ -100,7 +100,7 @@ def test_other_processes_on_the_gpu_are_told_of(recipe: Recipe, monkeypatch: pyt
         return [Answer((1.0, 2.0), (1 << 30, 1 << 30), next(held), (0.1, 1 << 30))]
 
     monkeypatch.setattr("megdet.planning.measuring._run_together", answers)
-    measurement = measure(recipe, [1, 2], ["none"], CPU)
+    measurement = measure(recipe, CPU)
     assert measurement.others_bytes == 5 << 30
 
     def told(others: int) -> list[str]:
@@ -116,7 +116,7 @@ def test_other_processes_on_the_gpu_are_told_of(recipe: Recipe, monkeypatch: pyt
 def test_too_few_images_are_refused_before_anything_is_measured(recipe: Recipe) -> None:
     said: list[str] = []
     with pytest.raises(InputError, match="24 images to train on are not enough for one mini-batch of 60"):
-        measure(replace(recipe, batch_size=60), [1, 2], ["none"], CPU, said.append)
+        measure(replace(recipe, batch_size=60), CPU, said.append)
     assert said == []
 
 
@@ -127,13 +127,13 @@ def test_a_measuring_process_that_ends_badly_is_said_in_one_line(
     with pytest.raises(
         InputError, match=r"micro-batches of 1 images failed: its process was ended \(out of memory\?\)"
     ):
-        measure(recipe, [1, 2], ["none"], CPU)
+        measure(recipe, CPU)
 
 
 def test_processes_side_by_side_stop_where_one_fails(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("megdet.planning.measuring.measure_here", fail_on_the_second)
     with pytest.raises(InputError, match="failed: the second has no memory"):
-        measure(recipe, [1, 2], ["none"], replace(CPU, side_by_side=2))
+        measure(recipe, replace(CPU, side_by_side=2))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the peak of a process's memory")

@@ -19,6 +19,7 @@ from megdet.errors import InputError
 from megdet.evaluation.coco_numbers import CocoNumbers
 from megdet.journal.metrics import read_metrics
 from megdet.journal.run_folder import RunFolder
+from megdet.journal.run_state import RunState
 from megdet.recipe import Recipe
 from megdet.training import background, loop
 from megdet.training.evaluations import Evaluations
@@ -243,9 +244,9 @@ def train_until_killed(world: World, recipe: Recipe, path: Path) -> None:
             (path / "pid").write_text(str(process.pid))
         return process
 
-    def save_and_die(folder: RunFolder, step: int, *arguments: Any) -> None:
-        save(folder, step, *arguments)
-        if step == 4:
+    def save_and_die(folder: RunFolder, state: RunState, *arguments: Any) -> None:
+        save(folder, state, *arguments)
+        if state.step == 4:
             os.kill(os.getpid(), signal.SIGKILL)
 
     background.subprocess.Popen = start_stopped  # type: ignore[assignment, misc]
@@ -302,7 +303,7 @@ def test_two_ranks_train_on_while_the_first_ones_process_evaluates(recipe, tmp_p
 
 @pytest.mark.distributed
 def test_ranks_that_do_not_agree_where_to_evaluate_are_refused(recipe, folder):
-    with pytest.raises(InputError, match="were given different --evaluate-in-background"):
+    with pytest.raises(InputError, match=r"--evaluate-in-background is True on rank 0 \(.*\), False on rank 1 \("):
         run_in_ranks(train_with, 2, recipe, folder.path, [BACKGROUND, FOREGROUND])
     assert not folder.path.exists()
 

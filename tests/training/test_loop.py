@@ -1,4 +1,6 @@
+import math
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -8,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from megdet.cli.main import main
 from megdet.data.plan import TrainingPlan
 from megdet.distributed.local_ranks import run_in_ranks
 from megdet.distributed.world import World
-from megdet.errors import InputError
+from megdet.errors import DivergedError, InputError
 from megdet.files import read_json
 from megdet.inference.predict import category_ids_for, detect_dataset
 from megdet.inference.trained import load_detector
@@ -21,6 +24,7 @@ from megdet.journal.run_folder import RunFolder
 from megdet.model.detector import LOSSES
 from megdet.recipe import Optimizer, Recipe
 from megdet.recipe_file import dump_recipe, load_recipe
+from megdet.training import loop
 from megdet.training.loop import RunOptions, train
 from megdet.training.schedule import learning_rate
 from small_runs import ALONE, run_steps, small_recipe, state_of, val_set, write_small_set, write_small_sets
@@ -39,6 +43,68 @@ def done(recipe: Recipe, tmp_path_factory: Any) -> RunFolder:
     folder = RunFolder(tmp_path_factory.mktemp("done") / "run")
     train(recipe, folder, OPTIONS, ALONE)
     return folder
+
+
+def diverge_at(step: int, monkeypatch: Any) -> None:
+    make = loop.train_step
+
+    def diverging(*arguments: Any) -> Any:
+        return make(*arguments) * (math.nan if arguments[4] + 1 == step else 1)
+
+    monkeypatch.setattr(loop, "train_step", diverging)
+
+
+@pytest.mark.parametrize(
+    ("step", "kept"), [(2, "no checkpoint had been written yet"), (3, "the checkpoint of step 2 is kept")]
+)
+def test_a_training_that_diverges_says_what_is_kept(recipe, tmp_path, monkeypatch, step, kept):
+    diverge_at(step, monkeypatch)
+    with pytest.raises(DivergedError, match=rf"^step {step}: .* is not finite .*; {kept}$"):
+        train(recipe, RunFolder(tmp_path / "run"), OPTIONS, ALONE)
+    assert len(checkpoints(RunFolder(tmp_path / "run"))) == (step > 2)
+    if step > 2:
+        diverge_at(step, monkeypatch)
+        with pytest.raises(DivergedError, match=rf"^step {step}: .*; {kept}$"):
+            train(recipe, RunFolder(tmp_path / "run"), OPTIONS, ALONE)
+
+
+@pytest.mark.parametrize("how", [shutil.rmtree, lambda path: path.rename(path.with_name("moved"))])
+def test_a_run_folder_that_is_deleted_or_moved_stops_the_run_at_the_next_look(recipe, tmp_path, monkeypatch, how):
+    make, folder = loop.train_step, RunFolder(tmp_path / "run")
+    done: list[int] = []
+
+    def deleting(*arguments: Any) -> Any:
+        done.append(arguments[4])
+        if arguments[4] == 0:
+            how(folder.path)
+        return make(*arguments)
+
+    monkeypatch.setattr(loop, "train_step", deleting)
+    monkeypatch.setattr(loop, "READ_SECONDS", 0.0)
+    with pytest.raises(InputError, match=r"run was moved or deleted while the run went on: put it back"):
+        train(recipe, folder, OPTIONS, ALONE)
+    assert done == [0]
+    assert not folder.path.exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is always full is a file of Linux")
+def test_a_disk_that_is_full_when_metrics_are_written_is_one_line(recipe, tmp_path, monkeypatch, capsys):
+    make, folder = loop.train_step, RunFolder(tmp_path / "run")
+
+    def filling(*arguments: Any) -> Any:
+        for descriptor in Path("/proc/self/fd").iterdir():
+            if descriptor.is_symlink() and descriptor.readlink() == folder.metrics:
+                os.dup2(os.open("/dev/full", os.O_WRONLY), int(descriptor.name))
+        return make(*arguments)
+
+    monkeypatch.setattr(loop, "train_step", filling)
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
+    assert main(["train", str(tmp_path / "recipe.yaml"), "--run", str(folder.path), "--workers", "0"]) == 2
+    *_, line = capsys.readouterr().err.splitlines()
+    assert line == (
+        f"megdet: {folder.metrics} cannot be written: No space left on device; check its folder, its permissions and "
+        "the free space"
+    )
 
 
 def test_the_folder_holds_the_complete_recipe(recipe, done):

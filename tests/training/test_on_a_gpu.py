@@ -25,9 +25,10 @@ from megdet.model.detector import LOSSES
 from megdet.ops.roi_align import feature_table, roi_align
 from megdet.recipe import Backbone, Optimizer, Recipe, Schedule
 from megdet.training.loop import RunOptions, train
-from megdet.training.prepare import checkpoint_tensors, make_trainer, trainer_of
+from megdet.training.prepare import make_trainer, trainer_of
 from megdet.training.schedule import learning_rate
 from megdet.training.step import Trainer, train_step
+from megdet.training.trainer_state import checkpoint_tensors
 from small_runs import small_recipe, train_set, write_small_set
 
 pytestmark = [

@@ -1,6 +1,5 @@
 """Stop anywhere, go on with the same command, also on another number of ranks: the run is the one without a stop."""
 
-import json
 import os
 import shutil
 import signal
@@ -16,10 +15,11 @@ from megdet.distributed.local_ranks import RankError, run_in_ranks
 from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.evaluation.coco_numbers import CocoNumbers
-from megdet.journal.checkpoint_files import checkpoints, latest_checkpoint, load_checkpoint
+from megdet.journal.checkpoint_files import checkpoints, latest_checkpoint, load_checkpoint, open_checkpoint
 from megdet.journal.environment import read_environment
 from megdet.journal.metrics import read_metrics
 from megdet.journal.run_folder import RunFolder
+from megdet.journal.run_state import RunState
 from megdet.recipe import Backbone, Recipe
 from megdet.training import evaluations, loop
 from megdet.training.loop import RunOptions, train
@@ -42,9 +42,9 @@ def train_until_killed(world: World, recipe: Recipe, folder: Path, step: int) ->
     """Train, and die at once when the checkpoint of a step is written."""
     save = loop.save_checkpoint
 
-    def save_and_die(folder: RunFolder, done: int, *arguments: Any) -> None:
-        save(folder, done, *arguments)
-        if done == step:
+    def save_and_die(folder: RunFolder, state: RunState, *arguments: Any) -> None:
+        save(folder, state, *arguments)
+        if state.step == step:
             os.kill(os.getpid(), signal.SIGKILL)
 
     loop.save_checkpoint = save_and_die  # type: ignore[assignment]
@@ -191,8 +191,9 @@ def test_a_run_goes_on_without_the_files_it_started_from(recipe, tmp_path, whole
 def test_a_checkpoint_tells_its_step_numbers_and_classes(whole):
     found = latest_checkpoint(whole[0])
     assert found is not None
-    state = json.loads((found / "state.json").read_text())["state"]
-    assert state["step"] == 5
-    assert state["class_names"] == ["bolt", "nut", "gear"]
-    assert state["category_ids"] == [10, 20, 30]
-    assert CocoNumbers.from_dict(state["evaluation"]) == whole[1]
+    state = open_checkpoint(found).state
+    assert state.step == 5
+    assert state.class_names == ("bolt", "nut", "gear")
+    assert state.category_ids == (10, 20, 30)
+    assert state.evaluation is not None
+    assert CocoNumbers.from_dict(state.evaluation) == whole[1]

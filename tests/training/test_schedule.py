@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from megdet.data.plan import TrainingPlan
 from megdet.recipe import Optimizer, Recipe, Schedule
-from megdet.training.schedule import learning_rate, scaled_rate, total_steps
+from megdet.run_length import total_steps
+from megdet.training.schedule import learning_rate, scaled_rate, why_no_warmup
 
 COCO = 115_200
 """images, a multiple of 256: 450 steps an epoch of 256 images, 7,200 of 16"""
@@ -83,6 +84,30 @@ def test_square_root_scaling_by_hand():
 
 def test_sixteen_images_need_no_warmup():
     assert {learning_rate(Recipe(), COCO, step) for step in range(600)} == {0.02}
+
+
+@pytest.mark.parametrize(
+    ("changes", "flat_until"),
+    [
+        ({"batch_size": 16}, 1.0),
+        ({"batch_size": 8, "bn_size": 8}, 0.5),
+        ({"batch_size": 64, "schedule": Schedule(warmup_start=4.0)}, 4.0),
+        ({"batch_size": 64, "schedule": Schedule(warmup_start=3.0), "optimizer": Optimizer(scaling="sqrt")}, 2.0),
+    ],
+)
+def test_a_warmup_that_starts_at_its_end_is_said_to_do_nothing_and_from_where_on_it_would(changes, flat_until):
+    recipe = Recipe(**changes)
+    assert len({learning_rate(recipe, COCO, step) for step in range(600)}) == 1
+    assert why_no_warmup(recipe).endswith(f"set schedule.warmup_start below {flat_until:g} for a warmup")
+    assert f"schedule.warmup_steps 500 does nothing: {recipe.batch_size} images" in why_no_warmup(recipe)
+    lower = replace(recipe, schedule=replace(recipe.schedule, warmup_start=flat_until * 0.99))
+    assert learning_rate(lower, COCO, 0) < learning_rate(lower, COCO, 500)
+    assert why_no_warmup(lower) == ""
+
+
+def test_nothing_is_said_of_a_warmup_that_rises_or_was_not_asked_for():
+    assert why_no_warmup(Recipe(batch_size=32)) == ""
+    assert why_no_warmup(Recipe(schedule=Schedule(warmup_steps=0))) == ""
 
 
 def test_cosine_falls_along_half_a_cosine_to_almost_nothing():

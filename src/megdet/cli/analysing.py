@@ -1,127 +1,31 @@
 """Verbs about the paper's science: analyse variance, analyse sampling, lr-test."""
 
-import argparse
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from megdet.analysis.gradients.findings import Variance
 from megdet.analysis.gradients.pictures import NAMES, plot_updates, plot_variance
 from megdet.analysis.gradients.units import Study, load_study
-from megdet.analysis.gradients.variance import FACTORS, measure_variance
+from megdet.analysis.gradients.variance import measure_variance
 from megdet.analysis.rates.picture import plot_rate_test
-from megdet.analysis.rates.trial import AFTER_WARMUP, RateTest, run_rate_test
+from megdet.analysis.rates.trial import RateTest, run_rate_test
 from megdet.analysis.sampling.pictures import draw_proposals, most_and_least_balanced, sampled_images
 from megdet.analysis.sampling.ratios import Ratio, sampling_table
-from megdet.cli.options import (
-    CONSOLE,
-    Arguments,
-    add_layout_options,
-    add_machine_options,
-    add_recipe_keys,
-    join_world,
-    num_workers,
-    whole_number,
-)
+from megdet.cli.machine import join_world, num_workers
+from megdet.cli.options import CONSOLE, Arguments
 from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.files import cannot_write, write_json_atomically
 from megdet.journal.run_folder import RunFolder, encode_non_finite
 from megdet.recipe_file import load_recipe, recipe_name
+from megdet.terminal import Terminal
 from megdet.training.loop import RunOptions
 
 _SHOWN = 8
-
-
-def add_verbs(verbs: Any) -> None:
-    """Add the parsers of these verbs."""
-    analyse = verbs.add_parser("analyse", help="measure a run: variance of gradients, sampling ratios")
-    parts = analyse.add_subparsers(metavar="WHAT", parser_class=type(analyse), required=True)
-    _add_variance(parts)
-    _add_sampling(parts)
-
-    test = verbs.add_parser(
-        "lr-test", help="learning-rate range test, and which warmup survives which rate", allow_abbrev=False
-    )
-    test.add_argument("recipe", metavar="RECIPE", help="name of a packaged recipe or path of a YAML file")
-    test.add_argument("--from", dest="lowest", type=float, default=1e-4, metavar="RATE", help="default 1e-4")
-    test.add_argument("--to", dest="highest", type=float, default=1.0, metavar="RATE", help="default 1")
-    test.add_argument("--steps", type=whole_number, default=100, metavar="N", help="of the range test, default 100")
-    test.add_argument(
-        "--rates", type=_rates, metavar="RATE,RATE", help="stability runs; default the recipe's and the recommended one"
-    )
-    test.add_argument(
-        "--warmup", type=_counts, metavar="N,N", help="steps of warmup of stability runs; default 0 and the recipe's"
-    )
-    test.add_argument(
-        "--after",
-        type=whole_number,
-        default=AFTER_WARMUP,
-        metavar="N",
-        help=f"steps at the full rate of a stability run, default {AFTER_WARMUP}",
-    )
-    test.add_argument("--out", type=Path, metavar="FOLDER", help="where to write, default runs/lr-test/NAME")
-    test.add_argument("--json", action="store_true", help="print one JSON object")
-    add_layout_options(test)
-    add_machine_options(test)
-    add_recipe_keys(test)
-    test.set_defaults(run_verb=run_lr_test)
-
-
-def _add_variance(parts: Any) -> None:
-    verb = parts.add_parser(
-        "variance", help="variance of the gradient of N and of kN images (Sec. 3.2, Eq. 2-4)", allow_abbrev=False
-    )
-    verb.add_argument("run", metavar="RUN", help="run folder")
-    verb.add_argument(
-        "--batch", type=whole_number, metavar="N", help="images of the smallest mini-batch, default the recipe's"
-    )
-    verb.add_argument(
-        "--factors",
-        type=_counts,
-        default=FACTORS,
-        metavar="K,K",
-        help=f"mini-batches of k x N images, default {','.join(map(str, FACTORS))}",
-    )
-    verb.add_argument(
-        "--images", type=whole_number, metavar="M", help="use at most so many; default 8 of the largest mini-batches"
-    )
-    verb.add_argument(
-        "--rate", type=float, metavar="R", help="of the small updates, default that of N images after warmup"
-    )
-    verb.add_argument(
-        "--out",
-        type=Path,
-        metavar="FOLDER",
-        help="where to write, default RUN/analysis/variance; needed where keys of the recipe are changed",
-    )
-    verb.add_argument("--json", action="store_true", help="print one JSON object")
-    add_machine_options(verb)
-    add_recipe_keys(verb)
-    verb.set_defaults(run_verb=run_variance)
-
-
-def _add_sampling(parts: Any) -> None:
-    verb = parts.add_parser(
-        "sampling", help="Table 1 of runs, and images with their proposals (Figure 2)", allow_abbrev=False
-    )
-    verb.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
-    verb.add_argument(
-        "--epochs", type=_counts, metavar="E,E", help="default 1,6,12, or first, middle and last of shorter runs"
-    )
-    verb.add_argument(
-        "--images", type=whole_number, metavar="M", help="images to choose Figure 2 from, default one mini-batch"
-    )
-    verb.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="where to write, default analysis/sampling in each RUN"
-    )
-    verb.add_argument("--json", action="store_true", help="print one JSON object")
-    add_machine_options(verb)
-    verb.set_defaults(run_verb=run_sampling, takes_overrides=False)
 
 
 def run_variance(arguments: Arguments) -> None:
@@ -139,7 +43,7 @@ def run_variance(arguments: Arguments) -> None:
         found = measure_variance(
             study,
             batch=arguments.batch,
-            factors=arguments.factors,
+            **arguments.given("factors"),
             images=arguments.images,
             rate=arguments.rate,
             workers=num_workers(arguments),
@@ -180,13 +84,7 @@ def run_lr_test(arguments: Arguments) -> None:
     options = RunOptions(num_workers(arguments), arguments.lane_width, arguments.max_images_per_device)
     name = recipe_name(arguments.recipe)
     out = arguments.out or Path("runs") / "lr-test" / name
-    error = None
-    if world.is_first:
-        try:
-            _make_folder(out)
-        except InputError as problem:
-            error = str(problem)
-    world.agree(error)
+    world.on_first(lambda: _make_folder(out))
     with _status(is_first=world.is_first) as status:
         found = run_rate_test(
             recipe,
@@ -197,7 +95,7 @@ def run_lr_test(arguments: Arguments) -> None:
             steps=arguments.steps,
             rates=arguments.rates,
             warmups=arguments.warmup,
-            after=arguments.after,
+            **arguments.given("after"),
             progress=_progress(status),
         )
     if not world.is_first:
@@ -277,7 +175,7 @@ def _proposals_title(study: Study) -> str:
 
 
 def _status(*, is_first: bool = True) -> Any:
-    return Console(stderr=True, highlight=False, markup=False, quiet=not is_first).status("")
+    return Terminal(stderr=True, quiet=not is_first).status("")
 
 
 def _progress(status: Any) -> Callable[[str, int, int], None]:
@@ -307,16 +205,3 @@ def _hand_over(
     CONSOLE.print(f"numbers  {numbers}")
     for picture in pictures:
         CONSOLE.print(f"picture  {picture}")
-
-
-def _counts(text: str) -> tuple[int, ...]:
-    """Whole numbers between commas, for argparse."""
-    return tuple(whole_number(word) for word in text.split(","))
-
-
-def _rates(text: str) -> tuple[float, ...]:
-    """Numbers between commas, for argparse."""
-    try:
-        return tuple(float(word) for word in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"'{text}' is no list of rates") from None

@@ -1,57 +1,18 @@
 """Verbs about data sets: demo, check, stats, convert."""
 
-import argparse
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
 from megdet.cli.options import CONSOLE, Arguments
+from megdet.cli.parsers.data import SHOWN_OF_A_KIND
 from megdet.data.check import check_dataset
 from megdet.data.coco import load_coco
 from megdet.data.convert import convert_voc, convert_yolo_folder, link_images
 from megdet.data.demo import draw_demo
-from megdet.data.stats import QUANTILES, dataset_statistics, plot_statistics
+from megdet.data.stats import QUANTILES, dataset_statistics
 from megdet.errors import InputError
-
-_SHOWN_OF_A_KIND = 20
-
-
-def add_verbs(verbs: Any) -> None:
-    """Add the parser of `data` and its own verbs."""
-    data = verbs.add_parser("data", help="draw, check, describe and convert data sets", allow_abbrev=False)
-    own = data.add_subparsers(metavar="VERB", required=True, dest="data_verb")
-
-    demo = own.add_parser("demo", help="draw the demo data set", allow_abbrev=False)
-    demo.add_argument("folder", nargs="?", type=Path, metavar="FOLDER", help="default data/demo, or data/demo-hard")
-    demo.add_argument("--hard", action="store_true", help="smaller objects, any rotation, more clutter")
-    demo.set_defaults(run_verb=run_demo)
-
-    check = own.add_parser("check", help="list every problem of a data set", allow_abbrev=False)
-    _add_dataset(check)
-    check.add_argument("--all", action="store_true", help=f"print more than {_SHOWN_OF_A_KIND} problems of one kind")
-    check.set_defaults(run_verb=run_check)
-
-    stats = own.add_parser("stats", help="count boxes, classes, sizes and aspect ratios", allow_abbrev=False)
-    _add_dataset(stats)
-    stats.add_argument("--picture", type=Path, metavar="FILE", help="draw them too (.png, .svg or .pdf)")
-    stats.set_defaults(run_verb=run_stats)
-
-    convert = own.add_parser("convert", help="turn Pascal VOC or YOLO into COCO files", allow_abbrev=False)
-    convert.add_argument("--from", dest="source_format", choices=["voc", "yolo"], required=True)
-    convert.add_argument("source", type=Path, metavar="SOURCE")
-    convert.add_argument("out", type=Path, metavar="OUT")
-    convert.add_argument("--zero-based", action="store_true", help="VOC boxes that count pixels from 0")
-    convert.add_argument("--difficult-as-crowd", action="store_true", help="VOC's difficult objects become crowds")
-    convert.set_defaults(run_verb=run_convert)
-    for verb in (demo, check, stats, convert):
-        verb.set_defaults(takes_overrides=False)
-
-
-def _add_dataset(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("annotations", type=Path, metavar="ANNOTATIONS", help="COCO instances file")
-    parser.add_argument("images", type=Path, metavar="IMAGES", help="folder of its images")
 
 
 def run_demo(arguments: Arguments) -> None:
@@ -67,7 +28,7 @@ def run_check(arguments: Arguments) -> None:
     shown: Counter[tuple[bool, str]] = Counter()
     for problem in problems:
         shown[problem.fatal, problem.kind] += 1
-        if shown[problem.fatal, problem.kind] > _SHOWN_OF_A_KIND and not arguments.all:
+        if shown[problem.fatal, problem.kind] > SHOWN_OF_A_KIND and not arguments.all:
             continue
         ids = [("image", problem.image_id), ("annotation", problem.annotation_id)]
         where = "".join(f", {name} {value}" for name, value in ids if value is not None)
@@ -107,6 +68,8 @@ def run_stats(arguments: Arguments) -> None:
         classes.add_row(name, str(count))
     CONSOLE.print(classes)
     if arguments.picture is not None:
+        from megdet.data.stats_picture import plot_statistics  # here, because only who asks for it waits for it
+
         plot_statistics(stats, arguments.picture, arguments.annotations.name)
         CONSOLE.print(f"picture {arguments.picture}")
 

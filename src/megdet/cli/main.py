@@ -1,78 +1,111 @@
-"""The command line: finds the verb, parses its options, turns an InputError into one line and exit code 2."""
+"""The command line: finds the verb, parses its options, turns an InputError into one line and exit code 2.
 
-import argparse
+Only what a verb needs is imported, and only when it is called: torch and what goes with it take seconds to load.
+"""
+
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from importlib import import_module
+from typing import Any, NamedTuple
 
 from megdet import __version__
-from megdet.cli import analysing, data, planning, reproduction, results, simulation, training, verification
-from megdet.cli.options import Arguments, split_overrides
-from megdet.distributed.world import stop_world
+from megdet.cli.parsers.shared import Parser
 from megdet.errors import InputError, nearest
-
-Verb = Callable[[Arguments], None]
+from megdet.terminal import allow_any_character
 
 _PROGRAM = "megdet"
+_STOPPED = f"{_PROGRAM}: interrupted; the same command goes on from the last checkpoint, if there is one"
 
 
-class _Parser(argparse.ArgumentParser):
-    """An argparse parser whose errors are InputErrors."""
+class Verb(NamedTuple):
+    """A verb as `megdet --help` lists it."""
 
-    def error(self, message: str) -> NoReturn:
-        """Say what is wrong in one line, without the usage."""
-        raise InputError(f"{message}; see `{self.prog} --help`")
+    help: str
+    options: str
+    """`module:function` of `megdet.cli.parsers`, which adds its options to a parser and names the function to run"""
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The parser of all verbs; each sets `run`, the function that does it."""
-    parser = _Parser(
+VERBS = {
+    "demo": Verb("draw the demo data, train on it, evaluate and draw what is found", "training:add_demo"),
+    "train": Verb("train a detector, or go on with a run", "training:add_train"),
+    "describe": Verb("the arithmetic of a recipe on some devices", "planning:add_describe"),
+    "recipes": Verb("list the packaged recipes, or print one", "planning:add_recipes"),
+    "import": Verb("make a run folder of weights trained elsewhere", "training:add_import"),
+    "evaluate": Verb("the COCO numbers of a run or of a file", "results:add_evaluate"),
+    "detect": Verb("draw what a run finds on pictures", "results:add_detect"),
+    "data": Verb("draw, check, describe and convert data sets", "data:add_data"),
+    "analyse": Verb("measure a run: variance of gradients, sampling ratios", "science:add_analyse"),
+    "lr-test": Verb("learning-rate range test, and which warmup survives which rate", "science:add_lr_test"),
+    "plan": Verb("memory, time and communication of a run on some devices", "planning:add_plan"),
+    "simulate": Verb(
+        "predict the time of training on 1 to 1,024 GPUs, and the paper's own times from two of them",
+        "planning:add_simulate",
+    ),
+    "reproduce": Verb("train the rows of a table or figure of the paper and compare", "science:add_reproduce"),
+    "verify": Verb("prove on this machine that the result does not depend on the devices", "science:add_verify"),
+}
+"""All verbs, in the order of the help."""
+
+
+def make_parser(called: str | None) -> Parser:
+    """The parser of all verbs; the options are those of the verb that is called."""
+    parser = Parser(
         prog=_PROGRAM,
         description="Train object detectors with large mini-batches: count images, MegDet fits them to your devices.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"{_PROGRAM} {__version__}")
-    verbs = parser.add_subparsers(metavar="VERB", parser_class=_Parser)
-    for module in (training, results, data, analysing, planning, simulation, reproduction, verification):
-        module.add_verbs(verbs)
+    verbs = parser.add_subparsers(metavar="VERB", parser_class=Parser)
+    for name, verb in VERBS.items():
+        own = verbs.add_parser(name, help=verb.help, description=verb.help, allow_abbrev=False)
+        if name == called:
+            _load(f"megdet.cli.parsers.{verb.options}")(own)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, or 2 for what the user can mend."""
     words = list(sys.argv[1:] if argv is None else argv)
+    allow_any_character()
     try:
         _run(words)
     except InputError as error:
         rank = int(os.environ.get("RANK", "0"))
         where = f"{_PROGRAM}: " if rank == 0 else f"{_PROGRAM} (rank {rank}): "
-        print(where + " ".join(str(error).split()), file=sys.stderr)
+        print(f"{where}{error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(
-            f"{_PROGRAM}: interrupted; the same command goes on from the last checkpoint, if there is one",
-            file=sys.stderr,
-        )
+        print(_STOPPED, file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output, such as head, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     finally:
-        stop_world()
+        if world := sys.modules.get("megdet.distributed.world"):
+            world.stop_world()
     return 0
 
 
 def _run(words: list[str]) -> None:
-    parser = make_parser()
-    verbs = [name for action in parser._actions if isinstance(action.choices, dict) for name in action.choices]
-    if words and not words[0].startswith("-") and words[0] not in verbs:
-        raise InputError(f"no verb '{words[0]}'{nearest(words[0], verbs)}; there are {', '.join(verbs)}")
+    called = next((word for word in words if not word.startswith("-")), None)
+    if called is not None and called not in VERBS:
+        raise InputError(f"no verb '{called}'{nearest(called, VERBS)}; there are {', '.join(VERBS)}")
+    parser = make_parser(called)
     options, rest = parser.parse_known_args(words)
-    if not hasattr(options, "run_verb"):
+    if called is None:
         parser.print_help()
-        raise InputError(f"a verb is missing: {', '.join(verbs)}")
+        raise InputError(f"a verb is missing: {', '.join(VERBS)}")
+    from megdet.cli.options import Arguments, split_overrides
+
     overrides = split_overrides(rest)
     if overrides and not options.takes_overrides:
         raise InputError(f"unknown option '--{next(iter(overrides))}'; see `{_PROGRAM} {words[0]} --help`")
-    options.run_verb(Arguments(options, overrides))
+    _load(f"megdet.cli.{options.run_verb}")(Arguments(options, overrides))
+
+
+def _load(place: str) -> Callable[..., Any]:
+    """The function at `module:function`."""
+    module, _, function = place.partition(":")
+    loaded: Callable[..., Any] = getattr(import_module(module), function)
+    return loaded

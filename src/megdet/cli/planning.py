@@ -1,83 +1,23 @@
 """The verb that plans a run: plan."""
 
-import argparse
 import json
-import math
 import shlex
-import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
-from megdet.cli.options import (
-    CONSOLE,
-    Arguments,
-    add_layout_options,
-    add_recipe_keys,
-    num_workers,
-    whole_number,
-)
+from megdet.cli.machine import num_workers
+from megdet.cli.options import CONSOLE, PROGRESS, Arguments
 from megdet.distributed.layout import recipe_layout
 from megdet.errors import InputError
-from megdet.planning.inputs import ALL_PLANS, Given
+from megdet.planning.inputs import Given
 from megdet.planning.layouts import PlannedLayout
-from megdet.planning.measured_steps import TIMED_SECONDS, TIMED_STEPS
 from megdet.planning.measurement import GIB
 from megdet.planning.measuring import Measuring
 from megdet.planning.plan import Limits, Plan, make_plan
 from megdet.recipe_file import load_recipe
 
 _SHOWN = 12
-
-
-def add_verbs(verbs: Any) -> None:
-    """Add the parser of `plan`."""
-    verb = verbs.add_parser("plan", help="memory, time and communication of a run on some devices", allow_abbrev=False)
-    verb.add_argument("recipe", metavar="RECIPE", help="name of a packaged recipe or path of a YAML file")
-    verb.add_argument("--devices", type=whole_number, default=1, metavar="N", help="default 1")
-    verb.add_argument("--memory", type=positive, metavar="GIB", help="memory of a device, which must hold a step")
-    verb.add_argument("--hours", type=positive, metavar="H", help="find the fewest devices that end the run in time")
-    verb.add_argument("--json", action="store_true", help="print one JSON object")
-    add_layout_options(verb)
-    group = verb.add_argument_group("measuring")
-    group.add_argument("--sizes", type=_sizes, default=(), metavar="M,M", help="images of the micro-batches to measure")
-    group.add_argument(
-        "--timed-steps",
-        type=_at_least_one,
-        default=TIMED_STEPS,
-        metavar="N",
-        help=f"of each kind, in {TIMED_SECONDS:.0f} seconds at most; default {TIMED_STEPS}",
-    )
-    group.add_argument(
-        "--plans",
-        type=_plans,
-        default=(),
-        metavar="P,P",
-        help=f"recompute plans to measure, default {','.join(ALL_PLANS)}",
-    )
-    group.add_argument("--device", default="", choices=["cpu", "cuda"], help="default: the GPU where there is one")
-    group.add_argument(
-        "--side-by-side",
-        type=_at_least_one,
-        default=1,
-        metavar="R",
-        help="measure R processes at a time, as torchrun starts them on this machine; default 1",
-    )
-    group.add_argument("--workers", type=whole_number, metavar="N", help="processes a rank that load images in the run")
-    given = verb.add_argument_group("given instead of measured")
-    given.add_argument("--measured", type=Path, metavar="FILE", help="what an earlier --json printed")
-    given.add_argument("--seconds-per-image", type=positive, metavar="S", help="of a training step")
-    given.add_argument("--gib-per-image", type=positive, metavar="GIB", help="memory of an image of a micro-batch")
-    given.add_argument("--fixed-gib", type=positive, metavar="GIB", help="memory of everything else")
-    given.add_argument("--bandwidth", type=positive, metavar="GB/S", help="gigabytes a second that a device sends")
-    given.add_argument("--latency", type=positive, metavar="US", help="microseconds of a hop from device to device")
-    noise = verb.add_argument_group("which batch sizes pay").add_mutually_exclusive_group()
-    noise.add_argument("--noise-scale", type=positive, metavar="IMAGES", help="gradient noise scale, in images")
-    noise.add_argument("--noise-from", type=Path, metavar="RUN", help="run folder whose training has measured it")
-    add_recipe_keys(verb)
-    verb.set_defaults(run_verb=run_plan)
 
 
 def run_plan(arguments: Arguments) -> None:
@@ -110,9 +50,9 @@ def run_plan(arguments: Arguments) -> None:
             arguments.device,
             arguments.side_by_side,
             num_workers(arguments),
-            arguments.timed_steps,
+            **arguments.given("timed_steps"),
         ),
-        progress=lambda line: print(line, file=sys.stderr, flush=True),
+        progress=PROGRESS.print,
     )
     if arguments.json:
         print(json.dumps(plan.as_dict(), allow_nan=False))
@@ -239,38 +179,3 @@ def _duration(hours: float) -> str:
 
 def _scaled(value: float | None, unit: float) -> float | None:
     return None if value is None else value * unit
-
-
-def positive(text: str) -> float:
-    """A finite number above 0, for argparse."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not (math.isfinite(number) and number > 0):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number above 0")
-    return number
-
-
-def _at_least_one(text: str) -> int:
-    number = whole_number(text)
-    if number == 0:
-        raise argparse.ArgumentTypeError("'0': it takes at least 1")
-    return number
-
-
-def _sizes(text: str) -> tuple[int, ...]:
-    """Two or more different numbers of images between commas, for argparse."""
-    sizes = tuple(whole_number(word) for word in text.split(","))
-    if 0 in sizes or len(set(sizes)) < 2:
-        raise argparse.ArgumentTypeError(f"'{text}': name at least two numbers of images above 0, such as 1,4")
-    return sizes
-
-
-def _plans(text: str) -> tuple[str, ...]:
-    """Recompute plans between commas, for argparse."""
-    plans = tuple(text.split(","))
-    unknown = [plan for plan in plans if plan not in ALL_PLANS]
-    if unknown:
-        raise argparse.ArgumentTypeError(f"'{unknown[0]}': choose of {', '.join(ALL_PLANS)}")
-    return plans

@@ -1,55 +1,16 @@
 """The verb that repeats the paper: reproduce."""
 
 import json
-import sys
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
 from megdet.analysis.paper.report import Report
 from megdet.analysis.paper.reproduce import Order, reproduce
-from megdet.analysis.paper.rows import ITEMS, SCALES
-from megdet.cli.options import (
-    CONSOLE,
-    Arguments,
-    add_layout_options,
-    add_machine_options,
-    join_world,
-    num_workers,
-)
+from megdet.cli.machine import join_world, num_workers
+from megdet.cli.options import CONSOLE, PROGRESS, Arguments
 from megdet.errors import InputError
 from megdet.training.loop import RunOptions
-
-
-def add_verbs(verbs: Any) -> None:
-    """Add the parser of `reproduce`."""
-    verb = verbs.add_parser(
-        "reproduce", help="train the rows of a table or figure of the paper and compare", allow_abbrev=False
-    )
-    verb.add_argument("item", choices=ITEMS, metavar="ITEM", help=", ".join(ITEMS))
-    verb.add_argument(
-        "--scale",
-        choices=SCALES,
-        default=SCALES[0],
-        metavar="SCALE",
-        help="demo: drawn shapes; bccd: blood cells; coco: the paper's own recipes; default demo",
-    )
-    verb.add_argument("--data", type=Path, metavar="FOLDER", help="folder of the scale's images, default data/SCALE")
-    verb.add_argument(
-        "--weights",
-        type=Path,
-        metavar="FILE",
-        help="ImageNet weights: MobileNetV2 (bccd; demo trains its own where there are none), ResNet-50 (coco)",
-    )
-    verb.add_argument("--rows", metavar="NAME,NAME", help="train only these rows, such as b16-bn0,b256-bn16-long")
-    verb.add_argument(
-        "--run", type=Path, metavar="FOLDER", help="folder of all rows and files, default runs/reproduce/SCALE"
-    )
-    verb.add_argument("--json", action="store_true", help="print one JSON object")
-    add_layout_options(verb)
-    add_machine_options(verb, trains=True)
-    verb.set_defaults(run_verb=run_reproduce, takes_overrides=False)
 
 
 def run_reproduce(arguments: Arguments) -> None:
@@ -67,7 +28,7 @@ def run_reproduce(arguments: Arguments) -> None:
         evaluate_on=arguments.evaluate_on,
         compile=arguments.compile,
     )
-    report = reproduce(order, options, world, say=lambda line: print(line, file=sys.stderr, flush=True))
+    report = reproduce(order, options, world, say=PROGRESS.print)
     if report is None:
         return
     if arguments.json:

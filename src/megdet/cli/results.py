@@ -1,26 +1,13 @@
 """Verbs about what a detector finds: evaluate, detect."""
 
-import argparse
 import itertools
 import time
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from megdet.analysis.run_pictures import save_picture
-from megdet.cli.options import (
-    CONSOLE,
-    Arguments,
-    add_layout_options,
-    add_machine_options,
-    add_recipe_keys,
-    existing_file,
-    join_world,
-    num_workers,
-    say,
-    whole_number,
-)
+from megdet.cli.machine import join_world, num_workers, say
+from megdet.cli.options import CONSOLE, Arguments, existing_file
 from megdet.data.coco import load_coco
 from megdet.data.image import IMAGE_SUFFIXES
 from megdet.distributed.failures import shared_fate
@@ -38,49 +25,9 @@ from megdet.inference.fold import fold_batch_norms
 from megdet.inference.predict import category_ids_for, detect_dataset, detect_image
 from megdet.inference.trained import TrainedDetector, load_detector
 from megdet.journal.run_folder import RunFolder
+from megdet.terminal import Terminal
 from megdet.training.loop import RunOptions
 from megdet.training.precise_statistics import load_precise_detector
-
-
-def add_verbs(verbs: Any) -> None:
-    """Add the parsers of these verbs."""
-    evaluation = verbs.add_parser("evaluate", help="the COCO numbers of a run or of a file", allow_abbrev=False)
-    evaluation.add_argument("run", nargs="?", metavar="RUN", help="run folder")
-    evaluation.add_argument(
-        "--data", nargs=2, metavar=("ANNOTATIONS", "IMAGES"), help="evaluate on these instead of the recipe's val data"
-    )
-    evaluation.add_argument("--out", type=Path, metavar="FOLDER", help="where to write, default the run folder")
-    evaluation.add_argument("--ground-truth", metavar="JSON", help="evaluate files instead: COCO instances ...")
-    evaluation.add_argument("--detections", metavar="JSON", help="... and detections in the COCO result format")
-    evaluation.add_argument(
-        "--precise-bn",
-        type=whole_number,
-        metavar="IMAGES",
-        help="estimate the batch-norm statistics anew from so many training images, rounded up to whole mini-batches",
-    )
-    _add_fold(evaluation)
-    add_layout_options(evaluation)
-    add_machine_options(evaluation)
-    add_recipe_keys(evaluation)
-    evaluation.set_defaults(run_verb=run_evaluate)
-
-    detection = verbs.add_parser("detect", help="draw what a run finds on pictures", allow_abbrev=False)
-    detection.add_argument("run", metavar="RUN", help="run folder")
-    detection.add_argument("images", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER")
-    detection.add_argument("--out", type=Path, metavar="FOLDER", help="default RUN/pictures/detect")
-    detection.add_argument("--score", type=float, default=0.5, metavar="S", help="draw from this score on, default 0.5")
-    _add_fold(detection)
-    add_machine_options(detection)
-    add_recipe_keys(detection)
-    detection.set_defaults(run_verb=run_detect)
-
-
-def _add_fold(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--fold",
-        action="store_true",
-        help="fold the batch norms into the convolutions before them: quicker, the results differ by rounding only",
-    )
 
 
 def run_evaluate(arguments: Arguments) -> None:
@@ -111,7 +58,7 @@ def run_evaluate(arguments: Arguments) -> None:
 
 def _evaluate_run(arguments: Arguments, folder: RunFolder, world: World) -> None:
     trained = _load_precise(arguments, folder, world) if arguments.precise_bn is not None else None
-    trained = trained or load_detector(folder, world.device, arguments.overrides)
+    trained = trained or load_detector(folder, world.device, arguments.overrides, world=world)
     _fold(arguments, trained, world)
     annotations, images = arguments.data or (trained.recipe.data.val_annotations, trained.recipe.data.val_images)
     dataset = load_coco(Path(annotations), Path(images), keep_empty=True)
@@ -140,7 +87,7 @@ def _fold(arguments: Arguments, trained: TrainedDetector, world: World) -> None:
 def _load_precise(arguments: Arguments, folder: RunFolder, world: World) -> TrainedDetector:
     options = RunOptions(num_workers(arguments), arguments.lane_width, arguments.max_images_per_device)
     started = time.perf_counter()
-    with Console(stderr=True, highlight=False, markup=False, quiet=not world.is_first).status("") as status:
+    with Terminal(stderr=True, quiet=not world.is_first).status("") as status:
         trained = load_precise_detector(
             folder,
             world,

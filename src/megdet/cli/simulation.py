@@ -1,9 +1,7 @@
 """The verb that reckons with clusters that are not here: simulate."""
 
-import argparse
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -18,36 +16,12 @@ from megdet.analysis.paper.times import (
     predict_by_rule,
     predict_paper,
 )
-from megdet.analysis.paper.times_picture import plot_paper
-from megdet.cli.options import CONSOLE, Arguments, whole_number
+from megdet.cli.options import CONSOLE, Arguments
 from megdet.errors import InputError
-from megdet.planning.pictures import plot_scaling
-from megdet.planning.published import MACHINES, USABLE, Machine, machine_of
+from megdet.planning.published import USABLE, Machine, machine_of
 from megdet.planning.scaling import Asked, Point, last_that_pays, simulate_scaling
 
 _SCALING = ("device", "images_per_device", "bn_size", "batch_size", "noise_scale", "fraction", "overhead")
-
-
-def add_verbs(verbs: Any) -> None:
-    """Add the parser of `simulate`."""
-    verb = verbs.add_parser(
-        "simulate",
-        help="predict the time of training on 1 to 1,024 GPUs, and the paper's own times from two of them",
-        allow_abbrev=False,
-    )
-    verb.add_argument("--paper", action="store_true", help="the rows of the paper's Tables 2 and 3 against prediction")
-    verb.add_argument("--device", metavar="NAME", help=f"{', '.join(MACHINES)}; default h200")
-    verb.add_argument("--images-per-device", type=whole_number, metavar="M", help="images of a step, default 8")
-    verb.add_argument("--bn-size", type=whole_number, metavar="S", help="default 32; 0 = frozen statistics")
-    verb.add_argument("--batch-size", type=whole_number, metavar="B", help="this mini-batch on any number of devices")
-    verb.add_argument("--noise-scale", type=_number, metavar="N", help="gradient noise scale in images")
-    verb.add_argument("--fraction", type=_number, metavar="F", help="part of the published peak, 0 to 1, default 0.163")
-    verb.add_argument(
-        "--overhead", type=_number, metavar="MS", help="milliseconds of a micro-batch whatever its images, default 47"
-    )
-    verb.add_argument("--picture", type=Path, metavar="FILE", help="draw it, as .png, .pdf or .svg")
-    verb.add_argument("--json", action="store_true", help="print one JSON object; its `rows` are the paper's")
-    verb.set_defaults(run_verb=run_simulate, takes_overrides=False)
 
 
 def run_simulate(arguments: Arguments) -> None:
@@ -68,12 +42,16 @@ def run_simulate(arguments: Arguments) -> None:
     if arguments.paper:
         report |= {"fraction": constants.fraction, "fixed_hours": constants.fixed_hours}
         if arguments.picture:
+            from megdet.analysis.paper.times_picture import plot_paper  # here, because matplotlib takes its time
+
             plot_paper(predictions, arguments.picture)
     else:
         machine = _machine(given)
         points = simulate_scaling(machine, Asked(**given))
         report["scaling"] = {"device": machine.device, "points": [point.as_dict() for point in points]}
         if arguments.picture:
+            from megdet.planning.pictures import plot_scaling
+
             plot_scaling(points, machine, arguments.picture)
     if arguments.json:
         print(json.dumps(report, allow_nan=False))
@@ -175,14 +153,3 @@ def _verdict(points: list[Point]) -> str:
     most = ", the most that are simulated" if best is points[-1] else ""
     images = "" if best.worth is None else f"; {best.worth.examples:.2f} times the fewest images for the same progress"
     return f"it pays up to {best.layout.world_size} devices{most}{images}"
-
-
-def _number(text: str) -> float:
-    """A finite number, for argparse."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = float("nan")
-    if not abs(number) < float("inf"):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number")
-    return number

@@ -1,42 +1,13 @@
 """The verb that proves the contract: verify."""
 
-import argparse
 import json
-import sys
-from typing import Any
 
 from rich.table import Table
 
-from megdet.analysis.contract.cases import CASES, chosen_cases
-from megdet.analysis.contract.verify import DEVICES, STEPS, Row, Verdict, verify
-from megdet.cli.options import CONSOLE, Arguments, add_recipe_keys, whole_number
+from megdet.analysis.contract.cases import chosen_cases
+from megdet.analysis.contract.verify import Row, Verdict, verify
+from megdet.cli.options import CONSOLE, PROGRESS, Arguments
 from megdet.recipe_file import load_recipe
-
-
-def add_verbs(verbs: Any) -> None:
-    """Add the parser of `verify`."""
-    verb = verbs.add_parser(
-        "verify", help="prove on this machine that the result does not depend on the devices", allow_abbrev=False
-    )
-    verb.add_argument("recipe", nargs="?", metavar="RECIPE", help="default verify, with all cases")
-    verb.add_argument(
-        "--devices",
-        type=_counts,
-        default=DEVICES,
-        metavar="N,N",
-        help=f"counts to compare with the first of them, default {','.join(map(str, DEVICES))}",
-    )
-    verb.add_argument("--lane-width", type=whole_number, metavar="K", help="force the ranks that carry one group")
-    verb.add_argument("--dtype", choices=["float64", "float32"], default="float64", help="default float64")
-    verb.add_argument("--steps", type=whole_number, default=STEPS, metavar="N", help=f"of a run, default {STEPS}")
-    verb.add_argument(
-        "--cases",
-        metavar="NAME,NAME",
-        help=f"all, short or of {', '.join(CASES)}; default all, or base where a RECIPE is named",
-    )
-    verb.add_argument("--json", action="store_true", help="print one JSON object")
-    add_recipe_keys(verb)
-    verb.set_defaults(run_verb=run_verify)
 
 
 def run_verify(arguments: Arguments) -> None:
@@ -45,12 +16,11 @@ def run_verify(arguments: Arguments) -> None:
     recipe = load_recipe(arguments.recipe or "verify", arguments.overrides)
     verdict = verify(
         recipe,
-        arguments.devices,
         cases=cases,
-        steps=arguments.steps,
+        **arguments.given("devices", "steps"),
         lane_width=arguments.lane_width,
         dtype=arguments.dtype,
-        progress=lambda line: print(line, file=sys.stderr, flush=True),
+        progress=PROGRESS.print,
     )
     if arguments.json:
         print(json.dumps(verdict.as_dict(), allow_nan=False))
@@ -75,11 +45,3 @@ def _table(verdict: Verdict) -> Table:
 
 def _devices(row: Row) -> str:
     return f"{row.devices}" if row.stopped_on is None else f"{row.stopped_on}, then {row.devices}"
-
-
-def _counts(text: str) -> tuple[int, ...]:
-    """Numbers of at least 1 between commas, for argparse."""
-    counts = tuple(whole_number(word) for word in text.split(","))
-    if 0 in counts:
-        raise argparse.ArgumentTypeError(f"'{text}' names no devices")
-    return counts

@@ -21,7 +21,7 @@ from jaxtyping import UInt8
 
 from megdet.data.coco import CocoDataset
 from megdet.data.plan import evaluation_size
-from megdet.files import reason_of, replace_file
+from megdet.files import delete_leftovers, reason_of, replace_file
 from megdet.recipe import Data
 
 _MAGIC = b"MegDet01"
@@ -40,6 +40,7 @@ def image_cache(data: Data, dataset: CocoDataset) -> "ImageCache | None":
         sizes = np.array([evaluation_size(height, width, data) for height, width in sizes.tolist()])
     filled = np.cumsum(_HEADER.size + 3 * sizes.prod(axis=1))
     num_kept = int(np.searchsorted(filled, data.cache_gib * 2**30, side="right"))
+    delete_leftovers(Path(data.cache_folder))
     return ImageCache(Path(data.cache_folder), num_kept, is_resized=data.cache == "resized")
 
 
@@ -103,7 +104,7 @@ class ImageCache:
         header = _HEADER.pack(_MAGIC, *stamp, *pixels.shape[:2], _checksum(flat))
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(file, header + flat.tobytes(), durable=False)
+            replace_file(file, header + flat.tobytes(), durable=False, temporary_in=self.folder)
         except OSError as error:
             self._is_written = False
             self._notices.append(

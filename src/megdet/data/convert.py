@@ -1,17 +1,28 @@
 """Pascal VOC and YOLO labels to COCO instances files. Images are neither copied nor moved."""
 
 import math
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+import msgspec
 
 from megdet.data.coco import write_coco
 from megdet.data.image import IMAGE_SUFFIXES, image_size
-from megdet.errors import InputError
+from megdet.data.xml_file import parse_xml
+from megdet.errors import InputError, shown
+from megdet.files import is_file, read_text, typed
+from megdet.plain_yaml import parse_yaml
+
+_LARGEST_NUMBER = 1e30  # its square is finite
+_Name = str | int | float | bool
+
+
+class _Names(msgspec.Struct):
+    """What is read of a `data.yaml`."""
+
+    names: list[_Name] | dict[str, _Name]
 
 
 @dataclass(frozen=True)
@@ -58,7 +69,7 @@ def convert_voc(
         if not needed.is_dir():
             raise InputError(f"{needed}: no such folder; a Pascal VOC data set has Annotations and JPEGImages")
     members = _voc_splits(folder, splits)
-    parsed = {path.stem: _read_voc_file(path) for path in sorted(xml_folder.glob("*.xml"))}
+    parsed = {path.stem: _read_voc_file(path) for path in sorted(xml_folder.glob("*.xml")) if is_file(path)}
     image_ids = {stem: number for number, stem in enumerate(parsed, start=1)}
     class_names = sorted({row["name"] for rows, _, _ in parsed.values() for row in rows})
     category_ids = {name: number for number, name in enumerate(class_names, start=1)}
@@ -72,7 +83,7 @@ def convert_voc(
                 raise InputError(f"{xml_folder / stem}.xml: no such file, but the split {split} names it")
             rows, size, named_file = parsed[stem]
             file_name = found_files.get(stem, named_file)
-            if not (image_folder / file_name).is_file():
+            if not is_file(image_folder / file_name):
                 raise InputError(f"{image_folder}: no image {stem}.* for {stem}.xml of the split {split}")
             width, height = size if min(size) > 0 else image_size(image_folder / file_name)[::-1]
             images.append({"id": image_ids[stem], "file_name": file_name, "width": width, "height": height})
@@ -113,7 +124,7 @@ def _voc_splits(folder: Path, splits: Sequence[str] | None) -> dict[str, list[st
     if splits is None:
         splits = [name for name in ("train", "val", "trainval", "test") if name in listed] or list(listed)
     if not listed and not splits:
-        return {"all": sorted(path.stem for path in (folder / "Annotations").glob("*.xml"))}
+        return {"all": sorted(path.stem for path in (folder / "Annotations").glob("*.xml") if is_file(path))}
     for split in splits:
         if split not in listed:
             raise InputError(f"{main / split}.txt: no such split; there are {', '.join(listed) or 'none'}")
@@ -123,10 +134,7 @@ def _voc_splits(folder: Path, splits: Sequence[str] | None) -> dict[str, list[st
 
 def _read_voc_file(path: Path) -> tuple[list[dict[str, Any]], tuple[int, int], str]:
     """The objects, the (width, height) that the file tells (0 where it does not), and the image's name in it."""
-    try:
-        root = ElementTree.parse(path).getroot()
-    except ElementTree.ParseError as error:
-        raise InputError(f"{path}: not valid XML: {error}") from error
+    root = parse_xml(path)
     rows = []
     for number, element in enumerate(root.iter("object"), start=1):
         name = (element.findtext("name") or "").strip()
@@ -210,15 +218,11 @@ def convert_yolo_folder(folder: Path, out: Path) -> list[Converted]:
 def _read_names(path: Path) -> list[str]:
     if path.suffix.lower() not in (".yaml", ".yml"):
         return _checked_names(path, [line.strip() for _, line in _lines(path)])
-    try:
-        document = yaml.safe_load(_text(path))
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    names = document.get("names") if isinstance(document, dict) else None
-    if isinstance(names, dict) and sorted(map(str, names)) == sorted(map(str, range(len(names)))):
-        names = [name for _, name in sorted(names.items(), key=lambda item: int(item[0]))]
-    if not isinstance(names, list):
-        raise InputError(f"{path}: `names` should be a list of class names, or names by the numbers 0, 1, 2, ...")
+    names = typed(parse_yaml(read_text(path), str(path)), _Names, str(path)).names
+    if isinstance(names, dict):
+        if names.keys() != {str(number) for number in range(len(names))}:
+            raise InputError(f"{path}: `names` should be a list of class names, or names by the numbers 0, 1, 2, ...")
+        names = [names[str(number)] for number in range(len(names))]
     return _checked_names(path, [str(name) for name in names])
 
 
@@ -250,25 +254,17 @@ def _read_yolo_line(line: str, where: str, num_classes: int) -> tuple[int, float
 
 
 def _number(text: str | None) -> float:
-    """NaN for what is no number."""
+    """NaN for what is no number, or a larger one than any box can have."""
     try:
-        return float(text or "nan")
+        value = float(text or "nan")
     except ValueError:
         return math.nan
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not a text file in UTF-8 (byte {error.start})") from error
+    return value if abs(value) <= _LARGEST_NUMBER else math.nan
 
 
 def _lines(path: Path) -> list[tuple[int, str]]:
     """The lines that are not empty, with their numbers from 1."""
-    return [(number, line) for number, line in enumerate(_text(path).splitlines(), start=1) if line.strip()]
+    return [(number, line) for number, line in enumerate(read_text(path).splitlines(), start=1) if line.strip()]
 
 
 def _is_image(path: Path) -> bool:
@@ -287,7 +283,15 @@ def _write(
     annotations: list[dict[str, Any]],
     class_names: Sequence[str],
 ) -> Converted:
+    for image in images:
+        if not _is_unicode(image["file_name"]):
+            raise InputError(f"{image_folder}: the name of {shown(image['file_name'])} is not UTF-8; rename the file")
     numbered = [{"id": number, **annotation} for number, annotation in enumerate(annotations, start=1)]
     categories = [{"id": number, "name": name} for number, name in enumerate(class_names, start=1)]
     write_coco(file, images=images, annotations=numbered, categories=categories)
     return Converted(file, image_folder, len(images), len(numbered), tuple(class_names))
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a text can be written in UTF-8; a byte of a file name that is not UTF-8 cannot."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)

@@ -5,7 +5,8 @@ slice of it, resuming is a position in it, and another number of devices is anot
 
 The order is an endless stream of permutations, one an epoch, cut into mini-batches of B: nobody is dropped, and epoch e
 ends at step ceil(e n / B). Within each window of `plan_window` mini-batches the images are sorted by aspect ratio and
-cut into groups, and the groups are shuffled over the window's mini-batches.
+cut into groups, and the groups are shuffled over the window's mini-batches. The last window of a run ends where the run
+ends, so that every image is seen in every complete epoch, the last one too.
 """
 
 import math
@@ -20,8 +21,9 @@ from jaxtyping import Int64
 from numpy.typing import NDArray
 
 from megdet.errors import InputError
-from megdet.ops.ordering import hash_integers
+from megdet.ops.integer_hash import hash_integers
 from megdet.recipe import Data, Recipe
+from megdet.run_length import total_steps
 
 _ORDER, _WINDOW, _IMAGE, _HORIZONTAL, _VERTICAL = range(1, 6)
 """Purposes of random numbers, so that no two share a stream."""
@@ -70,7 +72,7 @@ class TrainingPlan:
                 f"of {recipe.batch_size}: lower batch_size or add images"
             )
         self.sizes, self.recipe = sizes, recipe
-        self._window = lru_cache(maxsize=2)(self._make_window)
+        self._groups = lru_cache(maxsize=2)(self._make_groups)
         self._permutation = lru_cache(maxsize=3)(self._make_permutation)
 
     def __reduce__(self) -> tuple[type["TrainingPlan"], tuple[Any, Recipe]]:
@@ -81,6 +83,11 @@ class TrainingPlan:
     def num_images(self) -> int:
         """Images of the data set."""
         return len(self.sizes)
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+        return total_steps(self.recipe, self.num_images)
 
     def smallest_canvas(self) -> tuple[int, tuple[int, int]]:
         """The image that has the fewest pixels when it is resized as small as the recipe allows, and its canvas."""
@@ -108,27 +115,38 @@ class TrainingPlan:
         return step * self.recipe.batch_size / self.num_images
 
     def groups(self, step: int) -> Sequence[PlannedGroup]:
-        """The groups of step 0, 1, ... in their order."""
-        window, place = divmod(step, self.recipe.plan_window)
-        per_step = self.recipe.groups_per_step
-        return self._window(window)[place * per_step : (place + 1) * per_step]
+        """The groups of step 0, 1, ... in their order.
+
+        The plan goes on behind the run's end, in windows counted from there, for whoever tries more steps than it has.
+        """
+        window = self._window_of(step)
+        place, per_step = step - window.start, self.recipe.groups_per_step
+        return self._groups(window)[place * per_step : (place + 1) * per_step]
+
+    def _window_of(self, step: int) -> range:
+        """The steps among which this one shares its images."""
+        length, end = self.recipe.plan_window, self.total_steps
+        if step < end:
+            first = step // length * length
+            return range(first, min(first + length, end))
+        first = end + (step - end) // length * length
+        return range(first, first + length)
 
     def _make_permutation(self, epoch: int) -> NDArray[np.int64]:
         return _generator(self.recipe.seed, _ORDER, epoch).permutation(self.num_images)
 
-    def _make_window(self, window: int) -> list[PlannedGroup]:
+    def _make_groups(self, window: range) -> list[PlannedGroup]:
         recipe, n = self.recipe, self.num_images
-        length = recipe.batch_size * recipe.plan_window
-        positions = np.arange(window * length, (window + 1) * length)
+        positions = np.arange(window.start * recipe.batch_size, window.stop * recipe.batch_size)
         epochs, places = positions // n, positions % n
         indices = np.empty_like(positions)
         for epoch in np.unique(epochs):
             mine = epochs == epoch
             indices[mine] = self._permutation(int(epoch))[places[mine]]
         by_aspect = np.argsort(self._aspects[indices], kind="stable")
-        random = _generator(recipe.seed, _WINDOW, window)
+        random = _generator(recipe.seed, _WINDOW, -(-window.start // recipe.plan_window))
         groups = []
-        for start in range(0, length, recipe.images_per_group):
+        for start in range(0, len(positions), recipe.images_per_group):
             chosen = by_aspect[start : start + recipe.images_per_group]
             short_edge, factor = _draw_scale(recipe.data, random)
             images = tuple(self._image(int(indices[i]), int(epochs[i]), short_edge, factor) for i in chosen)
@@ -155,17 +173,20 @@ class TrainingPlan:
 
 
 def evaluation_plan(sizes: Int64[np.ndarray, "images 2"], recipe: Recipe) -> list[PlannedGroup]:
-    """Every image once, in batches of like aspect ratio; ranks take whole batches."""
-    order = np.argsort(sizes[:, 1] / np.maximum(sizes[:, 0], 1), kind="stable")
-    data, size = recipe.data, recipe.evaluation.batch_size
-    groups = []
-    for start in range(0, len(order), size):
-        images = tuple(
-            PlannedImage(int(i), 0, 0, evaluation_size(int(sizes[i, 0]), int(sizes[i, 1]), data))
-            for i in order[start : start + size]
-        )
-        groups.append(PlannedGroup(_canvas(images, data), images))
-    return groups
+    """Every image once, each on its own canvas, in batches of one canvas; ranks take whole batches.
+
+    What is found in an image depends on no other image of the data set, so `detect` finds the same in its file alone.
+    """
+    data, most = recipe.data, recipe.evaluation.batch_size
+    of_canvas: dict[tuple[int, int], list[PlannedImage]] = {}
+    for index, (height, width) in enumerate(sizes.tolist()):
+        size = evaluation_size(height, width, data)
+        of_canvas.setdefault(canvas_of(size, data), []).append(PlannedImage(index, 0, 0, size))
+    return [
+        PlannedGroup(canvas, tuple(images[start : start + most]))
+        for canvas, images in sorted(of_canvas.items())
+        for start in range(0, len(images), most)
+    ]
 
 
 def evaluation_size(height: int, width: int, data: Data) -> tuple[int, int]:

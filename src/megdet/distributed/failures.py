@@ -7,11 +7,16 @@ store of the process group (torchrun's agent holds it, or rank 0, or a file), re
     heard        how many ranks have read it
     roll_call    somebody lost a peer and nobody said why: who is there?
     here/RANK    that rank's answer, as JSON: what it is doing, and where
+    told/HOST    the rank of a machine that prints why all of it end, where they are told to end (SIGTERM)
+
+torchrun ends the ranks that are left by SIGTERM as soon as one of its machine has died. They find out which one it was
+and say it first; it gives them 30 seconds.
 """
 
 import itertools
 import json
 import os
+import platform
 import re
 import sys
 import threading
@@ -26,7 +31,8 @@ from torch import distributed as torch_distributed
 from torch.distributed import DistError
 from torch.distributed.distributed_c10d import PrefixStore, Store, _get_default_store
 
-from megdet.distributed.world import World
+from megdet.distributed.termination import TerminationListener
+from megdet.distributed.world import World, name_ranks
 from megdet.errors import InputError
 
 PACKAGE = Path(__file__).parents[1]
@@ -59,23 +65,27 @@ def shared_fate(world: World) -> Iterator[None]:
         yield
         return
     notes = _Notes(number, world)
-    watch = _Watch(notes, threading.get_ident())
-    watch.start()
-    try:
-        yield
-    except BaseException as error:
-        watch.has_failed = True
-        if not _is_lost_peer(error):
-            notes.stop(f"rank {world.rank} stopped: {_one_line(error)}")
+    with TerminationListener() as listener:
+        watch = _Watch(notes, listener, threading.get_ident())
+        watch.start()
+        try:
+            yield
+        except BaseException as error:
+            watch.has_failed = True
+            if not _is_lost_peer(error):
+                notes.stop(f"rank {world.rank} stopped: {_one_line(error)}")
+                notes.tells_first()  # it does, when this has gone up to the command line
+                notes.linger()
+                raise
+            sentence = _whose_fault(notes, _one_line(error))
             notes.linger()
-            raise
-        sentence = _whose_fault(notes, error)
-        notes.linger()
-        raise InputError(sentence) from None
-    else:
-        notes.answer("done")
-    finally:
-        watch.leave()
+            if listener.is_told_to_end and not notes.tells_first():
+                raise SystemExit(2) from None
+            raise InputError(sentence) from None
+        else:
+            notes.answer("done")
+        finally:
+            watch.leave()
 
 
 class _Notes:
@@ -89,6 +99,7 @@ class _Notes:
         self.world = world
         self.is_gone = False
         self.stopped: str | None = None
+        self.num_dead = 0
 
     @contextmanager
     def _opened(self) -> Iterator[Store]:
@@ -112,10 +123,17 @@ class _Notes:
                 store.add("heard", 1)
         return self.stopped
 
+    def tells_first(self) -> bool:
+        """Whether no other rank of this machine tells why they end."""
+        told = []
+        with self._opened() as store:
+            told.append(store.compare_set(f"told/{platform.node()}", "", str(self.world.rank)).decode())
+        return told in ([], [str(self.world.rank)])
+
     def linger(self) -> None:
-        """Rank 0, which may hold the store, stays until the threads of all ranks have read why, or HEARD_SECONDS."""
-        end, heard = time.monotonic() + HEARD_SECONDS, 0
-        while self.world.is_first and heard < self.world.size and time.monotonic() < end and not self.is_gone:
+        """Rank 0, which may hold the store, stays until all ranks that live have read why, or HEARD_SECONDS."""
+        end, heard, living = time.monotonic() + HEARD_SECONDS, 0, self.world.size - self.num_dead
+        while self.world.is_first and heard < living and time.monotonic() < end and not self.is_gone:
             time.sleep(0.1)
             with self._opened() as store:
                 heard = store.add("heard", 0)
@@ -151,22 +169,30 @@ class _Notes:
 class _Watch(threading.Thread):
     """Answers the roll call, and ends a process whose work waits for a rank that has stopped."""
 
-    def __init__(self, notes: _Notes, main: int) -> None:
+    def __init__(self, notes: _Notes, listener: TerminationListener, main: int) -> None:
         super().__init__(name="megdet shared fate", daemon=True)
-        self.notes, self.main = notes, main
+        self.notes, self.listener, self.main = notes, listener, main
         self.has_failed = False
-        self._has_left = threading.Event()
+        self._has_left = False
 
     def leave(self) -> None:
         """The work is over, well or not."""
-        self._has_left.set()
+        self._has_left = True
+        self.listener.ring()
         self.join(STORE_TIMEOUT.total_seconds())
 
     def run(self) -> None:
         """Look into the store until the work is over."""
         has_answered = False
         stopped_at: float | None = None
-        while not self._has_left.wait(POLL_SECONDS) and not self.notes.is_gone:
+        while True:
+            self.listener.wait(POLL_SECONDS)
+            if self._has_left:
+                return
+            if self.listener.is_told_to_end and not self.has_failed:
+                self._end(_why_told_to_end(self.notes))
+            if self.notes.is_gone:
+                continue  # only SIGTERM can still be heard
             if self.notes.read() is None:
                 if not has_answered and not self.has_failed and self.notes.is_called():
                     has_answered = True
@@ -174,22 +200,57 @@ class _Watch(threading.Thread):
                 continue
             stopped_at = stopped_at or time.monotonic()
             if time.monotonic() - stopped_at > GRACE_SECONDS:
-                self._end()
+                self._end(str(self.notes.stopped))
 
-    def _end(self) -> None:
-        if self._has_left.is_set() or self.has_failed:
+    def _end(self, sentence: str) -> None:
+        if self._has_left or self.has_failed:
             return
-        print(f"megdet (rank {self.notes.world.rank}): {self.notes.stopped}", file=sys.stderr, flush=True)
+        if not self.listener.is_told_to_end or self.notes.tells_first():
+            print(f"megdet (rank {self.notes.world.rank}): {sentence}", file=sys.stderr, flush=True)
+        if self.listener.is_told_to_end:
+            self.notes.linger()
         os._exit(2)  # the work hangs in a collective, where no exception reaches it
 
 
-def _whose_fault(notes: _Notes, error: BaseException) -> str:
-    """The sentence of the rank at fault; if it left none, what the roll call tells."""
+def _whose_fault(notes: _Notes, reason: str) -> str:
+    """The sentence of the rank at fault; if it left none, what the roll call tells of the collective that failed."""
+    size = notes.world.size
+    is_timeout = re.search("timed out|timeout", reason, re.IGNORECASE) is not None
+    if sentence := _known_or_dead(notes, "lost"):
+        return sentence
+    busy = [(rank, place) for rank, (doing, place) in sorted(notes.answers().items()) if doing == "busy"]
+    limit = _minutes(notes.world.timeout)
+    if is_timeout and busy:
+        where = ", ".join(f"rank {rank} was in {place}" for rank, place in busy)
+        sentence = (
+            f"{name_ranks([rank for rank, _ in busy])} kept the others waiting longer than {limit} (--timeout): {where}"
+        )
+    elif is_timeout:
+        sentence = f"the ranks waited for each other longer than {limit}: give a longer --timeout if one is slow"
+    else:
+        sentence = f"the connection between the ranks broke, although all {size} live ({reason}): the network?"
+    notes.stop(sentence)
+    return notes.read() or sentence
+
+
+def _why_told_to_end(notes: _Notes) -> str:
+    """The sentence of the rank at fault, also where it died, or that nobody is at fault."""
+    told = "told to end (SIGTERM); the same command goes on from the last checkpoint, if there is one"
+    if sentence := _known_or_dead(notes, "told to end"):
+        return sentence
+    notes.stop(f"rank {notes.world.rank} was {told}")
+    return told
+
+
+def _known_or_dead(notes: _Notes, doing: str) -> str | None:
+    """What is known of whose fault it was, after a roll call to which this rank answers what it is doing.
+
+    None where all ranks live and none of them knows.
+    """
     if notes.stopped:  # rank 0, and the store with it, may have gone since
         return notes.stopped
     size = notes.world.size
-    is_timeout = re.search("timed out|timeout", str(error), re.IGNORECASE) is not None
-    notes.answer("lost")
+    notes.answer(doing)
     notes.call_the_roll()
     end = time.monotonic() + ANSWER_SECONDS
     answers: dict[int, tuple[str, str]] = {}
@@ -206,21 +267,10 @@ def _whose_fault(notes: _Notes, error: BaseException) -> str:
             "rank 0 or torchrun's agent, died without a word (killed, or out of memory?)"
         )
     silent = [rank for rank in range(size) if rank not in answers]
-    busy = [(rank, place) for rank, (doing, place) in sorted(answers.items()) if doing == "busy"]
-    limit = _minutes(notes.world.timeout)
-    if silent:
-        sentence = f"{_ranks(silent)} died without a word (killed, or out of memory?)"
-    elif is_timeout and busy:
-        where = ", ".join(f"rank {rank} was in {place}" for rank, place in busy)
-        sentence = (
-            f"{_ranks([rank for rank, _ in busy])} kept the others waiting longer than {limit} (--timeout): {where}"
-        )
-    elif is_timeout:
-        sentence = f"the ranks waited for each other longer than {limit}: give a longer --timeout if one is slow"
-    else:
-        sentence = (
-            f"the connection between the ranks broke, although all {size} live ({_one_line(error)}): the network?"
-        )
+    if not silent:
+        return None
+    notes.num_dead = len(silent)
+    sentence = f"{name_ranks(silent)} died without a word (killed, or out of memory?)"
     notes.stop(sentence)
     return notes.read() or sentence
 
@@ -254,10 +304,6 @@ def _one_line(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _ranks(ranks: list[int]) -> str:
-    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"
 
 
 def _minutes(timeout: timedelta) -> str:

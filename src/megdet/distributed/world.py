@@ -3,11 +3,11 @@
 import ctypes
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, distributed
@@ -16,6 +16,10 @@ from megdet.distributed.layout import Layout
 from megdet.errors import InputError
 
 DEFAULT_TIMEOUT = timedelta(minutes=30)
+CHUNK_BYTES = 64 << 20
+"""Of a message of `World.broadcast`, but for larger tensors."""
+_MOST_RUNS = 6
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -51,11 +55,75 @@ class World:
         if self.size > 1:
             distributed.barrier()
 
-    def agree(self, error: str | None) -> None:
-        """Raise InputError on every rank if any rank brings an error, so that none waits for one that stopped."""
-        errors = [message for message in self.gather_objects(error) if message]
-        if errors:
-            raise InputError(errors[0])
+    def together(self, work: Callable[[], T]) -> T:
+        """What `work` returns on this rank; an InputError of any rank is raised on all, so that none waits in vain."""
+        result: Any = None
+        problem: InputError | None = None
+        try:
+            result = work()
+        except InputError as found:
+            problem = found
+        for error in self.gather_objects(problem):
+            if error is not None:
+                raise error
+        return cast(T, result)
+
+    def on_first(self, work: Callable[[], T]) -> T:
+        """What `work` returns on rank 0, on every rank; an InputError of it is raised on all. It must be picklable."""
+        answer: list[Any] = [None, None]
+        if self.is_first:
+            try:
+                answer[0] = work()
+            except InputError as problem:
+                answer[1] = problem
+        if self.size > 1:
+            distributed.broadcast_object_list(answer, src=0)
+        result, error = answer
+        if error is not None:
+            raise error
+        return cast(T, result)
+
+    @torch.no_grad()
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite tensors of this rank's device by those of rank 0, in place.
+
+        Every rank gives as many, of the same shapes and dtypes, in any memory format. They travel in a few messages.
+        """
+        if self.size == 1:
+            return
+        for chunk in _chunks(tensors):
+            flat = torch.cat([tensor.reshape(-1) for tensor in chunk])
+            distributed.broadcast(flat, src=0)
+            for tensor, part in zip(chunk, torch.split(flat, [t.numel() for t in chunk]), strict=True):
+                tensor.copy_(part.view(tensor.shape))
+
+
+def _chunks(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Neighbours of one dtype, up to CHUNK_BYTES together."""
+    chunk: list[Tensor] = []
+    size = 0
+    for tensor in tensors:
+        if chunk and (tensor.dtype != chunk[0].dtype or size + tensor.nbytes > CHUNK_BYTES):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(tensor)
+        size += tensor.nbytes
+    if chunk:
+        yield chunk
+
+
+def name_ranks(ranks: Sequence[int]) -> str:
+    """`rank 1`, or `ranks 0 to 3, 5`; they must rise. Of many runs of neighbours the first few are named."""
+    runs: list[list[int]] = []
+    for rank in ranks:
+        if runs and rank == runs[-1][-1] + 1:
+            runs[-1].append(rank)
+        else:
+            runs.append([rank])
+    words = [f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs[:_MOST_RUNS]]
+    if left := sum(map(len, runs[_MOST_RUNS:])):
+        words.append(f"and {left} more")
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(words)}"
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ and `iscrowd` may be missing (width x height, and 0), no detections at all give 
 unknown image, a score that is not finite) is refused with its place instead of a wrong number or an assertion.
 """
 
+import itertools
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,12 @@ from jaxtyping import Float
 from rich.table import Table
 from rich.text import Text
 
-from megdet.evaluation.columns import read_detections, read_truth
+from megdet.errors import printable
+from megdet.evaluation.columns import Detection, Truth, detection_columns, truth_columns
 from megdet.evaluation.matching import MAX_DETECTIONS, Precision, Recall, precision_and_recall
-from megdet.files import read_json
+from megdet.files import read_json, typed
+
+_MOST_SHOWN, _SHOWN = 100, 20  # classes in a table: all up to the first, else so many of the first and of the worst
 
 
 @dataclass(frozen=True)
@@ -64,10 +68,9 @@ class CocoNumbers:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "CocoNumbers":
-        """The inverse of `as_dict`."""
-        per_class = {name: ClassNumbers(**own) for name, own in values["per_class"].items()}
-        return cls(**{**values, "per_class": per_class})
+    def from_dict(cls, values: dict[str, Any], source: str = "the evaluation") -> "CocoNumbers":
+        """Inverse of `as_dict`. Raises InputError, naming `source`, where a number is missing or of another kind."""
+        return typed(values, cls, source)
 
 
 def evaluate_files(ground_truth: Path, detections: Path) -> CocoNumbers:
@@ -76,7 +79,8 @@ def evaluate_files(ground_truth: Path, detections: Path) -> CocoNumbers:
     Raises:
         InputError: a file is missing, corrupt, or not of its format.
     """
-    return _evaluate(read_json(ground_truth), read_json(detections), str(ground_truth), str(detections))
+    truth, found = read_json(ground_truth, Truth), read_json(detections, list[Detection])
+    return _evaluate(truth, found, str(ground_truth), str(detections))
 
 
 def evaluate_detections(ground_truth: Path | dict[str, Any], detections: list[dict[str, Any]]) -> CocoNumbers:
@@ -89,11 +93,12 @@ def evaluate_detections(ground_truth: Path | dict[str, Any], detections: list[di
             the earlier one.
 
     Raises:
-        InputError: the file is missing or corrupt; an id is unknown or occurs twice; a box or score is not finite.
+        InputError: the file is missing or corrupt; an id is unknown or occurs twice; a box or score is not finite, or a
+            box has a negative size.
     """
-    if isinstance(ground_truth, Path):
-        return _evaluate(read_json(ground_truth), detections, str(ground_truth), "the detections")
-    return _evaluate(ground_truth, detections, "the ground truth", "the detections")
+    place = str(ground_truth) if isinstance(ground_truth, Path) else "the ground truth"
+    truth = read_json(ground_truth, Truth) if isinstance(ground_truth, Path) else typed(ground_truth, Truth, place)
+    return _evaluate(truth, typed(detections, list[Detection], "the detections"), place, "the detections")
 
 
 def numbers_table(numbers: CocoNumbers) -> Table:
@@ -124,22 +129,40 @@ def numbers_table(numbers: CocoNumbers) -> Table:
 
 
 def per_class_table(numbers: CocoNumbers) -> Table:
-    """The classes' numbers in percent, in the order of their category ids; a dash for a class without boxes."""
-    table = Table(title="Classes (percent)", title_justify="left")
+    """The classes' numbers in percent, in the order of their category ids; a dash for a class without boxes.
+
+    Of many classes the table has the first twenty and, by their mmAP, the worst twenty that have boxes.
+    """
+    chosen = _shown_classes(numbers.per_class)
+    title = "Classes (percent)"
+    if len(chosen) < len(numbers.per_class):
+        title = (
+            f"The first {_SHOWN} of {len(numbers.per_class)} classes and the worst {_SHOWN} (percent), all in the JSON"
+        )
+    table = Table(title=title, title_justify="left")
     table.add_column("class")
     for heading in ("boxes", "mmAP", "mmAR", "AP50", "AP75"):
         table.add_column(heading, justify="right")
-    for name, of_class in numbers.per_class.items():
+    for position, name in enumerate(chosen):
+        of_class = numbers.per_class[name]
         shown = [_percent(value) for value in (of_class.AP, of_class.AR100, of_class.AP50, of_class.AP75)]
-        # Text, because rich reads [brackets] in a string as markup; and a terminal cannot show a lone surrogate
-        printable = Text(name.encode("utf-8", errors="replace").decode())
-        table.add_row(printable, str(of_class.num_boxes), *shown)
+        if position == _SHOWN and len(chosen) < len(numbers.per_class):
+            table.add_section()
+        # Text, because rich reads [brackets] in a string as markup
+        table.add_row(Text(printable(name)), str(of_class.num_boxes), *shown)
     return table
 
 
-def _evaluate(ground_truth: object, detections: object, truth_place: str, detections_place: str) -> CocoNumbers:
-    names, numbering, truth = read_truth(ground_truth, truth_place)
-    found = read_detections(detections, detections_place, numbering)
+def _shown_classes(per_class: dict[str, ClassNumbers]) -> list[str]:
+    if len(per_class) <= _MOST_SHOWN:
+        return list(per_class)
+    worst = sorted((name for name in per_class if per_class[name].num_boxes), key=lambda name: per_class[name].AP)
+    return [*itertools.islice(per_class, _SHOWN), *worst[:_SHOWN]]
+
+
+def _evaluate(truth_rows: Truth, detections: list[Detection], truth_place: str, detections_place: str) -> CocoNumbers:
+    names, numbering, truth = truth_columns(truth_rows, truth_place)
+    found = detection_columns(detections, detections_place, numbering)
     precision, recall = precision_and_recall(truth, found, len(names))
     num_boxes = np.bincount(truth.classes[~truth.is_crowd], minlength=len(names)).tolist()
     return _summarize(precision, recall, names, num_boxes)
@@ -148,20 +171,13 @@ def _evaluate(ground_truth: object, detections: object, truth_place: str, detect
 def _summarize(precision: Precision, recall: Recall, names: list[str], num_boxes: list[int]) -> CocoNumbers:
     """Areas are all, small, medium, large; IoU 0.50 and 0.75 are the thresholds 0 and 5."""
     reached = recall[..., -1]  # up to 100 detections an image
-    numbers = {"AP": precision[..., 0], "AP50": precision[0, ..., 0], "AP75": precision[5, ..., 0]}
+    numbers = {"AP": precision[..., 0], "AP50": precision[0, :, 0], "AP75": precision[5, :, 0]}
     numbers |= {f"AP{size}": precision[..., area] for area, size in enumerate("sml", start=1)}
     numbers |= {f"AR{most}": recall[..., 0, index] for index, most in enumerate(MAX_DETECTIONS)}
     numbers |= {f"AR{size}": reached[..., area] for area, size in enumerate("sml", start=1)}
-    per_class = {
-        name: ClassNumbers(
-            AP=_mean(precision[:, :, index, 0]),
-            AP50=_mean(precision[0, :, index, 0]),
-            AP75=_mean(precision[5, :, index, 0]),
-            AR100=_mean(reached[:, index, 0]),
-            num_boxes=num_boxes[index],
-        )
-        for index, name in enumerate(names)
-    }
+    columns = (precision[..., 0].mean(axis=0), numbers["AP50"], numbers["AP75"], reached[..., 0].mean(axis=0))
+    rows = zip(names, *(column.tolist() for column in columns), num_boxes, strict=True)
+    per_class = {name: ClassNumbers(*of_class) for name, *of_class in rows}
     return CocoNumbers(**{key: _mean(values) for key, values in numbers.items()}, per_class=per_class)
 
 

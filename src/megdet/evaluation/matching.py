@@ -6,6 +6,7 @@ the first choosers of all pairs choose together, then the second ones, and so on
 thresholds and areas at a time. Only overlaps of at least the lowest threshold take part, which leaves few rounds.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -22,7 +23,7 @@ MAX_DETECTIONS = (1, 10, 100)
 """Best detections of an image and class that count for recall; for precision it is the last."""
 _MAX_PAIRS = 1 << 18  # (detection, ground-truth box) looked at together: a limit of memory
 
-Precision = Float[np.ndarray, "ious recalls classes areas"]
+Precision = Float[np.ndarray, "ious classes areas"]
 Recall = Float[np.ndarray, "ious classes areas max_detections"]
 _Choices = Bool[np.ndarray, "detections areas ious"]
 
@@ -60,7 +61,7 @@ class DetectionColumns:
 
 
 def precision_and_recall(truth: TruthColumns, found: DetectionColumns, num_classes: int) -> tuple[Precision, Recall]:
-    """Precision at 101 recalls, and recall; -1 where a class has no object of the area.
+    """The mean of the precision at 101 recalls, and recall; -1 where a class has no object of the area.
 
     Equal scores are ranked by image, then in the order given.
     """
@@ -73,22 +74,66 @@ def precision_and_recall(truth: TruthColumns, found: DetectionColumns, num_class
 
     is_ignored = truth.is_crowd[:, None] | _is_outside(truth.areas)
     is_right, is_wrong = _judge(truth, is_ignored, found)
-    precision = np.full((len(IOUS), len(RECALLS), num_classes, len(AREAS)), -1.0)
-    recall = np.full((len(IOUS), num_classes, len(AREAS), len(MAX_DETECTIONS)), -1.0)
-    for number in range(num_classes):
-        num_truths = (~is_ignored[_rows_of(number, truth.classes)]).sum(axis=0).tolist()
-        own = _rows_of(number, found.classes)
-        order = np.argsort(-found.scores[own], kind="stable")
-        for area in filter(num_truths.__getitem__, range(len(AREAS))):
-            right, wrong = is_right[own, area], is_wrong[own, area]
-            precision[:, :, number, area] = _precision_at_recalls(right[order], wrong[order], num_truths[area])
-            for column, most in enumerate(MAX_DETECTIONS):
-                recall[:, number, area, column] = right[rank[own] < most].sum(axis=0) / num_truths[area]
+    class_of, areas = truth.classes, range(len(AREAS))
+    num_truths = np.stack(
+        [np.bincount(class_of[~is_ignored[:, area]], minlength=num_classes) for area in areas], axis=1
+    )
+    by_score = np.lexsort((-found.scores, found.classes))  # stable: equal scores in the order of their images
+    classes, rank = found.classes[by_score], rank[by_score]
+    precision = np.zeros((len(IOUS), num_classes, len(AREAS)))
+    recall = np.zeros((*precision.shape, len(MAX_DETECTIONS)))
+    for area in areas:
+        # the hits of one overlap and class stand together, the best scores first
+        iou, row = np.nonzero(is_right[by_score, area].T)
+        curve = iou * num_classes + classes[row]
+        hits, counted = _running_counts(is_right[by_score, area], is_wrong[by_score, area], classes, iou, row)
+        truths = num_truths[classes[row], area]
+        read = _recalls_up_to(hits, truths) - np.where(hits > 1, _recalls_up_to(hits - 1, truths), 0)
+        reached = _highest_from_here_on(hits / counted, curve) * read
+        shape = precision.shape[:2]
+        size = math.prod(shape)
+        precision[..., area] = np.bincount(curve, reached, size).reshape(shape) / len(RECALLS)
+        for column, most in enumerate(MAX_DETECTIONS):
+            counts = np.bincount(curve[rank[row] < most], minlength=size)
+            recall[..., area, column] = counts.reshape(shape)
+    recall /= np.maximum(num_truths, 1)[..., None]
+    precision[:, num_truths == 0] = -1
+    recall[:, num_truths == 0] = -1
     return precision, recall
 
 
-def _rows_of(number: int, sorted_classes: Int64[np.ndarray, " rows"]) -> slice:
-    return slice(*np.searchsorted(sorted_classes, [number, number + 1]).tolist())
+def _running_counts(
+    is_right: Bool[np.ndarray, "detections ious"],
+    is_wrong: Bool[np.ndarray, "detections ious"],
+    classes: Int64[np.ndarray, " detections"],
+    iou: Int64[np.ndarray, " hits"],
+    row: Int64[np.ndarray, " hits"],
+) -> tuple[Int64[np.ndarray, " hits"], Int64[np.ndarray, " hits"]]:
+    """At each hit, how many of its class are right up to it, and how many are right or wrong."""
+    start = np.searchsorted(classes, classes[row])
+    before = np.zeros((len(classes) + 1, len(IOUS)), np.int64)
+    counts = []
+    for counted in (is_right, is_right | is_wrong):
+        np.cumsum(counted, axis=0, out=before[1:])
+        counts.append(before[row + 1, iou] - before[start, iou])
+    return counts[0], counts[1]
+
+
+def _recalls_up_to(hits: Int64[np.ndarray, " hits"], truths: Int64[np.ndarray, " hits"]) -> Int64[np.ndarray, " hits"]:
+    """How many of the 101 recalls so many hits reach."""
+    count: Int64[np.ndarray, " hits"] = np.searchsorted(RECALLS, hits / truths, side="right")
+    return count
+
+
+def _highest_from_here_on(
+    values: Float[np.ndarray, " hits"], curve: Int64[np.ndarray, " hits"]
+) -> Float[np.ndarray, " hits"]:
+    """The highest value of the same curve at each place or behind it; curves stand in ascending order."""
+    levels, level = np.unique(values, return_inverse=True)
+    # whole numbers that rise from curve to curve backwards, so that one running maximum serves all curves
+    keys = level + len(levels) * (curve.max(initial=0) - curve)
+    highest: Float[np.ndarray, " hits"] = levels[np.maximum.accumulate(keys[::-1])[::-1] % max(len(levels), 1)]
+    return highest
 
 
 def _starts(images: Int64[np.ndarray, " rows"], classes: Int64[np.ndarray, " rows"]) -> Int64[np.ndarray, " runs"]:
@@ -173,16 +218,3 @@ def _overlaps(
     union = np.where(is_crowd, own, own + truth[:, 2] * truth[:, 3] - both)
     overlaps: Float[np.ndarray, " pairs"] = np.divide(both, union, out=np.zeros_like(both), where=meets)
     return overlaps
-
-
-def _precision_at_recalls(
-    right: Bool[np.ndarray, "detections ious"], wrong: Bool[np.ndarray, "detections ious"], num_truths: int
-) -> Float[np.ndarray, "ious recalls"]:
-    """The highest precision at each recall or beyond, 0 where it is never reached; best detections first."""
-    hits, misses = (np.cumsum(side.T, axis=1, dtype=np.float64) for side in (right, wrong))
-    precision = hits / np.maximum(hits + misses, 1)
-    precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    precision = np.concatenate([precision, np.zeros((len(precision), 1))], axis=1)
-    return np.stack(
-        [own[np.searchsorted(reached, RECALLS)] for own, reached in zip(precision, hits / num_truths, strict=True)]
-    )

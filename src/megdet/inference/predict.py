@@ -82,7 +82,10 @@ def detect_dataset(
 
 
 def detect_image(trained: TrainedDetector, file: Path) -> tuple[NDArray[np.uint8], list[Result]]:
-    """The 8-bit RGB pixels of an image file and its detections, with `image_id` the file's name."""
+    """The 8-bit RGB pixels of an image file and its detections, with `image_id` the file's name.
+
+    They are those of `detect_dataset` to rounding: the canvas is that of the evaluation plan.
+    """
     pixels = read_image(file)
     height, width = pixels.shape[:2]
     data = trained.recipe.data

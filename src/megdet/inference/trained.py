@@ -5,10 +5,12 @@ from typing import Any
 
 import torch
 
-from megdet.distributed.world import SINGLE_LANE, Lane, use_precision
+from megdet.distributed.world import SINGLE_LANE, Lane, World, use_precision
 from megdet.errors import InputError
-from megdet.journal.checkpoint_files import checkpoint_path, latest_checkpoint, load_checkpoint
+from megdet.journal.checkpoint_files import Kind, checkpoint_path, latest_checkpoint, open_checkpoint
 from megdet.journal.run_folder import RunFolder
+from megdet.journal.run_state import RunState
+from megdet.journal.tensor_check import check_finite, check_tensors
 from megdet.model.detector import Detector
 from megdet.recipe import Recipe
 from megdet.recipe_file import parse_recipe
@@ -41,27 +43,36 @@ def load_detector(
     lane: Lane = SINGLE_LANE,
     *,
     step: int | None = None,
+    world: World | None = None,
 ) -> TrainedDetector:
     """The detector of a run's newest checkpoint, or that of a step; its averaged weights where the run keeps them.
 
     `overrides` change the recipe, which may change how it detects but not its architecture; `lane` matters where
-    its batch norms will see groups again. Raises InputError when the folder is no run, has no checkpoint, or the
-    checkpoint holds another architecture.
+    its batch norms will see groups again. Where a `world` is given all its ranks call it, and rank 0 alone reads the
+    folder. Raises InputError when the folder is no run, has no checkpoint, or the checkpoint holds another architecture
+    or weights that are not finite.
     """
-    recipe = read_recipe(folder, overrides)
-    checkpoint = latest_checkpoint(folder) if step is None else checkpoint_path(folder, step)
-    if checkpoint is None:
-        raise InputError(f"{folder.path}: the run has no checkpoint yet; `megdet train` writes one an epoch")
-    tensors, state = load_checkpoint(checkpoint)
-    weights = tensors.get("averages", tensors["model"])
+    world = world or World(0, 1, device)
+    weights: dict[str, torch.Tensor] = {}
+
+    def read() -> tuple[Recipe, RunState, str]:
+        recipe = read_recipe(folder, overrides)
+        path = latest_checkpoint(folder) if step is None else checkpoint_path(folder, step)
+        if path is None:
+            raise InputError(f"{folder.path}: the run has no checkpoint yet; `megdet train` writes one an epoch")
+        checkpoint = open_checkpoint(path)
+        kind: Kind = "averages" if "averages" in checkpoint.hashes else "model"
+        weights.update(checkpoint.tensors(kind))
+        return recipe, checkpoint.state, str(checkpoint.file(kind))
+
+    recipe, state, source = world.on_first(read)
     # the checkpoint has all weights, so the file that the training started from need not exist any more
-    model = Detector(replace(recipe, backbone=replace(recipe.backbone, weights="")), len(state["class_names"]), lane)
+    model = Detector(replace(recipe, backbone=replace(recipe.backbone, weights="")), len(state.class_names), lane)
     place_model(model, device)  # first, so that weights in float64 stay so
-    load_weights(model, weights, str(checkpoint / f"{'averages' if 'averages' in tensors else 'model'}.safetensors"))
+    world.on_first(lambda: load_weights(model, weights, source))
+    world.broadcast(model.state_dict().values())
     model.eval()
-    return TrainedDetector(
-        model, recipe, tuple(state["class_names"]), tuple(state["category_ids"]), int(state["step"]), device
-    )
+    return TrainedDetector(model, recipe, state.class_names, state.category_ids, state.step, device)
 
 
 def place_model(model: Detector, device: torch.device) -> None:
@@ -77,17 +88,13 @@ def place_model(model: Detector, device: torch.device) -> None:
 
 
 def load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], source: str) -> None:
-    """Load a checkpoint's tensors, all of them. Raises InputError naming the first that does not fit."""
-    wanted = model.state_dict()
-    for name, tensor in wanted.items():
-        if name not in weights:
-            raise InputError(f"{source}: no tensor {name}: the checkpoint holds another architecture than the recipe")
-        if weights[name].shape != tensor.shape:
-            raise InputError(
-                f"{source}: {name} has shape {tuple(weights[name].shape)}, the recipe asks for {tuple(tensor.shape)}: "
-                "the checkpoint holds another architecture than the recipe"
-            )
-    left = sorted(set(weights) - set(wanted))
-    if left:
-        raise InputError(f"{source}: tensor {left[0]} has no place in the recipe's architecture")
+    """Load a detector's tensors, all of them or none.
+
+    Raises InputError naming the first that does not fit or is not finite.
+    """
+    try:
+        check_tensors(weights, model.state_dict(), source, converts=True)
+    except InputError as error:
+        raise InputError(f"{error}: these are weights of another architecture than the recipe's") from None
+    check_finite(weights, source)
     model.load_state_dict(weights)

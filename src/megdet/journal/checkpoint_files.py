@@ -4,53 +4,100 @@
         model.safetensors                 weights and buffers, by name
         optimizer.safetensors             momentum and the like, by name
         averages.safetensors              the averaged weights (EMA), where the recipe has them
-        state.json                        {"format": 1, "step": 123, "tensors": ["averages", "model", ...], "state": {}}
+        state.json                        {"format": 2, "tensors": {"model": SHA-256, ...}, "state": {"step": 123, ...}}
 
-"tensors" lists the .safetensors files, "state" is the caller's (JSON; numbers that are not finite as in metrics.jsonl).
-Tensors are stored contiguous; a memory format such as channels_last belongs to the model that they are loaded into.
+"tensors" has the hash of every .safetensors file, "state" is a RunState. Both are checked when they are read. Tensors
+are stored contiguous; a memory format such as channels_last belongs to the model that they are loaded into.
 
 A checkpoint appears under its name when all of it is on the disk: it is written into a hidden folder beside and then
 renamed. It disappears the same way round. Folders that an interrupted save left hidden are removed by the next save.
 """
 
+import hashlib
 import os
 import re
 import shutil
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
+import msgspec
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from megdet.errors import InputError
-from megdet.files import cannot_write, read_json, sync_folder, write_json_atomically
-from megdet.journal.run_folder import RunFolder, decode_non_finite, encode_non_finite
+from megdet.files import cannot_write, read_json, reason_of, sync_folder, write_json_atomically
+from megdet.journal.run_folder import RunFolder
+from megdet.journal.run_state import RunState
 
-_FORMAT = 1
+_FORMAT = 2
 _NAME = re.compile(r"step_(\d{8,})")
 _HIDDEN = ".unfinished_"
+
+Kind = Literal["model", "optimizer", "averages", "agvm", "noise"]
+
+
+class _Format(msgspec.Struct):
+    format: int
+
+
+class _Content(msgspec.Struct, forbid_unknown_fields=True):
+    """state.json."""
+
+    format: int
+    tensors: dict[Kind, str]
+    state: RunState
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose state has been read; its tensors are read when they are asked for."""
+
+    path: Path
+    state: RunState
+    hashes: Mapping[Kind, str]
+    """SHA-256 of every file of tensors"""
+
+    def file(self, kind: Kind) -> Path:
+        """The file of some of its tensors."""
+        return self.path / f"{kind}.safetensors"
+
+    def tensors(self, kind: Kind) -> dict[str, Tensor]:
+        """The tensors of a file, on the CPU. Raises InputError where it is missing, damaged or not the one saved."""
+        file, found = self.file(kind), ""
+        if kind not in self.hashes:
+            raise self.damaged(f"{self.path / 'state.json'} names no {file.name}")
+        try:
+            with file.open("rb") as content:
+                found = hashlib.file_digest(content, "sha256").hexdigest()
+            if found == self.hashes[kind]:
+                return load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise self.damaged(f"{file} cannot be read ({reason_of(error)})") from error
+        raise self.damaged(f"{file} is not what was saved, its SHA-256 differs from that in state.json")
+
+    def damaged(self, what: str) -> InputError:
+        """The InputError that says what is wrong with it, and how to go on."""
+        return _damaged(self.path, what)
 
 
 def save_checkpoint(
     folder: RunFolder,
-    step: int,
-    tensors: Mapping[str, Mapping[str, Tensor]],
-    state: Mapping[str, Any],
+    state: RunState,
+    tensors: Mapping[Kind, Mapping[str, Tensor]],
     keep: int,
     spared: Collection[int] = (),
 ) -> Path:
-    """Write the checkpoint of this step, then delete the oldest ones beyond `keep`, and those of later steps.
+    """Write the checkpoint of this state's step, then delete the oldest ones beyond `keep`, and those of later steps.
 
     Later steps belong to a course that the run has left, by a roll-back; a resume must not return to it.
 
     Args:
         folder: the run folder.
-        step: optimizer steps done.
-        tensors: file name without suffix ("model", "optimizer", "averages") -> name -> tensor of any device and
-            memory format.
-        state: whatever else a resume needs, as JSON can say it.
+        state: what a resume needs besides tensors.
+        tensors: kind, which is the file's name without suffix, -> name -> tensor of any device and memory format.
         keep: number of checkpoints to keep, at least 1; the one just written is never deleted.
         spared: steps up to this one whose checkpoints stay however old they are.
 
@@ -60,8 +107,9 @@ def save_checkpoint(
     Raises:
         InputError: it cannot be written; the checkpoints that were there stay as they were.
     """
-    if keep < 1 or step < 0:
-        raise ValueError(f"keep must be at least 1 and step at least 0, not {keep} and {step}")
+    if keep < 1:
+        raise ValueError(f"keep must be at least 1, not {keep}")
+    step = state.step
     final = checkpoint_path(folder, step)
     unfinished = folder.checkpoints / f"{_HIDDEN}{final.name}"
     try:
@@ -70,7 +118,7 @@ def save_checkpoint(
             shutil.rmtree(leftover)
         unfinished.mkdir()
         try:
-            _write(unfinished, step, tensors, state)
+            _write(unfinished, tensors, state)
             _rename(unfinished, final)
         except Exception:
             shutil.rmtree(unfinished, ignore_errors=True)  # a full disk must not stay full
@@ -121,71 +169,67 @@ def checkpoint_path(folder: RunFolder, step: int) -> Path:
     return folder.checkpoints / f"step_{step:08d}"
 
 
-def update_state(path: Path, state: Mapping[str, Any]) -> None:
+def update_state(path: Path, state: RunState) -> None:
     """Replace the state of a checkpoint that is there, atomically; its tensors stay. Raises InputError."""
-    content = read_json(path / "state.json")
-    write_json_atomically(path / "state.json", {**content, "state": encode_non_finite(state)}, indent=2)
+    _write_content(path, _Content(_FORMAT, dict(open_checkpoint(path).hashes), state))
 
 
-def load_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """The tensors (on the CPU) and the state of a checkpoint, as they were given to `save_checkpoint`.
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint's state and no tensor.
+
+    Raises:
+        InputError: the folder is missing; state.json is missing, damaged, of another format or of another step.
+    """
+    if not path.is_dir():
+        raise InputError(f"there is no checkpoint {path}; check the path")
+    file = path / "state.json"
+    try:
+        found = read_json(file, _Format).format
+        if found != _FORMAT:
+            raise InputError(f"{file} has format {found}, this megdet reads format {_FORMAT}")
+        content = read_json(file, _Content)
+    except InputError as error:
+        raise _damaged(path, str(error)) from error
+    if content.state.step != checkpoint_step(path):
+        raise _damaged(path, f"{file} is of step {content.state.step}")
+    return Checkpoint(path, content.state, content.tensors)
+
+
+def load_checkpoint(path: Path) -> tuple[dict[Kind, dict[str, Tensor]], RunState]:
+    """All tensors (on the CPU) and the state of a checkpoint, as they were given to `save_checkpoint`.
 
     Raises:
         InputError: the folder is missing, or a file in it is missing or damaged; the message names the file.
     """
-    content, mend = _read_content(path), _mend(path)
-    tensors: dict[str, dict[str, Tensor]] = {}
-    try:
-        for name in content["tensors"]:
-            file = path / f"{name}.safetensors"
-            try:
-                tensors[name] = load_file(file)
-            except (OSError, SafetensorError) as error:
-                reason = " ".join(str(error).split())
-                raise InputError(f"the checkpoint is damaged: {file} cannot be read ({reason}); {mend}") from error
-        return tensors, decode_non_finite(content["state"])
-    except (KeyError, TypeError) as error:
-        raise InputError(f"the checkpoint is damaged: {path / 'state.json'} lacks a key ({error}); {mend}") from error
+    checkpoint = open_checkpoint(path)
+    return {kind: checkpoint.tensors(kind) for kind in checkpoint.hashes}, checkpoint.state
 
 
-def load_state(path: Path) -> dict[str, Any]:
-    """The state of a checkpoint alone. Raises InputError as `load_checkpoint` does."""
-    state = decode_non_finite(_read_content(path).get("state"))
-    if not isinstance(state, dict):
-        raise InputError(f"the checkpoint is damaged: {path / 'state.json'} lacks a key ('state'); {_mend(path)}")
-    return state
+def _damaged(path: Path, what: str) -> InputError:
+    return InputError(
+        f"the checkpoint is damaged: {what}; delete the folder {path} and run the same command again, it goes on from "
+        "the checkpoint before, if there is one"
+    )
 
 
-def _read_content(path: Path) -> dict[str, Any]:
-    if not path.is_dir():
-        raise InputError(f"there is no checkpoint {path}; check the path")
-    try:
-        content = read_json(path / "state.json")
-    except InputError as error:
-        raise InputError(f"the checkpoint is damaged: {error}; {_mend(path)}") from error
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
-        found = content.get("format") if isinstance(content, dict) else None
-        raise InputError(
-            f"{path / 'state.json'} has format {found!r}, this megdet reads format {_FORMAT}; {_mend(path)}"
-        )
-    return content
-
-
-def _mend(path: Path) -> str:
-    return f"delete the folder {path} and run the same command again, it goes on from the checkpoint before"
-
-
-def _write(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
-    content = {"format": _FORMAT, "step": step, "tensors": sorted(tensors), "state": encode_non_finite(state)}
-    write_json_atomically(folder / "state.json", content, indent=2)
-    permissions = (folder / "state.json").stat().st_mode
-    for name, group in tensors.items():
-        file = folder / f"{name}.safetensors"
+def _write(folder: Path, tensors: Mapping[Kind, Mapping[str, Tensor]], state: RunState) -> None:
+    hashes: dict[Kind, str] = {}
+    for kind, group in sorted(tensors.items()):
+        file = folder / f"{kind}.safetensors"
         save_file(_storable(group), file)
-        file.chmod(permissions)  # safetensors makes files for their owner alone; others may want to read a run
         with file.open("rb") as written:
+            hashes[kind] = hashlib.file_digest(written, "sha256").hexdigest()
             os.fsync(written.fileno())
+    _write_content(folder, _Content(_FORMAT, hashes, state))
+    permissions = (folder / "state.json").stat().st_mode
+    for kind in tensors:
+        # safetensors makes files for their owner alone; others may want to read a run
+        (folder / f"{kind}.safetensors").chmod(permissions)
     sync_folder(folder)
+
+
+def _write_content(folder: Path, content: _Content) -> None:
+    write_json_atomically(folder / "state.json", msgspec.to_builtins(content), indent=2)
 
 
 def _storable(group: Mapping[str, Tensor]) -> dict[str, Tensor]:

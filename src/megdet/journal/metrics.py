@@ -41,7 +41,7 @@ class MetricsWriter:
             if text.encode() != content:
                 write_text_atomically(path, text)
         try:
-            self._file = path.open("a", encoding="utf-8", newline="\n")
+            self._file = path.open("ab", buffering=0)  # a buffer that a full disk refused would be written once more
         except OSError as error:
             raise cannot_write(path, error) from error
 
@@ -55,17 +55,22 @@ class MetricsWriter:
         if type(record.get("step")) is not int:
             raise ValueError(f"a metrics record needs an integer 'step', this one has {record.get('step')!r}")
         line = json.dumps(encode_non_finite(record), allow_nan=False)
+        rest = memoryview((line + "\n").encode())
         try:
-            self._file.write(line + "\n")
-            self._file.flush()
+            while rest:
+                rest = rest[self._file.write(rest) :]
         except OSError as error:
             raise cannot_write(self.path, error) from error
 
     def close(self) -> None:
-        """Flush the file to the disk and close it; a second call does nothing."""
-        if not self._file.closed:
-            os.fsync(self._file.fileno())
-            self._file.close()
+        """Flush the file to the disk and close it; a second call does nothing. Raises InputError: the disk is full."""
+        if self._file.closed:
+            return
+        try:
+            with self._file:
+                os.fsync(self._file.fileno())
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
 
     def __enter__(self) -> "MetricsWriter":
         return self
@@ -73,7 +78,11 @@ class MetricsWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except InputError:
+            if kind is None:
+                raise  # otherwise what stopped the run is told, and this is not
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

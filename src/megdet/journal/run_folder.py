@@ -27,7 +27,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from megdet.errors import InputError
-from megdet.files import cannot_write, read_text, reason_of, write_text_atomically
+from megdet.files import cannot_write, read_text, reason_of, temporary_name, write_text_atomically
 
 # Windows has no such locks; two starts in one folder are not noticed there
 _fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
@@ -58,7 +58,7 @@ class RunFolder:
             InputError: the path, or one above it, is a file, or the folder cannot be written.
         """
         for folder in (self.path, self.checkpoints, self.pictures):
-            probe = folder / f".probe.{os.getpid()}"
+            probe = folder / temporary_name("probe")
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 probe.touch()  # permission bits do not tell everything: a disk may be full or mounted read-only
@@ -69,15 +69,17 @@ class RunFolder:
                 ) from error
         return self
 
-    def lock(self) -> TextIO:
-        """Hold the folder against other processes until the returned file is closed or this process ends.
+    def lock(self) -> "FolderLock":
+        """Hold the folder against other processes until the returned lock is closed or this process ends.
 
         Raises:
             InputError: another process holds it.
         """
-        file = (self.checkpoints / ".lock").open("w")
+        path = self.checkpoints / ".lock"
+        file = path.open("w")
+        lock = FolderLock(self, path, file)
         if _fcntl is None:
-            return file
+            return lock
         try:
             _fcntl.flock(file, _fcntl.LOCK_EX | _fcntl.LOCK_NB)
         except BlockingIOError:
@@ -88,7 +90,7 @@ class RunFolder:
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):  # some network file systems have no locks
                 raise cannot_write(self.path, error) from error
-        return file
+        return lock
 
     def write_recipe(self, text: str) -> None:
         """Keep the complete recipe of this run, YAML text. Raises InputError where it cannot be written."""
@@ -101,6 +103,35 @@ class RunFolder:
             InputError: the file is there and cannot be read as UTF-8 text.
         """
         return read_text(self.recipe) if self.recipe.exists() else None
+
+
+class FolderLock:
+    """A run folder that this process holds against others."""
+
+    def __init__(self, folder: RunFolder, path: Path, file: TextIO) -> None:
+        self.folder, self._path, self._file = folder, path, file
+
+    def check(self) -> None:
+        """Raise InputError where the folder is not there any more; what is written would be lost, or a folder apart."""
+        try:
+            is_there = os.path.samestat(os.fstat(self._file.fileno()), self._path.stat())
+        except OSError:
+            is_there = False
+        if not is_there:
+            raise InputError(
+                f"the run folder {self.folder.path} was moved or deleted while the run went on: put it back and run "
+                "the same command again"
+            )
+
+    def close(self) -> None:
+        """Let other processes have it."""
+        self._file.close()
+
+    def __enter__(self) -> "FolderLock":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def encode_non_finite(value: Any) -> Any:

@@ -1,5 +1,6 @@
 """The backbone: any timm model that offers features at strides 4, 8, 16 and 32."""
 
+import inspect
 import itertools
 from collections.abc import Callable
 from functools import partial
@@ -21,6 +22,8 @@ from megdet.recipe import Backbone as BackboneRecipe
 from megdet.recipe import RecomputePlan
 
 STRIDES = (4, 8, 16, 32)
+_ALWAYS_RANDOM = (nn.RReLU, nn.FractionalMaxPool2d)
+"""Layers of torch that draw random numbers in training whatever their arguments."""
 
 
 class Backbone(nn.Module):
@@ -38,7 +41,7 @@ class Backbone(nn.Module):
         if recipe.weights:
             load_backbone_weights(whole, Path(recipe.weights))
         try:
-            body: Any = timm.create_model(recipe.name, pretrained=False, features_only=True)
+            body: Any = timm.create_model(recipe.name, pretrained=False, features_only=True, **_no_drops(whole))
         except RuntimeError:
             raise InputError(f"backbone.name {recipe.name}: this timm model offers no features by stride") from None
         reductions = body.feature_info.reduction()
@@ -62,6 +65,8 @@ class Backbone(nn.Module):
                 raise InputError(f"backbone.last_convolution: {recipe.name} has no convolution before its classifier")
             self.last = nn.Sequential(whole.conv_head, whole.bn2)
             self.channels[-1] = whole.conv_head.out_channels
+        _refuse_random_layers(self.body, recipe.name)
+        _refuse_random_layers(self.last, recipe.name)
         if recipe.norm_eps is not None:
             _set_eps(self, recipe.norm_eps)
         self._freeze(recipe.frozen_stages)
@@ -205,6 +210,28 @@ def _whole_model(name: str) -> Any:
     if not timm.is_model(name):
         raise InputError(f"backbone.name {name}: timm has no such model{nearest(name, timm.list_models())}")
     return timm.create_model(name, pretrained=False)
+
+
+def _no_drops(model: nn.Module) -> dict[str, Any]:
+    """What builds a model of this class without dropout and stochastic depth: every drop rate that it takes, at 0."""
+    taken = inspect.signature(type(model).__init__).parameters
+    return {name: 0.0 for name in taken if "drop" in name and name.endswith("rate")}
+
+
+def _refuse_random_layers(model: nn.Module, name: str) -> None:
+    """Raise InputError where a layer draws random numbers: they would depend on devices and on recomputing."""
+    for path, layer in model.named_modules():
+        rates = {
+            key: value
+            for key, value in vars(layer).items()
+            if ("drop" in key or key == "p") and isinstance(value, float) and value > 0
+        }
+        if rates or isinstance(layer, _ALWAYS_RANDOM):
+            what = "".join(f", its {key} is {value:g}" for key, value in rates.items())
+            raise InputError(
+                f"backbone.name {name}: its layer {path} ({type(layer).__name__}) is random{what}, which timm has no "
+                "drop rate for; the result would depend on the devices: choose another backbone"
+            )
 
 
 def _classifier_prefixes(model: nn.Module) -> tuple[str, ...]:

@@ -7,7 +7,8 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from megdet.ops.boxes import box_iou
-from megdet.ops.ordering import NEVER, hash64, hash_integers, top
+from megdet.ops.integer_hash import hash_integers
+from megdet.ops.ordering import NEVER, hash64, top
 
 _BOXES_AT_ONCE = 16
 """Boxes compared with all candidates together; bounds the memory of a crowded image at full size."""

@@ -9,13 +9,10 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from megdet.ops.integer_hash import GOLDEN, MIX_1, MIX_2
+
 NEVER = torch.iinfo(torch.int64).min
 """The key of what must not be chosen."""
-
-_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed number
-_MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
-_MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
-_MASK = (1 << 64) - 1
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
@@ -28,21 +25,10 @@ def hash64(seeds: Int64[Tensor, " *shape"], index: Int64[Tensor, " *shape2"]) ->
 
     For one seed the map from index to number is a bijection: different candidates never get equal keys.
     """
-    x = seeds + index * _GOLDEN
-    x = (x ^ _shift_right(x, 30)) * _MIX_1
-    x = (x ^ _shift_right(x, 27)) * _MIX_2
+    x = seeds + index * GOLDEN
+    x = (x ^ _shift_right(x, 30)) * MIX_1
+    x = (x ^ _shift_right(x, 27)) * MIX_2
     return x ^ _shift_right(x, 31)
-
-
-def hash_integers(*numbers: int) -> int:
-    """One signed 64-bit hash of some integers, the same chain as `hash64` on Python numbers."""
-    state = 0
-    for number in numbers:
-        x = (state + (number & _MASK) * (_GOLDEN & _MASK)) & _MASK
-        x = ((x ^ (x >> 30)) * (_MIX_1 & _MASK)) & _MASK
-        x = ((x ^ (x >> 27)) * (_MIX_2 & _MASK)) & _MASK
-        state = x ^ (x >> 31)
-    return state - (1 << 64) if state >> 63 else state
 
 
 def score_keys(scores: Float[Tensor, "... candidates"]) -> Int64[Tensor, "... candidates"]:

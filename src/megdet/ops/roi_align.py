@@ -58,9 +58,10 @@ def roi_levels(
 ) -> Int64[Tensor, " rois"]:
     """The level from which each RoI is pooled, 0 the finest (Eq. 1 of the FPN paper).
 
-    A RoI of `canonical_size` pixels goes to `canonical_level`, one of half that size to the level below.
+    A RoI of `canonical_size` pixels goes to `canonical_level`, one of half that size to the level below; one whose size
+    is no number to the finest.
     """
-    size = ((rois[:, 2] - rois[:, 0]) * (rois[:, 3] - rois[:, 1])).clamp(min=0).sqrt()
+    size = ((rois[:, 2] - rois[:, 0]) * (rois[:, 3] - rois[:, 1])).nan_to_num(nan=0.0).clamp(min=0).sqrt()
     level = (canonical_level + torch.log2(size / canonical_size) + 1e-6).floor()
     return level.clamp(min=0, max=num_levels - 1).to(torch.int64)
 
@@ -79,8 +80,9 @@ def roi_align(
     """Pool each RoI to pool_size x pool_size bins, row by row, from its level (Mask R-CNN, Sec. 3).
 
     `rois` are in pixels of the image and get no gradient. The value of a bin is the mean of sampling_ratio^2 bilinear
-    samples, as in `torchvision.ops.roi_align`; points more than a pixel outside the map count as zero. `aligned`
-    shifts by the half pixel between the corner and the centre of a pixel.
+    samples, as in `torchvision.ops.roi_align`; points more than a pixel outside the map count as zero, and so do all
+    those of a RoI with a coordinate that is not finite. `aligned` shifts by the half pixel between the corner and the
+    centre of a pixel.
     """
     index, weights = _taps(table, strides, rois.detach(), image_index, levels, pool_size, sampling_ratio, aligned)
     bins: Tensor = _WeightedBag.apply(table.rows, index, weights)
@@ -103,6 +105,7 @@ def _taps(
     height, width = shape[0], shape[1]
     scale = constant(tuple(1.0 / stride for stride in strides), work, device)[levels].unsqueeze(1)
     scaled = rois.to(work) * scale - (0.5 if aligned else 0.0)
+    scaled = scaled.where(rois.isfinite().all(1, keepdim=True), math.nan)  # so that all of its points are outside
     low, size = scaled[:, :2], scaled[:, 2:] - scaled[:, :2]
     if not aligned:
         size = size.clamp(min=1.0)
@@ -124,12 +127,13 @@ def _taps(
 
 def _bilinear(points: Tensor, length: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Lower and upper pixel along one axis and their weights; both weights are 0 outside the map."""
-    is_inside = ((points >= -1.0) & (points <= length)).to(points.dtype)
-    points = points.clamp(min=0)
+    is_inside = (points >= -1.0) & (points <= length)
+    points = torch.where(is_inside, points, 0.0).clamp(min=0)  # outside they may be no numbers
     low = torch.minimum(points.floor().to(torch.int64), length - 1)
     high = torch.minimum(low + 1, length - 1)
     fraction = (points - low).clamp(max=1.0) * (high > low)
-    return low, high, (1 - fraction) * is_inside, fraction * is_inside
+    inside = is_inside.to(points.dtype)
+    return low, high, (1 - fraction) * inside, fraction * inside
 
 
 class _TakenRows(torch.autograd.Function):

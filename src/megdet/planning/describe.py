@@ -8,9 +8,9 @@ from megdet.data.coco import load_coco
 from megdet.data.demo import CLASS_NAMES, DEMO_SETS
 from megdet.data.plan import TrainingPlan
 from megdet.distributed.layout import better_device_counts, choose_layout
-from megdet.planning.counting import meta_detector
 from megdet.recipe import Recipe
-from megdet.training.schedule import decay_of, learning_rate, scaled_rate, total_steps
+from megdet.run_length import decay_of, total_steps
+from megdet.training.schedule import learning_rate, scaled_rate, why_no_warmup
 
 _ASSUMED_CLASSES = 80
 _ASSUMED_IMAGES = 117266
@@ -32,8 +32,13 @@ def describe(
     num_devices: int,
     lane_width: int | None = None,
     max_images_per_device: int | None = None,
+    *,
+    count_parameters: bool = False,
 ) -> list[Row]:
-    """The rows of `megdet describe`. Raises InputError for a layout that cannot be."""
+    """The rows of `megdet describe`; all but the number of parameters follow without building the detector.
+
+    Raises InputError for a layout that cannot be.
+    """
     rows: list[Row] = []
 
     def add(key: str, name: str, value: Any, text: str = "") -> None:
@@ -68,7 +73,7 @@ def describe(
     images, classes = _data_rows(recipe, add)
     steps, warmup = total_steps(recipe, images), recipe.schedule.warmup_steps
     warmup_images = warmup * recipe.batch_size
-    first, after = learning_rate(recipe, images, 0), scaled_rate(recipe)
+    first, after, nothing = learning_rate(recipe, images, 0), scaled_rate(recipe), why_no_warmup(recipe)
     add("rate_first", "learning rate of the first step", first, f"{first:.6g}")
     rule = f"{recipe.batch_size} / 16" if recipe.optimizer.scaling == "linear" else f"sqrt({recipe.batch_size} / 16)"
     add("rate_after_warmup", "learning rate after warmup", after, f"{after:.6g} = base_lr x {rule}")
@@ -76,14 +81,19 @@ def describe(
         "warmup_steps",
         "warmup",
         warmup,
-        f"{warmup} steps = {warmup_images} images = {warmup_images / images:.2f} epochs"
-        + ("" if first < after else " (starts at the full rate: r is not below it)"),
+        f"none: {nothing}"
+        if nothing
+        else f"{warmup} steps = {warmup_images} images = {warmup_images / images:.2f} epochs",
     )
     decay = decay_of(recipe.schedule)
     decays = ", ".join(f"x{f:g} at epoch {m:g}" for m, f in zip(decay.milestones, decay.factors, strict=True))
     add("policy", "policy", recipe.schedule.policy, f"{recipe.schedule.policy}{': ' if decays else ''}{decays}")
     add("epochs", "epochs", decay.epochs, f"{decay.epochs:g}")
     add("steps", "steps", steps, f"{steps} ({images / recipe.batch_size:.1f} an epoch)")
+
+    if not count_parameters:
+        return rows
+    from megdet.planning.counting import meta_detector  # here, because torch takes seconds to load
 
     model = meta_detector(recipe, classes)
     parameters = sum(parameter.numel() for parameter in model.parameters())

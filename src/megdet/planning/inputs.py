@@ -1,7 +1,7 @@
 """What a plan is made from: steps measured here, an earlier measurement, or numbers that the user gives."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
@@ -69,7 +69,7 @@ def measure_recipe(
             raise
         assumptions.append(f"no other recompute plan: {error}")
         plans = plans[:1]
-    return measure(recipe, how.sizes or sizes_to_measure(layout), plans, how, progress)
+    return measure(recipe, replace(how, sizes=how.sizes or sizes_to_measure(layout), plans=plans), progress)
 
 
 def measured_earlier(recipe: Recipe, path: Path) -> Measurement:
@@ -117,17 +117,17 @@ def planner_of_measurement(
             f"the {measurement.others_bytes / GIB:.3g} GiB of the GPU that other processes held when measuring began "
             "are in no number here; if they computed meanwhile, the seconds are too long"
         )
-    load_seconds = measurement.load_seconds / max(1, how.workers)
-    return _planner(
+    load_seconds, loads_beside = measurement.load_seconds / max(1, how.workers), how.workers > 0
+    costs = {
+        plan: replace(cost, load_seconds=load_seconds, loads_beside=loads_beside)
+        for plan, cost in costs.items()
+        if plan in asked
+    }
+    return Planner(
         recipe,
-        {
-            plan: replace(cost, load_seconds=load_seconds, loads_beside=how.workers > 0)
-            for plan, cost in costs.items()
-            if plan in asked
-        },
+        costs,
+        exchange_of(meta_detector(recipe, measurement.num_classes), gathers_sums=measurement.device == "cpu"),
         fabric,
-        measurement.device,
-        measurement.num_classes,
         measurement.num_images,
         measurement.num_val_images,
         measurement.evaluation_seconds,
@@ -142,21 +142,8 @@ def planner_of_numbers(recipe: Recipe, given: Given, device: str, fabric: Fabric
     cost = StepCost(0.0, 0.0, given.seconds_per_image, given.fixed_bytes, 0.0, given.image_bytes or 0.0)
     train = load_datasets(recipe, World(0, 1, torch.device("cpu"))).train
     TrainingPlan(train.sizes, recipe)  # refuses too few images
-    return _planner(recipe, {recipe.recompute: cost}, fabric, device, len(train.class_names), len(train))
-
-
-def _planner(
-    recipe: Recipe,
-    costs: Mapping[RecomputePlan, StepCost],
-    fabric: Fabric,
-    device: str,
-    num_classes: int,
-    num_images: int,
-    num_val_images: int = 0,
-    evaluation_seconds: float = 0.0,
-) -> Planner:
-    exchange = exchange_of(meta_detector(recipe, num_classes), gathers_sums=device == "cpu")
-    return Planner(recipe, costs, exchange, fabric, num_images, num_val_images, evaluation_seconds)
+    exchange = exchange_of(meta_detector(recipe, len(train.class_names)), gathers_sums=device == "cpu")
+    return Planner(recipe, {recipe.recompute: cost}, exchange, fabric, len(train))
 
 
 def linked(measurement: Measurement | None, given: Given) -> tuple[Fabric, str]:
@@ -214,11 +201,8 @@ def _refuse_other_noise(recipe: Recipe, folder: RunFolder) -> None:
     if text is None:
         raise InputError(f"{folder.recipe} does not exist: --noise-from takes the folder of a run")
     other = parse_recipe(text, str(folder.recipe))
-    groups = {
-        "bn_size": (recipe.bn_size, other.bn_size),
-        "group_size": (recipe.images_per_group, other.images_per_group),
-    }
-    for key, (ours, theirs) in groups.items():
+    sizes = ("bn_size", recipe.bn_size, other.bn_size), ("group_size", recipe.images_per_group, other.images_per_group)
+    for key, ours, theirs in sizes:
         if ours != theirs:
             raise InputError(
                 f"--noise-from {folder.path}: its noise scale is that of other groups ({key}: {ours} here, {theirs} "

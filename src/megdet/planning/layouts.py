@@ -16,7 +16,7 @@ from megdet.planning.network import Fabric
 from megdet.planning.step import Exchange, StepCost, StepTime, step_bytes, step_time
 from megdet.recipe import Recipe, RecomputePlan
 from megdet.recipe_check import check_recipe
-from megdet.training.schedule import decay_of, total_steps
+from megdet.run_length import decay_of, total_steps
 
 _AS_GOOD = 1.02
 """A layout that is at most so much slower than the fastest is as good: measuring does not tell them apart."""

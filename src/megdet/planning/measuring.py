@@ -68,14 +68,8 @@ def sizes_to_measure(layout: Layout) -> list[int]:
     return sorted({1, -(-largest // 2), max(2, largest)})
 
 
-def measure(
-    recipe: Recipe,
-    sizes: Sequence[int],
-    plans: Sequence[RecomputePlan],
-    how: Measuring,
-    progress: Callable[[str], None] = say_nothing,
-) -> Measurement:
-    """Time and memory of steps of this recipe here, for micro-batches of these sizes and for these recompute plans.
+def measure(recipe: Recipe, how: Measuring, progress: Callable[[str], None] = say_nothing) -> Measurement:
+    """Time and memory of steps of this recipe here, for micro-batches of some sizes and for some recompute plans.
 
     The first plan is measured at all sizes and the others at the smallest and the largest; the evaluation beside the
     first. Sizes that do not fit a GPU are left out. Processes side by side have one thread each (unless
@@ -94,7 +88,9 @@ def measure(
     data_bytes = 0 if before is None or kind != "cpu" else max(0, (resident_bytes("VmRSS") or before) - before)
     canvases = plan.canvases().counts
     chosen = {"typical": typical_canvas(canvases), "largest": max(canvases, key=lambda c: (c[0] * c[1], c))}
-    sizes = sorted(set(sizes))
+    sizes = sorted(set(how.sizes))
+    ends = sorted({sizes[0], sizes[-1]})
+    kinds = [(recompute, size) for number, recompute in enumerate(how.plans) for size in (ends if number else sizes)]
     points: list[Point] = []
     evaluation: tuple[float, int | None] = 0.0, None
     others = 0
@@ -105,7 +101,7 @@ def measure(
         training, both = Path(name) / "training.pt", Path(name) / "both.pt"
         torch.save(batches, training)
         torch.save({**batches, "evaluation": _evaluation_batch(datasets, recipe)}, both)
-        for recompute, images in _kinds(plans, sizes):
+        for recompute, images in kinds:
             progress(f"measuring recompute {recompute}, micro-batches of {images} image{'s' * (images > 1)}")
             task = Task(
                 replace(recipe, recompute=recompute),
@@ -155,12 +151,6 @@ def measure(
         tuple(points),
         others_bytes=others,
     )
-
-
-def _kinds(plans: Sequence[RecomputePlan], sizes: Sequence[int]) -> list[tuple[RecomputePlan, int]]:
-    """The first plan at all sizes, the others at the smallest and the largest."""
-    ends = sorted({sizes[0], sizes[-1]})
-    return [(plan, size) for number, plan in enumerate(plans) for size in (ends if number else sizes)]
 
 
 def _largest(peaks: Sequence[int | None], data_bytes: int) -> int | None:

@@ -21,7 +21,7 @@ from megdet.planning.layouts import BatchSize, PlannedLayout, compares_gradients
 from megdet.planning.measurement import Measurement
 from megdet.planning.measuring import Measuring, measure_link, say_nothing
 from megdet.recipe import Recipe, RecomputePlan
-from megdet.training.schedule import total_steps
+from megdet.run_length import total_steps
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from megdet.planning.counts import Variant, detector_counts
 from megdet.planning.published import USABLE, Machine, published_cost
 from megdet.planning.step import Exchange, StepCost, StepTime, step_bytes, step_time
 from megdet.recipe import Schedule
-from megdet.training.schedule import decay_of
+from megdet.run_length import decay_of
 
 COUNTS = tuple(2**power for power in range(11))
 """Devices that are simulated."""

@@ -8,6 +8,7 @@ is the arithmetic: no clock, no device, no torch.
 """
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 
 from megdet.distributed.layout import Layout
@@ -70,15 +71,14 @@ class Exchange:
         In the merged form of Algorithm 1 count, mean and squares are gathered forward. Two sums are added up backward,
         of which the paper says nothing. Once a step the groups' statistics are folded into the running ones.
         """
-        width, rounds = layout.lane_width, layout.rounds
-        found = []
-        for channels in self.norm_channels:
-            size = float(self.number_bytes * channels)
+        width, found = layout.lane_width, []
+        for channels, layers in Counter(self.norm_channels).items():
+            size, times = float(self.number_bytes * channels), layers * layout.rounds
             if self.is_two_pass:
-                found.append(Message("all-reduce", size, width, 2 * rounds))
+                found.append(Message("all-reduce", size, width, 2 * times))
             else:
-                found.append(Message("all-gather", 2 * size + self.number_bytes, width, rounds))
-            found.append(Message("all-gather" if self.gathers_sums else "all-reduce", 2 * size, width, rounds))
+                found.append(Message("all-gather", 2 * size + self.number_bytes, width, times))
+            found.append(Message("all-gather" if self.gathers_sums else "all-reduce", 2 * size, width, times))
         if self.norm_channels and not self.is_two_pass:
             folded = 2.0 * self.number_bytes * sum(self.norm_channels)
             found.append(Message("all-reduce", folded, layout.world_size))

@@ -72,26 +72,13 @@ class _Running:
 def agree_on_device(in_background: bool, evaluate_on: str, world: World) -> torch.device | None:
     """The device of evaluations beside the training, None where all ranks evaluate together; every rank calls it.
 
-    Raises InputError where the ranks were asked for different things, and for a device that rank 0 does not have.
+    Raises InputError for a device that rank 0 does not have.
     """
-    asked = world.gather_objects((in_background, evaluate_on))
-    if len(set(asked)) > 1:
-        raise InputError(
-            "the processes of this run were given different --evaluate-in-background or --evaluate-on: give all the "
-            "same command"
-        )
     if not in_background:
         if evaluate_on:
             raise InputError(f"--evaluate-on {evaluate_on} is for --evaluate-in-background: give both or neither")
         return None
-    error, device = None, torch.device("cpu")
-    if world.is_first:
-        try:
-            device = spare_device(evaluate_on, world)
-        except InputError as problem:
-            error = str(problem)
-    world.agree(error)
-    return device
+    return world.on_first(lambda: spare_device(evaluate_on, world))
 
 
 class BackgroundEvaluations:

@@ -86,7 +86,7 @@ class PerCanvas:
         except torch._dynamo.exc.BackendCompilerFailed as error:
             raise InputError(
                 f"--compile: torch.compile cannot compile the {self.name} for {tuple(shape)} ({_first_line(error)}): "
-                f"{_REMEDY}; the run goes on from its last checkpoint"
+                f"{_REMEDY}; the run goes on from its last checkpoint, if there is one"
             ) from None
 
     def _tell(self) -> None:

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from megdet.distributed.world import World
 from megdet.evaluation.coco_numbers import CocoNumbers, evaluate_detections
@@ -13,6 +12,7 @@ from megdet.inference.trained import load_detector
 from megdet.journal.checkpoint_files import checkpoint_step, checkpoints, delete_old_checkpoints, update_state
 from megdet.journal.metrics import MetricsWriter
 from megdet.journal.run_folder import RunFolder
+from megdet.journal.run_state import RunState
 from megdet.model.detector import Detector
 from megdet.recipe import Recipe
 from megdet.training.background import BackgroundEvaluations
@@ -55,17 +55,17 @@ class Evaluations:
         """The steps whose checkpoints are still to be evaluated."""
         return [] if self.background is None else self.background.steps
 
-    def state(self, step: int) -> dict[str, Any]:
+    def state(self, step: int) -> RunState:
         """What the checkpoint of this step says besides its tensors."""
-        return {
-            "step": step,
-            "class_names": list(self.datasets.train.class_names),
-            "category_ids": list(self.datasets.train.category_ids),
-            "num_images": len(self.datasets.train),
-            "data": self.resumed.fingerprint,
-            "evaluation": None if self.numbers is None else self.numbers.as_dict(),
-            "evaluated_step": self.evaluated_step,
-        }
+        return RunState(
+            step=step,
+            class_names=self.datasets.train.class_names,
+            category_ids=self.datasets.train.category_ids,
+            num_images=len(self.datasets.train),
+            data=self.resumed.fingerprint,
+            evaluation=None if self.numbers is None else self.numbers.as_dict(),
+            evaluated_step=self.evaluated_step,
+        )
 
     def due(self, step: int) -> None:
         """Evaluate the step that was just done; in the background it starts or waits, and its checkpoint is written."""
@@ -87,7 +87,7 @@ class Evaluations:
             if self.is_background or step == self.resumed.step:
                 self.due(step)
             else:
-                self._evaluate(step, load_detector(self.folder, self.world.device, step=step).model)
+                self._evaluate(step, load_detector(self.folder, self.world.device, step=step, world=self.world).model)
 
     def look(self) -> None:
         """Write down the evaluations in the background that are done; never waits.

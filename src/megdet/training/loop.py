@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
 
@@ -18,12 +18,14 @@ from megdet.distributed.layout import Layout, recipe_layout
 from megdet.distributed.world import World
 from megdet.errors import DivergedError, InputError
 from megdet.evaluation.coco_numbers import CocoNumbers
-from megdet.journal.checkpoint_files import latest_checkpoint, save_checkpoint
+from megdet.journal.checkpoint_files import save_checkpoint
 from megdet.journal.metrics import MetricsWriter, read_metrics
-from megdet.journal.run_folder import RunFolder
+from megdet.journal.run_folder import FolderLock, RunFolder
 from megdet.model.detector import LOSSES
 from megdet.recipe import Recipe
+from megdet.run_length import total_steps
 from megdet.training.background import BackgroundEvaluations, agree_on_device
+from megdet.training.common_start import compare_commands, compare_data, compare_states, newest_step
 from megdet.training.compiled import check_compiler, compile_dense
 from megdet.training.epoch_means import EpochMeans
 from megdet.training.evaluations import Evaluations
@@ -31,15 +33,15 @@ from megdet.training.prepare import (
     Datasets,
     check_folder,
     check_statistics,
-    checkpoint_tensors,
     claim_folder,
     load_datasets,
     make_trainer,
     resume,
 )
 from megdet.training.report import Reporter
-from megdet.training.schedule import learning_rate, total_steps
+from megdet.training.schedule import learning_rate, why_no_warmup
 from megdet.training.step import REPORTED, Trainer, named_measures, train_step
+from megdet.training.trainer_state import checkpoint_tensors
 
 READ_EVERY = 20
 """Steps whose numbers are read from the device together, ..."""
@@ -77,20 +79,24 @@ def train(recipe: Recipe, folder: RunFolder, options: RunOptions, world: World) 
 
 def _train(recipe: Recipe, folder: RunFolder, options: RunOptions, world: World) -> CocoNumbers:
     layout = recipe_layout(recipe, world.size, options.lane_width, options.max_images_per_device)
+    of_all_ranks = {name: value for name, value in asdict(options).items() if name != "workers"}
+    compare_commands(recipe, of_all_ranks, world)
     beside = agree_on_device(options.evaluate_in_background, options.evaluate_on, world)
     if options.compile:
         check_compiler(recipe, world.device)
-    check_folder(folder, recipe)
+    world.on_first(lambda: check_folder(folder, recipe))
     datasets = load_datasets(recipe, world)
+    compare_data(datasets, world)
     plan = TrainingPlan(datasets.train.sizes, recipe)
     check_statistics(recipe, plan, datasets.train)
-    is_resumed = latest_checkpoint(folder) is not None
+    is_resumed = newest_step(folder, world) is not None
     trainer = make_trainer(recipe, datasets.train, layout, world, is_resumed=is_resumed)
     with ExitStack() as opened:
         lock = claim_folder(folder, recipe, world)
         if lock is not None:
             opened.enter_context(lock)
         resumed = resume(trainer, folder, datasets.train, world)
+        compare_states(trainer, resumed.step, world)
         reporter = Reporter(recipe, plan, layout, world, folder, first_step=resumed.step)
         if options.compile:
             parts = compile_dense(trainer.model, is_told=world.is_first)
@@ -127,6 +133,7 @@ def _train(recipe: Recipe, folder: RunFolder, options: RunOptions, world: World)
             trainer,
             reporter,
             metrics,
+            lock,
             evaluations,
             EpochMeans(plan, _steps_done(folder) if metrics is not None else []),
             resumed.step,
@@ -155,9 +162,15 @@ class _Run:
     trainer: Trainer
     reporter: Reporter
     metrics: MetricsWriter | None
+    """on rank 0"""
+    lock: FolderLock | None
+    """on rank 0"""
     evaluations: Evaluations
     means: EpochMeans
     first_step: int
+
+    def __post_init__(self) -> None:
+        self.saved_step = self.first_step
 
     def to_end(self) -> None:
         """Make all steps that are left; evaluations that an earlier start did not come to come before."""
@@ -202,7 +215,12 @@ class _Run:
         stops = {step: epoch for step, epoch in ends.items() if step < last}
         return stops | {last: 0}
 
+    def _check_folder(self) -> None:
+        if self.lock is not None:
+            self.lock.check()
+
     def _read(self, pending: list["_Pending"]) -> None:
+        self._check_folder()
         values = torch.stack([done.result for done in pending]).tolist()
         lines = []
         for done, row in zip(pending, values, strict=True):
@@ -211,9 +229,12 @@ class _Run:
             loss = sum(named[name] for name in LOSSES)
             if not math.isfinite(loss) or not math.isfinite(named["gradient_norm"]):
                 worst = next((name for name in named if not math.isfinite(named[name])), "loss")
+                warmup = (
+                    "lower schedule.warmup_start" if why_no_warmup(self.recipe) else "lengthen schedule.warmup_steps"
+                )
                 raise DivergedError(
-                    f"step {step}: {worst} is not finite (learning rate {rate:.4g}): lower optimizer.base_lr, lengthen "
-                    "schedule.warmup_steps or set optimizer.clip_norm; the last checkpoint is kept"
+                    f"step {step}: {worst} is not finite (learning rate {rate:.4g}): lower optimizer.base_lr, {warmup} "
+                    f"or set optimizer.clip_norm; {self._what_is_kept()}"
                 )
             line = {
                 "step": step,
@@ -230,6 +251,10 @@ class _Run:
                 self._end_epoch(self.means.add(line))
             lines.append(line)
         self.reporter.steps(lines)
+
+    def _what_is_kept(self) -> str:
+        kept = self.saved_step
+        return f"the checkpoint of step {kept} is kept" if kept else "no checkpoint had been written yet"
 
     def _end_epoch(self, line: dict[str, Any] | None) -> None:
         if line is not None and self.metrics is not None:
@@ -264,10 +289,12 @@ class _Run:
         if self.world.is_first:
             self._write_checkpoint(step)
         self.world.barrier()
+        self.saved_step = step
 
     def _write_checkpoint(self, step: int) -> None:
         tensors, needed = checkpoint_tensors(self.trainer), self.evaluations.needed_checkpoints
-        save_checkpoint(self.folder, step, tensors, self.evaluations.state(step), self.recipe.keep_checkpoints, needed)
+        self._check_folder()
+        save_checkpoint(self.folder, self.evaluations.state(step), tensors, self.recipe.keep_checkpoints, needed)
 
 
 @dataclass(frozen=True)

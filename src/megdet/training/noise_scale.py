@@ -64,6 +64,10 @@ class NoiseScale:
         """Whether step 0, 1, ... measures: those after which a multiple of the interval is done."""
         return (step + 1) % self.interval == 0
 
+    def keeps_gradient(self, steps_done: int) -> bool:
+        """Whether the gradient of the last of so many steps waits for that of the next one."""
+        return not self.compares_halves and self.is_due(steps_done)
+
     def num_measured(self, step: int) -> int:
         """How many measurements the averages hold after step 0, 1, ... of a run."""
         # the first step of all has no step before it to be compared with
@@ -81,7 +85,7 @@ class NoiseScale:
         if self.is_due(step) and self.kept:
             size = self.batch_size
             found = self._measure(self.kept, gradients, size, size, step)
-        self.kept = [gradient.clone() for gradient in gradients] if self.is_due(step + 1) else []
+        self.kept = [gradient.clone() for gradient in gradients] if self.keeps_gradient(step + 1) else []
         return found
 
     @torch.no_grad()

@@ -69,6 +69,31 @@ def restore_state(model: nn.Module, optimizer: torch.optim.Optimizer, saved: Map
                 optimizer.state[parameter][kind] = like_parameter(saved[key], parameter)
 
 
+def state_layout(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Names, shapes and dtypes of what `state_by_name` returns after any step, as tensors without values."""
+    steps: dict[str, torch.dtype] = {}
+    match optimizer:
+        case torch.optim.SGD():
+            kinds = [_MOMENTUM] if optimizer.defaults["momentum"] else []
+        case Lars():
+            kinds = [_MOMENTUM]
+        case torch.optim.AdamW():
+            kinds, steps = ["exp_avg", "exp_avg_sq"], {"step": torch.float32}  # torch counts so in its fused form
+        case Lamb():
+            kinds, steps = ["exp_avg", "exp_avg_sq"], {"step": torch.float64}
+        case _:
+            raise TypeError(f"what a {type(optimizer).__name__} remembers is not known")
+    layout: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            for kind in kinds:
+                key = name if kind == _MOMENTUM else f"{name}.{kind}"
+                layout[key] = torch.empty_like(parameter, device="meta", requires_grad=False)
+            for kind, dtype in steps.items():
+                layout[f"{name}.{kind}"] = torch.empty((), dtype=dtype, device="meta")
+    return layout
+
+
 def like_parameter(tensor: Tensor, parameter: nn.Parameter) -> Tensor:
     """A copy on the device of a parameter, and in its order of memory where it has its shape."""
     copy = tensor.to(parameter.device, copy=True)

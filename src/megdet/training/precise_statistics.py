@@ -43,7 +43,7 @@ def load_precise_detector(
     not depend on their number. The files of the run stay as they are. Raises InputError where the recipe has no
     statistics to estimate, where the training data are missing or have other classes, and for a layout that cannot be.
     """
-    recipe = read_recipe(folder, overrides)
+    recipe = world.on_first(lambda: read_recipe(folder, overrides))
     if num_images < 1:
         raise InputError(f"--precise-bn {num_images}: it takes at least 1 image")
     if not recipe.bn_size:
@@ -54,7 +54,7 @@ def load_precise_detector(
     data = recipe.data
     dataset = load_coco(Path(data.train_annotations), Path(data.train_images), keep_empty=data.keep_empty_images)
     plan = TrainingPlan(dataset.sizes, recipe)
-    trained = load_detector(folder, world.device, overrides, make_lane(world, layout))
+    trained = load_detector(folder, world.device, overrides, make_lane(world, layout), world=world)
     if dataset.class_names != trained.class_names:
         raise InputError(f"{data.train_annotations}: its classes are not those that the run was trained on")
     if not has_statistics(trained.model):

@@ -3,7 +3,6 @@
 import hashlib
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TextIO
 
 import torch
 
@@ -15,26 +14,23 @@ from megdet.distributed.layout import Layout
 from megdet.distributed.world import World, make_lane
 from megdet.errors import InputError
 from megdet.evaluation.coco_numbers import CocoNumbers
+from megdet.files import delete_leftovers
 from megdet.inference.predict import category_ids_for
-from megdet.inference.trained import load_weights, place_model
-from megdet.journal.checkpoint_files import (
-    checkpoint_step,
-    checkpoints,
-    latest_checkpoint,
-    load_checkpoint,
-    load_state,
-)
+from megdet.inference.trained import place_model
+from megdet.journal.checkpoint_files import Checkpoint, checkpoint_step, checkpoints, latest_checkpoint, open_checkpoint
 from megdet.journal.environment import collect_environment, write_environment
-from megdet.journal.run_folder import RunFolder
+from megdet.journal.run_folder import FolderLock, RunFolder
+from megdet.journal.tensor_check import check_finite, check_tensors
 from megdet.model.detector import Detector
 from megdet.recipe import Recipe
 from megdet.recipe_file import dump_recipe, first_difference, parse_recipe
 from megdet.training.halves import parts_of
 from megdet.training.modulator import Modulator
 from megdet.training.noise_scale import NoiseScale
-from megdet.training.optimizer import MovingAverage, like_parameter, make_optimizer, restore_state, state_by_name
+from megdet.training.optimizer import MovingAverage, make_optimizer
 from megdet.training.start import start_from_run
 from megdet.training.step import Trainer
+from megdet.training.trainer_state import Tensors, restore_everywhere, tensor_layout
 
 COARSEST_STRIDE = 32
 """Of the feature maps that have norm layers."""
@@ -51,13 +47,9 @@ class Datasets:
 def load_datasets(recipe: Recipe, world: World) -> Datasets:
     """Read both annotation files, after drawing the demo data set where the recipe asks for it."""
     data = recipe.data
-    error = None
-    if world.is_first and data.draw_demo:
-        try:
-            draw_demo(Path(data.train_annotations).parent.parent, **asdict(DEMO_SETS[data.draw_demo]))
-        except InputError as problem:
-            error = str(problem)
-    world.agree(error)
+    if data.draw_demo:
+        root, demo = Path(data.train_annotations).parent.parent, asdict(DEMO_SETS[data.draw_demo])
+        world.on_first(lambda: draw_demo(root, **demo))
     train_set = load_coco(Path(data.train_annotations), Path(data.train_images), keep_empty=data.keep_empty_images)
     val_set = load_coco(Path(data.val_annotations), Path(data.val_images), keep_empty=True)
     category_ids_for(train_set.class_names, val_set)
@@ -71,16 +63,24 @@ def make_trainer(
 ) -> Trainer:
     """The detector with weights drawn from the recipe's seed, its optimizer and its gradient buckets.
 
-    A resumed run has all its weights in its checkpoint: the files that it started from need not exist any more.
+    Every rank has the weights of rank 0, which alone reads the files that the recipe starts from. A resumed run has all
+    its weights in its checkpoint: those files need not exist any more.
     """
     lane = make_lane(world, layout)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        built = replace(recipe, backbone=replace(recipe.backbone, weights="")) if is_resumed else recipe
-        model = Detector(built, len(dataset.class_names), lane)
-        if recipe.start_from and not is_resumed:
-            start_from_run(model, dataset.class_names, recipe.start_from)
+    reads = world.is_first and not is_resumed
+
+    def build() -> Detector:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)
+            built = recipe if reads else replace(recipe, backbone=replace(recipe.backbone, weights=""))
+            model = Detector(built, len(dataset.class_names), lane)
+            if reads and recipe.start_from:
+                start_from_run(model, dataset.class_names, recipe.start_from)
+        return model
+
+    model = world.together(build)
     place_model(model, world.device)
+    world.broadcast(model.state_dict().values())
     model.train()
     return trainer_of(model, world)
 
@@ -125,22 +125,22 @@ def check_folder(folder: RunFolder, recipe: Recipe) -> None:
         )
 
 
-def claim_folder(folder: RunFolder, recipe: Recipe, world: World) -> TextIO | None:
+def claim_folder(folder: RunFolder, recipe: Recipe, world: World) -> FolderLock | None:
     """Make the folder where it is missing, lock it, write the recipe into it and note this start of the run.
 
     Returns the lock on rank 0; it is released when it is closed. Raises InputError when another run holds it.
     """
-    error = lock = None
-    if world.is_first:
-        try:
-            folder.create()
-            lock = folder.lock()
-            folder.write_recipe(dump_recipe(recipe))
-            write_environment(folder, collect_environment(world.size, str(world.device)))
-        except InputError as problem:
-            error = str(problem)
-    world.agree(error)
-    return lock
+    locks: list[FolderLock] = []
+
+    def claim() -> None:
+        folder.create()
+        locks.append(folder.lock())
+        delete_leftovers(folder.path, inside=True)
+        folder.write_recipe(dump_recipe(recipe))
+        write_environment(folder, collect_environment(world.size, str(world.device)))
+
+    world.on_first(claim)
+    return locks[0] if locks else None
 
 
 def fingerprint(dataset: CocoDataset) -> str:
@@ -169,65 +169,78 @@ class Resumed:
     """steps whose checkpoints are kept and were not evaluated, the oldest first"""
 
 
-def checkpoint_tensors(trainer: Trainer) -> dict[str, dict[str, Any]]:
-    """The tensors of a checkpoint, which `resume` puts back."""
-    tensors: dict[str, dict[str, Any]] = {
-        "model": trainer.model.state_dict(),
-        "optimizer": state_by_name(trainer.model, trainer.optimizer),
-    }
-    if trainer.averages is not None:
-        tensors["averages"] = trainer.averages.tensors
-    if trainer.modulator is not None:
-        tensors["agvm"] = {"factors": trainer.modulator.factors}
-    if trainer.noise is not None:
-        kept = dict(zip(trainer.buckets.parameters, trainer.noise.kept, strict=False))
-        own = {f"gradient.{name}": kept[p] for name, p in trainer.model.named_parameters() if p in kept}
-        tensors["noise"] = {"averages": trainer.noise.averages, **own}
+def resume(trainer: Trainer, folder: RunFolder, dataset: CocoDataset, world: World) -> Resumed:
+    """Go on from rank 0's newest checkpoint, if it has one: it alone reads, every rank gets its tensors.
+
+    Raises InputError, before one tensor is changed, for a checkpoint that is damaged, of other data or of another run.
+    """
+    tensors: Tensors = {}
+
+    def read() -> Resumed:
+        newest, data = latest_checkpoint(folder), fingerprint(dataset)
+        if newest is None:
+            return Resumed(0, None, -1, data)
+        checkpoint = open_checkpoint(newest)
+        _check_data(checkpoint, dataset, data)
+        tensors.update(read_tensors(checkpoint, trainer))
+        state = checkpoint.state
+        unevaluated = tuple(checkpoint_step(path) for path in checkpoints(folder) if not _is_evaluated(path))
+        return Resumed(state.step, _numbers(checkpoint), state.evaluated_step, data, unevaluated)
+
+    resumed = world.on_first(read)
+    if resumed.step:
+        restore_everywhere(trainer, tensors, resumed.step, world)
+    return resumed
+
+
+def read_tensors(checkpoint: Checkpoint, trainer: Trainer) -> Tensors:
+    """The tensors of a checkpoint, each of the name, shape and dtype that the trainer has after so many steps.
+
+    Raises InputError for anything missing, left over or different, and for weights that are not finite.
+    """
+    layout = tensor_layout(trainer, checkpoint.state.step)
+    if different := set(layout) ^ set(checkpoint.hashes):
+        kind = min(different)
+        how = ("lacks", "every") if kind in layout else ("has", "no")
+        raise checkpoint.damaged(f"it {how[0]} {kind}.safetensors, which {how[1]} checkpoint of this recipe has")
+    tensors: Tensors = {}
+    for kind, wanted in layout.items():
+        tensors[kind] = checkpoint.tensors(kind)
+        try:
+            check_tensors(tensors[kind], wanted, str(checkpoint.file(kind)))
+            if kind in ("model", "averages"):
+                check_finite(tensors[kind], str(checkpoint.file(kind)))
+        except InputError as error:
+            raise checkpoint.damaged(str(error)) from None
     return tensors
 
 
-def _restore(trainer: Trainer, tensors: dict[str, dict[str, Any]]) -> None:
-    """Put back what a checkpoint holds besides the weights."""
-    restore_state(trainer.model, trainer.optimizer, tensors["optimizer"])
-    if trainer.averages is not None:
-        for name, tensor in tensors["averages"].items():
-            trainer.averages.tensors[name].copy_(tensor)
-    if trainer.modulator is not None:
-        trainer.modulator.factors.copy_(tensors["agvm"]["factors"])
-    if trainer.noise is not None:
-        trainer.noise.averages.copy_(tensors["noise"]["averages"])
-        names = {parameter: f"gradient.{name}" for name, parameter in trainer.model.named_parameters()}
-        kept = [(parameter, tensors["noise"].get(names[parameter])) for parameter in trainer.buckets.parameters]
-        trainer.noise.kept = [like_parameter(tensor, own) for own, tensor in kept if tensor is not None]
-
-
-def resume(trainer: Trainer, folder: RunFolder, dataset: CocoDataset, world: World) -> Resumed:
-    """Load the newest checkpoint, if there is one, and say where the run goes on."""
-    checkpoint = latest_checkpoint(folder)
-    data = fingerprint(dataset)
-    if checkpoint is None:
-        return Resumed(0, None, -1, data)
-    tensors, state = load_checkpoint(checkpoint)
-    if state["num_images"] != len(dataset) or tuple(state["class_names"]) != dataset.class_names:
+def _check_data(checkpoint: Checkpoint, dataset: CocoDataset, data: str) -> None:
+    state = checkpoint.state
+    if state.num_images != len(dataset) or state.class_names != dataset.class_names:
         raise InputError(
-            f"{checkpoint}: it was trained on {state['num_images']} images of {len(state['class_names'])} classes, "
+            f"{checkpoint.path}: it was trained on {state.num_images} images of {len(state.class_names)} classes, "
             f"{dataset.annotations_file} has {len(dataset)} of {len(dataset.class_names)}: choose another --run folder"
         )
-    if state.get("data", data) != data:
+    if state.data != data:
         raise InputError(
-            f"{checkpoint}: the images or boxes have changed since in {dataset.annotations_file}: choose another --run "
-            "folder, start_from goes on from these weights"
+            f"{checkpoint.path}: the images or boxes have changed since in {dataset.annotations_file}: choose another "
+            "--run folder, start_from goes on from these weights"
         )
-    load_weights(trainer.model, tensors["model"], str(checkpoint / "model.safetensors"))
-    _restore(trainer, tensors)
-    unevaluated = tuple(checkpoint_step(path) for path in checkpoints(folder) if not _is_evaluated(path))
-    world.barrier()  # every rank has read what rank 0 may now write
-    numbers = None if state["evaluation"] is None else CocoNumbers.from_dict(state["evaluation"])
-    return Resumed(int(state["step"]), numbers, int(state.get("evaluated_step", -1)), data, unevaluated)
 
 
-def _is_evaluated(checkpoint: Path) -> bool:
+def _numbers(checkpoint: Checkpoint) -> CocoNumbers | None:
+    values = checkpoint.state.evaluation
     try:
-        return bool(load_state(checkpoint).get("evaluated_step") == checkpoint_step(checkpoint))
+        return (
+            None if values is None else CocoNumbers.from_dict(values, f"{checkpoint.path / 'state.json'}: evaluation")
+        )
+    except InputError as error:
+        raise checkpoint.damaged(str(error)) from None
+
+
+def _is_evaluated(path: Path) -> bool:
+    try:
+        return open_checkpoint(path).state.evaluated_step == checkpoint_step(path)
     except InputError:
         return True  # an old one that is damaged has no part in going on

@@ -4,15 +4,15 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rich.console import Console
-
 from megdet.data.plan import TrainingPlan
 from megdet.distributed.layout import Layout
 from megdet.distributed.world import World
 from megdet.evaluation.coco_numbers import CocoNumbers
 from megdet.journal.run_folder import RunFolder
 from megdet.recipe import Recipe
-from megdet.training.schedule import total_steps
+from megdet.run_length import total_steps
+from megdet.terminal import Terminal
+from megdet.training.schedule import why_no_warmup
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -31,7 +31,7 @@ class Reporter:
         first_step: int,
     ) -> None:
         self.recipe, self.plan, self.is_first = recipe, plan, world.is_first
-        self.console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+        self.console = Terminal(stderr=True)
         self.last_step = total_steps(recipe, plan.num_images)
         self._recent: list[dict[str, Any]] = []
         self._printed = time.monotonic()
@@ -48,6 +48,8 @@ class Reporter:
             f"{layout.num_groups} groups of {layout.group_size}, on {world.size} x {world.device.type} "
             f"in {layout.num_lanes} lanes of {layout.lane_width}, {recipe.precision}"
         )
+        if no_warmup := why_no_warmup(recipe):
+            self.console.print(no_warmup)
 
     def say(self, message: str) -> None:
         """Print a sentence."""

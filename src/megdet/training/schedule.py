@@ -1,32 +1,11 @@
 """The learning rate of every step: a pure function of (recipe, steps an epoch, step) (Sec. 3.2 and 4)."""
 
 import math
-from dataclasses import dataclass
 
-from megdet.recipe import Recipe, Schedule
+from megdet.recipe import Recipe
+from megdet.run_length import decay_of, total_steps
 
 BASE_BATCH_SIZE = 16
-
-_POLICIES = {
-    "normal": (11.0, (8.0, 10.0), (0.1, 0.1)),
-    "long": (18.0, (11.0, 14.0, 17.0), (0.1, 0.1, 0.5)),
-}
-
-
-@dataclass(frozen=True)
-class Decay:
-    """Length of the run and the decays on the way, in epochs."""
-
-    epochs: float
-    milestones: tuple[float, ...]
-    factors: tuple[float, ...]
-
-
-def decay_of(schedule: Schedule) -> Decay:
-    """The length and the milestones of a policy; cosine has none."""
-    if schedule.policy in _POLICIES:
-        return Decay(*_POLICIES[schedule.policy])
-    return Decay(schedule.epochs or 0.0, schedule.milestones, schedule.factors)
 
 
 def scaled_rate(recipe: Recipe) -> float:
@@ -38,11 +17,6 @@ def scaled_rate(recipe: Recipe) -> float:
     if recipe.optimizer.scaling == "sqrt":
         return recipe.optimizer.base_lr * math.sqrt(recipe.batch_size / BASE_BATCH_SIZE)
     return recipe.optimizer.base_lr * recipe.batch_size / BASE_BATCH_SIZE
-
-
-def total_steps(recipe: Recipe, num_images: int) -> int:
-    """Steps of the whole run."""
-    return math.ceil(decay_of(recipe.schedule).epochs * num_images / recipe.batch_size - 1e-9)
 
 
 def learning_rate(recipe: Recipe, num_images: int, step: int) -> float:
@@ -68,3 +42,18 @@ def learning_rate(recipe: Recipe, num_images: int, step: int) -> float:
         else:
             rate = start + (rate - start) * progress
     return rate * factor
+
+
+def why_no_warmup(recipe: Recipe) -> str:
+    """Why the recipe's warmup changes no rate, and how to have one that does; empty where it does or is not asked for.
+
+    With the defaults it rises only for more than 16 images: it starts at base_lr, which is the rate for 16.
+    """
+    schedule, base_lr, rate = recipe.schedule, recipe.optimizer.base_lr, scaled_rate(recipe)
+    if not schedule.warmup_steps or not base_lr or schedule.warmup_start * base_lr < rate:
+        return ""
+    return (
+        f"schedule.warmup_steps {schedule.warmup_steps} does nothing: {recipe.batch_size} images have a rate of "
+        f"{rate:g}, and schedule.warmup_start {schedule.warmup_start:g} x base_lr {base_lr:g} is not below it; set "
+        f"schedule.warmup_start below {rate / base_lr:g} for a warmup"
+    )

@@ -10,6 +10,7 @@ from megdet.inference.trained import load_detector, load_weights
 from megdet.journal.checkpoint_files import save_checkpoint
 from megdet.journal.environment import collect_environment, write_environment
 from megdet.journal.run_folder import RunFolder
+from megdet.journal.run_state import RunState
 from megdet.model.backbone import read_tensors
 from megdet.model.detector import Detector
 from megdet.model.torchvision_weights import (
@@ -82,12 +83,6 @@ def import_torchvision(file: Path, folder: RunFolder, base: Recipe, norm_eps: fl
     folder.create()
     folder.write_recipe(dump_recipe(recipe))
     write_environment(folder, collect_environment(1, str(device)))
-    state = {
-        "step": 0,
-        "class_names": names,
-        "category_ids": category_ids,
-        "num_images": 0,
-        "evaluation": None,
-    }
-    save_checkpoint(folder, 0, {"model": model.state_dict(), "optimizer": {}}, state, keep=1)
+    state = RunState(step=0, class_names=tuple(names), category_ids=tuple(category_ids), num_images=0)
+    save_checkpoint(folder, state, {"model": model.state_dict(), "optimizer": {}}, keep=1)
     return num_classes

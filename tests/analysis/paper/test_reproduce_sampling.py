@@ -3,13 +3,14 @@
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from megdet.analysis.paper.rows import row_name, rows_of
 from megdet.analysis.paper.sampling import proposals_report, ratios_report
 from megdet.analysis.paper.sweep import Outcome
 from megdet.analysis.paper.tables import TABLE3
-from megdet.journal.checkpoint_files import latest_checkpoint, load_state, update_state
+from megdet.journal.checkpoint_files import latest_checkpoint, open_checkpoint, update_state
 from megdet.journal.metrics import MetricsWriter
 from megdet.training.prepare import fingerprint
 from small_runs import ALONE, save_run, small_recipe, train_set, write_small_set
@@ -48,8 +49,8 @@ def test_figure_2_shows_images_with_their_proposals(tmp_path: Path) -> None:
     run, _ = save_run(tmp_path / "runs" / row_name(TABLE3[0]), recipe)
     checkpoint, dataset = latest_checkpoint(run), train_set(recipe)
     assert checkpoint is not None
-    known = {"num_images": len(dataset), "data": fingerprint(dataset)}
-    update_state(checkpoint, {**load_state(checkpoint), **known})
+    state = open_checkpoint(checkpoint).state
+    update_state(checkpoint, msgspec.structs.replace(state, num_images=len(dataset), data=fingerprint(dataset)))
     report = proposals_report("demo", TABLE3[0], tmp_path / "runs", ALONE, 0)
     assert len(report.rows) == 8
     assert all(int(positive) <= int(rois) for _, positive, rois, _ in report.rows)

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
@@ -10,7 +11,7 @@ from megdet.analysis.paper.pretraining import export_backbone, pretrained_backbo
 from megdet.analysis.paper.rows import row_recipe
 from megdet.analysis.paper.tables import TABLE3
 from megdet.errors import InputError
-from megdet.journal.checkpoint_files import latest_checkpoint, load_state, update_state
+from megdet.journal.checkpoint_files import latest_checkpoint, open_checkpoint, update_state
 from megdet.journal.run_folder import RunFolder
 from megdet.model.detector import Detector
 from megdet.recipe_file import dump_recipe
@@ -37,7 +38,7 @@ def test_rows_take_over_weights_and_statistics_of_the_pretrained_backbone_alone(
     assert pretrained_backbone(tmp_path, None, RunOptions(), ALONE) == file  # made already: nothing is trained
     checkpoint = latest_checkpoint(run)
     assert checkpoint is not None
-    update_state(checkpoint, {**load_state(checkpoint), "data": "of other pictures"})
+    update_state(checkpoint, msgspec.structs.replace(open_checkpoint(checkpoint).state, data="of other pictures"))
     pictures = tmp_path / "data/demo-hard"
     write_small_set(pictures, "train", 2)
     (pictures / "annotations").mkdir()

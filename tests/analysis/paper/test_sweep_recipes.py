@@ -26,7 +26,8 @@ from megdet.errors import InputError
 from megdet.recipe import Schedule
 from megdet.recipe_check import check_recipe
 from megdet.recipe_file import load_recipe
-from megdet.training.schedule import decay_of, learning_rate, scaled_rate
+from megdet.run_length import decay_of
+from megdet.training.schedule import learning_rate, scaled_rate
 
 ROWS = TABLE2 + TABLE3[1:]
 IMAGES = {"demo": DEMO_SETS["easy"].num_train, "bccd": 292}

@@ -98,6 +98,20 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     return replace(small, data=replace(small.data, short_edges=(48,)))
 
 
+def test_a_warmup_that_does_nothing_is_not_tried_and_the_advice_says_so(recipe: Recipe) -> None:
+    flat = replace(recipe, schedule=replace(recipe.schedule, warmup_start=1.0))  # 4 images: r is four times their rate
+    options = RunOptions(workers=0)
+    found = run_rate_test(flat, ALONE, options, lowest=1e-3, highest=1e-2, steps=20, rates=[0.005], after=1)
+    assert [run.warmup_steps for run in found.stability] == [0]
+    assert found.sentence().endswith("set schedule.warmup_start below 0.25 for a warmup.")
+    assert "schedule.warmup_steps 2 does nothing" in found.as_dict()["no_warmup"]
+    asked = run_rate_test(
+        flat, ALONE, options, lowest=1e-3, highest=1e-2, steps=20, rates=[0.005], warmups=[2], after=1
+    )
+    assert [run.course.rates for run in asked.stability] == [(0.005,) * 3]
+    assert "schedule.warmup_steps 2 does nothing" in asked.no_warmup
+
+
 def rates_of(world: World, recipe: Recipe) -> RateTest:
     options = RunOptions(workers=0)
     return run_rate_test(
@@ -184,13 +198,13 @@ def test_two_ranks_find_the_same(recipe: Recipe, found: RateTest) -> None:
         assert [run.survives for run in other.stability] == [run.survives for run in found.stability]
 
 
-def advice(*runs: tuple[float, int, int | None]) -> str:
+def advice(*runs: tuple[float, int, int | None], no_warmup: str = "") -> str:
     test = read_range(course_of([abs(step - 25) / 10 + 1.0 for step in range(40)]))
     stability = [
         Stability(rate or test.recommended, rate or 0.25, warmup, course_of([1.0] * 10, diverged))
         for rate, warmup, diverged in runs
     ]
-    return RateTest(16, 1.0, test, tuple(stability)).sentence()
+    return RateTest(16, 1.0, test, tuple(stability), no_warmup).sentence()
 
 
 def test_the_advice_says_which_warmup_the_recommended_rate_needs() -> None:
@@ -198,6 +212,13 @@ def test_the_advice_says_which_warmup_the_recommended_rate_needs() -> None:
     assert "survives from a warmup of 100 steps on" in advice((0, 0, 3), (0, 100, None), (0, 200, None))
     assert "survives none of these warmups" in advice((0, 0, 3))
     assert "or optimizer.base_lr 0.01, which did survive" in advice((0, 0, 3), (0.01, 0, None))
+
+
+def test_the_advice_names_no_length_of_a_warmup_that_does_nothing() -> None:
+    assert advice((0, 0, None), no_warmup="none").endswith("It survives. none.")
+    diverging = advice((0, 0, 3), (0.01, 0, None), no_warmup="none")
+    assert diverging.endswith("It does not survive: try optimizer.base_lr 0.01, which did. none.")
+    assert advice((0, 0, 3), no_warmup="none").endswith("It does not survive: lower --rates. none.")
 
 
 def test_a_test_with_a_run_that_diverged_is_drawn(found: RateTest, tmp_path: Path) -> None:

@@ -28,15 +28,15 @@ from megdet.journal.metrics import MetricsWriter
 from megdet.journal.run_folder import RunFolder
 from megdet.recipe import Recipe
 from megdet.recipe_file import dump_recipe
-from small_runs import CPU, save_run, small_recipe, write_small_set
+from small_runs import CPU, run_state, save_run, small_recipe, write_small_set
 
 
 def run_of(folder: Path, recipe: Recipe, num_images: int, steps: int, /, **state: Any) -> RunFolder:
     """A run whose step s has s% positive RoIs and s positive anchors an image."""
     run = RunFolder(folder).create()
     run.write_recipe(dump_recipe(recipe))
-    known = {"num_images": num_images, "class_names": ["a"], "data": "x", **state}
-    save_checkpoint(run, steps, {"model": {"w": torch.zeros(1)}}, known, keep=1)
+    known = run_state(steps, ("a",), **{"num_images": num_images, "data": "x", **state})
+    save_checkpoint(run, known, {"model": {"w": torch.zeros(1)}}, keep=1)
     with MetricsWriter(run.metrics) as metrics:
         for step in range(1, steps + 1):
             epoch = round(step * recipe.batch_size / num_images, 6)

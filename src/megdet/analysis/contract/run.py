@@ -1,11 +1,9 @@
 """What one rank does for `megdet verify`: a short training through the code of every other run, and what it left."""
 
-import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,11 +15,13 @@ from megdet.distributed.world import World
 from megdet.inference.predict import Result, category_ids_for, detect_dataset
 from megdet.journal.checkpoint_files import save_checkpoint
 from megdet.journal.run_folder import RunFolder
+from megdet.journal.run_state import RunState
 from megdet.recipe import Recipe
 from megdet.training.optimizer import MovingAverage
-from megdet.training.prepare import Datasets, checkpoint_tensors, fingerprint, load_datasets, make_trainer, resume
+from megdet.training.prepare import Datasets, fingerprint, load_datasets, make_trainer, resume
 from megdet.training.schedule import learning_rate
 from megdet.training.step import Trainer, train_step
+from megdet.training.trainer_state import checkpoint_tensors, digest
 
 Habit = Callable[[Trainer, World], None]
 """Something done to a trainer before its first step; the controls break the contract with it."""
@@ -140,26 +140,18 @@ def copy_of(tensor: Tensor) -> Tensor:
 
 
 def _drifted(state: dict[str, Tensor], world: World) -> list[int]:
-    digests = world.gather_objects(_digest(state.values()))
-    return [rank for rank, digest in enumerate(digests) if digest != digests[0]]
-
-
-def _digest(tensors: Iterable[Tensor]) -> str:
-    content = hashlib.sha256()
-    for tensor in tensors:
-        content.update(tensor.contiguous().numpy().tobytes())
-    return content.hexdigest()
+    digests = world.gather_objects(digest(state))
+    return [rank for rank, own in enumerate(digests) if own != digests[0]]
 
 
 def _save(trainer: Trainer, datasets: Datasets, folder: RunFolder, step: int, world: World) -> None:
     if world.is_first:
-        state: dict[str, Any] = {
-            "step": step,
-            "class_names": list(datasets.train.class_names),
-            "category_ids": list(datasets.train.category_ids),
-            "num_images": len(datasets.train),
-            "data": fingerprint(datasets.train),
-            "evaluation": None,
-        }
-        save_checkpoint(folder, step, checkpoint_tensors(trainer), state, keep=1)
+        state = RunState(
+            step=step,
+            class_names=datasets.train.class_names,
+            category_ids=datasets.train.category_ids,
+            num_images=len(datasets.train),
+            data=fingerprint(datasets.train),
+        )
+        save_checkpoint(folder, state, checkpoint_tensors(trainer), keep=1)
     world.barrier()

@@ -22,7 +22,7 @@ from megdet.data.plan import TrainingPlan
 from megdet.distributed.layout import recipe_layout
 from megdet.errors import InputError
 from megdet.inference.trained import load_weights, place_model, read_recipe
-from megdet.journal.checkpoint_files import latest_checkpoint, load_checkpoint
+from megdet.journal.checkpoint_files import latest_checkpoint, open_checkpoint
 from megdet.journal.run_folder import RunFolder
 from megdet.layers.batch_norm import has_statistics
 from megdet.model.detector import LOSSES, Detector
@@ -85,15 +85,16 @@ def load_study(folder: RunFolder, device: torch.device, overrides: dict[str, Any
     those of the run.
     """
     recipe = read_recipe(folder, overrides)
-    checkpoint = latest_checkpoint(folder)
-    if checkpoint is None:
+    newest = latest_checkpoint(folder)
+    if newest is None:
         raise InputError(f"{folder.path}: the run has no checkpoint yet; `megdet train` writes one an epoch")
-    tensors, state = load_checkpoint(checkpoint)
+    checkpoint = open_checkpoint(newest)
+    state = checkpoint.state
     data = recipe.data
     dataset = load_coco(Path(data.train_annotations), Path(data.train_images), keep_empty=data.keep_empty_images)
-    if tuple(state["class_names"]) != dataset.class_names:
+    if state.class_names != dataset.class_names:
         raise InputError(f"{data.train_annotations}: its classes are not those that the run was trained on")
-    if state.get("data", fingerprint(dataset)) != fingerprint(dataset):
+    if state.data and state.data != fingerprint(dataset):
         raise InputError(
             f"{data.train_annotations}: its images or boxes are not those that {folder.path} was trained on, so its "
             "gradients would be of other data: bring them back, or train on these"
@@ -102,9 +103,9 @@ def load_study(folder: RunFolder, device: torch.device, overrides: dict[str, Any
     # the checkpoint has all weights, so the file that the training started from need not exist any more
     model = Detector(replace(recipe, backbone=replace(recipe.backbone, weights="")), len(dataset.class_names))
     place_model(model, device)
-    load_weights(model, tensors["model"], str(checkpoint / "model.safetensors"))
+    load_weights(model, checkpoint.tensors("model"), str(checkpoint.file("model")))
     model.train()
-    return Study(folder, int(state["step"]), recipe, model, dataset, plan, device, overrides or {})
+    return Study(folder, state.step, recipe, model, dataset, plan, device, overrides or {})
 
 
 def disjoint_groups(plan: TrainingPlan) -> list[tuple[int, int]]:

@@ -17,7 +17,7 @@ from megdet.files import cannot_write
 from megdet.journal.metrics import read_metrics
 from megdet.journal.run_folder import RunFolder
 from megdet.recipe_file import parse_recipe
-from megdet.training.schedule import decay_of
+from megdet.run_length import decay_of
 
 COLOURS = ("#1b6ca8", "#d1721c", "#3a8f3a", "#8e44ad", "#7a7a7a", "#b03a48")
 _MARKERS = ("o", "s", "^", "D", "v", "P")

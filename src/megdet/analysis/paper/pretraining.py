@@ -15,7 +15,7 @@ from megdet.data.coco import load_coco
 from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.files import cannot_write, replace_file
-from megdet.journal.checkpoint_files import latest_checkpoint, load_checkpoint, load_state
+from megdet.journal.checkpoint_files import latest_checkpoint, open_checkpoint
 from megdet.journal.run_folder import RunFolder
 from megdet.recipe import Recipe
 from megdet.recipe_file import first_difference, load_recipe, parse_recipe
@@ -35,19 +35,11 @@ def pretrained_backbone(folder: Path, data: Path | None, options: RunOptions, wo
     recipe = pretraining_recipe(data)
     run = RunFolder(folder / "pretraining")
     file = run.path / "backbone.safetensors"
-    is_there = world.gather_objects(file.exists())[0]
-    if not is_there:
+    if world.on_first(file.exists):
+        world.on_first(lambda: _check_origin(run, recipe))
+    else:
         train(recipe, run, options, world)
-    error = None
-    if world.is_first:
-        try:
-            if is_there:
-                _check_origin(run, recipe)
-            else:
-                export_backbone(run, file)
-        except InputError as problem:
-            error = str(problem)
-    world.agree(error)
+        world.on_first(lambda: export_backbone(run, file))
     return file
 
 
@@ -78,7 +70,7 @@ def export_backbone(run: RunFolder, file: Path) -> None:
     if checkpoint is None:
         raise InputError(f"{run.path}: no checkpoint is there; delete the folder and run the command again")
     tensors: dict[str, Tensor] = {}
-    for name, tensor in load_checkpoint(checkpoint)[0]["model"].items():
+    for name, tensor in open_checkpoint(checkpoint).tensors("model").items():
         for place, called in _PLACES.items():
             if name.startswith(place):
                 tensors[called + name.removeprefix(place)] = tensor.contiguous()
@@ -101,5 +93,5 @@ def _check_origin(run: RunFolder, recipe: Recipe) -> None:
     if checkpoint is None or not annotations.exists():
         return
     pictures = load_coco(annotations, Path(recipe.data.train_images), keep_empty=recipe.data.keep_empty_images)
-    if load_state(checkpoint).get("data") not in (None, fingerprint(pictures)):
+    if open_checkpoint(checkpoint).state.data not in ("", fingerprint(pictures)):
         raise InputError(f"{run.path} holds a backbone of other pictures or boxes than those of {annotations}: {mend}")

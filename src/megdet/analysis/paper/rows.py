@@ -24,7 +24,7 @@ from megdet.errors import InputError
 from megdet.recipe import Recipe, Schedule
 from megdet.recipe_check import check_recipe
 from megdet.recipe_file import load_recipe
-from megdet.training.schedule import decay_of
+from megdet.run_length import decay_of
 
 Scale = Literal["demo", "bccd", "coco"]
 SCALES: tuple[Scale, ...] = get_args(Scale)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from megdet.distributed.layout import recipe_layout
 from megdet.distributed.world import World
@@ -78,18 +78,18 @@ def run_sweep(
     """
     datasets = load_datasets(next(iter(rows.values())), world)
     data = fingerprint(datasets.train), fingerprint(datasets.val)
-    weights: dict[str, str] = _on_first(
-        world, lambda: {path: _weights_hash(path) for path in {recipe.backbone.weights for recipe in rows.values()}}
+    weights: dict[str, str] = world.on_first(
+        lambda: {path: _weights_hash(path) for path in {recipe.backbone.weights for recipe in rows.values()}}
     )
-    outcomes = _on_first(world, lambda: _finished(rows, folder, data, weights))
+    outcomes = world.on_first(lambda: _finished(rows, folder, data, weights))
     pending = [name for name in rows if name not in outcomes and (chosen is None or name in chosen)]
     for name in pending:
         _check_layout(name, rows[name], options, world)
     for name in pending:
-        _on_first(world, partial(told, name, outcomes))
+        world.on_first(partial(told, name, outcomes))
         hashes = (*data, weights[rows[name].backbone.weights])
         outcomes[name] = _run_row(rows[name], RunFolder(folder / name), options, world, hashes, train_row)
-        _on_first(world, partial(told, name, outcomes))
+        world.on_first(partial(told, name, outcomes))
     return {name: outcomes[name] for name in rows if name in outcomes}
 
 
@@ -182,12 +182,12 @@ def _run_row(
 ) -> Outcome:
     """Train a row; `hashes` are of the images to train and to evaluate on and of the weights."""
     numbers, reason = None, ""
-    _on_first(world, partial(_note_start, folder, recipe, hashes[2]))
+    world.on_first(partial(_note_start, folder, recipe, hashes[2]))
     try:
         numbers = train_row(recipe, folder, options, world)
     except DivergedError as error:
         reason = str(error)
-    outcome: Outcome = _on_first(world, lambda: _write_outcome(folder, numbers, reason, world.size, hashes))
+    outcome: Outcome = world.on_first(lambda: _write_outcome(folder, numbers, reason, world.size, hashes))
     return outcome
 
 
@@ -217,15 +217,3 @@ def _write_outcome(
 def percent(number: float) -> float | None:
     """A COCO number in percent; None for -1, which says that the ground truth has no such box."""
     return None if number < 0 else 100 * number
-
-
-def _on_first(world: World, work: Callable[[], Any]) -> Any:
-    """What `work` returns on rank 0, on every rank; an InputError of it is raised on all of them."""
-    result, error = None, None
-    if world.is_first:
-        try:
-            result = work()
-        except InputError as problem:
-            error = str(problem)
-    world.agree(error)
-    return world.gather_objects(result)[0]

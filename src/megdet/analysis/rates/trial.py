@@ -28,7 +28,7 @@ from megdet.model.detector import LOSSES
 from megdet.recipe import Recipe
 from megdet.training.loop import RunOptions
 from megdet.training.prepare import Datasets, check_statistics, load_datasets, make_trainer
-from megdet.training.schedule import learning_rate, scaled_rate
+from megdet.training.schedule import learning_rate, scaled_rate, why_no_warmup
 from megdet.training.step import train_step
 
 SMOOTHING = 0.9
@@ -105,6 +105,8 @@ class RateTest:
     """rate over base_lr by the recipe's scaling rule"""
     range_test: RangeTest
     stability: tuple[Stability, ...]
+    no_warmup: str = ""
+    """why a warmup would change no rate, where it would not"""
 
     @property
     def recommended_base_lr(self) -> float:
@@ -130,12 +132,16 @@ class RateTest:
             f"{self.batch_size} images (lowest loss at {test.lowest:.3g}; {limit})."
         )
         tried = [run for run in self.stability if run.rate == test.recommended]
+        best = max((run.base_lr for run in self.stability if run.survives), default=None)
+        if self.no_warmup:
+            other = "lower --rates" if best is None else f"try optimizer.base_lr {best:.3g}, which did"
+            end = "It survives. " if any(run.survives for run in tried) else f"It does not survive: {other}. "
+            return f"{advice} {end if tried else ''}{self.no_warmup}."
         if not tried:
             return advice
         survived = [run.warmup_steps for run in tried if run.survives]
         if survived:
             return f"{advice} It survives from a warmup of {min(survived)} steps on."
-        best = max((run.base_lr for run in self.stability if run.survives), default=None)
         other = "" if best is None else f", or optimizer.base_lr {best:.3g}, which did survive"
         return f"{advice} It survives none of these warmups: try longer ones with --warmup{other}."
 
@@ -156,8 +162,9 @@ def run_rate_test(
     """Run both tests; every rank calls it.
 
     The range goes from `lowest` to `highest` in `steps` steps. The stability runs are of `rates` (default: the
-    recipe's own and the recommended one) after each of `warmups` in steps (default: none and the recipe's), and `after`
-    steps more. Raises InputError for numbers that make no test, and for a recipe that cannot be trained.
+    recipe's own and the recommended one) after each of `warmups` in steps (default: none and, where it changes a rate,
+    the recipe's), and `after` steps more. Raises InputError for numbers that make no test, and for a recipe that cannot
+    be trained.
     """
     if not 0 < lowest < highest < math.inf:
         raise InputError(f"--from {lowest:g} --to {highest:g}: the first must be above 0 and below the second")
@@ -172,13 +179,17 @@ def run_rate_test(
         rising = lowest * (highest / lowest) ** (np.arange(steps) / (steps - 1))
         found = read_range(runner.run("range test", rising.tolist(), warmup=0))
         scale = scaled_rate(replace(recipe, optimizer=replace(recipe.optimizer, base_lr=1.0)))
+        longest = max(warmups) if warmups else recipe.schedule.warmup_steps
+        no_warmup = why_no_warmup(replace(recipe, schedule=replace(recipe.schedule, warmup_steps=longest)))
+        if warmups is None:
+            warmups = [0] if no_warmup else sorted({0, longest})
         stability = []
         for rate in rates or sorted({scaled_rate(recipe), found.recommended}):
-            for warmup in warmups if warmups is not None else sorted({0, recipe.schedule.warmup_steps}):
+            for warmup in warmups:
                 planned = stability_rates(recipe, len(runner.datasets.train), rate / scale, warmup, after)
                 course = runner.run(f"rate {rate:.3g}, warmup {warmup}", planned, warmup)
                 stability.append(Stability(rate, rate / scale, warmup, course))
-    return RateTest(recipe.batch_size, scale, found, tuple(stability))
+    return RateTest(recipe.batch_size, scale, found, tuple(stability), no_warmup)
 
 
 def stability_rates(recipe: Recipe, num_images: int, base_lr: float, warmup: int, after: int) -> list[float]:

@@ -19,7 +19,7 @@ from megdet.data.loader import training_batches
 from megdet.distributed.layout import recipe_layout
 from megdet.errors import InputError
 from megdet.model.box_head import SampledRois
-from megdet.ops.ordering import hash_integers
+from megdet.ops.integer_hash import hash_integers
 from megdet.structures import Batch
 from megdet.training.step import autocast
 

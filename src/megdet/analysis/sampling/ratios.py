@@ -13,7 +13,7 @@ from typing import Any
 
 from megdet.errors import InputError
 from megdet.inference.trained import read_recipe
-from megdet.journal.checkpoint_files import latest_checkpoint, load_state
+from megdet.journal.checkpoint_files import latest_checkpoint, open_checkpoint
 from megdet.journal.metrics import read_metrics
 from megdet.journal.run_folder import RunFolder
 from megdet.recipe import Recipe
@@ -123,8 +123,8 @@ def _data_of(folder: RunFolder) -> tuple[int, int, str]:
     checkpoint = latest_checkpoint(folder)
     if checkpoint is None:
         raise InputError(f"{folder.path}: the run has no checkpoint yet, so its data are not known; train on")
-    state = load_state(checkpoint)
-    return int(state["num_images"]), len(state["class_names"]), str(state.get("data", ""))
+    state = open_checkpoint(checkpoint).state
+    return state.num_images, len(state.class_names), state.data
 
 
 def _steps(folder: RunFolder) -> list[dict[str, Any]]:

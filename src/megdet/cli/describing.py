@@ -1,0 +1,40 @@
+"""Verbs that look at recipes: describe, recipes."""
+
+from rich.table import Table
+
+from megdet.cli.options import CONSOLE, Arguments
+from megdet.planning.describe import describe
+from megdet.recipe_file import load_recipe, packaged_recipes
+
+
+def run_describe(arguments: Arguments) -> None:
+    """Print the arithmetic of a recipe."""
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    rows = describe(
+        recipe,
+        arguments.devices,
+        arguments.lane_width,
+        arguments.max_images_per_device,
+        count_parameters=arguments.parameters,
+    )
+    if arguments.json:
+        CONSOLE.print_json(data={row.key: row.value for row in rows})
+        return
+    table = Table("", "", title=f"{arguments.recipe} on {arguments.devices} device(s)", show_header=False)
+    for row in rows:
+        table.add_row(row.name, row.text)
+    CONSOLE.print(table)
+
+
+def run_recipes(arguments: Arguments) -> None:
+    """List the packaged recipes with the first line of their header, or print one."""
+    recipes = packaged_recipes()
+    if arguments.name is not None:
+        if arguments.name not in recipes:
+            load_recipe(arguments.name)  # says which there are
+        CONSOLE.print(recipes[arguments.name], end="")
+        return
+    table = Table("recipe", "what it is")
+    for name, text in recipes.items():
+        table.add_row(name, text.splitlines()[0].removeprefix("# "))
+    CONSOLE.print(table)

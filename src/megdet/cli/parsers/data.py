@@ -1,0 +1,42 @@
+"""The options of data demo, data check, data stats and data convert."""
+
+from pathlib import Path
+
+from megdet.cli.parsers.shared import Parser
+
+SHOWN_OF_A_KIND = 20
+
+
+def add_data(parser: Parser) -> None:
+    """The verbs of `data` and their options."""
+    verbs = parser.add_subparsers(metavar="VERB", required=True, dest="data_verb", parser_class=type(parser))
+
+    demo = verbs.add_parser("demo", help="draw the demo data set", allow_abbrev=False)
+    demo.add_argument("folder", nargs="?", type=Path, metavar="FOLDER", help="default data/demo, or data/demo-hard")
+    demo.add_argument("--hard", action="store_true", help="smaller objects, any rotation, more clutter")
+    demo.set_defaults(run_verb="data:run_demo")
+
+    check = verbs.add_parser("check", help="list every problem of a data set", allow_abbrev=False)
+    _add_dataset(check)
+    check.add_argument("--all", action="store_true", help=f"print more than {SHOWN_OF_A_KIND} problems of one kind")
+    check.set_defaults(run_verb="data:run_check")
+
+    stats = verbs.add_parser("stats", help="count boxes, classes, sizes and aspect ratios", allow_abbrev=False)
+    _add_dataset(stats)
+    stats.add_argument("--picture", type=Path, metavar="FILE", help="draw them too (.png, .svg or .pdf)")
+    stats.set_defaults(run_verb="data:run_stats")
+
+    convert = verbs.add_parser("convert", help="turn Pascal VOC or YOLO into COCO files", allow_abbrev=False)
+    convert.add_argument("--from", dest="source_format", choices=["voc", "yolo"], required=True)
+    convert.add_argument("source", type=Path, metavar="SOURCE")
+    convert.add_argument("out", type=Path, metavar="OUT")
+    convert.add_argument("--zero-based", action="store_true", help="VOC boxes that count pixels from 0")
+    convert.add_argument("--difficult-as-crowd", action="store_true", help="VOC's difficult objects become crowds")
+    convert.set_defaults(run_verb="data:run_convert")
+    for verb in (demo, check, stats, convert):
+        verb.set_defaults(takes_overrides=False)
+
+
+def _add_dataset(parser: Parser) -> None:
+    parser.add_argument("annotations", type=Path, metavar="ANNOTATIONS", help="COCO instances file")
+    parser.add_argument("images", type=Path, metavar="IMAGES", help="folder of its images")

@@ -1,0 +1,50 @@
+"""The options of evaluate and detect."""
+
+from pathlib import Path
+
+from megdet.cli.parsers.shared import Parser, add_layout_options, add_machine_options, take_keys_of_run
+from megdet.cli.parsers.values import whole_number
+
+_EXAMPLE = "--box_head.score_threshold 0.3"
+
+
+def add_evaluate(parser: Parser) -> None:
+    """The options of `evaluate`."""
+    parser.add_argument("run", nargs="?", metavar="RUN", help="run folder")
+    parser.add_argument(
+        "--data", nargs=2, metavar=("ANNOTATIONS", "IMAGES"), help="evaluate on these instead of the recipe's val data"
+    )
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where to write, default the run folder")
+    parser.add_argument("--ground-truth", metavar="JSON", help="evaluate files instead: COCO instances ...")
+    parser.add_argument("--detections", metavar="JSON", help="... and detections in the COCO result format")
+    parser.add_argument(
+        "--precise-bn",
+        type=whole_number,
+        metavar="IMAGES",
+        help="estimate the batch-norm statistics anew from so many training images, rounded up to whole mini-batches",
+    )
+    _add_fold(parser)
+    add_layout_options(parser)
+    add_machine_options(parser)
+    take_keys_of_run(parser, _EXAMPLE)
+    parser.set_defaults(run_verb="results:run_evaluate")
+
+
+def add_detect(parser: Parser) -> None:
+    """The options of `detect`."""
+    parser.add_argument("run", metavar="RUN", help="run folder")
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="default RUN/pictures/detect")
+    parser.add_argument("--score", type=float, default=0.5, metavar="S", help="draw from this score on, default 0.5")
+    _add_fold(parser)
+    add_machine_options(parser)
+    take_keys_of_run(parser, _EXAMPLE)
+    parser.set_defaults(run_verb="results:run_detect")
+
+
+def _add_fold(parser: Parser) -> None:
+    parser.add_argument(
+        "--fold",
+        action="store_true",
+        help="fold the batch norms into the convolutions before them: quicker, the results differ by rounding only",
+    )

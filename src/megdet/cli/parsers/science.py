@@ -1,0 +1,164 @@
+"""The options of analyse, lr-test, reproduce and verify."""
+
+import argparse
+from pathlib import Path
+
+from megdet.cli.parsers.shared import (
+    Parser,
+    add_layout_options,
+    add_machine_options,
+    add_recipe,
+    take_keys_of_run,
+    take_recipe_keys,
+)
+from megdet.cli.parsers.values import whole_number, whole_numbers
+
+
+def add_analyse(parser: Parser) -> None:
+    """The verbs of `analyse` and their options."""
+    parts = parser.add_subparsers(metavar="WHAT", required=True, parser_class=type(parser))
+    _add_variance(
+        parts.add_parser(
+            "variance", help="variance of the gradient of N and of kN images (Sec. 3.2, Eq. 2-4)", allow_abbrev=False
+        )
+    )
+    _add_sampling(
+        parts.add_parser(
+            "sampling", help="Table 1 of runs, and images with their proposals (Figure 2)", allow_abbrev=False
+        )
+    )
+
+
+def _add_variance(parser: Parser) -> None:
+    parser.add_argument("run", metavar="RUN", help="run folder")
+    parser.add_argument(
+        "--batch", type=whole_number, metavar="N", help="images of the smallest mini-batch, default the recipe's"
+    )
+    parser.add_argument(
+        "--factors", type=whole_numbers, metavar="K,K", help="mini-batches of k x N images, default 1,2,4,8"
+    )
+    parser.add_argument(
+        "--images", type=whole_number, metavar="M", help="use at most so many; default 8 of the largest mini-batches"
+    )
+    parser.add_argument(
+        "--rate", type=float, metavar="R", help="of the small updates, default that of N images after warmup"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="where to write, default RUN/analysis/variance; needed where keys of the recipe are changed",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_machine_options(parser)
+    take_keys_of_run(parser, "--optimizer.clip_norm 0")
+    parser.set_defaults(run_verb="analysing:run_variance")
+
+
+def _add_sampling(parser: Parser) -> None:
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
+    parser.add_argument(
+        "--epochs", type=whole_numbers, metavar="E,E", help="default 1,6,12, or first, middle and last of shorter runs"
+    )
+    parser.add_argument(
+        "--images", type=whole_number, metavar="M", help="images to choose Figure 2 from, default one mini-batch"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="where to write, default analysis/sampling in each RUN"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_machine_options(parser)
+    parser.set_defaults(run_verb="analysing:run_sampling", takes_overrides=False)
+
+
+def add_lr_test(parser: Parser) -> None:
+    """The options of `lr-test`."""
+    add_recipe(parser)
+    parser.add_argument("--from", dest="lowest", type=float, default=1e-4, metavar="RATE", help="default 1e-4")
+    parser.add_argument("--to", dest="highest", type=float, default=1.0, metavar="RATE", help="default 1")
+    parser.add_argument("--steps", type=whole_number, default=100, metavar="N", help="of the range test, default 100")
+    parser.add_argument(
+        "--rates", type=_rates, metavar="RATE,RATE", help="stability runs; default the recipe's and the recommended one"
+    )
+    parser.add_argument(
+        "--warmup",
+        type=whole_numbers,
+        metavar="N,N",
+        help="steps of warmup of stability runs; default 0 and the recipe's",
+    )
+    parser.add_argument(
+        "--after", type=whole_number, metavar="N", help="steps at the full rate of a stability run, default 50"
+    )
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where to write, default runs/lr-test/NAME")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_layout_options(parser)
+    add_machine_options(parser)
+    take_recipe_keys(parser)
+    parser.set_defaults(run_verb="analysing:run_lr_test")
+
+
+def add_reproduce(parser: Parser) -> None:
+    """The options of `reproduce`."""
+    from megdet.analysis.paper.rows import ITEMS, SCALES
+
+    parser.add_argument("item", choices=ITEMS, metavar="ITEM", help=", ".join(ITEMS))
+    parser.add_argument(
+        "--scale",
+        choices=SCALES,
+        default=SCALES[0],
+        metavar="SCALE",
+        help="demo: drawn shapes; bccd: blood cells; coco: the paper's own recipes; default demo",
+    )
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="folder of the scale's images, default data/SCALE")
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        metavar="FILE",
+        help="ImageNet weights: MobileNetV2 (bccd; demo trains its own where there are none), ResNet-50 (coco)",
+    )
+    parser.add_argument("--rows", metavar="NAME,NAME", help="train only these rows, such as b16-bn0,b256-bn16-long")
+    parser.add_argument(
+        "--run", type=Path, metavar="FOLDER", help="folder of all rows and files, default runs/reproduce/SCALE"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_layout_options(parser)
+    add_machine_options(parser, trains=True)
+    parser.set_defaults(run_verb="reproduction:run_reproduce", takes_overrides=False)
+
+
+def add_verify(parser: Parser) -> None:
+    """The options of `verify`."""
+    parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="default verify, with all cases")
+    parser.add_argument(
+        "--devices",
+        type=_device_counts,
+        metavar="N,N",
+        help="counts to compare with the first of them, default 1,2,3,4,8",
+    )
+    parser.add_argument("--lane-width", type=whole_number, metavar="K", help="force the ranks that carry one group")
+    parser.add_argument("--dtype", choices=["float64", "float32"], default="float64", help="default float64")
+    parser.add_argument("--steps", type=whole_number, metavar="N", help="of a run, default 20")
+    parser.add_argument(
+        "--cases",
+        metavar="NAME,NAME",
+        help="all, short, or names of cases, which a wrong one lists; default all, or base where a RECIPE is named",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    take_recipe_keys(parser)
+    parser.set_defaults(run_verb="verification:run_verify")
+
+
+def _rates(text: str) -> tuple[float, ...]:
+    """Numbers between commas."""
+    try:
+        return tuple(float(word) for word in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is no list of rates") from None
+
+
+def _device_counts(text: str) -> tuple[int, ...]:
+    """Numbers of at least 1 between commas."""
+    counts = whole_numbers(text)
+    if 0 in counts:
+        raise argparse.ArgumentTypeError(f"'{text}' names no devices")
+    return counts

@@ -1,0 +1,80 @@
+"""Options that several verbs have, and what their help says of the keys of recipes."""
+
+import argparse
+from typing import NoReturn
+
+from megdet.cli.parsers.values import minutes, whole_number
+from megdet.errors import InputError
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser whose errors are InputErrors, and whose help explains the keys of recipes if asked to."""
+
+    explains_recipe_keys = False
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong in one line, without the usage."""
+        raise InputError(f"{message}; see `{self.prog} --help`")
+
+    def format_help(self) -> str:
+        """The options of the verb, then the keys of the recipe, section by section."""
+        own = super().format_help()
+        if not self.explains_recipe_keys:
+            return own
+        from megdet.recipe_help import recipe_parser  # here, because only who asks for help waits for it
+
+        keys = recipe_parser("recipe").format_help().split("\n\n", 1)[1]
+        return f"{own}\nEvery key of the recipe is an option too (docs/recipe.md):\n\n{keys}"
+
+
+def take_recipe_keys(parser: Parser) -> None:
+    """For a verb that builds a recipe: its keys are options, and the help explains each."""
+    parser.explains_recipe_keys = True
+    parser.set_defaults(takes_overrides=True)
+
+
+def add_recipe(parser: Parser) -> None:
+    """The recipe of a verb that builds one."""
+    parser.add_argument("recipe", metavar="RECIPE", help="name of a packaged recipe or path of a YAML file")
+
+
+def take_keys_of_run(parser: Parser, example: str, of: str = "the run's recipe") -> None:
+    """For a verb that finds its recipe made: its keys may be changed, and the help says so in one line."""
+    parser.epilog = f"Keys of {of} are options too, such as {example}; docs/recipe.md lists them."
+    parser.set_defaults(takes_overrides=True)
+
+
+def add_layout_options(parser: Parser) -> None:
+    """Options that force the layout."""
+    parser.add_argument("--lane-width", type=whole_number, metavar="K", help="force the ranks that carry one group")
+    parser.add_argument(
+        "--max-images-per-device", type=whole_number, metavar="M", help="force the largest micro-batch of a device"
+    )
+
+
+def add_machine_options(parser: Parser, *, trains: bool = False) -> None:
+    """Options that belong to this machine; none of them changes a result. Some are for verbs that train alone."""
+    group = parser.add_argument_group("this machine (none of it changes the result)")
+    group.add_argument("--device", default="", metavar="cpu|cuda", help="default: the GPU where there is one")
+    group.add_argument("--workers", type=whole_number, metavar="N", help="processes a rank that load images")
+    group.add_argument(
+        "--timeout", type=minutes, metavar="MINUTES", help="how long a process waits for another one, default 30"
+    )
+    if not trains:
+        return
+    group.add_argument(
+        "--evaluate-in-background",
+        action="store_true",
+        help="evaluate each checkpoint in a process of its own, while the training goes on",
+    )
+    group.add_argument(
+        "--evaluate-on",
+        default="",
+        metavar="cpu|cuda|cuda:N",
+        help="device of that process, default: on a machine that trains on GPUs one that is left over, else the CPU",
+    )
+    group.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile backbone, pyramid and RPN head for each canvas (torch.compile); results differ by rounding only",
+    )

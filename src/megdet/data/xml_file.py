@@ -1,0 +1,42 @@
+"""XML as annotation tools write it, in any encoding, which may have been written by anybody."""
+
+import codecs
+import re
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+from megdet.errors import InputError
+from megdet.files import read_bytes
+
+_XML_ENCODING = re.compile(rb"""\s*<\?xml[^>]{0,200}?encoding\s*=\s*["']([\w.:-]{1,40})["']""")
+_ENCODINGS = re.compile("ascii|utf|iso|cp|gb|hz$|big5|shift_jis|euc_|koi8|johab|mac_|tis")
+"""Python's names of the encodings of text in use; it has others, some of which take very long."""
+
+
+def parse_xml(path: Path) -> ElementTree.Element:
+    """The root of an XML file. Raises InputError where it cannot be read, or has entities, which grow without end."""
+    try:
+        return ElementTree.fromstring(_text(path))
+    except ElementTree.ParseError as error:
+        raise InputError(f"{path}: not valid XML: {error}") from error
+
+
+def _text(path: Path) -> str:
+    """The text in the encoding that the file names; expat itself knows none of Chinese or Japanese."""
+    content = read_bytes(path)
+    declared = _XML_ENCODING.match(content.removeprefix(codecs.BOM_UTF8))
+    is_wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    encoding = declared[1].decode("ascii") if declared else "utf-16" if is_wide else "utf-8"
+    try:
+        name = codecs.lookup(encoding).name
+        if not _ENCODINGS.match(name):
+            raise LookupError
+        text = content.removeprefix(codecs.BOM_UTF8).decode(name)
+    except LookupError:
+        raise InputError(f"{path}: its encoding {encoding!r} is not known; save it as UTF-8") from None
+    except UnicodeError as error:
+        said = f"it names the encoding {encoding}" if declared else "it names no encoding and is not UTF-8"
+        raise InputError(f"{path}: {said}, but cannot be read so ({error}); save it as UTF-8") from None
+    if "<!ENTITY" in text:
+        raise InputError(f"{path}: it defines entities, which no annotation needs; write them out")
+    return text

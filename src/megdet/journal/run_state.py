@@ -1,0 +1,30 @@
+"""What a checkpoint says besides its tensors."""
+
+from typing import Annotated, Any
+
+import msgspec
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class RunState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The part of a run's state that is no tensor; in `state.json`, read strictly."""
+
+    step: Count
+    """optimizer steps done"""
+    class_names: tuple[str, ...]
+    """what the labels mean"""
+    category_ids: tuple[int, ...]
+    """the same in the data set's file"""
+    num_images: Count
+    """of the training data; 0 for weights that were trained elsewhere"""
+    data: str = ""
+    """fingerprint of the training data; empty for weights that were trained elsewhere"""
+    evaluation: dict[str, Any] | None = None
+    """the numbers of the last evaluation"""
+    evaluated_step: int = -1
+    """the step after which it was made, -1 for none"""
+
+    def __post_init__(self) -> None:
+        if len(self.class_names) != len(self.category_ids):
+            raise ValueError(f"{len(self.class_names)} class names and {len(self.category_ids)} category ids")

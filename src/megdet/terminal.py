@@ -1,0 +1,53 @@
+"""Output for people: nothing that stands in somebody's file reaches the terminal as a command, or stops the program."""
+
+import io
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.text import Text
+
+from megdet.errors import printable
+
+_WIDE = 160
+
+
+class Terminal(Console):
+    """A rich console that takes text as it is, without markup, and writes out what is not printable in it.
+
+    Class and file names may hold escape sequences and marks that turn the direction of writing; see `printable`. Line
+    breaks and tabs stay.
+
+    Args:
+        stderr: write to standard error instead of standard output.
+        quiet: write nothing.
+    """
+
+    def __init__(self, *, stderr: bool = False, quiet: bool = False) -> None:
+        width = None if stderr or sys.stdout.isatty() else _WIDE
+        super().__init__(stderr=stderr, quiet=quiet, highlight=False, markup=False, soft_wrap=True, width=width)
+
+    def render_str(self, text: str, **how: Any) -> Text:
+        """The rich text of a text, of the length that it has when it is printable."""
+        return super().render_str(_printable_lines(text), **how)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """The pieces of a renderable, whatever it was made of; rich's own codes, of a progress line, are no text."""
+        for segment in super().render(renderable, options):
+            if segment.control or segment.text.isprintable():
+                yield segment
+            else:
+                yield Segment(_printable_lines(segment.text), segment.style, segment.control)
+
+
+def allow_any_character() -> None:
+    """Let standard output write out what its encoding lacks (Chinese on a latin-1 terminal), as standard error does."""
+    stream: Any = sys.stdout
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")
+
+
+def _printable_lines(text: str) -> str:
+    return "\n".join("\t".join(map(printable, line.split("\t"))) for line in text.split("\n"))

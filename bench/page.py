@@ -181,6 +181,16 @@ SECTIONS = (
         tables.plan,
     ),
     Section(
+        "Start",
+        "Processor seconds, user and system, of a process from its start to its end: verbs that compute nothing, and "
+        "what loading costs those that do, one package more a line.",
+        {"startup": "startup.py"},
+        tables.startup,
+        "A verb's modules are imported when it is called. torch's compiler is half of what `train` and `detect` load, "
+        "and nothing of it is used: torchvision's RoIAlign and a model of timm's import it when they are loaded, and "
+        "torch's optimizers do when they are made. Keeping it out would mean to replace parts of torch meanwhile.",
+    ),
+    Section(
         "GPU",
         "A training step of 800 x 1344 pixels where there is a GPU: torchvision's, ours and ours compiled. Of peak: "
         "what convolutions and matrix products use of the data sheet's arithmetic; waits: how often the host waited "

@@ -178,3 +178,10 @@ def _stages(rows: Sequence[Result]) -> list[str]:
     heads = [[str(row["batch"]), _bold(row["side"])] for row in shown]
     body = [[*head, *own] for head, own in zip(heads, cells, strict=True)]
     return _table([f"ms, {rows[-1]['precision']}: batch", "side", *names], *body) if shown else []
+
+
+def startup(result: Result) -> list[str]:
+    """A row a process."""
+    rows = [["process", "processor seconds"]]
+    rows += [[f"`{name}`", _spread(seconds, result["spread"][name])] for name, seconds in result["seconds"].items()]
+    return [*_table(*rows), "", f"{result['rounds']} processes of each, in turn."]

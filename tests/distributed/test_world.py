@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from megdet.distributed import world as world_module
 from megdet.distributed.layout import Layout
 from megdet.distributed.local_ranks import run_in_ranks
 from megdet.distributed.world import (
@@ -111,6 +112,9 @@ def meet(world: World) -> dict:
     shared = [torch.arange(6.0).reshape(2, 3) + world.rank, images, torch.tensor(world.rank), torch.empty(0, 4)]
     world.broadcast(shared)
     found["shared"] = shared
+    found["small messages"] = [torch.full((5,), world.rank + float(number)) for number in range(5)]
+    world_module.CHUNK_BYTES = 45  # two tensors a message
+    world.broadcast(found["small messages"])
     for width in (1, 2, 4):
         lane = make_lane(world, Layout(4, 4, 4, width))
         members = torch.zeros(4)
@@ -133,6 +137,7 @@ def test_four_ranks_sum_gather_agree_and_form_lanes_of_neighbours():
             found["shared"], (torch.arange(6.0).reshape(2, 3), 0, 0, torch.empty(0, 4)), strict=True
         ):
             assert (tensor == expected).all()
+        assert [tensor.tolist() for tensor in found["small messages"]] == [[number] * 5 for number in range(5)]
         assert found["shared"][1].is_contiguous(memory_format=torch.channels_last)
         assert found[1] == (1, 0, True, [rank])
         assert found[2] == (2, rank % 2, rank % 2 == 0, [rank - rank % 2, rank - rank % 2 + 1])

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import torch
 
-from megdet.analysis.run_pictures import draw_run
 from megdet.cli.machine import join_world, num_workers, say
 from megdet.cli.options import CONSOLE, Arguments
 from megdet.distributed.world import has_native_bfloat16
@@ -52,6 +51,8 @@ def _train(arguments: Arguments, name: str, path: Path) -> None:
         return
     CONSOLE.print(numbers_table(numbers))
     CONSOLE.print(per_class_table(numbers))
+    from megdet.analysis.run_pictures import draw_run  # here, because matplotlib is for the one rank that draws
+
     pictures = draw_run(load_detector(folder, world.device), folder)
     CONSOLE.print(f"run folder   {folder.path}")
     CONSOLE.print(f"score table  {folder.evaluation}")

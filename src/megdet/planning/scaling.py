@@ -156,15 +156,10 @@ def _frozen_layout(batch_size: int, devices: int, cost: StepCost, exchange: Exch
 
     Shares that do not come out even are rounded up, so that the layout may have a few images more than the batch.
     """
+    one_image = step_bytes(cost, Layout(devices, 1, devices, 1), exchange) or 0.0
+    most = max(1, 1 + int((room - one_image) / cost.image_bytes))
     share = -(-batch_size // devices)
-    rounds = next(
-        (
-            n
-            for n in range(1, share)
-            if (step_bytes(cost, Layout(devices * n, -(-share // n), devices, 1), exchange) or 0.0) <= room
-        ),
-        share,
-    )
+    rounds = -(-share // most)
     return Layout(devices * rounds, -(-share // rounds), devices, 1)
 
 

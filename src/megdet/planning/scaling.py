@@ -3,21 +3,15 @@
 from dataclasses import dataclass
 from typing import Any
 
-from megdet.analysis.cluster.machines import Machine
-from megdet.analysis.cluster.step import (
-    FROZEN_STAGES,
-    Job,
-    StepTime,
-    efficiency,
-    fits,
-    memory_bytes,
-    most_images,
-    step_time,
-)
-from megdet.analysis.paper.tables import NORMAL_EPOCHS, TRAINING_IMAGES
-from megdet.distributed.layout import choose_layout
+from megdet.distributed.layout import Layout, choose_layout
 from megdet.errors import InputError
-from megdet.recipe import Recipe
+from megdet.planning.batches import BatchWorth
+from megdet.planning.canvases import slowest_of
+from megdet.planning.counts import Variant, detector_counts
+from megdet.planning.published import USABLE, Machine, published_cost
+from megdet.planning.step import Exchange, StepCost, StepTime, step_bytes, step_time
+from megdet.recipe import Schedule
+from megdet.run_length import decay_of
 
 COUNTS = tuple(2**power for power in range(11))
 """Devices that are simulated."""
@@ -32,11 +26,16 @@ class Asked:
     images_per_device: int = 8
     """of a step; the mini-batch grows with the devices, in whole BN groups"""
     bn_size: int = 32
-    """images that share batch statistics; 0 = frozen statistics, with the first two stages frozen as in our recipes"""
+    """images that share batch statistics; 0 = frozen statistics, the first two stages frozen too"""
     batch_size: int | None = None
     """images of a step whatever the devices, instead of images_per_device"""
     noise_scale: float | None = None
     """gradient noise scale in images: a batch beyond it buys few steps for its images"""
+
+
+_IMAGES = 118_000
+"""Of COCO train2017, as the paper rounds them (Sec. 4)."""
+_NORMAL = Schedule(policy="normal")
 
 
 @dataclass(frozen=True)
@@ -45,13 +44,14 @@ class Point:
 
     batch_size: int
     """images a step"""
-    job: Job
+    layout: Layout
     step: StepTime
     efficiency: float
     """speed of a device against one device that does the same mini-batch alone, 0 to 1"""
-    noise_scale: float | None
+    worth: BatchWorth | None
+    """of the batch, where a noise scale is known"""
     memory_bytes: float
-    """of a device, as `step.memory_bytes` reckons"""
+    """of a device: its state, what a micro-batch on the largest canvas keeps, and a bucket of gradients"""
     fits: bool
     """whether the device has them"""
 
@@ -63,17 +63,12 @@ class Point:
     @property
     def hours(self) -> float:
         """Of the normal policy on COCO, without evaluation."""
-        return NORMAL_EPOCHS * TRAINING_IMAGES / self.images_per_second / 3600
+        return decay_of(_NORMAL).epochs * _IMAGES / self.images_per_second / 3600
 
     @property
     def steps(self) -> int:
         """Of the normal policy on COCO."""
-        return int(NORMAL_EPOCHS * TRAINING_IMAGES / self.batch_size)
-
-    @property
-    def examples(self) -> float | None:
-        """Images for the same progress over the fewest, 1 + B / noise scale (McCandlish et al. 2018, Sec. 2.3)."""
-        return None if self.noise_scale is None else 1 + self.batch_size / self.noise_scale
+        return int(decay_of(_NORMAL).epochs * _IMAGES / self.batch_size)
 
     @property
     def why_not(self) -> str:
@@ -82,20 +77,20 @@ class Point:
             return "does not fit"
         if self.efficiency < LEAST_EFFICIENCY:
             return f"efficiency below {LEAST_EFFICIENCY:.0%}"
-        if self.noise_scale is not None and self.batch_size > self.noise_scale:
-            return f"batch beyond the noise scale of {self.noise_scale:g}"
-        if self.steps < Recipe().schedule.warmup_steps:
-            return f"{self.steps} steps, fewer than the {Recipe().schedule.warmup_steps} of the warmup"
+        if self.worth is not None and not self.worth.pays:
+            return f"batch beyond the noise scale of {self.worth.noise_scale:g}"
+        if self.steps < _NORMAL.warmup_steps:
+            return f"{self.steps} steps, fewer than the {_NORMAL.warmup_steps} of the warmup"
         return ""
 
     def as_dict(self) -> dict[str, Any]:
         """For --json."""
         return {
-            "devices": self.job.devices,
+            "devices": self.layout.world_size,
             "batch_size": self.batch_size,
-            "lane_width": self.job.lane_width,
-            "rounds": self.job.rounds,
-            "micro_batch": self.job.images,
+            "lane_width": self.layout.lane_width,
+            "rounds": self.layout.rounds,
+            "micro_batch": self.layout.largest_share,
             "seconds_per_step": self.step.total,
             "images_per_second": self.images_per_second,
             "efficiency": self.efficiency,
@@ -103,11 +98,11 @@ class Point:
             "steps": self.steps,
             "memory_gb": self.memory_bytes / 1e9,
             "fits": self.fits,
-            "communication": self.step.communication,
+            "communication": self.step.communication / self.step.total,
             "stragglers": self.step.stragglers / self.step.total,
             "pays": not self.why_not,
             "why_not": self.why_not,
-            "examples": self.examples,
+            "examples": None if self.worth is None else self.worth.examples,
         }
 
 
@@ -139,39 +134,33 @@ def last_that_pays(points: list[Point]) -> Point | None:
 def _point(devices: int, machine: Machine, asked: Asked) -> Point:
     group = asked.bn_size or 1
     batch_size = asked.batch_size or -(-asked.images_per_device * devices // group) * group
-    job, alone = (_job(batch_size, count, machine, asked.bn_size) for count in (devices, 1))
-    time, part = step_time(job, machine), efficiency(job, alone, machine)
-    return Point(batch_size, job, time, part, asked.noise_scale, memory_bytes(job, machine), fits(job, machine))
-
-
-def _job(batch_size: int, devices: int, machine: Machine, bn_size: int) -> Job:
-    """BN groups are spread as by the trainer (`distributed/layout.py`)."""
-    if not bn_size:
-        return _frozen_job(batch_size, devices, machine)
-    layout = choose_layout(batch_size // bn_size, bn_size, devices)
-    return Job(
-        devices=devices,
-        images=layout.largest_share,
-        rounds=layout.rounds,
-        lane_width=layout.lane_width,
-        independent=min(layout.num_lanes, layout.num_groups),
-        sparse_rpn=True,
+    variant: Variant = "trained" if asked.bn_size else "frozen"
+    exchange, cost = detector_counts(variant).exchange, published_cost(machine, variant, devices)
+    room = USABLE * machine.memory
+    if asked.bn_size:
+        layout, alone = (choose_layout(batch_size // group, group, count) for count in (devices, 1))
+    else:
+        layout, alone = (_frozen_layout(batch_size, count, cost, exchange, room) for count in (devices, 1))
+    step = step_time(
+        cost, layout, exchange, machine.fabric, slowest_of(min(layout.num_lanes, layout.num_groups), layout.rounds)
     )
+    memory = step_bytes(cost, layout, exchange) or 0.0
+    worth = None if asked.noise_scale is None else BatchWorth(batch_size, asked.noise_scale)
+    # one device has images of mean size, and never waits for input
+    efficiency = step_time(cost, alone, exchange, machine.fabric).compute / (devices * step.total)
+    return Point(batch_size, layout, step, efficiency, worth, memory, memory <= room)
 
 
-def _frozen_job(batch_size: int, devices: int, machine: Machine) -> Job:
-    """Nothing has to be together: a device's share is one micro-batch, or as few equal ones as fit."""
+def _frozen_layout(batch_size: int, devices: int, cost: StepCost, exchange: Exchange, room: float) -> Layout:
+    """Nothing has to be together: a device's share is one micro-batch, or as few equal ones as fit.
+
+    Shares that do not come out even are rounded up, so that the layout may have a few images more than the batch.
+    """
+    one_image = step_bytes(cost, Layout(devices, 1, devices, 1), exchange) or 0.0
+    most = max(1, 1 + int((room - one_image) / cost.image_bytes))
     share = -(-batch_size // devices)
-    rounds = -(-share // most_images(FROZEN_STAGES, machine))
-    return Job(
-        devices=devices,
-        images=-(-share // rounds),
-        rounds=rounds,
-        independent=devices,
-        batch_norm=False,
-        frozen_stages=FROZEN_STAGES,
-        sparse_rpn=True,
-    )
+    rounds = -(-share // most)
+    return Layout(devices * rounds, -(-share // rounds), devices, 1)
 
 
 def _check(asked: Asked) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,19 +13,22 @@ import torch
 
 from cli_runs import make_data
 from factories import TINY
-from megdet.analysis.planner.inputs import Given, planner_of_measurement
-from megdet.analysis.planner.measured_steps import micro_batch_recipe, others_bytes, peak_bytes
-from megdet.analysis.planner.measuring import measure, typical_canvas
-from megdet.analysis.planner.step_cost import Measurement, fit_costs
 from megdet.cli.main import main
 from megdet.errors import InputError
+from megdet.planning import measured_steps
+from megdet.planning.inputs import planner_of_measurement
+from megdet.planning.measured_steps import Answer, Task, micro_batch_recipe, others_bytes, peak_bytes
+from megdet.planning.measurement import fit_costs, read_measurement
+from megdet.planning.measuring import Measuring, measure, typical_canvas
+from megdet.planning.network import flat_fabric
 from megdet.recipe import Backbone, Data, Recipe, Schedule
 from megdet.recipe_file import dump_recipe
 
+CPU = Measuring((1, 2), ("none",), device="cpu")
 # the process says its own peak: that of a child would hold the peak of the parent that started it
 TRAIN = """
 import sys
-from megdet.analysis.planner.measured_steps import resident_bytes
+from megdet.planning.measured_steps import resident_bytes
 from megdet.cli.main import main
 code = main(sys.argv[1:])
 print(resident_bytes("VmHWM"))
@@ -94,18 +96,16 @@ def test_the_memory_of_a_gpu_is_counted_without_what_other_processes_hold(
 def test_other_processes_on_the_gpu_are_told_of(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     held = iter([3 << 30, 5 << 30])
 
-    def answers(*_: object) -> list[dict[str, object]]:
-        points = [{"rounds": rounds, "seconds": 1.0 * rounds, "bytes": 1 << 30} for rounds in (1, 2)]
-        own = {"points": points, "others_bytes": next(held), "evaluation_seconds": 0.1, "evaluation_bytes": 1 << 30}
-        return [own]
+    def answers(*_: object) -> list[Answer]:
+        return [Answer((1.0, 2.0), (1 << 30, 1 << 30), next(held), (0.1, 1 << 30))]
 
-    monkeypatch.setattr("megdet.analysis.planner.measuring._run_together", answers)
-    measurement = measure(recipe, [1, 2], ["none"], device="cpu")
+    monkeypatch.setattr("megdet.planning.measuring._run_together", answers)
+    measurement = measure(recipe, CPU)
     assert measurement.others_bytes == 5 << 30
 
     def told(others: int) -> list[str]:
         said: list[str] = []
-        planner_of_measurement(recipe, replace(measurement, others_bytes=others), Given(), [], said)
+        planner_of_measurement(recipe, replace(measurement, others_bytes=others), CPU, flat_fabric(0.0, 1.0), said)
         return [line for line in said if "other processes" in line]
 
     assert told(0) == []
@@ -116,16 +116,24 @@ def test_other_processes_on_the_gpu_are_told_of(recipe: Recipe, monkeypatch: pyt
 def test_too_few_images_are_refused_before_anything_is_measured(recipe: Recipe) -> None:
     said: list[str] = []
     with pytest.raises(InputError, match="24 images to train on are not enough for one mini-batch of 60"):
-        measure(replace(recipe, batch_size=60), [1, 2], ["none"], device="cpu", progress=said.append)
+        measure(replace(recipe, batch_size=60), CPU, said.append)
     assert said == []
 
 
 def test_a_measuring_process_that_ends_badly_is_said_in_one_line(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "executable", shutil.which("false"))
-    with pytest.raises(InputError, match=r"micro-batches of 1 images failed: its process ended with exit code 1"):
-        measure(recipe, [1, 2], ["none"], device="cpu")
+    monkeypatch.setattr("megdet.planning.measuring.measure_here", end_at_once)
+    with pytest.raises(
+        InputError, match=r"micro-batches of 1 images failed: its process was ended \(out of memory\?\)"
+    ):
+        measure(recipe, CPU)
+
+
+def test_processes_side_by_side_stop_where_one_fails(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("megdet.planning.measuring.measure_here", fail_on_the_second)
+    with pytest.raises(InputError, match="failed: the second has no memory"):
+        measure(recipe, replace(CPU, side_by_side=2))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the peak of a process's memory")
@@ -137,7 +145,8 @@ def test_the_memory_of_a_real_run_is_predicted_within_15_percent(
     words = ["plan", str(file), "--device", "cpu", "--sizes", "1,3", "--plans", "none", "--timed-steps", "1", "--json"]
     assert main(words) == 0
     plan = json.loads(capsys.readouterr().out)
-    measurement = Measurement.from_dict(plan, "the plan")
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    measurement = read_measurement(tmp_path / "plan.json")
     assert [(point.images, point.rounds) for point in measurement.points] == [(1, 1), (1, 2), (3, 1), (3, 2)]
     assert (measurement.typical_canvas, measurement.largest_canvas) == ((256, 256), (256, 256))
     assert (measurement.num_images, measurement.num_val_images, plan["steps"]) == (24, 4, 2)
@@ -158,6 +167,17 @@ def test_the_memory_of_a_real_run_is_predicted_within_15_percent(
     real, predicted = int(done.stdout.split()[-1]), plan["chosen"]["bytes"]
     assert abs(predicted / real - 1) < 0.15
     # the images are what is predicted, not the libraries: without them it would miss
-    without_images = fit_costs(measurement)["none"].bytes(0, 2)
-    assert without_images is not None
-    assert abs(without_images / real - 1) > 0.15
+    cost = fit_costs(measurement)["none"]
+    assert abs((predicted - 6 * cost.image_bytes) / real - 1) > 0.15
+
+
+def end_at_once(*_: object) -> None:
+    os._exit(1)
+
+
+def fail_on_the_second(task: Task, local_rank: int) -> Answer | None:
+    """The first waits in the real function for the second, which never comes."""
+    if local_rank == 0:
+        return measured_steps.measure_here(task, local_rank)
+    measured_steps._together.abort()
+    raise InputError("the second has no memory")

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from factories import TINY
-from megdet.analysis.describe import describe
 from megdet.data.demo import draw_demo
+from megdet.planning.describe import describe
 from megdet.recipe import Data, Recipe, Schedule
 from megdet.training.schedule import why_no_warmup
 

@@ -5,26 +5,18 @@ from typing import Any
 
 import pytest
 
-from factories import TINY, tiny_detector
-from megdet.analysis.planner.layouts import (
-    Model,
-    Planner,
-    ring_all_gather,
-    ring_all_reduce,
-    sizes_to_measure,
-    traffic_of,
-)
-from megdet.analysis.planner.step_cost import Link, StepCost
-from megdet.distributed.gradients import GradientBuckets
+from factories import TINY
 from megdet.distributed.layout import Layout
 from megdet.errors import InputError
-from megdet.layers.batch_norm import CrossDeviceBatchNorm
+from megdet.planning.layouts import Planner
+from megdet.planning.measuring import sizes_to_measure
+from megdet.planning.network import flat_fabric
+from megdet.planning.step import Exchange, StepCost
 from megdet.recipe import Evaluation, Optimizer, Schedule
-from small_runs import ALONE
 
-LINK = Link(0.001, 1000.0, "by hand")
-SILENT = Model(0, (0,), (), 4)
+SILENT = Exchange((), ())
 """Nothing to send."""
+SENT = Exchange((200, 100), ())
 RECIPE = replace(
     TINY,
     batch_size=16,
@@ -37,48 +29,13 @@ COSTS = {"none": StepCost(0.0, 0.0, 1.0, 100.0, 10.0, 50.0), "block": StepCost(0
 
 
 def make(**changes: object) -> Planner:
-    planner = Planner(RECIPE, COSTS, SILENT, Link(0.0, 1e9, "free"), "cpu", num_images=160)  # type: ignore[arg-type]
+    planner = Planner(RECIPE, COSTS, SILENT, flat_fabric(0.0, 1e9), num_images=160)  # type: ignore[arg-type]
     return replace(planner, **changes)  # type: ignore[arg-type]
-
-
-def test_a_ring_sends_all_but_a_part_of_a_tensor_twice_and_a_gather_hands_on_the_own_part() -> None:
-    assert ring_all_reduce(800.0, 4, LINK) == (1200.0, pytest.approx(6 * 0.001 + 1.2))  # 6 hops of 200 bytes
-    assert ring_all_gather(100.0, 4, LINK) == (300.0, pytest.approx(3 * 0.001 + 0.3))
-    assert ring_all_reduce(800.0, 1, LINK) == (0.0, 0.0)
-    assert ring_all_gather(100.0, 1, LINK) == (0.0, 0.0)
-
-
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_the_traffic_of_a_step_counts_gradients_statistics_and_the_fold(device: str) -> None:
-    # 4 ranks in 2 lanes of 2; 16 images in 4 groups of 4: two rounds; one norm layer of 10 channels
-    layout = Layout(4, 4, 4, 2)
-    traffic = traffic_of(layout, Model(900, (500, 400), (10,), 4), LINK, device)
-    assert traffic.gradient_bytes == 6 / 4 * 900
-    forward, fold = 4 + 80, 6 / 4 * 80  # count, mean and squares to one neighbour; mean and variance of every layer
-    backward = 80 if device == "cpu" else 2 / 2 * 80  # two sums a channel
-    assert traffic.norm_bytes == 2 * (forward + backward) + fold
-    hops = 6 + 6 + 2 * (1 + (1 if device == "cpu" else 2)) + 6
-    assert traffic.seconds == pytest.approx(hops * 0.001 + (traffic.gradient_bytes + traffic.norm_bytes) / 1000)
-
-
-def test_one_device_sends_nothing() -> None:
-    traffic = traffic_of(Layout(4, 4, 1, 1), Model(900, (500, 400), (10,), 4), LINK, "cpu")
-    assert (traffic.gradient_bytes, traffic.norm_bytes, traffic.seconds) == (0, 0, 0)
-
-
-def test_what_travels_is_counted_from_the_detector() -> None:
-    detector = tiny_detector()
-    model = Model.of(detector, GradientBuckets(detector.parameters(), ALONE))
-    assert model.gradient_bytes == 4 * sum(p.numel() for p in detector.parameters() if p.requires_grad)
-    assert sum(model.bucket_bytes) == model.gradient_bytes
-    norms = [m for m in detector.modules() if isinstance(m, CrossDeviceBatchNorm)]
-    assert model.norm_channels == tuple(norm.channels for norm in norms)
-    assert model.number_bytes == 4
 
 
 def test_every_lane_width_and_recompute_plan_is_planned_the_fastest_first() -> None:
     plans = make().layouts(2)
-    found = [(p.recompute, p.layout.lane_width, p.layout.largest_share, p.layout.rounds, p.seconds) for p in plans]
+    found = [(p.recompute, p.layout.lane_width, p.layout.largest_share, p.layout.rounds, p.step.total) for p in plans]
     assert found == [("none", 1, 4, 2, 8.0), ("none", 2, 2, 4, 8.0), ("block", 1, 4, 2, 12.0), ("block", 2, 2, 4, 12.0)]
     # weights and activations, and gradients that wait
     assert [p.bytes for p in plans] == [100 + 10 + 200, 100 + 10 + 100, 100 + 10 + 80, 100 + 10 + 40]
@@ -88,28 +45,27 @@ def test_every_lane_width_and_recompute_plan_is_planned_the_fastest_first() -> N
 
 
 def test_several_devices_need_room_for_a_bucket() -> None:
-    model = Model(300, (200, 100), (), 4)
-    assert make(model=model).layouts(1)[0].bytes == 100 + 10 + 4 * 50
-    assert make(model=model).layouts(2)[0].bytes == 100 + 10 + 4 * 50 + 200
+    assert make(exchange=SENT).layouts(1)[0].bytes == 100 + 10 + 4 * 50
+    assert make(exchange=SENT).layouts(2)[0].bytes == 100 + 10 + 4 * 50 + 200
 
 
 @pytest.mark.parametrize(
     "changes", [{"noise_interval": 50}, {"optimizer": AGVM}, {"noise_interval": 50, "optimizer": AGVM}]
 )
 def test_comparing_gradients_needs_room_for_one_more(changes: dict[str, Any]) -> None:
-    recipe, model = replace(RECIPE, **changes), Model(300, (200, 100), (), 4)
+    recipe = replace(RECIPE, **changes)
     # rounds of four images: two halves on one device; on two; a device a group, of which two wait with an empty half
     for devices, rounds in ((1, 4), (2, 2), (4, 1)):
-        chosen = make(model=model, recipe=recipe).chosen_by_training(devices)
+        chosen = make(exchange=SENT, recipe=recipe).chosen_by_training(devices)
         assert chosen.layout.rounds == rounds
         assert chosen.bytes == 100 + 10 * (rounds > 1) + 4 * 50 + 200 * (devices > 1) + 300
-    assert make(model=model, recipe=recipe, memory=609.0).chosen_by_training(1).fits is False
-    assert make(model=model, recipe=recipe, memory=610.0).chosen_by_training(1).fits is True
+    assert make(exchange=SENT, recipe=recipe, memory=609.0).chosen_by_training(1).fits is False
+    assert make(exchange=SENT, recipe=recipe, memory=610.0).chosen_by_training(1).fits is True
 
 
 def test_a_mini_batch_of_one_group_keeps_the_gradient_of_the_step_before() -> None:
     one_group = replace(RECIPE, bn_size=16, noise_interval=50)
-    assert make(model=Model(300, (300,), (), 4), recipe=one_group).chosen_by_training(1).bytes == 100 + 16 * 50 + 300
+    assert make(exchange=Exchange((300,), ()), recipe=one_group).chosen_by_training(1).bytes == 100 + 16 * 50 + 300
 
 
 def test_a_forced_lane_width_and_a_largest_share_hold() -> None:
@@ -158,11 +114,13 @@ def test_the_fewest_devices_within_the_hours_are_found() -> None:
     assert fastest.layout.world_size == 16
 
 
-def test_loading_hides_behind_computing_where_processes_do_it() -> None:
-    slow = make(load_seconds=3.0)
-    assert slow.layouts(1)[0].seconds == 48.0  # one process reads 16 images while 16 s of computing go by
-    assert replace(slow, workers=4).layouts(1)[0].seconds == 16.0
-    assert replace(slow, workers=0).layouts(1)[0].seconds == 48 + 16
+def test_a_layout_names_what_its_busiest_device_reads_and_sends() -> None:
+    costs = {"none": replace(COSTS["none"], load_seconds=3.0)}
+    found = make(costs=costs, exchange=Exchange((800,), (10,))).layouts(2)[0]
+    assert found.load_seconds == 8 * 3.0  # half of the 16 images
+    assert found.step.total == found.step.compute + found.step.communication + found.step.input == 24.0
+    assert found.gradient_bytes_sent == 800.0  # 2 (W - 1) / W
+    assert found.norm_bytes_sent == 80.0  # lanes of one: the fold alone
 
 
 @pytest.mark.parametrize(("every", "evaluations"), [(1, 2), (2, 1), (3, 1), (0, 1)])

@@ -3,19 +3,25 @@
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from megdet.analysis.cluster.paper import (
+from megdet.analysis.paper.tables import TABLE3, TrainingRow, timed_rows
+from megdet.analysis.paper.times import (
     CALIBRATED_BY,
     OTHERS,
     Assumptions,
     calibrate,
     count_good,
-    paper_job,
+    paper_layout,
+    paper_step,
     plain_rule,
     predict_by_rule,
     predict_paper,
 )
-from megdet.analysis.paper.tables import TABLE3, TrainingRow, timed_rows
+from megdet.analysis.paper.times_picture import plot_paper
+from megdet.errors import InputError
+from megdet.planning.network import all_reduce_seconds
+from megdet.planning.published import TITAN_XP, Recompute
 
 
 def row_of(batch_size: int, bn_size: int, devices: int) -> TrainingRow:
@@ -108,16 +114,30 @@ def test_other_readings_of_the_paper_still_predict_most_rows(name: str) -> None:
     assert all(prediction.error == pytest.approx(0, abs=1e-9) for prediction in predictions if prediction.calibrated)
 
 
-def test_the_step_of_a_row_is_spread_as_the_paper_says() -> None:
+def test_a_row_is_spread_as_the_paper_says() -> None:
     """Sec. 3.3: batch norm across the 8 GPUs of a machine, whatever the number of machines."""
-    job = paper_job(row_of(256, 16, 128))
-    assert (job.devices, job.images, job.lane_width, job.recompute) == (128, 2, 8, "none")
-    assert job.algorithm1
-    job = paper_job(row_of(256, 32, 64))
-    assert (job.images, job.lane_width, job.recompute) == (4, 8, "norms")
-    assert paper_job(row_of(16, 2, 8)).lane_width == 1
-    base = paper_job(row_of(16, 0, 8))
-    assert (base.batch_norm, base.frozen_stages) == (False, 2)
+    spread = {
+        row_of(*row): paper_layout(row_of(*row)) for row in [(256, 16, 128), (256, 32, 64), (16, 2, 8), (16, 0, 8)]
+    }
+    found = [(layout.largest_share, layout.lane_width, layout.num_groups) for layout in spread.values()]
+    assert found == [(2, 8, 16), (4, 8, 8), (2, 1, 8), (2, 1, 8)]
+    for row, layout in spread.items():
+        assert (layout.world_size, layout.batch_size, layout.rounds) == (row.devices, row.batch_size, 1)
+
+
+def test_algorithm_1_reduces_mean_and_variance_one_after_the_other_and_folds_nothing() -> None:
+    # small messages cost latency: 53 layers, two all-reduces forward and one backward
+    least = 53 * 3 * all_reduce_seconds(0.0, 8, TITAN_XP.fabric)
+    assert least < paper_step(row_of(16, 16, 8), TITAN_XP).norms < 2 * least
+    assert paper_step(row_of(16, 2, 8), TITAN_XP).norms == 0.0
+    assert paper_step(row_of(16, 0, 8), TITAN_XP).norms == 0.0
+
+
+def test_sublinear_memory_costs_time_from_a_bn_size_of_32_on() -> None:
+    for row, costs in ((row_of(16, 16, 8), False), (row_of(32, 32, 8), True)):
+        kinds: list[Recompute] = ["none", "norms", "backbone"]
+        none, norms, backbone = (paper_step(row, TITAN_XP, kind).images for kind in kinds)
+        assert (none < norms < backbone) if costs else (none == norms == backbone)
 
 
 def test_a_run_of_more_gpus_with_as_many_images_each_is_never_slower() -> None:
@@ -132,3 +152,15 @@ def test_the_calibrating_rows_are_of_equal_length() -> None:
 
 def _is_short(row: TrainingRow) -> bool:
     return row.bn_size == 16 and row.policy == "normal"
+
+
+def test_the_picture_is_drawn(tmp_path: Path) -> None:
+    plot_paper(predict_paper()[1], tmp_path / "new" / "paper.png")
+    with Image.open(tmp_path / "new" / "paper.png") as picture:
+        assert picture.width > 1000
+        assert len(picture.convert("L").getcolors() or ()) > 20
+
+
+def test_a_picture_of_no_known_kind_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"name it .png, .pdf or .svg"):
+        plot_paper(predict_paper()[1], tmp_path / "paper.movie")

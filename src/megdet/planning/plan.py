@@ -4,21 +4,22 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from megdet.analysis.planner.inputs import (
-    Given,
-    Measuring,
-    known_noise_scale,
-    measure_recipe,
-    planner_of_measurement,
-    planner_of_numbers,
-    read_measurement,
-    with_link,
-)
-from megdet.analysis.planner.layouts import BatchSize, PlannedLayout, compares_gradients
-from megdet.analysis.planner.measuring import say_nothing
-from megdet.analysis.planner.step_cost import Measurement
+import torch
+
 from megdet.distributed.layout import recipe_layout
 from megdet.errors import InputError
+from megdet.planning.inputs import (
+    Given,
+    known_noise_scale,
+    linked,
+    measure_recipe,
+    measured_earlier,
+    planner_of_measurement,
+    planner_of_numbers,
+)
+from megdet.planning.layouts import BatchSize, PlannedLayout, compares_gradients
+from megdet.planning.measurement import Measurement
+from megdet.planning.measuring import Measuring, measure_link, say_nothing
 from megdet.recipe import Recipe, RecomputePlan
 from megdet.run_length import total_steps
 
@@ -62,50 +63,22 @@ class Plan:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON; bytes, seconds and hours are plain numbers."""
-        best, limits = self.best, self.limits
+        found = {name: getattr(self, name) for name in ("chosen", "best", "devices_for_hours", "fastest")}
         return {
             "batch_size": self.recipe.batch_size,
             "bn_size": self.recipe.bn_size,
-            "devices": limits.devices,
-            "memory_bytes": limits.memory,
-            "hours_asked": limits.hours,
+            "devices": self.limits.devices,
+            "memory_bytes": self.limits.memory,
+            "hours_asked": self.limits.hours,
             "steps": self.steps,
-            "chosen": layout_as_dict(self.chosen),
-            "best": None if best is None else layout_as_dict(best),
-            "layouts": [layout_as_dict(layout) for layout in self.layouts],
+            **{name: None if layout is None else layout.as_dict() for name, layout in found.items()},
+            "layouts": [layout.as_dict() for layout in self.layouts],
             "devices_that_fit": self.devices_that_fit,
-            "devices_for_hours": None if self.devices_for_hours is None else layout_as_dict(self.devices_for_hours),
-            "fastest": None if self.fastest is None else layout_as_dict(self.fastest),
             "noise_scale": self.noise_scale,
             "batch_sizes": [asdict(size) for size in self.batch_sizes],
             "assumptions": self.assumptions,
-            "measurement": None if self.measurement is None else self.measurement.as_dict(),
+            "measurement": None if self.measurement is None else asdict(self.measurement),
         }
-
-
-def layout_as_dict(planned: PlannedLayout) -> dict[str, Any]:
-    """One layout for JSON."""
-    layout = planned.layout
-    return {
-        "devices": layout.world_size,
-        "micro_batch": layout.largest_share,
-        "lanes": layout.num_lanes,
-        "lane_width": layout.lane_width,
-        "rounds": layout.rounds,
-        "idle": layout.idle,
-        "recompute": planned.recompute,
-        "bytes": planned.bytes,
-        "fits": planned.fits,
-        "seconds": planned.seconds,
-        "compute_seconds": planned.compute_seconds,
-        "communication_seconds": planned.traffic.seconds,
-        "load_seconds": planned.load_seconds,
-        "gradient_bytes_sent": planned.traffic.gradient_bytes,
-        "norm_bytes_sent": planned.traffic.norm_bytes,
-        "training_hours": planned.training_hours,
-        "evaluation_hours": planned.evaluation_hours,
-        "hours": planned.hours,
-    }
 
 
 def make_plan(
@@ -126,21 +99,24 @@ def make_plan(
     noise_scale = known_noise_scale(recipe, given, assumptions)
     # whether more than one device comes into it
     several = limits.devices > 1 or limits.hours is not None or noise_scale is not None
-    if given.seconds_per_image is not None:
-        planner, measurement = planner_of_numbers(recipe, given, measuring.device), None
-        assumptions.append("seconds of an image as given; reading images and evaluating are not in it")
+    measurement = None
+    if given.measured is not None:
+        measurement = measured_earlier(recipe, given.measured)
+    elif given.seconds_per_image is None:
+        measurement = measure_recipe(recipe, layout, measuring, assumptions, progress)
+    is_link_known = None not in (given.latency, given.bandwidth)
+    if several and not is_link_known and measurement and measurement.device == "cpu" and measurement.latency is None:
+        latency, bandwidth = measure_link(progress)
+        measurement = replace(measurement, latency=latency, bandwidth=bandwidth)
+    fabric, how_linked = linked(measurement, given)
+    if measurement is not None:
+        planner = planner_of_measurement(recipe, measurement, measuring, fabric, assumptions)
     else:
-        measurement = (
-            measure_recipe(recipe, layout, measuring, assumptions, progress)
-            if given.measured is None
-            else read_measurement(recipe, given.measured)
-        )
-        if several:
-            measurement = with_link(measurement, given, progress)
-        planner = planner_of_measurement(recipe, measurement, given, measuring.plans, assumptions)
+        kind = measuring.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        planner = planner_of_numbers(recipe, given, kind, fabric)
+        assumptions.append("seconds of an image as given; reading images and evaluating are not in it")
     planner = replace(
         planner,
-        workers=measuring.workers,
         memory=limits.memory,
         lane_width=limits.lane_width,
         max_images_per_device=limits.max_images_per_device,
@@ -149,8 +125,7 @@ def make_plan(
         raise InputError("--memory: how much memory a step takes is not known: give --gib-per-image and --fixed-gib")
     chosen = planner.chosen_by_training(limits.devices)
     if several:
-        rate = f"{planner.link.bandwidth / 1e9:.3g} GB/s and {planner.link.latency * 1e6:.3g} us a hop"
-        assumptions.append(f"devices are linked by {rate} ({planner.link.source}), and sending overlaps with nothing")
+        assumptions.append(how_linked)
     if compares_gradients(recipe):
         assumptions.append("a step that compares gradients (agvm, noise_interval) takes as long as any other")
     found = None if limits.hours is None else planner.devices_for(limits.hours)

@@ -1,98 +1,26 @@
 """Layouts of a recipe on some devices: memory, time of a step and of the run, communication, and batch sizes that pay.
 
-Pure arithmetic from the costs of `step_cost`; nothing is run here.
+Pure arithmetic from the costs of a step; nothing is run here.
 """
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from typing import Any
 
-from megdet.analysis.planner.step_cost import Link, StepCost
-from megdet.distributed.gradients import GradientBuckets
-from megdet.distributed.layout import Layout, recipe_layout
+from megdet.distributed.layout import Layout, possible_layouts, recipe_layout
 from megdet.errors import InputError
-from megdet.layers.batch_norm import CrossDeviceBatchNorm
-from megdet.model.detector import Detector
+from megdet.planning.batches import BatchWorth
+from megdet.planning.network import Fabric
+from megdet.planning.step import Exchange, StepCost, StepTime, step_bytes, step_time
 from megdet.recipe import Recipe, RecomputePlan
 from megdet.recipe_check import check_recipe
 from megdet.run_length import decay_of, total_steps
 
-GPU_LINK = Link(
-    2.7e-6,
-    50e9,
-    "ConnectX-7 of 400 Gb/s by NVIDIA's data sheet; a hop of a ring over the network by src/graph/tuning.cc of NCCL",
-)
-"""What is taken for GPUs where nothing else is given: one network adapter a GPU, as in a DGX H100."""
 _AS_GOOD = 1.02
 """A layout that is at most so much slower than the fastest is as good: measuring does not tell them apart."""
 _DOUBLINGS = range(-3, 5)
-
-
-@dataclass(frozen=True)
-class Model:
-    """What of a detector travels between devices in a step."""
-
-    gradient_bytes: int
-    bucket_bytes: tuple[int, ...]
-    norm_channels: tuple[int, ...]
-    """of every layer of cross-device batch norm"""
-    number_bytes: int
-    """of a statistic: 4, or 8 in float64"""
-
-    @classmethod
-    def of(cls, detector: Detector, buckets: GradientBuckets) -> "Model":
-        """Count them."""
-        sizes = tuple(sum(p.numel() * p.element_size() for p in bucket) for bucket in buckets.buckets)
-        channels = tuple(m.channels for m in detector.modules() if isinstance(m, CrossDeviceBatchNorm))
-        return cls(sum(sizes), sizes, channels, 8 if detector.recipe.precision == "float64" else 4)
-
-
-@dataclass(frozen=True)
-class Traffic:
-    """What a device sends in a step, and how long it takes where nothing else is done meanwhile."""
-
-    gradient_bytes: float
-    norm_bytes: float
-    seconds: float
-
-
-def ring_all_reduce(num_bytes: float, ranks: int, link: Link) -> tuple[float, float]:
-    """Bytes that each rank sends to sum a tensor around a ring, and seconds: 2 (W - 1) hops of a W-th of it each."""
-    hops = 2 * (ranks - 1)
-    sent = hops * num_bytes / ranks
-    return sent, hops * link.latency + sent / link.bandwidth
-
-
-def ring_all_gather(num_bytes: float, ranks: int, link: Link) -> tuple[float, float]:
-    """Bytes that each rank sends to hand its tensor to all others around a ring, and seconds: W - 1 hops."""
-    sent = (ranks - 1) * num_bytes
-    return sent, (ranks - 1) * link.latency + sent / link.bandwidth
-
-
-def traffic_of(layout: Layout, model: Model, link: Link, device: str) -> Traffic:
-    """The communication of a step (Algorithm 1 in its merged form: one collective forward and one backward a layer).
-
-    Gradients are summed over all ranks, the statistics of a group over its lane: count, mean and squares are gathered
-    forward, two sums are added up backward (gathered on a CPU), for each micro-batch; once a step the running
-    statistics are folded over all ranks. Nothing overlaps with computing here, though a step sends its gradients while
-    the last backward goes on: the seconds are the most that it can cost.
-    """
-    gradients = [ring_all_reduce(float(size), layout.world_size, link) for size in model.bucket_bytes]
-    norms = []
-    for channels in model.norm_channels:
-        size, width = float(model.number_bytes * channels), layout.lane_width
-        add_up = ring_all_gather if device == "cpu" else ring_all_reduce
-        once = ring_all_gather(2 * size + model.number_bytes, width, link), add_up(2 * size, width, link)
-        norms += [(layout.rounds * sent, layout.rounds * seconds) for sent, seconds in once]
-    if model.norm_channels:
-        folded = 2.0 * model.number_bytes * sum(model.norm_channels)
-        norms.append(ring_all_reduce(folded, layout.world_size, link))
-    return Traffic(
-        math.fsum(sent for sent, _ in gradients),
-        math.fsum(sent for sent, _ in norms),
-        math.fsum(seconds for _, seconds in (*gradients, *norms)),
-    )
 
 
 @dataclass(frozen=True)
@@ -105,13 +33,12 @@ class PlannedLayout:
     """the most that a device (on a CPU: a process) needs; None where it is not known"""
     fits: bool | None
     """within the memory of a device; None where that was not said"""
-    compute_seconds: float
-    """of a step"""
-    traffic: Traffic
+    step: StepTime
     load_seconds: float
     """to read a step's images of the busiest rank in its loading processes"""
-    seconds: float
-    """of a step"""
+    gradient_bytes_sent: float
+    """by a device in a step"""
+    norm_bytes_sent: float
     training_hours: float
     evaluation_hours: float
 
@@ -119,6 +46,23 @@ class PlannedLayout:
     def hours(self) -> float:
         """Of the whole run."""
         return self.training_hours + self.evaluation_hours
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON; bytes, seconds and hours are plain numbers."""
+        layout, step, own = self.layout, self.step, asdict(self)
+        del own["layout"], own["step"]
+        return own | {
+            "devices": layout.world_size,
+            "micro_batch": layout.largest_share,
+            "lanes": layout.num_lanes,
+            "lane_width": layout.lane_width,
+            "rounds": layout.rounds,
+            "idle": layout.idle,
+            "seconds": step.total,
+            "compute_seconds": step.compute,
+            "communication_seconds": step.communication,
+            "hours": self.hours,
+        }
 
 
 @dataclass(frozen=True)
@@ -146,16 +90,11 @@ class Planner:
 
     recipe: Recipe
     costs: Mapping[RecomputePlan, StepCost]
-    model: Model
-    link: Link
-    device: str
-    """cpu or cuda: how batch norm talks"""
+    exchange: Exchange
+    fabric: Fabric
     num_images: int
     num_val_images: int = 0
-    load_seconds: float = 0.0
     evaluation_seconds: float = 0.0
-    workers: int = 1
-    """loading processes a rank; 0 = the training process loads between its steps"""
     memory: float | None = None
     """bytes of a device"""
     lane_width: int | None = None
@@ -167,10 +106,13 @@ class Planner:
         Raises InputError for a layout that cannot be.
         """
         recipe = recipe or self.recipe
-        spreads = list(self._spreads(recipe, devices))
+        chosen, *others = possible_layouts(
+            recipe.groups_per_step, recipe.images_per_group, devices, self.lane_width, self.max_images_per_device
+        )
+        spreads = [chosen, *(other for other in others if other.lane_width <= other.group_size)]
         found = [self._planned(recipe, layout, plan) for plan in self.costs for layout in spreads]
         # of equal ones that with the narrowest lanes, as training chooses it
-        return sorted(found, key=lambda p: (p.fits is False, p.seconds, p.layout.lane_width))
+        return sorted(found, key=lambda p: (p.fits is False, p.step.total, p.layout.lane_width))
 
     def chosen_by_training(self, devices: int) -> PlannedLayout:
         """What `megdet train` does with the recipe as it is."""
@@ -182,9 +124,11 @@ class Planner:
         fitting = [p for p in self.layouts(devices, recipe) if p.fits is not False]
         if not fitting:
             return None
-        limit = _AS_GOOD * fitting[0].seconds
+        limit = _AS_GOOD * fitting[0].step.total
         chosen = recipe_layout(recipe or self.recipe, devices, self.lane_width, self.max_images_per_device)
-        own = [p for p in fitting if p.layout == chosen and p.recompute == self.recipe.recompute and p.seconds <= limit]
+        own = [
+            p for p in fitting if p.layout == chosen and p.recompute == self.recipe.recompute and p.step.total <= limit
+        ]
         return (own or fitting)[0]
 
     def devices_that_fit(self, plan: RecomputePlan) -> int | None:
@@ -204,12 +148,9 @@ class Planner:
     def batch_sizes(self, devices: int, noise_scale: float) -> list[BatchSize]:
         """The recipe's mini-batch halved and doubled, as far as the check of recipes and the images allow.
 
-        S(B) = S_min (1 + B_noise / B) steps and E(B) = E_min (1 + B / B_noise) examples reach the same loss, at a rate
-        that is tuned for B (McCandlish et al., 2018, Sec. 2.3 and 2.4).
-
         Args:
             devices: of the plan.
-            noise_scale: B_noise in images.
+            noise_scale: in images.
         """
         wanted = [self.recipe.batch_size * 2.0**power for power in _DOUBLINGS]
         sizes = [int(size) for size in wanted if size.is_integer() and size <= self.num_images]
@@ -224,23 +165,23 @@ class Planner:
         return True
 
     def _batch_size(self, size: int, devices: int, noise_scale: float) -> BatchSize:
-        own = self.recipe.batch_size
-        steps = (1 + noise_scale / size) / (1 + noise_scale / own)
-        in_step = devices * size / own
+        own, other = (BatchWorth(images, noise_scale) for images in (self.recipe.batch_size, size))
+        steps = other.steps / own.steps
+        in_step = devices * size / own.batch_size
         return BatchSize(
             size,
             steps,
-            (1 + size / noise_scale) / (1 + own / noise_scale),
+            other.examples / own.examples,
             self._training_hours(size, devices, steps),
             int(in_step),
             self._training_hours(size, int(in_step), steps) if in_step == int(in_step) else None,
-            size <= noise_scale,
+            other.pays,
         )
 
     def _training_hours(self, size: int, devices: int, steps: float) -> float | None:
         recipe = replace(self.recipe, batch_size=size)
         best = self.best(devices, recipe) if self._can_spread(recipe, devices) else None
-        return None if best is None else steps * total_steps(self.recipe, self.num_images) * best.seconds / 3600
+        return None if best is None else steps * total_steps(self.recipe, self.num_images) * best.step.total / 3600
 
     def _counts(self) -> Iterator[int]:
         """Numbers of devices that may be used, with what is forced."""
@@ -254,32 +195,14 @@ class Planner:
             return False
         return True
 
-    def _spreads(self, recipe: Recipe, devices: int) -> Iterator[Layout]:
-        chosen = recipe_layout(recipe, devices, self.lane_width, self.max_images_per_device)
-        widths = range(1, min(devices, recipe.images_per_group) + 1) if self.lane_width is None else [self.lane_width]
-        yield chosen
-        for width in widths:
-            if devices % width == 0 and width != chosen.lane_width:
-                layout = recipe_layout(recipe, devices, width)
-                if self.max_images_per_device is None or layout.largest_share <= self.max_images_per_device:
-                    yield layout
-
     @cached_property
     def _steps(self) -> int:
         return total_steps(self.recipe, self.num_images)
 
     def _planned(self, recipe: Recipe, layout: Layout, plan: RecomputePlan) -> PlannedLayout:
         cost = self.costs[plan]
-        needed = cost.bytes(layout.largest_share, layout.rounds)
-        if needed is not None and layout.world_size > 1:
-            needed += max(self.model.bucket_bytes)  # a bucket is filled from gradients that are still there
-        if needed is not None and compares_gradients(recipe):
-            needed += self.model.gradient_bytes
-        compute = cost.seconds(layout.largest_share, layout.rounds)
-        traffic = traffic_of(layout, self.model, self.link, self.device)
-        load = layout.busiest_images * self.load_seconds / max(1, self.workers)
-        busy = compute + traffic.seconds
-        seconds = max(busy, load) if self.workers else busy + load
+        needed = step_bytes(cost, layout, self.exchange, gradient_copies=int(compares_gradients(recipe)))
+        step = step_time(cost, layout, self.exchange, self.fabric)
         every = recipe.evaluation.every_epochs
         evaluations = math.ceil(decay_of(recipe.schedule).epochs / every - 1e-9) if every else 1
         return PlannedLayout(
@@ -287,11 +210,11 @@ class Planner:
             layout,
             needed,
             None if self.memory is None or needed is None else needed <= self.memory,
-            compute,
-            traffic,
-            load,
-            seconds,
-            self._steps * seconds / 3600,
+            step,
+            layout.busiest_images * cost.load_seconds,
+            math.fsum(message.sent for message in self.exchange.gradients(layout)),
+            math.fsum(message.sent for message in self.exchange.norms(layout)),
+            self._steps * step.total / 3600,
             evaluations * self.num_val_images * self.evaluation_seconds / layout.world_size / 3600,
         )
 
@@ -303,9 +226,3 @@ def compares_gradients(recipe: Recipe) -> bool:
     the gradient that is kept for the next step, where a mini-batch is one group.
     """
     return recipe.optimizer.agvm or recipe.noise_interval > 0
-
-
-def sizes_to_measure(layout: Layout) -> list[int]:
-    """Micro-batches worth measuring for a layout: its own or 8 images if that is fewer, half of it, and 1."""
-    largest = min(8, layout.largest_share)
-    return sorted({1, -(-largest // 2), max(2, largest)})

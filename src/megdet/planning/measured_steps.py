@@ -1,32 +1,30 @@
-"""The process that `measuring` starts: it makes steps of micro-batches of one size and says what they took.
+"""What a process does that `measuring` starts: it makes steps of micro-batches of one size and says what they took.
 
 Everything goes the way of a run: `make_trainer`, `train_step`, the memory habits of `start_world`. The learning rate is
 so small that the weights stay where they are, and every step has the same work.
 """
 
-import json
+import os
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
-from typing import Any
+from threading import BrokenBarrierError
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from megdet.analysis import run_pictures as run_pictures  # a run draws in the end: what that loads is in its memory
 from megdet.data.annotations import AnnotationTable
 from megdet.data.coco import CocoDataset
 from megdet.distributed.layout import recipe_layout
 from megdet.distributed.world import World, start_world
-from megdet.errors import InputError
-from megdet.files import write_json_atomically
 from megdet.inference.predict import detect_batch
+from megdet.planning import pictures as pictures  # a run draws in the end: what that loads is in its memory
 from megdet.recipe import Recipe
-from megdet.recipe_file import parse_recipe
 from megdet.structures import Batch, Targets
 from megdet.training.prepare import make_trainer
 from megdet.training.step import Trainer, train_step
@@ -36,7 +34,6 @@ TIMED_SECONDS = 20.0
 """Timed steps of one kind go on for so long, ..."""
 TIMED_STEPS = 5
 """... and no more than so many, one at least."""
-_GO_SECONDS = 0.02
 _CONTEXT_BYTES = 1 << 30
 """As much of a GPU as a process may hold before it computes: a CUDA context usually takes less."""
 
@@ -45,20 +42,29 @@ _CONTEXT_BYTES = 1 << 30
 class Task:
     """What the process is told."""
 
-    recipe: str
-    """YAML"""
+    recipe: Recipe
     num_classes: int
     images: int
     """of a micro-batch"""
     device: str
+    batches: Path
+    """file of the Batches typical, largest and, where the evaluation is measured too, evaluation"""
+    timed_steps: int
     threads: int
     """0 = as torch chooses"""
-    batches: str
-    """file of the Batches typical, largest and, where the evaluation is measured too, evaluation"""
-    out: str
-    """file for the answer; beside it are .ready and .go, where processes start together"""
-    waits: bool
-    timed_steps: int = TIMED_STEPS
+
+
+class Answer(NamedTuple):
+    """What the process found."""
+
+    seconds: tuple[float, float]
+    """of a step of one micro-batch and of two"""
+    bytes: tuple[int | None, int | None]
+    """the most until then"""
+    others_bytes: int
+    """what other processes held of the GPU when it began"""
+    evaluation: tuple[float, int | None] | None
+    """seconds of an image, and the most until then"""
 
 
 def resident_bytes(key: str) -> int | None:
@@ -73,7 +79,7 @@ def resident_bytes(key: str) -> int | None:
 def micro_batch_recipe(recipe: Recipe, images: int) -> Recipe:
     """The recipe whose mini-batch is one micro-batch of so many images, and which compares no gradients.
 
-    The comparisons of one micro-batch are not those of the mini-batch; `layouts` adds the memory that they take.
+    The comparisons of one micro-batch are not those of the mini-batch; `layouts.py` adds the memory that they take.
     """
     bn_size, group_size = (images, recipe.group_size) if recipe.bn_size else (0, images)
     optimizer = replace(recipe.optimizer, agvm=False)
@@ -88,30 +94,46 @@ def micro_batch_recipe(recipe: Recipe, images: int) -> Recipe:
     )
 
 
-def measure_here(task: Task) -> dict[str, Any]:
-    """Seconds and bytes of steps of one and of two micro-batches, and of an evaluation batch if there is one."""
-    recipe = micro_batch_recipe(parse_recipe(task.recipe, "the planned recipe"), task.images)
+_together: Barrier
+
+
+def join(barrier: Barrier) -> None:
+    """Let the processes that measure side by side meet before they measure."""
+    global _together
+    _together = barrier
+
+
+def measure_here(task: Task, local_rank: int) -> Answer | None:
+    """Steps of one and two micro-batches, and an evaluation batch if there is one; None = they do not fit the GPU."""
+    os.environ.update(RANK="0", LOCAL_RANK=str(local_rank), WORLD_SIZE="1", LOCAL_WORLD_SIZE=str(_together.parties))
+    if task.threads:
+        torch.set_num_threads(task.threads)
+    try:
+        return _measure(task)
+    except (torch.OutOfMemoryError, BrokenBarrierError):
+        _together.abort()  # who still waits there waits in vain
+        return None
+    except BaseException:
+        _together.abort()
+        raise
+
+
+def _measure(task: Task) -> Answer:
+    recipe = micro_batch_recipe(task.recipe, task.images)
     world = start_world(task.device)
     others = others_bytes(world.device)
     trainer = make_trainer(recipe, _classes_alone(task.num_classes), recipe_layout(recipe, world.size), world)
     batches: dict[str, Batch] = torch.load(task.batches, weights_only=False)
     typical, largest = (_first(batches[name], task.images).to(world.device) for name in ("typical", "largest"))
-    steps = {
-        (kind, rounds): _step(trainer, batch, rounds, world)
-        for kind, batch in (("typical", typical), ("largest", largest))
-        for rounds in (1, 2)
-    }
-    steps["typical", 1]()  # the first step makes the momentum and lets the libraries choose their kernels
-    if task.waits:
-        _wait_for_the_others(Path(task.out))
-    points = []
+    _step(trainer, typical, 1, world)  # it makes the momentum and lets the libraries choose their kernels
+    _together.wait()
+    seconds, peaks = [], []
     for rounds in (1, 2):  # the peak never falls, so the smaller one comes first
-        seconds = _seconds(steps["typical", rounds], task.timed_steps)
-        steps["largest", rounds]()
-        if rounds == 1:
-            steps["largest", rounds]()
-        points.append({"rounds": rounds, "seconds": seconds, "bytes": peak_bytes(world.device, others)})
-    answer: dict[str, Any] = {"points": points, "others_bytes": others}
+        seconds.append(_seconds(partial(_step, trainer, typical, rounds, world), task.timed_steps))
+        for _ in range(3 - rounds):
+            _step(trainer, largest, rounds, world)
+        peaks.append(peak_bytes(world.device, others))
+    evaluation = None
     if "evaluation" in batches:
         batch = batches["evaluation"].to(world.device)
         trainer.model.eval()
@@ -120,9 +142,8 @@ def measure_here(task: Task) -> dict[str, Any]:
             detect_batch(trainer.model, batch.pixels, batch.sizes).scores.cpu()
 
         detect()
-        answer["evaluation_seconds"] = _seconds(detect, task.timed_steps) / len(batch.image_index)
-        answer["evaluation_bytes"] = peak_bytes(world.device, others)
-    return answer
+        evaluation = _seconds(detect, task.timed_steps) / len(batch.image_index), peak_bytes(world.device, others)
+    return Answer((seconds[0], seconds[1]), (peaks[0], peaks[1]), others, evaluation)
 
 
 def others_bytes(device: torch.device) -> int:
@@ -150,8 +171,8 @@ def _bytes_beside_torch(device: torch.device) -> int:
     return total - free - torch.cuda.memory_reserved(device)
 
 
-def _step(trainer: Trainer, batch: Batch, rounds: int, world: World) -> Callable[[], Tensor]:
-    return lambda: train_step(trainer, [batch] * rounds, range(rounds), _RATE, 0, world).cpu()
+def _step(trainer: Trainer, batch: Batch, rounds: int, world: World) -> None:
+    train_step(trainer, [batch] * rounds, range(rounds), _RATE, 0, world).cpu()
 
 
 def _seconds(work: Callable[[], object], count: int) -> float:
@@ -182,26 +203,3 @@ def _classes_alone(count: int) -> CocoDataset:
     boxes = np.zeros((0, 4), np.float32)
     table = AnnotationTable(none, boxes, none, none.astype(np.bool_), boxes[:, 0], none)
     return CocoDataset(Path(), Path(), names, tuple(range(count)), (), (), np.zeros((0, 2), np.int64), table)
-
-
-def _wait_for_the_others(out: Path) -> None:
-    out.with_suffix(".ready").touch()
-    while not out.with_name("go").exists():
-        time.sleep(_GO_SECONDS)
-
-
-def main(task: Task) -> None:
-    """Measure and leave the answer, or the one line that says why there is none."""
-    if task.threads:
-        torch.set_num_threads(task.threads)
-    try:
-        answer = measure_here(task)
-    except InputError as error:
-        answer = {"error": str(error)}
-    except torch.OutOfMemoryError:
-        answer = {"does_not_fit": True}
-    write_json_atomically(Path(task.out), answer)
-
-
-if __name__ == "__main__":
-    main(Task(**json.loads(sys.argv[1])))

@@ -15,9 +15,12 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
 
-from megdet.analysis.cluster.machines import GIGA, TITAN_XP, Machine
-from megdet.analysis.cluster.step import FROZEN_STAGES, Job, Recompute, step_time
 from megdet.analysis.paper.tables import TABLE3, TRAINING_IMAGES, TrainingRow, timed_rows
+from megdet.distributed.layout import Layout
+from megdet.planning.canvases import slowest_of
+from megdet.planning.counts import Variant, detector_counts
+from megdet.planning.published import GIGA, TITAN_XP, Machine, Recompute, published_cost
+from megdet.planning.step import StepTime, step_time
 
 CALIBRATED_BY = tuple(
     row for row in TABLE3 if (row.bn_size, row.policy) == (16, "normal") and row.batch_size in (16, 256)
@@ -144,19 +147,20 @@ class Prediction:
         }
 
 
-def paper_job(row: TrainingRow, recompute: Recompute = "norms") -> Job:
-    """The step of a row: one micro-batch a GPU, batch norm within a machine, a canvas for every GPU's images."""
+def paper_layout(row: TrainingRow) -> Layout:
+    """One micro-batch a GPU, and batch norm over neighbours, which Sec. 3.3 keeps within a machine."""
     images = row.batch_size // row.devices
-    return Job(
-        devices=row.devices,
-        images=images,
-        lane_width=max(1, row.bn_size // images),
-        independent=row.devices,
-        batch_norm=row.bn_size > 0,
-        frozen_stages=0 if row.bn_size else FROZEN_STAGES,
-        algorithm1=True,
-        recompute=recompute if row.bn_size >= _RECOMPUTED_FROM else "none",
-    )
+    group = row.bn_size or images
+    return Layout(row.batch_size // group, group, row.devices, group // images)
+
+
+def paper_step(row: TrainingRow, machine: Machine, recompute: Recompute = "norms") -> StepTime:
+    """The step of a row: Algorithm 1 to the letter, the loss of every anchor, a canvas for every GPU's images."""
+    variant: Variant = "trained" if row.bn_size else "frozen"
+    again: Recompute = recompute if row.bn_size >= _RECOMPUTED_FROM else "none"
+    cost = published_cost(machine, variant, row.devices, is_sparse_rpn=False, recompute=again)
+    exchange = replace(detector_counts(variant).exchange, is_two_pass=True)
+    return step_time(cost, paper_layout(row), exchange, machine.fabric, slowest_of(row.devices))
 
 
 def predict_paper(assumptions: Assumptions | None = None) -> tuple[Constants, list[Prediction]]:
@@ -228,7 +232,7 @@ def _step_hours(row: TrainingRow, assumptions: Assumptions, fraction: float) -> 
 
 def _step_seconds(row: TrainingRow, assumptions: Assumptions, fraction: float) -> float:
     machine = replace(assumptions.machine, fraction=fraction)
-    return step_time(paper_job(row, assumptions.recompute), machine).total
+    return paper_step(row, machine, assumptions.recompute).total
 
 
 def _num_steps(row: TrainingRow) -> float:

@@ -93,9 +93,9 @@ def describe(
 
     if not count_parameters:
         return rows
-    from megdet.model.detector import Detector  # here, because torch takes seconds to load
+    from megdet.planning.counting import meta_detector  # here, because torch takes seconds to load
 
-    model = Detector(recipe, classes)
+    model = meta_detector(recipe, classes)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     add("parameters", "parameters", parameters, f"{parameters / 1e6:.1f} million, {trained / 1e6:.1f} trained")

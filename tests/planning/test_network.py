@@ -4,21 +4,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megdet.analysis.cluster.network import (
-    RING,
-    TREE,
-    Fabric,
+from megdet.planning.network import (
+    Message,
     Protocol,
     all_gather_seconds,
     all_reduce_seconds,
     exposed_seconds,
+    flat_fabric,
     gather_seconds,
+    nccl_fabric,
     ring_seconds,
     tree_seconds,
 )
 
-FABRIC = Fabric(per_machine=8, link="pcie", link_bandwidth=12e9, network_bandwidth=6e9)
-PLAIN = Protocol(call=0.0, hop={"nvlink": 1e-6, "pcie": 2e-6, "net": 10e-6}, part=1.0)
+FABRIC = nccl_fabric(8, "pcie", link_bandwidth=12e9, network_bandwidth=6e9)
+RING, TREE = FABRIC.rings, FABRIC.trees
+PLAIN = Protocol(call=0.0, inside=2e-6, between=10e-6, part=1.0)
 DEVICES = st.integers(2, 1024)
 BYTES = st.floats(1.0, 1e9)
 
@@ -73,14 +74,26 @@ def test_hops_of_ll_within_several_machines_take_1_8_times_as_long() -> None:
 
 @pytest.mark.parametrize(("devices", "limit"), [(8, 110e9), (16, 110e9), (32, 80e9)])
 def test_trees_have_a_limit_however_fast_the_links(devices: int, limit: float) -> None:
-    fast = Fabric(8, "nvlink", 900e9, 900e9)
-    assert tree_seconds(1e12, devices, fast) == pytest.approx(2e12 / limit, rel=1e-3)
-    assert tree_seconds(1e12, devices, fast, TREE[0]) == pytest.approx(3.8 * 2e12 / limit, rel=1e-3)
-    assert ring_seconds(1e12, devices, fast) < tree_seconds(1e12, devices, fast)
+    fast = nccl_fabric(8, "nvlink", 900e9, 900e9)
+    low, simple = fast.trees
+    assert tree_seconds(1e12, devices, fast, simple) == pytest.approx(2e12 / limit, rel=1e-3)
+    assert tree_seconds(1e12, devices, fast, low) == pytest.approx(3.8 * 2e12 / limit, rel=1e-3)
+    assert ring_seconds(1e12, devices, fast, fast.rings[1]) < tree_seconds(1e12, devices, fast, simple)
 
 
 def test_one_device_has_nothing_to_reduce() -> None:
     assert all_reduce_seconds(1e9, 1, FABRIC) == 0.0
+    assert Message("all-reduce", 800.0, 1).sent == Message("all-gather", 800.0, 1).sent == 0.0
+
+
+def test_on_a_flat_fabric_a_ring_takes_a_latency_a_hop_and_the_bytes_that_a_device_sends() -> None:
+    flat = flat_fabric(0.001, 1000.0)
+    reduced, gathered = Message("all-reduce", 800.0, 4), Message("all-gather", 100.0, 4)
+    assert (reduced.sent, gathered.sent) == (1200.0, 300.0)  # 6 hops of a quarter; 3 of all
+    assert reduced.seconds(flat) == pytest.approx(6 * 0.001 + 1.2)
+    assert gathered.seconds(flat) == pytest.approx(3 * 0.001 + 0.3)
+    assert gathered._replace(times=5).seconds(flat) == 5 * gathered.seconds(flat)
+    assert gathered._replace(times=5).sent == 1500.0
 
 
 def test_many_machines_prefer_the_tree_and_a_large_message_in_one_machine_the_ring() -> None:
@@ -102,8 +115,12 @@ def test_one_device_more_never_makes_a_ring_faster(num_bytes: float, devices: in
 
 @given(num_bytes=BYTES, devices=DEVICES)
 def test_a_wider_network_never_hurts(num_bytes: float, devices: int) -> None:
-    wide = Fabric(8, "pcie", 12e9, 100e9)
+    wide = nccl_fabric(8, "pcie", 12e9, 100e9)
     assert all_reduce_seconds(num_bytes, devices, wide) <= all_reduce_seconds(num_bytes, devices, FABRIC)
+
+
+def test_without_a_backward_nothing_is_hidden() -> None:
+    assert exposed_seconds([0.1, 0.2, 0.3], backward=0.0) == pytest.approx(0.6)
 
 
 def test_a_fast_network_leaves_only_the_last_bucket_exposed() -> None:

@@ -158,6 +158,15 @@ SECTIONS = (
         "four channels.",
     ),
     Section(
+        "Starting on a large data set",
+        "What a run reads before its first step: annotations with polygons as long as COCO's and the headers of "
+        "118,000 images. Every start is a process of its own; its imports do not count.",
+        {"annotations": "annotations.py --rounds 3"},
+        tables.annotations,
+        "The first start decodes the annotation file and reads the headers; later ones hash the file and ask for the "
+        "time and length of every image. The other ranks of a host do neither.",
+    ),
+    Section(
         "Evaluation",
         "The twelve COCO numbers from two JSON files of a drawn set with 80 classes and some 7 boxes an image.",
         {"evaluation": "evaluation.py --images 5000 --detections 500000"},

@@ -1,4 +1,4 @@
-"""Four habits of other trainers, each put into ours, and by how much each makes two devices differ from one.
+"""Five habits of other trainers, each put into ours, and by how much each makes two devices differ from one.
 
     python examples/what_others_do.py
 
@@ -15,6 +15,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from megdet.analysis.contract.verify import verify
+from megdet.data.plan import canvas_of
 from megdet.distributed.lane import Lane
 from megdet.distributed.world import World
 from megdet.layers.batch_norm import CrossDeviceBatchNorm
@@ -87,6 +88,22 @@ def local_batch_norm(trainer: Trainer, world: World) -> None:
         norm.lane = FirstLane(1) if world.is_first else OtherLane(1)
 
 
+def own_canvas(trainer: Trainer, world: World) -> None:  # noqa: ARG001
+    """Pad a rank's share of the images to the largest of them: whoever puts batches together on each rank.
+
+    Ours pads to the canvas of the whole group, which the plan knows. More padding is more zeros in the statistics.
+    """
+    data = trainer.model.recipe.data
+
+    def crop(_: nn.Module, arguments: tuple[Batch]) -> None:
+        batch = arguments[0]
+        if len(batch.sizes):
+            height, width = canvas_of((int(batch.sizes[:, 0].max()), int(batch.sizes[:, 1].max())), data)
+            batch.pixels = batch.pixels[:, :, :height, :width]
+
+    trainer.model.register_forward_pre_hook(crop)
+
+
 def _norms(trainer: Trainer) -> list[CrossDeviceBatchNorm]:
     return [module for module in trainer.model.modules() if isinstance(module, CrossDeviceBatchNorm)]
 
@@ -96,6 +113,7 @@ HABITS = {
     broadcast_buffers: ("running statistics of rank 0, broadcast", "base"),
     seeds_of_ranks: ("sampling seeded by rank", "base"),
     local_batch_norm: ("batch norm over the images on the rank", "bn-all"),
+    own_canvas: ("images padded to the largest on the rank", "bn-all"),
 }
 """Each habit, in words, and the case on which it is shown: bn-all splits one group of 16 images, base has four of 4."""
 

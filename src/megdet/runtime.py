@@ -59,6 +59,13 @@ def measure_speeds(device: torch.device) -> Speeds:
     return Speeds(*(work / own for own in seconds))
 
 
+def slow_at(precision: str, device: torch.device) -> str:
+    """The two figures where a recipe's precision is bfloat16 and the device is slow at it, otherwise nothing."""
+    if precision != "bfloat16" or not (speeds := measure_speeds(device)).bfloat16_is_slow:
+        return ""
+    return str(speeds)
+
+
 def _operations(images: int, dtype: torch.dtype, device: torch.device) -> list[Callable[[], Tensor]]:
     """A convolution and a matrix product like those of a detector."""
     pixels = torch.ones(images, _CHANNELS, _EDGE, _EDGE, dtype=dtype, device=device)

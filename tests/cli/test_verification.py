@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from megdet.analysis.contract.cases import LeftOut
 from megdet.analysis.contract.verify import Row, Verdict
 from megdet.cli import verification
 from megdet.cli.main import main
@@ -25,6 +26,9 @@ def test_a_fresh_process_proves_the_contract_and_prints_one_json_object(tmp_path
         ("base", 1, True),
         ("base", 2, True),
     ]
+    assert [row["compared_with"] for row in found["layouts"]] == ["nothing", "another layout"]
+    assert found["compared_with_another_layout"] == 1
+    assert {"case": "lane-2", "devices": [1, 2], "why": "not asked for"} in found["left_out"]
     assert {"lane_width", "rounds", "largest_relative_difference", "where"} <= set(found["layouts"][1])
     assert "base on 2 device(s)" in done.stderr
 
@@ -34,10 +38,11 @@ def test_the_table_ends_with_the_verdict_and_the_exit_code_says_it(
     fault: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [
-        Row("base", 1, None, 1, 4, 0.0, "", None, "", {}),
+        Row("base", 1, None, 1, 4, 0.0, "", None, "", {}, "nothing"),
         Row("resume", 3, 8, 1, 2, 2e-13, "weights.x", None, fault, {}),
     ]
-    monkeypatch.setattr(verification, "verify", lambda *_, **__: Verdict(rows, 1e-9))
+    left = [LeftOut(case, (2, 4), "to save time") for case in ("bn-2", "bn-8")] + [LeftOut("lars", (8,), "why not")]
+    monkeypatch.setattr(verification, "verify", lambda *_, **__: Verdict(rows, 1e-9, left))
     if code:
         with pytest.raises(SystemExit) as ended:
             main(["verify", "--devices", "1,3"])
@@ -46,7 +51,14 @@ def test_the_table_ends_with_the_verdict_and_the_exit_code_says_it(
         assert main(["verify", "--devices", "1,3"]) == 0
     lines = capsys.readouterr().out.strip().splitlines()
     assert any("8, then 3" in line for line in lines)
-    assert lines[-1].startswith("fail: 1 of 2 layouts; case resume on 3 device(s): weights.x" if code else "pass: 2 ")
+    assert lines[-1].startswith(
+        "fail: 1 of 2 runs; case resume on 3 device(s): weights.x"
+        if code
+        else "pass: 1 runs compared with another layout; "
+    )
+    assert "left out, to save time: bn-2, bn-8 on 2, 4" in lines
+    assert "left out, why not: lars on 8" in lines
+    assert any("reference" in line for line in lines)
 
 
 @pytest.mark.parametrize(

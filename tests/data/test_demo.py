@@ -30,11 +30,24 @@ def test_a_drawn_set_has_no_problems(tmp_path):
         assert check_dataset(tmp_path / "annotations" / f"{split}.json", tmp_path / split) == []
 
 
-def test_the_tiny_set_has_objects_in_every_one_of_its_few_pictures(tmp_path):
+def test_the_tiny_set_has_objects_in_every_one_of_its_few_pictures_of_several_sizes(tmp_path):
     draw_demo(tmp_path, **asdict(DEMO_SETS["tiny"]))
-    for split, count in (("train", 16), ("val", 8)):
+    for split, count in (("train", 22), ("val", 8)):
         document = json.loads((tmp_path / "annotations" / f"{split}.json").read_text())
-        assert {(row["width"], row["height"]) for row in document["images"]} == {(64, 64)}
+        sizes = [(row["height"], row["width"]) for row in document["images"]]
+        assert {size: sizes.count(size) for size in set(sizes)}.keys() == {
+            (64, 32),
+            (32, 64),
+            (64, 64),
+            (64, 24),
+            (24, 64),
+            (48, 64),
+            (56, 24),
+            (24, 56),
+        }
+        for row, size in zip(document["images"], sizes, strict=True):
+            assert read_image(tmp_path / split / row["file_name"]).shape[:2] == size
+        assert check_dataset(tmp_path / "annotations" / f"{split}.json", tmp_path / split) == []
         assert len(document["images"]) == count
         assert {row["image_id"] for row in document["annotations"]} == set(range(1, count + 1))
 
@@ -56,7 +69,7 @@ def test_a_complete_set_is_left_alone_and_a_half_drawn_one_completed(tmp_path):
 def test_another_set_in_the_folder_is_not_overwritten(tmp_path):
     draw_demo(tmp_path, num_train=1, num_val=1, workers=1)
     expected = _contents(tmp_path)
-    for other in ({"seed": 1}, {"hard": True}, {"num_train": 2}, {"size": 64}):
+    for other in ({"seed": 1}, {"hard": True}, {"num_train": 2}, {"size": 64}, {"several_sizes": True}):
         with pytest.raises(InputError, match="demo data of other settings"):
             draw_demo(tmp_path, **{"num_train": 1, "num_val": 1, "workers": 1, **other})
     assert _contents(tmp_path) == expected
@@ -88,15 +101,25 @@ def test_annotations_tell_what_is_drawn(tmp_path):
 
 
 @settings(max_examples=25)
-@given(hard=st.booleans(), size=st.sampled_from([96, 128, 200]), index=st.integers(0, 10**9))
-def test_objects_lie_inside_the_picture_and_overlap_little(hard, size, index):
-    demo = DemoSettings(hard=hard, size=size, seed=3)
+@given(
+    hard=st.booleans(),
+    size=st.sampled_from([96, 128, 200]),
+    several_sizes=st.booleans(),
+    index=st.integers(0, 10**9),
+)
+def test_objects_lie_inside_the_picture_and_overlap_little(hard, size, several_sizes, index):
+    demo = DemoSettings(hard=hard, size=size, seed=3, several_sizes=several_sizes)
     pixels, shapes = draw_picture(demo, "val", index)
-    assert pixels.shape == (size, size, 3)
+    height, width = demo.picture_size(index)
+    assert pixels.shape == (height, width, 3)
+    assert several_sizes or height == width == size
+    assert min(height, width) >= size * 3 // 8
+    assert max(height, width) <= size
     assert 1 <= len(shapes) <= demo.max_objects
     boxes = np.stack([shape.box for shape in shapes])
     assert boxes.min() >= 0
-    assert boxes.max() <= size
+    assert boxes[:, 2].max() <= width
+    assert boxes[:, 3].max() <= height
     for i, a in enumerate(boxes):
         for b in boxes[:i]:
             common = np.clip(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0, None).prod()

@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -9,7 +7,6 @@ from megdet.distributed.layout import Layout
 from megdet.distributed.local_ranks import run_in_ranks
 from megdet.distributed.world import (
     World,
-    has_native_bfloat16,
     name_ranks,
     start_world,
     use_precision,
@@ -67,20 +64,6 @@ def test_ranks_are_named_in_runs():
     assert name_ranks([0, 1]) == "ranks 0, 1"
     assert name_ranks([0, 1, 2, 3, 5, 7, 8, 9]) == "ranks 0 to 3, 5, 7 to 9"
     assert name_ranks(range(0, 128, 2)) == "ranks 0, 2, 4, 6, 8, 10, and 58 more"
-
-
-@pytest.mark.parametrize(("flags", "has"), [("fpu avx512_bf16 sse", True), ("fpu amx_bf16", True), ("fpu avx2", False)])
-def test_bfloat16_is_native_where_the_processor_says_so(flags, has, monkeypatch):
-    monkeypatch.setattr(Path, "read_text", lambda *_, **__: f"processor : 0\nflags\t\t: {flags}\n")
-    assert has_native_bfloat16(torch.device("cpu")) == has
-
-
-def test_nothing_is_claimed_of_an_unknown_processor(monkeypatch):
-    def missing(*_args, **_options):
-        raise FileNotFoundError
-
-    monkeypatch.setattr(Path, "read_text", missing)
-    assert not has_native_bfloat16(torch.device("cpu"))
 
 
 def test_tf32_is_used_where_the_recipe_asks_for_it_and_nowhere_else():

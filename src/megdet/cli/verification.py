@@ -26,6 +26,8 @@ def run_verify(arguments: Arguments) -> None:
         print(json.dumps(verdict.as_dict(), allow_nan=False))
     else:
         CONSOLE.print(_table(verdict))
+        for line in _left_out(verdict):
+            CONSOLE.print(line)
         CONSOLE.print(verdict.sentence())
     if not verdict.passes:
         raise SystemExit(1)
@@ -37,7 +39,8 @@ def _table(verdict: Verdict) -> Table:
     if has_later:
         table.add_column("later steps")
     for row in verdict.rows:
-        cells = [row.case, _devices(row), str(row.lane_width), str(row.rounds), f"{row.difference:.2g}", row.where]
+        difference = "reference" if row.compared_with == "nothing" else f"{row.difference:.2g}"
+        cells = [row.case, _devices(row), str(row.lane_width), str(row.rounds), difference, row.where]
         later = [] if not has_later else ["" if row.later_difference is None else f"{row.later_difference:.2g}"]
         table.add_row(*cells, "pass" if row.passes else "fail", *later)
     return table
@@ -45,3 +48,15 @@ def _table(verdict: Verdict) -> Table:
 
 def _devices(row: Row) -> str:
     return f"{row.devices}" if row.stopped_on is None else f"{row.stopped_on}, then {row.devices}"
+
+
+def _left_out(verdict: Verdict) -> list[str]:
+    """One line a reason: which cases were not tried on which counts."""
+    of_reason: dict[str, dict[tuple[int, ...], list[str]]] = {}
+    for own in verdict.left_out:
+        of_reason.setdefault(own.why, {}).setdefault(own.devices, []).append(own.case)
+    return [
+        f"left out, {why}: "
+        + "; ".join(f"{', '.join(cases)} on {', '.join(map(str, devices))}" for devices, cases in of_devices.items())
+        for why, of_devices in of_reason.items()
+    ]

@@ -5,7 +5,6 @@ processes draws the same set. Colours say nothing about the class.
 """
 
 import io
-import json
 import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -21,12 +20,14 @@ from PIL import Image, ImageDraw
 from megdet.data.coco import write_coco
 from megdet.data.shapes import OUTLINES, Shape, paint, place
 from megdet.errors import InputError
-from megdet.files import replace_file
+from megdet.files import read_json, replace_file
 
 CLASS_NAMES = tuple(OUTLINES)
 """the classes of the demo data, in the order of their category ids 1, 2, ..."""
 
 _SPLITS = ("train", "val")
+_EIGHTHS = ((8, 4), (4, 8), (8, 8), (8, 3), (3, 8), (6, 8), (7, 3), (3, 7))
+"""Heights and widths of pictures of several sizes, in eighths of the longest edge."""
 _MAX_OVERLAP = 0.4  # common area of two boxes over the smaller one
 _MAX_COVERED = 0.55  # of a box, by all others together: no object hides behind several
 
@@ -39,9 +40,14 @@ class DemoSet:
     num_train: int = 2000
     num_val: int = 200
     size: int = 128
+    several_sizes: bool = False
 
 
-DEMO_SETS = {"easy": DemoSet(), "hard": DemoSet(hard=True), "tiny": DemoSet(num_train=16, num_val=8, size=64)}
+DEMO_SETS = {
+    "easy": DemoSet(),
+    "hard": DemoSet(hard=True),
+    "tiny": DemoSet(num_train=22, num_val=8, size=64, several_sizes=True),
+}
 """The sets that `data.draw_demo` names."""
 
 
@@ -52,8 +58,15 @@ class DemoSettings:
     hard: bool = False
     """smaller objects and more of them, any rotation, scribbles between them"""
     size: int = 128
-    """width and height of the pictures in pixels"""
+    """width and height of the pictures in pixels; of several sizes the longest edge"""
     seed: int = 0
+    several_sizes: bool = False
+    """tall and wide pictures and squares in turn"""
+
+    def picture_size(self, index: int) -> tuple[int, int]:
+        """Height and width in pixels of a picture."""
+        height, width = _EIGHTHS[index % len(_EIGHTHS)] if self.several_sizes else (8, 8)
+        return self.size * height // 8, self.size * width // 8
 
     @property
     def max_objects(self) -> int:
@@ -78,6 +91,7 @@ def draw_demo(
     num_train: int = DEMO_SETS["easy"].num_train,
     num_val: int = DEMO_SETS["easy"].num_val,
     size: int = DEMO_SETS["easy"].size,
+    several_sizes: bool = False,
     seed: int = 0,
     workers: int | None = None,
 ) -> bool:
@@ -92,6 +106,7 @@ def draw_demo(
         num_train: images to train on.
         num_val: images to evaluate on.
         size: width and height of the images in pixels; objects scale with it.
+        several_sizes: some of the images are narrower, flatter or smaller squares.
         seed: of all randomness.
         workers: processes that draw, by default one a processor; they change nothing in the result.
 
@@ -101,7 +116,7 @@ def draw_demo(
     Raises:
         InputError: the folder holds another data set, or cannot be written.
     """
-    settings = DemoSettings(hard=hard, size=size, seed=seed)
+    settings = DemoSettings(hard=hard, size=size, seed=seed, several_sizes=several_sizes)
     wanted = dict(zip(_SPLITS, (num_train, num_val), strict=True))
     todo = [split for split, count in wanted.items() if not _is_complete(folder, split, count, settings)]
     try:
@@ -116,11 +131,11 @@ def draw_demo(
 
 def _is_complete(folder: Path, split: str, count: int, settings: DemoSettings) -> bool:
     file = folder / "annotations" / f"{split}.json"
-    try:
-        info = json.loads(file.read_bytes())["info"]["megdet_demo"]
-    except (FileNotFoundError, NotADirectoryError):
+    if not file.exists():
         return False
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    try:
+        info = read_json(file)["info"]["megdet_demo"]
+    except (InputError, KeyError, TypeError) as error:
         raise InputError(f"{file}: this is not the demo data; choose another folder or remove it") from error
     if info != _info(settings, count):
         raise InputError(f"{file}: demo data of other settings ({info}); choose another folder or remove it")
@@ -129,7 +144,10 @@ def _is_complete(folder: Path, split: str, count: int, settings: DemoSettings) -
 
 
 def _info(settings: DemoSettings, count: int) -> dict[str, Any]:
-    return {"version": 1, "images": count, **asdict(settings)}
+    own = asdict(settings)
+    if not settings.several_sizes:
+        del own["several_sizes"]
+    return {"version": 1, "images": count, **own}
 
 
 def _file_name(index: int) -> str:
@@ -148,8 +166,8 @@ def _draw_split(folder: Path, split: str, count: int, settings: DemoSettings, wo
         folder / "annotations" / f"{split}.json",
         info={"description": "shapes drawn by megdet data demo", "megdet_demo": _info(settings, count)},
         images=[
-            {"id": index + 1, "file_name": _file_name(index), "width": settings.size, "height": settings.size}
-            for index in range(count)
+            {"id": index + 1, "file_name": _file_name(index), "width": width, "height": height}
+            for index, (height, width) in enumerate(map(settings.picture_size, range(count)))
         ],
         annotations=[
             {"id": number, "image_id": image_id, **shape, "iscrowd": 0}
@@ -178,10 +196,12 @@ def _annotation(shape: Shape) -> dict[str, Any]:
 
 
 def draw_picture(settings: DemoSettings, split: str, index: int) -> tuple[NDArray[np.uint8], list[Shape]]:
-    """One picture, (size, size, 3) RGB, and its objects from back to front."""
+    """One picture, (height, width, 3) RGB, and its objects from back to front."""
     random = np.random.Generator(np.random.Philox(np.random.SeedSequence((settings.seed, _SPLITS.index(split), index))))
-    shapes = _arrange(settings, random)
+    height, width = settings.picture_size(index)
+    shapes = _arrange(settings, np.array([width, height]), random)
     canvas, colors = _background(settings.size, random)
+    canvas = canvas[:height, :width]
     if settings.hard:
         _scribble(canvas, colors, random)
     for shape in shapes:
@@ -192,24 +212,25 @@ def draw_picture(settings: DemoSettings, split: str, index: int) -> tuple[NDArra
     return (canvas.clip(0, 1) * 255 + 0.5).astype(np.uint8), shapes
 
 
-def _arrange(settings: DemoSettings, random: np.random.Generator) -> list[Shape]:
-    """Shapes inside the picture, overlapping by no more than `_has_room` allows."""
+def _arrange(settings: DemoSettings, edges: NDArray[np.int64], random: np.random.Generator) -> list[Shape]:
+    """Shapes inside a picture of this width and height, overlapping by no more than `_has_room` allows."""
     shapes: list[Shape] = []
-    smallest, largest = np.log(settings.radii)
+    smallest, largest = settings.radii
+    largest *= edges.min() / settings.size
     for _ in range(random.integers(1, settings.max_objects + 1)):
         name = CLASS_NAMES[random.integers(len(CLASS_NAMES))]
-        radius, stretch = np.exp(random.uniform(smallest, largest)), np.exp(random.uniform(-0.18, 0.18))
+        radius, stretch = np.exp(random.uniform(np.log(smallest), np.log(largest))), np.exp(random.uniform(-0.18, 0.18))
         angle = random.uniform(-settings.max_angle, settings.max_angle)
         for _attempt in range(30):
             shape = place(name, radius, angle, stretch, np.zeros(2))
             margin = shape.box[2:] + 1
-            if (2 * margin < settings.size).all():
-                shape = place(name, radius, angle, stretch, random.uniform(margin, settings.size - margin))
+            if (2 * margin < edges).all():
+                shape = place(name, radius, angle, stretch, random.uniform(margin, edges - margin))
                 if _has_room(shape.box, [other.box for other in shapes]):
                     shapes.append(shape)
                     break
             radius *= 0.97  # a full picture takes a smaller one more easily
-            if radius < settings.radii[0]:
+            if radius < smallest:
                 break
     return shapes
 
@@ -282,9 +303,10 @@ def _clouds(size: int, cells: int, random: np.random.Generator) -> NDArray[np.fl
 
 def _scribble(canvas: NDArray[np.float32], colors: NDArray[np.float64], random: np.random.Generator) -> None:
     """Lines and blots that are no objects."""
-    size = len(canvas)
+    height, width = canvas.shape[:2]
+    size = max(height, width)
     for _ in range(random.integers(4, 12)):
-        image = Image.new("L", (size * 2, size * 2))
+        image = Image.new("L", (width * 2, height * 2))
         steps = random.normal(0, size / 9, (random.integers(3, 7), 2))
         points = random.uniform(0, 2 * size, 2) + steps.cumsum(axis=0)
         line = [tuple(point) for point in points.tolist()]

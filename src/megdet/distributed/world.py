@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
@@ -30,6 +29,8 @@ class World:
     device: torch.device
     timeout: timedelta = DEFAULT_TIMEOUT
     """how long a collective waits for another rank"""
+    local_rank: int = 0
+    """this process among those of its host"""
 
     @property
     def is_first(self) -> bool:
@@ -166,7 +167,7 @@ def start_world(device: str = "", timeout: timedelta = DEFAULT_TIMEOUT) -> World
             raise InputError(
                 f"the {size} processes of this run cannot meet ({what}): start them with torchrun, all within --timeout"
             ) from None
-    return World(rank, size, torch_device, timeout)
+    return World(rank, size, torch_device, timeout, local_rank)
 
 
 def _keep_freed_memory() -> None:
@@ -210,19 +211,3 @@ def use_precision(precision: str) -> None:
     # not by torch's newer names for it (fp32_precision): reading the flags below, as torch.compile does, then fails
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-
-
-def has_native_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 arithmetic is in the hardware; without it a CPU is ten times slower than in float32."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    flags = _cpu_flags()
-    return "avx512_bf16" in flags or "amx_bf16" in flags or "bf16" in flags
-
-
-def _cpu_flags() -> Sequence[str]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:  # not Linux: nothing is known, so nothing is claimed
-        return ()
-    return next((line.split() for line in lines if line.startswith(("flags", "Features"))), ())

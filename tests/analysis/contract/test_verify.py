@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from megdet.analysis.contract.cases import CASES, SHORT, chosen_cases, trials
-from megdet.analysis.contract.verify import Verdict, relative_difference, verify
+from megdet.analysis.contract.cases import CASES, SHORT, LeftOut, chosen_cases, left_out, trials
+from megdet.analysis.contract.verify import STEPS, Verdict, relative_difference, verify
+from megdet.data.plan import TrainingPlan, canvas_of
 from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.recipe import Recipe
 from megdet.recipe_file import load_recipe
+from megdet.training.prepare import load_datasets
 from megdet.training.step import Trainer
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
@@ -37,7 +39,8 @@ def recipe(tmp_path_factory: Any) -> Recipe:
 
 def check(verdict: Verdict) -> None:
     assert verdict.passes, verdict.sentence()
-    assert verdict.sentence().startswith(f"pass: {len(verdict.rows)} layouts")
+    others = [row for row in verdict.rows if row.compared_with == "another layout"]
+    assert verdict.sentence().startswith(f"pass: {len(others)} runs compared with another layout")
     assert 0 < verdict.worst.difference < 1e-9
     kinds = {"gradient", "reported", "rate", "weights", "buffers", "momentum", "detections"}
     for row in verdict.rows:  # a detector with group norm alone has no buffers
@@ -55,6 +58,16 @@ def test_the_short_form_passes_and_compares_what_it_says(recipe):
     assert rows["base", None, 3].difference > 0, "sums in another order are not bitwise the same"
     assert "averages" in rows["resume", 3, 1].of_kind
     assert rows["new-process", 3, 3].difference == 0
+    assert [key for key, row in rows.items() if row.compared_with == "nothing"] == [
+        ("base", None, 1),
+        ("bn-all", None, 1),
+        ("agvm", None, 1),
+        ("new-process", None, 3),
+    ]
+    assert [key for key, row in rows.items() if row.compared_with == "same layout"] == [("new-process", 3, 3)]
+    assert verdict.count("another layout") == len(rows) - 5 == 6
+    assert LeftOut("bn-all", (2,), "to save time") in verdict.left_out
+    assert LeftOut("lane-2", (1, 2, 3), "not asked for") in verdict.left_out
 
 
 @pytest.mark.slow
@@ -82,6 +95,7 @@ HABITS = {
     "broadcast_buffers": ("base", r"buffers\.\S+running_mean differs"),
     "seeds_of_ranks": ("base", r"gradient\.\S+ differs"),
     "local_batch_norm": ("bn-all", r"gradient\.\S+ differs"),
+    "own_canvas": ("bn-all", r"gradient\.\S+ differs"),
 }
 
 
@@ -95,7 +109,7 @@ def test_every_habit_of_others_breaks_the_contract(name, recipe, monkeypatch):
     assert [row.passes for row in verdict.rows] == [True, False]
     assert re.search(fault, verdict.rows[1].fault)
     assert verdict.rows[1].difference > 1e-6
-    assert verdict.sentence().startswith(f"fail: 1 of 2 layouts; case {case} on 2 device(s): ")
+    assert verdict.sentence().startswith(f"fail: 1 of 2 runs; case {case} on 2 device(s): ")
 
 
 @pytest.mark.distributed
@@ -212,6 +226,43 @@ def test_the_layouts_of_all_cases_cover_every_width_and_uneven_shares():
     assert {layout.rounds for layout in layouts} >= {1, 2, 3, 4, 8}
     assert any(layout.idle for layout in layouts)
     assert any(layout.group_size % layout.lane_width for layout in layouts)
+
+
+def test_only_what_is_compared_with_another_layout_is_counted_as_that():
+    names = ("base", "recompute-block", "lane-1", "lane-2", "new-process")
+    planned = trials(load_recipe("verify"), names, (1, 2, 4, 8), 4, None, Path("unused"))
+    others = [(trial.case, trial.runs[-1].ranks) for trial in planned if trial.has_other_layout]
+    assert others == [("base", 2), ("base", 4), ("base", 8), ("lane-1", 8), ("lane-2", 2), ("lane-2", 4)]
+    same = [(t.case, t.runs[-1].ranks) for t in planned if t.runs != t.reference and not t.has_other_layout]
+    assert same == [("recompute-block", 1), ("new-process", 4)]  # one device against itself, and the same again
+    keys = [(trial.runs, trial.reference) for trial in planned]
+    assert len(set(keys)) == len(keys), "nothing is counted twice"
+
+
+def test_what_is_left_out_is_told_with_its_reason():
+    names = ("base", "bn-all", "lane-1", "lane-2", "recompute-stage")
+    planned = trials(load_recipe("verify"), names, (1, 2, 3, 4, 8), 4, None, Path("unused"))
+    found = left_out(planned, names, (1, 2, 3, 4, 8))
+    told = {(own.case, own.why): own.devices for own in found if own.case in names}
+    assert told == {
+        ("bn-all", "to save time"): (2, 4),
+        ("lane-1", "there it is case base"): (1, 2, 3, 4),
+        ("lane-2", "2 does not divide them"): (1, 3),
+        ("lane-2", "there it is case base"): (8,),
+        ("recompute-stage", "2 does not divide them"): (1, 3),
+    }
+    assert {own.case for own in found if own.why == "not asked for"} == set(CASES) - set(names)
+
+
+def test_the_images_of_the_packaged_recipe_have_several_canvases_and_an_epoch_ends_within_a_mini_batch(recipe):
+    dataset = load_datasets(recipe, World(0, 1, torch.device("cpu"))).train
+    plan = TrainingPlan(dataset.sizes, recipe)
+    groups = [group for step in range(STEPS) for group in plan.groups(step)]
+    assert len({group.canvas for group in groups}) >= 3
+    padded = [group for group in groups if group.canvas != canvas_of(group.images[0].size, recipe.data)]
+    assert padded, "no image fills the canvas of its group"
+    assert [len({image.epoch for group in plan.groups(step) for image in group.images}) for step in range(3)].count(2)
+    assert plan.total_steps >= STEPS
 
 
 def test_a_forced_width_leaves_the_first_count_its_own_and_is_refused_elsewhere(tmp_path):

@@ -1,5 +1,6 @@
 """The cases of `megdet verify`: the recipe, and what is changed in it one at a time."""
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -159,6 +160,20 @@ class Trial:
     reference: tuple[Run, ...]
     is_bitwise: bool = False
 
+    @property
+    def has_other_layout(self) -> bool:
+        """Whether it is compared with a run that shares the images among its ranks in another way."""
+        return any(run.layout != own.layout for run in self.runs for own in self.reference)
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Device counts asked for on which a case is not tried."""
+
+    case: str
+    devices: tuple[int, ...]
+    why: str
+
 
 def chosen_cases(words: str) -> tuple[str, ...]:
     """The cases that `all`, `short` or NAME,NAME names. Raises InputError for a name that is none."""
@@ -174,7 +189,7 @@ def chosen_cases(words: str) -> tuple[str, ...]:
 def trials(
     recipe: Recipe, names: Sequence[str], devices: Sequence[int], steps: int, lane_width: int | None, folder: Path
 ) -> list[Trial]:
-    """Everything that is to be trained, the reference of a case before what is compared with it.
+    """Everything that is to be trained, once, the reference of a case before what is compared with it.
 
     `lane_width` is forced on every count but on the first, the reference, where it does not divide it. Checkpoints go
     into `folder`. Raises InputError for a recipe or a layout that cannot be, and where nothing would be compared.
@@ -217,12 +232,35 @@ def trials(
             for count in wanted:
                 yield Trial(name, (run(name, count),), truth)
 
-    found = [trial for name in names for trial in of(name)]
-    if all(trial.runs == trial.reference for trial in found):
+    found: dict[tuple[tuple[Run, ...], tuple[Run, ...]], Trial] = {}
+    for trial in itertools.chain.from_iterable(map(of, names)):
+        found.setdefault((trial.runs, trial.reference), trial)  # where lane-1 is what base is, nothing new is compared
+    if all(trial.runs == trial.reference for trial in found.values()):
         raise InputError(
             f"nothing to compare: {', '.join(names)} on {', '.join(map(str, devices))} device(s); "
             "name at least two device counts, as in --devices 1,2"
         )
+    return list(found.values())
+
+
+def left_out(planned: Sequence[Trial], names: Sequence[str], devices: Sequence[int]) -> list[LeftOut]:
+    """The cases that are not tried on every count asked for, and why."""
+    found = []
+    for name, case in CASES.items():
+        tried = {run.ranks for trial in planned if trial.case == name for run in trial.runs}
+        missing = [count for count in devices if count not in tried]
+        uneven = [count for count in missing if case.lane_width and count % case.lane_width]
+        even = [count for count in missing if count not in uneven]
+        if name not in names:
+            reasons = [(missing, "not asked for")]
+        elif case.lane_width:
+            reasons = [
+                (uneven, f"{case.lane_width} does not divide them"),
+                (even, f"there it is case {case.reference}"),
+            ]
+        else:
+            reasons = [(missing, "to save time")]
+        found += [LeftOut(name, tuple(counts), why) for counts, why in reasons if counts]
     return found
 
 

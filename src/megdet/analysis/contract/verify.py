@@ -11,14 +11,14 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from megdet.analysis.contract.cases import Trial, trials
+from megdet.analysis.contract.cases import LeftOut, Trial, left_out, trials
 from megdet.analysis.contract.run import Habit, Outcome, Run, run_steps
 from megdet.distributed.local_ranks import run_in_ranks
 from megdet.distributed.world import World
@@ -55,6 +55,8 @@ class Row:
     """the first thing that is wrong, or nothing"""
     of_kind: dict[str, float]
     """gradient, reported, rate, weights, buffers, momentum, averages, agvm, noise, detections -> largest difference"""
+    compared_with: Literal["nothing", "same layout", "another layout"] = "another layout"
+    """nothing: it is the reference, of which only faults of its own are looked for"""
 
     @property
     def passes(self) -> bool:
@@ -68,6 +70,7 @@ class Verdict:
 
     rows: list[Row]
     limit: float
+    left_out: Sequence[LeftOut] = ()
 
     @property
     def passes(self) -> bool:
@@ -79,17 +82,23 @@ class Verdict:
         """The row of the largest difference."""
         return max(self.rows, key=lambda row: row.difference)
 
+    def count(self, compared_with: str) -> int:
+        """How many runs are compared so."""
+        return sum(row.compared_with == compared_with for row in self.rows)
+
     def sentence(self) -> str:
         """The verdict in one line, with the first tensor that differs."""
         failed = [row for row in self.rows if not row.passes]
         if failed:
             where = f"case {failed[0].case} on {failed[0].devices} device(s)"
             hint = "" if self.limit < 1e-6 else "; in float32 this may be a ReLU within rounding of 0, try float64"
-            return f"fail: {len(failed)} of {len(self.rows)} layouts; {where}: {failed[0].fault}{hint}"
-        worst = self.worst
+            return f"fail: {len(failed)} of {len(self.rows)} runs; {where}: {failed[0].fault}{hint}"
+        worst, same = self.worst, self.count("same layout")
+        compared = f"{self.count('another layout')} runs compared with another layout"
+        compared += f", {same} with the same layout" if same else ""
         return (
-            f"pass: {len(self.rows)} layouts; the largest relative difference is {worst.difference:.2g}, allowed "
-            f"{self.limit:g} ({worst.where or 'nowhere'}; case {worst.case} on {worst.devices} device(s))"
+            f"pass: {compared}; the largest relative difference is {worst.difference:.2g}, allowed {self.limit:g} "
+            f"({worst.where or 'nowhere'}; case {worst.case} on {worst.devices} device(s))"
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -101,6 +110,7 @@ class Verdict:
                 "stopped_on": row.stopped_on,
                 "lane_width": row.lane_width,
                 "rounds": row.rounds,
+                "compared_with": row.compared_with,
                 "largest_relative_difference": row.difference,
                 "where": row.where,
                 "later_relative_difference": row.later_difference,
@@ -113,7 +123,9 @@ class Verdict:
             "pass": self.passes,
             "largest_relative_difference": self.worst.difference,
             "limit": self.limit,
+            "compared_with_another_layout": self.count("another layout"),
             "layouts": layouts,
+            "left_out": [asdict(own) for own in self.left_out],
         }
         return dict(encode_non_finite(found))
 
@@ -155,7 +167,8 @@ def verify(
     with tempfile.TemporaryDirectory(prefix="megdet_verify_") as folder:
         planned = trials(recipe, cases, devices, steps, lane_width, Path(folder))
         load_datasets(recipe, World(0, 1, torch.device("cpu")))  # draws them, or says what is wrong with them
-        return Verdict(list(_rows(planned, dtype, break_with, progress)), LIMITS[dtype])
+        rows = list(_rows(planned, dtype, break_with, progress))
+        return Verdict(rows, LIMITS[dtype], left_out(planned, cases, devices))
 
 
 def _rows(planned: Sequence[Trial], dtype: str, habit: Habit | None, progress: Callable[[str], None]) -> Iterator[Row]:
@@ -163,7 +176,6 @@ def _rows(planned: Sequence[Trial], dtype: str, habit: Habit | None, progress: C
     device = "cuda" if torch.cuda.device_count() >= most else "cpu"
     kept: dict[tuple[Run, ...], Outcome] = {}
     references = {trial.reference for trial in planned}
-    judged: dict[tuple[tuple[Run, ...], tuple[Run, ...]], Row] = {}
 
     def outcome_of(runs: tuple[Run, ...], case: str) -> Outcome:
         if runs in kept:
@@ -180,11 +192,8 @@ def _rows(planned: Sequence[Trial], dtype: str, habit: Habit | None, progress: C
         return joined
 
     for trial in planned:
-        key = trial.runs, trial.reference
-        if key not in judged:
-            reference = outcome_of(trial.reference, trial.case)
-            judged[key] = _judge(trial, reference, outcome_of(trial.runs, trial.case), dtype)
-        yield replace(judged[key], case=trial.case)
+        reference = outcome_of(trial.reference, trial.case)
+        yield _judge(trial, reference, outcome_of(trial.runs, trial.case), dtype)
 
 
 def _joined(halves: Sequence[Outcome]) -> Outcome:
@@ -235,6 +244,7 @@ def _judge(trial: Trial, reference: Outcome, outcome: Outcome, dtype: str) -> Ro
         max(later, default=None),
         _fault(outcome, judged, limit),
         of_kind,
+        "nothing" if trial.runs == trial.reference else "another layout" if trial.has_other_layout else "same layout",
     )
 
 

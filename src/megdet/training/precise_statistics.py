@@ -14,11 +14,8 @@ import torch
 from megdet.data.coco import CocoDataset, training_set
 from megdet.data.loader import training_batches
 from megdet.data.plan import TrainingPlan
-<<<<<<< HEAD
-from megdet.distributed.lane import make_lane
-=======
 from megdet.data.shared import once_a_host
->>>>>>> main
+from megdet.distributed.lane import make_lane
 from megdet.distributed.layout import Layout, recipe_layout
 from megdet.distributed.world import World
 from megdet.errors import InputError

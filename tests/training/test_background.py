@@ -113,10 +113,11 @@ def before_step(monkeypatch: pytest.MonkeyPatch) -> dict[int, Callable[[], objec
 
 
 @pytest.fixture
-def broken_image(recipe: Recipe) -> Iterator[Path]:
+def broken_image(recipe: Recipe, before_step: dict[int, Callable[[], object]]) -> Iterator[Path]:
+    """An image that breaks when the training has begun: before that it would be refused."""
     file = Path(recipe.data.val_images) / "3.png"
     whole = file.read_bytes()
-    file.write_bytes(whole[:300])
+    before_step[1] = lambda: file.write_bytes(whole[:300])
     yield file
     file.write_bytes(whole)
 
@@ -195,19 +196,20 @@ def test_a_failing_evaluation_stops_the_run_with_its_reason_after_saving_and_is_
     assert "\n" not in str(raised.value)
     assert steps(folder) == [2, 3]  # within the second epoch, and the one that was not evaluated
     mend(recipe, broken_image, tmp_path)
-    del before_step[3]
+    before_step.clear()
     assert train(recipe, folder, BACKGROUND, ALONE) == whole[1]
     assert_same_run(folder, whole[0])
 
 
 @pytest.mark.slow
 def test_the_last_evaluation_failing_keeps_the_run_for_the_next_start(
-    recipe, whole, folder, monkeypatch, broken_image, tmp_path
+    recipe, whole, folder, before_step, broken_image, tmp_path
 ):
     last_only = replace(recipe, evaluation=replace(recipe.evaluation, every_epochs=0))
     with pytest.raises(InputError, match="the evaluation of step 5 in the background failed"):
         train(last_only, folder, BACKGROUND, ALONE)
     mend(recipe, broken_image, tmp_path)
+    before_step.clear()
     assert train(last_only, folder, BACKGROUND, ALONE) == whole[1]
     assert evaluation_lines(folder) == evaluation_lines(whole[0])[-1:]
 

@@ -26,9 +26,9 @@ from megdet.recipe_file import packaged_recipes
 
 SETTINGS = {
     "torch": {"GOMP_SPINCOUNT": "300000"},
-    "10000": {"GOMP_SPINCOUNT": "10000"},
     "megdet": {"GOMP_SPINCOUNT": str(megdet.SPIN_COUNT)},
-    "100": {"GOMP_SPINCOUNT": "100"},
+    "3000": {"GOMP_SPINCOUNT": "3000"},
+    "1000": {"GOMP_SPINCOUNT": "1000"},
     "passive": {"OMP_WAIT_POLICY": "PASSIVE"},
 }
 BATCH, EDGE, BOXES, CLASSES = 16, 128, 4, 8

@@ -92,7 +92,7 @@ class CrossDeviceBatchNorm(nn.Module):
             if is_alone and not self._folds_all_lanes():
                 return self._local(x)
             return self._outside_a_graph(x, is_valid)  # type: ignore[no-any-return]
-        return self._local(x) if is_alone and x.is_cuda else self._together(x, is_valid)
+        return self._local(x) if is_alone else self._together(x, is_valid)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _outside_a_graph(self, x: Tensor, is_valid: Tensor | None) -> Tensor:
@@ -124,12 +124,18 @@ class CrossDeviceBatchNorm(nn.Module):
         return moments
 
     def _local(self, x: Tensor) -> Tensor:
-        """One kernel for a lane of one, where it is exact: on a GPU, or made by a compiler."""
+        """torch's own kernel, which needs nothing from another device and waits for nothing."""
         if x.numel() // self.channels < 2:
             raise self._no_variance(x)
         # running statistics of momentum 1 are the batch's own: its mean and its unbiased variance
         mean, var = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
-        y = F.batch_norm(x, mean, var, self.weight, self.bias, True, 1.0, self.eps)
+        if x.is_cuda:  # which has other kernels for training than for the same arithmetic with given statistics
+            y = F.batch_norm(x, mean, var, self.weight, self.bias, True, 1.0, self.eps)
+        else:
+            y, found, inverse_std = torch.native_batch_norm(x, self.weight, self.bias, mean, var, True, 1.0, self.eps)
+            kept, scale = x.detach(), self.weight.detach() * inverse_std
+            bias, ones = self.bias.detach(), torch.ones_like(found)
+            announce(y, lambda: F.batch_norm(kept, found, ones, scale, bias, False, 0.0, 0.0))
         tape = current_tape()
         if tape is None or not tape.is_replayed:
             with torch.no_grad():

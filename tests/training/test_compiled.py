@@ -16,10 +16,9 @@ from megdet.distributed.lane import Lane, make_lane
 from megdet.distributed.layout import Layout
 from megdet.distributed.local_ranks import run_in_ranks
 from megdet.distributed.world import World
-from megdet.layers.batch_norm import finish_step
 from megdet.errors import InputError
 from megdet.inference.trained import place_model
-from megdet.layers.batch_norm import CrossDeviceBatchNorm
+from megdet.layers.batch_norm import CrossDeviceBatchNorm, finish_step
 from megdet.model.detector import LOSSES, Detector
 from megdet.recipe import Backbone
 from megdet.structures import Batch

@@ -158,6 +158,15 @@ SECTIONS = (
         "four channels.",
     ),
     Section(
+        "Starting on a large data set",
+        "What a run reads before its first step: annotations with polygons as long as COCO's and the headers of "
+        "118,000 images. Every start is a process of its own; its imports do not count.",
+        {"annotations": "annotations.py --rounds 3"},
+        tables.annotations,
+        "The first start decodes the annotation file and reads the headers; later ones hash the file and ask for the "
+        "time and length of every image. The other ranks of a host do neither.",
+    ),
+    Section(
         "Evaluation",
         "The twelve COCO numbers from two JSON files of a drawn set with 80 classes and some 7 boxes an image.",
         {"evaluation": "evaluation.py --images 5000 --detections 500000"},
@@ -179,6 +188,16 @@ SECTIONS = (
         "own steps.",
         {"plan": "plan.py --devices 1,2"},
         tables.plan,
+    ),
+    Section(
+        "Start",
+        "Processor seconds, user and system, of a process from its start to its end: verbs that compute nothing, and "
+        "what loading costs those that do, one package more a line.",
+        {"startup": "startup.py"},
+        tables.startup,
+        "A verb's modules are imported when it is called. torch's compiler is half of what `train` and `detect` load, "
+        "and nothing of it is used: torchvision's RoIAlign and a model of timm's import it when they are loaded, and "
+        "torch's optimizers do when they are made. Keeping it out would mean to replace parts of torch meanwhile.",
     ),
     Section(
         "GPU",

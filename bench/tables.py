@@ -98,6 +98,16 @@ def data(result: Result) -> list[str]:
     ]
 
 
+def annotations(result: Result) -> list[str]:
+    rows = [["start", "seconds of the clock", "seconds of the processor", "fingerprint", "peak memory"]]
+    for name, one in result["starts"].items():
+        clock = _spread(one["load"], result["load_spread"][name])
+        own = _number(one["processor"]), _number(one["fingerprint"]), f"{one['bytes'] / 1e9:.2f} GB"
+        rows.append([name, clock, *own])
+    told = f"{result['images']:,} images, an annotation file of {result['file_bytes'] / 1e6:.0f} MB"
+    return [*_table(*rows), "", f"{told}, {result['rounds']} starts of each kind."]
+
+
 def evaluation(result: Result) -> list[str]:
     rows = [["side", "seconds of the processor", "seconds of the clock", "peak memory"]]
     for name in ("pycocotools", "megdet"):
@@ -178,3 +188,10 @@ def _stages(rows: Sequence[Result]) -> list[str]:
     heads = [[str(row["batch"]), _bold(row["side"])] for row in shown]
     body = [[*head, *own] for head, own in zip(heads, cells, strict=True)]
     return _table([f"ms, {rows[-1]['precision']}: batch", "side", *names], *body) if shown else []
+
+
+def startup(result: Result) -> list[str]:
+    """A row a process."""
+    rows = [["process", "processor seconds"]]
+    rows += [[f"`{name}`", _spread(seconds, result["spread"][name])] for name, seconds in result["seconds"].items()]
+    return [*_table(*rows), "", f"{result['rounds']} processes of each, in turn."]

@@ -6,7 +6,7 @@ from megdet.recipe_file import parse_recipe
 from recipe_refusals import refusal
 
 AT_LEAST_ONE = """batch_size group_size plan_window checkpoint_epochs keep_checkpoints data.max_long_edge
-data.canvas_multiple fpn.channels rpn.samples rpn.train_proposals_before_nms rpn.train_proposals
+data.max_pixels data.canvas_multiple fpn.channels rpn.samples rpn.train_proposals_before_nms rpn.train_proposals
 rpn.test_proposals_before_nms rpn.test_proposals box_head.channels box_head.pool_size box_head.sampling_ratio
 box_head.samples box_head.detections evaluation.batch_size""".split()
 NOT_NEGATIVE = """bn_size seed backbone.frozen_stages evaluation.every_epochs schedule.warmup_steps data.color_jitter
@@ -25,6 +25,7 @@ rpn.nms_iou box_head.positive_fraction box_head.positive_iou box_head.score_thre
         ("seed", str(2**63), r"below 2**63"),
         ("data.short_edges", "[]", "at least one positive length"),
         ("data.short_edges", "[800, 0]", "at least one positive length"),
+        ("data.max_pixels", "178956971", "Pillow refuses more than 178956970"),
         ("data.scale_jitter", "[0, 1]", "two positive factors, the smaller first"),
         ("data.scale_jitter", "[2, 1]", "two positive factors, the smaller first"),
         ("data.std", "[1, 0, 1]", "every value must be positive"),
@@ -66,6 +67,7 @@ def test_what_cannot_be_trained_is_refused_by_its_key(key, value, why):
     ("overrides", "message"),
     [
         ({"bn_size": "0", "group_size": "3"}, "group_size is 3: it must divide batch_size 16"),
+        ({"data.cache": "resized", "data.resize": "torchvision"}, "data.cache is resized: pixels that data.resize"),
         ({"bn_size": "0", "fpn.norm": "batch"}, "fpn.norm is batch: frozen statistics that were never trained"),
         (
             {"schedule.milestones": "[8, 4]", "schedule.factors": "[0.1, 0.1]", "schedule.policy": "step"},

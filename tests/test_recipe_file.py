@@ -155,6 +155,7 @@ def test_an_override_may_fill_an_empty_section():
         ("batch_size", "", "batch_size: expected int, got str, here stands ''"),
         ("batch_size", "[", "option '--batch_size': not valid YAML"),
         ("optimizer.base_lr", "inf", "optimizer.base_lr"),
+        ("schedule.epochs", '"\\ud83d"', "r.yaml: '\\ud83d' is not Unicode text"),
         ("optimizer.base_lr", ".nan", "optimizer.base_lr is nan: it must be finite"),
         ("batch_size", None, "batch_size has no value"),
     ],

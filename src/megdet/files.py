@@ -4,6 +4,7 @@ What is read may have been written by anybody: its size and its nesting have lim
 caller names before the caller sees it.
 """
 
+import codecs
 import json
 import os
 import platform
@@ -147,6 +148,8 @@ def parse_json(content: bytes, source: str, kind: Any = Any) -> Any:
     except msgspec.ValidationError as error:
         raise _refusal(error, source, _raw(content)) from None
     except msgspec.DecodeError as error:
+        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise InputError(f"{source} is not UTF-8 text but UTF-16; save it as UTF-8") from None
         raise InputError(f"{source} is not valid JSON: {_place_in_text(str(error), content)}; {_WRITE_AGAIN}") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{source} is not UTF-8 text: {error.reason}; save it as UTF-8") from None
@@ -160,7 +163,7 @@ def parse_json(content: bytes, source: str, kind: Any = Any) -> Any:
 def _raw(content: bytes) -> Any:
     try:
         return msgspec.json.decode(content)
-    except (msgspec.ValidationError, RecursionError):  # an integer of thousands of digits, or deep nesting
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # what is behind that place is broken too
         return None
 
 
@@ -200,7 +203,10 @@ def _place_in_text(fault: str, content: bytes) -> str:
     place = int(found[2]) if found else len(content)
     line = content.count(b"\n", 0, place) + 1
     column = len(content[content.rfind(b"\n", 0, place) + 1 : place].decode(errors="replace")) + 1
-    return f"line {line}, column {column}: {found[1] if found else 'it ends too early'}"
+    what = found[1] if found else "it ends too early"
+    if re.match(rb"-?(NaN|Infinity)", content[place : place + 9]):
+        what = "NaN and Infinity, which some tools write, are no JSON: write a number there"
+    return f"line {line}, column {column}: {what}"
 
 
 def _is_deep(value: Any) -> bool:

@@ -10,6 +10,7 @@ from typing import Literal
 
 NormKind = Literal["batch", "frozen", "group", "none"]
 OptimizerKind = Literal["sgd", "adamw", "lars", "lamb"]
+ResizeKind = Literal["antialias", "torchvision"]
 RecomputePlan = Literal["none", "block", "stage", "sqrt"]
 
 
@@ -29,12 +30,18 @@ class Data:
     """if not empty and the annotations are missing, draw the demo data set into the folder above them"""
     keep_empty_images: bool = False
     """train on images without any box too"""
+    allow_outside_files: bool = False
+    """read images whose file_name is absolute or has .. in it, so that an annotation file may name any file"""
+    max_pixels: int = 80_000_000
+    """pixels (height x width of the file) of the largest image that is decoded"""
     short_edges: tuple[int, ...] = (800,)
     """lengths in pixels of the shorter edge; one is drawn for each training group, the last is used for evaluation"""
     max_long_edge: int = 1333
     """the longer edge is not resized beyond this many pixels (times the factor of scale_jitter)"""
     scale_jitter: tuple[float, float] = (1.0, 1.0)
     """a training group's size is multiplied by a factor drawn between these two, uniform in its logarithm"""
+    resize: ResizeKind = "antialias"
+    """antialias = bilinear as Pillow's, sizes rounded; torchvision = as its detectors: no antialias, sizes cut down"""
     horizontal_flip: float = 0.5
     """probability of mirroring a training image left to right"""
     vertical_flip: float = 0.0

@@ -9,16 +9,17 @@ from megdet.errors import InputError, shown
 from megdet.recipe import Recipe
 
 _AT_LEAST_ONE = (
-    "batch_size group_size plan_window checkpoint_epochs keep_checkpoints data.max_long_edge data.canvas_multiple "
-    "fpn.channels rpn.samples rpn.train_proposals_before_nms rpn.train_proposals rpn.test_proposals_before_nms "
-    "rpn.test_proposals box_head.channels box_head.pool_size box_head.sampling_ratio box_head.samples "
-    "box_head.detections evaluation.batch_size"
+    "batch_size group_size plan_window checkpoint_epochs keep_checkpoints data.max_long_edge data.max_pixels "
+    "data.canvas_multiple fpn.channels rpn.samples rpn.train_proposals_before_nms rpn.train_proposals "
+    "rpn.test_proposals_before_nms rpn.test_proposals box_head.channels box_head.pool_size box_head.sampling_ratio "
+    "box_head.samples box_head.detections evaluation.batch_size"
 ).split()
 _NOT_NEGATIVE = (
     "bn_size seed data.color_jitter data.cache_gib backbone.frozen_stages backbone.norm_eps rpn.smooth_l1_beta "
     "rpn.min_size box_head.smooth_l1_beta optimizer.base_lr optimizer.weight_decay optimizer.clip_norm "
     "schedule.warmup_steps schedule.warmup_start evaluation.every_epochs noise_interval"
 ).split()
+_PILLOWS_MOST = 178_956_970  # pixels
 _FRACTIONS = (
     "data.horizontal_flip data.vertical_flip rpn.positive_fraction rpn.positive_iou rpn.negative_iou rpn.nms_iou "
     "box_head.positive_fraction box_head.positive_iou box_head.score_threshold box_head.nms_iou"
@@ -69,6 +70,10 @@ def check_recipe(recipe: Recipe, source: str) -> None:
     edges = recipe.data.canvas_edges
     if min(edges, default=1) < 1 or list(edges) != sorted(set(edges)):
         refuse("data.canvas_edges", "they must be positive lengths that rise")
+    if recipe.data.max_pixels > _PILLOWS_MOST:
+        refuse("data.max_pixels", f"Pillow refuses more than {_PILLOWS_MOST}: cut larger images into tiles")
+    if recipe.data.resize == "torchvision" and recipe.data.cache == "resized":
+        refuse("data.cache", "pixels that data.resize torchvision makes are no whole numbers: cache decoded")
     if not 0 < recipe.data.scale_jitter[0] <= recipe.data.scale_jitter[1]:
         refuse("data.scale_jitter", "it must be two positive factors, the smaller first")
     if recipe.data.cache == "resized" and (len(recipe.data.short_edges) > 1 or recipe.data.scale_jitter != (1.0, 1.0)):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 
 import torch
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from torch import Tensor
 
 
@@ -37,7 +37,8 @@ class Targets:
 class Batch:
     """Images on one canvas, each in its upper left corner, and what is known of them."""
 
-    pixels: UInt8[Tensor, "images 3 height width"]
+    pixels: UInt8[Tensor, "images 3 height width"] | Float32[Tensor, "images 3 height width"]
+    """0 to 255; no whole numbers where `data.resize` is torchvision"""
     sizes: Int64[Tensor, "images 2"]
     """height and width in pixels of each image within the canvas"""
     targets: Targets
@@ -45,6 +46,11 @@ class Batch:
     """place of each image in its data set"""
     scales: Float[Tensor, "images 2"]
     """pixels of the canvas for one of the file, in y and x"""
+
+    def tensors(self) -> list[Tensor]:
+        """All of them."""
+        targets = self.targets
+        return [self.pixels, self.sizes, self.scales, targets.boxes, targets.labels, targets.image_seeds]
 
     def to(self, device: torch.device, *, non_blocking: bool = True) -> "Batch":
         """A copy on a device."""

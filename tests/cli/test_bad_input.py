@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from cli_runs import OVERRIDES, TinyData, make_data
 from megdet.cli.main import main
 from megdet.journal.run_folder import RunFolder
+from megdet.training import loop
 
 Refused = Callable[..., str]
 
@@ -234,15 +236,23 @@ def test_the_checkpoint_holds_the_tensors_of_the_final_model(finished_run: Path)
 
 
 def test_a_broken_validation_image_does_not_cost_the_epoch_and_is_made_up_for(
-    data: TinyData, tmp_path: Path, refused: Refused
+    data: TinyData, tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = shutil.copytree(data.val_images, tmp_path / "val")
     victim = sorted(images.iterdir())[2]
     whole = victim.read_bytes()
-    victim.write_bytes(whole[: len(whole) * 3 // 4])
     run = tmp_path / "run"
     options = [*data.options, "--data.val_images", str(images), *OVERRIDES]
-    assert victim.name in refused("train", "demo", "--run", run, *options)
+    step = loop.train_step
+
+    def break_and_step(*arguments: Any) -> Any:
+        victim.write_bytes(whole[: len(whole) * 3 // 4])
+        return step(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_step", break_and_step)
+        assert victim.name in refused("train", "demo", "--run", run, *options)
+    assert "take the image out of" in refused("train", "demo", "--run", run, *options), "found before work starts"
     assert [path.name for path in (run / "checkpoints").iterdir() if path.is_dir()] == ["step_00000003"]
     assert not (run / "evaluation.json").exists()
     victim.write_bytes(whole)

@@ -1,12 +1,17 @@
 import contextlib
 import json
 import math
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_factories import SHARED_DATA, box_row, image_row, needs_shared_data, save_image, two_images, write_set
+from megdet.data import check
 from megdet.data.check import check_dataset
 from megdet.data.coco import load_coco
 from megdet.errors import InputError
@@ -43,8 +48,8 @@ def test_a_sound_set_has_no_problem(tmp_path):
         (box_row(21, 7, 4, [30, 3, 20, 9]), ("box reaches out of the image", False, 7, 21)),
         (box_row(21, 7, 4, [3, 30, 20, 9]), ("box outside the image", False, 7, 21)),
         (box_row(21, 7, 4, [5, 5, 8, 8]), ("duplicate box", False, 7, 21)),
-        (box_row(21, 7, 4, [5, 5, math.nan, 8]), ("bad box", True, 7, 21)),
-        (box_row(21, 7, 4, [5, 5, math.inf, 8]), ("bad box", True, 7, 21)),
+        (box_row(21, 7, 4, [5, 5, 1e31, 8]), ("bad box", True, 7, 21)),
+        (box_row(21, 7, 4, [5, 5, math.nan, 8]), ("unreadable annotations", True, None, None)),  # no JSON
         (box_row(21, 7, 4, [5, 5, -2, 8]), ("bad box", True, 7, 21)),
         (box_row(21, 7, 4, None), ("bad box", True, 7, 21)),
         (box_row(21, 7, 5, [5, 5, 9, 8]), ("unknown category id", True, 7, 21)),
@@ -197,3 +202,55 @@ def test_coco_mini_is_sound():
     folder = SHARED_DATA / "coco_mini"
     problems = check_dataset(folder / "annotations" / "instances_val2017.json", folder / "val2017")
     assert [problem for problem in problems if problem.fatal] == []
+
+
+def test_names_that_leave_the_folder_large_images_and_pipes_are_fatal_problems_of_their_own(tmp_path):
+    file, images = write_set(tmp_path, two_images())
+    save_image(tmp_path / "outside.jpg", 40, 30)
+    os.mkfifo(images / "pipe.jpg")
+    document = two_images()
+    document["images"] += [
+        image_row(20, "../outside.jpg"),
+        image_row(21, "pipe.jpg"),
+        image_row(22, "wide.png", 60, 21),
+    ]
+    document["annotations"] += [box_row(number, number, 4, [5, 5, 8, 8]) for number in (20, 21, 22)]
+    save_image(images / "wide.png", 60, 21)
+    file.write_text(json.dumps(document))
+
+    problems = check_dataset(file, images, max_pixels=1259)
+    assert _brief(problems) == [
+        ("file outside the image folder", True, 20, None),
+        ("unreadable image", True, 21, None),
+        ("too many pixels", True, 22, None),
+    ]
+    assert "it is a pipe" in problems[1].message
+    assert "60 x 21 pixels are more than data.max_pixels 1259" in problems[2].message
+    allowed = check_dataset(file, images, max_pixels=1260, allow_outside_files=True)
+    assert _brief(allowed) == [("unreadable image", True, 21, None)]
+
+
+def test_a_size_that_is_no_number_is_a_problem_of_its_image(tmp_path):
+    document = two_images()
+    document["images"][0]["width"] = "40"
+    assert _brief(_found(tmp_path, document)) == [("bad image size", True, 7, None)]
+
+
+def test_images_are_decoded_together_only_as_far_as_their_pixels_allow(monkeypatch):
+    room, inside, most = check._Room(100), [], []
+    lock = threading.Lock()
+
+    def decode(pixels):
+        with room.taken(pixels):
+            with lock:
+                inside.append(pixels)
+                most.append(list(inside))
+            time.sleep(0.002)
+            with lock:
+                inside.remove(pixels)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(decode, [40, 50, 30, 300, 20, 100, 60, 70, 10] * 5))
+    assert all(sum(together) <= 100 or together == [300] for together in most)
+    assert any(len(together) > 1 for together in most)
+    assert len(most) == 45

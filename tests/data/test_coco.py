@@ -1,6 +1,7 @@
 import json
 import math
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,8 +10,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_factories import SHARED_DATA, box_row, image_row, needs_shared_data, save_image, two_images, write_set
-from megdet.data.coco import box_fault, load_coco, write_coco
+from megdet.data import coco_file
+from megdet.data.coco import load_coco, write_coco
+from megdet.data.coco_rows import box_fault
 from megdet.data.headers import read_headers
+from megdet.data.user_cache import recall
 from megdet.errors import InputError
 
 
@@ -122,8 +126,8 @@ def _set(path, value):
     [
         (_set(["annotations", 0, "bbox"], KeyError), "image 3, annotation 11: bbox is missing"),
         (_set(["annotations", 0, "bbox"], [1, 2, 3]), "annotation 11: bbox is not a list of four"),
-        (_set(["annotations", 0, "bbox"], [1, 2, 3, math.nan]), "annotation 11: bbox .* not a finite number"),
-        (_set(["annotations", 0, "bbox"], [1, 2, 3, math.inf]), "annotation 11: bbox .* not a finite number"),
+        (_set(["annotations", 0, "bbox"], [1, 2, 3, math.nan]), "line 1, column .*: NaN and Infinity"),
+        (_set(["annotations", 0, "bbox"], [1, 2, 3, 1e31]), "annotation 11: bbox .* not a finite number"),
         (_set(["annotations", 0, "bbox"], [1, 2, "3", 4]), "annotation 11: bbox .* not a finite number"),
         (_set(["annotations", 0, "bbox"], [1, 2, True, 4]), "annotation 11: bbox .* not a finite number"),
         (_set(["annotations", 0, "bbox"], [1, 2, -3, 4]), "annotation 11: bbox .* negative width or height"),
@@ -136,6 +140,7 @@ def _set(path, value):
         (_set(["annotations", 0, "id"], KeyError), "an annotation has the id None"),
         (_set(["images", 0, "id"], 3), "image 3: two images have the same id"),
         (_set(["images", 0, "file_name"], KeyError), "image 7: the image has no 'file_name'"),
+        (_set(["images", 0, "width"], "40"), "image 7: its width is '40', not a number of pixels"),
         (_set(["images", 0, "width"], 41), "image 7: the file is 40 x 30 pixels, the annotations say 41 x 30"),
         (_set(["images", 0], image_row(7, "a.jpg", 30, 40)), "image 7: the file is 40 x 30 pixels"),
         (_set(["categories", 0, "id"], 4), "two categories have the id 4"),
@@ -163,7 +168,7 @@ def test_a_file_that_cannot_be_meant_is_refused_at_its_place(tmp_path, change, m
         (b"\xff\xfe{}", "not UTF-8 text"),
         (b"[" * 200_000, "nested too deeply"),
         (b"[]", "the JSON is not an object"),
-        (b"9" * 5000, "not valid JSON: Exceeds the limit"),
+        (b"9" * 5000, "integer value out of range"),
     ],
 )
 def test_a_corrupt_json_is_refused_with_its_place(tmp_path, content, message):
@@ -189,29 +194,151 @@ def test_no_image_with_a_box_is_refused(tmp_path):
 
 def test_headers_are_read_once_and_again_when_a_file_changes(tmp_path, cache_folder, monkeypatch):
     file, images = write_set(tmp_path, two_images())
-    expected = read_headers(file, images, ["a.jpg", "b.jpg"])
-    assert len(list(cache_folder.glob("headers-*.json"))) == 1
+    expected = read_headers(file, images, ["a.jpg", "b.jpg"]).tolist()
+    assert expected == [[30, 40, 0], [30, 40, 0]]
+    assert len(list(cache_folder.glob("headers-*.safetensors"))) == 1
 
     opened = []
     real_open = Image.open
-    monkeypatch.setattr(Image, "open", lambda path: opened.append(path) or real_open(path))
-    assert read_headers(file, images, ["b.jpg", "a.jpg"]) == expected
+    monkeypatch.setattr(Image, "open", lambda file, **more: opened.append(Path(file.name)) or real_open(file, **more))
+    assert read_headers(file, images, ["b.jpg", "a.jpg"]).tolist() == expected
     assert opened == []
     save_image(images / "b.jpg", 50, 60)
     os.utime(images / "b.jpg", ns=(1, 1))
-    assert read_headers(file, images, ["a.jpg", "b.jpg"])[1] == (60, 50, False)
+    for _ in range(2):
+        assert read_headers(file, images, ["b.jpg"]).tolist() == [[60, 50, 0]]
+        assert opened == [images / "b.jpg"]
+    assert read_headers(file, images, ["a.jpg", "b.jpg"]).tolist() == [[30, 40, 0], [60, 50, 0]]
     assert opened == [images / "b.jpg"]
 
 
 def test_a_damaged_cache_is_read_over_and_one_that_cannot_be_written_does_no_harm(tmp_path, cache_folder, monkeypatch):
     file, images = write_set(tmp_path, two_images())
-    expected = read_headers(file, images, ["a.jpg"])
-    for content in (b"{", b"[]", b'{"a.jpg": 3}', b"\xff"):
-        next(cache_folder.glob("*.json")).write_bytes(content)
-        assert read_headers(file, images, ["a.jpg"]) == expected
+    expected = read_headers(file, images, ["a.jpg"]).tolist()
+    (cache,) = cache_folder.iterdir()
+    whole = cache.read_bytes()
+    for content in (b"", b"{", bytes(100), whole[:-1], whole.replace(b"a.jpg", b"b.jpg"), whole[:200] + whole[208:]):
+        cache.write_bytes(content)
+        assert read_headers(file, images, ["a.jpg"]).tolist() == expected
+        assert recall(cache) is not None
     (tmp_path / "no_folder").write_text("a file where the cache should be")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "no_folder"))
-    assert read_headers(file, images, ["a.jpg"]) == expected
+    assert read_headers(file, images, ["a.jpg"]).tolist() == expected
+
+
+def test_a_truncated_image_is_refused_while_headers_are_read(tmp_path):
+    file, images = write_set(tmp_path, two_images())
+    whole = (images / "a.jpg").read_bytes()
+    (images / "a.jpg").write_bytes(whole[:-40])
+    with pytest.raises(
+        InputError, match=r"a\.jpg: cannot be read as an image .* or take the image out of .*start_from"
+    ):
+        load_coco(file, images, keep_empty=False)
+    (images / "a.jpg").write_bytes(whole + b"what a camera puts behind the picture")
+    assert len(load_coco(file, images, keep_empty=False)) == 2
+
+
+def test_a_pipe_in_the_place_of_an_image_is_refused_and_not_waited_for(tmp_path):
+    file, images = write_set(tmp_path, two_images())
+    (images / "a.jpg").unlink()
+    os.mkfifo(images / "a.jpg")
+    with pytest.raises(InputError, match=r"a\.jpg: it is a pipe, no image file"):
+        load_coco(file, images, keep_empty=False)
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(InputError, match=r"pipe\.json cannot be read: it is no plain file"):
+        load_coco(tmp_path / "pipe.json", images, keep_empty=False)
+
+
+def test_an_image_of_more_pixels_than_allowed_is_refused(tmp_path):
+    files = write_set(tmp_path, two_images())
+    assert len(load_coco(*files, keep_empty=False, max_pixels=1200)) == 2
+    with pytest.raises(InputError, match=r"image 7: 40 x 30 pixels are more than data.max_pixels 1199"):
+        load_coco(*files, keep_empty=False, max_pixels=1199)
+
+
+@pytest.mark.parametrize("name", ["../secret.jpg", "sub/../../secret.jpg", "{folder}/secret.jpg"])
+def test_a_file_name_that_leaves_the_image_folder_is_refused_unless_allowed(tmp_path, name):
+    save_image(tmp_path / "secret.jpg", 40, 30)
+    (tmp_path / "images" / "sub").mkdir(parents=True)
+    document = two_images()
+    document["images"][1]["file_name"] = name.format(folder=tmp_path)
+    files = write_set(tmp_path, document)
+    with pytest.raises(InputError, match=r"image 3: file_name .*secret\.jpg' leads out .* data\.allow_outside_files"):
+        load_coco(*files, keep_empty=False)
+    allowed = load_coco(*files, keep_empty=False, allow_outside_files=True)
+    assert allowed.image_path(1).resolve() == (tmp_path / "secret.jpg").resolve()
+
+
+def test_names_with_dots_inside_stay_in_the_folder(tmp_path):
+    document = two_images()
+    document["images"][0]["file_name"] = "a..b.jpg"
+    assert load_coco(*write_set(tmp_path, document), keep_empty=False).file_names == ("a..b.jpg", "b.jpg")
+
+
+def _all_of(dataset):
+    table = dataset.annotations
+    columns = (dataset.sizes, table.counts, table.boxes, table.labels, table.is_crowd, table.areas)
+    names = (dataset.image_ids, dataset.file_names, dataset.class_names, dataset.category_ids, dataset.num_dropped)
+    return names, [(column.dtype, column.tolist()) for column in columns], table.annotation_ids.tolist()
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """The annotation files that were parsed."""
+    files = []
+    real = coco_file.parse
+    monkeypatch.setattr(coco_file, "parse", lambda file, content: files.append(file) or real(file, content))
+    return files
+
+
+def _odd_images():
+    """Ids that are strings or long, a missing size, polygons."""
+    document = two_images()
+    document["images"][0].update(id="β", file_name="фото.jpg")
+    document["images"][1].pop("width")
+    document["annotations"][1].update(id=1 << 70, image_id="β", segmentation=[[1, 2, 3, 4, 5, 6]])
+    document["annotations"][0]["segmentation"] = {"counts": "abc", "size": [30, 40]}
+    return document
+
+
+@pytest.mark.parametrize("make", [two_images, _odd_images])
+def test_a_file_is_decoded_once_and_then_comes_from_the_cache(tmp_path, cache_folder, decoded, make):
+    files = write_set(tmp_path, make())
+    first = _all_of(load_coco(*files, keep_empty=False))
+    assert len(decoded) == 1
+    assert _all_of(load_coco(*files, keep_empty=False)) == first
+    assert len(load_coco(*files, keep_empty=True)) == 2
+    assert len(decoded) == 1
+    assert sorted(path.name.partition("-")[0] for path in cache_folder.iterdir()) == ["annotations", "headers"]
+
+
+def test_a_file_that_changes_is_decoded_again_though_time_and_length_stay(tmp_path, decoded):
+    file, images = write_set(tmp_path, two_images())
+    load_coco(file, images, keep_empty=False)
+    status, text = file.stat(), file.read_text()
+    file.write_text(text.replace("[5, 5, 8, 8]", "[5, 5, 8, 9]"))
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert file.stat().st_size == status.st_size
+    assert load_coco(file, images, keep_empty=False).annotations[0].boxes.tolist() == [[5, 5, 13, 14]]
+    assert len(decoded) == 2
+    file.write_text(text.replace("[5, 5, 8, 8]", "[5, 5, 8]"))
+    for _ in range(2):  # what is refused is not remembered
+        with pytest.raises(InputError, match="annotation 12: bbox is not a list of four"):
+            load_coco(file, images, keep_empty=False)
+
+
+def test_a_cache_of_another_format_or_that_is_damaged_is_made_anew(tmp_path, cache_folder, decoded, monkeypatch):
+    files = write_set(tmp_path, two_images())
+    first = _all_of(load_coco(*files, keep_empty=False))
+    (cache,) = cache_folder.glob("annotations-*")
+    content = bytearray(cache.read_bytes())
+    content[-3] ^= 1
+    cache.write_bytes(content)
+    assert _all_of(load_coco(*files, keep_empty=False)) == first
+    assert len(decoded) == 2
+    monkeypatch.setattr(coco_file, "FORMAT", "another")
+    assert _all_of(load_coco(*files, keep_empty=False)) == first
+    assert len(decoded) == 3
 
 
 def test_a_written_file_is_read_back_and_the_same_bytes_each_time(tmp_path):

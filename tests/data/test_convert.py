@@ -94,8 +94,11 @@ def test_missing_voc_images_and_folders_are_refused(voc, tmp_path):
     (voc / "JPEGImages" / "a.jpg").unlink()
     with pytest.raises(InputError, match=r"no image a\.\* for a\.xml of the split val"):
         convert_voc(voc, tmp_path / "out")
-    with pytest.raises(InputError, match="Annotations: no such folder; a Pascal VOC data set has"):
+    with pytest.raises(InputError, match="absent: no such folder"):
         convert_voc(tmp_path / "absent", tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="empty: no XML file in this folder or below"):
+        convert_voc(tmp_path / "empty", tmp_path / "out")
 
 
 @needs_shared_data
@@ -242,7 +245,7 @@ def test_voc_is_read_in_the_encoding_that_it_names(voc, tmp_path, encoding, name
         (b"<?xml version='1.0' encoding='zlib'?><a/>", "its encoding 'zlib' is not known"),
         (b"<?xml version='1.0' encoding='punycode'?><a/>", "its encoding 'punycode' is not known"),
         (b"<?xml version='1.0' encoding='gbk'?><a>\xff</a>", "it names the encoding gbk, but cannot be read so"),
-        ("<a>犬</a>".encode("gbk"), "it names no encoding and is not UTF-8"),
+        (b"<a>\xb9\xb7</a>", "it names no encoding and is not UTF-8"),
         (b"<!DOCTYPE a [<!ENTITY b 'bbb'>]><a>&b;</a>", "it defines entities"),
         (b"<a/>" + b"x" * 30, "not valid XML"),
         (f"<a>{_voc_object('x', (1, 1, 2, '1e308'))}</a>".encode(), "object 1 .x. needs a bndbox of four numbers"),

@@ -1,14 +1,16 @@
 import contextlib
+import os
+import socket
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import EpsImagePlugin, Image, ImageOps
 
 from data_factories import SHARED_DATA, needs_shared_data
 from megdet.data import image
-from megdet.data.image import image_size, read_header, read_image
+from megdet.data.image import image_size, read_header, read_image, whole_header
 from megdet.errors import InputError
 
 
@@ -171,6 +173,85 @@ def test_text_and_missing_files_are_refused_by_name(tmp_path):
             read(path)
         with pytest.raises(InputError, match=r"absent\.jpg: no such image file"):
             read(tmp_path / "absent.jpg")
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_a_file_that_is_cut_off_is_noticed_with_its_header(tmp_path, suffix):
+    path = tmp_path / f"cut.{suffix}"
+    Image.fromarray(_picture(64, 64)).save(path)
+    whole = path.read_bytes()
+    assert whole_header(path)[:2] == (64, 64)
+    path.write_bytes(whole + b"trailing bytes, as some cameras write them")
+    assert whole_header(path)[:2] == (64, 64)
+    for length in (len(whole) // 2, len(whole) - 100):
+        path.write_bytes(whole[:length])
+        with pytest.raises(InputError, match=rf"cut\.{suffix}: cannot be read as an image"):
+            whole_header(path)
+
+
+def test_the_end_of_a_whole_file_is_all_that_is_read_beside_its_header(tmp_path, monkeypatch):
+    for suffix in ("jpg", "png", "bmp", "mpo"):
+        Image.fromarray(_picture()).save(tmp_path / f"a.{suffix}", **({"save_all": True} if suffix == "mpo" else {}))
+    monkeypatch.setattr(image, "read_image", None)
+    assert {whole_header(path)[:2] for path in tmp_path.iterdir()} == {(12, 20)}
+
+
+def test_a_path_may_be_a_string_and_a_fault_in_the_call_blames_no_file(tmp_path):
+    Image.fromarray(_picture()).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_image(str(tmp_path / "a.png")), _picture())
+    assert image_size(str(tmp_path / "a.png")) == whole_header(str(tmp_path / "a.png"))[:2] == (12, 20)
+    with pytest.raises(InputError, match=r"^absent\.png: no such image file$"):
+        read_image("absent.png")
+
+
+def test_content_of_another_format_is_refused_whatever_the_file_is_called(tmp_path, monkeypatch):
+    path = tmp_path / "page.jpg"
+    Image.fromarray(_picture()).save(path, "EPS")
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", None)  # would fail if it were called
+    for read in (read_image, image_size, whole_header):
+        with pytest.raises(InputError, match=r"page\.jpg: cannot be read as an image \(it is none of JPEG, PNG, BMP"):
+            read(path)
+    assert len({Image.EXTENSION[suffix] for suffix in image.IMAGE_SUFFIXES} - set(image.FORMATS)) == 0
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "socket", "device"])
+def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path, kind):
+    path = tmp_path / "a.jpg"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "device":
+        path.symlink_to(os.devnull)
+    with socket.socket(socket.AF_UNIX) as opened:
+        if kind == "socket":
+            opened.bind(os.path.relpath(path))  # the whole name of a temporary folder is too long for a socket
+        for read in (read_image, image_size):
+            with pytest.raises(InputError, match=rf"a\.jpg: it is a {kind}, no image file"):
+                read(path)
+
+
+def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+    path = tmp_path / "large.png"
+    Image.fromarray(_picture(30, 40)).save(path)
+    assert read_image(path, max_pixels=1200).shape == (30, 40, 3)
+    Image.new("L", (9000, 9000)).save(path)
+    monkeypatch.setattr(image, "_to_rgb", None)  # would fail if it were called
+    with pytest.raises(
+        InputError, match=r"large\.png: 9000 x 9000 pixels are more than data\.max_pixels 80000000 .* raise"
+    ):
+        read_image(path)
+
+
+def test_a_picture_of_another_size_than_planned_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+    path = tmp_path / "a.png"
+    exif = Image.Exif()
+    exif[0x112] = 6
+    Image.fromarray(_picture()).save(path, exif=exif)
+    assert read_image(path, size=(20, 12)).shape == (20, 12, 3)
+    monkeypatch.setattr(image, "_to_rgb", None)
+    with pytest.raises(InputError, match=r"a\.png: the file is 12 x 20 pixels now, it was 20 x 12"):
+        read_image(path, size=(12, 20))
 
 
 @settings(max_examples=60)

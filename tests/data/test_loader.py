@@ -1,4 +1,9 @@
+import os
 import pickle
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -6,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from megdet.data import batches as batches_module
 from megdet.data import loader
 from megdet.data.annotations import AnnotationTable
 from megdet.data.loader import group_batches, training_batches
@@ -100,7 +106,7 @@ def test_what_a_loading_process_gets_is_small_for_a_data_set_of_the_size_of_coco
         np.zeros(boxes, np.int64),
         np.zeros(boxes, np.bool_),
         np.zeros(boxes, np.float32),
-        range(boxes),
+        np.arange(boxes),
     )
     dataset = replace(
         train_set(recipe),
@@ -145,14 +151,122 @@ def test_no_groups_are_no_batches_whatever_the_workers(recipe):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_file_that_is_damaged_after_its_header_was_read_is_named(tmp_path, workers):
+@pytest.mark.parametrize("kind", ["none", "decoded"])
+def test_a_file_that_changes_after_its_header_was_read_is_named_with_what_to_do(tmp_path, workers, kind):
     write_small_set(tmp_path, "train", 8)
     recipe = small_recipe(tmp_path)
-    file = tmp_path / "train" / "5.png"
-    file.write_bytes(file.read_bytes()[:200])  # the header is whole, the pixels are not
-    with pytest.raises(InputError, match=r"5\.png: cannot be read as an image") as caught:
-        batches(recipe, workers)
-    assert "\n" not in str(caught.value)
+    recipe = cached(recipe, tmp_path / "cache", kind)
+    dataset = train_set(recipe)
+    plan = TrainingPlan(dataset.sizes, recipe)
+    layout = choose_layout(recipe.groups_per_step, recipe.images_per_group, 1)
+    file, (height, width) = tmp_path / "train" / "5.png", dataset.sizes[5].tolist()
+    mend = (
+        rf"put a sound picture of {width} x {height} pixels in its place and give the same command again; .* start_from"
+    )
+    whole = file.read_bytes()
+    for content, fault in (
+        (whole[:200], "cannot be read as an image"),
+        ((tmp_path / "train" / "4.png").read_bytes(), rf"the file is \d+ x \d+ pixels now, it was {width} x {height}"),
+        (None, "no such image file"),
+    ):
+        file.unlink()
+        if content is not None:
+            file.write_bytes(content)
+        with pytest.raises(InputError, match=rf"5\.png: {fault}.*{mend}") as caught:
+            list(training_batches(dataset, plan, layout, 0, (0, 2), workers=workers, device=CPU))
+        assert "\n" not in str(caught.value)
+        file.write_bytes(whole)
+    assert len(list(training_batches(dataset, plan, layout, 0, (0, 2), workers=workers, device=CPU))) == 4
+
+
+def test_a_loading_process_that_is_killed_is_named_in_one_line(recipe, monkeypatch):
+    parent, real = os.getpid(), loader.load_batch
+
+    def load_batch(dataset, images, *more):
+        if images[0].seed == dying and os.getpid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(dataset, images, *more)
+
+    dataset = train_set(recipe)
+    dying = TrainingPlan(dataset.sizes, recipe).groups(2)[0].images[0].seed
+    monkeypatch.setattr(loader, "load_batch", load_batch)
+    monkeypatch.setattr(batches_module, "LOOK_SECONDS", 0.2)
+    handler = signal.getsignal(signal.SIGCHLD)
+    with pytest.raises(
+        InputError, match=r"^process \d+, which loads images, was ended by SIGKILL: .*fewer --workers.*"
+    ):
+        batches(recipe, 2)
+    assert signal.getsignal(signal.SIGCHLD) == handler
+
+
+@pytest.mark.parametrize("seconds", [1.0, 60.0])
+def test_a_slow_batch_is_waited_for_and_one_that_never_comes_is_not(recipe, monkeypatch, seconds):
+    real = loader.load_batch
+
+    def load_batch(*arguments):
+        time.sleep(seconds)
+        return real(*arguments)
+
+    monkeypatch.setattr(loader, "LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(batches_module, "LONGEST_WAIT", 600.0 if seconds == 1 else 1.0)
+    expected = batches(recipe)
+    monkeypatch.setattr(loader, "load_batch", load_batch)
+    if seconds == 1:
+        assert all(same(a, b) for a, b in zip(expected, batches(recipe, 2), strict=True))
+    else:
+        with pytest.raises(
+            InputError, match=r"no batch has come from the loading processes for 1 seconds, though they"
+        ):
+            batches(recipe, 2)
+
+
+@pytest.mark.parametrize("kept_free", [0.0, 1e18], ids=["full when it is written", "seen to be full"])
+def test_batches_go_through_pipes_where_the_shared_memory_is_full(recipe, monkeypatch, caplog, kept_free):
+    def full(_tensor):
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+    expected = batches(recipe)
+    monkeypatch.setattr(batches_module, "_KEPT_FREE", kept_free)
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    found = batches(recipe, 2)
+    assert all(same(a, b) for a, b in zip(expected, found, strict=True))
+    assert all(a.pixels.stride() == b.pixels.stride() for a, b in zip(expected, found, strict=True))
+    (line,) = [record.message for record in caplog.records]
+    assert "has no room for the batches" in line
+    assert "--shm-size" in line
+
+
+SMALL_SHARED_MEMORY = """
+mount -t tmpfs -o size=64m tmpfs /dev/shm || exit 77
+exec "$@"
+"""
+LARGE_BATCHES = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from small_runs import small_recipe
+from test_loader import batches
+recipe = small_recipe(Path(sys.argv[1]))
+recipe = replace(recipe, bn_size=8, data=replace(recipe.data, short_edges=(1000,), max_long_edge=1333))
+for batch in batches(recipe, workers=2):
+    print(batch.pixels.numel() > 20_000_000, int(batch.pixels.min()) == 0)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_large_batches_arrive_in_a_container_with_64_mb_of_shared_memory(tmp_path):
+    write_small_set(tmp_path, "train", 16, same_size=True)
+    command = ["unshare", "--mount", "sh", "-c", SMALL_SHARED_MEMORY, "sh", sys.executable, "-c", LARGE_BATCHES]
+    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1]), *sys.path])
+    done = subprocess.run(
+        [*command, str(tmp_path)], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=300
+    )
+    if done.returncode == 77 or "unshare" in done.stderr:
+        pytest.skip("only the administrator of a machine can give a process another /dev/shm")
+    assert done.stdout.split() == ["True"] * 6, done.stderr
+    assert "has no room for the batches" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def cached(recipe: Recipe, folder: Path, kind: str, **changes) -> Recipe:

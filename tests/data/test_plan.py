@@ -324,3 +324,13 @@ def test_hashed_fractions_are_uniform_and_purposes_independent():
     two = np.array([unit_interval(seed, 2) for seed in range(20000)])
     assert np.histogram(one, 10, (0, 1))[0] == pytest.approx(np.full(10, 2000), abs=200)
     assert abs(np.corrcoef(one, two)[0, 1]) < 0.03
+
+
+def test_torchvisions_sizes_are_cut_down_and_reach_every_place_of_the_plan():
+    assert resized(480, 640, 800, 1333, "torchvision") == (800, 1066)  # 1066.7
+    assert resized(2, 3000, 800, 1333, "torchvision") == (1, 1333)  # 0.9 of a pixel, never nothing
+    recipe = Recipe(batch_size=2, bn_size=2, data=Data(resize="torchvision"))
+    sizes = np.array([[480, 640]] * 4)
+    groups = [*TrainingPlan(sizes, recipe).groups(0), *evaluation_plan(sizes, recipe)]
+    assert {(image.size, image.resize) for group in groups for image in group.images} == {((800, 1066), "torchvision")}
+    assert TrainingPlan(sizes, recipe).smallest_canvas()[1] == (800, 1088)

@@ -10,7 +10,7 @@ from PIL import Image
 from data_factories import box_row, image_row
 from megdet.data.coco import CocoDataset, load_coco, write_coco
 from megdet.data.plan import PlannedImage
-from megdet.data.transforms import load_batch, resize
+from megdet.data.transforms import load_batch, resize, resize_as_torchvision
 from megdet.structures import Batch
 
 
@@ -146,3 +146,24 @@ def test_a_thin_image_may_be_a_pixel_wide(dataset):
 
 def test_the_canvas_is_channels_last_like_the_resized_image(dataset):
     assert load_one(dataset, 0, (40, 60)).pixels.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_resizing_as_torchvision_averages_the_four_nearest_pixels_by_hand():
+    pixels = np.array([[[0] * 3, [100] * 3, [10] * 3, [30] * 3]] * 2, np.uint8)
+    found = resize_as_torchvision(pixels, (1, 2))  # centres at 0.5 and 2.5 of 0 to 3
+    assert found[:, 0].tolist() == [[50.0, 20.0]] * 3
+    wide = resize_as_torchvision(pixels, (2, 8))
+    assert wide[0, 0].tolist() == [0.0, 25.0, 75.0, 77.5, 32.5, 15.0, 25.0, 30.0]  # no whole numbers
+
+
+def test_a_batch_resized_as_torchvision_has_floats_and_the_same_boxes_flips_and_colours(dataset):
+    plain, theirs = (load_one(dataset, 0, (40, 60), resize=kind) for kind in ("antialias", "torchvision"))
+    assert (plain.pixels.dtype, theirs.pixels.dtype) == (torch.uint8, torch.float32)
+    assert torch.equal(plain.targets.boxes, theirs.targets.boxes)
+    assert theirs.pixels.stride() == plain.pixels.stride()
+    assert (theirs.pixels - plain.pixels).abs().max() < 1.1  # what grows has no antialias, but is rounded twice
+    for options in ({"flip_horizontal": True, "flip_vertical": True}, {"jitter": 0.6}):
+        plain, theirs = (load_one(dataset, 0, (40, 60), resize=k, **options) for k in ("antialias", "torchvision"))
+        assert (theirs.pixels - plain.pixels).abs().max() <= 4
+        assert theirs.pixels[:, :, 40:].abs().max() == 0
+        assert 100 < theirs.pixels.max() <= 255

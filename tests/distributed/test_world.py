@@ -1,15 +1,12 @@
-from pathlib import Path
-
 import pytest
 import torch
 
+from megdet.distributed import world as world_module
+from megdet.distributed.lane import SINGLE_LANE, make_lane
 from megdet.distributed.layout import Layout
 from megdet.distributed.local_ranks import run_in_ranks
 from megdet.distributed.world import (
-    SINGLE_LANE,
     World,
-    has_native_bfloat16,
-    make_lane,
     name_ranks,
     start_world,
     use_precision,
@@ -29,7 +26,7 @@ def test_one_process_is_a_world_of_its_own(monkeypatch):
     world.barrier()
     assert value.item() == 3
     assert world.gather_objects("a") == ["a"]
-    assert make_lane(world, Layout(4, 2, 1, 1)) is SINGLE_LANE
+    assert make_lane(world, Layout(4, 2, 1, 1)) == SINGLE_LANE
 
 
 def test_an_unknown_device_is_refused():
@@ -69,20 +66,6 @@ def test_ranks_are_named_in_runs():
     assert name_ranks(range(0, 128, 2)) == "ranks 0, 2, 4, 6, 8, 10, and 58 more"
 
 
-@pytest.mark.parametrize(("flags", "has"), [("fpu avx512_bf16 sse", True), ("fpu amx_bf16", True), ("fpu avx2", False)])
-def test_bfloat16_is_native_where_the_processor_says_so(flags, has, monkeypatch):
-    monkeypatch.setattr(Path, "read_text", lambda *_, **__: f"processor : 0\nflags\t\t: {flags}\n")
-    assert has_native_bfloat16(torch.device("cpu")) == has
-
-
-def test_nothing_is_claimed_of_an_unknown_processor(monkeypatch):
-    def missing(*_args, **_options):
-        raise FileNotFoundError
-
-    monkeypatch.setattr(Path, "read_text", missing)
-    assert not has_native_bfloat16(torch.device("cpu"))
-
-
 def test_tf32_is_used_where_the_recipe_asks_for_it_and_nowhere_else():
     try:
         for precision in ("tf32", "float32", "tf32", "bfloat16", "tf32", "float64"):
@@ -111,6 +94,9 @@ def meet(world: World) -> dict:
     shared = [torch.arange(6.0).reshape(2, 3) + world.rank, images, torch.tensor(world.rank), torch.empty(0, 4)]
     world.broadcast(shared)
     found["shared"] = shared
+    found["small messages"] = [torch.full((5,), world.rank + float(number)) for number in range(5)]
+    world_module.CHUNK_BYTES = 45  # two tensors a message
+    world.broadcast(found["small messages"])
     for width in (1, 2, 4):
         lane = make_lane(world, Layout(4, 4, 4, width))
         members = torch.zeros(4)
@@ -133,6 +119,7 @@ def test_four_ranks_sum_gather_agree_and_form_lanes_of_neighbours():
             found["shared"], (torch.arange(6.0).reshape(2, 3), 0, 0, torch.empty(0, 4)), strict=True
         ):
             assert (tensor == expected).all()
+        assert [tensor.tolist() for tensor in found["small messages"]] == [[number] * 5 for number in range(5)]
         assert found["shared"][1].is_contiguous(memory_format=torch.channels_last)
         assert found[1] == (1, 0, True, [rank])
         assert found[2] == (2, rank % 2, rank % 2 == 0, [rank - rank % 2, rank - rank % 2 + 1])

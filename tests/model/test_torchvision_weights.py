@@ -14,8 +14,8 @@ from megdet.model.detector import LOSSES, Detector
 from megdet.model.torchvision_weights import convert_torchvision_weights, num_torchvision_classes, torchvision_recipe
 from megdet.recipe import Recipe
 from megdet.structures import Targets
+from torchvision_models import CLASSES, their_detector
 
-CLASSES = 5
 CANVAS = (160, 224)  # P5 is 5 x 7 and P6 3 x 4: 160 // 3 and 224 // 4 are no powers of two
 THEIR_LOSSES = dict(
     zip(LOSSES, ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg"), strict=True)
@@ -25,25 +25,6 @@ LABELS = torch.tensor([3, 1, 5])
 PROPOSALS = 200
 ALL = 10**6
 """More samples than there are candidates."""
-
-
-def their_detector(eps: float) -> nn.Module:
-    """Random weights, statistics that are not trivial, and logits of a size that finds something."""
-    torch.manual_seed(0)
-    model = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=CLASSES + 1)
-    for name, module in model.named_modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.eps = eps
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.5, 1.5)
-            nn.init.uniform_(module.weight, *((0.2, 0.5) if name.endswith("bn3") else (0.8, 1.2)))
-            nn.init.normal_(module.bias, 0, 0.1)
-    with torch.no_grad():
-        model.rpn.head.cls_logits.weight.mul_(3)
-        model.rpn.head.bbox_pred.weight.mul_(3)
-        model.roi_heads.box_predictor.cls_score.weight.mul_(12)
-        model.roi_heads.box_predictor.bbox_pred.weight.mul_(5)
-    return model.eval()
 
 
 def our_detector(theirs: nn.Module, recipe: Recipe) -> Detector:
@@ -173,9 +154,29 @@ def with_a_thinner_layer(tensors: dict[str, torch.Tensor]) -> None:
     tensors["rpn.head.conv.0.0.weight"] = torch.zeros(1)
 
 
+def with_a_number(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["roi_heads.box_predictor.bbox_pred.bias"] = torch.tensor(1.0)
+
+
+def with_whole_numbers(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["roi_heads.box_head.fc7.bias"] = torch.zeros(1024, dtype=torch.int64)
+
+
+def with_a_flat_layer(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["roi_heads.box_head.fc6.weight"] = torch.zeros(7)
+
+
+def with_other_biases(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["roi_heads.box_predictor.cls_score.bias"] = torch.zeros(())
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
+        (with_a_number, r"tensor for box_head.deltas.bias has shape \(\), not \(20,\)"),
+        (with_whole_numbers, "tensor for box_head.fc2.bias holds torch.int64, not torch.float32"),
+        (with_a_flat_layer, r"tensor for box_head.fc1.weight has shape \(7,\)"),
+        (with_other_biases, r"tensor for box_head.classes.bias has shape \(\), not \(6,\)"),
         (without_fpn, "no tensor for fpn.lateral.3.0.weight"),
         (with_a_mask_head, "roi_heads.mask_head.0.0.weight has no place"),
         (with_a_deeper_stage, "no place for the file's backbone.body.layer3.6.conv1.weight"),
@@ -194,3 +195,10 @@ def test_weights_of_another_detector_are_refused_with_the_first_tensor_that_does
 def test_a_file_without_a_classifier_is_refused():
     with pytest.raises(InputError, match="not a state dict of"):
         num_torchvision_classes({"fc.weight": torch.zeros(1)})
+
+
+@pytest.mark.parametrize("shape", [(), (6,), (1, 1024), (6, 1023), (6, 1024, 1), (0, 1024)])
+def test_a_classifier_of_another_shape_is_refused(shape):
+    tensors = {"roi_heads.box_predictor.cls_score.weight": torch.zeros(shape)}
+    with pytest.raises(InputError, match=r"not \(classes \+ 1, 1024\)"):
+        num_torchvision_classes(tensors)

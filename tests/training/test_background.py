@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from megdet.distributed.local_ranks import RankError, run_in_ranks
 from megdet.distributed.world import World
@@ -22,6 +23,7 @@ from megdet.journal.run_folder import RunFolder
 from megdet.journal.run_state import RunState
 from megdet.recipe import Recipe
 from megdet.training import background, loop
+from megdet.training.background import BackgroundEvaluations, overrides_beside
 from megdet.training.evaluations import Evaluations
 from megdet.training.loop import RunOptions, train
 from run_folders import assert_same_run, content, evaluation_lines, steps
@@ -111,10 +113,11 @@ def before_step(monkeypatch: pytest.MonkeyPatch) -> dict[int, Callable[[], objec
 
 
 @pytest.fixture
-def broken_image(recipe: Recipe) -> Iterator[Path]:
+def broken_image(recipe: Recipe, before_step: dict[int, Callable[[], object]]) -> Iterator[Path]:
+    """An image that breaks when the training has begun: before that it would be refused."""
     file = Path(recipe.data.val_images) / "3.png"
     whole = file.read_bytes()
-    file.write_bytes(whole[:300])
+    before_step[1] = lambda: file.write_bytes(whole[:300])
     yield file
     file.write_bytes(whole)
 
@@ -193,19 +196,20 @@ def test_a_failing_evaluation_stops_the_run_with_its_reason_after_saving_and_is_
     assert "\n" not in str(raised.value)
     assert steps(folder) == [2, 3]  # within the second epoch, and the one that was not evaluated
     mend(recipe, broken_image, tmp_path)
-    del before_step[3]
+    before_step.clear()
     assert train(recipe, folder, BACKGROUND, ALONE) == whole[1]
     assert_same_run(folder, whole[0])
 
 
 @pytest.mark.slow
 def test_the_last_evaluation_failing_keeps_the_run_for_the_next_start(
-    recipe, whole, folder, monkeypatch, broken_image, tmp_path
+    recipe, whole, folder, before_step, broken_image, tmp_path
 ):
     last_only = replace(recipe, evaluation=replace(recipe.evaluation, every_epochs=0))
     with pytest.raises(InputError, match="the evaluation of step 5 in the background failed"):
         train(last_only, folder, BACKGROUND, ALONE)
     mend(recipe, broken_image, tmp_path)
+    before_step.clear()
     assert train(last_only, folder, BACKGROUND, ALONE) == whole[1]
     assert evaluation_lines(folder) == evaluation_lines(whole[0])[-1:]
 
@@ -317,7 +321,7 @@ def test_a_device_without_the_background_and_one_that_is_none_are_refused(recipe
 
 
 def test_the_process_says_in_one_line_what_the_user_can_mend(recipe, whole, tmp_path):
-    task = background._Task(str(whole[0].path), 3, "cpu", 0, 1, str(tmp_path), os.getppid())
+    task = background._Task(str(whole[0].path), 3, "cpu", 0, 1, str(tmp_path), os.getppid(), {})
     niceness = os.nice(0)
     background.main(replace(task, parent=os.getppid()))
     result = json.loads((tmp_path / "result.json").read_text())
@@ -326,3 +330,30 @@ def test_the_process_says_in_one_line_what_the_user_can_mend(recipe, whole, tmp_
         "error": f"there is no checkpoint {whole[0].checkpoints}/step_00000003; check the path",
     }
     assert os.nice(0) == niceness + 10
+
+
+def test_a_processor_slow_at_bfloat16_evaluates_a_training_on_a_gpu_in_float32(recipe, pretend_speeds):
+    run = replace(recipe, precision="bfloat16")
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    order = pretend_speeds(float32=0.001, bfloat16=0.002)
+    assert overrides_beside(run, cpu, cpu) == ({}, "")  # it computes as one in the foreground
+    assert overrides_beside(recipe, cpu, cuda) == ({}, "")
+    assert order == []
+    overrides, figures = overrides_beside(run, cpu, cuda)
+    assert overrides == {"precision": "float32"}
+    assert "GFLOP/s in float32" in figures
+    pretend_speeds(float32=0.002, bfloat16=0.001)
+    assert overrides_beside(run, cpu, cuda) == ({}, "")
+
+
+def test_the_process_computes_in_the_precision_that_it_is_told(whole, folder):
+    shutil.copytree(whole[0].path, folder.path)
+    cpu = torch.device("cpu")
+    found = []
+    for overrides in ({"precision": "bfloat16"}, {}):
+        with BackgroundEvaluations(folder, cpu, 0, cpu, overrides) as evaluations:
+            evaluations.start(5)
+            evaluations.wait(PATIENCE)
+            assert evaluations.poll() is not None
+        found.append(folder.detections.read_bytes())
+    assert found[0] != found[1] == whole[0].detections.read_bytes()

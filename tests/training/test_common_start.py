@@ -13,11 +13,13 @@ import torch
 from megdet.distributed.local_ranks import run_in_ranks
 from megdet.distributed.world import World
 from megdet.errors import InputError
+from megdet.inference.trained import load_detector
 from megdet.journal.checkpoint_files import checkpoint_path, latest_checkpoint, load_checkpoint
 from megdet.journal.run_folder import RunFolder
 from megdet.recipe import Backbone, Recipe
 from megdet.training import common_start, loop, prepare
 from megdet.training.loop import RunOptions, train
+from megdet.training.trainer_state import digest
 from run_folders import steps
 from small_runs import ALONE, furthest, small_recipe, write_small_set, write_small_sets
 
@@ -69,6 +71,12 @@ def stopped_at(step: int, whole: RunFolder, folder: Path, rank: int) -> RunFolde
     return run
 
 
+def latest_of(run: RunFolder) -> str:
+    newest = latest_checkpoint(run)
+    assert newest is not None
+    return newest.name
+
+
 def state_after(folder: RunFolder, step: int) -> dict[str, torch.Tensor]:
     tensors, _ = load_checkpoint(checkpoint_path(folder, step))
     return {f"{kind}.{name}": tensor for kind, own in tensors.items() for name, tensor in own.items()}
@@ -106,14 +114,31 @@ def test_a_missed_evaluation_is_of_the_checkpoint_of_rank_0(recipe: Recipe, whol
 def test_a_rank_that_sees_a_newer_checkpoint_than_rank_0_is_named_and_refused(
     recipe: Recipe, whole: RunFolder, tmp_path: Path, first: int | None
 ) -> None:
+    own = "none"
     if first is not None:
-        stopped_at(first, whole, tmp_path, rank=0)
+        own = latest_of(stopped_at(first, whole, tmp_path, rank=0))
     stopped_at(4, whole, tmp_path, rank=1)
     with pytest.raises(
         InputError,
-        match=rf"newest checkpoint in run is {first} on rank 0 \(host .*\), 4 on rank 1 \(host .*delete what",
+        match=rf"newest checkpoint in run is {own} on rank 0 \(host .*\), step_00000004 on rank 1 \(host .*delete what",
     ):
         run_in_ranks(train_apart, 2, recipe, tmp_path)
+
+
+def load_apart(world: World, folder: Path) -> tuple[int, dict[str, torch.Tensor]]:
+    stand(folder, world)
+    trained = load_detector(RUN, world.device, world=world)
+    return trained.step, trained.model.state_dict()
+
+
+def test_a_detector_is_loaded_by_rank_0_for_all(whole: RunFolder, tmp_path: Path) -> None:
+    stopped_at(4, whole, tmp_path, rank=0)
+    stopped_at(2, whole, tmp_path, rank=1)
+    (first, ours), (second, theirs) = run_in_ranks(load_apart, 2, tmp_path)
+    assert first == second == 4
+    assert digest(ours) == digest(theirs)
+    averages = load_checkpoint(checkpoint_path(whole, 4))[0]["averages"]
+    assert all(torch.equal(tensor, averages[name]) for name, tensor in ours.items())
 
 
 def train_another_recipe(world: World, recipe: Recipe, folder: Path) -> None:

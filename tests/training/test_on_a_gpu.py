@@ -15,11 +15,12 @@ from torch import nn
 from factories import TINY, gradients, random_boxes, relative, tiny_batch, tiny_detector
 from megdet.data.loader import training_batches
 from megdet.data.plan import TrainingPlan
+from megdet.distributed.lane import SINGLE_LANE
 from megdet.distributed.layout import choose_layout
-from megdet.distributed.world import SINGLE_LANE, World, start_world, use_precision
+from megdet.distributed.world import World, start_world, use_precision
 from megdet.inference.trained import place_model
 from megdet.journal.run_folder import RunFolder
-from megdet.layers.cross_device import CrossDeviceNorm
+from megdet.layers.cross_device import CrossDeviceNorm, lane_moments
 from megdet.model.anchors import LEVEL_STRIDES
 from megdet.model.detector import LOSSES
 from megdet.ops.roi_align import feature_table, roi_align
@@ -136,13 +137,19 @@ def test_the_kernels_of_cross_device_batch_norm_are_torchs_own_batch_norm(dtype,
     weight, bias = (tensor.detach().clone().requires_grad_() for tensor in (theirs.weight, theirs.bias))
     x = torch.randn(4, 6, 9, 7, device=world.device, dtype=dtype).mul(3).add(1).contiguous(memory_format=memory_format)
     x, x2 = x.requires_grad_(), x.detach().clone().requires_grad_()
-    y, mean, _, unbiased_var, count = CrossDeviceNorm.apply(x, weight, bias, None, 1e-3, SINGLE_LANE, False, None)
+    moments = lane_moments(x, None, 1e-3, SINGLE_LANE, two_pass=False)
+    y = CrossDeviceNorm.apply(x, weight, bias, None, 1e-3, SINGLE_LANE, moments)
     y2 = theirs(x2)
     upstream = torch.randn_like(y)
     y.backward(upstream)
     y2.backward(upstream)
-    assert count.item() == 4 * 9 * 7
-    pairs = [(y, y2), (mean, theirs.running_mean), (unbiased_var, theirs.running_var), (x.grad, x2.grad)]
+    assert moments.num_values == 4 * 9 * 7
+    pairs = [
+        (y, y2),
+        (moments.mean, theirs.running_mean),
+        (moments.unbiased_var, theirs.running_var),
+        (x.grad, x2.grad),
+    ]
     for ours, reference in [*pairs, (weight.grad, theirs.weight.grad), (bias.grad, theirs.bias.grad)]:
         assert relative(reference, ours) < tolerance
 

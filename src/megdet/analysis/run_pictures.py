@@ -1,15 +1,17 @@
 """The pictures of a run: its course, and what its detector finds beside the ground truth."""
 
+import io
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from megdet.data.coco import load_coco
-from megdet.errors import InputError
+from megdet.data.coco import validation_set
+from megdet.files import cannot_write, replace_file
 from megdet.inference.draw import contact_sheet, draw_detections, side_by_side
 from megdet.inference.predict import Result, detect_image
 from megdet.inference.trained import TrainedDetector
@@ -25,8 +27,7 @@ def draw_run(trained: TrainedDetector, folder: RunFolder) -> list[Path]:
     """Draw `course.png` and `detections.png` (some validation images) into the run's pictures; returns their paths."""
     course = folder.pictures / "course.png"
     plot_course(read_metrics(folder.metrics), course)
-    data = trained.recipe.data
-    dataset = load_coco(Path(data.val_annotations), Path(data.val_images), keep_empty=True)
+    dataset = validation_set(trained.recipe.data)
     sheet = []
     for index in np.linspace(0, len(dataset) - 1, min(_SHOWN, len(dataset))).round().astype(int):
         pixels, results = detect_image(trained, dataset.image_path(int(index)))
@@ -45,20 +46,17 @@ def draw_run(trained: TrainedDetector, folder: RunFolder) -> list[Path]:
             )
         )
     detections = folder.pictures / "detections.png"
-    contact_sheet(sheet, 2).save(detections)
+    _write(detections, lambda file: contact_sheet(sheet, 2).save(file, "png"))
     return [course, detections]
 
 
 def save_picture(
     path: Path, pixels: NDArray[np.uint8], results: list[Result], trained: TrainedDetector, score: float
 ) -> None:
-    """Draw the detections of at least `score` on an image and save it. Raises InputError when it cannot be written."""
+    """Draw the detections of at least `score` on an image and save it as PNG. Raises InputError."""
     boxes, names, scores, classes = _shown(results, trained, score)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draw_detections(pixels, boxes, names, scores, classes).save(path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+    picture = draw_detections(pixels, boxes, names, scores, classes)
+    _write(path, lambda file: picture.save(file, "png"))
 
 
 def plot_course(metrics: list[dict[str, Any]], path: Path) -> None:
@@ -86,8 +84,18 @@ def plot_course(metrics: list[dict[str, Any]], path: Path) -> None:
     for axes in (losses, rate, numbers):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    _write(path, lambda file: figure.savefig(file, dpi=120))
+
+
+def _write(path: Path, save: Callable[[BinaryIO], object]) -> None:
+    """Write a picture as a whole; a link of its name is replaced and not followed."""
+    content = io.BytesIO()
+    save(content)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, content.getvalue(), durable=False)
+    except OSError as error:
+        raise cannot_write(path, error) from None
 
 
 def _smooth(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:

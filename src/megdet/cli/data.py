@@ -24,7 +24,12 @@ def run_demo(arguments: Arguments) -> None:
 
 def run_check(arguments: Arguments) -> None:
     """Print every problem; fatal ones make the command fail."""
-    problems = check_dataset(arguments.annotations, arguments.images)
+    problems = check_dataset(
+        arguments.annotations,
+        arguments.images,
+        max_pixels=arguments.max_pixels,
+        allow_outside_files=arguments.allow_outside_files,
+    )
     shown: Counter[tuple[bool, str]] = Counter()
     for problem in problems:
         shown[problem.fatal, problem.kind] += 1
@@ -47,7 +52,13 @@ def run_check(arguments: Arguments) -> None:
 
 def run_stats(arguments: Arguments) -> None:
     """Print the statistics of a data set, and draw them if asked."""
-    dataset = load_coco(arguments.annotations, arguments.images, keep_empty=True)
+    dataset = load_coco(
+        arguments.annotations,
+        arguments.images,
+        keep_empty=True,
+        max_pixels=arguments.max_pixels,
+        allow_outside_files=arguments.allow_outside_files,
+    )
     stats = dataset_statistics(dataset)
     table = Table(title=str(arguments.annotations), show_header=False)
     table.add_row("images", f"{stats.num_images}, {stats.num_empty_images} of them without a box")

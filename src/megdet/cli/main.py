@@ -3,6 +3,7 @@
 Only what a verb needs is imported, and only when it is called: torch and what goes with it take seconds to load.
 """
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -12,7 +13,6 @@ from typing import Any, NamedTuple
 from megdet import __version__
 from megdet.cli.parsers.shared import Parser
 from megdet.errors import InputError, nearest
-from megdet.terminal import allow_any_character
 
 _PROGRAM = "megdet"
 _STOPPED = f"{_PROGRAM}: interrupted; the same command goes on from the last checkpoint, if there is one"
@@ -67,8 +67,10 @@ def make_parser(called: str | None) -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, or 2 for what the user can mend."""
     words = list(sys.argv[1:] if argv is None else argv)
-    allow_any_character()
     try:
+        from megdet.terminal import allow_any_character  # here, because an interrupt while it loads is told of below
+
+        allow_any_character()
         _run(words)
     except InputError as error:
         rank = int(os.environ.get("RANK", "0"))
@@ -81,6 +83,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, such as head, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:  # of any of the words, or of a name in somebody's file
+            raise
+        print(
+            f"{_PROGRAM}: {InputError(f'{error.filename}: {error.strerror}; choose a shorter name')}", file=sys.stderr
+        )
+        return 2
     finally:
         if world := sys.modules.get("megdet.distributed.world"):
             world.stop_world()

@@ -2,14 +2,16 @@
 
 import itertools
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from megdet.analysis.run_pictures import save_picture
 from megdet.cli.machine import join_world, num_workers, say
 from megdet.cli.options import CONSOLE, Arguments, existing_file
-from megdet.data.coco import load_coco
+from megdet.data.coco import validation_set
 from megdet.data.image import IMAGE_SUFFIXES
+from megdet.data.shared import once_a_host
 from megdet.distributed.failures import shared_fate
 from megdet.distributed.world import World
 from megdet.errors import InputError
@@ -23,8 +25,9 @@ from megdet.evaluation.coco_numbers import (
 from megdet.files import write_json_atomically
 from megdet.inference.fold import fold_batch_norms
 from megdet.inference.predict import category_ids_for, detect_dataset, detect_image
-from megdet.inference.trained import TrainedDetector, load_detector
+from megdet.inference.trained import TrainedDetector, load_detector, read_recipe
 from megdet.journal.run_folder import RunFolder
+from megdet.runtime import slow_at
 from megdet.terminal import Terminal
 from megdet.training.loop import RunOptions
 from megdet.training.precise_statistics import load_precise_detector
@@ -57,11 +60,15 @@ def run_evaluate(arguments: Arguments) -> None:
 
 
 def _evaluate_run(arguments: Arguments, folder: RunFolder, world: World) -> None:
-    trained = _load_precise(arguments, folder, world) if arguments.precise_bn is not None else None
-    trained = trained or load_detector(folder, world.device, arguments.overrides, world=world)
+    overrides = overrides_here(arguments.overrides, folder, world)
+    if arguments.precise_bn is not None:
+        trained = _load_precise(arguments, folder, world, overrides)
+    else:
+        trained = load_detector(folder, world.device, overrides, world=world)
     _fold(arguments, trained, world)
     annotations, images = arguments.data or (trained.recipe.data.val_annotations, trained.recipe.data.val_images)
-    dataset = load_coco(Path(annotations), Path(images), keep_empty=True)
+    data = replace(trained.recipe.data, val_annotations=annotations, val_images=images)
+    dataset = once_a_host(world, lambda: validation_set(data))
     ids = category_ids_for(trained.class_names, dataset)
     results = detect_dataset(trained.model, dataset, ids, world, workers=num_workers(arguments))
     if not world.is_first:
@@ -79,12 +86,29 @@ def _evaluate_run(arguments: Arguments, folder: RunFolder, world: World) -> None
     CONSOLE.print(f"numbers     {out / folder.evaluation.name}\ndetections  {out / folder.detections.name}")
 
 
+def overrides_here(overrides: dict[str, str], folder: RunFolder, world: World) -> dict[str, str]:
+    """The overrides, and float32 where the run is in bfloat16 and rank 0's machine is slow at it; says so.
+
+    Every rank calls it and computes alike, so that the detections do not depend on their number. A precision that is
+    among the overrides stays.
+    """
+    figures = "" if "precision" in overrides else world.on_first(lambda: _slowness(overrides, folder, world))
+    if not figures:
+        return overrides
+    say(world, f"In float32, since bfloat16, the run's, is slow here ({figures}); the results differ a little.")
+    return {**overrides, "precision": "float32"}
+
+
+def _slowness(overrides: dict[str, str], folder: RunFolder, world: World) -> str:
+    return slow_at(read_recipe(folder, overrides).precision, world.device)
+
+
 def _fold(arguments: Arguments, trained: TrainedDetector, world: World) -> None:
     if arguments.fold:
         say(world, f"{fold_batch_norms(trained.model)} batch norms folded; the checkpoint keeps them")
 
 
-def _load_precise(arguments: Arguments, folder: RunFolder, world: World) -> TrainedDetector:
+def _load_precise(arguments: Arguments, folder: RunFolder, world: World, overrides: dict[str, str]) -> TrainedDetector:
     options = RunOptions(num_workers(arguments), arguments.lane_width, arguments.max_images_per_device)
     started = time.perf_counter()
     with Terminal(stderr=True, quiet=not world.is_first).status("") as status:
@@ -93,7 +117,7 @@ def _load_precise(arguments: Arguments, folder: RunFolder, world: World) -> Trai
             world,
             arguments.precise_bn,
             options,
-            arguments.overrides,
+            overrides,
             lambda done, steps: status.update(f"batch-norm statistics: {done} of {steps} mini-batches"),
         )
     steps = -(-arguments.precise_bn // trained.recipe.batch_size)
@@ -111,7 +135,7 @@ def run_detect(arguments: Arguments) -> None:
     files = _image_files(arguments.images)
     world = join_world(arguments)
     folder = RunFolder(Path(arguments.run))
-    trained = load_detector(folder, world.device, arguments.overrides)
+    trained = load_detector(folder, world.device, overrides_here(arguments.overrides, folder, world))
     _fold(arguments, trained, world)
     out = arguments.out or folder.pictures / "detect"
     names = dict(zip(trained.category_ids, trained.class_names, strict=True))

@@ -4,15 +4,15 @@ from pathlib import Path
 
 import torch
 
-from megdet.analysis.run_pictures import draw_run
 from megdet.cli.machine import join_world, num_workers, say
 from megdet.cli.options import CONSOLE, Arguments
-from megdet.distributed.world import has_native_bfloat16
+from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.evaluation.coco_numbers import numbers_table, per_class_table
-from megdet.inference.trained import load_detector
+from megdet.inference.trained import load_detector, read_recipe
 from megdet.journal.run_folder import RunFolder
 from megdet.recipe_file import load_recipe, recipe_name
+from megdet.runtime import measure_speeds, slow_at
 from megdet.training.loop import RunOptions, train
 from megdet.training.start import import_torchvision
 
@@ -20,11 +20,22 @@ from megdet.training.start import import_torchvision
 def run_demo(arguments: Arguments) -> None:
     """Draw the data, train, evaluate, detect; say where everything is."""
     world = join_world(arguments)
-    native = has_native_bfloat16(world.device)
-    arguments.overrides.setdefault("precision", "bfloat16" if native else "float32")
-    if not native:
-        say(world, "This processor has no bfloat16 arithmetic of its own: training in float32, which takes longer.")
+    precision, why = world.on_first(lambda: _precision_of_demo(arguments, world))
+    arguments.overrides["precision"] = precision
+    if why:
+        say(world, why)
     _train(arguments, "demo", arguments.run)
+
+
+def _precision_of_demo(arguments: Arguments, world: World) -> tuple[str, str]:
+    """As asked for, else as the run began, else the one that is faster here; and what to say of the choice."""
+    if "precision" in arguments.overrides:
+        return arguments.overrides["precision"], ""
+    folder = RunFolder(arguments.run)
+    if folder.read_recipe() is not None:
+        return read_recipe(folder).precision, ""
+    speeds = measure_speeds(world.device)
+    return speeds.faster, f"Training in {speeds.faster}: convolutions and matrix products reach {speeds} here."
 
 
 def run_train(arguments: Arguments) -> None:
@@ -46,12 +57,16 @@ def _train(arguments: Arguments, name: str, path: Path) -> None:
     )
     if path == Path():
         raise InputError("--run is empty: name a folder")
+    if world.is_first and (figures := slow_at(recipe.precision, world.device)):
+        say(world, f"Warning: this machine is slow at bfloat16, which was asked for and is kept: {figures}.")
     folder = RunFolder(path)
     numbers = train(recipe, folder, run_options, world)
     if not world.is_first:
         return
     CONSOLE.print(numbers_table(numbers))
     CONSOLE.print(per_class_table(numbers))
+    from megdet.analysis.run_pictures import draw_run  # here, because matplotlib is for the one rank that draws
+
     pictures = draw_run(load_detector(folder, world.device), folder)
     CONSOLE.print(f"run folder   {folder.path}")
     CONSOLE.print(f"score table  {folder.evaluation}")

@@ -34,7 +34,7 @@ class AnnotationTable(Sequence[Annotations]):
     Args:
         counts: (images,) objects of each image.
         boxes, labels, is_crowd, areas: as in `Annotations`, those of the first image first.
-        annotation_ids: as they come, in the same order.
+        annotation_ids: as they come, in the same order; integers of 64 bits or objects.
     """
 
     def __init__(
@@ -44,13 +44,11 @@ class AnnotationTable(Sequence[Annotations]):
         labels: NDArray[np.int64],
         is_crowd: NDArray[np.bool_],
         areas: NDArray[np.float32],
-        annotation_ids: Sequence[int | str],
+        annotation_ids: NDArray[Any],
     ) -> None:
-        are_short = all(type(value) is int and -(1 << 63) <= value < 1 << 63 for value in annotation_ids)
-        self._ids: NDArray[Any] = np.empty(len(annotation_ids), np.int64 if are_short else object)
-        self._ids[:] = annotation_ids
+        self.counts, self.boxes, self.labels, self.is_crowd, self.areas = counts, boxes, labels, is_crowd, areas
+        self.annotation_ids = annotation_ids
         self._ends = np.cumsum(counts)
-        self._boxes, self._labels, self._is_crowd, self._areas = boxes, labels, is_crowd, areas
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -67,9 +65,9 @@ class AnnotationTable(Sequence[Annotations]):
         place = range(len(self))[index]
         own = slice(self._ends[place - 1] if place else 0, self._ends[place])
         return Annotations(
-            boxes=self._boxes[own],
-            labels=self._labels[own],
-            is_crowd=self._is_crowd[own],
-            areas=self._areas[own],
-            annotation_ids=tuple(self._ids[own].tolist()),
+            boxes=self.boxes[own],
+            labels=self.labels[own],
+            is_crowd=self.is_crowd[own],
+            areas=self.areas[own],
+            annotation_ids=tuple(self.annotation_ids[own].tolist()),
         )

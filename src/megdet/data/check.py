@@ -1,18 +1,38 @@
 """Every problem of a data set at once, for `megdet data check`; `load_coco` stops at the first fatal one."""
 
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-from megdet.data.coco import EDGE_TOLERANCE, box_fault, is_id, is_number, is_sized_before_exif, size_fault
-from megdet.data.image import Header, read_header, read_image
-from megdet.errors import InputError
-from megdet.files import read_json
+import msgspec
+
+from megdet.data.coco import EDGE_TOLERANCE, is_sized_before_exif, leaves_folder, outside_fault, size_fault
+from megdet.data.coco_rows import (
+    CategoryRow,
+    CocoRows,
+    ImageRow,
+    ObjectRow,
+    area_fault,
+    box_fault,
+    crowd_fault,
+    declared_fault,
+    declared_size,
+    is_id,
+    read_rows,
+)
+from megdet.data.image import MAX_PIXELS, Header, pixels_fault, read_header, read_image
+from megdet.errors import InputError, shown
 
 _THREADS = 8
+_PIXELS_AT_ONCE = MAX_PIXELS
+"""Of the images that are decoded together; a larger one is decoded alone."""
+
+_Row = TypeVar("_Row", CategoryRow, ImageRow, ObjectRow)
 
 
 @dataclass(frozen=True)
@@ -31,40 +51,74 @@ class Problem:
     """one line"""
 
 
-def check_dataset(annotations_file: Path, image_folder: Path) -> list[Problem]:
+def check_dataset(
+    annotations_file: Path,
+    image_folder: Path,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    allow_outside_files: bool = False,
+) -> list[Problem]:
     """All problems of a COCO instances file and its images, fatal ones first; every image is decoded.
 
-    Never raises for bad data: what cannot be read is a problem too.
+    Never raises for bad data: what cannot be read is a problem too. The keys are those of `load_coco`.
     """
     try:
-        document = read_json(annotations_file)
+        rows = read_rows(annotations_file)
     except InputError as error:
         return [Problem("unreadable annotations", True, annotations_file, None, None, str(error))]
-    checker = _Checker(annotations_file, image_folder)
-    checker.check(document)
+    checker = _Checker(annotations_file, image_folder, max_pixels, allow_outside_files)
+    checker.check(rows)
     return sorted(checker.problems, key=lambda problem: not problem.fatal)
+
+
+class _Room:
+    """Lets threads decode together images of so many pixels in all."""
+
+    def __init__(self, pixels: int) -> None:
+        self._all = self._free = pixels
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def taken(self, pixels: int) -> Iterator[None]:
+        """Wait until there is room for an image; a larger one than there is room for takes it all."""
+        pixels = min(pixels, self._all)
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= pixels)
+            self._free -= pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += pixels
+                self._changed.notify_all()
 
 
 class _Checker:
     """Collects problems; what later checks need of the sound rows is kept in tables by id."""
 
-    def __init__(self, annotations_file: Path, image_folder: Path) -> None:
+    def __init__(self, annotations_file: Path, image_folder: Path, max_pixels: int, allow_outside_files: bool) -> None:
         self.file = annotations_file
         self.folder = image_folder
+        self.max_pixels, self.allow_outside_files = max_pixels, allow_outside_files
         self.problems: list[Problem] = []
-        self.images: dict[int | str, dict[str, Any]] = {}
+        self.images: dict[int | str, ImageRow] = {}
         self.headers: dict[int | str, Header] = {}
-        self.names: dict[int | str, str] = {}
+        self.names: dict[int, str] = {}
 
     def check(self, document: object) -> None:
-        if not isinstance(document, dict):
+        if isinstance(document, CocoRows):
+            categories, images, objects = document.categories, document.images, document.annotations
+        elif isinstance(document, dict):
+            categories = [*self._rows(document, "categories", CategoryRow)]
+            images = [*self._rows(document, "images", ImageRow)]
+            objects = [*self._rows(document, "annotations", ObjectRow)]
+        else:
             self._add("wrong structure", "the JSON is not an object with images, annotations and categories")
             return
-        tables = {key: list(self._rows(document, key)) for key in ("categories", "images", "annotations")}
-        self._check_categories(tables["categories"])
-        self._check_images(tables["images"])
+        self._check_categories(categories)
+        self._check_images(images)
         self._check_files()
-        self._check_annotations(tables["annotations"])
+        self._check_annotations(objects)
 
     def _add(
         self,
@@ -79,46 +133,51 @@ class _Checker:
         image_id, annotation_id = (value if is_id(value) else None for value in at)
         self.problems.append(Problem(kind, fatal, file or self.file, image_id, annotation_id, message))
 
-    def _rows(self, document: dict[str, Any], key: str) -> Iterator[dict[str, Any]]:
+    def _rows(self, document: dict[str, object], key: str, kind: type[_Row]) -> Iterator[_Row]:
         rows = document.get(key)
         if not isinstance(rows, list):
             self._add("wrong structure", f"'{key}' is {'missing' if key not in document else 'not a list'}")
             return
         for index, row in enumerate(rows):
             if isinstance(row, dict):
-                yield row
+                yield msgspec.convert(row, kind)
             else:
                 self._add("wrong structure", f"{key}[{index}] is not an object")
 
-    def _check_categories(self, rows: list[dict[str, Any]]) -> None:
+    def _check_categories(self, rows: list[CategoryRow]) -> None:
         for row in rows:
-            number, name = row.get("id"), row.get("name")
+            number, name = row.id, row.name
             if type(number) is not int or not isinstance(name, str):
-                self._add("bad category", f"category {row} needs an integer 'id' and a string 'name'")
+                what = {"id": number, "name": name}
+                self._add("bad category", f"category {shown(what)} needs an integer 'id' and a string 'name'")
             elif number in self.names:
                 self._add("duplicate category id", f"two categories have the id {number}")
             else:
                 if name in self.names.values():
-                    self._add("duplicate category name", f"two categories are called {name!r}", fatal=False)
+                    self._add("duplicate category name", f"two categories are called {shown(name)}", fatal=False)
                 self.names[number] = name
         if not self.names:
             self._add("no categories", "there is no category to detect")
 
-    def _check_images(self, rows: list[dict[str, Any]]) -> None:
+    def _check_images(self, rows: list[ImageRow]) -> None:
         names: dict[str, object] = {}
         for row in rows:
-            image_id, name = row.get("id"), row.get("file_name")
+            image_id, name = row.id, row.file_name
             if not is_id(image_id):
-                self._add("bad image id", f"the image {name!r} has the id {image_id!r}, no integer and no string")
+                self._add(
+                    "bad image id", f"the image {shown(name)} has the id {shown(image_id)}, no integer and no string"
+                )
                 continue
             if image_id in self.images:
-                self._add("duplicate image id", f"two images have the id {image_id!r}", at=(image_id, None))
+                self._add("duplicate image id", f"two images have the id {shown(image_id)}", at=(image_id, None))
                 continue
             self.images[image_id] = row
+            if fault := declared_fault(row):
+                self._add("bad image size", fault, at=(image_id, None))
             if not isinstance(name, str) or not name:
                 self._add("missing file name", "the image has no 'file_name'", at=(image_id, None))
             elif name in names:
-                message = f"the file {name!r} is also image {names[name]!r}"
+                message = f"the file {shown(name)} is also image {shown(names[name])}"
                 self._add("duplicate file name", message, fatal=False, at=(image_id, None))
             else:
                 names[name] = image_id
@@ -126,66 +185,72 @@ class _Checker:
             self._add("no images", "there is no image in this file")
 
     def _check_files(self) -> None:
+        room = _Room(_PIXELS_AT_ONCE)
+
         def look(image_id: int | str) -> tuple[str, str, Header | None]:
-            path = self.folder / self.images[image_id]["file_name"]
+            row = self.images[image_id]
+            if leaves_folder(row.file_name) and not self.allow_outside_files:
+                return "file outside the image folder", outside_fault(row.file_name), None
+            path = self.folder / row.file_name
             try:
-                if not path.is_file():
-                    return "missing file", f"no such file in {self.folder}", None
+                path.stat()
+            except (OSError, ValueError):  # a name that no file can have, too
+                return "missing file", f"no such file in {self.folder}", None
+            try:
                 header = read_header(path)
-                read_image(path)
+                if fault := pixels_fault(header.height, header.width, self.max_pixels):
+                    return "too many pixels", fault, header
+                with room.taken(header.height * header.width):
+                    read_image(path, size=header[:2])
             except InputError as error:
                 return "unreadable image", str(error), None
-            except ValueError as error:  # a name with a zero byte
-                return "missing file", f"no file can have this name ({error})", None
-            fault = size_fault(self.images[image_id], header)
+            fault = size_fault(declared_size(row), header)
             return ("size disagrees" if fault else ""), fault, header
 
-        named = [i for i, row in self.images.items() if isinstance(row.get("file_name"), str) and row["file_name"]]
+        named = [i for i, row in self.images.items() if isinstance(row.file_name, str) and row.file_name]
         with ThreadPoolExecutor(_THREADS) as pool:
             for image_id, (kind, message, header) in zip(named, pool.map(look, named), strict=True):
                 if kind:
-                    self._add(kind, message, file=self.folder / self.images[image_id]["file_name"], at=(image_id, None))
+                    self._add(kind, message, file=self.folder / self.images[image_id].file_name, at=(image_id, None))
                 if header is not None:
                     self.headers[image_id] = header
 
-    def _check_annotations(self, rows: list[dict[str, Any]]) -> None:
+    def _check_annotations(self, rows: list[ObjectRow]) -> None:
         seen: set[object] = set()
         boxes: set[object] = set()
         class_counts: Counter[object] = Counter()
         image_counts: Counter[object] = Counter()
         for row in rows:
-            number, image_id, category = row.get("id"), row.get("image_id"), row.get("category_id")
+            number, image_id, category = row.id, row.image_id, row.category_id
             at = (image_id, number)
             if not is_id(number):
-                self._add("bad annotation id", f"the id {number!r} is no integer and no string", at=at)
+                self._add("bad annotation id", f"the id {shown(number)} is no integer and no string", at=at)
             elif number in seen:
-                self._add("duplicate annotation id", f"two annotations have the id {number!r}", at=at)
+                self._add("duplicate annotation id", f"two annotations have the id {shown(number)}", at=at)
             seen.add(number if is_id(number) else None)
             if not is_id(image_id) or image_id not in self.images:
-                self._add("unknown image id", f"image_id {image_id!r} is not among the images", at=at)
+                self._add("unknown image id", f"image_id {shown(image_id)} is not among the images", at=at)
                 continue
             image_counts[image_id] += 1
             if type(category) is not int or category not in self.names:
-                self._add("unknown category id", f"category_id {category!r} is not among the categories", at=at)
+                self._add("unknown category id", f"category_id {shown(category)} is not among the categories", at=at)
             else:
                 class_counts[category] += 1
-            if row.get("iscrowd") not in (None, 0, 1):
-                self._add("bad iscrowd", f"iscrowd is {row['iscrowd']!r}, not 0 or 1", at=at)
-            area = row.get("area")
-            if area is not None and not (is_number(area) and area >= 0):
-                self._add("bad area", f"area is {area!r}, not a number of square pixels", at=at)
-            fault = box_fault(row.get("bbox"))
-            if fault:
+            if fault := crowd_fault(row.iscrowd):
+                self._add("bad iscrowd", fault, at=at)
+            if fault := area_fault(row.area):
+                self._add("bad area", fault, at=at)
+            if fault := box_fault(row.bbox):
                 self._add("bad box", fault, at=at)
                 continue
-            key = (image_id, repr(category), *row["bbox"])
+            key = (image_id, repr(category), *row.bbox)
             if key in boxes:
-                self._add("duplicate box", f"the same box {row['bbox']} of the same category", fatal=False, at=at)
+                self._add("duplicate box", f"the same box {shown(row.bbox)} of the same category", fatal=False, at=at)
             boxes.add(key)
-            self._check_box(row["bbox"], image_id, number)
+            self._check_box(row.bbox, image_id, number)
         for category, name in self.names.items():
             if not class_counts[category]:
-                self._add("empty class", f"category {category} ({name!r}) has no annotation", fatal=False)
+                self._add("empty class", f"category {category} ({shown(name)}) has no annotation", fatal=False)
         num_empty = sum(not image_counts[image_id] for image_id in self.images)
         if num_empty:
             message = f"{num_empty} of {len(self.images)} images have no annotation"
@@ -195,21 +260,23 @@ class _Checker:
         x, y, width, height = bbox
         at = (image_id, number)
         if width == 0 or height == 0:
-            self._add("zero-area box", f"bbox {bbox} has no area, training drops it", fatal=False, at=at)
+            self._add("zero-area box", f"bbox {shown(bbox)} has no area, training drops it", fatal=False, at=at)
         elif width <= 1 or height <= 1:
-            self._add("tiny box", f"bbox {bbox} is a pixel wide or high, or less: a stray click?", fatal=False, at=at)
+            self._add(
+                "tiny box", f"bbox {shown(bbox)} is a pixel wide or high, or less: a stray click?", fatal=False, at=at
+            )
         header = self.headers.get(image_id)
         if header is None:
             return
         right, bottom = x + width, y + height
         is_beyond = right > header.width + EDGE_TOLERANCE or bottom > header.height + EDGE_TOLERANCE
         picture = f"the {header.width} x {header.height} image"
-        if is_beyond and is_sized_before_exif(self.images[image_id], header):
-            message = f"bbox {bbox} does not fit {picture}: boxes and size are those before its EXIF rotation"
+        if is_beyond and is_sized_before_exif(declared_size(self.images[image_id]), header):
+            message = f"bbox {shown(bbox)} does not fit {picture}: boxes and size are those before its EXIF rotation"
             self._add("box before EXIF rotation", message, at=at)
         elif right <= 0 or bottom <= 0 or x >= header.width or y >= header.height:
-            message = f"bbox {bbox} lies outside {picture}, training drops it"
+            message = f"bbox {shown(bbox)} lies outside {picture}, training drops it"
             self._add("box outside the image", message, fatal=False, at=at)
         elif is_beyond or min(x, y) < -EDGE_TOLERANCE:
-            message = f"bbox {bbox} reaches out of {picture}, training clips it"
+            message = f"bbox {shown(bbox)} reaches out of {picture}, training clips it"
             self._add("box reaches out of the image", message, fatal=False, at=at)

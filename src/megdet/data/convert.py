@@ -1,7 +1,8 @@
 """Pascal VOC and YOLO labels to COCO instances files. Images are neither copied nor moved."""
 
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ import msgspec
 
 from megdet.data.coco import write_coco
 from megdet.data.image import IMAGE_SUFFIXES, image_size
+from megdet.data.voc_folder import VocFolder, find_voc, folder_splits, listed_files
 from megdet.data.xml_file import parse_xml
 from megdet.errors import InputError, shown
-from megdet.files import is_file, read_text, typed
+from megdet.files import read_text, typed
 from megdet.plain_yaml import parse_yaml
 
 _LARGEST_NUMBER = 1e30  # its square is finite
@@ -45,7 +47,7 @@ def convert_voc(
     zero_based: bool = False,
     difficult_as_crowd: bool = False,
 ) -> list[Converted]:
-    """Write `out/annotations/<split>.json` for each split of a Pascal VOC folder; the images stay in `JPEGImages`.
+    """Write `out/annotations/<split>.json` for each split of a Pascal VOC data set; the images stay where they are.
 
     VOC counts pixels from 1 and includes the last, so (xmin, ymin, xmax, ymax) becomes the box (xmin - 1, ymin - 1,
     xmax, ymax): a whole image is 1 .. width in the XML and 0 .. width here. A box whose corners are one pixel is then
@@ -53,45 +55,41 @@ def convert_voc(
     splits; image ids count from 1 in the order of all XML files: both mean the same in every split.
 
     Args:
-        folder: has `Annotations/*.xml`, `JPEGImages` and usually `ImageSets/Main/*.txt`.
+        folder: searched with its subfolders for XML files, their images (`VocFolder.image_of` says which) and
+            `ImageSets/Main/*.txt`.
         out: the folder to write to.
-        splits: names of files in `ImageSets/Main`; by default train, val, trainval and test where they are, else all;
-            without `ImageSets`, one split `all` of all XML files.
+        splits: names of files in `ImageSets/Main`; by default train, val, trainval and test where they are, else all.
+            Without `ImageSets` they are folders (`SPLIT_NAMES`), or one split `all`.
         zero_based: coordinates count from 0 and are edges, as some tools write them: taken as they are.
         difficult_as_crowd: objects marked difficult become crowds, which are no targets and cost nothing in
             evaluation. Otherwise they are plain objects. The key `difficult` is kept either way.
 
     Raises:
-        InputError: a file or folder is missing or malformed; names the file.
+        InputError: a file or folder is missing, malformed or may mean two things; names the file.
     """
-    xml_folder, image_folder = folder / "Annotations", folder / "JPEGImages"
-    for needed in (xml_folder, image_folder):
-        if not needed.is_dir():
-            raise InputError(f"{needed}: no such folder; a Pascal VOC data set has Annotations and JPEGImages")
-    members = _voc_splits(folder, splits)
-    parsed = {path.stem: _read_voc_file(path) for path in sorted(xml_folder.glob("*.xml")) if is_file(path)}
-    image_ids = {stem: number for number, stem in enumerate(parsed, start=1)}
+    found = find_voc(folder)
+    members = _voc_splits(found, splits)
+    parsed = {path: _read_voc_file(path) for path in found.xml_files}
+    image_ids = {path: number for number, path in enumerate(parsed, start=1)}
     class_names = sorted({row["name"] for rows, _, _ in parsed.values() for row in rows})
     category_ids = {name: number for number, name in enumerate(class_names, start=1)}
-    found_files = {path.stem: path.name for path in sorted(image_folder.iterdir()) if _is_image(path)}
+    image_files = {path: found.image_of(path, parsed[path][2], split) for split in members for path in members[split]}
+    _refuse_two_of_one_image(image_files)
+    image_folder = Path(os.path.commonpath([path.parent for path in image_files.values()] or [found.root]))
 
     converted = []
-    for split, stems in members.items():
+    for split, files in members.items():
         images, annotations = [], []
-        for stem in stems:
-            if stem not in parsed:
-                raise InputError(f"{xml_folder / stem}.xml: no such file, but the split {split} names it")
-            rows, size, named_file = parsed[stem]
-            file_name = found_files.get(stem, named_file)
-            if not is_file(image_folder / file_name):
-                raise InputError(f"{image_folder}: no image {stem}.* for {stem}.xml of the split {split}")
-            width, height = size if min(size) > 0 else image_size(image_folder / file_name)[::-1]
-            images.append({"id": image_ids[stem], "file_name": file_name, "width": width, "height": height})
+        for path in files:
+            rows, size, _ = parsed[path]
+            width, height = size if min(size) > 0 else image_size(image_files[path])[::-1]
+            file_name = image_files[path].relative_to(image_folder).as_posix()
+            images.append({"id": image_ids[path], "file_name": file_name, "width": width, "height": height})
             for row in rows:
                 x1, y1, x2, y2 = row["corners"]
                 if not zero_based:
                     x1, y1 = x1 - 1, y1 - 1
-                annotation = _annotation(image_ids[stem], category_ids[row["name"]], x1, y1, x2 - x1, y2 - y1)
+                annotation = _annotation(image_ids[path], category_ids[row["name"]], x1, y1, x2 - x1, y2 - y1)
                 annotation["iscrowd"] = int(difficult_as_crowd and row["difficult"])
                 annotations.append({**annotation, "difficult": int(row["difficult"])})
         converted.append(_write(out / "annotations" / f"{split}.json", image_folder, images, annotations, class_names))
@@ -118,18 +116,28 @@ def link_images(converted: Converted, out: Path) -> Path:
     raise InputError(f"{out / 'images'}: it exists and is not {target}: choose another OUT folder")
 
 
-def _voc_splits(folder: Path, splits: Sequence[str] | None) -> dict[str, list[str]]:
-    main = folder / "ImageSets" / "Main"
-    listed = {path.stem: path for path in sorted(main.glob("*.txt"))}
+def _voc_splits(found: VocFolder, splits: Sequence[str] | None) -> dict[str, list[Path]]:
+    """The XML files of each split that is asked for, or of all."""
+    listed: Mapping[str, object] = found.image_sets or folder_splits(found)
     if splits is None:
-        splits = [name for name in ("train", "val", "trainval", "test") if name in listed] or list(listed)
-    if not listed and not splits:
-        return {"all": sorted(path.stem for path in (folder / "Annotations").glob("*.xml") if is_file(path))}
+        usual = [name for name in ("train", "val", "trainval", "test") if name in listed]
+        splits = usual if usual and found.image_sets else list(listed)
     for split in splits:
         if split not in listed:
-            raise InputError(f"{main / split}.txt: no such split; there are {', '.join(listed) or 'none'}")
+            where = f"{found.root / 'ImageSets' / 'Main' / split}.txt" if found.image_sets else f"{found.root}: {split}"
+            raise InputError(f"{where}: no such split; there are {', '.join(listed) or 'none'}")
+    if not found.image_sets:
+        return {split: folder_splits(found)[split] for split in splits}
     # A class's own list, as in VOC 2012, has a second column.
-    return {split: [line.split()[0] for _, line in _lines(listed[split])] for split in splits}
+    named = {split: [line.split()[0] for _, line in _lines(found.image_sets[split])] for split in splits}
+    return {split: listed_files(found, split, names) for split, names in named.items()}
+
+
+def _refuse_two_of_one_image(image_files: Mapping[Path, Path]) -> None:
+    owner: dict[Path, Path] = {}
+    for xml_file, image in image_files.items():
+        if owner.setdefault(image, xml_file) != xml_file:
+            raise InputError(f"{owner[image]} and {xml_file} are both of {image}: remove one of them")
 
 
 def _read_voc_file(path: Path) -> tuple[list[dict[str, Any]], tuple[int, int], str]:

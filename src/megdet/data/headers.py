@@ -1,83 +1,99 @@
 """The sizes of many images, read from their headers once and remembered in the user's cache folder."""
 
-import hashlib
-import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 
-from megdet.data.image import Header, read_header
-from megdet.errors import InputError
-from megdet.files import replace_file
+import numpy as np
+from numpy.typing import NDArray
+
+from megdet.data.columns import text_column, text_of
+from megdet.data.image import kind_fault, whole_header
+from megdet.data.user_cache import cache_file, recall, remember
+from megdet.errors import InputError, shown
+
+FORMAT = "1"
+"""Of what is remembered: name, time of change in ns, bytes; height, width, is_swapped."""
 
 _THREADS = 16  # disks and network folders answer many questions at once
+_AT_ONCE = 512
+"""Names that a thread asks for before another gets its turn."""
 
-_Remembered = dict[str, list[int]]  # file name: time of change in ns, bytes, height, width, is_swapped
 
-
-def read_headers(annotations_file: Path, image_folder: Path, file_names: Sequence[str]) -> list[Header]:
-    """The header of each image, as `read_header` gives it.
+def read_headers(annotations_file: Path, image_folder: Path, file_names: Sequence[str]) -> NDArray[np.int64]:
+    """(files, 3): height, width and is_swapped of each image, as `whole_header` gives them.
 
     A header is read again where the file's time or length differ from the cache's. A cache that is damaged or cannot
     be written only costs time.
 
     Raises:
-        InputError: files are missing (says how many), or one is no image.
+        InputError: files are missing (says how many), or one is no image or truncated.
     """
-    cache_file = _cache_file(annotations_file, image_folder)
-    remembered = _read_cache(cache_file)
+    cache = cache_file("headers", image_folder, annotations_file)
+    old = recall(cache, format=FORMAT)
+    old_names = [] if old is None else text_of(old["names"])
+    old_stamps, old_headers = (np.zeros((0, 2), np.int64), np.zeros((0, 3), np.int64))
+    if old is not None:
+        old_stamps, old_headers = old["stamps"], old["headers"]
     with ThreadPoolExecutor(_THREADS) as pool:
-        stamps = list(pool.map(lambda name: _stamp(image_folder / name), file_names))
-        missing = [name for name, stamp in zip(file_names, stamps, strict=True) if stamp is None]
-        if missing:
+        stamps = _stamps(pool, annotations_file, image_folder, file_names)
+        place_of = {name: place for place, name in enumerate(old_names)}
+        places = np.array([place_of.get(name, -1) for name in file_names], np.int64)
+        is_known = places >= 0
+        is_known[is_known] = (old_stamps[places[is_known]] == stamps[is_known]).all(axis=1)
+        headers = np.zeros((len(file_names), 3), np.int64)
+        headers[is_known] = old_headers[places[is_known]]
+        new = np.flatnonzero(~is_known).tolist()
+        try:
+            for index, header in zip(
+                new, pool.map(lambda i: whole_header(image_folder / file_names[i]), new), strict=True
+            ):
+                headers[index] = header
+        except InputError as error:
+            pool.shutdown(cancel_futures=True)
             raise InputError(
-                f"{image_folder}: {len(missing)} of {len(file_names)} images of {annotations_file} are missing, "
-                f"the first is {missing[0]!r}; wrong image folder?"
-            )
-        entries = {name: list(stamp) for name, stamp in zip(file_names, stamps, strict=True) if stamp is not None}
-        new = [name for name, stamp in entries.items() if remembered.get(name, [])[:2] != stamp]
-        for name, header in zip(new, pool.map(lambda name: read_header(image_folder / name), new), strict=True):
-            remembered[name] = [*entries[name], *(int(value) for value in header)]
+                f"{error}, or take the image out of {annotations_file}: that makes another data set, on which a run "
+                "that has begun goes on in a new folder with start_from"
+            ) from None
     if new:
-        _write_cache(cache_file, remembered)
-    return [Header(height, width, bool(swap)) for _, _, height, width, swap in map(remembered.__getitem__, file_names)]
+        asked = set(file_names)
+        kept = [place for name, place in place_of.items() if name not in asked]
+        columns = {
+            "names": text_column([*file_names, *(old_names[place] for place in kept)]),
+            "stamps": np.concatenate([stamps, old_stamps[kept]]),
+            "headers": np.concatenate([headers, old_headers[kept]]),
+        }
+        remember(cache, columns, format=FORMAT)
+    return headers
 
 
-def _stamp(path: Path) -> tuple[int, int] | None:
+def _stamps(
+    pool: ThreadPoolExecutor, annotations_file: Path, image_folder: Path, file_names: Sequence[str]
+) -> NDArray[np.int64]:
+    """(files, 2): time of change in ns and bytes of each file. Raises InputError for what is missing or no file."""
+
+    def look(start: int) -> list[tuple[int, int, int]]:
+        return [_stamp(os.path.join(folder, name)) for name in file_names[start : start + _AT_ONCE]]  # noqa: PTH118
+
+    folder = str(image_folder)
+    found = np.array([*chain(*pool.map(look, range(0, len(file_names), _AT_ONCE)))], np.int64).reshape(-1, 3)
+    missing = np.flatnonzero(found[:, 2] < 0)
+    if len(missing):
+        raise InputError(
+            f"{image_folder}: {len(missing)} of {len(file_names)} images of {annotations_file} are missing, "
+            f"the first is {shown(file_names[missing[0]])}; wrong image folder?"
+        )
+    for index in np.flatnonzero(found[:, 2]).tolist():
+        raise InputError(f"{image_folder / file_names[index]}: {kind_fault(int(found[index, 2]))}")
+    return found[:, :2]
+
+
+def _stamp(path: str) -> tuple[int, int, int]:
+    """Time, bytes and 0; -1 for what is missing, and the mode of what is no regular file."""
     try:
-        status = path.stat()
+        status = os.stat(path)  # noqa: PTH116 (a Path takes longer than the question)
     except (OSError, ValueError):  # a name with a zero byte is a ValueError
-        return None
-    return status.st_mtime_ns, status.st_size
-
-
-def _cache_file(annotations_file: Path, image_folder: Path) -> Path:
-    key = f"{image_folder.resolve()}\n{annotations_file.resolve()}"
-    name = f"headers-{hashlib.sha256(os.fsencode(key)).hexdigest()[:16]}.json"
-    if folder := os.environ.get("XDG_CACHE_HOME"):
-        return Path(folder) / "megdet" / name
-    try:
-        return Path.home() / ".cache" / "megdet" / name
-    except RuntimeError:  # a user without a home has no cache either
-        return Path(os.devnull) / name
-
-
-def _read_cache(file: Path) -> _Remembered:
-    try:
-        cache = json.loads(file.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(cache, dict):
-        return {}
-    return {name: row for name, row in cache.items() if isinstance(row, list) and len(row) == 5}
-
-
-def _write_cache(file: Path, remembered: _Remembered) -> bool:
-    """Whether the cache could be written."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(file, json.dumps(remembered).encode(), durable=False)
-    except (OSError, ValueError):
-        return False
-    return True
+        return 0, 0, -1
+    return status.st_mtime_ns, status.st_size, status.st_mode if kind_fault(status.st_mode) else 0

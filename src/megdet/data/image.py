@@ -1,22 +1,37 @@
 """Pixels of a file as everybody sees them: RGB, 8 bits, turned as the camera's EXIF note says.
 
-Pillow reads everything. The pixels of a plain JPEG are decoded by simplejpeg: the same libjpeg-turbo and the same
+Pillow reads the formats named here and no other, whatever a file is called: some of its readers start other programs.
+The pixels of a plain JPEG are decoded by simplejpeg: the same libjpeg-turbo and the same
 pixels, without Pillow's detour over four channels and strings. torchvision's decoder is deprecated since 0.29; its
 successor torchcodec is as fast, but tied to versions of torch.
 """
 
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from megdet.errors import InputError
+from megdet.recipe import Data
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 """File name endings, in lower case, that count as images where a folder is searched."""
+
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "TIFF")
+"""Pillow's names of the formats that are opened."""
+
+MAX_PIXELS = Data.max_pixels
+"""Pixels of the largest image that is decoded unless the caller says another number."""
+
+_ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"\0\0\0\0IEND\xaeB`\x82"}
+"""What the file of a format ends with, unless something was put behind the picture."""
 
 
 class Header(NamedTuple):
@@ -30,7 +45,7 @@ class Header(NamedTuple):
     """the EXIF orientation turns the picture by a quarter: the file stores it as width x height"""
 
 
-def image_size(path: Path) -> tuple[int, int]:
+def image_size(path: Path | str) -> tuple[int, int]:
     """Height and width in pixels as displayed, from the header alone.
 
     Raises:
@@ -40,53 +55,113 @@ def image_size(path: Path) -> tuple[int, int]:
     return height, width
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path | str) -> Header:
     """The header of an image file; EXIF is seen where it stands before the pixels.
 
     Raises:
         InputError: the file is missing or is no image.
     """
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            is_swapped = _orientation(image) in (5, 6, 7, 8)
-            is_upright = image.format == "TIFF"  # the one format of which Pillow turns the size and the pixels
-    except Exception as error:  # Pillow's readers raise anything at all on a damaged file
-        raise _unreadable(path, error) from error
-    if is_swapped and not is_upright:
-        height, width = width, height
-    return Header(height, width, is_swapped)
+    with _opened(Path(path)) as (image, _):
+        return _header(image)
 
 
-def read_image(path: Path) -> NDArray[np.uint8]:
+def whole_header(path: Path | str) -> Header:
+    """The header of an image file that is not cut off.
+
+    A JPEG or PNG that does not end as it should is decoded to see, if it has at most MAX_PIXELS; other formats do not
+    tell by their end.
+
+    Raises:
+        InputError: the file is missing, is no image or is truncated.
+    """
+    with _opened(Path(path)) as (image, file):
+        header, end = _header(image), _ENDS.get(image.format or "", b"")
+        file.seek(max(0, file.seek(0, os.SEEK_END) - len(end)))
+        has_end = file.read() == end if end else True
+    if not has_end and header.height * header.width <= MAX_PIXELS:
+        read_image(path)
+    return header
+
+
+def read_image(
+    path: Path | str, *, size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS
+) -> NDArray[np.uint8]:
     """The picture as (height, width, 3) RGB of 8 bits, turned by its EXIF orientation.
 
     Gray is repeated over the channels; transparent pixels show white behind them, as on a page; CMYK is converted
     (Adobe's inverted kind too); 16 bits are scaled by 1/257, not cut off. Float pixels are taken as 0..1 where none is
     above 1, else as 0..255. Of an animation the first frame is read.
 
+    Args:
+        path: the file.
+        size: height and width that it must have; it is then not measured by `max_pixels`.
+        max_pixels: the largest height x width that is decoded.
+
     Raises:
-        InputError: the file is missing, truncated, no image, or has pixels that are not finite or out of range.
+        InputError: the file is missing, truncated, no image, of another size or too large, or has pixels that are not
+            finite or out of range.
     """
-    try:
-        with Image.open(path) as image:
-            orientation = 1 if image.format == "TIFF" else _orientation(image)
-            is_plain_jpeg = image.format == "JPEG" and image.mode in ("RGB", "L")
-            pixels = _decode_jpeg(path) if is_plain_jpeg else None
-            if pixels is None:
-                pixels = _to_rgb(image)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    except Exception as error:  # Pillow's readers raise anything at all on a damaged file
-        raise _unreadable(path, error) from error
+    with _opened(Path(path)) as (image, file):
+        header = _header(image)
+        if size is not None and size != header[:2]:
+            raise InputError(f"the file is {header.width} x {header.height} pixels now, it was {size[1]} x {size[0]}")
+        fault = pixels_fault(header.height, header.width, max_pixels) if size is None else ""
+        if fault:
+            raise InputError(fault)
+        orientation = 1 if image.format == "TIFF" else _orientation(image)
+        is_plain_jpeg = image.format == "JPEG" and image.mode in ("RGB", "L")
+        pixels = _decode_jpeg(file) if is_plain_jpeg else None
+        if pixels is None:
+            pixels = _to_rgb(image)
     return np.ascontiguousarray(_turn(pixels, orientation))
 
 
-def _unreadable(path: Path, error: Exception) -> InputError:
-    if isinstance(error, FileNotFoundError):
-        return InputError(f"{path}: no such image file")
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return InputError(f"{path}: cannot be read as an image ({reason}); replace the file or remove it from the data")
+def pixels_fault(height: int, width: int, max_pixels: int) -> str:
+    """What is wrong with an image of this size where at most `max_pixels` are decoded, or nothing."""
+    if height * width <= max_pixels:
+        return ""
+    return (
+        f"{width} x {height} pixels are more than data.max_pixels {max_pixels} lets be decoded: cut or shrink the "
+        "image, or raise the key"
+    )
+
+
+def kind_fault(mode: int) -> str:
+    """Why a file of this `st_mode` is not opened as an image, or nothing: a pipe would be waited for."""
+    kinds = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"))
+    if stat.S_ISREG(mode):
+        return ""
+    return f"it is {next((name for is_kind, name in kinds if is_kind(mode)), 'a device')}, no image file"
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Image.Image, BinaryIO]]:
+    """An image whose header is read, and its file; what is raised meanwhile becomes an InputError with the path."""
+    try:
+        fault = kind_fault(path.stat().st_mode)
+        if fault:
+            raise InputError(fault)
+        with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
+            yield image, file
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such image file") from error
+    except UnidentifiedImageError as error:
+        raise InputError(
+            f"{path}: cannot be read as an image (it is none of {', '.join(FORMATS)}); replace the file"
+        ) from error
+    except Exception as error:  # Pillow's readers raise anything at all on a damaged file
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{path}: cannot be read as an image ({reason}); replace the file") from error
+
+
+def _header(image: Image.Image) -> Header:
+    width, height = image.size
+    is_swapped = _orientation(image) in (5, 6, 7, 8)
+    if is_swapped and image.format != "TIFF":  # the one format of which Pillow turns the size and the pixels
+        height, width = width, height
+    return Header(height, width, is_swapped)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -108,10 +183,11 @@ def _turn(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     return pixels
 
 
-def _decode_jpeg(path: Path) -> NDArray[np.uint8] | None:
+def _decode_jpeg(file: BinaryIO) -> NDArray[np.uint8] | None:
     """The pixels of a plain JPEG without fault; of any other Pillow says whether it is a picture, and why not."""
+    file.seek(0)
     try:
-        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(path.read_bytes(), "RGB")
+        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(file.read(), "RGB")
     except ValueError:
         return None
     return pixels

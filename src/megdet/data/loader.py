@@ -3,11 +3,12 @@
 import logging
 import multiprocessing
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from megdet.data.batches import LOOK_SECONDS, Loaded, Pickled, handed_over, received
 from megdet.data.cache import ImageCache, image_cache
 from megdet.data.coco import CocoDataset
 from megdet.data.plan import PlannedGroup, PlannedImage, TrainingPlan
@@ -21,31 +22,24 @@ _PREFETCH = 2
 """Batches that each worker keeps ready."""
 
 
-class _Loaded(NamedTuple):
-    """What a loading process hands over: a batch or why there is none, and what the user should know of."""
-
-    batch: Batch | InputError
-    notices: list[str]
-
-
-class _TrainingShares(Dataset[_Loaded]):
+class _TrainingShares(Dataset[Loaded | Pickled]):
     """This rank's micro-batch of (step, group); a pure function, so workers need no state."""
 
     def __init__(self, dataset: CocoDataset, plan: TrainingPlan, share: slice) -> None:
         self.dataset, self.plan, self.share = dataset, plan, share
         self.cache = image_cache(plan.recipe.data, dataset)
 
-    def __getitem__(self, key: tuple[int, int]) -> _Loaded:
+    def __getitem__(self, key: tuple[int, int]) -> Loaded | Pickled:
         step, number = key
         group = self.plan.groups(step)[number]
         return _load(self.dataset, group, group.images[self.share], self.plan.recipe.data.color_jitter, self.cache)
 
 
-class _Groups(Dataset[_Loaded]):
+class _Groups(Dataset[Loaded | Pickled]):
     def __init__(self, dataset: CocoDataset, groups: Sequence[PlannedGroup]) -> None:
         self.dataset, self.groups = dataset, groups
 
-    def __getitem__(self, number: int) -> _Loaded:
+    def __getitem__(self, number: int) -> Loaded | Pickled:
         return _load(self.dataset, self.groups[number], self.groups[number].images)
 
 
@@ -93,13 +87,12 @@ def _load(
     images: Sequence[PlannedImage],
     color_jitter: float = 0.0,
     cache: ImageCache | None = None,
-) -> _Loaded:
-    batch: Batch | InputError
+) -> Loaded | Pickled:
     try:
         batch = load_batch(dataset, images, group.canvas, color_jitter, cache)
     except InputError as error:  # raised where it is read: a worker would bury it in a traceback
-        batch = error
-    return _Loaded(batch, cache.take_notices() if cache else [])
+        return Loaded(error, cache.take_notices() if cache else [])
+    return handed_over(batch, cache.take_notices() if cache else [])
 
 
 def _start_method(device: torch.device) -> str | None:
@@ -112,7 +105,7 @@ def _start_method(device: torch.device) -> str | None:
     return "forkserver" if device.type == "cuda" and has_server else None
 
 
-def _iterate(items: Dataset[_Loaded], order: Any, workers: int, device: torch.device) -> Iterator[Batch]:
+def _iterate(items: Dataset[Loaded | Pickled], order: Any, workers: int, device: torch.device) -> Iterator[Batch]:
     method = _start_method(device) if workers else None
     if method == "forkserver":
         multiprocessing.set_forkserver_preload(["__main__", __name__])  # imported once, not by every loading process
@@ -124,11 +117,12 @@ def _iterate(items: Dataset[_Loaded], order: Any, workers: int, device: torch.de
         prefetch_factor=_PREFETCH if workers else None,
         pin_memory=device.type == "cuda",
         multiprocessing_context=method,
+        timeout=LOOK_SECONDS if workers else 0,
     )
     said: set[str] = set()
     ahead: tuple[Batch, torch.cuda.Event] | None = None
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
-    for batch, notices in loader:
+    for batch, notices in received(loader):
         for notice in notices:
             if notice not in said:  # the processes meet the same full disk
                 _LOG.warning(notice)
@@ -152,7 +146,6 @@ def _ready(batch: Batch, copied: torch.cuda.Event) -> Batch:
     """Make the current stream wait for the copy of this batch, not of the next, and keep its memory for that stream."""
     current = torch.cuda.current_stream()
     current.wait_event(copied)
-    targets = batch.targets
-    for tensor in (batch.pixels, batch.sizes, batch.scales, targets.boxes, targets.labels, targets.image_seeds):
+    for tensor in batch.tensors():
         tensor.record_stream(current)
     return batch

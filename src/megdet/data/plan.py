@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from megdet.errors import InputError
 from megdet.ops.integer_hash import hash_integers
-from megdet.recipe import Data, Recipe
+from megdet.recipe import Data, Recipe, ResizeKind
 from megdet.run_length import total_steps
 
 _ORDER, _WINDOW, _IMAGE, _HORIZONTAL, _VERTICAL = range(1, 6)
@@ -42,6 +42,8 @@ class PlannedImage:
     """height and width in pixels after resizing"""
     flip_horizontal: bool = False
     flip_vertical: bool = False
+    resize: ResizeKind = "antialias"
+    """how it is resized"""
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ class TrainingPlan:
         data = self.recipe.data
         factor = min(data.scale_jitter)
         edge, longest = min(data.short_edges) * factor, data.max_long_edge * factor
-        canvases = [canvas_of(resized(int(h), int(w), edge, longest), data) for h, w in self.sizes]
+        canvases = [canvas_of(resized(int(h), int(w), edge, longest, data.resize), data) for h, w in self.sizes]
         index = min(range(len(canvases)), key=lambda i: canvases[i][0] * canvases[i][1])
         return index, canvases[index]
 
@@ -166,9 +168,10 @@ class TrainingPlan:
             index,
             epoch,
             seed,
-            resized(height, width, short_edge * factor, data.max_long_edge * factor),
+            resized(height, width, short_edge * factor, data.max_long_edge * factor, data.resize),
             unit_interval(seed, _HORIZONTAL) < data.horizontal_flip,
             unit_interval(seed, _VERTICAL) < data.vertical_flip,
+            data.resize,
         )
 
 
@@ -181,7 +184,7 @@ def evaluation_plan(sizes: Int64[np.ndarray, "images 2"], recipe: Recipe) -> lis
     of_canvas: dict[tuple[int, int], list[PlannedImage]] = {}
     for index, (height, width) in enumerate(sizes.tolist()):
         size = evaluation_size(height, width, data)
-        of_canvas.setdefault(canvas_of(size, data), []).append(PlannedImage(index, 0, 0, size))
+        of_canvas.setdefault(canvas_of(size, data), []).append(PlannedImage(index, 0, 0, size, resize=data.resize))
     return [
         PlannedGroup(canvas, tuple(images[start : start + most]))
         for canvas, images in sorted(of_canvas.items())
@@ -191,13 +194,19 @@ def evaluation_plan(sizes: Int64[np.ndarray, "images 2"], recipe: Recipe) -> lis
 
 def evaluation_size(height: int, width: int, data: Data) -> tuple[int, int]:
     """Height and width in pixels to which an image is resized for evaluation."""
-    return resized(height, width, data.short_edges[-1], data.max_long_edge)
+    return resized(height, width, data.short_edges[-1], data.max_long_edge, data.resize)
 
 
-def resized(height: int, width: int, short_edge: int | float, max_long_edge: int | float) -> tuple[int, int]:
-    """Height and width with the shorter edge at `short_edge`, unless the longer one would exceed its maximum."""
+def resized(
+    height: int, width: int, short_edge: int | float, max_long_edge: int | float, kind: ResizeKind = "antialias"
+) -> tuple[int, int]:
+    """Height and width with the shorter edge at `short_edge`, unless the longer one would exceed its maximum.
+
+    Whole pixels are the nearest; for `kind` torchvision those that are full, so that 799.9999 is 799.
+    """
     scale = min(short_edge / min(height, width), max_long_edge / max(height, width))
-    return max(1, round(height * scale)), max(1, round(width * scale))
+    whole = math.floor if kind == "torchvision" else round
+    return max(1, whole(height * scale)), max(1, whole(width * scale))
 
 
 def unit_interval(seed: int, purpose: int) -> float:

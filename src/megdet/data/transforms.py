@@ -1,10 +1,10 @@
 """From planned images to a batch: read, resize, colour, flip, place on the canvas."""
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float32, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
@@ -14,6 +14,7 @@ from megdet.data.cache import ImageCache
 from megdet.data.coco import CocoDataset
 from megdet.data.image import read_image
 from megdet.data.plan import PlannedImage, unit_interval
+from megdet.errors import InputError
 from megdet.structures import Batch, Targets
 
 _BRIGHTNESS, _CONTRAST, _SATURATION = range(11, 14)
@@ -30,10 +31,11 @@ def load_batch(
 ) -> Batch:
     """The images of one micro-batch, which may be none, on a canvas of (height, width) pixels.
 
-    Crowd boxes are not targets. Raises InputError for a file that cannot be read.
+    Crowd boxes are not targets. Raises InputError for a file that cannot be read, or has another size than in the plan.
     """
     # channels last like the resized images, and like the model wants them: turning them costs more than resizing
-    pixels = torch.zeros((len(images), *canvas, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    dtype = torch.float32 if any(image.resize == "torchvision" for image in images) else torch.uint8
+    pixels = torch.zeros((len(images), *canvas, 3), dtype=dtype).permute(0, 3, 1, 2)
     boxes, labels, scales = [], [], torch.ones(len(images), 2)
     for row, image in enumerate(images):
         original = dataset.sizes[image.index]
@@ -70,23 +72,58 @@ def resize(
     return tensor if tensor.shape[1:] == size else V.resize(tensor, list(size), antialias=True)
 
 
+def resize_as_torchvision(
+    pixels: UInt8[np.ndarray, "height width 3"], size: tuple[int, int]
+) -> Float32[Tensor, "3 new_height new_width"]:
+    """Bilinear without antialias, on floats from 0 to 255, as torchvision's detectors do it; channels last in memory.
+
+    They normalise before they resize; the two change places but for rounding, since the weights of a pixel sum to 1.
+    """
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1)[None].float()
+    return F.interpolate(tensor, size=size, mode="bilinear", align_corners=False)[0]
+
+
+RESIZE: dict[str, Callable[[NDArray[np.uint8], tuple[int, int]], Tensor]] = {
+    "antialias": resize,
+    "torchvision": resize_as_torchvision,
+}
+"""By `data.resize`."""
+
+
 def _load(dataset: CocoDataset, image: PlannedImage, color_jitter: float, cache: ImageCache | None) -> Tensor:
-    pixels = _resized(dataset.image_path(image.index), image, cache)
+    try:
+        pixels = _resized(dataset, image, cache)
+    except InputError as error:
+        height, width = dataset.sizes[image.index].tolist()
+        raise InputError(
+            f"{error}: put a sound picture of {width} x {height} pixels in its place and give the same command again; "
+            "without the image it is another data set, on which start_from goes on in a new run"
+        ) from None
     if color_jitter:
-        for purpose, adjust in (
-            (_BRIGHTNESS, V.adjust_brightness),
-            (_CONTRAST, V.adjust_contrast),
-            (_SATURATION, V.adjust_saturation),
-        ):
-            low = max(0.0, 1 - color_jitter)
-            pixels = adjust(pixels, low + (1 + color_jitter - low) * unit_interval(image.seed, purpose))
+        pixels = _jittered(pixels, image, color_jitter)
     axes = [axis for axis, flipped in ((1, image.flip_vertical), (2, image.flip_horizontal)) if flipped]
     return pixels.flip(axes) if axes else pixels
 
 
-def _resized(path: Path, image: PlannedImage, cache: ImageCache | None) -> Tensor:
+def _jittered(pixels: Tensor, image: PlannedImage, strength: float) -> Tensor:
+    scale = 255.0 if pixels.is_floating_point() else 1.0  # torchvision takes floats from 0 to 1
+    pixels = pixels / scale if pixels.is_floating_point() else pixels
+    for purpose, adjust in (
+        (_BRIGHTNESS, V.adjust_brightness),
+        (_CONTRAST, V.adjust_contrast),
+        (_SATURATION, V.adjust_saturation),
+    ):
+        low = max(0.0, 1 - strength)
+        pixels = adjust(pixels, low + (1 + strength - low) * unit_interval(image.seed, purpose))
+    return pixels * scale if pixels.is_floating_point() else pixels
+
+
+def _resized(dataset: CocoDataset, image: PlannedImage, cache: ImageCache | None) -> Tensor:
+    path, resize = dataset.image_path(image.index), RESIZE[image.resize]
+    height, width = dataset.sizes[image.index].tolist()
+
     def read() -> NDArray[np.uint8]:
-        return read_image(path)
+        return read_image(path, size=(height, width))
 
     def read_and_resize() -> NDArray[np.uint8]:
         return resize(read(), image.size).permute(1, 2, 0).numpy()

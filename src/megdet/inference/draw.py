@@ -16,6 +16,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from megdet.errors import printable
+
 Colour = tuple[int, int, int]
 _Rectangle = tuple[int, int, int, int]
 _PAPER: Colour = (255, 255, 255)
@@ -236,7 +238,7 @@ def _overlap(a: _Rectangle, b: _Rectangle) -> int:
 
 def _fitted(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     """The text as one printable line, shortened with an ellipsis to this width in pixels."""
-    line = " ".join(text.encode("utf-8", errors="replace").decode().split())
+    line = printable(" ".join(text.split()))
     if font.getlength(line) <= width:
         return line
     while line and font.getlength(line + "…") > width:

@@ -13,7 +13,7 @@ from megdet.data.coco import CocoDataset
 from megdet.data.image import read_image
 from megdet.data.loader import group_batches
 from megdet.data.plan import canvas_of, evaluation_plan, evaluation_size
-from megdet.data.transforms import resize
+from megdet.data.transforms import RESIZE
 from megdet.distributed.world import World
 from megdet.errors import InputError, nearest
 from megdet.inference.trained import TrainedDetector
@@ -86,12 +86,13 @@ def detect_image(trained: TrainedDetector, file: Path) -> tuple[NDArray[np.uint8
 
     They are those of `detect_dataset` to rounding: the canvas is that of the evaluation plan.
     """
-    pixels = read_image(file)
-    height, width = pixels.shape[:2]
     data = trained.recipe.data
+    pixels = read_image(file, max_pixels=data.max_pixels)
+    height, width = pixels.shape[:2]
     size = evaluation_size(height, width, data)
-    canvas = torch.zeros(1, 3, *canvas_of(size, data), dtype=torch.uint8)
-    canvas[0, :, : size[0], : size[1]] = resize(pixels, size)
+    resized = RESIZE[data.resize](pixels, size)
+    canvas = torch.zeros(1, 3, *canvas_of(size, data), dtype=resized.dtype)
+    canvas[0, :, : size[0], : size[1]] = resized
     detections = detect_batch(trained.model, canvas.to(trained.device), torch.tensor([size], device=trained.device))
     scale = torch.tensor([size[1] / width, size[0] / height]).double().repeat(2)
     boxes = detections.boxes[0].double().cpu() / scale

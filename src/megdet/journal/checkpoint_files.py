@@ -24,13 +24,14 @@ from typing import Literal
 
 import msgspec
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from megdet.errors import InputError
 from megdet.files import cannot_write, read_json, reason_of, sync_folder, write_json_atomically
 from megdet.journal.run_folder import RunFolder
 from megdet.journal.run_state import RunState
+from megdet.tensor_file import load_tensors
 
 _FORMAT = 2
 _NAME = re.compile(r"step_(\d{8,})")
@@ -73,7 +74,7 @@ class Checkpoint:
             with file.open("rb") as content:
                 found = hashlib.file_digest(content, "sha256").hexdigest()
             if found == self.hashes[kind]:
-                return load_file(file)
+                return load_tensors(file)
         except (OSError, SafetensorError) as error:
             raise self.damaged(f"{file} cannot be read ({reason_of(error)})") from error
         raise self.damaged(f"{file} is not what was saved, its SHA-256 differs from that in state.json")

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from megdet.errors import InputError
-from megdet.files import cannot_write, write_text_atomically
+from megdet.files import cannot_write, parse_json, write_text_atomically
 from megdet.journal.run_folder import decode_non_finite, encode_non_finite
 
 
@@ -101,17 +101,16 @@ def _parse(path: Path, content: bytes) -> list[tuple[str, dict[str, Any]]]:
     parsed: list[tuple[str, dict[str, Any]]] = []
     for index, raw in enumerate(lines[: last + 1]):
         try:
-            line = raw.decode("utf-8")
-            record = decode_non_finite(json.loads(line))
-            if type(record["step"]) is not int:
-                raise TypeError
-        except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
+            record = decode_non_finite(parse_json(raw, str(path)))
+            if not isinstance(record, dict) or type(record.get("step")) is not int:
+                raise InputError("no integer 'step'")
+        except InputError as error:
             if index == last:
                 break  # the run was killed while it wrote this line
             raise InputError(
                 f"{path} line {index + 1} is not a JSON object with an integer 'step'; remove that line"
             ) from error
-        parsed.append((line, record))
+        parsed.append((raw.decode(), record))
     return parsed
 
 

@@ -2,82 +2,73 @@
 
 On the wire are one collective forward (two in the two-pass form) and one backward, each of two or three numbers a
 channel. The passes over the pixels are torch's own kernels: those of `nn.SyncBatchNorm` on a GPU, and on a CPU those
-that were measured to be the fastest for the memory format (`bench/batch_norm.py`).
+that were measured to be the fastest for the memory format (`bench/batch_norm.py`); `moments.py` keeps them exact.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, distributed
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from megdet.distributed.world import Lane
+from megdet.distributed.lane import Lane, lane_of_all
+from megdet.layers.moments import (
+    by_channel,
+    centered_sums,
+    channel_moments,
+    count_values,
+    exact_moments,
+    has_channels_last,
+    other_dims,
+    statistics_dtype,
+    wide_dtype,
+)
 
 
 class Moments(NamedTuple):
-    """The statistics of a group, a number a channel, in float32 or float64."""
+    """The statistics of a group, a number a channel: in float64 or float32 on a CPU, in float32 on a GPU."""
 
     mean: Tensor
     inverse_std: Tensor
     """1 / sqrt(biased variance + eps)"""
     unbiased_var: Tensor
-    num_values: Tensor
-    """values a channel, shape (1,)"""
+    num_values: Tensor | float
+    """values a channel; a tensor of shape (1,) on a GPU, which need not be waited for"""
 
 
 class CrossDeviceNorm(torch.autograd.Function):
-    """Normalise by the moments of the lane's group. Returns the output and the moments, which carry no gradient.
-
-    Given `moments`, of a first forward, it uses them and issues no collective.
-    """
+    """Normalise by the moments of the lane's group, on which the gradient of x depends too."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        mask: Tensor | None,
-        eps: float,
-        lane: Lane,
-        two_pass: bool,
-        moments: Moments | None,
-    ) -> tuple[Tensor, ...]:
-        """One collective, or two in the two-pass form, or none where the moments are given."""
-        mean, inverse_std, unbiased_var, count = moments or _moments(x, mask, eps, lane, two_pass)
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None, eps: float, lane: Lane, moments: Moments
+    ) -> Tensor:
+        """No collective."""
+        mean, inverse_std, _, ctx.num_values = moments
         y = normalize(x, weight, bias, mean, inverse_std, eps)
         if mask is not None:
-            y = torch.where(mask > 0, y, _by_channel(bias, x).to(y.dtype))
-        ctx.save_for_backward(x, weight, mean, inverse_std, count, *(() if mask is None else (mask,)))
+            y = torch.where(mask > 0, y, by_channel(bias, x).to(y.dtype))
+        ctx.save_for_backward(x, weight, mean, inverse_std, *(() if mask is None else (mask,)))
         ctx.lane = lane
-        ctx.mark_non_differentiable(mean, inverse_std, unbiased_var, count)
-        return y, mean, inverse_std, unbiased_var, count
+        return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """One collective."""
-        x, weight, mean, inverse_std, count, *rest = ctx.saved_tensors
+        x, weight, mean, inverse_std, *rest = ctx.saved_tensors
         dy = gradients[0] * rest[0].to(x.dtype) if rest else gradients[0]
-        dy = dy.contiguous(memory_format=torch.channels_last if _is_channels_last(x) else torch.contiguous_format)
-        sums, weight_gradient, bias_gradient = _gradient_sums(dy, x, weight, mean, inverse_std)
-        sums = _sum_over_lane(sums, ctx.lane)
-        if x.shape[0] == 0:
-            dx = torch.empty_like(x)
-        elif x.is_cuda:
-            sum_dy, sum_dy_centered = sums.chunk(2)
-            dx = torch.batch_norm_backward_elemt(
-                dy, x, mean, inverse_std, weight, sum_dy, sum_dy_centered, count.to(torch.int32)
-            )
+        if dy.stride() != x.stride():
+            dy = dy.movedim(1, -1).contiguous().movedim(-1, 1) if has_channels_last(x) else dy.contiguous()
+        if ctx.lane.width == 1 and not rest and not x.is_cuda and x.shape[0]:
+            found = _own_gradients(dy, x, weight, mean, inverse_std)
         else:
-            mean_dy, mean_dy_centered = (sums / count).chunk(2)
-            scale = weight * inverse_std
-            slope = -scale * inverse_std**2 * mean_dy_centered
-            dx = _affine(x.to(mean.dtype), slope, -scale * mean_dy - slope * mean)
-            dx = dx.addcmul_(dy.to(mean.dtype), _by_channel(scale, x)).to(x.dtype)
+            found = _gradients(dy, x, weight, mean, inverse_std, ctx.num_values, ctx.lane)
+        dx, weight_gradient, bias_gradient = found
         if rest:
             dx = dx * rest[0].to(dx.dtype)
-        return dx, weight_gradient, bias_gradient, None, None, None, None, None
+        return dx, weight_gradient, bias_gradient, None, None, None, None
 
 
 def normalize(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, inverse_std: Tensor, eps: float) -> Tensor:
@@ -86,70 +77,58 @@ def normalize(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, inverse_std
         return torch.empty_like(x)
     if x.is_cuda:
         return torch.batch_norm_elemt(x, weight, bias, mean, inverse_std, eps)
-    scale = weight * inverse_std
-    return _affine(x, scale, bias - mean * scale)
+    scale = (weight * inverse_std).to(statistics_dtype(x))
+    return _affine(x, scale, (bias - mean * scale).to(scale.dtype))
 
 
-def statistics_dtype(x: Tensor) -> torch.dtype:
-    """The number format of statistics: float32, or float64 for float64 input."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
+def lane_moments(x: Tensor, mask: Tensor | None, eps: float, lane: Lane, *, two_pass: bool) -> Moments:
+    """The moments of the group of which `x` is this rank's share. One collective, or two in the two-pass form.
 
-
-def _moments(x: Tensor, mask: Tensor | None, eps: float, lane: Lane, two_pass: bool) -> Moments:
+    Call it without gradients.
+    """
     if x.is_cuda and mask is None and not two_pass:
         return _moments_on_gpu(x, eps, lane)
-    mean, squares, count = _two_pass(x, mask, lane) if two_pass else _merged(x, mask, lane)
-    return Moments(mean, (squares / count + eps).rsqrt(), squares / (count - 1).clamp(min=1), count)
+    mean, var, count = _two_pass(x, mask, lane) if two_pass else _merged(x, mask, lane)
+    if isinstance(count, Tensor):
+        return Moments(mean, (var + eps).rsqrt_(), var * (count / (count - 1).clamp(min=1)), count)
+    return Moments(mean, (var + eps).rsqrt_(), var * (count / max(count - 1, 1.0)), count)
 
 
-def _two_pass(x: Tensor, mask: Tensor | None, lane: Lane) -> tuple[Tensor, Tensor, Tensor]:
+def _two_pass(x: Tensor, mask: Tensor | None, lane: Lane) -> tuple[Tensor, Tensor, Tensor | float]:
     """Algorithm 1 to the letter: the mean first, then the squares centred by it. One collective each."""
     x = x.to(statistics_dtype(x))
-    sums = _sum_over_lane(torch.cat([(x if mask is None else x * mask).sum(_dims(x)), _count(x, mask)]), lane)
+    own = (x if mask is None else x * mask).sum(other_dims(x)).to(wide_dtype(x))
+    sums = _sum_over_lane(torch.cat([own, count_values(x, mask)]), lane)
     count = sums[-1:].clamp(min=1)  # a group of padded rows alone has no value at all
-    mean = sums[:-1] / count
-    return mean, _sum_over_lane(_centered_squares(x, mask, mean), lane), count
+    center = (sums[:-1] / count).to(x.dtype)
+    # the centre is rounded: what it lacks is the mean of the rest
+    off, square = (_sum_over_lane(centered_sums(x, mask, center).flatten(), lane) / count).chunk(2)
+    return center + off, (square - off.square()).clamp(min=0), count if x.is_cuda else count.item()
 
 
-def _merged(x: Tensor, mask: Tensor | None, lane: Lane) -> tuple[Tensor, Tensor, Tensor]:
-    """One collective: every rank's count, mean and centred squares, merged pairwise (Chan et al., 1983)."""
-    count, mean, squares = _own_statistics(x, mask)
-    if lane.width == 1:
-        return mean, squares, count.clamp(min=1)
-    parts = _gather_over_lane(torch.cat([count, mean, squares]), lane)
-    counts, means, all_squares = parts[:, :1], parts[:, 1 : 1 + len(mean)], parts[:, 1 + len(mean) :]
-    count = counts.sum(0).clamp(min=1)
-    mean = (counts * means).sum(0) / count
-    return mean, torch.addcmul(all_squares, counts, (means - mean) ** 2).sum(0), count
-
-
-def _own_statistics(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Count, mean and centred squares of this rank's share."""
-    dtype, channels = statistics_dtype(x), x.shape[1]
-    count = _count(x, mask)
-    if x.shape[0] == 0:
-        return count, *x.new_zeros(2, channels, dtype=dtype)
+def _merged(x: Tensor, mask: Tensor | None, lane: Lane) -> tuple[Tensor, Tensor, Tensor | float]:
+    """One collective: every rank's count, mean and variance, merged pairwise (Chan et al., 1983)."""
     if mask is not None or x.is_cuda:
-        x = x.to(dtype)
-        mean = (x if mask is None else x * mask).sum(_dims(x)) / count.clamp(min=1)
-        return count, mean, _centered_squares(x, mask, mean)
-    zeros = x.new_zeros(channels, dtype=dtype)
-    if _is_channels_last(x) or x.dtype not in (torch.float32, torch.float64):
-        mean, biased_var = torch.batch_norm_update_stats(x, zeros, zeros.clone(), 0.0)
-        return count, mean.to(dtype), biased_var.to(dtype) * count
-    # four times as fast as the kernel above where channels come first; sum x (x - m) = sum (x - m)^2 + m sum (x - m)
-    length = x.numel() // channels
-    mean = x.sum(_dims(x)) / length
-    _, products, sums = torch.ops.aten.native_batch_norm_backward(
-        x, x, None, mean, zeros + 1, None, None, False, 0.0, (False, True, True)
-    )
-    return count, mean, products - mean * (sums - mean * length)
+        mean, var = exact_moments(x, mask)
+    elif x.shape[0]:
+        mean, var = channel_moments(x)
+    else:
+        mean, var = x.new_zeros(2, x.shape[1], dtype=wide_dtype(x))
+    if lane.width == 1 and mask is None and not x.is_cuda:
+        return mean, var, float(x.numel() // x.shape[1])
+    parts = _gather_over_lane(torch.cat([count_values(x, mask), mean, var]), lane)
+    counts, means, variances = parts[:, :1], parts[:, 1 : 1 + len(mean)], parts[:, 1 + len(mean) :]
+    count = counts.sum(0).clamp_(min=1)
+    weights = counts / count
+    mean = (weights * means).sum(0)
+    off = means - mean
+    return mean, (weights * torch.addcmul(variances, off, off)).sum(0), count if x.is_cuda else count.item()
 
 
 def _moments_on_gpu(x: Tensor, eps: float, lane: Lane) -> Moments:
     """As `nn.SyncBatchNorm` finds them, but an empty share needs no wait: the first rank of a lane has no empty one."""
     dtype, channels = statistics_dtype(x), x.shape[1]
-    count = _count(x, None)
+    count = torch.full((1,), x.numel() // channels, dtype=dtype, device=x.device)
     if x.shape[0]:
         own = torch.cat([count, *torch.batch_norm_stats(x, eps)])
     else:
@@ -170,35 +149,63 @@ def _moments_on_gpu(x: Tensor, eps: float, lane: Lane) -> Moments:
     return Moments(mean, inverse_std, unbiased_var, parts[:, 0].sum(0, keepdim=True))
 
 
-def _gradient_sums(
-    dy: Tensor, x: Tensor, weight: Tensor, mean: Tensor, inverse_std: Tensor
+def _gradients(
+    dy: Tensor, x: Tensor, weight: Tensor, mean: Tensor, inverse_std: Tensor, count: Tensor | float, lane: Lane
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums of dy and of dy (x - mean) of this rank, one after the other; gradients of weight and bias."""
+    """Gradients of x, weight and bias; the lane's ranks add up the sums that the first one needs."""
     if x.shape[0] == 0:
-        zeros = mean.new_zeros(2 * len(mean))
-        return zeros, torch.zeros_like(weight), torch.zeros_like(weight)
+        _sum_over_lane(mean.new_zeros(2 * len(mean)), lane)
+        return torch.empty_like(x), torch.zeros_like(weight), torch.zeros_like(weight)
     if x.is_cuda:
         sum_dy, sum_dy_centered, weight_gradient, bias_gradient = torch.batch_norm_backward_reduce(
             dy, x, mean, inverse_std, weight, True, True, True
         )
-        return torch.cat([sum_dy, sum_dy_centered]), weight_gradient, bias_gradient
-    _, sum_dy_centered, sum_dy = torch.ops.aten.native_batch_norm_backward(
-        dy, x, None, mean, torch.ones_like(mean), None, None, False, 0.0, (False, True, True)
+        sum_dy, sum_dy_centered = _sum_over_lane(torch.cat([sum_dy, sum_dy_centered]), lane).chunk(2)
+        assert isinstance(count, Tensor)
+        dx = torch.batch_norm_backward_elemt(
+            dy, x, mean, inverse_std, weight, sum_dy, sum_dy_centered, count.to(torch.int32)
+        )
+        return dx, weight_gradient, bias_gradient
+    dtype = statistics_dtype(x)
+    center = mean.to(dtype)
+    _, weight_gradient, sum_dy = torch.ops.aten.native_batch_norm_backward(
+        dy, x, None, None, None, center, inverse_std.to(dtype), True, 0.0, (False, True, True)
     )
-    sum_dy, sum_dy_centered = sum_dy.to(mean.dtype), sum_dy_centered.to(mean.dtype)
-    return (
-        torch.cat([sum_dy, sum_dy_centered]),
-        (sum_dy_centered * inverse_std).to(weight.dtype),
-        sum_dy.to(weight.dtype),
+    # the sums over dy times the normalised x; float32 has not all digits of the mean
+    weight_gradient = torch.addcmul(weight_gradient, (center - mean) * inverse_std, sum_dy)
+    mean_dy, mean_product = (_sum_over_lane(torch.cat([sum_dy, weight_gradient]).double(), lane) / count).chunk(2)
+    scale = weight * inverse_std
+    slope = (-scale * inverse_std * mean_product).to(dtype)
+    dx = _affine(x.to(dtype), slope, (-scale * mean_dy - slope * mean).to(dtype))
+    dx = dx.addcmul_(dy.to(dtype), by_channel(scale.to(dtype), x)).to(x.dtype)
+    return dx, weight_gradient.to(weight.dtype), sum_dy.to(weight.dtype)
+
+
+def _own_gradients(
+    dy: Tensor, x: Tensor, weight: Tensor, mean: Tensor, inverse_std: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same by one kernel, for a lane of one on a CPU."""
+    dtype = statistics_dtype(x)
+    moments = mean.to(dtype), inverse_std.to(dtype)
+    dx, weight_gradient, bias_gradient = torch.ops.aten.native_batch_norm_backward(
+        dy, x, weight.to(dtype), None, None, *moments, True, 0.0, (True, True, True)
     )
+    return dx, weight_gradient.to(weight.dtype), bias_gradient.to(weight.dtype)
 
 
 def _affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """x * scale + shift, by channel."""
-    if x.dtype == scale.dtype and (x.dim() == 2 or _is_channels_last(x)):
-        return torch.addcmul(_by_channel(shift, x), x, _by_channel(scale, x))
+    if x.dtype == scale.dtype and has_channels_last(x):
+        return torch.addcmul(by_channel(shift, x), x, by_channel(scale, x))
     zeros = torch.zeros_like(scale)
     return F.batch_norm(x, zeros, zeros + 1, scale, shift, False, 0.0, 0.0)
+
+
+def mean_over_lanes(mean: Tensor, var: Tensor, num_groups: int = 1) -> tuple[Tensor, Tensor]:
+    """The plain mean over the groups of all processes; `num_groups` is 0 where this one has none. One collective."""
+    own = torch.cat([mean, var]).to(wide_dtype(mean)) * num_groups
+    total = _sum_over_lane(torch.cat([own, own.new_full((1,), num_groups)]), lane_of_all())
+    return total[:-1].div_(total[-1]).tensor_split(2)  # type: ignore[return-value]
 
 
 def _sum_over_lane(tensor: Tensor, lane: Lane) -> Tensor:
@@ -217,28 +224,3 @@ def _gather_over_lane(tensor: Tensor, lane: Lane) -> Tensor:
     rows = tensor.new_empty(lane.width * len(tensor))
     distributed.all_gather_into_tensor(rows, tensor, group=lane.process_group)
     return rows.reshape(lane.width, -1)
-
-
-def _count(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Values a channel, shape (1,)."""
-    per_row = math.prod(x.shape[2:])
-    if mask is not None:
-        return mask.sum().reshape(1) * per_row
-    return torch.full((1,), x.shape[0] * per_row, dtype=statistics_dtype(x), device=x.device)
-
-
-def _centered_squares(x: Tensor, mask: Tensor | None, mean: Tensor) -> Tensor:
-    centered = x - _by_channel(mean, x)
-    return (centered if mask is None else centered * mask).square().sum(_dims(x))
-
-
-def _dims(x: Tensor) -> list[int]:
-    return [0, *range(2, x.dim())]
-
-
-def _by_channel(values: Tensor, x: Tensor) -> Tensor:
-    return values.reshape(1, -1, *[1] * (x.dim() - 2))
-
-
-def _is_channels_last(x: Tensor) -> bool:
-    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)

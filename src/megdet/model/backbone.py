@@ -10,7 +10,6 @@ from typing import Any
 import timm
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from megdet.errors import InputError, nearest
@@ -18,6 +17,7 @@ from megdet.layers.batch_norm import FrozenBatchNorm
 from megdet.layers.convert import exchange_norms
 from megdet.layers.lean import lean_outputs, watch_activations
 from megdet.layers.recompute import RecomputedBlocks, saved_bytes, sublinear_segments
+from megdet.model.weight_file import misfit, read_tensors
 from megdet.recipe import Backbone as BackboneRecipe
 from megdet.recipe import RecomputePlan
 
@@ -198,11 +198,9 @@ def load_backbone_weights(model: nn.Module, file: Path) -> None:
             )
         pairs = dict(zip(wanted, given.values(), strict=False))
     for name, tensor in pairs.items():
-        if tensor.shape != wanted[name].shape:
-            raise InputError(
-                f"backbone.weights {file}: the tensor for {name} has shape {tuple(tensor.shape)}, "
-                f"not {tuple(wanted[name].shape)}: the file is of another model"
-            )
+        fault = misfit(name, tensor, wanted[name])
+        if fault:
+            raise InputError(f"backbone.weights {file}: {fault}: the file is of another model")
     model.load_state_dict(pairs, strict=False)
 
 
@@ -237,22 +235,6 @@ def _refuse_random_layers(model: nn.Module, name: str) -> None:
 def _classifier_prefixes(model: nn.Module) -> tuple[str, ...]:
     classifier = getattr(model, "pretrained_cfg", {}).get("classifier", ())
     return (classifier,) if isinstance(classifier, str) else tuple(classifier)
-
-
-def read_tensors(file: Path, key: str) -> dict[str, Tensor]:
-    """The tensors of a .pth or .safetensors file by name; `key` says in messages what asked for it."""
-    if not file.is_file():
-        raise InputError(f"{key} {file}: no such file")
-    try:
-        content = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
-    except Exception:  # whatever torch says of it, such as how to load it unsafely, helps nobody here
-        raise InputError(f"{key} {file}: neither a safetensors file nor tensors saved by torch.save") from None
-    for inner in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(inner), dict):
-            content = content[inner]
-    if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
-        raise InputError(f"{key} {file}: it holds no plain dictionary of tensors")
-    return content
 
 
 def _copy_shared(whole: nn.Module, body: nn.Module) -> None:

@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor, nn
 
-from megdet.distributed.world import SINGLE_LANE, Lane
+from megdet.distributed.lane import SINGLE_LANE, Lane
 from megdet.layers.convert import exchange_norms, norm_factory
 from megdet.layers.recompute import plainly, recompute
 from megdet.model.anchors import AnchorGrid
@@ -61,7 +61,9 @@ class Detector(nn.Module):
         return self.losses(images, batch.sizes, batch.targets)
 
     def normalized(
-        self, pixels: UInt8[Tensor, "images 3 height width"], sizes: Int64[Tensor, "images 2"]
+        self,
+        pixels: UInt8[Tensor, "images 3 height width"] | Float32[Tensor, "images 3 height width"],
+        sizes: Int64[Tensor, "images 2"],
     ) -> Float[Tensor, "images 3 height width"]:
         """Subtract the mean, divide by the deviation, and set the canvas outside each image to 0."""
         dtype = self.fpn.lateral[0][0].weight.dtype  # type: ignore[index]

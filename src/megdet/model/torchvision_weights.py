@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from megdet.errors import InputError
+from megdet.model.weight_file import misfit
 from megdet.recipe import Anchors, Backbone, BoxHead, Fpn, Recipe, Rpn
 
 _RENAMED = (
@@ -20,13 +21,15 @@ _RENAMED = (
     ("roi_heads.box_predictor.cls_score.", "box_head.classes."),
     ("roi_heads.box_predictor.bbox_pred.", "box_head.deltas."),
 )
+_CHANNELS = Fpn().channels
 
 
 def torchvision_recipe(base: Recipe, norm_eps: float) -> Recipe:
-    """`base` with the architecture of torchvision's detector: its frozen norms, anchors and RoIAlign."""
+    """`base` with the architecture of torchvision's detector, its frozen norms, anchors, RoIAlign and resizing."""
     return replace(
         base,
         bn_size=0,
+        data=replace(base.data, resize="torchvision"),
         backbone=Backbone(name="resnet50", norm="batch", norm_eps=norm_eps, frozen_stages=2),
         fpn=Fpn(),
         anchors=Anchors(stride_from_grid=True),
@@ -37,13 +40,18 @@ def torchvision_recipe(base: Recipe, norm_eps: float) -> Recipe:
 
 def num_torchvision_classes(tensors: dict[str, Tensor]) -> int:
     """Classes without background. Raises InputError when the tensors are of another model."""
-    try:
-        return tensors["roi_heads.box_predictor.cls_score.weight"].shape[0] - 1
-    except KeyError:
+    name = "roi_heads.box_predictor.cls_score.weight"
+    if name not in tensors:
         raise InputError(
-            "the file holds no roi_heads.box_predictor.cls_score.weight: it is not a state dict of "
-            "torchvision.models.detection.fasterrcnn_resnet50_fpn"
-        ) from None
+            f"the file holds no {name}: it is not a state dict of torchvision.models.detection.fasterrcnn_resnet50_fpn"
+        )
+    shape = tuple(tensors[name].shape)
+    channels = BoxHead().channels
+    if len(shape) != 2 or shape[0] < 2 or shape[1] != channels:
+        raise InputError(
+            f"tensor {name} has shape {shape}, not (classes + 1, {channels}): the file is of another model"
+        )
+    return shape[0] - 1
 
 
 def convert_torchvision_weights(tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -67,13 +75,8 @@ def convert_torchvision_weights(tensors: dict[str, Tensor], wanted: dict[str, Te
             )
         if new.endswith("num_batches_tracked"):
             continue
-        if new == "box_head.fc1.weight":
-            bins = wanted[new].shape[1] // 256
-            tensor = tensor.reshape(len(tensor), 256, bins).transpose(1, 2).flatten(1)
-        elif new.startswith("box_head.classes."):
-            tensor = torch.cat([tensor[1:], tensor[:1]])
-        elif new.startswith("box_head.deltas."):
-            tensor = tensor[4:] if len(tensor) == 4 * (num_classes + 1) else tensor
+        if new.startswith("box_head.deltas.") and tensor.dim() and len(tensor) == 4 * (num_classes + 1):
+            tensor = tensor[4:]
         converted[new] = tensor
     left_over = next((name for name in converted if name not in wanted), None)
     if left_over is not None:
@@ -81,9 +84,16 @@ def convert_torchvision_weights(tensors: dict[str, Tensor], wanted: dict[str, Te
     for name, tensor in wanted.items():
         if name not in converted:
             raise InputError(f"the file has no tensor for {name}: it is of another model")
-        if converted[name].shape != tensor.shape:
-            raise InputError(
-                f"the tensor for {name} has shape {tuple(converted[name].shape)}, not {tuple(tensor.shape)}: "
-                "the file is of another model"
-            )
-    return {name: converted[name].contiguous() for name in wanted}
+        fault = misfit(name, converted[name], tensor)
+        if fault:
+            raise InputError(f"{fault}: the file is of another model")
+    return {name: _rearranged(name, converted[name]).contiguous() for name in wanted}
+
+
+def _rearranged(name: str, tensor: Tensor) -> Tensor:
+    """A tensor of the right shape with its values in our order."""
+    if name == "box_head.fc1.weight":
+        return tensor.reshape(len(tensor), _CHANNELS, -1).transpose(1, 2).flatten(1)
+    if name.startswith("box_head.classes."):
+        return torch.cat([tensor[1:], tensor[:1]])
+    return tensor

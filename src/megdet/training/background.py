@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from megdet.data.coco import load_coco
+from megdet.data.coco import validation_set
 from megdet.distributed.spare import alone_on, spare_device
 from megdet.distributed.world import World, start_world
 from megdet.errors import InputError
@@ -32,6 +32,8 @@ from megdet.inference.predict import category_ids_for, detect_dataset
 from megdet.inference.trained import load_detector
 from megdet.journal.environment import usable_cores
 from megdet.journal.run_folder import RunFolder
+from megdet.recipe import Recipe
+from megdet.runtime import slow_at
 
 _HIDDEN = ".evaluation_"
 _PARENT_SECONDS = 0.5
@@ -60,6 +62,8 @@ class _Task:
     threads: int
     out: str
     parent: int
+    overrides: dict[str, str]
+    """of the run's recipe"""
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,16 @@ def agree_on_device(in_background: bool, evaluate_on: str, world: World) -> torc
     return world.on_first(lambda: spare_device(evaluate_on, world))
 
 
+def overrides_beside(recipe: Recipe, device: torch.device, training_device: torch.device) -> tuple[dict[str, str], str]:
+    """The keys of a recipe that evaluations beside its training change, and the figures that are the reason.
+
+    A processor that is slow at bfloat16 evaluates a training on GPUs in float32. Beside a training on the same kind of
+    device an evaluation computes as one in the foreground.
+    """
+    figures = "" if device.type == training_device.type else slow_at(recipe.precision, device)
+    return ({"precision": "float32"} if figures else {}), figures
+
+
 class BackgroundEvaluations:
     """Evaluations of checkpoints of a run, one after the other in the order of `start`; closing it ends them.
 
@@ -90,10 +104,18 @@ class BackgroundEvaluations:
         workers: processes that load images.
         training_device: what the training computes on. Where both are the CPU an evaluation has the training's number
             of threads, so that it rounds like one in the foreground; beside a training on GPUs it has all cores.
+        overrides: of the run's recipe, as `overrides_beside` gives them.
     """
 
-    def __init__(self, folder: RunFolder, device: torch.device, workers: int, training_device: torch.device) -> None:
-        self.folder, self.device, self.workers = folder, device, workers
+    def __init__(
+        self,
+        folder: RunFolder,
+        device: torch.device,
+        workers: int,
+        training_device: torch.device,
+        overrides: dict[str, str] | None = None,
+    ) -> None:
+        self.folder, self.device, self.workers, self.overrides = folder, device, workers, overrides or {}
         self.threads = torch.get_num_threads() if device.type == training_device.type else usable_cores()
         self._waiting: deque[int] = deque()
         self._running: _Running | None = None
@@ -174,9 +196,8 @@ class BackgroundEvaluations:
         command = [sys.executable, *([] if has_folder else ["-P"]), "-m", __name__]
         try:
             out = Path(tempfile.mkdtemp(prefix=f"{_HIDDEN}{step:08d}_", dir=self.folder.path))
-            task = _Task(
-                str(self.folder.path), step, str(self.device), self.workers, self.threads, str(out), os.getpid()
-            )
+            place = (str(self.folder.path), step, str(self.device), self.workers, self.threads)
+            task = _Task(*place, str(out), os.getpid(), self.overrides)
             process = subprocess.Popen(
                 [*command, json.dumps(asdict(task))],
                 env=alone_on(self.device),
@@ -205,9 +226,8 @@ def _end_with(parent: int) -> None:
 def _evaluate(task: _Task) -> dict[str, Any]:
     world = start_world(torch.device(task.device).type)
     started = time.perf_counter()
-    trained = load_detector(RunFolder(task.folder), world.device, step=task.step)
-    data = trained.recipe.data
-    dataset = load_coco(Path(data.val_annotations), Path(data.val_images), keep_empty=True)
+    trained = load_detector(RunFolder(task.folder), world.device, task.overrides, step=task.step)
+    dataset = validation_set(trained.recipe.data)
     ids = category_ids_for(trained.class_names, dataset)
     try:
         results = detect_dataset(trained.model, dataset, ids, world, workers=task.workers)

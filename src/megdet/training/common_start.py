@@ -58,7 +58,8 @@ def newest_step(folder: RunFolder, world: World) -> int | None:
     seen: list[int | None] = world.gather_objects(None if newest is None else checkpoint_step(newest))
     if any(step is not None and (seen[0] is None or step > seen[0]) for step in seen):
         mend = "start rank 0 where the newest is, or delete what you do not want"
-        _compare({f"the newest checkpoint in {folder.path}": seen[world.rank]}, mend, world)
+        own = "none" if newest is None else newest.name
+        _compare({f"the newest checkpoint in {folder.path}": own}, mend, world)
     return seen[0]
 
 

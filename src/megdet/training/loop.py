@@ -24,7 +24,7 @@ from megdet.journal.run_folder import FolderLock, RunFolder
 from megdet.model.detector import LOSSES
 from megdet.recipe import Recipe
 from megdet.run_length import total_steps
-from megdet.training.background import BackgroundEvaluations, agree_on_device
+from megdet.training.background import BackgroundEvaluations, agree_on_device, overrides_beside
 from megdet.training.common_start import compare_commands, compare_data, compare_states, newest_step
 from megdet.training.compiled import check_compiler, compile_dense
 from megdet.training.epoch_means import EpochMeans
@@ -106,9 +106,11 @@ def _train(recipe: Recipe, folder: RunFolder, options: RunOptions, world: World)
             opened.enter_context(metrics)
         background = None
         if beside is not None and world.is_first:
-            background = BackgroundEvaluations(folder, beside, options.workers, world.device)
+            overrides, slow = overrides_beside(recipe, beside, world.device)
+            background = BackgroundEvaluations(folder, beside, options.workers, world.device, overrides)
             opened.enter_context(background)
-            reporter.say(f"evaluations go on beside the training, on {beside}")
+            note = f", in float32, since bfloat16 is slow there: {slow}" if slow else ""
+            reporter.say(f"evaluations go on beside the training, on {beside}{note}")
         evaluations = Evaluations(
             recipe,
             folder,

@@ -7,16 +7,17 @@ in our running statistics.
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from megdet.data.coco import CocoDataset, load_coco
+from megdet.data.coco import CocoDataset, training_set
 from megdet.data.loader import training_batches
 from megdet.data.plan import TrainingPlan
+from megdet.data.shared import once_a_host
+from megdet.distributed.lane import make_lane
 from megdet.distributed.layout import Layout, recipe_layout
-from megdet.distributed.world import World, make_lane
+from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.inference.trained import TrainedDetector, load_detector, read_recipe
 from megdet.journal.run_folder import RunFolder
@@ -52,7 +53,7 @@ def load_precise_detector(
         )
     layout = recipe_layout(recipe, world.size, options.lane_width, options.max_images_per_device)
     data = recipe.data
-    dataset = load_coco(Path(data.train_annotations), Path(data.train_images), keep_empty=data.keep_empty_images)
+    dataset = once_a_host(world, lambda: training_set(data))
     plan = TrainingPlan(dataset.sizes, recipe)
     trained = load_detector(folder, world.device, overrides, make_lane(world, layout), world=world)
     if dataset.class_names != trained.class_names:

@@ -4,14 +4,17 @@ import hashlib
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from megdet.data.coco import CocoDataset, load_coco
+from megdet.data.coco import CocoDataset, training_set, validation_set
 from megdet.data.demo import DEMO_SETS, draw_demo
 from megdet.data.plan import TrainingPlan
+from megdet.data.shared import once_a_host
 from megdet.distributed.gradients import GradientBuckets
+from megdet.distributed.lane import make_lane
 from megdet.distributed.layout import Layout
-from megdet.distributed.world import World, make_lane
+from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.evaluation.coco_numbers import CocoNumbers
 from megdet.files import delete_leftovers
@@ -45,15 +48,15 @@ class Datasets:
 
 
 def load_datasets(recipe: Recipe, world: World) -> Datasets:
-    """Read both annotation files, after drawing the demo data set where the recipe asks for it."""
+    """Read both annotation files, one process a host, after drawing the demo data set where the recipe asks for it."""
     data = recipe.data
     if data.draw_demo:
         root, demo = Path(data.train_annotations).parent.parent, asdict(DEMO_SETS[data.draw_demo])
         world.on_first(lambda: draw_demo(root, **demo))
-    train_set = load_coco(Path(data.train_annotations), Path(data.train_images), keep_empty=data.keep_empty_images)
-    val_set = load_coco(Path(data.val_annotations), Path(data.val_images), keep_empty=True)
+    train_set = once_a_host(world, lambda: training_set(data))
+    val_set = once_a_host(world, lambda: validation_set(data))
     category_ids_for(train_set.class_names, val_set)
-    if all(own.is_crowd.all() for own in train_set.annotations):
+    if train_set.annotations.is_crowd.all():
         raise InputError(f"{data.train_annotations}: no image has a box, so there is nothing to learn")
     return Datasets(train_set, val_set)
 
@@ -145,11 +148,10 @@ def claim_folder(folder: RunFolder, recipe: Recipe, world: World) -> FolderLock 
 
 def fingerprint(dataset: CocoDataset) -> str:
     """A hash of what the plan and the targets are made of: the images in their order, their sizes and their boxes."""
-    content = hashlib.sha256(repr((dataset.image_ids, dataset.file_names, dataset.class_names)).encode())
-    content.update(dataset.sizes.tobytes())
-    for own in dataset.annotations:
-        for array in (own.boxes, own.labels, own.is_crowd):
-            content.update(array.tobytes())
+    table, content = dataset.annotations, hashlib.sha256(usedforsecurity=False)
+    content.update(repr((dataset.image_ids, dataset.file_names, dataset.class_names)).encode())
+    for column in (dataset.sizes, table.counts, table.boxes, table.labels, table.is_crowd):
+        content.update(np.ascontiguousarray(column).data)
     return content.hexdigest()
 
 

@@ -11,13 +11,13 @@ from megdet.journal.checkpoint_files import save_checkpoint
 from megdet.journal.environment import collect_environment, write_environment
 from megdet.journal.run_folder import RunFolder
 from megdet.journal.run_state import RunState
-from megdet.model.backbone import read_tensors
 from megdet.model.detector import Detector
 from megdet.model.torchvision_weights import (
     convert_torchvision_weights,
     num_torchvision_classes,
     torchvision_recipe,
 )
+from megdet.model.weight_file import read_tensors
 from megdet.recipe import Recipe
 from megdet.recipe_check import check_recipe
 from megdet.recipe_file import dump_recipe
@@ -71,10 +71,12 @@ def import_torchvision(file: Path, folder: RunFolder, base: Recipe, norm_eps: fl
     check_recipe(recipe, "import torchvision")
     try:
         num_classes = num_torchvision_classes(tensors)
-        model = Detector(recipe, num_classes)
-        converted = convert_torchvision_weights(tensors, model.state_dict())
+        with torch.device("meta"):  # shapes without memory: nothing is built before every tensor is looked at
+            wanted = Detector(recipe, num_classes).state_dict()
+        converted = convert_torchvision_weights(tensors, wanted)
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
+    model = Detector(recipe, num_classes)
     load_weights(model, converted, str(file))
     category_ids = list(range(1, num_classes + 1))
     coco = list(FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"])[1:]

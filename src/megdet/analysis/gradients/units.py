@@ -9,14 +9,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from megdet.data.coco import CocoDataset, load_coco
+from megdet.data.coco import CocoDataset, training_set
 from megdet.data.loader import training_batches
 from megdet.data.plan import TrainingPlan
 from megdet.distributed.layout import recipe_layout
@@ -91,7 +90,7 @@ def load_study(folder: RunFolder, device: torch.device, overrides: dict[str, Any
     checkpoint = open_checkpoint(newest)
     state = checkpoint.state
     data = recipe.data
-    dataset = load_coco(Path(data.train_annotations), Path(data.train_images), keep_empty=data.keep_empty_images)
+    dataset = training_set(data)
     if state.class_names != dataset.class_names:
         raise InputError(f"{data.train_annotations}: its classes are not those that the run was trained on")
     if state.data and state.data != fingerprint(dataset):

@@ -11,7 +11,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from megdet.analysis.paper.rows import PRETRAINING
-from megdet.data.coco import load_coco
+from megdet.data.coco import training_set
 from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.files import cannot_write, replace_file
@@ -92,6 +92,6 @@ def _check_origin(run: RunFolder, recipe: Recipe) -> None:
     annotations, checkpoint = Path(recipe.data.train_annotations), latest_checkpoint(run)
     if checkpoint is None or not annotations.exists():
         return
-    pictures = load_coco(annotations, Path(recipe.data.train_images), keep_empty=recipe.data.keep_empty_images)
+    pictures = training_set(recipe.data)
     if open_checkpoint(checkpoint).state.data not in ("", fingerprint(pictures)):
         raise InputError(f"{run.path} holds a backbone of other pictures or boxes than those of {annotations}: {mend}")

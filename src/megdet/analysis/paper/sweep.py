@@ -99,9 +99,11 @@ def read_outcome(folder: RunFolder) -> Outcome | None:
     if not file.exists():
         return None
     try:
-        return Outcome(**read_json(file))
-    except TypeError:
-        raise InputError(f"{file} is no outcome of a row: delete it, and the row is looked at again") from None
+        return read_json(file, Outcome)
+    except InputError as error:
+        raise InputError(
+            f"{file} is no outcome of a row: delete it, and the row is looked at again ({error})"
+        ) from None
 
 
 def _finished(

@@ -3,6 +3,8 @@
 from pathlib import Path
 
 from megdet.cli.parsers.shared import Parser
+from megdet.cli.parsers.values import at_least_one
+from megdet.recipe import Data
 
 SHOWN_OF_A_KIND = 20
 
@@ -40,3 +42,15 @@ def add_data(parser: Parser) -> None:
 def _add_dataset(parser: Parser) -> None:
     parser.add_argument("annotations", type=Path, metavar="ANNOTATIONS", help="COCO instances file")
     parser.add_argument("images", type=Path, metavar="IMAGES", help="folder of its images")
+    parser.add_argument(
+        "--max-pixels",
+        type=at_least_one,
+        default=Data.max_pixels,
+        metavar="N",
+        help=f"pixels of the largest image that is decoded, default {Data.max_pixels}; a recipe has data.max_pixels",
+    )
+    parser.add_argument(
+        "--allow-outside-files",
+        action="store_true",
+        help="take file names that lead out of IMAGES; a recipe has data.allow_outside_files",
+    )

@@ -1,0 +1,131 @@
+"""The rows of a COCO instances file as they stand in it, and what can be wrong with one.
+
+Polygons are skipped while the file is decoded.
+"""
+
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import msgspec
+
+from megdet.errors import InputError, shown
+from megdet.files import LARGEST_JSON, parse_json, read_bytes
+
+MARK = b"\xef\xbb\xbf"
+"""What some editors put before the first byte of a text in UTF-8."""
+
+
+class ImageRow(msgspec.Struct, gc=False):
+    """An image as it stands in the file: of any type, None where it is missing."""
+
+    id: Any = None
+    file_name: Any = None
+    width: Any = None
+    height: Any = None
+
+
+class ObjectRow(msgspec.Struct, gc=False):
+    """An annotation as it stands in the file."""
+
+    id: Any = None
+    image_id: Any = None
+    category_id: Any = None
+    bbox: Any = None
+    area: Any = None
+    iscrowd: Any = None
+
+
+class CategoryRow(msgspec.Struct, gc=False):
+    """A category as it stands in the file."""
+
+    id: Any = None
+    name: Any = None
+
+
+class CocoRows(msgspec.Struct):
+    """A file of the right structure; what stands in its rows is not checked."""
+
+    images: list[ImageRow]
+    annotations: list[ObjectRow]
+    categories: list[CategoryRow]
+
+
+def read_rows(file: Path) -> object:
+    """The `CocoRows` of a file, or the JSON value in it where that is of another structure. Raises InputError."""
+    return decode(file, content_of(file))
+
+
+def decode(file: Path, content: bytes) -> object:
+    """The same, of the bytes of a file."""
+    try:
+        return _DECODER.decode(content.removeprefix(MARK))
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return parse_json(content, str(file))  # which says where it is broken
+
+
+def content_of(file: Path) -> bytes:
+    """The bytes of a file. Raises InputError."""
+    return read_bytes(file, LARGEST_JSON)
+
+
+def refusal(file: Path, fault: str, image_id: object = None, annotation_id: object = None) -> InputError:
+    """The InputError for a fault of a COCO file, at the ids where it is."""
+    where = f", image {shown(image_id)}" if image_id is not None else ""
+    where += f", annotation {shown(annotation_id)}" if annotation_id is not None else ""
+    return InputError(f"{file}{where}: {fault}; run `megdet data check` to see every problem of this file")
+
+
+def image_fault(image: ImageRow) -> str:
+    """What is wrong with an image of a file besides its id, or nothing."""
+    if not isinstance(image.file_name, str) or not image.file_name:
+        return "the image has no 'file_name'"
+    return declared_fault(image)
+
+
+def declared_fault(image: ImageRow) -> str:
+    """What is wrong with the size that the file gives an image, or nothing."""
+    for key, value in (("width", image.width), ("height", image.height)):
+        if value is not None and not is_number(value):
+            return f"its {key} is {shown(value)}, not a number of pixels"
+    return ""
+
+
+def declared_size(image: ImageRow) -> tuple[float, float]:
+    """Height and width as the file says, NaN where it does not or is wrong."""
+    height, width = (float(value) if is_number(value) else float("nan") for value in (image.height, image.width))
+    return height, width
+
+
+def box_fault(bbox: object) -> str:
+    """What is wrong with a `bbox` of a file, or nothing: it must be four finite numbers x, y, width, height."""
+    if not isinstance(bbox, list) or len(bbox) != 4:
+        return "bbox is not a list of four numbers x, y, width, height" if bbox is not None else "bbox is missing"
+    if not all(is_number(value) for value in bbox):
+        return f"bbox {shown(bbox)} has a value that is not a finite number"
+    if bbox[2] < 0 or bbox[3] < 0:
+        return f"bbox {shown(bbox)} has a negative width or height"
+    return ""
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether a value of a JSON file is a finite number (and no boolean)."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1e30 < value < 1e30
+
+
+def is_id(value: object) -> TypeGuard[int | str]:
+    """Whether a value of a JSON file can name an image or an annotation."""
+    return type(value) in (int, str)
+
+
+def crowd_fault(value: object) -> str:
+    """What is wrong with an `iscrowd` of a file, or nothing."""
+    return "" if value in (None, 0, 1) else f"iscrowd is {shown(value)}, not 0 or 1"
+
+
+def area_fault(value: object) -> str:
+    """What is wrong with an `area` of a file, or nothing."""
+    is_sound = value is None or (is_number(value) and value >= 0)
+    return "" if is_sound else f"area is {shown(value)}, not a number of square pixels"
+
+
+_DECODER = msgspec.json.Decoder(CocoRows)

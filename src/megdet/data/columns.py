@@ -1,0 +1,91 @@
+"""Files of named arrays, in the layout of safetensors: read whole, or mapped so that processes share the memory.
+
+A list with a row of any length for each image or object is two arrays, `name` with all values and `name.ends` with the
+place behind the last value of each row.
+"""
+
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save
+
+from megdet.files import replace_file
+
+_TYPES = {"F64": np.float64, "F32": np.float32, "I64": np.int64, "I32": np.int32, "U8": np.uint8, "BOOL": np.bool_}
+_LENGTH = 8
+"""Bytes of the length of the header, which stands before it."""
+
+Columns = dict[str, NDArray[Any]]
+
+
+def write_columns(path: Path, columns: Columns, notes: Mapping[str, str]) -> None:
+    """Replace a file as a whole by arrays and some text. Raises OSError."""
+    flat = {name: np.ascontiguousarray(column) for name, column in columns.items()}
+    replace_file(path, save(flat, {**notes, "checksum": _checksum(flat)}), durable=False)
+
+
+def read_columns(path: Path) -> tuple[Columns, dict[str, str]]:
+    """The arrays and the text of a file. Raises OSError, and ValueError where it is damaged."""
+    columns, notes = _split(np.fromfile(path, np.uint8))
+    if notes.get("checksum") != _checksum(columns):
+        raise ValueError("the checksum is wrong")
+    return columns, notes
+
+
+def map_columns(path: Path) -> tuple[Columns, dict[str, str]]:
+    """The same without reading them: pages are loaded when they are looked at, once for all processes."""
+    return _split(np.memmap(path, np.uint8, "r").view(np.ndarray))
+
+
+def text_column(values: object) -> NDArray[np.uint8]:
+    """A JSON value as an array of bytes."""
+    return np.frombuffer(json.dumps(values).encode(), np.uint8)
+
+
+def text_of(column: NDArray[np.uint8]) -> Any:
+    """The value of a `text_column`."""
+    return json.loads(column.tobytes())
+
+
+def id_array(ids: Sequence[int | str]) -> NDArray[Any]:
+    """Ids as int64, or as objects where one is a string or longer."""
+    are_short = all(type(value) is int and -(1 << 63) <= value < 1 << 63 for value in ids)
+    array: NDArray[Any] = np.empty(len(ids), np.int64 if are_short else object)
+    array[:] = ids
+    return array
+
+
+def id_column(ids: NDArray[Any]) -> NDArray[Any]:
+    """An `id_array` as an array that a file can hold."""
+    return text_column(ids.tolist()) if ids.dtype == object else ids
+
+
+def ids_of(column: NDArray[Any]) -> NDArray[Any]:
+    """The `id_array` of an `id_column`."""
+    return id_array(text_of(column)) if column.dtype == np.uint8 else column
+
+
+def _split(content: NDArray[np.uint8]) -> tuple[Columns, dict[str, str]]:
+    start = _LENGTH + int.from_bytes(content[:_LENGTH].tobytes(), "little")
+    try:
+        header = json.loads(content[_LENGTH:start].tobytes())
+        notes = header.pop("__metadata__")
+        columns = {}
+        for name, entry in header.items():
+            first, last = entry["data_offsets"]
+            columns[name] = content[start + first : start + last].view(_TYPES[entry["dtype"]]).reshape(entry["shape"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"this is no file of columns: {error}") from error
+    return columns, notes
+
+
+def _checksum(columns: Columns) -> str:
+    checksum = 0
+    for name in sorted(columns):
+        checksum = zlib.crc32(columns[name].reshape(-1).view(np.uint8).data, zlib.crc32(name.encode(), checksum))
+    return f"{checksum:08x}"

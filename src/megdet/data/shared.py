@@ -1,0 +1,92 @@
+"""A data set that one process of a host reads and the others map: its annotations are parsed and held once a host."""
+
+import platform
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+from megdet.data.annotations import AnnotationTable
+from megdet.data.coco import CocoDataset
+from megdet.data.columns import Columns, id_column, ids_of, map_columns, text_column, text_of, write_columns
+from megdet.distributed.world import World
+from megdet.errors import InputError
+from megdet.files import cannot_write, reason_of
+
+
+def once_a_host(world: World, load: Callable[[], CocoDataset]) -> CocoDataset:
+    """What `load` gives on the first rank of each host; every rank calls it and waits, at most the world's timeout.
+
+    Raises:
+        InputError: on every rank, the error of the first that could not load or map it.
+    """
+    if world.size == 1:
+        return load()
+    host = platform.node()
+    with ExitStack() as opened:
+        dataset = world.together(lambda: load() if world.local_rank == 0 else None)
+        offer = world.together(lambda: None if dataset is None else _written(dataset, opened))
+        offers = world.gather_objects((host, offer))
+
+        def found() -> CocoDataset:
+            if dataset is not None:
+                return dataset
+            try:
+                return _mapped(Path(next(path for name, path in offers if name == host and path)))
+            except (OSError, ValueError, StopIteration) as problem:
+                raise InputError(
+                    f"rank {world.rank} on {host} cannot read what the first rank there has read: {_why(problem)}"
+                ) from None
+
+        return world.together(found)  # all have mapped it, the file may go
+
+
+def _why(error: Exception) -> str:
+    return "no rank there is the first (LOCAL_RANK 0)" if isinstance(error, StopIteration) else reason_of(error)
+
+
+def _written(dataset: CocoDataset, opened: ExitStack) -> str:
+    table = dataset.annotations
+    names = (dataset.class_names, dataset.category_ids, dataset.image_ids, dataset.file_names, dataset.num_dropped)
+    columns: Columns = {
+        "files": text_column([str(dataset.annotations_file), str(dataset.image_folder)]),
+        "names": text_column(names),
+        "sizes": dataset.sizes,
+        "counts": table.counts,
+        "boxes": table.boxes,
+        "labels": table.labels,
+        "is_crowd": table.is_crowd,
+        "areas": table.areas,
+        "annotation_ids": id_column(table.annotation_ids),
+    }
+    try:
+        folder = opened.enter_context(tempfile.TemporaryDirectory(prefix="megdet_data_"))
+        file = Path(folder) / "dataset.safetensors"
+        write_columns(file, columns, {})
+    except OSError as error:
+        raise cannot_write(Path(tempfile.gettempdir()), error) from error
+    return str(file)
+
+
+def _mapped(file: Path) -> CocoDataset:
+    columns, _ = map_columns(file)
+    annotations_file, image_folder = text_of(columns["files"])
+    class_names, category_ids, image_ids, file_names, num_dropped = text_of(columns["names"])
+    return CocoDataset(
+        annotations_file=Path(annotations_file),
+        image_folder=Path(image_folder),
+        class_names=tuple(class_names),
+        category_ids=tuple(category_ids),
+        image_ids=tuple(image_ids),
+        file_names=tuple(file_names),
+        sizes=columns["sizes"],
+        annotations=AnnotationTable(
+            columns["counts"],
+            columns["boxes"],
+            columns["labels"],
+            columns["is_crowd"],
+            columns["areas"],
+            ids_of(columns["annotation_ids"]),
+        ),
+        num_dropped=num_dropped,
+    )

@@ -1,0 +1,143 @@
+"""Where a Pascal VOC data set keeps what: XML files, their images and the splits, in whatever folders a tool chose."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from megdet.data.image import IMAGE_SUFFIXES
+from megdet.errors import InputError
+
+SPLIT_NAMES = ("train", "training", "trainval", "val", "valid", "validation", "dev", "test", "testing")
+"""Folders of these names, in any case, are splits."""
+KIND_NAMES = ("annotations", "annotation", "xml", "xmls", "labels", "jpegimages", "images", "image", "img", "imgs")
+"""Folders of these names say what is in them and not which part of the data set."""
+
+
+@dataclass(frozen=True)
+class VocFolder:
+    """The files of a data set."""
+
+    root: Path
+    """holds `ImageSets`, where there is one; else what was asked for"""
+    xml_files: tuple[Path, ...]
+    """sorted"""
+    image_sets: Mapping[str, Path]
+    """the lists of `ImageSets/Main` by the name of their split; empty where folders are the splits"""
+    images: Mapping[str, Sequence[Path]]
+    """image files by their names, and by their names without the ending"""
+
+    def image_of(self, xml_file: Path, named: str, split: str) -> Path:
+        """The image of an XML file whose `filename` is `named`.
+
+        That of the same name beside it; else of the same name elsewhere, in the like folder; else by `filename`.
+
+        Raises:
+            InputError: there is none, or there are several.
+        """
+        name = PurePosixPath(PureWindowsPath(named).as_posix()).name  # some tools write the path of their machine
+        for wanted in dict.fromkeys((xml_file.stem, name, PurePosixPath(name).stem)):
+            found = self._in_reach(xml_file, self.images.get(wanted, ()))
+            if len(found) > 1 and len(exact := [path for path in found if path.name == name]) == 1:
+                found = exact
+            if len(found) > 1:
+                raise InputError(
+                    f"{xml_file}: its image may be {found[0]} or {found[1]}: keep one, or put the right one beside it"
+                )
+            if found:
+                return found[0]
+        raise InputError(
+            f"{self.root}: no image {xml_file.stem}.* for {xml_file.name} of the split {split}, and none called "
+            f"{named!r}: put it beside the XML; an XML file that is no annotation must leave the folder"
+        )
+
+    def _in_reach(self, xml_file: Path, images: Sequence[Path]) -> list[Path]:
+        """The images that are nearest: beside the file, in the like folder, or anywhere but in another split."""
+        beside = [path for path in images if path.parent == xml_file.parent]
+        alike = [path for path in images if self._part(path) == self._part(xml_file)]
+        own = self.splits_of(xml_file)
+        allowed = [path for path in images if not own or self.splits_of(path) <= own]
+        return beside or alike or allowed
+
+    def _part(self, path: Path) -> tuple[str, ...]:
+        """The folders of a file that say to which part of the data set it belongs."""
+        return tuple(part for part in self._folders(path) if part not in KIND_NAMES)
+
+    def splits_of(self, path: Path) -> set[str]:
+        """The splits that the folders of a file name."""
+        return {part for part in self._folders(path) if part in SPLIT_NAMES}
+
+    def _folders(self, path: Path) -> tuple[str, ...]:
+        return tuple(part.lower() for part in path.relative_to(self.root).parent.parts)
+
+
+def find_voc(folder: Path) -> VocFolder:
+    """The files of the data set in a folder. Raises InputError where there is none, or more than one."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    files = sorted(path for path in folder.rglob("*") if not _is_hidden(path, folder) and path.is_file())
+    xml_files = [path for path in files if path.suffix.lower() == ".xml"]
+    if not xml_files:
+        raise InputError(f"{folder}: no XML file in this folder or below; Pascal VOC has one for each image")
+    lists = [path for path in files if path.suffix == ".txt" and path.parts[-3:-1] == ("ImageSets", "Main")]
+    roots = sorted({path.parents[2] for path in lists})
+    if len(roots) > 1:
+        raise InputError(
+            f"{folder}: several data sets lie in it, {roots[0]} and {roots[1]} have ImageSets: convert one at a time"
+        )
+    root = roots[0] if roots else folder
+    stray = next((path for path in xml_files if not path.is_relative_to(root)), None)
+    if stray is not None:
+        raise InputError(f"{stray}: it lies outside of {root}, which has ImageSets: convert {root} alone")
+    images: dict[str, list[Path]] = defaultdict(list)
+    for path in files:
+        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_relative_to(root):
+            for name in {path.name, path.stem}:
+                images[name].append(path)
+    return VocFolder(root, tuple(xml_files), {path.stem: path for path in lists}, dict(images))
+
+
+def folder_splits(found: VocFolder) -> dict[str, list[Path]]:
+    """The XML files of each split by the names of their folders; `all` where no folder is called like a split.
+
+    Raises:
+        InputError: some files are in such a folder and others are not, or a file is in two.
+    """
+    members: dict[str, list[Path]] = defaultdict(list)
+    for path in found.xml_files:
+        names = found.splits_of(path)
+        if len(names) > 1:
+            raise InputError(f"{path}: its folders name the splits {' and '.join(sorted(names))}: rename one of them")
+        members["".join(names)].append(path)
+    if len(members) > 1 and "" in members:
+        inside = next(paths[0] for name, paths in members.items() if name)
+        raise InputError(
+            f"{members[''][0]}: it is in no folder of a split, while {inside} is: move one of them, or add "
+            "ImageSets/Main"
+        )
+    return {"all": members[""]} if "" in members else {name: members[name] for name in sorted(members)}
+
+
+def listed_files(found: VocFolder, split: str, names: Iterable[str]) -> list[Path]:
+    """The XML files that the list of a split names. Raises InputError for a name without a file or with several."""
+    by_name: dict[str, list[Path]] = defaultdict(list)
+    for path in found.xml_files:
+        place = path.relative_to(found.root).with_suffix("")
+        for name in {path.stem, place.as_posix(), PurePosixPath(*place.parts[1:]).as_posix()}:
+            by_name[name].append(path)
+    chosen = []
+    for name in names:
+        has_ending = PurePosixPath(name).suffix.lower() in (*IMAGE_SUFFIXES, ".xml")
+        files = by_name.get(name) or by_name.get(str(PurePosixPath(name).with_suffix("")) if has_ending else name, [])
+        if not files:
+            raise InputError(f"{found.root / 'Annotations' / name}.xml: no such file, but the split {split} names it")
+        if len(files) > 1:
+            raise InputError(
+                f"{found.image_sets[split]}: {name} may be {files[0]} or {files[1]}: write its folder too, or keep one"
+            )
+        chosen.append(files[0])
+    return chosen
+
+
+def _is_hidden(path: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)

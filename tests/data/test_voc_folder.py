@@ -1,0 +1,182 @@
+"""Pascal VOC as annotation tools leave it: XML and images in any folders."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from data_factories import save_image
+from megdet.cli.main import main
+from megdet.data.convert import convert_voc
+from megdet.data.voc_folder import find_voc
+from megdet.errors import InputError
+
+
+def lay_out(folder: Path, *names: str, named: dict[str, str] | None = None) -> Path:
+    """Images, XML files of one object and lists of splits by their names; `named` gives an XML another `filename`."""
+    for name in names:
+        path = folder / name.partition("=")[0]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".txt":
+            path.write_text("\n".join(name.partition("=")[2].split(",")) + "\n")
+        elif path.suffix == ".xml":
+            box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>"
+            filename = (named or {}).get(name, f"{path.stem}.jpg")
+            text = f"<filename>{filename}</filename><object><name>dog</name>{box}</object>"
+            path.write_text(f"<annotation>{text}</annotation>")
+        else:
+            save_image(path, 40, 30)
+    return folder
+
+
+def converted(folder: Path, out: Path) -> tuple[dict[str, list[str]], Path]:
+    """The file names of every split, and the folder that they are relative to."""
+    parts = convert_voc(folder, out)
+    (images,) = {part.image_folder for part in parts}
+    found = {}
+    for part in parts:
+        rows = json.loads(part.annotations_file.read_text())["images"]
+        assert all((images / row["file_name"]).is_file() for row in rows)
+        assert all((row["width"], row["height"]) == (40, 30) for row in rows)
+        found[part.annotations_file.stem] = [row["file_name"] for row in rows]
+    return found, images.relative_to(folder)
+
+
+@pytest.mark.parametrize(
+    ("names", "splits", "images"),
+    [
+        pytest.param(["a.xml", "a.jpg", "b.xml", "b.PNG"], {"all": ["a.jpg", "b.PNG"]}, ".", id="all in one folder"),
+        pytest.param(
+            ["train/a.xml", "train/a.jpg", "valid/a.xml", "valid/a.jpg", "test/c.xml", "test/c.jpg"],
+            {"test": ["test/c.jpg"], "train": ["train/a.jpg"], "valid": ["valid/a.jpg"]},
+            ".",
+            id="a folder a split",
+        ),
+        pytest.param(
+            ["Annotations/train/a.xml", "Annotations/val/a.xml", "JPEGImages/val/a.jpg", "JPEGImages/train/a.jpg"],
+            {"train": ["train/a.jpg"], "val": ["val/a.jpg"]},
+            "JPEGImages",
+            id="splits within kinds",
+        ),
+        pytest.param(
+            ["Train/xml/a.xml", "Train/images/a.jpg", "Test/xml/b.xml", "Test/images/b.jpg"],
+            {"test": ["Test/images/b.jpg"], "train": ["Train/images/a.jpg"]},
+            ".",
+            id="kinds within splits",
+        ),
+        pytest.param(
+            ["cats/1.xml", "cats/1.jpg", "dogs/1.xml", "dogs/1.jpg", ".idea/misc.xml"],
+            {"all": ["cats/1.jpg", "dogs/1.jpg"]},
+            ".",
+            id="the same names in other folders",
+        ),
+        pytest.param(
+            ["labels/cats/1.xml", "labels/dogs/1.xml", "images/cats/1.jpg", "images/dogs/1.jpg"],
+            {"all": ["cats/1.jpg", "dogs/1.jpg"]},
+            "images",
+            id="like folders",
+        ),
+        pytest.param(
+            ["xml/train/a.xml", "xml/val/b.xml", "pictures/a.jpg", "pictures/b.jpg"],
+            {"train": ["a.jpg"], "val": ["b.jpg"]},
+            "pictures",
+            id="one folder of images",
+        ),
+        pytest.param(
+            [
+                *("VOC/Annotations/a.xml", "VOC/Annotations/b.xml", "VOC/JPEGImages/a.jpg", "VOC/JPEGImages/b.jpg"),
+                *("VOC/ImageSets/Main/train.txt=b", "VOC/ImageSets/Main/mine.txt=a"),
+            ],
+            {"train": ["b.jpg"]},
+            "VOC/JPEGImages",
+            id="the 2007 layout a folder further down",
+        ),
+        pytest.param(
+            [
+                "x/a.xml",
+                "x/a.jpg",
+                "y/a.xml",
+                "y/a.jpg",
+                "ImageSets/Main/one.txt=x/a",
+                "ImageSets/Main/two.txt=y/a.jpg",
+            ],
+            {"one": ["x/a.jpg"], "two": ["y/a.jpg"]},
+            ".",
+            id="lists with folders",
+        ),
+    ],
+)
+def test_xml_images_and_splits_are_found_in_any_folders(tmp_path, names, splits, images):
+    assert converted(lay_out(tmp_path / "set", *names), tmp_path / "out") == (splits, Path(images))
+
+
+@pytest.mark.parametrize(
+    "named", ["photo 7.jpg", "photo 7", "C:\\\\Users\\\\me\\\\photo 7.jpg", "/home/me/photo 7.jpg"]
+)
+def test_an_image_of_another_name_is_found_by_the_filename_in_the_xml(tmp_path, named):
+    folder = lay_out(tmp_path / "set", "xml/0001.xml", "pictures/photo 7.jpg", named={"xml/0001.xml": named})
+    assert converted(folder, tmp_path / "out") == ({"all": ["photo 7.jpg"]}, Path("pictures"))
+
+
+def test_the_image_beside_the_xml_comes_before_the_one_it_names(tmp_path):
+    folder = lay_out(tmp_path / "set", "a.xml", "a.png", "b.xml", "b.jpg", named={"a.xml": "b.jpg"})
+    assert converted(folder, tmp_path / "out")[0] == {"all": ["a.png", "b.jpg"]}
+
+
+def test_of_two_images_beside_the_xml_it_names_one(tmp_path):
+    folder = lay_out(tmp_path / "set", "a.xml", "a.png", "a.jpg", named={"a.xml": "a.png"})
+    assert converted(folder, tmp_path / "out")[0] == {"all": ["a.png"]}
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            ["train/a.xml", "train/a.jpg", "b.xml", "b.jpg"],
+            r"b\.xml: it is in no folder of a split, while .*train/a\.xml is",
+        ),
+        (["train/val/a.xml", "train/val/a.jpg"], r"a\.xml: its folders name the splits train and val: rename one"),
+        (["a.xml", "a.png", "a.bmp"], r"a\.xml: its image may be .*a\.bmp or .*a\.png: keep one"),
+        (["xml/a.xml", "x/a.jpg", "y/a.jpg"], r"a\.xml: its image may be .*x/a\.jpg or .*y/a\.jpg: keep one"),
+        (["train/a.xml", "val/a.jpg"], r"no image a\.\* for a\.xml of the split train, and none called 'a\.jpg'"),
+        (["x/a.xml", "y/a.xml", "a.jpg"], r"x/a\.xml and .*y/a\.xml are both of .*a\.jpg: remove one"),
+        (
+            ["notes.xml", "a.xml", "a.jpg"],
+            r"no image notes\.\* .* an XML file that is no annotation must leave the folder",
+        ),
+        (
+            ["1/a.xml", "1/a.jpg", "1/ImageSets/Main/train.txt=a", "2/ImageSets/Main/train.txt=a"],
+            r"several data sets lie in it, .*/1 and .*/2 have ImageSets: convert one",
+        ),
+        (["1/a.xml", "1/a.jpg", "1/ImageSets/Main/train.txt=a", "b.xml", "b.jpg"], r"b\.xml: it lies outside of .*/1"),
+        (
+            ["x/a.xml", "x/a.jpg", "y/a.xml", "y/a.jpg", "ImageSets/Main/train.txt=a"],
+            r"train\.txt: a may be .*x/a\.xml or .*y/a\.xml: write its folder too",
+        ),
+    ],
+)
+def test_what_may_mean_two_things_is_refused_in_one_line_with_the_mend(tmp_path, names, message):
+    with pytest.raises(InputError, match=message) as caught:
+        convert_voc(lay_out(tmp_path / "set", *names), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert len(str(caught.value).replace(str(tmp_path), "")) < 300
+
+
+def test_a_split_that_is_a_folder_can_be_asked_for(tmp_path):
+    folder = lay_out(tmp_path / "set", "train/a.xml", "train/a.jpg", "test/b.xml", "test/b.jpg")
+    (part,) = convert_voc(folder, tmp_path / "out", ["test"])
+    assert (part.annotations_file.name, part.image_folder) == ("test.json", folder / "test")
+    with pytest.raises(InputError, match=r"set: val: no such split; there are test, train"):
+        convert_voc(folder, tmp_path / "out", ["val"])
+
+
+def test_a_converted_folder_can_be_checked_and_converted_again(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = lay_out(tmp_path / "set", "train/a.xml", "train/a.jpg", "test/b.xml", "test/b.jpg")
+    out = folder / "coco"
+    for _ in range(2):  # the link to the images that lies within them is not followed
+        assert main(["data", "convert", "--from", "voc", str(folder), str(out)]) == 0
+        assert len(find_voc(folder).xml_files) == 2
+    for split in ("train", "test"):
+        assert main(["data", "check", str(out / "annotations" / f"{split}.json"), str(out / "images")]) == 0
+    assert "fit to train on" in capsys.readouterr().out

@@ -1,0 +1,106 @@
+"""Torchvision's detector is the reference, from the file on the disk to the boxes in its pixels."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.transforms.functional import pil_to_tensor
+
+from data_factories import SHARED_DATA, needs_shared_data
+from megdet.data.image import image_size
+from megdet.data.loader import group_batches
+from megdet.data.plan import evaluation_plan, evaluation_size
+from megdet.inference.predict import detect_image
+from megdet.inference.trained import TrainedDetector, load_detector
+from megdet.journal.run_folder import RunFolder
+from megdet.model.torchvision_weights import torchvision_recipe
+from megdet.recipe import Data, Recipe
+from megdet.training.start import import_torchvision
+from small_runs import CPU, val_set
+from torchvision_models import CLASSES, their_detector
+
+PHOTOS = SHARED_DATA / "photos"
+MINI = SHARED_DATA / "coco_mini"
+SMALL = Data(short_edges=(240,), max_long_edge=400)
+
+
+@pytest.fixture(scope="module")
+def theirs() -> nn.Module:
+    return their_detector(1e-5, min_size=240, max_size=400)
+
+
+@pytest.fixture(scope="module")
+def imported(theirs, tmp_path_factory) -> TrainedDetector:
+    folder = tmp_path_factory.mktemp("imported")
+    torch.save(theirs.state_dict(), folder / "theirs.pth")
+    run = RunFolder(folder / "run")
+    assert import_torchvision(folder / "theirs.pth", run, Recipe(data=SMALL), 1e-5, CPU) == CLASSES
+    return load_detector(run, CPU)
+
+
+def photo(path: Path) -> torch.Tensor:
+    """As torchvision's users read it: 0 to 1."""
+    with Image.open(path) as image:
+        return pil_to_tensor(image.convert("RGB")).float() / 255
+
+
+def some_photos() -> list[Path]:
+    """Three photos, and four of COCO of which two are rounded to another size than torchvision's."""
+    return [*sorted(PHOTOS.glob("*.[pj][np]g")), *sorted((MINI / "val2017").iterdir())[:4]]
+
+
+@needs_shared_data
+def test_an_imported_detector_finds_in_a_file_what_torchvision_finds_in_it(theirs, imported):
+    found = 0
+    for path in some_photos():
+        with torch.no_grad():
+            (expected,) = theirs([photo(path)])
+        _, results = detect_image(imported, path)
+        assert len(results) == len(expected["boxes"])
+        boxes = torch.tensor([result["bbox"] for result in results], dtype=torch.float64)
+        boxes[:, 2:] += boxes[:, :2]
+        difference = (boxes[:, None] - expected["boxes"].double()).abs().amax(dim=2)
+        pairs = difference.argmin(dim=0)  # two of almost the same score may have changed places
+        assert sorted(pairs.tolist()) == list(range(len(results))), path
+        assert difference.amin(dim=0).max() < 3e-3, path
+        labels, scores = (torch.tensor([result[key] for result in results])[pairs] for key in ("category_id", "score"))
+        assert torch.equal(labels, expected["labels"])
+        assert (scores - expected["scores"]).abs().max() < 1e-5, path
+        found += len(results)
+    assert found > 100
+
+
+@needs_shared_data
+@pytest.mark.parametrize("make_recipe", [lambda recipe: recipe, lambda recipe: torchvision_recipe(recipe, 0.0)])
+def test_every_photo_has_torchvisions_size_where_the_recipe_asks_for_it(make_recipe: Callable[[Recipe], Recipe]):
+    recipe = make_recipe(Recipe())
+    transform = GeneralizedRCNNTransform(800, 1333, [0.0] * 3, [1.0] * 3)
+    sizes = [image_size(path) for path in sorted((MINI / "val2017").iterdir())]
+    theirs = [tuple(transform.resize(torch.zeros(1, *size))[0].shape[1:]) for size in sizes]
+    same = sum(evaluation_size(*size, recipe.data) == other for size, other in zip(sizes, theirs, strict=True))
+    assert len(sizes) == 79
+    assert (same == 79) == (recipe.data.resize == "torchvision")
+
+
+@needs_shared_data
+def test_batches_hold_torchvisions_pixels(imported):
+    data = replace(
+        imported.recipe.data,
+        val_annotations=str(MINI / "annotations/instances_val2017.json"),
+        val_images=str(MINI / "val2017"),
+    )
+    recipe = replace(imported.recipe, data=data, evaluation=replace(imported.recipe.evaluation, batch_size=2))
+    dataset = val_set(recipe)
+    transform = GeneralizedRCNNTransform(240, 400, list(data.mean), list(data.std))
+    groups = evaluation_plan(dataset.sizes, recipe)[::8]
+    for batch in group_batches(dataset, groups, workers=0, device=CPU):
+        expected, _ = transform([photo(dataset.image_path(index)) for index in batch.image_index])
+        assert expected.image_sizes == [tuple(size) for size in batch.sizes.tolist()]
+        assert batch.pixels.dtype == torch.float32
+        assert expected.tensors.shape == batch.pixels.shape
+        assert (imported.model.normalized(batch.pixels, batch.sizes) - expected.tensors).abs().max() < 2e-5

@@ -46,7 +46,7 @@ class DemoSet:
 DEMO_SETS = {
     "easy": DemoSet(),
     "hard": DemoSet(hard=True),
-    "tiny": DemoSet(num_train=22, num_val=8, size=64, several_sizes=True),
+    "tiny": DemoSet(num_train=22, num_val=8, size=96, several_sizes=True),
 }
 """The sets that `data.draw_demo` names."""
 

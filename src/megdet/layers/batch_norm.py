@@ -174,7 +174,8 @@ class CrossDeviceBatchNorm(nn.Module):
 
     def train(self, mode: bool = True) -> Any:
         """As of any module, but evaluation is refused while groups wait for `finish_step`."""
-        if self.training and not mode and (self.step_mean.any() or self.step_var.any()):
+        has_values = not self.step_mean.is_meta
+        if self.training and not mode and has_values and (self.step_mean.any() or self.step_var.any()):
             raise InputError(
                 "a batch norm is to evaluate, but its running statistics lack the groups since the last finish_step: "
                 "call megdet.layers.batch_norm.finish_step once a step, or let every forward fold its group, with "

@@ -21,9 +21,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, distributed, nn
 
+from megdet.distributed.lane import make_lane
 from megdet.distributed.layout import Layout
 from megdet.distributed.local_ranks import run_in_ranks
-from megdet.distributed.world import World, make_lane
+from megdet.distributed.world import World
 from megdet.layers.batch_norm import CrossDeviceBatchNorm
 
 RANKS = 2

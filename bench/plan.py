@@ -28,7 +28,7 @@ from megdet.data.demo import draw_demo
 TRAIN = """
 import os, sys
 from pathlib import Path
-from megdet.analysis.planner.measured_steps import resident_bytes
+from megdet.planning.measured_steps import resident_bytes
 from megdet.cli.main import main
 folder = Path(sys.argv[1])
 code = main([*sys.argv[2:], "--run", str(folder / "run")])  # torchrun would take --run for an option of its own

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from megdet.analysis.contract.verify import verify
 from megdet.data.plan import canvas_of
-from megdet.distributed.world import Lane, World
+from megdet.distributed.lane import Lane
+from megdet.distributed.world import World
 from megdet.layers.batch_norm import CrossDeviceBatchNorm
 from megdet.recipe_file import load_recipe
 from megdet.structures import Batch
@@ -69,10 +70,22 @@ def seeds_of_ranks(trainer: Trainer, world: World) -> None:
     trainer.model.register_forward_pre_hook(reseed)
 
 
-def local_batch_norm(trainer: Trainer, world: World) -> None:  # noqa: ARG001 (all habits are called alike)
+class FirstLane(Lane):
+    """A lane of one, whose statistics are those of the group."""
+
+    is_first = True
+
+
+class OtherLane(Lane):
+    """A lane of one, whose statistics nobody asks for."""
+
+    is_first = False
+
+
+def local_batch_norm(trainer: Trainer, world: World) -> None:
     """Normalise a rank's share of the images alone: plain BatchNorm2d under DDP."""
     for norm in _norms(trainer):
-        norm.lane = Lane(1, norm.lane.place, None)
+        norm.lane = FirstLane(1) if world.is_first else OtherLane(1)
 
 
 def own_canvas(trainer: Trainer, world: World) -> None:  # noqa: ARG001

@@ -8,8 +8,9 @@ from unittest import mock
 import torch
 from torch import distributed, multiprocessing, nn
 
+from megdet.distributed.lane import Lane, make_lane
 from megdet.distributed.layout import Layout
-from megdet.distributed.world import Lane, World, make_lane
+from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.layers.batch_norm import CrossDeviceBatchNorm, finish_step
 from megdet.layers.recompute import plainly, recompute

@@ -4,4 +4,16 @@ You choose the mini-batch and the BN size, counted in images; MegDet fits them t
 result does not depend on the devices. After Peng et al., "MegDet: A Large Mini-Batch Object Detector", CVPR 2018.
 """
 
+import os
+
 __version__ = "0.1.0"
+
+SPIN_COUNT = 10_000
+"""How often an OpenMP thread that waits for another one looks again before it gives its core away (GNU's OpenMP).
+
+Its own number, 300,000, is for a machine that nobody else uses: two trainings on the same cores then mostly wait for
+threads that wait (`bench/busy_machine.py`). OpenMP reads it when torch is loaded; child processes inherit it.
+"""
+
+if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & set(os.environ):
+    os.environ["GOMP_SPINCOUNT"] = str(SPIN_COUNT)

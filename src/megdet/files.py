@@ -179,6 +179,8 @@ def typed(value: object, kind: Any, source: str) -> Any:
     """A value as this type, strictly. Raises InputError with `source`, the place in the value and what stands there."""
     try:
         return msgspec.convert(value, kind)
+    except UnicodeEncodeError as error:
+        raise InputError(f"{source}: {shown(error.object)} is not Unicode text; write it again") from error
     except msgspec.ValidationError as error:
         raise _refusal(error, source, value) from None
 

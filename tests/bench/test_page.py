@@ -89,5 +89,5 @@ def test_the_sections_stand_in_their_order(script: Script) -> None:
     titles = re.findall(r"^## (.*)", script("page").write_page({}), flags=re.MULTILINE)
     assert titles == [
         *("A training step", "Memory", "Inference", "Cross-device batch norm", "Recompute"),
-        *("Input", "Evaluation", "Gradient noise scale", "Planner", "GPU"),
+        *("Input", "Starting on a large data set", "Evaluation", "Gradient noise scale", "Planner", "Start", "GPU"),
     ]

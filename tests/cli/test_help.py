@@ -6,10 +6,10 @@ import pytest
 
 from megdet.analysis.contract.verify import DEVICES, STEPS
 from megdet.analysis.gradients.variance import FACTORS
-from megdet.analysis.planner.measured_steps import TIMED_SECONDS, TIMED_STEPS
 from megdet.analysis.rates.trial import AFTER_WARMUP
 from megdet.cli.main import VERBS, main
 from megdet.distributed.world import DEFAULT_TIMEOUT
+from megdet.planning.measured_steps import TIMED_SECONDS, TIMED_STEPS
 from megdet.recipe_file import recipe_keys
 
 BUILD_A_RECIPE = {"train", "describe", "lr-test", "plan", "verify"}

@@ -12,7 +12,14 @@ import pytest
 def test_an_interrupt_while_the_program_loads_is_one_line(module: str, tmp_path: Path) -> None:
     command = [sys.executable, "-X", "importtime", "-m", "megdet", "train", "demo", "--run", str(tmp_path / "run")]
     lines = []
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
+    with subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        # a shell's job in the background ignores interrupts, and so would its children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
         assert process.stderr is not None
         for line in process.stderr:  # one comes when a module is loaded
             lines.append(line)

@@ -1,8 +1,8 @@
-"""`megdet plan` from what was measured before; tests/analysis/test_measuring.py measures."""
+"""`megdet plan` from what was measured before; tests/planning/test_measuring.py measures."""
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,9 @@ import pytest
 
 from cli_runs import OVERRIDES, TinyData, make_data
 from factories import TINY
-from megdet.analysis.planner.step_cost import Link, Measurement, Point, StepCost
 from megdet.cli.main import main
+from megdet.planning.measurement import Measurement, Point
+from megdet.planning.step import StepCost
 from megdet.recipe import Recipe
 from megdet.recipe_file import dump_recipe
 
@@ -21,6 +22,7 @@ COSTS = {
     "none": StepCost(0.1, 0.0, 1.0, 1.0 * GIB, 0.25 * GIB, 0.5 * GIB),
     "block": StepCost(0.1, 0.0, 1.4, 1.0 * GIB, 0.25 * GIB, 0.25 * GIB),
 }
+HALVES = {"estimator": "halves", "measurements": 7}
 RECIPE = replace(TINY, batch_size=16, bn_size=8)
 
 
@@ -35,18 +37,23 @@ def recipe(tmp_path: Path) -> Path:
 def measured(tmp_path: Path) -> Path:
     """A measurement of exact costs, of a data set of 160 images; 11 epochs are 110 steps."""
     points = [
-        Point(plan, images, rounds, cost.seconds(images, rounds), int(cost.bytes(images, rounds) or 0))  # type: ignore[arg-type]
+        Point(
+            plan,  # type: ignore[arg-type]
+            images,
+            rounds,
+            cost.update_seconds + rounds * images * cost.image_seconds,
+            int(GIB + cost.accumulation_bytes * (rounds > 1) + cost.image_bytes * images),
+        )
         for plan, cost in COSTS.items()
         for images in (1, 4)
         for rounds in (1, 2)
     ]
     canvas = (64, 64)
-    link = Link(1e-5, 1e9, "measured")
     whole = Measurement(
-        dump_recipe(RECIPE), "cpu", "some", 1, 160, 0, 3, canvas, canvas, 0.0, 0.0, 0, tuple(points), link
+        dump_recipe(RECIPE), "cpu", "some", 1, 160, 0, 3, canvas, canvas, 0.0, 0.0, 0, tuple(points), 1e-5, 1e9
     )
     file = tmp_path / "measured.json"
-    file.write_text(json.dumps({"measurement": whole.as_dict()}))
+    file.write_text(json.dumps({"measurement": asdict(whole)}))
     return file
 
 
@@ -115,8 +122,8 @@ def test_batch_sizes_are_judged_by_a_noise_scale_given_or_read_from_a_run(
     plan: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
     lines = [
-        {"step": 1, "noise": {"model": {"gradient_sq": 1.0, "variance": 5.0, "scale": 5.0}}},
-        {"step": 2, "noise": {"model": {"gradient_sq": 1.0, "variance": 32.0, "scale": 32.0}, "rpn": {"scale": 1.0}}},
+        {"step": 1, "noise": {**HALVES, "model": {"gradient_sq": 1.0, "variance": 5.0, "scale": 5.0}}},
+        {"step": 2, "noise": {**HALVES, "model": {"gradient_sq": 1.0, "variance": 32.0, "scale": 32.0}}},
         {"step": 3, "loss": 1.0},
     ]
     run = write_run(tmp_path, *lines)
@@ -153,8 +160,7 @@ def test_a_noise_scale_from_a_run_says_where_it_is_from(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    halves = {"estimator": "halves", "measurements": 7, "model": {"scale": 12.0}}
-    run = write_run(tmp_path, {"step": 350, "noise": halves}, {"step": 351, "loss": 1.0})
+    run = write_run(tmp_path, {"step": 350, "noise": {**HALVES, "model": {"scale": 12.0}}}, {"step": 351, "loss": 1.0})
     wanted = f"noise scale 12 images from {run}, step 350, 7 measurements, estimator halves"
     assert wanted in plan("--noise-from", run)["assumptions"]
     assert main(["plan", str(recipe), "--measured", str(measured), "--noise-from", str(run)]) == 0
@@ -169,7 +175,7 @@ def test_a_noise_scale_from_a_run_says_where_it_is_from(
 def test_a_noise_scale_of_other_groups_or_other_images_is_refused(
     plan: Callable[..., dict[str, Any]], recipe: Path, measured: Path, tmp_path: Path, refused: Refused
 ) -> None:
-    line = {"step": 50, "noise": {"model": {"scale": 12.0}}}
+    line = {"step": 50, "noise": {**HALVES, "model": {"scale": 12.0}}}
     words = ("plan", recipe, "--measured", measured, "--noise-from")
     run = write_run(tmp_path, line, recipe=replace(RECIPE, bn_size=4))
     assert "of other groups (bn_size: 8 here, 4 there)" in refused(*words, run)
@@ -218,7 +224,7 @@ def test_what_cannot_be_planned_is_refused_before_anything_is_measured(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("it started to measure")
 
-    monkeypatch.setattr("megdet.analysis.planner.measuring._run_together", never)
+    monkeypatch.setattr("megdet.planning.measuring._run_together", never)
     assert "bn_size is 3: it must divide batch_size 16" in refused("plan", recipe, "--bn_size", 3)
     assert "17 devices for a mini-batch of 16 images" in refused("plan", recipe, "--devices", 17)
     assert "takes at least one" in refused("plan", recipe, "--devices", 0)
@@ -232,7 +238,7 @@ def test_what_cannot_be_planned_is_refused_before_anything_is_measured(
         "plan", recipe, "--noise-from", write_run(tmp_path, {"step": 1})
     )
     for scale in (None, -3.0, "NaN"):
-        run = write_run(tmp_path, {"step": 1, "noise": {"model": {"scale": scale}}})
+        run = write_run(tmp_path, {"step": 1, "noise": {**HALVES, "model": {"scale": scale}}})
         assert "is no number above 0" in refused("plan", recipe, "--noise-from", run)
     words = ("plan", recipe, "--measured", measured)
     assert "backbone.name: resnet34 here, resnet18 there" in refused(*words, "--backbone.name", "resnet34")
@@ -242,7 +248,7 @@ def test_what_cannot_be_planned_is_refused_before_anything_is_measured(
     broken["measurement"]["load_seconds"] = None
     (tmp_path / "broken.json").write_text(json.dumps(broken))
     line = refused("plan", recipe, "--measured", tmp_path / "broken.json")
-    assert "broken.json: its measurement cannot be used (load_seconds is null: it must be a finite number" in line
+    assert "broken.json: measurement.load_seconds: expected float, got null" in line
     assert "160 images to train on, which are not enough" in refused(*words, "--batch_size", 320)
     assert "give one of them" in refused(*words, "--seconds-per-image", 1)
     line = refused("plan", recipe, *data.options, "--seconds-per-image", 1, "--fixed-gib", 1)

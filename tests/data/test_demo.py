@@ -36,14 +36,14 @@ def test_the_tiny_set_has_objects_in_every_one_of_its_few_pictures_of_several_si
         document = json.loads((tmp_path / "annotations" / f"{split}.json").read_text())
         sizes = [(row["height"], row["width"]) for row in document["images"]]
         assert {size: sizes.count(size) for size in set(sizes)}.keys() == {
-            (64, 32),
-            (32, 64),
-            (64, 64),
-            (64, 24),
-            (24, 64),
-            (48, 64),
-            (56, 24),
-            (24, 56),
+            (96, 48),
+            (48, 96),
+            (96, 96),
+            (96, 36),
+            (36, 96),
+            (72, 96),
+            (84, 36),
+            (36, 84),
         }
         for row, size in zip(document["images"], sizes, strict=True):
             assert read_image(tmp_path / split / row["file_name"]).shape[:2] == size

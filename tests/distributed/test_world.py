@@ -2,12 +2,11 @@ import pytest
 import torch
 
 from megdet.distributed import world as world_module
+from megdet.distributed.lane import SINGLE_LANE, make_lane
 from megdet.distributed.layout import Layout
 from megdet.distributed.local_ranks import run_in_ranks
 from megdet.distributed.world import (
-    SINGLE_LANE,
     World,
-    make_lane,
     name_ranks,
     start_world,
     use_precision,
@@ -27,7 +26,7 @@ def test_one_process_is_a_world_of_its_own(monkeypatch):
     world.barrier()
     assert value.item() == 3
     assert world.gather_objects("a") == ["a"]
-    assert make_lane(world, Layout(4, 2, 1, 1)) is SINGLE_LANE
+    assert make_lane(world, Layout(4, 2, 1, 1)) == SINGLE_LANE
 
 
 def test_an_unknown_device_is_refused():

@@ -1,14 +1,23 @@
 import copy
+import pickle
+from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
 import torch
 from timm.layers.norm_act import BatchNormAct2d
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+from torch.torch_version import TorchVersion
 
 from factories import relative
 from megdet import layers as megdet_layers
+from megdet.distributed import lane
+from megdet.distributed.lane import Lane
 from megdet.distributed.local_ranks import run_in_ranks
+from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.layers.batch_norm import (
     BatchNormAct,
@@ -164,28 +173,172 @@ def test_a_cumulative_average_cannot_be_folded():
         megdet_layers.convert_batch_norm(nn.BatchNorm2d(3, momentum=None), bn_size=2, images_per_device=2)
 
 
-def learn(world, side_by_side):
-    """Running statistics after two forwards of two groups of two images, side by side or on one process in turn."""
+def test_parameters_stay_the_same_objects_so_an_optimizer_made_before_goes_on_working():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.BatchNorm2d(4))
+    model[1].requires_grad_(False)
+    model[2].bias.requires_grad_(False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    before = dict(model.named_parameters())
+    converted = megdet_layers.convert_batch_norm(model, bn_size=2, images_per_device=2)
+    assert {name: id(value) for name, value in converted.named_parameters()} == {
+        name: id(value) for name, value in before.items()
+    }
+    trained = [name for name, parameter in converted.named_parameters() if parameter.requires_grad]
+    assert trained == ["0.weight", "0.bias", "2.weight"]
+    old = converted[2].weight.detach().clone()
+    converted(torch.randn(2, 3, 5, 5)).square().mean().backward()
+    optimizer.step()
+    assert not torch.equal(converted[2].weight, old)
+
+
+@pytest.mark.parametrize("kind", ["batch", "group"])
+def test_weights_and_biases_are_those_of_the_old_layer(kind):
+    old = nn.BatchNorm2d(4)
+    new = exchange_norms(old, kind, 2)
+    assert new.weight is old.weight
+    assert new.bias is old.bias
+
+
+class Twice(nn.Module):
+    """One batch norm under two names, and once more inside another module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.BatchNorm2d(3)
+        self.second = self.first
+        self.inner = nn.Sequential(nn.ReLU(), self.first)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(self.second(self.first(x)))
+
+
+def test_a_layer_that_is_used_twice_is_converted_once_and_still_shared():
     torch.manual_seed(0)
-    norm = nn.BatchNorm2d(3).double()
-    groups = torch.randn(2, 2, 2, 3, 4, 4, dtype=torch.float64)  # step, group, image
-    if side_by_side:  # four processes of one image, two groups
-        norm = megdet_layers.convert_batch_norm(norm, bn_size=2, images_per_device=1)
-        for step in groups:
-            norm(step.flatten(0, 1)[world.rank : world.rank + 1])
-        megdet_layers.average_running_statistics(norm)
-        return norm.state_dict()
-    norm = exchange_norms(norm, "batch", 2)
-    for step in groups:
-        for group in step:
-            norm(group)
-        finish_step([norm], 2, world)
-    megdet_layers.average_running_statistics(norm)  # alone it changes nothing
-    return norm.state_dict()
+    model = Twice().double()
+    converted = megdet_layers.convert_batch_norm(copy.deepcopy(model), bn_size=4, images_per_device=4)
+    assert isinstance(converted.first, CrossDeviceBatchNorm)
+    assert converted.first is converted.second is converted.inner[1]
+    x = torch.randn(4, 3, 5, 5, dtype=torch.float64)
+    assert relative(model(x), converted(x)) < 1e-12
+    torch.testing.assert_close(converted.state_dict(), model.state_dict())
+
+
+def test_a_class_that_is_not_known_leaves_the_whole_model_as_it_was():
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3, affine=False))
+    with pytest.raises(InputError, match="without weights"):
+        megdet_layers.convert_batch_norm(model, bn_size=2, images_per_device=2)
+    assert isinstance(model[0], nn.BatchNorm2d)
+
+
+def test_statistics_that_nobody_folds_are_refused_where_they_would_be_used():
+    model = nn.Sequential(CrossDeviceBatchNorm(3))
+    model.eval().train()  # nothing is lost yet
+    model(torch.randn(2, 3, 4, 4))
+    with pytest.raises(InputError, match=r"lack the groups since the last finish_step: call .*finish_step once a step"):
+        model.eval()
+    assert model[0].training
+    finish_step(model.modules(), 1, World(0, 1, torch.device("cpu")))
+    assert not model.eval()[0].training
+
+
+def test_a_converted_layer_folds_by_itself():
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU())
+    reference = copy.deepcopy(model)
+    converted = megdet_layers.convert_batch_norm(model, bn_size=2, images_per_device=2)
+    x = torch.randn(2, 3, 4, 4) + 5
+    converted(x), reference(x)
+    torch.testing.assert_close(converted.eval().state_dict(), reference.state_dict())
+
+
+def copies_of_a_model_in_lanes(world: World, folder: str) -> dict[str, Any]:
+    """What copies of a converted model compute beside it, in a lane of two; the saved one is loaded by other ranks."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(100, 2))
+    model = megdet_layers.convert_batch_norm(model, bn_size=4, images_per_device=2)
+    torch.manual_seed(world.rank)
+    x = torch.randn(2, 3, 5, 5)
+    model(x)
+    file = Path(folder) / "model.pt"
+    if world.is_first:
+        torch.save(model, file)
+    world.barrier()
+    made = {
+        "deepcopy": copy.deepcopy(model),
+        "pickle": pickle.loads(pickle.dumps(model)),
+        "torch.save": torch.load(file, weights_only=False),
+        "average": AveragedModel(model, use_buffers=True),
+    }
+    made["average"].update_parameters(model)
+    found: dict[str, Any] = {name: relative(model(x), each(x)) for name, each in made.items()}
+    # a process that never converted a model, such as one that resumes
+    lane._groups.clear()
+    found["later"] = relative(model(x), torch.load(file, weights_only=False)(x))
+    found["groups"] = len(lane._groups)
+    return found
 
 
 @pytest.mark.distributed
-def test_averaged_statistics_of_groups_side_by_side_are_those_of_folding_the_groups_mean():
-    (reference,) = run_in_ranks(learn, 1, False)
-    for state in run_in_ranks(learn, 4, True):
-        torch.testing.assert_close(state, reference, rtol=1e-12, atol=1e-12)
+def test_a_model_in_a_lane_can_be_copied_averaged_and_saved(tmp_path):
+    for found in run_in_ranks(copies_of_a_model_in_lanes, 4, str(tmp_path)):
+        assert found.pop("groups") == 1
+        assert found == dict.fromkeys(("deepcopy", "pickle", "torch.save", "average", "later"), 0.0)
+
+
+def test_a_model_of_a_lane_evaluates_alone_and_says_why_it_cannot_train_alone():
+    norm = CrossDeviceBatchNorm(3, lane=Lane(2))
+    x = torch.randn(2, 3, 4, 4)
+    norm.eval()(x)
+    with pytest.raises(InputError, match="a batch norm over 2 processes cannot train in a program of 1"):
+        norm.train()(x)
+
+
+def three_lines(world: World, images_per_device: int, broadcasts: bool) -> dict[str, torch.Tensor]:
+    """Running statistics after two steps under DistributedDataParallel, in lanes of mean 0 and 10."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 1, 1)).double()
+    model = megdet_layers.convert_batch_norm(model, bn_size=2, images_per_device=images_per_device)
+    name = "forward_sync_buffers" if torch.__version__ >= TorchVersion("2.13") else "broadcast_buffers"
+    parallel = DistributedDataParallel(model, **({} if broadcasts else {name: False}))
+    for step in two_steps():
+        own = slice(world.rank * images_per_device, (world.rank + 1) * images_per_device)
+        parallel(step.flatten(0, 1)[own]).mean().backward()
+    return {name: value for name, value in model.eval().state_dict().items() if name.startswith("0.")}
+
+
+def two_steps() -> torch.Tensor:
+    """Step, group, image, channel, height, width; the second group of a step is 10 higher."""
+    groups = torch.randn(2, 2, 2, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    groups[:, 1] += 10
+    return groups
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("broadcasts", [True, False])
+@pytest.mark.parametrize(("size", "images_per_device"), [(4, 1), (2, 2)])
+def test_under_ddp_every_process_has_the_plain_mean_over_the_groups_of_all_lanes(size, images_per_device, broadcasts):
+    expected = nn.BatchNorm2d(3).double().state_dict()
+    for step in two_steps():
+        for name, values in (
+            ("running_mean", step.mean((1, 3, 4))),
+            ("running_var", step.transpose(1, 2).flatten(2).var(2)),
+        ):
+            expected[name] = 0.9 * expected[name] + 0.1 * values.mean(0)
+        expected["num_batches_tracked"] += 1
+    assert expected["running_mean"].min() > 0.9  # a lane of mean 0 alone would stay at 0
+    ranks = run_in_ranks(three_lines, size, images_per_device, broadcasts)
+    for state in ranks:
+        for name, value in expected.items():
+            torch.testing.assert_close(state[f"0.{name}"], value, rtol=1e-12, atol=1e-12)
+            assert torch.equal(state[f"0.{name}"], ranks[0][f"0.{name}"])
+
+
+def one_without_images(world: World) -> torch.Tensor:
+    norm = megdet_layers.convert_batch_norm(nn.BatchNorm2d(3), bn_size=2, images_per_device=2)
+    norm(torch.randn(0, 3, 2, 2) if world.rank else torch.full((2, 3, 2, 2), 4.0))
+    return norm.running_mean
+
+
+@pytest.mark.distributed
+def test_a_process_without_images_keeps_nobody_waiting_and_counts_for_nothing():
+    for mean in run_in_ranks(one_without_images, 2):
+        torch.testing.assert_close(mean, torch.full((3,), 0.4))

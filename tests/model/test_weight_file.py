@@ -1,6 +1,7 @@
 """Files of weights that anybody may have made."""
 
 import warnings
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,16 @@ def test_what_is_no_dictionary_of_tensors_is_refused(tmp_path: Path, content: ob
 def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
     torch.save({3: torch.ones(1)}, tmp_path / "a.pth")
     with pytest.raises(InputError, match="tensor 3 cannot be used: its name is no text"):
+        read_tensors(tmp_path / "a.pth", "weights")
+
+
+def test_a_small_archive_of_much_is_refused(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(1 << 20)}, tmp_path / "plain.pth")
+    with zipfile.ZipFile(tmp_path / "plain.pth") as plain, zipfile.ZipFile(tmp_path / "a.pth", "w") as packed:
+        for entry in plain.namelist():
+            packed.writestr(entry, plain.read(entry), zipfile.ZIP_DEFLATED)
+    assert (tmp_path / "a.pth").stat().st_size < 1 << 14
+    with pytest.raises(InputError, match="neither a safetensors file nor tensors"):
         read_tensors(tmp_path / "a.pth", "weights")
 
 

@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from factories import TINY, gradients, relative, tiny_batch, tiny_detector
+from megdet.distributed.lane import Lane, make_lane
 from megdet.distributed.layout import Layout
 from megdet.distributed.local_ranks import run_in_ranks
-from megdet.distributed.world import Lane, World, make_lane
+from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.inference.trained import place_model
-from megdet.layers.batch_norm import CrossDeviceBatchNorm
+from megdet.layers.batch_norm import CrossDeviceBatchNorm, finish_step
 from megdet.model.detector import LOSSES, Detector
 from megdet.recipe import Backbone
 from megdet.structures import Batch
@@ -70,15 +71,16 @@ def test_training_calls_the_compiled_parts_and_detecting_the_modules_whose_names
     batch = tiny_batch(2)
     model.train()(batch)
     assert len(calls) == 3
+    finish_step(model.modules(), 1, World(0, 1, torch.device("cpu")))
     model.eval().detect(model.normalized(batch.pixels, batch.sizes), batch.sizes)
     assert len(calls) == 3
 
 
 def test_what_talks_to_other_devices_is_left_as_it_is(calls, caplog):
     recipe = replace(RECIPE, fpn=replace(RECIPE.fpn, norm="group"))
-    assert compile_dense(Detector(recipe, 3, Lane(2, 0, None))) == ["fpn", "rpn"]
+    assert compile_dense(Detector(recipe, 3, Lane(2))) == ["fpn", "rpn"]
     assert caplog.messages == ["--compile: the backbone is not compiled, its batch norms talk to other devices"]
-    assert compile_dense(Detector(replace(recipe, bn_size=0), 3, Lane(2, 0, None))) == ["backbone", "fpn", "rpn"]
+    assert compile_dense(Detector(replace(recipe, bn_size=0), 3, Lane(2))) == ["backbone", "fpn", "rpn"]
 
 
 def test_canvases_beyond_the_most_run_as_they_are_and_are_told_of_once(monkeypatch, caplog):

@@ -15,8 +15,9 @@ from torch import nn
 from factories import TINY, gradients, random_boxes, relative, tiny_batch, tiny_detector
 from megdet.data.loader import training_batches
 from megdet.data.plan import TrainingPlan
+from megdet.distributed.lane import SINGLE_LANE
 from megdet.distributed.layout import choose_layout
-from megdet.distributed.world import SINGLE_LANE, World, start_world, use_precision
+from megdet.distributed.world import World, start_world, use_precision
 from megdet.inference.trained import place_model
 from megdet.journal.run_folder import RunFolder
 from megdet.layers.cross_device import CrossDeviceNorm, lane_moments

@@ -2,8 +2,8 @@
 
 from rich.table import Table
 
-from megdet.analysis.describe import describe
 from megdet.cli.options import CONSOLE, Arguments
+from megdet.planning.describe import describe
 from megdet.recipe_file import load_recipe, packaged_recipes
 
 

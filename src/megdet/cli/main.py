@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 from megdet import __version__
 from megdet.cli.parsers.shared import Parser
 from megdet.errors import InputError, nearest
-from megdet.terminal import allow_any_character
 
 _PROGRAM = "megdet"
 _STOPPED = f"{_PROGRAM}: interrupted; the same command goes on from the last checkpoint, if there is one"
@@ -68,8 +67,10 @@ def make_parser(called: str | None) -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, or 2 for what the user can mend."""
     words = list(sys.argv[1:] if argv is None else argv)
-    allow_any_character()
     try:
+        from megdet.terminal import allow_any_character  # here, because an interrupt while it loads is told of below
+
+        allow_any_character()
         _run(words)
     except InputError as error:
         rank = int(os.environ.get("RANK", "0"))

@@ -6,14 +6,15 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from megdet.analysis.planner.inputs import Given, Measuring
-from megdet.analysis.planner.layouts import PlannedLayout
-from megdet.analysis.planner.plan import Limits, Plan, make_plan
-from megdet.analysis.planner.step_cost import GIB
 from megdet.cli.machine import num_workers
 from megdet.cli.options import CONSOLE, PROGRESS, Arguments
 from megdet.distributed.layout import recipe_layout
 from megdet.errors import InputError
+from megdet.planning.inputs import Given
+from megdet.planning.layouts import PlannedLayout
+from megdet.planning.measurement import GIB
+from megdet.planning.measuring import Measuring
+from megdet.planning.plan import Limits, Plan, make_plan
 from megdet.recipe_file import load_recipe
 
 _SHOWN = 12
@@ -82,13 +83,13 @@ def _layouts_table(plan: Plan, name: str) -> Table:
 
 
 def _cells(planned: PlannedLayout) -> list[str]:
-    layout, traffic = planned.layout, planned.traffic
+    layout, step = planned.layout, planned.step
     return [
         *map(str, (layout.largest_share, layout.num_lanes, layout.lane_width, layout.rounds, planned.recompute)),
         "?" if planned.bytes is None else f"{planned.bytes / GIB:.2f}",
-        f"{planned.seconds:.3g}",
-        f"{traffic.seconds:.2g}",
-        f"{(traffic.gradient_bytes + traffic.norm_bytes) / 1e6:.3g}",
+        f"{step.total:.3g}",
+        f"{step.communication:.2g}",
+        f"{(planned.gradient_bytes_sent + planned.norm_bytes_sent) / 1e6:.3g}",
         _duration(planned.hours),
     ]
 

@@ -6,8 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from megdet.analysis.cluster.machines import Machine, machine_of
-from megdet.analysis.cluster.paper import (
+from megdet.analysis.paper.times import (
     GOOD,
     OTHERS,
     Constants,
@@ -17,10 +16,10 @@ from megdet.analysis.cluster.paper import (
     predict_by_rule,
     predict_paper,
 )
-from megdet.analysis.cluster.scaling import Asked, Point, last_that_pays, simulate_scaling
-from megdet.analysis.cluster.step import USABLE
 from megdet.cli.options import CONSOLE, Arguments
 from megdet.errors import InputError
+from megdet.planning.published import USABLE, Machine, machine_of
+from megdet.planning.scaling import Asked, Point, last_that_pays, simulate_scaling
 
 _SCALING = ("device", "images_per_device", "bn_size", "batch_size", "noise_scale", "fraction", "overhead")
 
@@ -43,7 +42,7 @@ def run_simulate(arguments: Arguments) -> None:
     if arguments.paper:
         report |= {"fraction": constants.fraction, "fixed_hours": constants.fixed_hours}
         if arguments.picture:
-            from megdet.analysis.cluster.pictures import plot_paper  # here, because matplotlib takes its time
+            from megdet.analysis.paper.times_picture import plot_paper  # here, because matplotlib takes its time
 
             plot_paper(predictions, arguments.picture)
     else:
@@ -51,7 +50,7 @@ def run_simulate(arguments: Arguments) -> None:
         points = simulate_scaling(machine, Asked(**given))
         report["scaling"] = {"device": machine.device, "points": [point.as_dict() for point in points]}
         if arguments.picture:
-            from megdet.analysis.cluster.pictures import plot_scaling
+            from megdet.planning.pictures import plot_scaling
 
             plot_scaling(points, machine, arguments.picture)
     if arguments.json:
@@ -112,12 +111,14 @@ def _print_scaling(machine: Machine, points: list[Point], asked: Asked) -> None:
     for name in ("communication", "stragglers", "hours", "pays"):
         table.add_column(name)
     for point in points:
-        job, step = point.job, point.step
-        spread = f"{job.lane_width} x {job.rounds} x {job.images}"
+        layout, step = point.layout, point.step
+        spread = f"{layout.lane_width} x {layout.rounds} x {layout.largest_share}"
         memory = f"{point.memory_bytes / 1e9:.1f}"
         seconds = (f"{step.total:.4f}", f"{point.images_per_second:.0f}", f"{point.efficiency:.0%}")
-        parts = (f"{step.communication:.0%}", f"{step.stragglers / step.total:.0%}", f"{point.hours:.3g}")
-        table.add_row(str(job.devices), str(point.batch_size), spread, memory, *seconds, *parts, point.why_not or "yes")
+        parts = (f"{step.communication / step.total:.0%}", f"{step.stragglers / step.total:.0%}", f"{point.hours:.3g}")
+        table.add_row(
+            str(layout.world_size), str(point.batch_size), spread, memory, *seconds, *parts, point.why_not or "yes"
+        )
     CONSOLE.print(table)
     CONSOLE.print(
         f"{machine.device} at {machine.fraction:.3g} of its peak and {1e3 * machine.overhead:g} ms a micro-batch "
@@ -126,7 +127,7 @@ def _print_scaling(machine: Machine, points: list[Point], asked: Asked) -> None:
     if asked.noise_scale is None:
         CONSOLE.print("Judged by time, memory and the warmup alone: how large a batch is worth, --noise-scale says.")
     if asked.batch_size is None and asked.bn_size > 1:
-        sizes = ", ".join(f"{p.batch_size} on {p.job.devices}" for p in points if _is_rounded(p, asked))
+        sizes = ", ".join(f"{p.batch_size} on {p.layout.world_size}" for p in points if _is_rounded(p, asked))
         if sizes:
             CONSOLE.print(
                 f"A batch is whole BN groups of {asked.bn_size} images, so it is rounded up: {sizes} devices."
@@ -134,14 +135,15 @@ def _print_scaling(machine: Machine, points: list[Point], asked: Asked) -> None:
     if not asked.bn_size:
         CONSOLE.print("Frozen statistics bind no images: a device's share is one micro-batch, or as few as fit.")
     CONSOLE.print(
-        f"GB of a device: state, and what a micro-batch on the largest canvas keeps for the backward, counted in "
-        f"{8 * machine.value_bytes} bits; it fits in {USABLE:.0%} of {machine.memory / 1e9:g} GB."
+        "GB of a device: state, a bucket of gradients on its way, and what a micro-batch on the largest canvas keeps "
+        f"for the backward, counted in {8 * machine.value_bytes} bits; it fits in {USABLE:.0%} of "
+        f"{machine.memory / 1e9:g} GB."
     )
     CONSOLE.print("Hours of the normal policy on COCO's 118,000 images, without evaluation (docs/simulate.md).")
 
 
 def _is_rounded(point: Point, asked: Asked) -> bool:
-    return point.batch_size != asked.images_per_device * point.job.devices
+    return point.batch_size != asked.images_per_device * point.layout.world_size
 
 
 def _verdict(points: list[Point]) -> str:
@@ -149,5 +151,5 @@ def _verdict(points: list[Point]) -> str:
     if best is None:
         return "no number of devices pays"
     most = ", the most that are simulated" if best is points[-1] else ""
-    images = "" if best.examples is None else f"; {best.examples:.2f} times the fewest images for the same progress"
-    return f"it pays up to {best.job.devices} devices{most}{images}"
+    images = "" if best.worth is None else f"; {best.worth.examples:.2f} times the fewest images for the same progress"
+    return f"it pays up to {best.layout.world_size} devices{most}{images}"

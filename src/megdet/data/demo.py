@@ -5,7 +5,6 @@ processes draws the same set. Colours say nothing about the class.
 """
 
 import io
-import json
 import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -21,7 +20,7 @@ from PIL import Image, ImageDraw
 from megdet.data.coco import write_coco
 from megdet.data.shapes import OUTLINES, Shape, paint, place
 from megdet.errors import InputError
-from megdet.files import replace_file
+from megdet.files import read_json, replace_file
 
 CLASS_NAMES = tuple(OUTLINES)
 """the classes of the demo data, in the order of their category ids 1, 2, ..."""
@@ -47,7 +46,7 @@ class DemoSet:
 DEMO_SETS = {
     "easy": DemoSet(),
     "hard": DemoSet(hard=True),
-    "tiny": DemoSet(num_train=22, num_val=8, size=64, several_sizes=True),
+    "tiny": DemoSet(num_train=22, num_val=8, size=96, several_sizes=True),
 }
 """The sets that `data.draw_demo` names."""
 
@@ -132,11 +131,11 @@ def draw_demo(
 
 def _is_complete(folder: Path, split: str, count: int, settings: DemoSettings) -> bool:
     file = folder / "annotations" / f"{split}.json"
-    try:
-        info = json.loads(file.read_bytes())["info"]["megdet_demo"]
-    except (FileNotFoundError, NotADirectoryError):
+    if not file.exists():
         return False
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    try:
+        info = read_json(file)["info"]["megdet_demo"]
+    except (InputError, KeyError, TypeError) as error:
         raise InputError(f"{file}: this is not the demo data; choose another folder or remove it") from error
     if info != _info(settings, count):
         raise InputError(f"{file}: demo data of other settings ({info}); choose another folder or remove it")

@@ -10,9 +10,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, distributed, nn
 
-from megdet.distributed.layout import BUCKET_BYTES
 from megdet.distributed.world import World
 
+BUCKET_BYTES = 16 << 20
+"""Gradients that the ranks add up in one collective."""
 _ALIGNED = 64
 """Numbers to a multiple of which a gradient starts in its bucket: GPU kernels read aligned vectors faster."""
 

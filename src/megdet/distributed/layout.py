@@ -10,9 +10,6 @@ from dataclasses import dataclass
 from megdet.errors import InputError
 from megdet.recipe import Recipe
 
-BUCKET_BYTES = 16 << 20
-"""Gradients that the ranks add up in one collective."""
-
 
 @dataclass(frozen=True)
 class Layout:
@@ -67,14 +64,14 @@ class Layout:
         return slice(-(-place * size // width), -(-(place + 1) * size // width))
 
 
-def choose_layout(
+def possible_layouts(
     num_groups: int,
     group_size: int,
     world_size: int,
     lane_width: int | None = None,
     max_images_per_device: int | None = None,
-) -> Layout:
-    """The layout whose busiest rank carries the fewest images a step; the narrowest lanes among equals.
+) -> Iterator[Layout]:
+    """Layouts of every lane width; first where the busiest rank carries the fewest images, the narrowest among equals.
 
     `lane_width` forces the width; `max_images_per_device` allows only shares of at most so many images.
     Raises InputError when there are more ranks than images, or when no lane width fits what is forced.
@@ -106,7 +103,21 @@ def choose_layout(
                 "or a smaller bn_size"
             )
         layouts = fitting
-    return min(layouts, key=lambda layout: (layout.busiest_images, layout.lane_width))
+    return iter(sorted(layouts, key=lambda layout: (layout.busiest_images, layout.lane_width)))
+
+
+def choose_layout(
+    num_groups: int,
+    group_size: int,
+    world_size: int,
+    lane_width: int | None = None,
+    max_images_per_device: int | None = None,
+) -> Layout:
+    """The layout whose busiest rank carries the fewest images a step; the narrowest lanes among equals.
+
+    Raises InputError like `possible_layouts`, which is given the same.
+    """
+    return next(possible_layouts(num_groups, group_size, world_size, lane_width, max_images_per_device))
 
 
 def recipe_layout(

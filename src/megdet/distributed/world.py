@@ -1,4 +1,4 @@
-"""This process among the others: rank, device, lane, and the few collectives the rest of the program uses."""
+"""This process among the others: rank, device, and the few collectives the rest of the program uses."""
 
 import ctypes
 import os
@@ -11,7 +11,6 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, distributed
 
-from megdet.distributed.layout import Layout
 from megdet.errors import InputError
 
 DEFAULT_TIMEOUT = timedelta(minutes=30)
@@ -127,23 +126,6 @@ def name_ranks(ranks: Sequence[int]) -> str:
     return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(words)}"
 
 
-@dataclass(frozen=True)
-class Lane:
-    """The k ranks that carry one group together, seen from one of them."""
-
-    width: int
-    place: int
-    process_group: distributed.ProcessGroup | None
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this rank speaks for its lane where every rank of it has the same number."""
-        return self.place == 0
-
-
-SINGLE_LANE = Lane(1, 0, None)
-
-
 def start_world(device: str = "", timeout: timedelta = DEFAULT_TIMEOUT) -> World:
     """Join the processes that torchrun started (or be alone) and choose this process's device.
 
@@ -218,44 +200,6 @@ def stop_world() -> None:
     """Leave the process group, if there is one."""
     if distributed.is_initialized():
         distributed.destroy_process_group()
-
-
-def make_lane(world: World, layout: Layout) -> Lane:
-    """This rank's lane, with a process group of its own where it is more than one rank.
-
-    Every rank makes every lane's group, as torch.distributed asks; call it once a run.
-    """
-    if layout.lane_width == 1:
-        return SINGLE_LANE
-    mine: Any = None
-    for lane in range(layout.num_lanes):
-        ranks = range(lane * layout.lane_width, (lane + 1) * layout.lane_width)
-        group = distributed.new_group(list(ranks), timeout=world.timeout)
-        if world.rank in ranks:
-            mine = group
-    return Lane(layout.lane_width, world.rank % layout.lane_width, mine)
-
-
-def lane_of_images(bn_size: int, images_per_device: int) -> Lane:
-    """This process's lane in a program of its own, whose every process carries so many images of a group at a time.
-
-    Every process must call it, after the process group is made, if there is one. Raises InputError where the processes
-    do not make whole groups.
-    """
-    joined = distributed.is_initialized()
-    size, rank = (distributed.get_world_size(), distributed.get_rank()) if joined else (1, 0)
-    if images_per_device < 1 or bn_size < 1 or bn_size % images_per_device:
-        raise InputError(
-            f"bn_size {bn_size} is no multiple of images_per_device {images_per_device}: a group is made of whole "
-            "forwards; choose a bn_size that is, or smaller forwards and accumulation"
-        )
-    width = bn_size // images_per_device
-    if size % width:
-        raise InputError(
-            f"bn_size {bn_size} takes {width} processes of {images_per_device} images, which does not divide the "
-            f"{size} processes here: choose another bn_size, or start more processes"
-        )
-    return make_lane(World(rank, size, torch.device("cpu")), Layout(size // width, bn_size, size, width))
 
 
 def use_precision(precision: str) -> None:

@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from megdet.distributed.world import SINGLE_LANE, Lane, World, use_precision
+from megdet.distributed.lane import SINGLE_LANE, Lane
+from megdet.distributed.world import World, use_precision
 from megdet.errors import InputError
 from megdet.journal.checkpoint_files import Kind, checkpoint_path, latest_checkpoint, open_checkpoint
 from megdet.journal.run_folder import RunFolder

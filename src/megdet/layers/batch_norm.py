@@ -1,10 +1,12 @@
 """Cross-device batch normalisation (Sec. 3.3, Figure 3, Algorithm 1) and its frozen form.
 
 A group of `bn_size` images shares one mean and one variance, however many devices carry it. The layer is told its lane
-(the ranks that carry a group together) and needs to know nothing else. In a lane of one it is torch's own batch norm.
+(the ranks that carry a group together) and needs to know nothing else. In a lane of one it computes what torch's own
+batch norm does, more exactly.
 
 Running statistics change once a step: a step's forwards only add up the groups' means and unbiased variances, and
-`finish_step` folds their plain mean over all groups of the mini-batch into the running ones.
+`finish_step` folds their plain mean over all groups of the mini-batch into the running ones. In a training loop that
+has no such call, a layer made with `fold_momentum` folds in every forward.
 """
 
 from collections.abc import Iterable
@@ -12,12 +14,13 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from megdet.distributed.world import SINGLE_LANE, Lane, World
+from megdet.distributed.lane import SINGLE_LANE, Lane, lane_of_all
+from megdet.distributed.world import World
 from megdet.errors import InputError
-from megdet.layers.cross_device import CrossDeviceNorm, Moments, lane_moments, normalize
+from megdet.layers.cross_device import CrossDeviceNorm, Moments, lane_moments, mean_over_lanes, normalize
 from megdet.layers.lean import announce
 from megdet.layers.moments import statistics_dtype
 from megdet.layers.recompute import current_tape
@@ -32,6 +35,16 @@ class CrossDeviceBatchNorm(nn.Module):
     must call the layer in the same order, once a group. Statistics are weighted by the number of values of each share
     and kept in float32 (float64 for float64 input) whatever the precision of the input. In evaluation the running ones
     are used.
+
+    Args:
+        channels: of the input.
+        eps: added to the variance.
+        lane: the ranks that carry a group together.
+        two_pass: Algorithm 1 to the letter, with two collectives forward instead of one.
+        fold_momentum: with a number, every forward folds the plain mean over the groups of all processes into the
+            running statistics, with this weight; all processes must call the layer. With None, `finish_step` does.
+
+    `eval()` raises InputError where groups are left that nobody has folded.
     """
 
     running_mean: Tensor
@@ -68,14 +81,18 @@ class CrossDeviceBatchNorm(nn.Module):
         Raises InputError when a group has one value a channel, which has no variance; where a lane of GPUs would
         have to wait to know, that value comes out as the bias.
         """
-        has_no_group = self.lane.width == 1 and x.shape[0] == 0  # nothing to normalise, nothing to remember
-        if not self.training or has_no_group:
+        has_no_group = self.lane.width == 1 and x.shape[0] == 0
+        if has_no_group and self.training:
+            with torch.no_grad():
+                self._remember_nothing()
+        if has_no_group or not self.training:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
-        if self.lane.width == 1 and is_valid is None and (x.is_cuda or torch.compiler.is_compiling()):
-            return self._local(x)
+        is_alone = self.lane.width == 1 and is_valid is None
         if torch.compiler.is_compiling():
+            if is_alone and not self._folds_all_lanes():
+                return self._local(x)
             return self._outside_a_graph(x, is_valid)  # type: ignore[no-any-return]
-        return self._together(x, is_valid)
+        return self._local(x) if is_alone else self._together(x, is_valid)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _outside_a_graph(self, x: Tensor, is_valid: Tensor | None) -> Tensor:
@@ -107,12 +124,18 @@ class CrossDeviceBatchNorm(nn.Module):
         return moments
 
     def _local(self, x: Tensor) -> Tensor:
-        """One kernel for a lane of one, where it is exact: on a GPU, or made by a compiler."""
+        """torch's own kernel, which needs nothing from another device and waits for nothing."""
         if x.numel() // self.channels < 2:
             raise self._no_variance(x)
         # running statistics of momentum 1 are the batch's own: its mean and its unbiased variance
         mean, var = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
-        y = F.batch_norm(x, mean, var, self.weight, self.bias, True, 1.0, self.eps)
+        if x.is_cuda:  # which has other kernels for training than for the same arithmetic with given statistics
+            y = F.batch_norm(x, mean, var, self.weight, self.bias, True, 1.0, self.eps)
+        else:
+            y, found, inverse_std = torch.native_batch_norm(x, self.weight, self.bias, mean, var, True, 1.0, self.eps)
+            kept, scale = x.detach(), self.weight.detach() * inverse_std
+            bias, ones = self.bias.detach(), torch.ones_like(found)
+            announce(y, lambda: F.batch_norm(kept, found, ones, scale, bias, False, 0.0, 0.0))
         tape = current_tape()
         if tape is None or not tape.is_replayed:
             with torch.no_grad():
@@ -130,9 +153,34 @@ class CrossDeviceBatchNorm(nn.Module):
             self.step_mean += mean
             self.step_var += var
             return
+        if self._folds_all_lanes():
+            mean, var = mean_over_lanes(mean, var)
+        self._fold(mean, var)
+
+    def _remember_nothing(self) -> None:
+        """This rank has no group in this forward, others may."""
+        if self._folds_all_lanes():
+            self._fold(*mean_over_lanes(self.running_mean, self.running_var, num_groups=0))
+
+    def _folds_all_lanes(self) -> bool:
+        """Whether the groups of other lanes belong into the running statistics in every forward."""
+        return self.fold_momentum is not None and lane_of_all().width > self.lane.width
+
+    def _fold(self, mean: Tensor, var: Tensor) -> None:
+        assert self.fold_momentum is not None
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.fold_momentum)
         self.running_var.lerp_(var.to(self.running_var.dtype), self.fold_momentum)
         self.num_batches_tracked += 1
+
+    def train(self, mode: bool = True) -> Any:
+        """As of any module, but evaluation is refused while groups wait for `finish_step`."""
+        if self.training and not mode and (self.step_mean.any() or self.step_var.any()):
+            raise InputError(
+                "a batch norm is to evaluate, but its running statistics lack the groups since the last finish_step: "
+                "call megdet.layers.batch_norm.finish_step once a step, or let every forward fold its group, with "
+                "convert_batch_norm or fold_momentum=0.1"
+            )
+        return super().train(mode)
 
     def extra_repr(self) -> str:
         """Size, eps and lane, for print()."""
@@ -204,23 +252,6 @@ def finish_step(modules: Iterable[nn.Module], num_groups: int, world: World) -> 
         running = [tensor for norm, _, _ in found for tensor in (norm.running_mean, norm.running_var)]
         torch._foreach_lerp_(running, [tensor for _, *means in found for tensor in means], RUNNING_MOMENTUM)
         torch._foreach_add_([norm.num_batches_tracked for norm, _, _ in found], 1)
-
-
-@torch.no_grad()
-def average_running_statistics(model: nn.Module) -> None:
-    """Give every process the mean of all processes' running statistics, by one collective.
-
-    For training loops of your own with several groups side by side: since running statistics are a linear recurrence,
-    the mean at the end is what folding the groups' mean in every step would have given. Every process must call it.
-    """
-    norms = [module for module in model.modules() if isinstance(module, CrossDeviceBatchNorm)]
-    if not norms or not distributed.is_initialized():
-        return
-    buffers = [tensor for norm in norms for tensor in (norm.running_mean, norm.running_var)]
-    flat = torch.cat([*buffers, buffers[0].new_ones(1)])
-    distributed.all_reduce(flat)
-    for tensor, total in zip(buffers, torch.split(flat[:-1], [len(tensor) for tensor in buffers]), strict=True):
-        tensor.copy_(total / flat[-1])
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from typing import Any
 from timm.layers.norm_act import BatchNormAct2d
 from torch import nn
 
-from megdet.distributed.world import SINGLE_LANE, Lane, lane_of_images
+from megdet.distributed.lane import SINGLE_LANE, Lane, lane_of_images
 from megdet.errors import InputError
 from megdet.layers.batch_norm import (
     BatchNormAct,
@@ -42,15 +42,15 @@ def convert_batch_norm(model: nn.Module, bn_size: int, *, images_per_device: int
         model = DistributedDataParallel(model)
 
     Each forward of `images_per_device` images a process is a part of one group, which bn_size / images_per_device
-    neighbouring processes make together. Every forward folds its group into the running statistics with the layer's own
-    momentum. Where there are several groups side by side, each process keeps the statistics of its own one, if
-    DistributedDataParallel does not overwrite them (`forward_sync_buffers=False`, before torch 2.15
-    `broadcast_buffers=False`); `average_running_statistics` makes them one before you evaluate or save.
+    neighbouring processes make together. Every forward folds the plain mean over the groups of all processes into the
+    running statistics with the layer's own momentum, so they are equal in all processes. DistributedDataParallel need
+    not send its buffers: `forward_sync_buffers=False`, before torch 2.13 `broadcast_buffers=False`.
 
-    Every process must call it, after the process group is made. Tensors, eps, momentum and fused activations are kept.
-    With a `bn_size` of 0 the statistics, weights and biases are frozen. Returns the model, or the new layer if the
-    model is itself a batch norm. Raises InputError where the images do not make whole groups, and for a batch norm of
-    a class that is not known.
+    Every process must call it, after the process group is made, and all must call the model in training equally often.
+    Parameters stay the same objects, so an optimizer may be made before or after; buffers, eps, momentum, mode and
+    fused activations are kept, and a layer that is used twice is still one. With a `bn_size` of 0 the statistics,
+    weights and biases are frozen. Returns the model, or the new layer if the model is itself a batch norm. Raises
+    InputError where the images do not make whole groups, and for a batch norm of a class that is not known.
     """
     if bn_size == 0:
         return exchange_norms(model, "frozen", 0)
@@ -60,18 +60,21 @@ def convert_batch_norm(model: nn.Module, bn_size: int, *, images_per_device: int
 def exchange_norms(
     model: nn.Module, kind: NormKind, bn_size: int, lane: Lane = SINGLE_LANE, *, folds_at_once: bool = False
 ) -> nn.Module:
-    """Replace every batch norm of a model by the kind asked for, keeping its tensors, eps and fused activation.
+    """Replace every batch norm of a model by the kind asked for, keeping its parameters, eps and fused activation.
 
     Returns the model, or the new layer if the model is itself a batch norm. Raises InputError for a batch norm of a
     class that is not known, whose extra behaviour would be lost.
     """
-    if isinstance(model, nn.modules.batchnorm._BatchNorm):
-        return _exchanged(model, kind, bn_size, lane, folds_at_once)
-    for name, child in model.named_children():
-        new = exchange_norms(child, kind, bn_size, lane, folds_at_once=folds_at_once)
-        if new is not child:
-            setattr(model, name, new)
-    return model
+    new = {
+        old: _exchanged(old, kind, bn_size, lane, folds_at_once)
+        for old in model.modules()
+        if isinstance(old, nn.modules.batchnorm._BatchNorm)
+    }
+    for module in list(model.modules()):
+        for name, child in module._modules.items():  # named_children would name a layer that is used twice once
+            if child in new:
+                module.register_module(name, new[child])
+    return new.get(model, model)  # type: ignore[call-overload,no-any-return]
 
 
 def _exchanged(old: Any, kind: NormKind, bn_size: int, lane: Lane, folds_at_once: bool) -> nn.Module:
@@ -83,27 +86,24 @@ def _exchanged(old: Any, kind: NormKind, bn_size: int, lane: Lane, folds_at_once
     if folds_at_once and old.momentum is None:
         raise InputError(f"cannot convert a {type(old).__name__} of momentum None: give it a number, such as 0.1")
     activation = (old.act, old.drop) if fused else ()
-    new: nn.Module
+    new: Any
     if kind == "none":
         new = nn.Sequential(old.drop, old.act) if fused else nn.Identity()
     elif kind == "group":
         norm = nn.GroupNorm(_groups_for(old.num_features), old.num_features, old.eps)
-        norm.load_state_dict({"weight": old.weight, "bias": old.bias})
+        norm.weight, norm.bias = old.weight, old.bias
         new = nn.Sequential(norm, old.drop, old.act) if fused else norm
-    else:
-        made: Callable[..., nn.Module]
-        if kind == "batch" and bn_size:
-            made = partial(
-                BatchNormAct if fused else CrossDeviceBatchNorm,
-                lane=lane,
-                fold_momentum=old.momentum if folds_at_once else None,
-            )
-        else:
-            made = FrozenBatchNormAct if fused else FrozenBatchNorm
+    elif kind == "batch" and bn_size:
+        momentum = old.momentum if folds_at_once else None
+        made = partial(BatchNormAct if fused else CrossDeviceBatchNorm, lane=lane, fold_momentum=momentum)
         new = made(old.num_features, old.eps, *activation).to(old.running_mean)
         new.load_state_dict(old.state_dict())
+        new.weight, new.bias = old.weight, old.bias
+    else:
+        new = (FrozenBatchNormAct if fused else FrozenBatchNorm)(old.num_features, old.eps, *activation)
+        new.to(old.running_mean).load_state_dict(old.state_dict())
     new.train(old.training)
-    return new
+    return new  # type: ignore[no-any-return]
 
 
 def _groups_for(channels: int) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor, distributed
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from megdet.distributed.world import Lane
+from megdet.distributed.lane import Lane, lane_of_all
 from megdet.layers.moments import (
     by_channel,
     centered_sums,
@@ -199,6 +199,13 @@ def _affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         return torch.addcmul(by_channel(shift, x), x, by_channel(scale, x))
     zeros = torch.zeros_like(scale)
     return F.batch_norm(x, zeros, zeros + 1, scale, shift, False, 0.0, 0.0)
+
+
+def mean_over_lanes(mean: Tensor, var: Tensor, num_groups: int = 1) -> tuple[Tensor, Tensor]:
+    """The plain mean over the groups of all processes; `num_groups` is 0 where this one has none. One collective."""
+    own = torch.cat([mean, var]).to(wide_dtype(mean)) * num_groups
+    total = _sum_over_lane(torch.cat([own, own.new_full((1,), num_groups)]), lane_of_all())
+    return total[:-1].div_(total[-1]).tensor_split(2)  # type: ignore[return-value]
 
 
 def _sum_over_lane(tensor: Tensor, lane: Lane) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor, nn
 
-from megdet.distributed.world import SINGLE_LANE, Lane
+from megdet.distributed.lane import SINGLE_LANE, Lane
 from megdet.layers.convert import exchange_norms, norm_factory
 from megdet.layers.recompute import plainly, recompute
 from megdet.model.anchors import AnchorGrid

@@ -3,8 +3,9 @@
 Nothing in a file is run: safetensors holds tensors alone, and `torch.load` gets `weights_only`.
 """
 
+import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ def read_tensors(file: Path, key: str) -> dict[str, Tensor]:
             content = load_tensors(file)
         else:
             with file.open("rb") as opened:  # torch opens no path that is not UTF-8
+                _refuse_compressed(opened)
                 content = torch.load(opened, "cpu", weights_only=True)
     except Exception:  # whatever torch says of it, such as how to load it unsafely, helps nobody here
         raise InputError(f"{key} {file}: neither a safetensors file nor tensors saved by torch.save") from None
@@ -41,6 +43,15 @@ def read_tensors(file: Path, key: str) -> dict[str, Tensor]:
         if fault:
             raise InputError(f"{key} {file}: tensor {shown(name)} cannot be used: {fault}")
     return content
+
+
+def _refuse_compressed(opened: BinaryIO) -> None:
+    """Raise ValueError for an archive whose content may be a thousand times as large; torch never writes one."""
+    if zipfile.is_zipfile(opened):
+        with zipfile.ZipFile(opened) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise ValueError("compressed")
+    opened.seek(0)
 
 
 def misfit(name: str, tensor: Tensor, wanted: Tensor) -> str:

@@ -1,5 +1,9 @@
 """Non-maximum suppression of many independent segments at once."""
 
+import subprocess
+import warnings
+from collections.abc import Callable
+from functools import cache
 from importlib.util import find_spec
 
 import torch
@@ -20,11 +24,10 @@ def segmented_nms(
     lower index is the better one. Candidates of a negative segment stand for nothing and do not survive. Segments are
     told apart by index, never by shifted coordinates: float32 boxes moved by thousands of pixels overlap differently,
     and one call over a whole batch is quadratic in its candidates. On a GPU it is one launch and nothing waits for it;
-    without Triton, as on Windows, the loop below reads the lengths of the segments from the device.
+    without Triton, as on Windows, or where it cannot build, the loop below reads the lengths of the segments from the
+    device.
     """
-    if boxes.is_cuda and find_spec("triton") is not None:
-        from megdet.ops.nms_kernel import thin_segments
-
+    if boxes.is_cuda and (thin_segments := usable_kernel(boxes.device)) is not None:
         return thin_segments(boxes, scores, segments, iou_threshold)
     keep = torch.zeros_like(segments, dtype=torch.bool)
     order = segments.argsort(stable=True)
@@ -39,3 +42,33 @@ def segmented_nms(
     if kept:
         keep[order[torch.cat(kept)]] = True
     return keep
+
+
+@cache
+def usable_kernel(device: torch.device) -> Callable[..., Tensor] | None:
+    """`nms_kernel.thin_segments` if it runs on this device; it is tried once, on one box.
+
+    Triton builds a small library in C before its first launch. Where it cannot, a warning says what is missing.
+    """
+    if find_spec("triton") is None:
+        return None
+    from megdet.ops.nms_kernel import thin_segments
+
+    try:
+        thin_segments(
+            torch.zeros(1, 4, device=device),
+            torch.zeros(1, device=device),
+            torch.zeros(1, dtype=torch.int64, device=device),
+            0.5,
+        )
+    except (OSError, subprocess.CalledProcessError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "C compiler" not in str(error):
+            raise
+        warnings.warn(
+            f"NMS takes its slower form, with the same result: Triton cannot build its kernel ({error}); install a C "
+            "compiler and Python's headers, such as gcc and python3-dev, or name the compiler in CC",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        return None
+    return thin_segments

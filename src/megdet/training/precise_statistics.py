@@ -15,8 +15,9 @@ from megdet.data.coco import CocoDataset, training_set
 from megdet.data.loader import training_batches
 from megdet.data.plan import TrainingPlan
 from megdet.data.shared import once_a_host
+from megdet.distributed.lane import make_lane
 from megdet.distributed.layout import Layout, recipe_layout
-from megdet.distributed.world import World, make_lane
+from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.inference.trained import TrainedDetector, load_detector, read_recipe
 from megdet.journal.run_folder import RunFolder

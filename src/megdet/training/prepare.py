@@ -12,8 +12,9 @@ from megdet.data.demo import DEMO_SETS, draw_demo
 from megdet.data.plan import TrainingPlan
 from megdet.data.shared import once_a_host
 from megdet.distributed.gradients import GradientBuckets
+from megdet.distributed.lane import make_lane
 from megdet.distributed.layout import Layout
-from megdet.distributed.world import World, make_lane
+from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.evaluation.coco_numbers import CocoNumbers
 from megdet.files import delete_leftovers

@@ -73,7 +73,7 @@ def add_plan(parser: Parser) -> None:
 
 def add_simulate(parser: Parser) -> None:
     """The options of `simulate`."""
-    from megdet.analysis.cluster.machines import MACHINES
+    from megdet.planning.published import MACHINES
 
     parser.add_argument(
         "--paper", action="store_true", help="the rows of the paper's Tables 2 and 3 against prediction"
@@ -84,7 +84,7 @@ def add_simulate(parser: Parser) -> None:
     parser.add_argument("--batch-size", type=whole_number, metavar="B", help="this mini-batch on any number of devices")
     parser.add_argument("--noise-scale", type=number, metavar="N", help="gradient noise scale in images")
     parser.add_argument(
-        "--fraction", type=number, metavar="F", help="part of the published peak, 0 to 1, default 0.165"
+        "--fraction", type=number, metavar="F", help="part of the published peak, 0 to 1, default 0.163"
     )
     parser.add_argument(
         "--overhead", type=number, metavar="MS", help="milliseconds of a micro-batch whatever its images, default 47"

@@ -1,1 +1,0 @@
-"""The time of a training on clusters, simulated."""

@@ -1,1 +1,0 @@
-"""What a recipe needs, from steps measured here."""

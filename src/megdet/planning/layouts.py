@@ -1,0 +1,228 @@
+"""Layouts of a recipe on some devices: memory, time of a step and of the run, communication, and batch sizes that pay.
+
+Pure arithmetic from the costs of a step; nothing is run here.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from megdet.distributed.layout import Layout, possible_layouts, recipe_layout
+from megdet.errors import InputError
+from megdet.planning.batches import BatchWorth
+from megdet.planning.network import Fabric
+from megdet.planning.step import Exchange, StepCost, StepTime, step_bytes, step_time
+from megdet.recipe import Recipe, RecomputePlan
+from megdet.recipe_check import check_recipe
+from megdet.run_length import decay_of, total_steps
+
+_AS_GOOD = 1.02
+"""A layout that is at most so much slower than the fastest is as good: measuring does not tell them apart."""
+_DOUBLINGS = range(-3, 5)
+
+
+@dataclass(frozen=True)
+class PlannedLayout:
+    """One way to spread a mini-batch, and what it should cost."""
+
+    recompute: RecomputePlan
+    layout: Layout
+    bytes: float | None
+    """the most that a device (on a CPU: a process) needs; None where it is not known"""
+    fits: bool | None
+    """within the memory of a device; None where that was not said"""
+    step: StepTime
+    load_seconds: float
+    """to read a step's images of the busiest rank in its loading processes"""
+    gradient_bytes_sent: float
+    """by a device in a step"""
+    norm_bytes_sent: float
+    training_hours: float
+    evaluation_hours: float
+
+    @property
+    def hours(self) -> float:
+        """Of the whole run."""
+        return self.training_hours + self.evaluation_hours
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON; bytes, seconds and hours are plain numbers."""
+        layout, step, own = self.layout, self.step, asdict(self)
+        del own["layout"], own["step"]
+        return own | {
+            "devices": layout.world_size,
+            "micro_batch": layout.largest_share,
+            "lanes": layout.num_lanes,
+            "lane_width": layout.lane_width,
+            "rounds": layout.rounds,
+            "idle": layout.idle,
+            "seconds": step.total,
+            "compute_seconds": step.compute,
+            "communication_seconds": step.communication,
+            "hours": self.hours,
+        }
+
+
+@dataclass(frozen=True)
+class BatchSize:
+    """What another mini-batch would need for the same loss, against the recipe's (McCandlish et al., 2018)."""
+
+    batch_size: int
+    steps: float
+    """times the steps of the recipe"""
+    examples: float
+    """times its examples, and with them the work"""
+    hours: float | None
+    """of the training on the same devices; None where they cannot carry it as it is forced, or no layout fits"""
+    devices_in_step: int
+    """devices in proportion to the batch"""
+    hours_in_step: float | None
+    """of the training on these; None also where the proportion is no whole number of devices"""
+    pays: bool
+    """whether it is at most the noise scale: up to there twice the least work is done at most"""
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Everything that a plan is made from."""
+
+    recipe: Recipe
+    costs: Mapping[RecomputePlan, StepCost]
+    exchange: Exchange
+    fabric: Fabric
+    num_images: int
+    num_val_images: int = 0
+    evaluation_seconds: float = 0.0
+    memory: float | None = None
+    """bytes of a device"""
+    lane_width: int | None = None
+    max_images_per_device: int | None = None
+
+    def layouts(self, devices: int, recipe: Recipe | None = None) -> list[PlannedLayout]:
+        """Every lane width and recompute plan on so many devices, those that fit first, the fastest first.
+
+        Raises InputError for a layout that cannot be.
+        """
+        recipe = recipe or self.recipe
+        chosen, *others = possible_layouts(
+            recipe.groups_per_step, recipe.images_per_group, devices, self.lane_width, self.max_images_per_device
+        )
+        spreads = [chosen, *(other for other in others if other.lane_width <= other.group_size)]
+        found = [self._planned(recipe, layout, plan) for plan in self.costs for layout in spreads]
+        # of equal ones that with the narrowest lanes, as training chooses it
+        return sorted(found, key=lambda p: (p.fits is False, p.step.total, p.layout.lane_width))
+
+    def chosen_by_training(self, devices: int) -> PlannedLayout:
+        """What `megdet train` does with the recipe as it is."""
+        layout = recipe_layout(self.recipe, devices, self.lane_width, self.max_images_per_device)
+        return self._planned(self.recipe, layout, self.recipe.recompute)
+
+    def best(self, devices: int, recipe: Recipe | None = None) -> PlannedLayout | None:
+        """The fastest layout that fits, or what training chooses where that is as good; None where none fits."""
+        fitting = [p for p in self.layouts(devices, recipe) if p.fits is not False]
+        if not fitting:
+            return None
+        limit = _AS_GOOD * fitting[0].step.total
+        chosen = recipe_layout(recipe or self.recipe, devices, self.lane_width, self.max_images_per_device)
+        own = [
+            p for p in fitting if p.layout == chosen and p.recompute == self.recipe.recompute and p.step.total <= limit
+        ]
+        return (own or fitting)[0]
+
+    def devices_that_fit(self, plan: RecomputePlan) -> int | None:
+        """The smallest number of devices, in lanes of any width, that holds a recompute plan; None where none does."""
+        return next((n for n in self._counts() if any(p.fits for p in self.layouts(n) if p.recompute == plan)), None)
+
+    def devices_for(self, hours: float) -> PlannedLayout | None:
+        """The layout of the smallest number of devices whose whole run fits the hours; None where none does."""
+        plans = (self.best(count) for count in self._counts())
+        return next((plan for plan in plans if plan is not None and plan.hours <= hours), None)
+
+    def fastest(self) -> PlannedLayout | None:
+        """The layout of any number of devices whose run is the shortest; None where none fits."""
+        plans = [plan for count in self._counts() if (plan := self.best(count)) is not None]
+        return min(plans, key=lambda plan: plan.hours, default=None)
+
+    def batch_sizes(self, devices: int, noise_scale: float) -> list[BatchSize]:
+        """The recipe's mini-batch halved and doubled, as far as the check of recipes and the images allow.
+
+        Args:
+            devices: of the plan.
+            noise_scale: in images.
+        """
+        wanted = [self.recipe.batch_size * 2.0**power for power in _DOUBLINGS]
+        sizes = [int(size) for size in wanted if size.is_integer() and size <= self.num_images]
+        return [self._batch_size(size, devices, noise_scale) for size in sizes if self._may_train(size)]
+
+    def _may_train(self, size: int) -> bool:
+        """Whether the recipe with so many images a step is one that training takes."""
+        try:
+            check_recipe(replace(self.recipe, batch_size=size), "the planned recipe")
+        except InputError:  # not whole groups, or an odd number of them where AGVM compares halves
+            return False
+        return True
+
+    def _batch_size(self, size: int, devices: int, noise_scale: float) -> BatchSize:
+        own, other = (BatchWorth(images, noise_scale) for images in (self.recipe.batch_size, size))
+        steps = other.steps / own.steps
+        in_step = devices * size / own.batch_size
+        return BatchSize(
+            size,
+            steps,
+            other.examples / own.examples,
+            self._training_hours(size, devices, steps),
+            int(in_step),
+            self._training_hours(size, int(in_step), steps) if in_step == int(in_step) else None,
+            other.pays,
+        )
+
+    def _training_hours(self, size: int, devices: int, steps: float) -> float | None:
+        recipe = replace(self.recipe, batch_size=size)
+        best = self.best(devices, recipe) if self._can_spread(recipe, devices) else None
+        return None if best is None else steps * total_steps(self.recipe, self.num_images) * best.step.total / 3600
+
+    def _counts(self) -> Iterator[int]:
+        """Numbers of devices that may be used, with what is forced."""
+        return (n for n in range(1, self.recipe.batch_size + 1) if self._can_spread(self.recipe, n))
+
+    def _can_spread(self, recipe: Recipe, devices: int) -> bool:
+        """Whether there is a layout on so many devices, with what is forced."""
+        try:
+            recipe_layout(recipe, devices, self.lane_width, self.max_images_per_device)
+        except InputError:
+            return False
+        return True
+
+    @cached_property
+    def _steps(self) -> int:
+        return total_steps(self.recipe, self.num_images)
+
+    def _planned(self, recipe: Recipe, layout: Layout, plan: RecomputePlan) -> PlannedLayout:
+        cost = self.costs[plan]
+        needed = step_bytes(cost, layout, self.exchange, gradient_copies=int(compares_gradients(recipe)))
+        step = step_time(cost, layout, self.exchange, self.fabric)
+        every = recipe.evaluation.every_epochs
+        evaluations = math.ceil(decay_of(recipe.schedule).epochs / every - 1e-9) if every else 1
+        return PlannedLayout(
+            plan,
+            layout,
+            needed,
+            None if self.memory is None or needed is None else needed <= self.memory,
+            step,
+            layout.busiest_images * cost.load_seconds,
+            math.fsum(message.sent for message in self.exchange.gradients(layout)),
+            math.fsum(message.sent for message in self.exchange.norms(layout)),
+            self._steps * step.total / 3600,
+            evaluations * self.num_val_images * self.evaluation_seconds / layout.world_size / 3600,
+        )
+
+
+def compares_gradients(recipe: Recipe) -> bool:
+    """Whether some steps hold one more copy of the gradient, which was not measured, while they compute.
+
+    That is the half which is set aside, on a rank of the second half alone too, where it is a sum without terms; or
+    the gradient that is kept for the next step, where a mini-batch is one group.
+    """
+    return recipe.optimizer.agvm or recipe.noise_interval > 0

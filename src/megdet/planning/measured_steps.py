@@ -1,0 +1,205 @@
+"""What a process does that `measuring` starts: it makes steps of micro-batches of one size and says what they took.
+
+Everything goes the way of a run: `make_trainer`, `train_step`, the memory habits of `start_world`. The learning rate is
+so small that the weights stay where they are, and every step has the same work.
+"""
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+from threading import BrokenBarrierError
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from megdet.data.annotations import AnnotationTable
+from megdet.data.coco import CocoDataset
+from megdet.distributed.layout import recipe_layout
+from megdet.distributed.world import World, start_world
+from megdet.inference.predict import detect_batch
+from megdet.planning import pictures as pictures  # a run draws in the end: what that loads is in its memory
+from megdet.recipe import Recipe
+from megdet.structures import Batch, Targets
+from megdet.training.prepare import make_trainer
+from megdet.training.step import Trainer, train_step
+
+_RATE = 1e-9
+TIMED_SECONDS = 20.0
+"""Timed steps of one kind go on for so long, ..."""
+TIMED_STEPS = 5
+"""... and no more than so many, one at least."""
+_CONTEXT_BYTES = 1 << 30
+"""As much of a GPU as a process may hold before it computes: a CUDA context usually takes less."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the process is told."""
+
+    recipe: Recipe
+    num_classes: int
+    images: int
+    """of a micro-batch"""
+    device: str
+    batches: Path
+    """file of the Batches typical, largest and, where the evaluation is measured too, evaluation"""
+    timed_steps: int
+    threads: int
+    """0 = as torch chooses"""
+
+
+class Answer(NamedTuple):
+    """What the process found."""
+
+    seconds: tuple[float, float]
+    """of a step of one micro-batch and of two"""
+    bytes: tuple[int | None, int | None]
+    """the most until then"""
+    others_bytes: int
+    """what other processes held of the GPU when it began"""
+    evaluation: tuple[float, int | None] | None
+    """seconds of an image, and the most until then"""
+
+
+def resident_bytes(key: str) -> int | None:
+    """VmRSS or VmHWM (its peak) of this process, None on a system that does not tell it."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return None
+    lines = status.read_text(encoding="utf-8").splitlines()
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:")), None)
+
+
+def micro_batch_recipe(recipe: Recipe, images: int) -> Recipe:
+    """The recipe whose mini-batch is one micro-batch of so many images, and which compares no gradients.
+
+    The comparisons of one micro-batch are not those of the mini-batch; `layouts.py` adds the memory that they take.
+    """
+    bn_size, group_size = (images, recipe.group_size) if recipe.bn_size else (0, images)
+    optimizer = replace(recipe.optimizer, agvm=False)
+    return replace(
+        recipe,
+        batch_size=images,
+        bn_size=bn_size,
+        group_size=group_size,
+        start_from="",
+        noise_interval=0,
+        optimizer=optimizer,
+    )
+
+
+_together: Barrier
+
+
+def join(barrier: Barrier) -> None:
+    """Let the processes that measure side by side meet before they measure."""
+    global _together
+    _together = barrier
+
+
+def measure_here(task: Task, local_rank: int) -> Answer | None:
+    """Steps of one and two micro-batches, and an evaluation batch if there is one; None = they do not fit the GPU."""
+    os.environ.update(RANK="0", LOCAL_RANK=str(local_rank), WORLD_SIZE="1", LOCAL_WORLD_SIZE=str(_together.parties))
+    if task.threads:
+        torch.set_num_threads(task.threads)
+    try:
+        return _measure(task)
+    except (torch.OutOfMemoryError, BrokenBarrierError):
+        _together.abort()  # who still waits there waits in vain
+        return None
+    except BaseException:
+        _together.abort()
+        raise
+
+
+def _measure(task: Task) -> Answer:
+    recipe = micro_batch_recipe(task.recipe, task.images)
+    world = start_world(task.device)
+    others = others_bytes(world.device)
+    trainer = make_trainer(recipe, _classes_alone(task.num_classes), recipe_layout(recipe, world.size), world)
+    batches: dict[str, Batch] = torch.load(task.batches, weights_only=False)
+    typical, largest = (_first(batches[name], task.images).to(world.device) for name in ("typical", "largest"))
+    _step(trainer, typical, 1, world)  # it makes the momentum and lets the libraries choose their kernels
+    _together.wait()
+    seconds, peaks = [], []
+    for rounds in (1, 2):  # the peak never falls, so the smaller one comes first
+        seconds.append(_seconds(partial(_step, trainer, typical, rounds, world), task.timed_steps))
+        for _ in range(3 - rounds):
+            _step(trainer, largest, rounds, world)
+        peaks.append(peak_bytes(world.device, others))
+    evaluation = None
+    if "evaluation" in batches:
+        batch = batches["evaluation"].to(world.device)
+        trainer.model.eval()
+
+        def detect() -> None:
+            detect_batch(trainer.model, batch.pixels, batch.sizes).scores.cpu()
+
+        detect()
+        evaluation = _seconds(detect, task.timed_steps) / len(batch.image_index), peak_bytes(world.device, others)
+    return Answer((seconds[0], seconds[1]), (peaks[0], peaks[1]), others, evaluation)
+
+
+def others_bytes(device: torch.device) -> int:
+    """What other processes hold of a GPU, asked before this one computes; 0 on a CPU.
+
+    What is in use then holds this process's context too, whose size nobody tells: all that a context may take counts
+    as ours, since a plan that asks for too much memory does less harm than one that asks for too little.
+    """
+    return 0 if device.type == "cpu" else max(0, _bytes_beside_torch(device) - _CONTEXT_BYTES)
+
+
+def peak_bytes(device: torch.device, others: int) -> int | None:
+    """The most memory so far: of the process on a CPU; on a GPU what torch has reserved and what is held beside it.
+
+    `others` is what other processes held at the start, which does not count.
+    """
+    if device.type == "cpu":
+        return resident_bytes("VmHWM")
+    return torch.cuda.max_memory_reserved(device) + max(0, _bytes_beside_torch(device) - others)
+
+
+def _bytes_beside_torch(device: torch.device) -> int:
+    """What is in use of a GPU, by any process, but for what torch has reserved in this one."""
+    free, total = torch.cuda.mem_get_info(device)
+    return total - free - torch.cuda.memory_reserved(device)
+
+
+def _step(trainer: Trainer, batch: Batch, rounds: int, world: World) -> None:
+    train_step(trainer, [batch] * rounds, range(rounds), _RATE, 0, world).cpu()
+
+
+def _seconds(work: Callable[[], object], count: int) -> float:
+    """The median of at most so many calls that end with a copy to the CPU."""
+    taken: list[float] = []
+    while len(taken) < count and sum(taken) < TIMED_SECONDS:
+        started = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - started)
+    return statistics.median(taken)
+
+
+def _first(batch: Batch, count: int) -> Batch:
+    """The first images of a batch."""
+    targets = batch.targets
+    return Batch(
+        batch.pixels[:count],
+        batch.sizes[:count],
+        Targets(targets.boxes[:count], targets.labels[:count], targets.image_seeds[:count]),
+        batch.image_index[:count],
+        batch.scales[:count],
+    )
+
+
+def _classes_alone(count: int) -> CocoDataset:
+    """A data set without images: the trainer asks for its classes, the images are in a file."""
+    names, none = tuple(f"class {number}" for number in range(count)), np.zeros(0, np.int64)
+    boxes = np.zeros((0, 4), np.float32)
+    table = AnnotationTable(none, boxes, none, none.astype(np.bool_), boxes[:, 0], none)
+    return CocoDataset(Path(), Path(), names, tuple(range(count)), (), (), np.zeros((0, 2), np.int64), table)

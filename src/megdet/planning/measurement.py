@@ -1,0 +1,127 @@
+"""What was measured of a recipe on a machine, and the cost of a step that is fitted to it."""
+
+import math
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+import numpy as np
+
+from megdet.errors import InputError
+from megdet.files import read_json
+from megdet.planning.step import StepCost
+from megdet.recipe import RecomputePlan
+
+GIB = 2.0**30
+Whole = Annotated[int, msgspec.Meta(ge=1, le=sys.maxsize)]
+Whole0 = Annotated[int, msgspec.Meta(ge=0, le=sys.maxsize)]
+Above0 = Annotated[float, msgspec.Meta(gt=0, le=sys.float_info.max)]
+NotNegative = Annotated[float, msgspec.Meta(ge=0, le=sys.float_info.max)]
+
+
+@dataclass(frozen=True)
+class Point:
+    """Steps of one kind, as one process made them."""
+
+    recompute: RecomputePlan
+    images: Whole
+    """of a micro-batch"""
+    rounds: Whole
+    """micro-batches of a step"""
+    seconds: Above0
+    """of a step on the typical canvas, the median; reading images is not in it"""
+    bytes: Whole | None
+    """the most that the process had, with a step on the largest canvas; None where the system does not tell"""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What was measured of a recipe on a machine; `--json` prints it and `--measured` reads it."""
+
+    recipe: str
+    """the whole recipe as YAML"""
+    device: Literal["cpu", "cuda"]
+    machine: str
+    """its name"""
+    side_by_side: Whole
+    """processes that measured at the same time, each on a device of its own or on its share of the cores"""
+    num_images: Whole
+    """of the training set"""
+    num_val_images: Whole0
+    num_classes: Whole
+    typical_canvas: tuple[Whole, Whole]
+    """height and width in pixels of the canvas whose area is nearest to the mean of the first epoch: for the time"""
+    largest_canvas: tuple[Whole, Whole]
+    """of the first epoch: for the memory"""
+    load_seconds: NotNegative
+    """to read and resize one training image in one process"""
+    evaluation_seconds: NotNegative
+    """to detect on one validation image"""
+    evaluation_bytes: Whole0 | None
+    """the most that a process had which evaluated after its steps"""
+    points: Annotated[tuple[Point, ...], msgspec.Meta(min_length=1)]
+    latency: NotNegative | None = None
+    """seconds of a hop between two processes of this machine, if it was measured"""
+    bandwidth: Above0 | None = None
+    """bytes a second from the one to the other"""
+    others_bytes: Whole0 = 0
+    """what other processes held of the GPU when measuring began; it is in no other number"""
+
+
+@dataclass(frozen=True)
+class _PlanFile:
+    """What `megdet plan --json` prints, as far as it is read again."""
+
+    measurement: Measurement
+
+
+def read_measurement(path: Path) -> Measurement:
+    """The measurement in what `megdet plan --json` printed. Raises InputError, which names the key that cannot be."""
+    try:
+        return read_json(path, _PlanFile).measurement
+    except InputError as error:
+        raise InputError(f"{error}; make one with `megdet plan RECIPE --json`") from None
+
+
+def fit_costs(measurement: Measurement) -> dict[RecomputePlan, StepCost]:
+    """The cost of a step by recompute plan. Raises InputError where a plan was measured at one size alone."""
+    plans = dict.fromkeys(point.recompute for point in measurement.points)
+    return {plan: _fit([p for p in measurement.points if p.recompute == plan], measurement) for plan in plans}
+
+
+def _fit(points: Sequence[Point], measurement: Measurement) -> StepCost:
+    sizes = sorted({point.images for point in points})
+    if len(sizes) < 2:
+        raise InputError(
+            f"recompute {points[0].recompute} was measured with micro-batches of {sizes[0]} images alone, which shows "
+            "no slope: give at least two --sizes"
+        )
+    seconds = _least_squares(((1, p.rounds, p.rounds * p.images) for p in points), [p.seconds for p in points])
+    if any(point.bytes is None for point in points):
+        return StepCost(*seconds)
+    memory = _least_squares(
+        ((1, int(p.rounds > 1), p.images) for p in points), [float(p.bytes) for p in points if p.bytes is not None]
+    )
+    return StepCost(*seconds, *memory, float(measurement.evaluation_bytes or 0))
+
+
+def _least_squares(rows: Iterable[Sequence[int]], values: Sequence[float]) -> tuple[float, float, float]:
+    """The three coefficients, none below 0, with the least squares of the relative errors.
+
+    Noise may ask for a negative coefficient, which would make large or small steps free. The best one without the
+    terms that ask for it is found by trying every set of terms: there are three.
+    """
+    target = np.asarray(values, dtype=np.float64)
+    matrix = np.asarray(list(rows), dtype=np.float64) / target[:, None]
+    best, least = np.zeros(3), math.inf
+    for chosen in range(1, 8):
+        terms = [i for i in range(3) if chosen >> i & 1]
+        found = np.linalg.lstsq(matrix[:, terms], np.ones(len(target)), rcond=None)[0]
+        error = float(((matrix[:, terms] @ found - 1) ** 2).sum())
+        if found.min() >= 0 and error < least:
+            least, best = error, np.zeros(3)
+            best[terms] = found
+    return float(best[0]), float(best[1]), float(best[2])

@@ -1,0 +1,218 @@
+"""Measures time and memory of training steps on this machine, for the planner.
+
+Every kind of step (recompute plan, images of a micro-batch) has a process of its own (`measured_steps.py`), since the
+peak of a process's memory never falls. On a CPU memory is the peak of resident memory of the whole process, with the
+data set that a run holds and without the processes that load its images; on a GPU the peak that torch has reserved and
+what the device holds beside it (the CUDA context), without what other processes held when a process of ours began.
+"""
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import distributed
+
+from megdet.data.coco import CocoDataset
+from megdet.data.plan import PlannedImage, TrainingPlan, evaluation_plan
+from megdet.data.transforms import load_batch
+from megdet.distributed.gradients import BUCKET_BYTES
+from megdet.distributed.layout import Layout
+from megdet.distributed.local_ranks import run_in_ranks
+from megdet.distributed.world import World
+from megdet.errors import InputError
+from megdet.journal.environment import collect_environment
+from megdet.planning.measured_steps import TIMED_STEPS, Answer, Task, join, measure_here, resident_bytes
+from megdet.planning.measurement import Measurement, Point
+from megdet.recipe import Recipe, RecomputePlan
+from megdet.recipe_file import dump_recipe
+from megdet.structures import Batch
+from megdet.training.prepare import Datasets, check_statistics, load_datasets
+
+_Canvas = tuple[int, int]
+_MESSAGES = 30
+"""Collectives of each size whose median is the link's time."""
+
+
+def say_nothing(_line: str) -> None:
+    """Where nobody wants to know what goes on."""
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """How to measure."""
+
+    sizes: Sequence[int] = ()
+    """images of the micro-batches; empty = by the layout"""
+    plans: Sequence[RecomputePlan] = ()
+    """recompute plans beside the recipe's; empty = all that its backbone has"""
+    device: str = ""
+    side_by_side: int = 1
+    """processes that measure at the same time"""
+    workers: int = 1
+    """loading processes a rank of the planned run; 0 = the training process loads between its steps"""
+    timed_steps: int = TIMED_STEPS
+    """of each kind"""
+
+
+def sizes_to_measure(layout: Layout) -> list[int]:
+    """Micro-batches worth measuring for a layout: its own or 8 images if that is fewer, half of it, and 1."""
+    largest = min(8, layout.largest_share)
+    return sorted({1, -(-largest // 2), max(2, largest)})
+
+
+def measure(recipe: Recipe, how: Measuring, progress: Callable[[str], None] = say_nothing) -> Measurement:
+    """Time and memory of steps of this recipe here, for micro-batches of some sizes and for some recompute plans.
+
+    The first plan is measured at all sizes and the others at the smallest and the largest; the evaluation beside the
+    first. Sizes that do not fit a GPU are left out. Processes side by side have one thread each (unless
+    OMP_NUM_THREADS says otherwise) or a GPU of their own, as torchrun starts them; the slowest counts.
+
+    Raises InputError for data that cannot be read, too few images, and a process that ends badly.
+    """
+    has_gpu = torch.cuda.is_available()
+    kind: Literal["cpu", "cuda"] = "cuda" if how.device == "cuda" or (has_gpu and not how.device) else "cpu"
+    if kind == "cuda" and not has_gpu:
+        raise InputError("--device cuda: no CUDA device is visible here; use --device cpu")
+    before = resident_bytes("VmRSS")
+    datasets = load_datasets(recipe, World(0, 1, torch.device("cpu")))
+    plan = TrainingPlan(datasets.train.sizes, recipe)
+    check_statistics(recipe, plan, datasets.train)
+    data_bytes = 0 if before is None or kind != "cpu" else max(0, (resident_bytes("VmRSS") or before) - before)
+    canvases = plan.canvases().counts
+    chosen = {"typical": typical_canvas(canvases), "largest": max(canvases, key=lambda c: (c[0] * c[1], c))}
+    sizes = sorted(set(how.sizes))
+    ends = sorted({sizes[0], sizes[-1]})
+    kinds = [(recompute, size) for number, recompute in enumerate(how.plans) for size in (ends if number else sizes)]
+    points: list[Point] = []
+    evaluation: tuple[float, int | None] = 0.0, None
+    others = 0
+    with tempfile.TemporaryDirectory(prefix="megdet_plan_") as name:
+        started = time.perf_counter()
+        batches = {key: _batch(datasets.train, plan, canvas, sizes[-1]) for key, canvas in chosen.items()}
+        load_seconds = (time.perf_counter() - started) / (len(chosen) * sizes[-1])
+        training, both = Path(name) / "training.pt", Path(name) / "both.pt"
+        torch.save(batches, training)
+        torch.save({**batches, "evaluation": _evaluation_batch(datasets, recipe)}, both)
+        for recompute, images in kinds:
+            progress(f"measuring recompute {recompute}, micro-batches of {images} image{'s' * (images > 1)}")
+            task = Task(
+                replace(recipe, recompute=recompute),
+                len(datasets.train.class_names),
+                images,
+                kind,
+                training if points else both,
+                how.timed_steps,
+                # torchrun gives one thread to each of several processes
+                1 if how.side_by_side > 1 and "OMP_NUM_THREADS" not in os.environ else 0,
+            )
+            answers = _run_together(task, how.side_by_side)
+            found = [answer for answer in answers if answer is not None]
+            if len(found) < len(answers):
+                progress(f"micro-batches of {images} images do not fit this device: left out")
+                continue
+            # of processes side by side the slowest and the largest count
+            points += [
+                Point(
+                    recompute,
+                    images,
+                    rounds,
+                    max(answer.seconds[rounds - 1] for answer in found),
+                    _largest([answer.bytes[rounds - 1] for answer in found], data_bytes),
+                )
+                for rounds in (1, 2)
+            ]
+            others = max(others, *(answer.others_bytes for answer in found))
+            evaluated = [answer.evaluation for answer in found if answer.evaluation is not None]
+            if evaluated:
+                evaluation = max(took for took, _ in evaluated), _largest([peak for _, peak in evaluated], data_bytes)
+    if not points:
+        raise InputError("no micro-batch of these sizes fits this device: give smaller --sizes")
+    environment = collect_environment(1, kind)
+    return Measurement(
+        dump_recipe(recipe),
+        kind,
+        environment["devices"][0]["name"] if environment["devices"] else environment["cpu"]["model"],
+        how.side_by_side,
+        len(datasets.train),
+        len(datasets.val),
+        len(datasets.train.class_names),
+        chosen["typical"],
+        chosen["largest"],
+        load_seconds,
+        *evaluation,
+        tuple(points),
+        others_bytes=others,
+    )
+
+
+def _largest(peaks: Sequence[int | None], data_bytes: int) -> int | None:
+    known = [peak for peak in peaks if peak is not None]
+    return max(known) + data_bytes if known else None
+
+
+def _run_together(task: Task, count: int) -> list[Answer | None]:
+    """What so many new processes answer that make the same steps at the same time. Raises InputError."""
+    context = get_context("spawn")
+    with ProcessPoolExecutor(count, context, join, (context.Barrier(count),)) as pool:
+        futures = [pool.submit(measure_here, task, local_rank) for local_rank in range(count)]
+        errors = [error for future in futures if (error := future.exception()) is not None]
+        for error in errors:
+            if isinstance(error, InputError | BrokenProcessPool):
+                ended = "its process was ended (out of memory?); give smaller --sizes"
+                why = str(error) if isinstance(error, InputError) else ended
+                raise InputError(f"measuring micro-batches of {task.images} images failed: {why}") from None
+        return [future.result() for future in futures]
+
+
+def typical_canvas(counts: Mapping[_Canvas, int]) -> _Canvas:
+    """Of the canvases of an epoch, with their numbers of groups, the one whose area is nearest to the mean."""
+    mean = sum(h * w * count for (h, w), count in counts.items()) / sum(counts.values())
+    return min(counts, key=lambda canvas: (abs(canvas[0] * canvas[1] - mean), canvas))
+
+
+def measure_link(progress: Callable[[str], None] = say_nothing) -> tuple[float, float]:
+    """Seconds of a hop and bytes a second between two processes of this machine that talk by gloo."""
+    progress("measuring the communication of two processes")
+    small, large = run_in_ranks(_time_sums, 2)[0]
+    # an all-reduce over two ranks is two hops, in each of which a rank sends half of its bytes
+    return small / 2, BUCKET_BYTES / max(large - small, 1e-9)
+
+
+def _time_sums(world: World) -> tuple[float, float]:
+    """Median seconds of a sum of one number and of a whole bucket."""
+    medians = []
+    for count in (1, BUCKET_BYTES // 4):
+        tensor, taken = torch.zeros(count), []
+        for _ in range(_MESSAGES):
+            world.barrier()
+            started = time.perf_counter()
+            distributed.all_reduce(tensor)
+            taken.append(time.perf_counter() - started)
+        medians.append(sorted(taken)[_MESSAGES // 2])
+    return medians[0], medians[1]
+
+
+def _batch(dataset: CocoDataset, plan: TrainingPlan, canvas: _Canvas, count: int) -> Batch:
+    """So many images of the first epoch's groups on a canvas, again and again where there are fewer."""
+    found: list[PlannedImage] = []
+    for step in range(plan.epoch_end(1)):
+        found += [image for group in plan.groups(step) if group.canvas == canvas for image in group.images]
+        if len(found) >= count:
+            break
+    images = [found[i % len(found)] for i in range(count)]
+    return load_batch(dataset, images, canvas, plan.recipe.data.color_jitter)
+
+
+def _evaluation_batch(datasets: Datasets, recipe: Recipe) -> Batch:
+    """The evaluation batch of the largest canvas."""
+    groups = evaluation_plan(datasets.val.sizes, recipe)
+    largest = max(groups, key=lambda group: group.canvas[0] * group.canvas[1] * len(group.images))
+    return load_batch(datasets.val, largest.images, largest.canvas)

@@ -1,0 +1,80 @@
+"""The picture of the simulation: how devices of today scale."""
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
+
+from megdet.errors import InputError
+from megdet.planning.published import Machine
+from megdet.planning.scaling import LEAST_EFFICIENCY, Point
+
+BLUE, ORANGE, GREEN, GREY = "#1f6fb4", "#d9731a", "#3a923a", "0.45"
+_PARTS = (
+    ("images", "arithmetic", BLUE),
+    ("overhead", "overhead of a micro-batch", "#f2c14e"),
+    ("stragglers", "waiting for large images", "#9ecae1"),
+    ("norms", "batch-norm collectives", ORANGE),
+    ("gradients", "gradients", GREEN),
+    ("input", "waiting for input", GREY),
+)
+
+
+def plot_scaling(points: list[Point], machine: Machine, path: Path) -> None:
+    """Images a second, efficiency and the parts of a step over the devices. Raises InputError on a bad file name."""
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    speed, share, parts = figure.subplots(1, 3)
+    devices = [point.layout.world_size for point in points]
+    ideal = points[0].images_per_second / points[0].efficiency
+    speed.plot(devices, [ideal * count for count in devices], "--", color=GREY, label="linear")
+    speed.plot(
+        devices, [point.images_per_second for point in points], "o-", color=BLUE, label=machine.device, clip_on=False
+    )
+    speed.set(yscale="log", ylabel="images a second", title="speed")
+    speed.legend(frameon=False)
+    share.axhline(LEAST_EFFICIENCY, color=GREY, linestyle="--", linewidth=1)
+    share.plot(devices, [point.efficiency for point in points], "-", color=BLUE)
+    for name, marker, pays in (("pays", "o", True), ("does not pay", "x", False)):
+        chosen = [point for point in points if (not point.why_not) == pays]
+        if chosen:
+            where = [point.layout.world_size for point in chosen]
+            share.plot(where, [point.efficiency for point in chosen], marker, color=BLUE, label=name, clip_on=False)
+    share.legend(frameon=False, loc="lower left")
+    share.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    share.set(ylim=(0, 1.05), title="efficiency")
+    heights = [[getattr(point.step, name) / point.step.total for point in points] for name, _, _ in _PARTS]
+    parts.stackplot(devices, heights, labels=[label for _, label, _ in _PARTS], colors=[color for *_, color in _PARTS])
+    parts.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    parts.set(ylim=(0, 1), title="where the seconds of a step go")
+    parts.legend(loc="lower left", fontsize=8, framealpha=0.9)
+    for axes in (speed, share, parts):
+        axes.set_xscale("log", base=2)
+        axes.set_xlabel("devices")
+        axes.set_xlim(devices[0], devices[-1])
+        number_axis(axes.xaxis, devices[::2])
+    finish_picture(figure, [speed, share, parts], path)
+
+
+def number_axis(axis: Any, places: Any) -> None:
+    """Plain numbers at these places alone."""
+    axis.set_major_locator(FixedLocator(list(places)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def finish_picture(figure: Figure, all_axes: list[Any], path: Path) -> None:
+    """Grids, and the file. Raises InputError where it cannot be written, and on a bad name."""
+    for axes in all_axes:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+        axes.set_axisbelow(True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=150)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+    except ValueError:
+        raise InputError(f"{path}: no such kind of picture: name it .png, .pdf or .svg") from None

@@ -1,6 +1,8 @@
 """Settings of all tests."""
 
+import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,18 @@ torch.set_num_threads(1)  # pytest runs two workers; more threads would only wai
 
 settings.register_profile("megdet", deadline=None, derandomize=True)  # a slow machine is no failure of a property
 settings.load_profile("megdet")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests neither find nor leave anything in the user's cache; matplotlib keeps its list of fonts there."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    with pytest.MonkeyPatch.context() as patch:
+        if "MPLCONFIGDIR" not in os.environ:
+            patch.setenv("MPLCONFIGDIR", str(cache / "matplotlib"))
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
 
 Pretend = Callable[..., list[torch.dtype]]
 

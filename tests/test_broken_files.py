@@ -24,7 +24,7 @@ from megdet.model.weight_file import read_tensors
 from megdet.recipe_file import packaged_recipes, parse_recipe, recipe_keys
 from mutants import mutants_of_json, mutants_of_text, refused_or_read
 
-NUMBER = pytest.mark.parametrize("number", [30, pytest.param(3000, marks=pytest.mark.slow)], ids=["few", "many"])
+NUMBER = pytest.mark.parametrize("number", [30, pytest.param(1000, marks=pytest.mark.slow)], ids=["few", "many"])
 """Mutants of each file."""
 
 RECIPE = packaged_recipes()["demo"] + "anchors: {sizes: [8, 16.0, 32, 64, 128]}\nseed: 0x1F\nstart_from: ''\n"

@@ -36,6 +36,18 @@ def test_tensors_and_objects_come_back():
         assert torch.equal(found["tensor"], torch.arange(3))
 
 
+def variable(world: World, name: str) -> str | None:
+    return os.environ.get(name)
+
+
+def test_ranks_have_the_environment_of_the_call(monkeypatch):
+    run_in_ranks(return_object, 1)  # the server that starts the ranks is there before the variable
+    monkeypatch.setenv("MEGDET_TEST_OF_RANKS", "set later")
+    assert run_in_ranks(variable, 2, "MEGDET_TEST_OF_RANKS") == ["set later"] * 2
+    monkeypatch.delenv("MEGDET_TEST_OF_RANKS")
+    assert run_in_ranks(variable, 1, "MEGDET_TEST_OF_RANKS") == [None]
+
+
 def fail_in(world: World, rank: int, how: str) -> None:
     if world.rank == rank:
         if how == "raise":

@@ -53,7 +53,7 @@ def run_in_ranks(
     context.set_forkserver_preload(sorted(name for name in sys.modules if name.split(".")[0] == "megdet"))
     with tempfile.TemporaryDirectory(prefix="megdet_ranks_") as name:
         folder = Path(name)
-        task = _Task(function, arguments, size, folder, device, timeout)
+        task = _Task(function, arguments, size, folder, device, timeout, dict(os.environ))
         processes = [context.Process(target=_run_rank, args=(task, rank)) for rank in range(size)]
         try:
             for process in processes:
@@ -76,12 +76,16 @@ class _Task:
     folder: Path
     device: str
     timeout: float
+    environment: dict[str, str]
+    """of the caller: a server that was started earlier has that of its own start"""
 
 
 def _run_rank(task: _Task, rank: int) -> None:
     try:
         torch.set_num_threads(1)
         size = str(task.size)
+        os.environ.clear()
+        os.environ.update(task.environment)
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=size, LOCAL_WORLD_SIZE=size)
         is_cuda = task.device == "cuda"
         if task.size > 1:  # start_world takes the group as it finds it

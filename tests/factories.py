@@ -76,18 +76,6 @@ def tiny_batch(count: int = 2, canvas: int = 64, seed: int = 0) -> Batch:
     return Batch(pixels, sizes, make_targets(*images), tuple(range(count)), torch.ones(count, 2))
 
 
-def slice_batch(batch: Batch, start: int, stop: int) -> Batch:
-    """Some images of a batch, on the same canvas."""
-    targets = batch.targets
-    return Batch(
-        batch.pixels[start:stop],
-        batch.sizes[start:stop],
-        Targets(targets.boxes[start:stop], targets.labels[start:stop], targets.image_seeds[start:stop]),
-        batch.image_index[start:stop],
-        batch.scales[start:stop],
-    )
-
-
 def gradients(module: torch.nn.Module) -> dict[str, Tensor]:
     """Gradient of every parameter that has one, by name; the gradients are taken away from the module."""
     found = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}

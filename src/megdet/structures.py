@@ -1,14 +1,53 @@
 """What travels between data, model and losses: batches of images and their targets."""
 
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from torch import Tensor
 
 
+_R = TypeVar("_R", bound="Rows")
+
+
 @dataclass
-class Targets:
+class Rows:
+    """Fields with a row an image: tensors, tuples and other Rows. They are moved and cut together."""
+
+    def map(self: _R, fn: Callable[[Tensor], Tensor]) -> _R:
+        """The same with `fn` of every tensor."""
+        return replace(self, **{name: _mapped(value, fn) for name, value in vars(self).items()})
+
+    def __getitem__(self: _R, images: slice) -> _R:
+        """The rows of some images."""
+        return replace(self, **{name: value[images] for name, value in vars(self).items()})
+
+    def tensors(self) -> list[Tensor]:
+        """All of them."""
+        found: list[Tensor] = []
+        for value in vars(self).values():
+            found += [value] if isinstance(value, Tensor) else value.tensors() if isinstance(value, Rows) else []
+        return found
+
+    def to(self: _R, device: torch.device) -> _R:
+        """A copy on a device; from page-locked memory it goes on while the program does."""
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self: _R) -> _R:
+        """A copy in page-locked memory; torch's loader calls it."""
+        return self.map(Tensor.pin_memory)
+
+
+def _mapped(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return fn(value)
+    return value.map(fn) if isinstance(value, Rows) else value
+
+
+@dataclass
+class Targets(Rows):
     """The ground truth of a batch, padded to the most boxes of an image.
 
     A row whose `labels` entry is -1 stands for nothing. Boxes are x1, y1, x2, y2 in pixels of the canvas.
@@ -24,17 +63,9 @@ class Targets:
         """Which rows are boxes."""
         return self.labels >= 0
 
-    def to(self, device: torch.device, *, non_blocking: bool = True) -> "Targets":
-        """A copy on a device."""
-        return Targets(**{f.name: getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)})
-
-    def pin_memory(self) -> "Targets":
-        """A copy in page-locked memory, from which copies to a GPU run on their own."""
-        return Targets(**{f.name: getattr(self, f.name).pin_memory() for f in fields(self)})
-
 
 @dataclass
-class Batch:
+class Batch(Rows):
     """Images on one canvas, each in its upper left corner, and what is known of them."""
 
     pixels: UInt8[Tensor, "images 3 height width"] | Float32[Tensor, "images 3 height width"]
@@ -47,34 +78,9 @@ class Batch:
     scales: Float[Tensor, "images 2"]
     """pixels of the canvas for one of the file, in y and x"""
 
-    def tensors(self) -> list[Tensor]:
-        """All of them."""
-        targets = self.targets
-        return [self.pixels, self.sizes, self.scales, targets.boxes, targets.labels, targets.image_seeds]
-
-    def to(self, device: torch.device, *, non_blocking: bool = True) -> "Batch":
-        """A copy on a device."""
-        return Batch(
-            self.pixels.to(device, non_blocking=non_blocking),
-            self.sizes.to(device, non_blocking=non_blocking),
-            self.targets.to(device, non_blocking=non_blocking),
-            self.image_index,
-            self.scales.to(device, non_blocking=non_blocking),
-        )
-
-    def pin_memory(self) -> "Batch":
-        """A copy in page-locked memory; the loader calls it."""
-        return Batch(
-            self.pixels.pin_memory(),
-            self.sizes.pin_memory(),
-            self.targets.pin_memory(),
-            self.image_index,
-            self.scales.pin_memory(),
-        )
-
 
 @dataclass
-class Detections:
+class Detections(Rows):
     """What a detector found in a batch, best first, padded to the most it may find.
 
     A row whose `labels` entry is -1 stands for nothing. Boxes are x1, y1, x2, y2 in pixels of the canvas.

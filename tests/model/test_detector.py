@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from factories import TINY, TINY_FROZEN, gradients, make_targets, relative, slice_batch, tiny_batch, tiny_detector
+from factories import TINY, TINY_FROZEN, gradients, make_targets, relative, tiny_batch, tiny_detector
 from megdet.layers.batch_norm import CrossDeviceBatchNorm
 from megdet.model.detector import LOSSES, Detector
 from megdet.recipe import Recipe
@@ -24,10 +24,6 @@ def backward(detector: Detector, batch: Batch) -> dict[str, torch.Tensor]:
     return {name: loss.detach() for name, loss in losses.items()}
 
 
-def with_targets(batch: Batch, targets: Targets) -> Batch:
-    return Batch(batch.pixels, batch.sizes, targets, batch.image_index, batch.scales)
-
-
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_every_loss_is_there_for_every_image_and_reaches_every_parameter(recipe):
     detector = tiny_detector(recipe)
@@ -46,8 +42,8 @@ def test_two_separate_batches_are_the_halves_of_the_joint_one():
     detector = tiny_detector(TINY_FROZEN).double()
     batch = tiny_batch(4)
     joint, joint_gradients = backward(detector, batch), gradients(detector)
-    first = backward(detector, slice_batch(batch, 0, 1))
-    rest = backward(detector, slice_batch(batch, 1, 4))  # gradients add up
+    first = backward(detector, batch[0:1])
+    rest = backward(detector, batch[1:4])  # gradients add up
     added = gradients(detector)
     for name in joint:
         assert relative(joint[name], torch.cat([first[name], rest[name]])) < 1e-12, name
@@ -67,7 +63,7 @@ def test_more_rows_of_padding_change_no_bit(recipe):
     found = []
     for own in (targets, wider):
         detector = tiny_detector(recipe)
-        found.append(backward(detector, with_targets(batch, own)) | gradients(detector))
+        found.append(backward(detector, replace(batch, targets=own)) | gradients(detector))
     for name, value in found[0].items():
         assert torch.equal(value, found[1][name]), name
 
@@ -76,7 +72,7 @@ def test_more_rows_of_padding_change_no_bit(recipe):
 def test_images_without_boxes_give_finite_losses_and_gradients(width):
     batch = tiny_batch(2)
     detector = tiny_detector()
-    losses = backward(detector, with_targets(batch, make_targets([], [], width=width)))
+    losses = backward(detector, replace(batch, targets=make_targets([], [], width=width)))
     for name in ("rpn_box", "box_head_box", "rpn_positive", "box_head_positive"):
         assert losses[name].eq(0).all()
     for name in ("rpn_objectness", "box_head_class"):
@@ -91,7 +87,7 @@ def test_boxes_without_area_give_finite_losses_and_gradients():
     batch = tiny_batch(2)
     flat = make_targets([([5.0, 5.0, 30.0, 5.0], 0), ([7.0, 7.0, 7.0, 7.0], 1)], [([5.0, 5.0, 30.0, 5.0], 0)])
     detector = tiny_detector()
-    losses = backward(detector, with_targets(batch, flat))
+    losses = backward(detector, replace(batch, targets=flat))
     assert all(loss.isfinite().all() for loss in losses.values())
     assert all(gradient.isfinite().all() for gradient in gradients(detector).values())
 
@@ -99,7 +95,7 @@ def test_boxes_without_area_give_finite_losses_and_gradients():
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_no_images_give_empty_losses_and_gradients_of_zero_for_every_parameter(recipe):
     detector = tiny_detector(recipe)
-    losses = backward(detector, slice_batch(tiny_batch(2), 0, 0))
+    losses = backward(detector, tiny_batch(2)[0:0])
     assert all(loss.shape == (0,) for loss in losses.values())
     found = gradients(detector)
     assert found.keys() == dict(detector.named_parameters()).keys()
@@ -141,7 +137,7 @@ def test_what_stands_outside_an_image_changes_nothing():
         other[i, :, height:] = 255
         other[i, :, :, width:] = 255
     assert not torch.equal(other, batch.pixels)
-    changed = Batch(other, batch.sizes, batch.targets, batch.image_index, batch.scales)
+    changed = replace(batch, pixels=other)
     for name, value in detector(batch).items():
         assert torch.equal(value, detector(changed)[name])
 
@@ -156,14 +152,14 @@ def test_detections_are_padded_and_lie_in_their_image():
     for i, (height, width) in enumerate(batch.sizes.tolist()):
         assert found.boxes[i, :, 2].max() <= width
         assert found.boxes[i, :, 3].max() <= height
-        alone = slice_batch(batch, i, i + 1)
+        alone = batch[i : i + 1]
         own = detector.detect(detector.normalized(alone.pixels, alone.sizes), alone.sizes)
         torch.testing.assert_close(own.boxes[0], found.boxes[i], rtol=1e-4, atol=1e-4)
 
 
 def test_no_images_have_no_detections():
     detector = tiny_detector().eval()
-    batch = slice_batch(tiny_batch(2), 0, 0)
+    batch = tiny_batch(2)[0:0]
     assert detector.detect(detector.normalized(batch.pixels, batch.sizes), batch.sizes).labels.shape == (0, 10)
 
 
@@ -171,8 +167,8 @@ def test_another_seed_of_an_image_samples_other_rois_and_only_for_that_image():
     detector = tiny_detector(TINY_FROZEN).double()
     batch = tiny_batch(2)
     targets = batch.targets
-    other = Targets(targets.boxes, targets.labels, targets.image_seeds + torch.tensor([0, 12345]))
-    before, after = detector(batch), detector(with_targets(batch, other))
+    other = replace(targets, image_seeds=targets.image_seeds + torch.tensor([0, 12345]))
+    before, after = detector(batch), detector(replace(batch, targets=other))
     assert relative(before["rpn_objectness"][:1], after["rpn_objectness"][:1]) < 1e-12
     assert relative(before["rpn_objectness"][1:], after["rpn_objectness"][1:]) > 1e-6
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from factories import TINY, TINY_FROZEN, slice_batch, tiny_batch, tiny_detector
+from factories import TINY, TINY_FROZEN, tiny_batch, tiny_detector
 from megdet.inference.trained import place_model
 from megdet.model.detector import LOSSES
 from megdet.recipe import Backbone, Optimizer, Recipe, Schedule
@@ -30,7 +30,7 @@ def make_trainer(recipe: Recipe) -> Trainer:
 
 
 def split(batch: Batch, size: int) -> list[Batch]:
-    return [slice_batch(batch, start, start + size) for start in range(0, len(batch.pixels), size)]
+    return [batch[start : start + size] for start in range(0, len(batch.pixels), size)]
 
 
 def step(trainer: Trainer, batches: list[Batch], rate: float = 0.01, number: int = 0) -> Tensor:

@@ -1,6 +1,7 @@
 """The detector: backbone, pyramid, RPN and box head in the order of the figure."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -82,7 +83,7 @@ class Detector(nn.Module):
         targets: Targets,
     ) -> dict[str, Float[Tensor, " images"]]:
         """The losses of normalised images."""
-        targets = Targets(targets.boxes.to(images.dtype), targets.labels, targets.image_seeds)
+        targets = replace(targets, boxes=targets.boxes.to(images.dtype))
         backbone, fpn, rpn = (self.compiled.get(name, getattr(self, name)) for name in DENSE_PARTS)
         pyramid = self.recompute(fpn, backbone(images))
         anchors = self.anchors_of(images, pyramid)

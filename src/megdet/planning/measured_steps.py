@@ -25,7 +25,7 @@ from megdet.distributed.world import World, start_world
 from megdet.inference.predict import detect_batch
 from megdet.planning import pictures as pictures  # a run draws in the end: what that loads is in its memory
 from megdet.recipe import Recipe
-from megdet.structures import Batch, Targets
+from megdet.structures import Batch
 from megdet.training.prepare import make_trainer
 from megdet.training.step import Trainer, train_step
 
@@ -124,7 +124,7 @@ def _measure(task: Task) -> Answer:
     others = others_bytes(world.device)
     trainer = make_trainer(recipe, _classes_alone(task.num_classes), recipe_layout(recipe, world.size), world)
     batches: dict[str, Batch] = torch.load(task.batches, weights_only=False)
-    typical, largest = (_first(batches[name], task.images).to(world.device) for name in ("typical", "largest"))
+    typical, largest = (batches[name][: task.images].to(world.device) for name in ("typical", "largest"))
     _step(trainer, typical, 1, world)  # it makes the momentum and lets the libraries choose their kernels
     _together.wait()
     seconds, peaks = [], []
@@ -183,18 +183,6 @@ def _seconds(work: Callable[[], object], count: int) -> float:
         work()
         taken.append(time.perf_counter() - started)
     return statistics.median(taken)
-
-
-def _first(batch: Batch, count: int) -> Batch:
-    """The first images of a batch."""
-    targets = batch.targets
-    return Batch(
-        batch.pixels[:count],
-        batch.sizes[:count],
-        Targets(targets.boxes[:count], targets.labels[:count], targets.image_seeds[:count]),
-        batch.image_index[:count],
-        batch.scales[:count],
-    )
 
 
 def _classes_alone(count: int) -> CocoDataset:

@@ -26,7 +26,7 @@ from megdet.journal.run_folder import RunFolder
 from megdet.layers.batch_norm import has_statistics
 from megdet.model.detector import LOSSES, Detector
 from megdet.recipe import Recipe
-from megdet.structures import Batch, Targets
+from megdet.structures import Batch
 from megdet.training.prepare import fingerprint
 from megdet.training.step import autocast
 
@@ -143,16 +143,8 @@ def units_of_plan(study: Study, num_units: int, workers: int) -> Iterator[Batch]
 
 def single_images(batch: Batch) -> Iterator[Batch]:
     """Every image of a batch as a batch of its own on the same canvas."""
-    targets = batch.targets
     for i in range(len(batch.sizes)):
-        own = slice(i, i + 1)
-        yield Batch(
-            batch.pixels[own],
-            batch.sizes[own],
-            Targets(targets.boxes[own], targets.labels[own], targets.image_seeds[own]),
-            batch.image_index[own],
-            batch.scales[own],
-        )
+        yield batch[i : i + 1]
 
 
 def add_gradient(study: Study, unit: Batch, num_images: int) -> None:

@@ -1,6 +1,6 @@
 """Figure 2: training images with the positive and negative proposals that the box head learns from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -55,8 +55,7 @@ def sampled_rois(study: Study, batch: Batch) -> SampledRois:
         pyramid = model.fpn(model.backbone(images))
         logits, deltas = model.rpn(pyramid)
         anchors = model.anchors_of(images, pyramid)
-        boxes = batch.targets.boxes.to(images.dtype)
-        targets = type(batch.targets)(boxes, batch.targets.labels, batch.targets.image_seeds)
+        targets = replace(batch.targets, boxes=batch.targets.boxes.to(images.dtype))
         return model.box_head.sample(model.rpn.propose(logits, deltas, anchors, batch.sizes), targets)
 
 

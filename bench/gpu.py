@@ -40,7 +40,7 @@ from torchvision.models.detection import faster_rcnn, rpn
 from train_step import NUM_CLASSES, flop_counter, make_images, torchvision_step
 
 from megdet.distributed.world import use_precision
-from megdet.model import box_head
+from megdet.model import box_head, pooling
 from megdet.model.backbone import Backbone
 from megdet.model.fpn import Fpn
 from megdet.model.rpn import Rpn
@@ -68,7 +68,7 @@ the RTX cards its papers on the architecture: no sparsity, sums in fp32, the boo
 STAGES: list[tuple[Any, str, str | None]] = [
     *((Backbone, "forward", "backbone"), (Fpn, "forward", "FPN"), (Rpn, "forward", "RPN head")),
     *((PerCanvas, "__call__", None), (Rpn, "propose", "proposals"), (Rpn, "losses", "RPN loss")),
-    *((box_head.BoxHead, "sample", "RoI sampling"), (box_head, "roi_align", "RoIAlign")),
+    *((box_head.BoxHead, "sample", "RoI sampling"), (pooling, "roi_align", "RoIAlign")),
     (box_head.BoxHead, "forward", "box head"),
     (torchvision.models._utils.IntermediateLayerGetter, "forward", "backbone"),
     (torchvision.ops.FeaturePyramidNetwork, "forward", "FPN"),
@@ -171,7 +171,7 @@ def our_step(
     images: torch.Tensor, boxes: torch.Tensor, labels: torch.Tensor, precision: str, compiled: bool, mode: str | None
 ) -> Callable[[], object]:
     """The step of `megdet train`, on one micro-batch that is the whole mini-batch."""
-    text = f"bn_size: {len(images)}\nbox_head: {{aligned: false}}\nprecision: {precision}"
+    text = f"bn_size: {len(images)}\nmodel: {{box_head: {{aligned: false}}}}\nprecision: {precision}"
     prepare = partial(compile_dense, mode=mode) if compiled else lambda _: None
     return real_step(images, boxes, labels, NUM_CLASSES, text, prepare)
 

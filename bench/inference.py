@@ -23,7 +23,7 @@ from rounds import SideProcess, in_turn, serve, summary
 from megdet.distributed import world
 from megdet.inference.fold import fold_batch_norms
 from megdet.inference.trained import place_model
-from megdet.model.detector import Detector
+from megdet.model.choice import make_detector
 from megdet.model.torchvision_weights import convert_torchvision_weights, torchvision_recipe
 from megdet.recipe import Recipe
 
@@ -127,16 +127,17 @@ def torchvision_side(images: torch.Tensor, *, bf16: bool) -> Callable[[], object
 def megdet_side(images: torch.Tensor, bf16: bool, folds: bool) -> Callable[[], object]:
     """Our detector on the same images."""
     recipe = torchvision_recipe(replace(Recipe(), precision="bfloat16" if bf16 else "float32"), norm_eps=1e-5)
-    recipe = replace(recipe, box_head=replace(recipe.box_head, score_threshold=THRESHOLD))
-    model = Detector(recipe, NUM_CLASSES)
+    box_head = replace(recipe.model.box_head, score_threshold=THRESHOLD)
+    recipe = replace(recipe, model=replace(recipe.model, box_head=box_head))
+    model = make_detector(recipe, NUM_CLASSES)
     model.load_state_dict(convert_torchvision_weights(random_weights(), model.state_dict()))
-    place_model(model, images.device)
+    place_model(model, images.device, recipe.precision)
     model.eval()
     if folds:
         fold_batch_norms(model)
     pixels = images.contiguous(memory_format=torch.channels_last)
     sizes = torch.tensor([list(images.shape[2:])] * len(images), device=images.device)
-    mean, std = (torch.tensor(v, device=images.device).reshape(3, 1, 1) for v in (recipe.data.mean, recipe.data.std))
+    mean, std = (torch.tensor(v, device=images.device).reshape(3, 1, 1) for v in (recipe.model.mean, recipe.model.std))
 
     def forward() -> object:
         with torch.inference_mode(), torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=bf16):

@@ -32,7 +32,7 @@ from megdet.distributed import world as world_module
 from megdet.distributed.gradients import GradientBuckets
 from megdet.distributed.world import start_world
 from megdet.inference.trained import place_model
-from megdet.model.detector import LOSSES, Detector
+from megdet.model.choice import make_detector
 from megdet.recipe_file import parse_recipe
 from megdet.structures import Targets
 from megdet.training.optimizer import make_optimizer
@@ -207,12 +207,12 @@ def megdet_step(images: torch.Tensor, boxes: torch.Tensor, labels: torch.Tensor,
     batch, size = len(images), images.shape[-1]
     world = start_world()
     recipe = parse_recipe(
-        f"batch_size: {batch}\nbn_size: {batch}\nbox_head: {{aligned: false}}\n"
+        f"batch_size: {batch}\nbn_size: {batch}\nmodel: {{box_head: {{aligned: false}}}}\n"
         f"precision: {'bfloat16' if bf16 else 'float32'}",
         "bench",
     )
-    model = Detector(recipe, NUM_CLASSES)
-    place_model(model, world.device)
+    model = make_detector(recipe, NUM_CLASSES)
+    place_model(model, world.device, recipe.precision)
     model.train()
     optimizer = make_optimizer(model, recipe.optimizer)
     for group in optimizer.param_groups:
@@ -226,7 +226,7 @@ def megdet_step(images: torch.Tensor, boxes: torch.Tensor, labels: torch.Tensor,
         buckets.zero()
         with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=bf16):
             losses = model.losses(pixels, sizes, targets)
-        (torch.stack([losses[name].sum() for name in LOSSES]).sum() / batch).backward()
+        (torch.stack([losses[name].sum() for name in model.loss_names]).sum() / batch).backward()
         buckets.finish()
         optimizer.step()
 

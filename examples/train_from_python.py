@@ -29,7 +29,7 @@ def main() -> None:
             "data.draw_demo": "",
             "schedule.epochs": 2,
             "schedule.warmup_steps": 4,
-            "box_head.score_threshold": 0.01,
+            "model.box_head.score_threshold": 0.01,
         },
     )
     world = start_world()  # one process, or this rank of those that torchrun started

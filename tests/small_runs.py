@@ -22,6 +22,7 @@ from megdet.inference.trained import place_model
 from megdet.journal.checkpoint_files import save_checkpoint
 from megdet.journal.run_folder import RunFolder
 from megdet.journal.run_state import RunState
+from megdet.model.choice import make_detector
 from megdet.model.detector import Detector
 from megdet.recipe import Backbone, Data, Evaluation, Optimizer, Recipe, Schedule
 from megdet.recipe_file import dump_recipe
@@ -79,7 +80,12 @@ def small_recipe(folder: Path, **changes: Any) -> Recipe:
         bn_size=4,
         plan_window=2,
         precision="float64",
-        backbone=Backbone(name="test_resnet"),
+        model=replace(
+            TINY.model,
+            backbone=Backbone(name="test_resnet"),
+            fpn=replace(TINY.model.fpn, norm="batch"),
+            box_head=replace(TINY.model.box_head, score_threshold=0.01),
+        ),
         data=Data(
             train_annotations=str(folder / "train.json"),
             train_images=str(folder / "train"),
@@ -88,8 +94,6 @@ def small_recipe(folder: Path, **changes: Any) -> Recipe:
             short_edges=(48, 64),
             max_long_edge=80,
         ),
-        fpn=replace(TINY.fpn, norm="batch"),
-        box_head=replace(TINY.box_head, score_threshold=0.01),
         optimizer=Optimizer(base_lr=0.02),
         schedule=Schedule(policy="step", epochs=2.0, warmup_steps=2, warmup_start=0.5),
         evaluation=Evaluation(batch_size=2),
@@ -108,8 +112,8 @@ def save_run(
     run = RunFolder(folder).create()
     run.write_recipe(dump_recipe(recipe))
     torch.manual_seed(seed)
-    model = Detector(recipe, len(class_names))
-    place_model(model, CPU)
+    model = make_detector(recipe, len(class_names))
+    place_model(model, CPU, recipe.precision)
     with torch.no_grad():
         model.box_head.classes.weight *= 30
         model.box_head.classes.weight += torch.randn_like(model.box_head.classes.weight) * 0.1

@@ -27,7 +27,7 @@ from mutants import mutants_of_json, mutants_of_text, refused_or_read
 NUMBER = pytest.mark.parametrize("number", [30, pytest.param(1000, marks=pytest.mark.slow)], ids=["few", "many"])
 """Mutants of each file."""
 
-RECIPE = packaged_recipes()["demo"] + "anchors: {sizes: [8, 16.0, 32, 64, 128]}\nseed: 0x1F\nstart_from: ''\n"
+RECIPE = packaged_recipes()["demo"] + "seed: 0x1F\nstart_from: ''\n"
 YAML = b"path: ../data\ntrain: images/train\nnc: 2\nnames:\n  0: ant\n  1: 'bee'\n"
 VOC = """<?xml version="1.0" encoding="utf-8"?><annotation><filename>a.jpg</filename><size><width>40</width>
 <height>30</height></size><object><name>\u732b</name><difficult>0</difficult><bndbox><xmin>1</xmin><ymin>2</ymin>

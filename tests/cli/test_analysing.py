@@ -11,7 +11,7 @@ from megdet.cli.main import main
 from megdet.journal.metrics import read_metrics
 
 Refused = Callable[..., str]
-TINY_OPTIONS = [*OVERRIDES, "--backbone.name", "test_resnet", "--device", "cpu"]
+TINY_OPTIONS = [*OVERRIDES, "--model.backbone.name", "test_resnet", "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")

@@ -43,7 +43,7 @@ def test_only_a_verb_that_builds_a_recipe_explains_the_keys(verb: str, capsys: p
 def test_the_keys_stand_in_sections_behind_the_options_of_the_verb(capsys: pytest.CaptureFixture[str]) -> None:
     text = printed_help("train", capsys)
     order = ["--run FOLDER", "--lane-width K", "--device cpu|cuda", "Every key of the recipe", "--batch_size"]
-    order += ["Where the images are", "--data.train_annotations", "--backbone.", "--fpn.", "--evaluation."]
+    order += ["Where the images are", "--data.train_annotations", "--model.backbone.", "--model.fpn.", "--evaluation."]
     places = [text.index(part) for part in order]
     assert places == sorted(places)
     assert "CONFIG" not in text

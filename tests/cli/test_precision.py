@@ -33,7 +33,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> TinyData:
 def run(data: TinyData, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run in bfloat16."""
     folder = tmp_path_factory.mktemp("runs") / "a"
-    options = [*data.options, *OVERRIDES, "--box_head.score_threshold", "0.0", "--precision", "bfloat16"]
+    options = [*data.options, *OVERRIDES, "--model.box_head.score_threshold", "0.0", "--precision", "bfloat16"]
     assert main(["train", "demo", "--run", str(folder), "--device", "cpu", *options]) == 0
     return folder
 

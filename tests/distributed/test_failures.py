@@ -13,7 +13,7 @@ from small_runs import ALONE
 
 pytestmark = pytest.mark.distributed
 LIMIT = 30.0
-SMALL = ["--backbone.name", "test_resnet"]
+SMALL = ["--model.backbone.name", "test_resnet"]
 
 
 @pytest.fixture(scope="module")

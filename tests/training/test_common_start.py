@@ -176,7 +176,7 @@ def test_other_data_on_one_rank_are_refused_by_all(recipe: Recipe, tmp_path: Pat
 def train_from_other_bits(world: World, recipe: Recipe, folder: Path) -> None:
     """Rank 1 draws weights that differ, as a processor with other vector units does."""
     stand(folder, world)
-    detector = prepare.Detector
+    detector = prepare.make_detector
 
     def other(*arguments: Any) -> Any:
         model = detector(*arguments)
@@ -185,7 +185,7 @@ def train_from_other_bits(world: World, recipe: Recipe, folder: Path) -> None:
         return model
 
     if world.rank == 1:
-        prepare.Detector = other  # type: ignore[assignment, misc]
+        prepare.make_detector = other
     train(recipe, RUN, OPTIONS, world)
 
 
@@ -224,7 +224,7 @@ def test_files_that_a_run_starts_from_are_read_by_rank_0_alone(
     short = replace(
         recipe,
         schedule=replace(recipe.schedule, epochs=1.0),
-        backbone=Backbone(name="test_resnet", weights="weights.pth"),
+        model=replace(recipe.model, backbone=Backbone(name="test_resnet", weights="weights.pth")),
         start_from="source",
     )
     shutil.copytree(whole.path, tmp_path / "rank0/source")

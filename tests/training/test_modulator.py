@@ -17,7 +17,9 @@ def make(kind: str = "sgd", warmup_steps: int = 4) -> tuple[Modulator, nn.Module
     model = nn.ModuleDict({name: nn.Linear(2, 1, bias=False) for name in ("backbone", "fpn", "rpn")}).double()
     optimizer = make_optimizer(model, Optimizer(kind=kind))
     parameters = list(model.parameters())[::-1]
-    modulator = Modulator(parts_of(model, parameters), parameters, optimizer, warmup_steps, torch.device("cpu"))
+    modulator = Modulator(
+        parts_of(model, parameters), "backbone", parameters, optimizer, warmup_steps, torch.device("cpu")
+    )
     return modulator, model
 
 

@@ -176,7 +176,7 @@ def test_a_run_goes_on_without_the_files_it_started_from(recipe, tmp_path, whole
     short = replace(
         recipe,
         schedule=replace(recipe.schedule, epochs=1.0),
-        backbone=Backbone(name="test_resnet", weights=str(weights)),
+        model=replace(recipe.model, backbone=Backbone(name="test_resnet", weights=str(weights))),
         start_from=str(shutil.copytree(whole[0].path, tmp_path / "source")),
     )
     numbers = train(short, RunFolder(tmp_path / "run"), OPTIONS, ALONE)

@@ -4,18 +4,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from factories import TINY, TINY_FROZEN, tiny_batch, tiny_detector
+from factories import TINY, tiny_batch, tiny_detector, with_model
 from megdet.inference.trained import place_model
-from megdet.model.detector import LOSSES
-from megdet.recipe import Backbone, Optimizer, Recipe, Schedule
+from megdet.model.faster_rcnn import FasterRcnn
+from megdet.recipe import Optimizer, Recipe, Schedule
 from megdet.structures import Batch
 from megdet.training.prepare import trainer_of
-from megdet.training.step import REPORTED, Trainer, train_step
+from megdet.training.step import Trainer, train_step
 from small_runs import ALONE
 
-BACKBONE = Backbone(name="test_resnet")
-FROZEN = replace(TINY_FROZEN, batch_size=8, precision="float64", backbone=BACKBONE)
-BATCH = replace(TINY, batch_size=8, bn_size=4, precision="float64", backbone=BACKBONE)
+SMALL = with_model(TINY, backbone={"name": "test_resnet"})
+FROZEN = replace(SMALL, batch_size=8, bn_size=0, precision="float64")
+BATCH = replace(SMALL, batch_size=8, bn_size=4, precision="float64")
 
 
 def make_trainer(recipe: Recipe) -> Trainer:
@@ -24,9 +24,9 @@ def make_trainer(recipe: Recipe) -> Trainer:
         for parameter in model.backbone.parameters():
             if not parameter.any():  # fresh blocks end in a norm of weight 0, which hides the gradient before it
                 parameter.fill_(0.5)
-    place_model(model, ALONE.device)
+    place_model(model, ALONE.device, recipe.precision)
     model.train()
-    return trainer_of(model, ALONE)
+    return trainer_of(recipe, model, ALONE)
 
 
 def split(batch: Batch, size: int) -> list[Batch]:
@@ -46,7 +46,7 @@ def gradients(recipe: Recipe, batches: list[Batch]) -> dict[str, Tensor]:
     trainer = make_trainer(recipe)
     model = trainer.model
     wanted = [p for p in model.parameters() if p.requires_grad]
-    loss = sum(model(batch)[name].sum() for batch in batches for name in LOSSES) / recipe.batch_size
+    loss = sum(model(batch)[name].sum() for batch in batches for name in FasterRcnn.loss_names) / recipe.batch_size
     found = torch.autograd.grad(loss, wanted)
     return dict(zip((n for n, p in model.named_parameters() if p.requires_grad), found, strict=True))
 
@@ -124,12 +124,12 @@ def test_what_is_reported_are_means_over_the_images():
     reported = step(make_trainer(FROZEN), split(batch, 2))
     model = make_trainer(FROZEN).model
     by_image = [model(one) for one in split(batch, 1)]
-    for place, name in enumerate(REPORTED):
+    for place, name in enumerate(model.reported()):
         expected = sum(float(losses[name].detach().sum()) for losses in by_image) / 8
         assert float(reported[place]) == pytest.approx(expected, rel=1e-9), name
         assert expected > 0, name
     assert reported.dtype == torch.float64
-    assert len(reported) == len(REPORTED) + 1
+    assert len(reported) == len(model.reported()) + 1
 
 
 def test_running_statistics_take_one_step_of_the_mean_over_groups():

@@ -1,7 +1,7 @@
 """The pictures of a run: its course, and what its detector finds beside the ground truth."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,7 +17,6 @@ from megdet.inference.predict import Result, detect_image
 from megdet.inference.trained import TrainedDetector
 from megdet.journal.metrics import read_metrics
 from megdet.journal.run_folder import RunFolder
-from megdet.model.detector import LOSSES
 
 _SHOWN = 6
 _SHOWN_SCORE = 0.5
@@ -26,7 +25,7 @@ _SHOWN_SCORE = 0.5
 def draw_run(trained: TrainedDetector, folder: RunFolder) -> list[Path]:
     """Draw `course.png` and `detections.png` (some validation images) into the run's pictures; returns their paths."""
     course = folder.pictures / "course.png"
-    plot_course(read_metrics(folder.metrics), course)
+    plot_course(read_metrics(folder.metrics), trained.model.loss_names, course)
     dataset = validation_set(trained.recipe.data)
     sheet = []
     for index in np.linspace(0, len(dataset) - 1, min(_SHOWN, len(dataset))).round().astype(int):
@@ -59,8 +58,8 @@ def save_picture(
     _write(path, lambda file: picture.save(file, "png"))
 
 
-def plot_course(metrics: list[dict[str, Any]], path: Path) -> None:
-    """Losses, learning rate and evaluations over the epochs."""
+def plot_course(metrics: list[dict[str, Any]], losses_of: Sequence[str], path: Path) -> None:
+    """The loss and its terms (`losses_of`), learning rate and evaluations over the epochs."""
     steps = [line for line in metrics if "loss" in line]
     epochs = {line["step"]: line["epoch"] for line in steps}
     evaluations = [line for line in metrics if "evaluation" in line and line["step"] in epochs]
@@ -69,7 +68,7 @@ def plot_course(metrics: list[dict[str, Any]], path: Path) -> None:
     losses, rate, numbers = figure.subplots(1, 3)
     places = [line["epoch"] for line in steps]
     window = max(1, len(steps) // 60)
-    for name in ("loss", *LOSSES):
+    for name in ("loss", *losses_of):
         values = _smooth(np.array([line[name] for line in steps], dtype=float), window)
         losses.plot(places, values, label=name.replace("_", " "), linewidth=2 if name == "loss" else 1.2)
     losses.set(xlabel="epoch", title=f"losses (mean of {window} steps)", ylim=(0, None))

@@ -70,7 +70,7 @@ def _evaluate_run(arguments: Arguments, folder: RunFolder, world: World) -> None
     data = replace(trained.recipe.data, val_annotations=annotations, val_images=images)
     dataset = once_a_host(world, lambda: validation_set(data))
     ids = category_ids_for(trained.class_names, dataset)
-    results = detect_dataset(trained.model, dataset, ids, world, workers=num_workers(arguments))
+    results = detect_dataset(trained.model, trained.recipe, dataset, ids, world, workers=num_workers(arguments))
     if not world.is_first:
         return
     numbers = evaluate_detections(dataset.annotations_file, results)

@@ -1,6 +1,6 @@
 """A trained detector out of a run folder."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,8 +12,9 @@ from megdet.journal.checkpoint_files import Kind, checkpoint_path, latest_checkp
 from megdet.journal.run_folder import RunFolder
 from megdet.journal.run_state import RunState
 from megdet.journal.tensor_check import check_finite, check_tensors
+from megdet.model.choice import make_detector
 from megdet.model.detector import Detector
-from megdet.recipe import Recipe
+from megdet.recipe import Precision, Recipe
 from megdet.recipe_file import parse_recipe
 
 
@@ -67,22 +68,21 @@ def load_detector(
         return recipe, checkpoint.state, str(checkpoint.file(kind))
 
     recipe, state, source = world.on_first(read)
-    # the checkpoint has all weights, so the file that the training started from need not exist any more
-    model = Detector(replace(recipe, backbone=replace(recipe.backbone, weights="")), len(state.class_names), lane)
-    place_model(model, device)  # first, so that weights in float64 stay so
+    model = make_detector(recipe, len(state.class_names), lane)
+    place_model(model, device, recipe.precision)  # first, so that weights in float64 stay so
     world.on_first(lambda: load_weights(model, weights, source))
     world.broadcast(model.state_dict().values())
     model.eval()
     return TrainedDetector(model, recipe, state.class_names, state.category_ids, state.step, device)
 
 
-def place_model(model: Detector, device: torch.device) -> None:
-    """Move a detector to its device in the number format of its recipe, channels last.
+def place_model(model: Detector, device: torch.device, precision: Precision) -> None:
+    """Move a detector to its device in the number format of its recipe's precision, channels last.
 
     Whether float32 products use TF32 belongs to the process, so the last detector that was placed decides it.
     """
-    use_precision(model.recipe.precision)
-    model.to(device=device, dtype=torch.float64 if model.recipe.precision == "float64" else torch.float32)
+    use_precision(precision)
+    model.to(device=device, dtype=torch.float64 if precision == "float64" else torch.float32)
     for parameter in model.parameters():
         if parameter.dim() == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)

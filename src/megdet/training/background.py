@@ -230,7 +230,7 @@ def _evaluate(task: _Task) -> dict[str, Any]:
     dataset = validation_set(trained.recipe.data)
     ids = category_ids_for(trained.class_names, dataset)
     try:
-        results = detect_dataset(trained.model, dataset, ids, world, workers=task.workers)
+        results = detect_dataset(trained.model, trained.recipe, dataset, ids, world, workers=task.workers)
     except torch.OutOfMemoryError:
         raise InputError(
             f"{trained.recipe.evaluation.batch_size} images do not fit {world.device}: choose another --evaluate-on"

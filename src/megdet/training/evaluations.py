@@ -127,7 +127,7 @@ class Evaluations:
         started = time.perf_counter()
         val = self.datasets.val
         ids = category_ids_for(self.datasets.train.class_names, val)
-        results = detect_dataset(model, val, ids, self.world, workers=self.workers)
+        results = detect_dataset(model, self.recipe, val, ids, self.world, workers=self.workers)
         own_numbers = evaluate_detections(val.annotations_file, results) if self.world.is_first else None
         numbers: CocoNumbers = self.world.gather_objects(own_numbers)[0]
         if self.world.is_first:

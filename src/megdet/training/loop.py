@@ -21,7 +21,6 @@ from megdet.evaluation.coco_numbers import CocoNumbers
 from megdet.journal.checkpoint_files import save_checkpoint
 from megdet.journal.metrics import MetricsWriter, read_metrics
 from megdet.journal.run_folder import FolderLock, RunFolder
-from megdet.model.detector import LOSSES
 from megdet.recipe import Recipe
 from megdet.run_length import total_steps
 from megdet.training.background import BackgroundEvaluations, agree_on_device, overrides_beside
@@ -40,7 +39,7 @@ from megdet.training.prepare import (
 )
 from megdet.training.report import Reporter
 from megdet.training.schedule import learning_rate, why_no_warmup
-from megdet.training.step import REPORTED, Trainer, named_measures, train_step
+from megdet.training.step import Trainer, named_measures, train_step
 from megdet.training.trainer_state import checkpoint_tensors
 
 READ_EVERY = 20
@@ -224,11 +223,11 @@ class _Run:
     def _read(self, pending: list["_Pending"]) -> None:
         self._check_folder()
         values = torch.stack([done.result for done in pending]).tolist()
-        lines = []
+        model, lines = self.trainer.model, []
         for done, row in zip(pending, values, strict=True):
             step, rate = done.step, done.rate
-            named = dict(zip((*REPORTED, "gradient_norm"), row, strict=True))
-            loss = sum(named[name] for name in LOSSES)
+            named = dict(zip((*model.reported(), "gradient_norm"), row, strict=True))
+            loss = sum(named[name] for name in model.loss_names)
             if not math.isfinite(loss) or not math.isfinite(named["gradient_norm"]):
                 worst = next((name for name in named if not math.isfinite(named[name])), "loss")
                 warmup = (

@@ -23,7 +23,6 @@ from megdet.training.halves import Parts, chosen, dot
 
 INTERVAL = 10
 MEMORY = 0.97
-REFERENCE = "backbone"
 _CLIP = (0.5, 10.0)
 _FLOOR = 1e-6
 _SMALLEST = 1e-300
@@ -33,7 +32,8 @@ class Modulator:
     """The factors phi of all modules, which belong to a checkpoint.
 
     Args:
-        parts: the modules, REFERENCE among them.
+        parts: the modules.
+        reference: the one among them beside which the others are seen; in the paper the backbone.
         parameters: all trained parameters, in the order that the parts count.
         optimizer: SGD or AdamW, each of whose groups names its "module".
         warmup_steps: steps before the first measurement.
@@ -43,6 +43,7 @@ class Modulator:
     def __init__(
         self,
         parts: Parts,
+        reference: str,
         parameters: Sequence[nn.Parameter],
         optimizer: torch.optim.Optimizer,
         warmup_steps: int,
@@ -50,7 +51,7 @@ class Modulator:
     ) -> None:
         self.parts, self.parameters, self.optimizer, self.warmup_steps = parts, parameters, optimizer, warmup_steps
         self.factors = torch.ones(len(parts), dtype=torch.float64, device=device)
-        self._reference = list(parts).index(REFERENCE)
+        self._reference = list(parts).index(reference)
 
     def is_due(self, step: int) -> bool:
         """Whether step 0, 1, ... measures."""

@@ -95,7 +95,7 @@ def estimate_statistics(
     per_step = len(layout.groups_of(world.rank))
     model.train()
     for number, batch in enumerate(batches, 1):
-        with autocast(model.recipe, world.device):
+        with autocast(plan.recipe, world.device):
             model(batch)
         if progress is not None and number % per_step == 0:
             progress(number // per_step, num_steps)

@@ -1,7 +1,7 @@
 """What a run needs before its first step: a folder of its own, its images, its detector, its place to resume."""
 
 import hashlib
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,8 @@ from megdet.journal.checkpoint_files import Checkpoint, checkpoint_step, checkpo
 from megdet.journal.environment import collect_environment, write_environment
 from megdet.journal.run_folder import FolderLock, RunFolder
 from megdet.journal.tensor_check import check_finite, check_tensors
+from megdet.model.backbone import load_pretrained
+from megdet.model.choice import detector_class, make_detector
 from megdet.model.detector import Detector
 from megdet.recipe import Recipe
 from megdet.recipe_file import dump_recipe, first_difference, parse_recipe
@@ -75,36 +77,37 @@ def make_trainer(
     def build() -> Detector:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
-            built = recipe if reads else replace(recipe, backbone=replace(recipe.backbone, weights=""))
-            model = Detector(built, len(dataset.class_names), lane)
+            model = make_detector(recipe, len(dataset.class_names), lane)
+            if reads and recipe.model.backbone.weights:
+                load_pretrained(model.backbone, Path(recipe.model.backbone.weights))
             if reads and recipe.start_from:
                 start_from_run(model, dataset.class_names, recipe.start_from)
         return model
 
     model = world.together(build)
-    place_model(model, world.device)
+    place_model(model, world.device, recipe.precision)
     world.broadcast(model.state_dict().values())
     model.train()
-    return trainer_of(model, world)
+    return trainer_of(recipe, model, world)
 
 
-def trainer_of(model: Detector, world: World) -> Trainer:
-    """What trains a detector that is on its device, by the detector's own recipe, before its first step."""
-    recipe = model.recipe
+def trainer_of(recipe: Recipe, model: Detector, world: World) -> Trainer:
+    """What trains a detector that is on its device, before its first step."""
     optimizer = make_optimizer(model, recipe.optimizer)
     averages = MovingAverage(model, recipe.optimizer.ema_decay) if recipe.optimizer.ema_decay else None
     buckets = GradientBuckets(model.parameters(), world)
     parts, device, warmup_steps = parts_of(model, buckets.parameters), world.device, recipe.schedule.warmup_steps
     modulator = None
     if recipe.optimizer.agvm:
-        modulator = Modulator(parts, buckets.parameters, optimizer, warmup_steps, device)
+        modulator = Modulator(parts, model.reference_part, buckets.parameters, optimizer, warmup_steps, device)
     noise = NoiseScale(parts, recipe, device) if recipe.noise_interval else None
-    return Trainer(model, optimizer, buckets, averages, modulator, noise)
+    return Trainer(recipe, model, optimizer, buckets, averages, modulator, noise)
 
 
 def check_statistics(recipe: Recipe, plan: TrainingPlan, dataset: CocoDataset) -> None:
     """Refuse batch statistics of single values: a BN size of 1 and a feature map of one pixel."""
-    if recipe.bn_size != 1 or "batch" not in (recipe.backbone.norm, recipe.fpn.norm):
+    norms = [recipe.model.norms.get(name) for name in detector_class(recipe.model).map_norms]
+    if recipe.bn_size != 1 or "batch" not in norms:
         return
     index, canvas = plan.smallest_canvas()
     if max(canvas) <= COARSEST_STRIDE:

@@ -11,7 +11,8 @@ from megdet.journal.checkpoint_files import save_checkpoint
 from megdet.journal.environment import collect_environment, write_environment
 from megdet.journal.run_folder import RunFolder
 from megdet.journal.run_state import RunState
-from megdet.model.detector import Detector
+from megdet.model.choice import make_detector
+from megdet.model.detector import Detector, value_of
 from megdet.model.torchvision_weights import (
     convert_torchvision_weights,
     num_torchvision_classes,
@@ -22,41 +23,30 @@ from megdet.recipe import Recipe
 from megdet.recipe_check import check_recipe
 from megdet.recipe_file import dump_recipe
 
-CLASS_LAYERS = ("box_head.classes.", "box_head.deltas.")
-"""Layers whose rows are classes; they start anew when the classes are others."""
-
-
-SAME_MEANING = {
-    "data": ("mean", "std"),
-    "backbone": ("name", "last_convolution", "norm_eps"),
-    "anchors": ("sizes", "ratios", "stride_from_grid"),
-    "box_head": ("pool_size", "sampling_ratio", "aligned", "canonical_size"),
-}
-"""Keys without which the same weights mean another detector."""
-
 
 def start_from_run(model: Detector, class_names: tuple[str, ...], source: str) -> None:
     """Copy the weights of another run's newest checkpoint; the class layers only where the classes are the same.
 
     Frozen and trained batch norms may be exchanged for one another: what differs is a counter of steps.
 
-    Raises InputError when the folder is no run, its architecture is another, or a key of SAME_MEANING differs.
+    Raises InputError when the folder is no run, its architecture is another, or a key differs without which
+    the same weights mean another detector.
     """
     trained = load_detector(RunFolder(Path(source)), torch.device("cpu"))
-    for section, keys in SAME_MEANING.items():
-        for key in keys:
-            ours, theirs = (getattr(getattr(recipe, section), key) for recipe in (model.recipe, trained.recipe))
-            if ours != theirs:
-                raise InputError(
-                    f"start_from {source}: its weights were trained with {section}.{key} {theirs}, "
-                    f"this recipe has {ours}: set it to the same"
-                )
+    for key in ("kind", *model.same_meaning):
+        ours, theirs = (value_of(own.architecture, key) for own in (model, trained.model))
+        if ours != theirs:
+            raise InputError(
+                f"start_from {source}: its weights were trained with model.{key} {theirs}, "
+                f"this recipe has {ours}: set it to the same"
+            )
     own = model.state_dict()
     counters = {name: tensor for name, tensor in own.items() if name.endswith("num_batches_tracked")}
     weights = {name: t for name, t in trained.model.state_dict().items() if not name.endswith("num_batches_tracked")}
     weights |= counters
     if trained.class_names != class_names:
-        weights |= {name: own[name] for name in own if name.startswith(CLASS_LAYERS)}
+        class_layers = tuple(f"{layer}." for layer in model.class_layers)
+        weights |= {name: own[name] for name in own if name.startswith(class_layers)}
     load_weights(model, weights, f"start_from {source}")
 
 
@@ -72,11 +62,11 @@ def import_torchvision(file: Path, folder: RunFolder, base: Recipe, norm_eps: fl
     try:
         num_classes = num_torchvision_classes(tensors)
         with torch.device("meta"):  # shapes without memory: nothing is built before every tensor is looked at
-            wanted = Detector(recipe, num_classes).state_dict()
+            wanted = make_detector(recipe, num_classes).state_dict()
         converted = convert_torchvision_weights(tensors, wanted)
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
-    model = Detector(recipe, num_classes)
+    model = make_detector(recipe, num_classes)
     load_weights(model, converted, str(file))
     category_ids = list(range(1, num_classes + 1))
     coco = list(FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"])[1:]

@@ -21,7 +21,7 @@ from torch import Tensor
 from megdet.distributed.gradients import GradientBuckets
 from megdet.distributed.world import World
 from megdet.layers.batch_norm import finish_step
-from megdet.model.detector import LOSSES, Detector
+from megdet.model.detector import Detector
 from megdet.recipe import Recipe
 from megdet.structures import Batch
 from megdet.training.halves import num_in_first_half
@@ -29,14 +29,12 @@ from megdet.training.modulator import Modulator
 from megdet.training.noise_scale import NoiseScale
 from megdet.training.optimizer import MovingAverage
 
-REPORTED = (*LOSSES, "rpn_positive", "box_head_positive")
-"""What a step reports, each as a mean over the images of the mini-batch, followed by the norm of the gradient."""
-
 
 @dataclass
 class Trainer:
-    """Everything that a step changes."""
+    """Everything that a step changes, and the recipe that says how."""
 
+    recipe: Recipe
     model: Detector
     optimizer: torch.optim.Optimizer
     buckets: GradientBuckets
@@ -52,8 +50,9 @@ class Trainer:
 def train_step(
     trainer: Trainer, micro_batches: Iterable[Batch], groups: Sequence[int], rate: float, step: int, world: World
 ) -> Tensor:
-    """Make one update from this rank's micro-batches; returns the REPORTED means and the gradient norm, on the device.
+    """Make one update from this rank's micro-batches; returns what its forward reports and the gradient norm.
 
+    What a forward reports (`Detector.reported`) is a mean over the images of the mini-batch. All is on the device.
     Every rank of the world calls it for every step, also with no micro-batch or with empty ones.
 
     Args:
@@ -64,9 +63,9 @@ def train_step(
         step: 0, 1, ...
         world: all ranks.
     """
-    recipe, buckets = trainer.model.recipe, trainer.buckets
+    recipe, buckets = trainer.recipe, trainer.buckets
     buckets.zero()
-    totals = torch.zeros(len(REPORTED), device=world.device, dtype=_result_dtype(recipe))
+    totals = torch.zeros(len(trainer.model.reported()), device=world.device, dtype=_result_dtype(recipe))
     batches, first_half = iter(micro_batches), None
     if _needs_halves(trainer, step):
         number = num_in_first_half(groups, recipe.groups_per_step)
@@ -108,15 +107,15 @@ def _accumulate(
     trainer: Trainer, micro_batches: Iterable[Batch], count: int, totals: Tensor, device: torch.device
 ) -> None:
     """Backward through `count` micro-batches, sending gradients while the last one runs."""
-    recipe = trainer.model.recipe
+    recipe, model = trainer.recipe, trainer.model
     for number, batch in enumerate(micro_batches):
         with autocast(recipe, device):
-            losses = trainer.model(batch)
-        loss = torch.stack([losses[name].sum() for name in LOSSES]).sum() / recipe.batch_size
+            losses = model(batch)
+        loss = torch.stack([losses[name].sum() for name in model.loss_names]).sum() / recipe.batch_size
         if number == count - 1:
             trainer.buckets.overlap()
         loss.backward()  # type: ignore[no-untyped-call]
-        totals += torch.stack([losses[name].detach().sum() for name in REPORTED]).to(totals.dtype)
+        totals += torch.stack([losses[name].detach().sum() for name in model.reported()]).to(totals.dtype)
 
 
 def _needs_halves(trainer: Trainer, step: int) -> bool:

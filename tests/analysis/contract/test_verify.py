@@ -209,7 +209,7 @@ def test_every_case_changes_the_recipe_or_the_layout_or_stops():
         assert is_other or name == "base"
 
 
-@pytest.mark.parametrize("changes", [{"bn_size": 16}, {"bn_size": 0, "group_size": 16, "fpn.norm": "none"}])
+@pytest.mark.parametrize("changes", [{"bn_size": 16}, {"bn_size": 0, "group_size": 16, "model.fpn.norm": "none"}])
 def test_the_cases_of_agvm_make_two_groups_of_a_recipe_with_one(changes):
     recipe = load_recipe("verify", changes)
     assert recipe.groups_per_step == 1
@@ -220,7 +220,7 @@ def test_the_cases_of_agvm_make_two_groups_of_a_recipe_with_one(changes):
 
 def test_the_layouts_of_all_cases_cover_every_width_and_uneven_shares():
     recipe = load_recipe("verify")
-    planned = trials(recipe, chosen_cases("all"), (1, 2, 3, 4, 8), 20, None, Path("unused"))
+    planned = trials(recipe, chosen_cases("all", recipe), (1, 2, 3, 4, 8), 20, None, Path("unused"))
     layouts = [run.layout for trial in planned for run in trial.runs]
     assert {layout.lane_width for layout in layouts} == {1, 2, 3, 4, 8}
     assert {layout.rounds for layout in layouts} >= {1, 2, 3, 4, 8}
@@ -242,7 +242,7 @@ def test_only_what_is_compared_with_another_layout_is_counted_as_that():
 def test_what_is_left_out_is_told_with_its_reason():
     names = ("base", "bn-all", "lane-1", "lane-2", "recompute-stage")
     planned = trials(load_recipe("verify"), names, (1, 2, 3, 4, 8), 4, None, Path("unused"))
-    found = left_out(planned, names, (1, 2, 3, 4, 8))
+    found = left_out(recipe, planned, names, (1, 2, 3, 4, 8))
     told = {(own.case, own.why): own.devices for own in found if own.case in names}
     assert told == {
         ("bn-all", "to save time"): (2, 4),
@@ -297,4 +297,4 @@ def test_under_torchrun_it_is_refused(recipe, monkeypatch):
 
 def test_a_case_that_is_none_is_refused_with_the_nearest():
     with pytest.raises(InputError, match=r"no case 'lane-3'.*there are all, short, base"):
-        chosen_cases("base,lane-3")
+        chosen_cases("base,lane-3", Recipe())

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from factories import TINY
+from factories import TINY, with_model
 from megdet.analysis.gradients.units import (
     COLUMNS,
     Sketch,
@@ -72,7 +72,7 @@ def test_the_unit_is_the_group_where_batch_statistics_tie_its_images(run: RunFol
 
 def test_the_mean_gradient_of_the_groups_is_that_of_the_training_step(recipe: Recipe, grouped: Study) -> None:
     layout = recipe_layout(recipe, 1)
-    trainer = trainer_of(copy.deepcopy(grouped.model), ALONE)
+    trainer = trainer_of(grouped.recipe, copy.deepcopy(grouped.model), ALONE)
     batches = training_batches(grouped.dataset, grouped.plan, layout, 0, (0, 1), workers=0, device=CPU)
     train_step(trainer, islice(batches, 2), layout.groups_of(0), 0.0, 0, ALONE)
     first, second = unit_sketches(grouped, 2)
@@ -104,8 +104,7 @@ def test_images_that_do_not_touch_each_other_have_gradients_of_their_own(run: Ru
 
 def frozen_recipe(run: RunFolder) -> Recipe:
     recipe = load_study(run, CPU).recipe
-    backbone, fpn = replace(recipe.backbone, norm="frozen"), replace(recipe.fpn, norm="group")
-    return replace(recipe, bn_size=0, group_size=2, backbone=backbone, fpn=fpn)
+    return replace(with_model(recipe, backbone={"norm": "frozen"}, fpn={"norm": "group"}), bn_size=0, group_size=2)
 
 
 def test_running_statistics_stay_as_the_checkpoint_has_them(grouped: Study) -> None:

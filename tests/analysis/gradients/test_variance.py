@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from factories import with_model
 from megdet.analysis.gradients.findings import Variance
 from megdet.analysis.gradients.pictures import plot_updates, plot_variance
 from megdet.analysis.gradients.units import Study, load_study
@@ -98,8 +99,8 @@ def test_the_weights_are_put_back_and_a_real_rate_moves_them_on_the_way(study: S
 
 
 def test_images_are_the_units_where_nothing_ties_them(recipe: Recipe, tmp_path: Path) -> None:
-    backbone, fpn = replace(recipe.backbone, norm="frozen"), replace(recipe.fpn, norm="none")
-    study = study_of(replace(recipe, bn_size=0, group_size=2, backbone=backbone, fpn=fpn), tmp_path)
+    frozen = with_model(recipe, backbone={"norm": "frozen"}, fpn={"norm": "none"})
+    study = study_of(replace(frozen, bn_size=0, group_size=2), tmp_path)
     found = measure_variance(study, batch=1, factors=[2], images=8)
     assert (found.unit, found.unit_images, found.images) == ("image", 1, 8)
     assert "Nothing in the forward ties images together" in found.remark

@@ -123,8 +123,8 @@ def test_rows_from_other_weights_do_not_compare_wherever_the_file_lies(
     sweep: Sweep, rows: dict[str, Recipe], tmp_path: Path
 ) -> None:
     def started_from(name: str) -> dict[str, Recipe]:
-        backbone = replace(rows["small"].backbone, weights=str(tmp_path / name))
-        return {name: replace(recipe, backbone=backbone) for name, recipe in rows.items()}
+        backbone = replace(rows["small"].model.backbone, weights=str(tmp_path / name))
+        return {name: replace(recipe, model=replace(recipe.model, backbone=backbone)) for name, recipe in rows.items()}
 
     for name, content in (("a.pth", b"one"), ("moved.pth", b"one"), ("b.pth", b"two")):
         (tmp_path / name).write_bytes(content)

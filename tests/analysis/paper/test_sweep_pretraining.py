@@ -13,7 +13,7 @@ from megdet.analysis.paper.tables import TABLE3
 from megdet.errors import InputError
 from megdet.journal.checkpoint_files import latest_checkpoint, open_checkpoint, update_state
 from megdet.journal.run_folder import RunFolder
-from megdet.model.detector import Detector
+from megdet.model.choice import make_detector
 from megdet.recipe_file import dump_recipe
 from megdet.training.loop import RunOptions
 from small_runs import ALONE, save_run, write_small_set
@@ -27,9 +27,9 @@ def test_rows_take_over_weights_and_statistics_of_the_pretrained_backbone_alone(
     assert any(name.startswith("backbone.last.1.running_mean") for name, _ in trained.named_buffers())
     file = tmp_path / "pretraining" / "backbone.safetensors"
     export_backbone(run, file)
-    recipe = row_recipe(TABLE3[0], "demo", {"backbone.weights": str(file)})
+    recipe = row_recipe(TABLE3[0], "demo", {"model.backbone.weights": str(file)})
     torch.manual_seed(5)
-    row = Detector(recipe, 3)
+    row = make_detector(recipe, 3)
     theirs = trained.state_dict()
     own = {name: tensor for name, tensor in row.state_dict().items() if name.startswith("backbone.")}
     assert own

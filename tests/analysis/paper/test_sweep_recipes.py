@@ -39,10 +39,12 @@ def test_every_row_keeps_the_papers_numbers_of_images_at_every_scale(scale: Scal
         recipe = row_recipe(row, scale, {})
         check_recipe(recipe, row_name(row))
         assert (recipe.batch_size, recipe.bn_size) == (row.batch_size, row.bn_size)
-        assert (recipe.backbone.frozen_stages == 2) == (row.bn_size == 0)
+        assert (recipe.model.backbone.frozen_stages == 2) == (row.bn_size == 0)
         assert recipe.optimizer.clip_norm == (0 if scale == "coco" else 1)
-        assert recipe.backbone.norm == "batch"
-        assert recipe.fpn.norm == recipe.box_head.norm == "none"  # ours: the paper does not say where it has batch norm
+        assert recipe.model.backbone.norm == "batch"
+        assert (
+            recipe.model.fpn.norm == recipe.model.box_head.norm == "none"
+        )  # ours: the paper does not say where it has batch norm
         normal, ours = TABLE3[5], row_recipe(TABLE3[5], scale, {})
         assert normal.batch_size == ours.batch_size == 16
         half = 0.5 if row.rate == "half" else 1
@@ -133,5 +135,5 @@ def test_the_pretraining_draws_its_pictures_beside_those_of_the_rows(tmp_path: P
     recipe, rows = pretraining_recipe(tmp_path / "demo"), row_recipe(TABLE3[0], "demo", {})
     assert recipe.data.train_images == str(tmp_path / "demo-hard/train")
     assert recipe.data.draw_demo == "hard" != rows.data.draw_demo
-    assert recipe.backbone == replace(rows.backbone, frozen_stages=0)
+    assert recipe.model.backbone == replace(rows.model.backbone, frozen_stages=0)
     assert pretraining_recipe(None).data.train_annotations == "data/demo-hard/annotations/train.json"

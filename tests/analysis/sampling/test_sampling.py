@@ -10,14 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
-from factories import TINY
+from factories import TINY, with_model
 from megdet.analysis.gradients.units import Study, load_study
 from megdet.analysis.sampling.pictures import (
     SampledImage,
     draw_proposals,
     most_and_least_balanced,
     sampled_images,
-    sampled_rois,
+    samples_of,
 )
 from megdet.analysis.sampling.ratios import sampling_table
 from megdet.data.loader import training_batches
@@ -50,8 +50,8 @@ def test_a_row_is_the_mean_over_the_steps_that_began_in_the_epoch(tmp_path: Path
     run = run_of(tmp_path / "a", replace(TINY, batch_size=4), 10, 8)
     rows = sampling_table([run])
     assert [(row.epoch, row.steps, row.epoch_steps) for row in rows] == [(1, 3, 3), (2, 2, 2), (3, 3, 3)]
-    assert [row.roi_ratio for row in rows] == pytest.approx([0.02, 0.045, 0.07])
-    assert [row.anchor_ratio for row in rows] == pytest.approx([2 / 32, 4.5 / 32, 7 / 32])
+    assert [row.ratios["RoI"] for row in rows] == pytest.approx([0.02, 0.045, 0.07])
+    assert [row.ratios["anchor"] for row in rows] == pytest.approx([2 / 32, 4.5 / 32, 7 / 32])
     assert {(row.batch_size, row.bn_size, row.paper) for row in rows} == {(4, 2, None)}
 
 
@@ -68,7 +68,7 @@ def test_long_runs_have_the_epochs_of_the_paper_beside_its_numbers(tmp_path: Pat
         (12, 256, 0.1691),
     ]
     assert [row.run for row in rows[:2]] == [str(small.path), str(large.path)]
-    assert [row.roi_ratio for row in sampling_table([small], [2])] == pytest.approx([0.02])
+    assert [row.ratios["RoI"] for row in sampling_table([small], [2])] == pytest.approx([0.02])
 
 
 def test_runs_that_do_not_compare_are_refused(tmp_path: Path) -> None:
@@ -82,8 +82,8 @@ def test_runs_that_do_not_compare_are_refused(tmp_path: Path) -> None:
 
     assert "trained on other data (16 images of 1 classes, 20 of 1)" in refusal(num_images=20)
     assert "16 of 1, which are not the same)" in refusal(data="y")
-    sampling = replace(TINY, box_head=replace(TINY.box_head, positive_fraction=0.5))
-    assert "box_head.positive_fraction is 0.25 there and 0.5 here" in refusal(sampling)
+    sampling = with_model(TINY, box_head={"positive_fraction": 0.5})
+    assert "model.box_head.positive_fraction is 0.25 there and 0.5 here" in refusal(sampling)
 
 
 @pytest.mark.parametrize(
@@ -104,10 +104,10 @@ def test_runs_that_do_not_compare_are_refused(tmp_path: Path) -> None:
 )
 def test_runs_of_other_anchors_or_proposals_do_not_compare(tmp_path: Path, change: dict[str, dict[str, Any]]) -> None:
     [(section, keys)] = change.items()
-    other = replace(TINY, **{section: replace(getattr(TINY, section), **keys)})
+    other = replace(TINY, data=replace(TINY.data, **keys)) if section == "data" else with_model(TINY, **change)
     [key] = keys
     runs = [run_of(tmp_path / "a", TINY, 16, 8), run_of(tmp_path / "b", other, 16, 8)]
-    with pytest.raises(InputError, match=rf"do not compare: {section}\.{key} is .* there and .* here"):
+    with pytest.raises(InputError, match=rf"do not compare: (model\.)?{section}\.{key} is .* there and .* here"):
         sampling_table(runs)
 
 
@@ -118,9 +118,8 @@ def test_runs_compare_whose_mini_batches_rates_and_tests_differ(tmp_path: Path) 
         batch_size=8,
         bn_size=4,
         optimizer=replace(TINY.optimizer, base_lr=0.1),
-        rpn=replace(TINY.rpn, test_proposals=7, smooth_l1_beta=1.0),
-        box_head=replace(TINY.box_head, nms_iou=0.6),
     )
+    other = with_model(other, rpn={"test_proposals": 7, "smooth_l1_beta": 1.0}, box_head={"nms_iou": 0.6})
     rows = sampling_table([run_of(tmp_path / "a", TINY, 16, 8), run_of(tmp_path / "b", other, 16, 8)], [1])
     assert [row.batch_size for row in rows] == [4, 8]
 
@@ -168,7 +167,7 @@ def test_the_proposals_that_are_drawn_are_those_that_the_training_samples(study:
     batches = training_batches(study.dataset, study.plan, layout, 0, (0, 1), workers=0, device=CPU)
     images = sampled_images(study, 4, 0)
     for batch in batches:
-        sampled = sampled_rois(study, batch)
+        sampled = samples_of(study, batch)
         with torch.no_grad():
             reported = study.model(batch)["box_head_positive"]
         part = sampled.is_positive.sum(1) / sampled.is_valid.sum(1)
@@ -176,7 +175,7 @@ def test_the_proposals_that_are_drawn_are_those_that_the_training_samples(study:
         for index, ratio in zip(batch.image_index, reported.tolist(), strict=True):
             [image] = [own for own in images if own.file_name == study.dataset.file_names[index]]
             assert image.ratio == pytest.approx(ratio)
-            assert len(image.rois) <= study.recipe.box_head.samples
+            assert len(image.rois) <= study.recipe.model.box_head.samples
             assert len(image.truth) == len(study.dataset.annotations[index].boxes)
 
 

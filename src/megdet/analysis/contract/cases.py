@@ -3,12 +3,14 @@
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from megdet.analysis.contract.run import Run
 from megdet.errors import InputError, nearest
-from megdet.recipe import NormKind, Recipe, RecomputePlan
+from megdet.model.choice import detector_class
+from megdet.recipe import Model, Recipe, RecomputePlan
 from megdet.recipe_check import check_recipe
 
 
@@ -41,30 +43,18 @@ def _recompute(plan: RecomputePlan) -> Callable[[Recipe], Recipe]:
 
 
 def _frozen(recipe: Recipe) -> Recipe:
-    def without(norm: NormKind) -> NormKind:
-        return "none" if norm == "batch" else norm
-
-    return replace(
-        recipe,
-        bn_size=0,
-        fpn=replace(recipe.fpn, norm=without(recipe.fpn.norm)),
-        rpn=replace(recipe.rpn, norm=without(recipe.rpn.norm)),
-        box_head=replace(recipe.box_head, norm=without(recipe.box_head.norm)),
-    )
+    norms = {section: norm for section, norm in recipe.model.norms.items() if section != "backbone" and norm == "batch"}
+    return replace(recipe, bn_size=0, model=recipe.model.with_norms(dict.fromkeys(norms, "none")))
 
 
 def _group_norm(recipe: Recipe) -> Recipe:
     frozen = _frozen(recipe)
-    return replace(frozen, backbone=replace(frozen.backbone, norm="group"))
+    return replace(frozen, model=frozen.model.with_norms({"backbone": "group"}))
 
 
 def _head_norms(recipe: Recipe) -> Recipe:
-    return replace(
-        recipe,
-        fpn=replace(recipe.fpn, norm="batch"),
-        rpn=replace(recipe.rpn, norm="batch"),
-        box_head=replace(recipe.box_head, norm="batch"),
-    )
+    others = [section for section in recipe.model.norms if section != "backbone"]
+    return replace(recipe, model=recipe.model.with_norms(dict.fromkeys(others, "batch")))
 
 
 def _multi_scale(recipe: Recipe) -> Recipe:
@@ -117,14 +107,8 @@ CASES = {
     "recompute-sqrt": Case("runs of blocks computed again", _recompute("sqrt"), (1, 2), reference="base"),
     "frozen": Case("frozen statistics (BN size 0)", _frozen, (3, 8)),
     "group-norm": Case("group norm in the backbone", _group_norm, (4,)),
-    "head-norms": Case("batch norm in pyramid, RPN and box head too", _head_norms, (3, 8)),
+    "head-norms": Case("batch norm behind the backbone too", _head_norms, (3, 8)),
     "multi-scale": Case("a size for each group, scale and colour jitter", _multi_scale, (2, 8)),
-    "dense-rpn": Case(
-        "the RPN's loss on dense maps",
-        lambda r: replace(r, rpn=replace(r.rpn, sparse_loss=False)),
-        (1, 4),
-        reference="base",
-    ),
     "averages": Case("averaged weights (EMA)", _averages, (4,)),
     "agvm": Case("AGVM, a rate for each module", _agvm(), (3, 8)),
     "agvm-adamw": Case(
@@ -145,10 +129,22 @@ CASES = {
     "resume": Case("stopped half-way, gone on with on another count", _averages, reference="averages", stops="moved"),
     "new-process": Case("stopped half-way, gone on with in new processes: bitwise", devices=(4,), stops="same"),
 }
-"""Name -> case, in the order in which they are tried."""
+"""Name -> case, in the order in which they are tried; every kind of detector has them."""
 
 SHORT = ("base", "bn-all", "agvm", "resume", "new-process")
 """A minute's worth of them."""
+
+
+def cases_of(recipe: Recipe) -> dict[str, Case]:
+    """CASES, then those of the recipe's own kind of detector."""
+    return CASES | {
+        name: Case(what, partial(_with_model, change), (1, 4), reference="base")
+        for name, (what, change) in detector_class(recipe.model).equal_variants.items()
+    }
+
+
+def _with_model(change: Callable[[Any], Model], recipe: Recipe) -> Recipe:
+    return replace(recipe, model=change(recipe.model))
 
 
 @dataclass(frozen=True)
@@ -175,14 +171,15 @@ class LeftOut:
     why: str
 
 
-def chosen_cases(words: str) -> tuple[str, ...]:
-    """The cases that `all`, `short` or NAME,NAME names. Raises InputError for a name that is none."""
+def chosen_cases(words: str, recipe: Recipe) -> tuple[str, ...]:
+    """The cases of a recipe that `all`, `short` or NAME,NAME names. Raises InputError for a name that is none."""
+    cases = cases_of(recipe)
     if words in ("all", "short"):
-        return tuple(CASES) if words == "all" else SHORT
+        return tuple(cases) if words == "all" else SHORT
     names = tuple(word.strip() for word in words.split(","))
     for name in names:
-        if name not in CASES:
-            raise InputError(f"no case '{name}'{nearest(name, CASES)}; there are all, short, {', '.join(CASES)}")
+        if name not in cases:
+            raise InputError(f"no case '{name}'{nearest(name, cases)}; there are all, short, {', '.join(cases)}")
     return names
 
 
@@ -194,11 +191,11 @@ def trials(
     `lane_width` is forced on every count but on the first, the reference, where it does not divide it. Checkpoints go
     into `folder`. Raises InputError for a recipe or a layout that cannot be, and where nothing would be compared.
     """
-    first = devices[0]
+    first, cases = devices[0], cases_of(recipe)
     forced = first if lane_width and first % lane_width else 0
 
     def run(name: str, count: int, width: int | None = None, **halves: Any) -> Run:
-        changed = CASES[name].change(recipe)
+        changed = cases[name].change(recipe)
         check_recipe(changed, f"case {name}")
         width = width or (None if count == forced else lane_width)
         made = Run(changed, count, width, (0, steps))
@@ -206,7 +203,7 @@ def trials(
         return replace(made, lane_width=made.layout.lane_width, **halves)
 
     def of(name: str) -> Iterator[Trial]:
-        case = CASES[name]
+        case = cases[name]
         truth = (run(case.reference or name, first),)
         half = steps // 2
         if case.stops and not 0 < half < steps:
@@ -243,10 +240,10 @@ def trials(
     return list(found.values())
 
 
-def left_out(planned: Sequence[Trial], names: Sequence[str], devices: Sequence[int]) -> list[LeftOut]:
-    """The cases that are not tried on every count asked for, and why."""
+def left_out(recipe: Recipe, planned: Sequence[Trial], names: Sequence[str], devices: Sequence[int]) -> list[LeftOut]:
+    """The cases of a recipe that are not tried on every count asked for, and why."""
     found = []
-    for name, case in CASES.items():
+    for name, case in cases_of(recipe).items():
         tried = {run.ranks for trial in planned if trial.case == name for run in trial.runs}
         missing = [count for count in devices if count not in tried]
         uneven = [count for count in missing if case.lane_width and count % case.lane_width]

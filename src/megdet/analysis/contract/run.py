@@ -52,8 +52,10 @@ class Outcome:
 
     gradients: dict[str, Tensor]
     """of its first step, summed over ranks and clipped"""
+    names: tuple[str, ...]
+    """of what a forward reports"""
     reported: Tensor
-    """what every step reported"""
+    """what every step reported, and the norm of its gradient"""
     rates: list[float]
     state: dict[str, Tensor]
     """weights, buffers, momentum, averages and what AGVM and the noise scale remember, after the last step"""
@@ -96,12 +98,12 @@ def run_steps(world: World, run: Run, habit: Habit | None = None) -> Outcome | N
     if trainer.averages is not None:
         trainer.model.load_state_dict(trainer.averages.tensors)
     ids = category_ids_for(datasets.train.class_names, datasets.val)
-    found = detect_dataset(trainer.model, datasets.val, ids, world, workers=0)
+    found = detect_dataset(trainer.model, recipe, datasets.val, ids, world, workers=0)
     if not world.is_first:
         return None
     kind = "weights."
     unmoved = [kind + name for name, before in start.items() if torch.equal(before.cpu(), state[kind + name])]
-    return Outcome(gradients, torch.stack(rows), rates, state, found, unmoved, drifted)
+    return Outcome(gradients, trainer.model.reported(), torch.stack(rows), rates, state, found, unmoved, drifted)
 
 
 def wake(trainer: Trainer) -> None:
@@ -110,14 +112,8 @@ def wake(trainer: Trainer) -> None:
         for parameter in trainer.model.backbone.parameters():
             if not parameter.any():
                 parameter.fill_(0.5)
-        rpn, box_head = trainer.model.rpn, trainer.model.box_head
-        for weight, factor in (
-            (rpn.objectness.weight, 10),
-            (rpn.deltas.weight, 10),
-            (box_head.classes.weight, 20),
-            (box_head.deltas.weight, 20),
-        ):
-            weight *= factor
+        for layer, factor in trainer.model.faint_layers.items():
+            trainer.model.get_parameter(f"{layer}.weight").mul_(factor)
     if trainer.averages is not None:
         trainer.averages = MovingAverage(trainer.model, trainer.averages.decay)
 

@@ -27,7 +27,6 @@ from megdet.inference.predict import Result
 from megdet.journal.run_folder import encode_non_finite
 from megdet.recipe import Recipe
 from megdet.training.prepare import load_datasets
-from megdet.training.step import REPORTED
 
 LIMITS = {"float64": 1e-9, "float32": 1e-4}
 DEVICES = (1, 2, 3, 4, 8)
@@ -146,7 +145,7 @@ def verify(
     Args:
         recipe: the base of all cases; its precision is replaced by `dtype`.
         devices: counts of ranks; the first is the reference.
-        cases: names out of `CASES`.
+        cases: names out of `cases_of(recipe)`.
         steps: optimizer steps of a run.
         lane_width: force it (not on the first count where it does not divide it).
         dtype: arithmetic, and with it the limit.
@@ -168,7 +167,7 @@ def verify(
         planned = trials(recipe, cases, devices, steps, lane_width, Path(folder))
         load_datasets(recipe, World(0, 1, torch.device("cpu")))  # draws them, or says what is wrong with them
         rows = list(_rows(planned, dtype, break_with, progress))
-        return Verdict(rows, LIMITS[dtype], left_out(planned, cases, devices))
+        return Verdict(rows, LIMITS[dtype], left_out(recipe, planned, cases, devices))
 
 
 def _rows(planned: Sequence[Trial], dtype: str, habit: Habit | None, progress: Callable[[str], None]) -> Iterator[Row]:
@@ -266,7 +265,7 @@ def _differences(reference: Outcome, outcome: Outcome) -> Iterator[_Difference]:
     """Everything that two runs have in common, in the order in which it is computed."""
     for name, value in _by_name(reference.gradients, outcome.gradients):
         yield _Difference("gradient", f"gradient.{name}", value, True)
-    named = (*REPORTED, "gradient_norm")
+    named = (*reference.names, "gradient_norm")
     for step, (ours, theirs) in enumerate(zip(reference.reported, outcome.reported, strict=True), 1):
         for name, a, b in zip(named, ours, theirs, strict=True):
             yield _Difference("reported", f"step {step}: {name}", relative_difference(a, b), step == 1)

@@ -46,11 +46,18 @@ class ModuleVariance:
     """What was measured of one module's gradient, or of the whole."""
 
     name: str
+    title: str
+    """what tables and pictures call it"""
     parameters: int
     levels: tuple[Level, ...]
     updates: tuple[Update, ...]
     two_batches: NoiseScale
     direct: NoiseScale
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        own = asdict(self) | {"two_batches": self.two_batches.as_dict(), "direct": self.direct.as_dict()}
+        return {key: value for key, value in own.items() if key != "title"}
 
 
 @dataclass(frozen=True)
@@ -78,11 +85,7 @@ class Variance:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        modules = [
-            asdict(module) | {"two_batches": module.two_batches.as_dict(), "direct": module.direct.as_dict()}
-            for module in self.modules
-        ]
-        return {**asdict(self), "modules": modules, "remark": self.remark}
+        return {**asdict(self), "modules": [module.as_dict() for module in self.modules], "remark": self.remark}
 
     @property
     def changes(self) -> str:

@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from megdet.analysis.gradients.findings import Variance
 from megdet.files import cannot_write
 
-NAMES = {"backbone": "backbone", "fpn": "FPN", "rpn": "RPN", "box_head": "box head", "whole": "whole"}
-COLOURS = {"backbone": "#1b6ca8", "fpn": "#d1721c", "rpn": "#3a8f3a", "box_head": "#8e44ad", "whole": "#222222"}
-_MARKERS = {"backbone": "o", "fpn": "s", "rpn": "^", "box_head": "D", "whole": "*"}
+_STYLES = (("#1b6ca8", "o"), ("#d1721c", "s"), ("#3a8f3a", "^"), ("#8e44ad", "D"), ("#b03060", "v"), ("#6b6b2f", "P"))
+"""Colours and marks of the modules, in their order; they begin again where there are more."""
+_STYLE_OF_WHOLE = ("#222222", "*")
 
 
 def plot_variance(found: Variance, path: Path) -> None:
@@ -25,12 +25,11 @@ def plot_variance(found: Variance, path: Path) -> None:
     left, right = figure.subplots(1, 2)
     sizes = np.array([level.batch for level in found.modules[0].levels])
     shifts = np.linspace(-0.06, 0.06, len(found.modules))
-    for shift, module in zip(shifts, found.modules, strict=True):
-        colour, marker = COLOURS[module.name], _MARKERS[module.name]
+    for shift, module, (colour, marker) in zip(shifts, found.modules, _styles(found), strict=True):
         values = np.array([level.variance.value for level in module.levels])
         errors = [level.variance.error for level in module.levels]
         left.plot(sizes, values[0] * sizes[0] / sizes, color=colour, linewidth=1, alpha=0.6)
-        left.errorbar(sizes, values, errors, fmt=marker, color=colour, markersize=5, label=NAMES[module.name])
+        left.errorbar(sizes, values, errors, fmt=marker, color=colour, markersize=5, label=module.title)
         ratios = [level.of_law.value for level in module.levels]
         spread = [level.of_law.error for level in module.levels]
         right.errorbar(sizes * 2**shift, ratios, spread, fmt=marker, color=colour, markersize=5, capsize=2)
@@ -56,9 +55,8 @@ def plot_updates(found: Variance, path: Path) -> None:
     factors = [update.factor for update in found.modules[0].updates]
     places = np.arange(len(factors))
     width = 0.8 / len(found.modules)
-    for number, module in enumerate(found.modules):
+    for number, (module, (colour, marker)) in enumerate(zip(found.modules, _styles(found), strict=True)):
         x = places + (number - (len(found.modules) - 1) / 2) * width
-        colour = COLOURS[module.name]
         scale = np.array([update.law for update in module.updates])
         for name, fill, offset in (("small", colour, -0.18), ("large", "white", 0.18)):
             estimates = [getattr(update, name) for update in module.updates]
@@ -66,14 +64,14 @@ def plot_updates(found: Variance, path: Path) -> None:
                 x + offset * width,
                 np.array([estimate.value for estimate in estimates]) / scale,
                 np.array([estimate.error for estimate in estimates]) / scale,
-                fmt=_MARKERS[module.name],
+                fmt=marker,
                 color=colour,
                 markerfacecolor=fill,
                 markersize=5,
-                label=NAMES[module.name] if name == "small" else None,
+                label=module.title if name == "small" else None,
             )
         distances = [update.distance for update in module.updates]
-        right.plot(places, distances, _MARKERS[module.name] + "-", color=colour, linewidth=1, markersize=5)
+        right.plot(places, distances, f"{marker}-", color=colour, linewidth=1, markersize=5)
     left.axhline(1, color="0.4", linewidth=1)
     left.set(
         ylabel=r"variance of the update over $k\, r^2\, \mathrm{Var}_N$",
@@ -86,6 +84,12 @@ def plot_updates(found: Variance, path: Path) -> None:
         axes.set_xlabel("$k$")
         axes.set_xticks(places, [str(factor) for factor in factors])
     _finish(figure, found, path)
+
+
+def _styles(found: Variance) -> list[tuple[str, str]]:
+    """The colour and the mark of every module, the last of which is the whole."""
+    parts = len(found.modules) - 1
+    return [*(_STYLES[number % len(_STYLES)] for number in range(parts)), _STYLE_OF_WHOLE]
 
 
 def _finish(figure: Figure, found: Variance, path: Path) -> None:

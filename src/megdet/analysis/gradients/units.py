@@ -6,7 +6,7 @@ gradient is that of the losses of Eq. 1; weight decay is the same for every mini
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from typing import Any
@@ -24,13 +24,13 @@ from megdet.inference.trained import load_weights, place_model, read_recipe
 from megdet.journal.checkpoint_files import latest_checkpoint, open_checkpoint
 from megdet.journal.run_folder import RunFolder
 from megdet.layers.batch_norm import has_statistics
-from megdet.model.detector import LOSSES, Detector
+from megdet.model.choice import make_detector
+from megdet.model.detector import Detector
 from megdet.recipe import Recipe
 from megdet.structures import Batch
 from megdet.training.prepare import fingerprint
 from megdet.training.step import autocast
 
-MODULES = ("backbone", "fpn", "rpn", "box_head")
 COLUMNS = 1 << 13
 """Numbers that a sketch keeps of a module's gradient: its squared norm is then off by 1.6% (one sigma)."""
 _CHUNK = 1 << 22  # entries of a gradient that a sketch takes at once, to spare memory
@@ -73,7 +73,9 @@ class Study:
     @property
     def trained(self) -> dict[str, list[nn.Parameter]]:
         """The trained parameters of each module that has some."""
-        found = {name: [p for p in getattr(self.model, name).parameters() if p.requires_grad] for name in MODULES}
+        found = {
+            name: [p for p in getattr(self.model, name).parameters() if p.requires_grad] for name in self.model.parts
+        }
         return {name: parameters for name, parameters in found.items() if parameters}
 
 
@@ -99,9 +101,8 @@ def load_study(folder: RunFolder, device: torch.device, overrides: dict[str, Any
             "gradients would be of other data: bring them back, or train on these"
         )
     plan = TrainingPlan(dataset.sizes, recipe)
-    # the checkpoint has all weights, so the file that the training started from need not exist any more
-    model = Detector(replace(recipe, backbone=replace(recipe.backbone, weights="")), len(dataset.class_names))
-    place_model(model, device)
+    model = make_detector(recipe, len(dataset.class_names))
+    place_model(model, device, recipe.precision)
     load_weights(model, checkpoint.tensors("model"), str(checkpoint.file("model")))
     model.train()
     return Study(folder, state.step, recipe, model, dataset, plan, device, overrides or {})
@@ -152,7 +153,7 @@ def add_gradient(study: Study, unit: Batch, num_images: int) -> None:
     try:
         with autocast(study.recipe, study.device):
             losses = study.model(unit)
-        loss = torch.stack([losses[name].sum() for name in LOSSES]).sum() / num_images
+        loss = torch.stack([losses[name].sum() for name in study.model.loss_names]).sum() / num_images
         loss.backward()  # type: ignore[no-untyped-call]
     except torch.OutOfMemoryError:
         raise InputError(

@@ -90,6 +90,7 @@ def measure_variance(
         modules.append(
             ModuleVariance(
                 name,
+                study.model.parts.get(name, name),
                 sum(parameter.numel() for part in own for parameter in study.trained[part]),
                 tuple(levels),
                 tuple(updates),

@@ -62,7 +62,7 @@ def pretraining_recipe(data: Path | None) -> Recipe:
 
 
 def export_backbone(run: RunFolder, file: Path) -> None:
-    """Write the backbone of a run's newest checkpoint under timm's names, for `backbone.weights`.
+    """Write the backbone of a run's newest checkpoint under timm's names, for `model.backbone.weights`.
 
     Raises InputError where the run has no checkpoint, or the file cannot be written.
     """

@@ -100,7 +100,7 @@ def scale_note(scale: Scale, recipe: Recipe) -> str:
     clipping = f", gradients clipped to norm {recipe.optimizer.clip_norm:g}" if recipe.optimizer.clip_norm else ""
     return (
         f"Scale {scale}: mini-batches and BN sizes in images as in the paper; {epochs} here for one of the paper's; "
-        f"{recipe.backbone.name} from {Path(recipe.backbone.weights).name or 'random weights'}, short edge "
+        f"{recipe.model.backbone.name} from {Path(recipe.model.backbone.weights).name or 'random weights'}, short edge "
         f"{recipe.data.short_edges[-1]} px, base rate {recipe.optimizer.base_lr:g} for 16 images, "
         f"{recipe.schedule.warmup_steps} steps of warmup{clipping}."
     )

@@ -84,7 +84,7 @@ def reproduce(
     chosen = [row_name(row) for row in chosen_rows(rows, order.rows)]
     changes = data_changes(order.scale, order.data) | weights_changes(order.scale, order.weights)
     if order.scale == "demo" and order.weights is None:
-        changes["backbone.weights"] = str(pretrained_backbone(order.folder, order.data, options, world))
+        changes["model.backbone.weights"] = str(pretrained_backbone(order.folder, order.data, options, world))
     recipes = {row_name(row): row_recipe(row, order.scale, changes) for row in rows}
 
     def told(name: str, outcomes: Mapping[str, Outcome]) -> None:

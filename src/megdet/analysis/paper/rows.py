@@ -72,7 +72,9 @@ def row_recipe(row: TrainingRow, scale: Scale, changes: Mapping[str, Any]) -> Re
         base,
         batch_size=paper.batch_size,
         bn_size=paper.bn_size,
-        backbone=replace(base.backbone, frozen_stages=paper.backbone.frozen_stages),
+        model=replace(
+            base.model, backbone=replace(base.model.backbone, frozen_stages=paper.model.backbone.frozen_stages)
+        ),
         optimizer=replace(
             base.optimizer, base_lr=base.optimizer.base_lr * paper.optimizer.base_lr / Recipe().optimizer.base_lr
         ),
@@ -133,7 +135,7 @@ def weights_changes(scale: Scale, weights: Path | None) -> dict[str, Any]:
     if weights is not None:
         if not weights.is_file():
             raise InputError(f"--weights {weights}: no such file")
-        return {"backbone.weights": str(weights)}
+        return {"model.backbone.weights": str(weights)}
     if scale == "demo":
         return {}
     network = {"bccd": "MobileNetV2", "coco": "ResNet-50"}[scale]

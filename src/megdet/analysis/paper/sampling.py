@@ -32,7 +32,7 @@ def ratios_report(scale: Scale, rows: Sequence[TrainingRow], folder: Path, outco
     for row in TABLE1:
         epoch = round(row.epoch * factor)
         own = next((o for o in found if (o.epoch, o.batch_size) == (epoch, row.batch_size)), None)
-        ours, anchors = (None, None) if own is None else (100 * own.roi_ratio, 100 * own.anchor_ratio)
+        ours, anchors = (None, None) if own is None else (100 * own.ratios["RoI"], 100 * own.ratios["anchor"])
         cells = ("-" if number is None else f"{number:.2f}" for number in (row.ratio, ours, anchors))
         report.rows.append([str(row.epoch), str(row.batch_size), *cells])
         report.records.append(
@@ -69,7 +69,7 @@ def _ratios(
 
 def _finished_epochs(folder: RunFolder) -> int:
     lines = read_metrics(folder.metrics) if folder.metrics.exists() else []
-    return int(max((line["epoch"] for line in lines if "box_head_positive" in line), default=0) + 1e-6)
+    return int(max((line["epoch"] for line in lines if "loss" in line and "epoch" in line), default=0) + 1e-6)
 
 
 def proposals_report(scale: Scale, row: TrainingRow, folder: Path, world: World, workers: int) -> Report:

@@ -79,7 +79,7 @@ def run_sweep(
     datasets = load_datasets(next(iter(rows.values())), world)
     data = fingerprint(datasets.train), fingerprint(datasets.val)
     weights: dict[str, str] = world.on_first(
-        lambda: {path: _weights_hash(path) for path in {recipe.backbone.weights for recipe in rows.values()}}
+        lambda: {path: _weights_hash(path) for path in {recipe.model.backbone.weights for recipe in rows.values()}}
     )
     outcomes = world.on_first(lambda: _finished(rows, folder, data, weights))
     pending = [name for name in rows if name not in outcomes and (chosen is None or name in chosen)]
@@ -87,7 +87,7 @@ def run_sweep(
         _check_layout(name, rows[name], options, world)
     for name in pending:
         world.on_first(partial(told, name, outcomes))
-        hashes = (*data, weights[rows[name].backbone.weights])
+        hashes = (*data, weights[rows[name].model.backbone.weights])
         outcomes[name] = _run_row(rows[name], RunFolder(folder / name), options, world, hashes, train_row)
         world.on_first(partial(told, name, outcomes))
     return {name: outcomes[name] for name in rows if name in outcomes}
@@ -117,15 +117,16 @@ def _finished(
     for name, recipe in rows.items():
         own = RunFolder(folder / name)
         outcome, text = read_outcome(own), own.read_recipe()
-        started_from = _started_from(own, outcome)
-        if started_from and started_from != weights[recipe.backbone.weights]:
+        started_from, own_weights = _started_from(own, outcome), recipe.model.backbone.weights
+        if started_from and started_from != weights[own_weights]:
             raise InputError(
-                f"{own.path} started from other weights than {recipe.backbone.weights or 'none'}: rows would not "
+                f"{own.path} started from other weights than {own_weights or 'none'}: rows would not "
                 "compare; choose another --run folder, or the weights of before with --weights"
             )
         theirs = recipe if text is None else parse_recipe(text, str(own.recipe))
         if started_from:
-            theirs = replace(theirs, backbone=replace(theirs.backbone, weights=recipe.backbone.weights))
+            backbone = replace(theirs.model.backbone, weights=own_weights)
+            theirs = replace(theirs, model=replace(theirs.model, backbone=backbone))
         difference = first_difference(recipe, theirs)
         if difference:
             raise InputError(
@@ -152,7 +153,7 @@ def _weights_hash(path: str) -> str:
         with Path(path).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise InputError(f"backbone.weights {path} cannot be read: {reason_of(error)}") from error
+        raise InputError(f"model.backbone.weights {path} cannot be read: {reason_of(error)}") from error
 
 
 def _started_from(folder: RunFolder, outcome: Outcome | None) -> str:

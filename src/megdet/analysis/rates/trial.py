@@ -24,7 +24,6 @@ from megdet.distributed.layout import recipe_layout
 from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.journal.run_folder import encode_non_finite
-from megdet.model.detector import LOSSES
 from megdet.recipe import Recipe
 from megdet.training.loop import RunOptions
 from megdet.training.prepare import Datasets, check_statistics, load_datasets, make_trainer
@@ -280,7 +279,7 @@ class _Runner:
                     "--max-images-per-device or a smaller bn_size"
                 ) from None
             *parts, norm = reported.tolist()
-            losses.append(sum(parts[: len(LOSSES)]) if math.isfinite(norm) else math.inf)
+            losses.append(sum(parts[: len(trainer.model.loss_names)]) if math.isfinite(norm) else math.inf)
             self.progress(what, step + 1, len(rates))
             diverged = first_divergence(losses)
             if diverged is not None:

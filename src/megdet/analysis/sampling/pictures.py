@@ -1,6 +1,6 @@
 """Figure 2: training images with the positive and negative proposals that the box head learns from."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from megdet.analysis.gradients.units import Study
 from megdet.data.loader import training_batches
 from megdet.distributed.layout import recipe_layout
 from megdet.errors import InputError
-from megdet.model.box_head import SampledRois
+from megdet.model.detector import Samples
 from megdet.ops.integer_hash import hash_integers
 from megdet.structures import Batch
 from megdet.training.step import autocast
@@ -47,16 +47,11 @@ class SampledImage:
 
 
 @torch.no_grad()
-def sampled_rois(study: Study, batch: Batch) -> SampledRois:
-    """The RoIs that the model samples from a batch while it trains, by its own functions in their order."""
-    model = study.model
+def samples_of(study: Study, batch: Batch) -> Samples:
+    """The boxes that the model samples from a batch while it trains."""
     with autocast(study.recipe, study.device):
-        images = model.normalized(batch.pixels, batch.sizes)
-        pyramid = model.fpn(model.backbone(images))
-        logits, deltas = model.rpn(pyramid)
-        anchors = model.anchors_of(images, pyramid)
-        targets = replace(batch.targets, boxes=batch.targets.boxes.to(images.dtype))
-        return model.box_head.sample(model.rpn.propose(logits, deltas, anchors, batch.sizes), targets)
+        images = study.model.normalized(batch.pixels, batch.sizes)
+        return study.model.samples(images, batch.sizes, batch.targets)
 
 
 def sampled_images(study: Study, num_images: int, workers: int) -> list[SampledImage]:
@@ -72,11 +67,11 @@ def sampled_images(study: Study, num_images: int, workers: int) -> list[SampledI
     batches = training_batches(study.dataset, study.plan, layout, 0, (0, steps), workers=workers, device=study.device)
     found: list[SampledImage] = []
     for batch in islice(batches, -(-num_images // recipe.images_per_group)):
-        found += _images_of(study, batch, sampled_rois(study, batch))
+        found += _images_of(study, batch, samples_of(study, batch))
     return found
 
 
-def _images_of(study: Study, batch: Batch, sampled: SampledRois) -> list[SampledImage]:
+def _images_of(study: Study, batch: Batch, sampled: Samples) -> list[SampledImage]:
     images = []
     for i, index in enumerate(batch.image_index):
         height, width = (int(edge) for edge in batch.sizes[i])

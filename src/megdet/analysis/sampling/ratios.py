@@ -2,7 +2,7 @@
 
 The paper does not say whether its ratio is of positives to negatives or to all. Here it is the part of the sampled
 candidates that is positive: a mean over images, then over the steps of the epoch. For RoIs it cannot exceed
-`box_head.positive_fraction`, 25% in the baseline, as all numbers of Table 1 do not.
+the largest part that is drawn, 25% in the baseline, as all numbers of Table 1 do not.
 """
 
 import math
@@ -16,7 +16,9 @@ from megdet.inference.trained import read_recipe
 from megdet.journal.checkpoint_files import latest_checkpoint, open_checkpoint
 from megdet.journal.metrics import read_metrics
 from megdet.journal.run_folder import RunFolder
+from megdet.model.choice import detector_class
 from megdet.recipe import Recipe
+from megdet.recipe_check import flat_keys
 
 PAPER_EPOCHS = (1, 6, 12)
 PAPER = {
@@ -29,17 +31,8 @@ PAPER = {
 }
 """Table 1: the ratio by (epoch, mini-batch size), of 1."""
 
-_DECISIVE = (
-    *("data.short_edges", "data.max_long_edge", "data.scale_jitter"),
-    *("anchors.sizes", "anchors.ratios", "anchors.stride_from_grid"),
-    *("rpn.samples", "rpn.positive_fraction", "rpn.positive_iou", "rpn.negative_iou"),
-    *("rpn.train_proposals_before_nms", "rpn.train_proposals", "rpn.nms_iou", "rpn.min_size"),
-    *("box_head.samples", "box_head.positive_fraction", "box_head.positive_iou"),
-)
-"""Keys that say what a ratio is of: how large the boxes are, what they meet and what is drawn of it.
-
-Runs that differ in one do not compare.
-"""
+_SIZES = ("data.short_edges", "data.max_long_edge", "data.scale_jitter", "model.kind")
+"""Keys that say what a ratio is of, beside those that the detector names: runs that differ in one do not compare."""
 
 
 @dataclass(frozen=True)
@@ -54,16 +47,16 @@ class Ratio:
     """steps of the epoch that were found"""
     epoch_steps: int
     """steps that the epoch has"""
-    roi_ratio: float
-    """part of the box head's sampled RoIs that is positive, of 1"""
-    anchor_ratio: float
-    """positive anchors over rpn.samples, of 1"""
+    ratios: dict[str, float]
+    """what is sampled -> the part of it that is positive, of 1; Table 1 is about the first"""
     paper: float | None
     """Table 1's number for RoIs, where it has this epoch and mini-batch size"""
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
+        """For JSON, where the ratios are called roi_ratio and so on."""
+        own = asdict(self)
+        ratios = {f"{sample.lower()}_ratio": ratio for sample, ratio in own.pop("ratios").items()}
+        return own | ratios
 
 
 def sampling_table(folders: Sequence[RunFolder], epochs: Sequence[int] | None = None) -> list[Ratio]:
@@ -75,6 +68,9 @@ def sampling_table(folders: Sequence[RunFolder], epochs: Sequence[int] | None = 
     """
     recipes = [read_recipe(folder) for folder in folders]
     check_comparable(folders, recipes)
+    counts = detector_class(recipes[0].model).counts
+    if not counts:
+        raise InputError(f"{folders[0].recipe}: model.kind {recipes[0].model.kind} samples nothing; name another run")
     lines = [_steps(folder) for folder in folders]
     finished = [int(own[-1]["epoch"] + 1e-6) for own in lines]
     for folder, own in zip(folders, finished, strict=True):
@@ -95,7 +91,7 @@ def sampling_table(folders: Sequence[RunFolder], epochs: Sequence[int] | None = 
 
 
 def check_comparable(folders: Sequence[RunFolder], recipes: Sequence[Recipe]) -> None:
-    """Refuse runs whose ratios are of other things: other data, or other keys of `_DECISIVE`."""
+    """Refuse runs whose ratios are of other things: other data, or other keys that say what is sampled."""
     first, others = folders[0], folders[1:]
     if not others:
         return
@@ -109,9 +105,10 @@ def check_comparable(folders: Sequence[RunFolder], recipes: Sequence[Recipe]) ->
                 + ("" if theirs[:2] != data[:2] else ", which are not the same")
                 + "); name runs of the same data"
             )
-        for key in _DECISIVE:
-            section, name = key.split(".")
-            a, b = (getattr(getattr(own, section), name) for own in (recipes[0], recipe))
+        keys = flat_keys(asdict(recipes[0])), flat_keys(asdict(recipe))
+        sampling = [f"model.{key}" for key in detector_class(recipes[0].model).sampling_keys]
+        for key in (*_SIZES, *sampling):
+            a, b = (own.get(key) for own in keys)
             if a != b:
                 raise InputError(
                     f"{first.path} and {folder.path} do not compare: {key} is {a} there and {b} here; name runs that "
@@ -130,7 +127,7 @@ def _data_of(folder: RunFolder) -> tuple[int, int, str]:
 def _steps(folder: RunFolder) -> list[dict[str, Any]]:
     if not Path(folder.metrics).is_file():
         raise InputError(f"{folder.path}: the run has no metrics.jsonl, which `megdet train` writes; name another run")
-    lines = [line for line in read_metrics(folder.metrics) if "box_head_positive" in line and "epoch" in line]
+    lines = [line for line in read_metrics(folder.metrics) if "loss" in line and "epoch" in line]
     if not lines:
         raise InputError(f"{folder.metrics}: no line of a step; train on")
     return lines
@@ -140,6 +137,10 @@ def _ratio(folder: RunFolder, recipe: Recipe, lines: list[dict[str, Any]], epoch
     own = [line for line in lines if _epoch_of(line) == epoch]
     if not own:
         raise InputError(f"{folder.metrics}: the lines of epoch {epoch} are missing; choose other --epochs")
+    ratios = {
+        counted.sample: counted.ratio(sum(line[counted.name] for line in own) / len(own), recipe.model)
+        for counted in reversed(detector_class(recipe.model).counts)
+    }
     return Ratio(
         str(folder.path),
         epoch,
@@ -147,9 +148,8 @@ def _ratio(folder: RunFolder, recipe: Recipe, lines: list[dict[str, Any]], epoch
         recipe.bn_size,
         len(own),
         _steps_of_epoch(lines[-1], recipe.batch_size, epoch),
-        sum(line["box_head_positive"] for line in own) / len(own),
-        sum(line["rpn_positive"] for line in own) / len(own) / recipe.rpn.samples,
-        PAPER.get((epoch, recipe.batch_size)),
+        ratios,
+        PAPER.get((epoch, recipe.batch_size)) if "RoI" in ratios else None,
     )
 
 

@@ -97,7 +97,7 @@ def noise_of(sizes: list[tuple[int, int]], folder: Path) -> CocoDataset:
 def answer(monkeypatch, boxes: list[list[float]], labels: list[int]) -> None:
     """Let the detector find these boxes, in pixels of the canvas, on every image."""
 
-    def detect_batch(_model, pixels, _sizes):
+    def detect_batch(_model, pixels, _sizes, _precision):
         count = len(pixels)
         return Detections(
             torch.tensor(boxes).expand(count, -1, -1),

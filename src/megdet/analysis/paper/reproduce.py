@@ -152,7 +152,7 @@ def _curves_report(own: _Standing, picture: Path) -> Report:
 def _missing(row: TrainingRow, outcomes: Mapping[str, Outcome], what: str) -> str:
     """Why a row is not in a picture."""
     outcome = outcomes[row_name(row)]
-    at = outcome.reason.partition(":")[0]  # "step 24: rpn_box is not finite"
+    at = outcome.reason.partition(":")[0]  # "step 24: gradient_norm is not finite"
     how = f"failed at {at}" if outcome.status == "failed" else "found nothing to evaluate"
     return f"{row_name(row)} {how}: no {what}."
 

@@ -17,7 +17,7 @@ from megdet.data.loader import training_batches
 from megdet.data.plan import TrainingPlan
 from megdet.distributed.lane import SINGLE_LANE
 from megdet.distributed.layout import choose_layout
-from megdet.distributed.world import World, start_world, use_precision
+from megdet.distributed.world import World, start_world
 from megdet.inference.trained import place_model
 from megdet.journal.run_folder import RunFolder
 from megdet.layers.cross_device import CrossDeviceNorm, lane_moments
@@ -40,9 +40,8 @@ RECIPE = replace(TINY, backbone=Backbone(name="test_resnet"))
 
 
 @pytest.fixture
-def world() -> Iterator[World]:
-    yield start_world("cuda")
-    use_precision("float32")
+def world() -> World:
+    return start_world("cuda")
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from megdet.layers.batch_norm import CrossDeviceBatchNorm, FrozenBatchNorm
 from megdet.model.detector import Detector
 from megdet.planning.counts import FILE, TILE, Counts, Variant
 from megdet.planning.step import Exchange
+from megdet.precision import dtype_of
 from megdet.recipe import Recipe
 from megdet.recipe_file import load_recipe
 
@@ -32,7 +33,7 @@ def meta_detector(recipe: Recipe, num_classes: int) -> Detector:
     """
     with torch.device("meta"):
         detector = Detector(replace(recipe, backbone=replace(recipe.backbone, weights="")), num_classes)
-    return detector.to(torch.float64) if recipe.precision == "float64" else detector
+    return detector.to(dtype_of(recipe.precision))
 
 
 def exchange_of(detector: Detector, *, gathers_sums: bool = False) -> Exchange:
@@ -41,7 +42,7 @@ def exchange_of(detector: Detector, *, gathers_sums: bool = False) -> Exchange:
     return Exchange(
         tuple(sum(p.numel() * p.element_size() for p in bucket) for bucket in buckets),
         tuple(m.channels for m in detector.modules() if isinstance(m, CrossDeviceBatchNorm)),
-        8 if detector.recipe.precision == "float64" else 4,
+        dtype_of(detector.recipe.precision).itemsize,
         gathers_sums,
     )
 

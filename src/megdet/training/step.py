@@ -22,7 +22,7 @@ from megdet.distributed.gradients import GradientBuckets
 from megdet.distributed.world import World
 from megdet.layers.batch_norm import finish_step
 from megdet.model.detector import LOSSES, Detector
-from megdet.recipe import Recipe
+from megdet.precision import arithmetic, backward, dtype_of
 from megdet.structures import Batch
 from megdet.training.halves import num_in_first_half
 from megdet.training.modulator import Modulator
@@ -66,7 +66,7 @@ def train_step(
     """
     recipe, buckets = trainer.model.recipe, trainer.buckets
     buckets.zero()
-    totals = torch.zeros(len(REPORTED), device=world.device, dtype=_result_dtype(recipe))
+    totals = torch.zeros(len(REPORTED), device=world.device, dtype=dtype_of(recipe.precision))
     batches, first_half = iter(micro_batches), None
     if _needs_halves(trainer, step):
         number = num_in_first_half(groups, recipe.groups_per_step)
@@ -110,12 +110,12 @@ def _accumulate(
     """Backward through `count` micro-batches, sending gradients while the last one runs."""
     recipe = trainer.model.recipe
     for number, batch in enumerate(micro_batches):
-        with autocast(recipe, device):
+        with arithmetic(recipe.precision, device):
             losses = trainer.model(batch)
         loss = torch.stack([losses[name].sum() for name in LOSSES]).sum() / recipe.batch_size
         if number == count - 1:
             trainer.buckets.overlap()
-        loss.backward()  # type: ignore[no-untyped-call]
+        backward(loss, recipe.precision)
         totals += torch.stack([losses[name].detach().sum() for name in REPORTED]).to(totals.dtype)
 
 
@@ -140,12 +140,3 @@ def _measure(trainer: Trainer, first_half: list[Tensor] | None, step: int) -> di
     if modulator is not None and modulator.is_due(step):
         found["agvm"] = modulator.update(first_half, gradients)
     return found
-
-
-def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
-    """Convolutions and matrix products in bfloat16 where the recipe asks for it."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.precision == "bfloat16")
-
-
-def _result_dtype(recipe: Recipe) -> torch.dtype:
-    return torch.float64 if recipe.precision == "float64" else torch.float32

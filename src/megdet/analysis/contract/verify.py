@@ -26,6 +26,7 @@ from megdet.errors import InputError
 from megdet.inference.predict import Result
 from megdet.journal.run_folder import encode_non_finite
 from megdet.recipe import Recipe
+from megdet.runtime import num_gpus
 from megdet.training.prepare import load_datasets
 from megdet.training.step import REPORTED
 
@@ -173,7 +174,7 @@ def verify(
 
 def _rows(planned: Sequence[Trial], dtype: str, habit: Habit | None, progress: Callable[[str], None]) -> Iterator[Row]:
     most = max(run.ranks for trial in planned for run in (*trial.runs, *trial.reference))
-    device = "cuda" if torch.cuda.device_count() >= most else "cpu"
+    device = "cuda" if num_gpus() >= most else "cpu"
     kept: dict[tuple[Run, ...], Outcome] = {}
     references = {trial.reference for trial in planned}
 

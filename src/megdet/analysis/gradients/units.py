@@ -25,10 +25,10 @@ from megdet.journal.checkpoint_files import latest_checkpoint, open_checkpoint
 from megdet.journal.run_folder import RunFolder
 from megdet.layers.batch_norm import has_statistics
 from megdet.model.detector import LOSSES, Detector
+from megdet.precision import arithmetic, backward
 from megdet.recipe import Recipe
 from megdet.structures import Batch
 from megdet.training.prepare import fingerprint
-from megdet.training.step import autocast
 
 MODULES = ("backbone", "fpn", "rpn", "box_head")
 COLUMNS = 1 << 13
@@ -150,10 +150,10 @@ def single_images(batch: Batch) -> Iterator[Batch]:
 def add_gradient(study: Study, unit: Batch, num_images: int) -> None:
     """Add the gradient of the unit's share of a mini-batch of `num_images` to the parameters' gradients (Eq. 1)."""
     try:
-        with autocast(study.recipe, study.device):
+        with arithmetic(study.recipe.precision, study.device):
             losses = study.model(unit)
         loss = torch.stack([losses[name].sum() for name in LOSSES]).sum() / num_images
-        loss.backward()  # type: ignore[no-untyped-call]
+        backward(loss, study.recipe.precision)
     except torch.OutOfMemoryError:
         raise InputError(
             f"a unit of {study.unit_images} images does not fit {study.device}: set --recompute block, or smaller "

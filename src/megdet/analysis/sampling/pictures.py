@@ -20,8 +20,8 @@ from megdet.distributed.layout import recipe_layout
 from megdet.errors import InputError
 from megdet.model.box_head import SampledRois
 from megdet.ops.integer_hash import hash_integers
+from megdet.precision import arithmetic
 from megdet.structures import Batch
-from megdet.training.step import autocast
 
 POSITIVE, NEGATIVE, TRUTH = "#25d366", "#ff3b30", "#ffffff"
 NEGATIVES_SHOWN = 16
@@ -50,7 +50,7 @@ class SampledImage:
 def sampled_rois(study: Study, batch: Batch) -> SampledRois:
     """The RoIs that the model samples from a batch while it trains, by its own functions in their order."""
     model = study.model
-    with autocast(study.recipe, study.device):
+    with arithmetic(study.recipe.precision, study.device):
         images = model.normalized(batch.pixels, batch.sizes)
         pyramid = model.fpn(model.backbone(images))
         logits, deltas = model.rpn(pyramid)

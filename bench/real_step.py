@@ -9,8 +9,8 @@ from megdet.inference.trained import place_model
 from megdet.model.detector import Detector
 from megdet.recipe_file import parse_recipe
 from megdet.structures import Batch, Targets
-from megdet.training.prepare import trainer_of
 from megdet.training.step import train_step
+from megdet.training.trainer import trainer_of
 
 
 def real_step(

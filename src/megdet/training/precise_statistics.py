@@ -23,7 +23,7 @@ from megdet.inference.trained import TrainedDetector, load_detector, read_recipe
 from megdet.journal.run_folder import RunFolder
 from megdet.layers.batch_norm import has_statistics, set_statistics
 from megdet.model.detector import Detector
-from megdet.training.loop import RunOptions
+from megdet.training.run import RunOptions
 from megdet.training.step import autocast
 
 Progress = Callable[[int, int], None]

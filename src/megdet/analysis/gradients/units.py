@@ -27,7 +27,7 @@ from megdet.layers.batch_norm import has_statistics
 from megdet.model.detector import LOSSES, Detector
 from megdet.recipe import Recipe
 from megdet.structures import Batch
-from megdet.training.prepare import fingerprint
+from megdet.training.datasets import fingerprint
 from megdet.training.step import autocast
 
 MODULES = ("backbone", "fpn", "rpn", "box_head")

@@ -12,8 +12,8 @@ from megdet.inference.trained import place_model
 from megdet.model.detector import Detector
 from megdet.precision import arithmetic, dtype_of
 from megdet.recipe import Backbone
-from megdet.training.prepare import trainer_of
 from megdet.training.step import train_step
+from megdet.training.trainer import trainer_of
 from small_runs import ALONE
 
 CPU = torch.device("cpu")

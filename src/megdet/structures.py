@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from torch import Tensor
 
-
 _R = TypeVar("_R", bound="Rows")
 
 

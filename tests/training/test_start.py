@@ -10,8 +10,8 @@ from megdet.errors import InputError
 from megdet.journal.run_folder import RunFolder
 from megdet.model.detector import Detector
 from megdet.recipe import Recipe
-from megdet.training.prepare import make_trainer
 from megdet.training.start import CLASS_LAYERS
+from megdet.training.trainer import make_trainer
 from small_runs import ALONE, CLASS_NAMES, save_run, small_recipe, train_set, write_small_set
 
 

@@ -34,7 +34,7 @@ from megdet.recipe import Recipe, RecomputePlan
 from megdet.recipe_file import dump_recipe
 from megdet.runtime import device_kind
 from megdet.structures import Batch
-from megdet.training.prepare import Datasets, check_statistics, load_datasets
+from megdet.training.datasets import Datasets, check_statistics, load_datasets
 
 _Canvas = tuple[int, int]
 _MESSAGES = 30

@@ -24,7 +24,7 @@ from megdet.journal.run_folder import RunFolder
 from megdet.layers.batch_norm import has_statistics, set_statistics
 from megdet.model.detector import Detector
 from megdet.precision import arithmetic
-from megdet.training.loop import RunOptions
+from megdet.training.run import RunOptions
 
 Progress = Callable[[int, int], None]
 """Told the mini-batches done, and how many there are."""

@@ -28,7 +28,7 @@ from megdet.model.detector import LOSSES, Detector
 from megdet.precision import arithmetic, backward
 from megdet.recipe import Recipe
 from megdet.structures import Batch
-from megdet.training.prepare import fingerprint
+from megdet.training.datasets import fingerprint
 
 MODULES = ("backbone", "fpn", "rpn", "box_head")
 COLUMNS = 1 << 13

@@ -30,7 +30,7 @@ from rich.table import Table
 from megdet.data.coco import load_coco
 from megdet.data.shared import once_a_host
 from megdet.distributed.world import World
-from megdet.training.prepare import fingerprint
+from megdet.training.datasets import fingerprint
 
 IMAGES, OBJECTS, CLASSES = 118_000, 860_000, 80
 SIZES = [(640, 480), (480, 640), (640, 427), (427, 640), (500, 375), (375, 500), (640, 640), (612, 612), (640, 360)]

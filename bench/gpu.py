@@ -1,10 +1,12 @@
-"""A training step on a GPU: torchvision's reference, ours as it is and ours compiled, ResNet-50 FPN Faster R-CNN.
+"""A training step on a GPU: torchvision's reference as it is and channels last, ours as it is and ours compiled.
 
     python bench/gpu.py
     python bench/gpu.py --batches 2,8 --precisions bf16 --json
 
-Random weights, trained batch norm, 8 boxes an image, SGD with momentum; the images are on the GPU already, ours as
-8-bit numbers that it normalises. For every batch size and precision, of each side in its own turn:
+ResNet-50 FPN Faster R-CNN, the same random weights and numbers on both sides (`sides.py`), trained batch norm, 8 boxes
+an image, SGD with momentum; the images are on the GPU already, ours as 8-bit numbers that it normalises. torchvision
+has cuDNN's flags as torch sets them, with its channels last also cuDNN's search for the fastest; ours repeats itself
+to the bit. For every batch size and precision, of each side in its own turn:
 
 - images a second: steps one after another, the clock read before the first and after the last; median and spread;
 - the part of the GPU's peak that its convolutions and matrix products use (`train_step.py` says what counts);
@@ -33,11 +35,11 @@ from unittest import mock
 
 import torch
 import torchvision
-from real_step import real_step
 from rich.console import Console
 from rich.table import Table
+from sides import shared_recipe, training_step
 from torchvision.models.detection import faster_rcnn, rpn
-from train_step import NUM_CLASSES, flop_counter, make_images, torchvision_step
+from train_step import flop_counter, make_images
 
 from megdet.distributed.world import use_precision
 from megdet.model import box_head, pooling
@@ -49,7 +51,7 @@ from megdet.training.compiled import PerCanvas, compile_dense
 HEIGHT, WIDTH = 800, 1344
 WARMUP = 3
 PRECISIONS = {"fp32": "float32", "tf32": "tf32", "bf16": "bfloat16"}
-SIDES = ("torchvision", "megdet", "megdet compiled")
+SIDES = ("torchvision", "torchvision channels_last", "megdet", "megdet compiled")
 
 PEAKS: dict[str, tuple[float, float, float]] = {
     "H200": (67, 494.5, 989.5),
@@ -158,22 +160,13 @@ def measured(side: str, precision: str, batch: int, options: argparse.Namespace)
 
 
 def make_step(side: str, precision: str, batch: int, size: str, mode: str | None = None) -> Callable[[], object]:
-    """A side's step."""
+    """A side's step, of `megdet train` on one micro-batch that is the whole mini-batch."""
     height, width = (int(edge) for edge in size.split("x"))
     images, boxes, labels, _ = make_images(height, batch, width)
     use_precision(PRECISIONS[precision])
-    if side == "torchvision":
-        return torchvision_step(images, boxes, labels, channels_last=False, bf16=precision == "bf16")
-    return our_step(images, boxes, labels, PRECISIONS[precision], side == "megdet compiled", mode)
-
-
-def our_step(
-    images: torch.Tensor, boxes: torch.Tensor, labels: torch.Tensor, precision: str, compiled: bool, mode: str | None
-) -> Callable[[], object]:
-    """The step of `megdet train`, on one micro-batch that is the whole mini-batch."""
-    text = f"bn_size: {len(images)}\nmodel: {{box_head: {{aligned: false}}}}\nprecision: {precision}"
-    prepare = partial(compile_dense, mode=mode) if compiled else lambda _: None
-    return real_step(images, boxes, labels, NUM_CLASSES, text, prepare)
+    prepare = partial(compile_dense, mode=mode) if side == "megdet compiled" else lambda _: None
+    recipe = shared_recipe(batch, PRECISIONS[precision])
+    return training_step(f"{side} {precision}", recipe, images, boxes, labels, prepare)
 
 
 @cache

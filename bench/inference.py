@@ -3,8 +3,9 @@
     python bench/inference.py --size 320 --batch 2 --precision fp32
 
 Our side has its batch norms folded (`--plain` leaves them). Each side has a process of its own, as its users have it.
-Both keep 1,000 proposals and 100 detections, with a score threshold so low that random weights find something; ours are
-torchvision's, converted, so that both have the same candidates to suppress.
+Both keep 1,000 proposals and 100 detections, with a score threshold so low that random weights find something. All
+numbers come from one recipe and our weights are torchvision's, converted (`sides.py`), so that both have the same boxes
+to suppress.
 """
 
 import argparse
@@ -12,22 +13,19 @@ import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from functools import cache
 
 import torch
 import torchvision
 from rich.console import Console
 from rich.table import Table
 from rounds import SideProcess, in_turn, serve, summary
+from sides import NUM_CLASSES, copy_weights, shared_recipe, start_side, torchvision_detector, use_cudnn
 
-from megdet.distributed import world
 from megdet.inference.fold import fold_batch_norms
 from megdet.inference.trained import place_model
 from megdet.model.choice import make_detector
-from megdet.model.torchvision_weights import convert_torchvision_weights, torchvision_recipe
 from megdet.recipe import Recipe
 
-NUM_CLASSES = 80
 THRESHOLD = 0.0125  # just above 1 / 81, what random weights give to every class
 
 
@@ -79,37 +77,22 @@ def main() -> None:
 
 def make_side(options: argparse.Namespace) -> Callable[[], object]:
     """The forward of a side by its name."""
-    is_ours, bf16 = options.side.startswith("megdet"), options.side.endswith("bf16")
-    if not is_ours:
-        world._keep_freed_memory = lambda: None
-    device = world.start_world().device
+    device = start_side(options.side)
+    bf16 = options.side.endswith("bf16")
+    recipe = shared_recipe(options.batch, "bfloat16" if bf16 else "float32")
+    box_head = replace(recipe.model.box_head, score_threshold=THRESHOLD)
+    recipe = replace(recipe, bn_size=0, model=replace(recipe.model, box_head=box_head))
     torch.manual_seed(0)
     images = torch.rand(options.batch, 3, options.size, options.size, device=device)
-    return megdet_side(images, bf16, not options.plain) if is_ours else torchvision_side(images, bf16=bf16)
+    use_cudnn(options.side)
+    if options.side.startswith("megdet"):
+        return megdet_side(images, recipe, bf16=bf16, folds=not options.plain)
+    return torchvision_side(images, recipe, bf16=bf16)
 
 
-@cache
-def random_weights() -> dict[str, torch.Tensor]:
-    """torchvision's own start, of which both sides have a copy."""
-    torch.manual_seed(0)
-    model = torchvision.models.detection.fasterrcnn_resnet50_fpn(
-        weights=None, weights_backbone=None, num_classes=NUM_CLASSES + 1
-    )
-    return dict(model.state_dict())
-
-
-def torchvision_side(images: torch.Tensor, *, bf16: bool) -> Callable[[], object]:
+def torchvision_side(images: torch.Tensor, recipe: Recipe, *, bf16: bool) -> Callable[[], object]:
     """torchvision's detector in evaluation mode, whose own resizing leaves the images as they are."""
-    size = images.shape[-1]
-    model = torchvision.models.detection.fasterrcnn_resnet50_fpn(
-        weights=None,
-        weights_backbone=None,
-        num_classes=NUM_CLASSES + 1,
-        min_size=size,
-        max_size=size,
-        box_score_thresh=THRESHOLD,
-    ).to(images.device)
-    model.load_state_dict(random_weights())
+    model = torchvision_detector(recipe, *images.shape[2:]).to(images.device)
     if bf16:
         model = model.to(memory_format=torch.channels_last)
     model.eval()
@@ -124,13 +107,10 @@ def torchvision_side(images: torch.Tensor, *, bf16: bool) -> Callable[[], object
     return forward
 
 
-def megdet_side(images: torch.Tensor, bf16: bool, folds: bool) -> Callable[[], object]:
+def megdet_side(images: torch.Tensor, recipe: Recipe, *, bf16: bool, folds: bool) -> Callable[[], object]:
     """Our detector on the same images."""
-    recipe = torchvision_recipe(replace(Recipe(), precision="bfloat16" if bf16 else "float32"), norm_eps=1e-5)
-    box_head = replace(recipe.model.box_head, score_threshold=THRESHOLD)
-    recipe = replace(recipe, model=replace(recipe.model, box_head=box_head))
     model = make_detector(recipe, NUM_CLASSES)
-    model.load_state_dict(convert_torchvision_weights(random_weights(), model.state_dict()))
+    copy_weights(torchvision_detector(recipe, *images.shape[2:]), model)
     place_model(model, images.device, recipe.precision)
     model.eval()
     if folds:

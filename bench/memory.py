@@ -19,11 +19,12 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
-from train_step import make_images, megdet_step, torchvision_step
+from sides import shared_recipe, start_side, training_step
+from train_step import make_images
 
-from megdet.distributed import world
-
-SIDES = ("torchvision", "torchvision channels_last", "megdet", "torchvision as run", "megdet as run")
+AS_RUN = " as run"
+SIDES = ("torchvision", "torchvision channels_last", "megdet", f"torchvision{AS_RUN}", f"megdet{AS_RUN}")
+PRECISIONS = {"fp32": "float32", "bf16": "bfloat16"}
 STEPS = 4
 
 
@@ -71,22 +72,19 @@ def peak_of_process(options: argparse.Namespace, side: str) -> float:
     command = [sys.executable, __file__, "--side", side, "--size", str(options.size)]
     command += ["--batch", str(options.batch), "--precision", options.precision]
     environment = dict(os.environ)
-    if not side.endswith("as run"):
+    if not side.endswith(AS_RUN):
         environment |= {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     return float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment).stdout)
 
 
 def peak_mib(options: argparse.Namespace) -> float:
     """Peak of a few steps of one side, less what the process had after its imports."""
-    if options.side != "megdet as run":
-        world._keep_freed_memory = lambda: None
+    start_side("megdet" if options.side == "megdet as run" else "torchvision")  # what is freed is handed back
     images, boxes, labels, device = make_images(options.size, options.batch)
     before = _status("VmRSS")
-    bf16 = options.precision == "bf16"
-    if options.side.startswith("megdet"):
-        step = megdet_step(images, boxes, labels, bf16=bf16)
-    else:
-        step = torchvision_step(images, boxes, labels, channels_last="last" in options.side, bf16=bf16)
+    recipe = shared_recipe(options.batch, PRECISIONS[options.precision])
+    name = f"{options.side.removesuffix(AS_RUN)} {options.precision}"
+    step = training_step(name, recipe, images, boxes, labels)
     for _ in range(STEPS):
         step()
     if device.type == "cuda":

@@ -9,13 +9,17 @@ of a step, `ratio`, the measured step's time over the plain one's, and the part 
 import argparse
 import json
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from real_step import real_step
 from rich.console import Console
 from rich.table import Table
 from rounds import in_turn, summary
-from train_step import NUM_CLASSES, make_images
+from sides import NUM_CLASSES
+from train_step import make_images
+
+from megdet.recipe import Recipe
 
 PLAIN, MEASURED = "plain", "measured"
 INTERVAL = 50  # of the packaged recipes of COCO
@@ -60,7 +64,8 @@ def main() -> None:
 def make_step(size: int, batch: int, bn_size: int, interval: int) -> Callable[[], object]:
     """The step of training with a measurement every `interval` steps, 0 for none."""
     images, boxes, labels, _ = make_images(size, batch)
-    return real_step(images, boxes, labels, NUM_CLASSES, f"bn_size: {bn_size}\nnoise_interval: {interval}")
+    recipe = replace(Recipe(), batch_size=batch, bn_size=bn_size, noise_interval=interval)
+    return real_step(images, boxes, labels, NUM_CLASSES, recipe)
 
 
 if __name__ == "__main__":

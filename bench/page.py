@@ -127,6 +127,14 @@ SECTIONS = (
         tables.against_torchvision,
     ),
     Section(
+        "A busy machine",
+        "The step of the demo alone and beside another training on the same cores, by how long an OpenMP thread that "
+        "waits for another one looks again before it gives its core away. `torch` is what it does where nobody says "
+        "anything. Half of what a training reaches alone is a fair share.",
+        {"busy_machine": "busy_machine.py"},
+        tables.busy_machine,
+    ),
+    Section(
         "Cross-device batch norm",
         "The 53 batch norms of ResNet-50, forward and backward, over two processes of one thread (gloo), beside "
         "torch's local batch norm: ours merged and in two passes, and Algorithm 1 on differentiable all-reduces. "

@@ -8,10 +8,10 @@ from megdet.distributed.world import start_world
 from megdet.inference.trained import place_model
 from megdet.model.choice import make_detector
 from megdet.model.detector import Detector
-from megdet.recipe_file import parse_recipe
+from megdet.recipe import Recipe
 from megdet.structures import Batch, Targets
-from megdet.training.prepare import trainer_of
 from megdet.training.step import train_step
+from megdet.training.trainer import trainer_of
 
 
 def real_step(
@@ -19,7 +19,7 @@ def real_step(
     boxes: torch.Tensor,
     labels: torch.Tensor,
     num_classes: int,
-    text: str,
+    recipe: Recipe,
     prepare: Callable[[Detector], object] = lambda _: None,
 ) -> Callable[[], object]:
     """A whole step of random weights at a rate of 1e-4.
@@ -29,11 +29,10 @@ def real_step(
         boxes: (batch, boxes, 4) in pixels.
         labels: (batch, boxes).
         num_classes: of the detector.
-        text: keys of the recipe beside batch_size.
+        recipe: its mini-batch is the images.
         prepare: what happens to the detector before its first step.
     """
     count, world = len(images), start_world()
-    recipe = parse_recipe(f"batch_size: {count}\n{text}", "bench")
     model = make_detector(recipe, num_classes)
     place_model(model, world.device, recipe.precision)
     model.train()

@@ -57,6 +57,16 @@ def train_step(result: Result) -> list[str]:
     return [*against_torchvision(result), "", f"{limit}, {own}."]
 
 
+def busy_machine(result: Result) -> list[str]:
+    rows = [["side", "setting", "images a second alone", "against torch", "beside another, each", "of a fair share"]]
+    for name, setting in result["settings"].items():
+        speeds = (_spread(result[kind][name], result[f"{kind}_spread"][name]) for kind in ("alone", "beside"))
+        alone, beside = speeds
+        share = f"{result['beside'][name] / (result['alone']['torch'] / 2):.0%}"
+        rows.append([_bold(name), f"`{setting}`", alone, _number(result["alone_ratio"][name]), beside, share])
+    return _table(*rows)
+
+
 def memory(result: Result) -> list[str]:
     rows = [[f"{_setting(result)}, {result['precision']}", "peak, MiB", "against torchvision"]]
     for name, peak in result["mib"].items():

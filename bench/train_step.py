@@ -6,8 +6,10 @@
 Each side has a process of its own, as its users have it, and they step in turn. With `--one-process` all share one, so
 that torchvision gains from our allocator's habit of keeping freed memory (`distributed/world.py`).
 
-Both sides: random weights, trained batch norm, 8 boxes an image, SGD with momentum. Prints the median seconds of
-a step, images a second and `ratio`, torchvision fp32's time over ours. Compare ratios: the speed of a machine drifts.
+Both sides: the same random weights, trained batch norm, 2,000 proposals, 8 boxes an image, SGD with momentum; all of
+it comes from one recipe (`sides.py`). Ours gets 8-bit images and normalises them, as in training. Prints the median
+seconds of a step, images a second and `ratio`, torchvision fp32's time over ours. Compare ratios: the speed of a
+machine drifts.
 `fraction_of_limit` is how much of the machine's arithmetic our step uses: its FLOPs a second over those of one
 3 x 3 convolution, timed in the same rounds. Convolutions and matrix products alone count, a multiply-add as two FLOPs;
 RoIAlign, batch norm, activations, sorting, NMS, the losses' sums and the optimizer take time but have none.
@@ -19,26 +21,17 @@ import math
 import platform
 import statistics
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torchvision
 from rich.console import Console
 from rich.table import Table
 from rounds import SideProcess, in_turn, serve, summary
+from sides import BOXES, NUM_CLASSES, shared_recipe, start_side, training_step
 from torch.utils.flop_counter import FlopCounterMode
 
-from megdet.distributed import world as world_module
-from megdet.distributed.gradients import GradientBuckets
 from megdet.distributed.world import start_world
-from megdet.inference.trained import place_model
-from megdet.model.choice import make_detector
-from megdet.recipe_file import parse_recipe
-from megdet.structures import Targets
-from megdet.training.optimizer import make_optimizer
 
-NUM_CLASSES = 80
-BOXES = 8
 LIMIT = "3 x 3 convolution"
 CHANNELS = 256  # of the pyramid
 
@@ -80,13 +73,11 @@ def main() -> None:
 
 
 def make_side(name: str, size: int, batch: int) -> Callable[[], object]:
-    """The step of a side by its name; the first side of a process decides about its allocator."""
-    if not name.startswith("megdet"):
-        world_module._keep_freed_memory = lambda: None
+    """The step of a side by its name."""
+    start_side(name)
     images, boxes, labels, _ = make_images(size, batch)
-    if name.startswith("megdet"):
-        return megdet_step(images, boxes, labels, bf16=name.endswith("bf16"))
-    return torchvision_step(images, boxes, labels, channels_last="channels_last" in name, bf16=name.endswith("bf16"))
+    precision = "bfloat16" if name.endswith("bf16") else "float32"
+    return training_step(name, shared_recipe(batch, precision), images, boxes, labels)
 
 
 def make_images(
@@ -170,67 +161,6 @@ def report(options: argparse.Namespace, times: dict[str, list[float]], flops: in
     )
     if options.precision == "bf16" and not result["native_bf16"]:
         console.print("this processor has no bfloat16 arithmetic of its own: the bf16 figures mean little")
-
-
-def torchvision_step(
-    images: torch.Tensor, boxes: torch.Tensor, labels: torch.Tensor, *, channels_last: bool, bf16: bool
-) -> Callable[[], None]:
-    """torchvision's reference step; its own resizing is switched off by asking for the size that the images have."""
-    size = images.shape[-2:]
-    model = torchvision.models.detection.fasterrcnn_resnet50_fpn(
-        weights=None,
-        weights_backbone=None,
-        num_classes=NUM_CLASSES + 1,
-        min_size=min(size),
-        max_size=max(size),  # with no trained weights every layer is trainable
-    ).to(images.device)
-    if channels_last:
-        model = model.to(memory_format=torch.channels_last)
-    targets = [{"boxes": b, "labels": label + 1} for b, label in zip(boxes, labels, strict=True)]
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, weight_decay=1e-4)
-
-    def step() -> None:
-        context: AbstractContextManager[object] = (
-            torch.autocast(images.device.type, dtype=torch.bfloat16) if bf16 else nullcontext()
-        )
-        optimizer.zero_grad()
-        with context:
-            loss = sum(model(list(images), targets).values())
-        loss.backward()
-        optimizer.step()
-
-    return step
-
-
-def megdet_step(images: torch.Tensor, boxes: torch.Tensor, labels: torch.Tensor, *, bf16: bool) -> Callable[[], None]:
-    """Our step on the same images."""
-    batch, size = len(images), images.shape[-1]
-    world = start_world()
-    recipe = parse_recipe(
-        f"batch_size: {batch}\nbn_size: {batch}\nmodel: {{box_head: {{aligned: false}}}}\n"
-        f"precision: {'bfloat16' if bf16 else 'float32'}",
-        "bench",
-    )
-    model = make_detector(recipe, NUM_CLASSES)
-    place_model(model, world.device, recipe.precision)
-    model.train()
-    optimizer = make_optimizer(model, recipe.optimizer)
-    for group in optimizer.param_groups:
-        group["lr"] = 1e-4
-    buckets = GradientBuckets(model.parameters(), world)
-    pixels = images.contiguous(memory_format=torch.channels_last)
-    sizes = torch.tensor([[size, size]] * batch, device=images.device)
-    targets = Targets(boxes, labels, torch.arange(batch, device=images.device))
-
-    def step() -> None:
-        buckets.zero()
-        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=bf16):
-            losses = model.losses(pixels, sizes, targets)
-        (torch.stack([losses[name].sum() for name in model.loss_names]).sum() / batch).backward()
-        buckets.finish()
-        optimizer.step()
-
-    return step
 
 
 if __name__ == "__main__":

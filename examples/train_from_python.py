@@ -13,7 +13,8 @@ from megdet.inference.predict import detect_image
 from megdet.inference.trained import load_detector
 from megdet.journal.run_folder import RunFolder
 from megdet.recipe_file import load_recipe
-from megdet.training.loop import RunOptions, train
+from megdet.training.loop import train
+from megdet.training.run import RunOptions
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from megdet.distributed.world import World
 from megdet.layers.batch_norm import CrossDeviceBatchNorm
 from megdet.recipe_file import load_recipe
 from megdet.structures import Batch
-from megdet.training.step import Trainer
+from megdet.training.trainer import Trainer
 
 STEPS = 5
 

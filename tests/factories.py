@@ -12,6 +12,7 @@ from megdet.model.faster_rcnn import FasterRcnn
 from megdet.recipe import Anchors, Backbone, BoxHead, Fpn, Recipe, Rpn
 from megdet.recipe import FasterRcnn as FasterRcnnRecipe
 from megdet.structures import Batch, Targets
+from megdet.training.step import StepResult
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -85,6 +86,11 @@ def tiny_batch(count: int = 2, canvas: int = 64, seed: int = 0) -> Batch:
         high = low + 8 + torch.rand(1 + i % 3, 2, generator=generator) * 18
         images.append([(box, j % 3) for j, box in enumerate(torch.cat([low, high], 1).tolist())])
     return Batch(pixels, sizes, make_targets(*images), tuple(range(count)), torch.ones(count, 2))
+
+
+def reported_by(result: StepResult) -> Tensor:
+    """Losses and counts of a step, and the norm of its gradient."""
+    return torch.stack([*result.means.values(), result.gradient_norm])
 
 
 def gradients(module: torch.nn.Module) -> dict[str, Tensor]:

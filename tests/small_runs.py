@@ -1,6 +1,5 @@
 """Runs of seconds on data sets of a few images, in this process or in several real ones."""
 
-import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from factories import TINY
+from factories import TINY, reported_by
 from megdet.analysis.contract.run import wake
 from megdet.analysis.contract.verify import relative_difference
 from megdet.data.coco import CocoDataset, load_coco, write_coco
-from megdet.data.loader import training_batches
-from megdet.data.plan import TrainingPlan
 from megdet.distributed.layout import choose_layout
 from megdet.distributed.world import World
 from megdet.inference.trained import place_model
@@ -27,10 +24,8 @@ from megdet.model.detector import Detector
 from megdet.recipe import Backbone, Data, Evaluation, Optimizer, Recipe, Schedule
 from megdet.recipe_file import dump_recipe
 from megdet.training.optimizer import state_by_name
-from megdet.training.prepare import make_trainer
-from megdet.training.schedule import learning_rate
-from megdet.training.step import Trainer, train_step
-from megdet.training.trainer_state import Tensors, checkpoint_tensors
+from megdet.training.run import RunOptions, open_run
+from megdet.training.trainer import Tensors, Trainer, make_trainer
 
 CPU = torch.device("cpu")
 ALONE = World(0, 1, CPU)
@@ -145,24 +140,16 @@ def run_steps(
     recipe: Recipe, steps: int, world: World = ALONE, width: int | None = None, *, is_woken: bool = True
 ) -> tuple[Trainer, list[Tensor]]:
     """The trainer after some steps of the recipe's plan, and what each of them reported."""
-    dataset = train_set(recipe)
-    plan = TrainingPlan(dataset.sizes, recipe)
-    layout = choose_layout(recipe.groups_per_step, recipe.images_per_group, world.size, width)
-    trainer = make_trainer(recipe, dataset, layout, world)
-    batches = training_batches(dataset, plan, layout, world.rank, (0, steps), workers=0, device=CPU)
-    groups = layout.groups_of(world.rank)
-    if is_woken:
-        wake(trainer)
-    reported = []
-    for step in range(steps):
-        rate = learning_rate(recipe, len(dataset), step)
-        reported.append(train_step(trainer, itertools.islice(batches, len(groups)), groups, rate, step, world))
-    return trainer, reported
+    with open_run(recipe, world, RunOptions(workers=0, lane_width=width)) as run:
+        if is_woken:
+            wake(run.trainer)
+        reported = [reported_by(result) for result in run.steps(0, steps)]
+    return run.trainer, reported
 
 
 def state_of(trainer: Trainer) -> dict[str, Tensor]:
     """Copies of everything that a step changes: weights, buffers, momentum, averages."""
-    tensors = checkpoint_tensors(trainer)
+    tensors = trainer.state()
     state = {f"model.{name}": tensor for name, tensor in trainer.model.state_dict().items()}
     state |= {f"momentum.{name}": t for name, t in state_by_name(trainer.model, trainer.optimizer).items()}
     state |= {f"{kind}.{name}": t for kind in ("agvm", "noise") for name, t in tensors.get(kind, {}).items()}

@@ -1,14 +1,16 @@
-"""The choice of an arithmetic by measuring, on timings that are made up: nothing here depends on the machine."""
+"""What is asked of the machine, of one that is made up: nothing here depends on the real one."""
 
 from collections.abc import Callable
 
 import pytest
 import torch
 
-from megdet.runtime import Speeds, measure_speeds, slow_at
+from megdet.errors import InputError
+from megdet.precision import arithmetic
+from megdet.runtime import Speeds, device_beside, device_kind, measure_speeds, prepare_process, slow_at
 
 Pretend = Callable[..., list[torch.dtype]]
-CPU = torch.device("cpu")
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 1)
 
 
 def test_the_faster_arithmetic_wins(pretend_speeds: Pretend) -> None:
@@ -67,3 +69,60 @@ def test_what_is_measured_are_real_operations() -> None:
     found = measure_speeds(CPU)
     assert 0 < found.float32 < 1e15
     assert 0 < found.bfloat16 < 1e15
+
+
+@pytest.fixture
+def four_gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+
+
+@pytest.mark.parametrize(("ranks", "device"), [("1", "cuda:1"), ("3", "cuda:3"), ("4", "cpu")])
+def test_a_gpu_that_no_rank_computes_on_is_free_for_work_beside_the_training_otherwise_the_cpu(
+    ranks, device, four_gpus, monkeypatch
+):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+    assert device_beside("", GPU) == torch.device(device)
+
+
+def test_work_beside_a_training_on_the_cpu_is_on_the_cpu(four_gpus):
+    assert device_beside("", CPU) == CPU
+
+
+@pytest.mark.parametrize(("asked", "device"), [("cpu", "cpu"), ("cuda", "cuda:1"), ("cuda:3", "cuda:3")])
+def test_the_device_that_was_asked_for_is_given(asked, device, four_gpus):
+    assert device_beside(asked, GPU) == torch.device(device)
+
+
+@pytest.mark.parametrize("asked", ["gpu", "cuda:", "cuda:x", "cuda:-1", "CPU"])
+def test_what_is_no_device_is_refused(asked, four_gpus):
+    with pytest.raises(InputError, match=f"--evaluate-on {asked}: choose cpu, cuda or cuda:N"):
+        device_beside(asked, CPU)
+
+
+def test_a_gpu_that_is_not_there_is_refused(four_gpus, monkeypatch):
+    with pytest.raises(InputError, match="--evaluate-on cuda:4: 4 CUDA devices are visible here"):
+        device_beside("cuda:4", CPU)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="--evaluate-on cuda: 0 CUDA devices are visible here"):
+        device_beside("cuda", CPU)
+
+
+def test_a_device_that_is_not_named_is_the_gpu_where_there_is_one(four_gpus, monkeypatch):
+    assert (device_kind(""), device_kind("cpu"), device_kind("cuda")) == ("cuda", "cpu", "cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert device_kind("") == "cpu"
+    with pytest.raises(InputError, match="no CUDA device is visible here"):
+        device_kind("cuda")
+
+
+def test_a_process_on_a_gpu_computes_deterministically_and_without_tf32(four_gpus, monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
+    with arithmetic("tf32", GPU):  # which puts the flags back in the end
+        prepare_process(GPU)
+        assert not torch.backends.cudnn.allow_tf32
+        assert not torch.backends.cuda.matmul.allow_tf32
+    assert torch.backends.cudnn.deterministic
+    assert chosen == [GPU]

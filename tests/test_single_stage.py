@@ -20,7 +20,8 @@ from megdet.journal.run_folder import RunFolder
 from megdet.recipe import Backbone, Recipe
 from megdet.recipe_file import dump_recipe, parse_recipe, recipe_keys
 from megdet.recipe_help import sections
-from megdet.training.loop import RunOptions, train
+from megdet.training.loop import train
+from megdet.training.run import RunOptions
 from recipe_refusals import refusal
 from small_runs import ALONE, CPU, small_recipe, write_small_set
 

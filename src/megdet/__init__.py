@@ -8,7 +8,7 @@ import os
 
 __version__ = "0.1.0"
 
-SPIN_COUNT = 10_000
+SPIN_COUNT = 3000
 """How often an OpenMP thread that waits for another one looks again before it gives its core away (GNU's OpenMP).
 
 Its own number, 300,000, is for a machine that nobody else uses: two trainings on the same cores then mostly wait for

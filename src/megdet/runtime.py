@@ -1,20 +1,143 @@
-"""What the machine is good at, asked in one place."""
+"""The machine: its devices, processor and memory, what it is fast at, and what a process asks of it once.
 
+Everything that is asked of the machine is asked here, so that a test or a bench can pretend another one.
+"""
+
+import ctypes
+import os
+import platform
+import sys
 import time
 from collections.abc import Callable
 from functools import cache
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from megdet.errors import InputError
+
+Kind = Literal["cpu", "cuda"]
 _SECONDS = 0.25
 """The time that is given to measuring; each operation runs at least once."""
 _SLOW = 0.75
 """Of float32's speed, below which bfloat16 is slow: far enough that two measurements of a machine agree."""
 _FORMATS = (torch.float32, torch.bfloat16)
 _CHANNELS, _EDGE, _SIDE = 128, 36, 512
+
+
+def num_gpus() -> int:
+    """GPUs that this process sees."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def num_ranks_here() -> int:
+    """Processes of the run on this machine, as torchrun tells them."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def usable_cores() -> int:
+    """Processor cores that this process may use, which a container may have limited."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory_bytes() -> int | None:
+    """Memory of the machine; None on a system that does not tell it."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None  # a system without these names
+
+
+def processor_name() -> str:
+    """The model of the processor, or its architecture where the system does not tell."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def accelerators(device: str) -> list[dict[str, Any]]:
+    """`name` and `memory_bytes` of all accelerators of a device's kind ("cuda", "cuda:1", "mps"); none for a CPU."""
+    kind = torch.device(device).type
+    if kind == "cuda" and num_gpus():
+        properties = [torch.cuda.get_device_properties(index) for index in range(num_gpus())]
+        return [{"name": found.name, "memory_bytes": found.total_memory} for found in properties]
+    return [] if kind == "cpu" else [{"name": kind, "memory_bytes": None}]
+
+
+def device_kind(asked: str) -> Kind:
+    """What --device asks for: cpu, cuda, or empty for the GPU where there is one. Raises InputError."""
+    if not asked:
+        return "cuda" if num_gpus() else "cpu"
+    if asked == "cpu":
+        return "cpu"
+    if asked != "cuda":
+        raise InputError(f"--device {asked}: choose cpu or cuda")
+    if not num_gpus():
+        raise InputError("--device cuda: no CUDA device is visible here; use --device cpu")
+    return "cuda"
+
+
+def device_of_rank(asked: str, local_rank: int) -> torch.device:
+    """The device of one of this machine's ranks: the CPU, or a GPU of its own. Raises InputError if there is none."""
+    if device_kind(asked) == "cpu":
+        return torch.device("cpu")
+    if local_rank >= num_gpus():
+        raise InputError(
+            f"local rank {local_rank} has no GPU: this machine shows {num_gpus()}; "
+            "start fewer processes with --nproc-per-node"
+        )
+    return torch.device("cuda", local_rank)
+
+
+def device_beside(asked: str, training_device: torch.device) -> torch.device:
+    """The device for work beside a training, seen from a rank that trains on `training_device`.
+
+    `asked` is what --evaluate-on says: cpu, cuda (the GPU of this rank, which it then shares), cuda:N, or empty. Empty
+    is the first visible GPU that no rank trains on where the training is on GPUs, and otherwise the CPU, where nothing
+    takes memory from the training. Raises InputError for a device that is not there.
+    """
+    if not asked:
+        is_free = training_device.type == "cuda" and num_gpus() > num_ranks_here()
+        return torch.device("cuda", num_ranks_here()) if is_free else torch.device("cpu")
+    if asked == "cpu":
+        return torch.device("cpu")
+    kind, colon, index = asked.partition(":")
+    if kind != "cuda" or (colon and not index.isdecimal()):
+        raise InputError(f"--evaluate-on {asked}: choose cpu, cuda or cuda:N")
+    number = int(index) if index else training_device.index or 0
+    if number >= num_gpus():
+        raise InputError(f"--evaluate-on {asked}: {num_gpus()} CUDA devices are visible here; use --evaluate-on cpu")
+    return torch.device("cuda", number)
+
+
+def prepare_process(device: torch.device) -> None:
+    """Settings that hold for all that this process computes on its device, until it ends."""
+    if device.type == "cpu":
+        keep_freed_memory()
+        return
+    torch.cuda.set_device(device)
+    torch.backends.cudnn.deterministic = True  # a resumed run repeats the one that was interrupted
+    # float32 is float32, but within `precision.arithmetic`
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def keep_freed_memory() -> None:
+    """Let the allocator keep what a step frees for the next step.
+
+    glibc hands large blocks back to the system, which fills every page with zeros again when the next step asks: up to
+    a third of a step on a CPU.
+    """
+    if sys.platform != "linux" or not hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        return  # another libc has rules of its own
+    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
+    libc.mallopt(mmap_max, 0)
+    libc.mallopt(trim_threshold, (1 << 31) - 1)
 
 
 class Speeds(NamedTuple):

@@ -15,7 +15,7 @@ from megdet.data.shared import once_a_host
 from megdet.distributed.local_ranks import RankError, run_in_ranks
 from megdet.distributed.world import World
 from megdet.errors import InputError
-from megdet.training.prepare import fingerprint
+from megdet.training.datasets import fingerprint
 from small_runs import small_recipe
 
 pytestmark = pytest.mark.distributed

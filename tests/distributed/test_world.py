@@ -5,12 +5,7 @@ from megdet.distributed import world as world_module
 from megdet.distributed.lane import SINGLE_LANE, make_lane
 from megdet.distributed.layout import Layout
 from megdet.distributed.local_ranks import run_in_ranks
-from megdet.distributed.world import (
-    World,
-    name_ranks,
-    start_world,
-    use_precision,
-)
+from megdet.distributed.world import World, name_ranks, start_world
 from megdet.errors import InputError
 from small_runs import ALONE
 
@@ -64,16 +59,6 @@ def test_ranks_are_named_in_runs():
     assert name_ranks([0, 1]) == "ranks 0, 1"
     assert name_ranks([0, 1, 2, 3, 5, 7, 8, 9]) == "ranks 0 to 3, 5, 7 to 9"
     assert name_ranks(range(0, 128, 2)) == "ranks 0, 2, 4, 6, 8, 10, and 58 more"
-
-
-def test_tf32_is_used_where_the_recipe_asks_for_it_and_nowhere_else():
-    try:
-        for precision in ("tf32", "float32", "tf32", "bfloat16", "tf32", "float64"):
-            use_precision(precision)
-            flags = (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
-            assert flags == (precision == "tf32", precision == "tf32")
-    finally:
-        use_precision("float32")
 
 
 def meet(world: World) -> dict:

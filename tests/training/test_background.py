@@ -23,9 +23,11 @@ from megdet.journal.run_folder import RunFolder
 from megdet.journal.run_state import RunState
 from megdet.recipe import Recipe
 from megdet.training import background, loop
+from megdet.training import run as run_module
 from megdet.training.background import BackgroundEvaluations, overrides_beside
 from megdet.training.evaluations import Evaluations
-from megdet.training.loop import RunOptions, train
+from megdet.training.loop import train
+from megdet.training.run import RunOptions
 from run_folders import assert_same_run, content, evaluation_lines, steps
 from small_runs import ALONE, small_recipe, write_small_set, write_small_sets
 
@@ -102,13 +104,13 @@ class Watched:
 def before_step(monkeypatch: pytest.MonkeyPatch) -> dict[int, Callable[[], object]]:
     """What happens before the steps of these numbers, counted from 1."""
     happens: dict[int, Callable[[], object]] = {}
-    step = loop.train_step
+    step = run_module.train_step
 
     def watched_step(*arguments: Any) -> Any:
         happens.get(arguments[4] + 1, lambda: None)()
         return step(*arguments)
 
-    monkeypatch.setattr(loop, "train_step", watched_step)
+    monkeypatch.setattr(run_module, "train_step", watched_step)
     return happens
 
 
@@ -239,7 +241,7 @@ def test_a_training_that_stops_ends_its_evaluation(error, recipe, folder, monkey
 
 def train_until_killed(world: World, recipe: Recipe, path: Path) -> None:
     """Train, and die at once when the second epoch is saved and the evaluation of the first hangs."""
-    save = loop.save_checkpoint
+    save = run_module.save_checkpoint
 
     def start_stopped(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
         process = Popen(*arguments, **options)
@@ -254,7 +256,7 @@ def train_until_killed(world: World, recipe: Recipe, path: Path) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     background.subprocess.Popen = start_stopped  # type: ignore[assignment, misc]
-    loop.save_checkpoint = save_and_die  # type: ignore[assignment]
+    run_module.save_checkpoint = save_and_die  # type: ignore[assignment]
     train(recipe, RunFolder(path), BACKGROUND, world)
 
 

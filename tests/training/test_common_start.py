@@ -17,9 +17,12 @@ from megdet.inference.trained import load_detector
 from megdet.journal.checkpoint_files import checkpoint_path, latest_checkpoint, load_checkpoint
 from megdet.journal.run_folder import RunFolder
 from megdet.recipe import Backbone, Recipe
-from megdet.training import common_start, loop, prepare
-from megdet.training.loop import RunOptions, train
-from megdet.training.trainer_state import digest
+from megdet.training import common_start
+from megdet.training import run as run_module
+from megdet.training import trainer as trainers
+from megdet.training.loop import train
+from megdet.training.run import RunOptions
+from megdet.training.trainer import digest
 from run_folders import steps
 from small_runs import ALONE, furthest, small_recipe, write_small_set, write_small_sets
 
@@ -176,7 +179,7 @@ def test_other_data_on_one_rank_are_refused_by_all(recipe: Recipe, tmp_path: Pat
 def train_from_other_bits(world: World, recipe: Recipe, folder: Path) -> None:
     """Rank 1 draws weights that differ, as a processor with other vector units does."""
     stand(folder, world)
-    detector = prepare.make_detector
+    detector = trainers.make_detector
 
     def other(*arguments: Any) -> Any:
         model = detector(*arguments)
@@ -185,7 +188,7 @@ def train_from_other_bits(world: World, recipe: Recipe, folder: Path) -> None:
         return model
 
     if world.rank == 1:
-        prepare.make_detector = other
+        trainers.make_detector = other
     train(recipe, RUN, OPTIONS, world)
 
 
@@ -196,15 +199,15 @@ def test_first_weights_are_those_of_rank_0(recipe: Recipe, whole: RunFolder, tmp
 
 
 def train_with_a_changed_bit(world: World, recipe: Recipe, folder: Path, kind: str) -> None:
-    compare = loop.compare_states
+    compare = run_module.compare_states
 
     def changed(trainer: Any, step: int, world: World) -> None:
         if world.rank == 1:
-            tensor = next(iter(common_start.checkpoint_tensors(trainer)[kind].values()))  # type: ignore[index]
+            tensor = next(iter(trainer.state()[kind].values()))  # type: ignore[index]
             tensor[(0,) * tensor.dim()] += 1e-12
         compare(trainer, step, world)
 
-    loop.compare_states = changed
+    run_module.compare_states = changed
     with pytest.raises(InputError, match=rf"the digest of {kind} is .* on rank 0 .* on rank 1 "):
         train(recipe, RunFolder(folder), OPTIONS, world)
 

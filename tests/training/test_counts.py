@@ -13,8 +13,8 @@ from factories import TINY, tiny_batch, tiny_detector
 from megdet.distributed.world import World
 from megdet.ops import nms
 from megdet.recipe import Optimizer, Recipe, Schedule
-from megdet.training.prepare import trainer_of
 from megdet.training.step import train_step
+from megdet.training.trainer import trainer_of
 
 ALONE = World(0, 1, torch.device("cpu"))
 WAITING = {
@@ -96,9 +96,9 @@ def counted_step(images: int, monkeypatch: pytest.MonkeyPatch, recipe: Recipe = 
     train_step(trainer, batches, groups, 0.01, 0, ALONE)  # constants are made in the first step
     calls, counted.operators, counted.waiting = 0, Counter(), Counter()
     with counted, reads:
-        train_step(trainer, batches, groups, 0.01, 1, ALONE)
-    assert ("agvm" in trainer.measured) == recipe.optimizer.agvm
-    assert ("noise" in trainer.measured) == bool(recipe.noise_interval)
+        result = train_step(trainer, batches, groups, 0.01, 1, ALONE)
+    assert (result.agvm is not None) == recipe.optimizer.agvm
+    assert (result.noise is not None) == bool(recipe.noise_interval)
     counted.waiting.update(reads.names)
     return counted, calls
 

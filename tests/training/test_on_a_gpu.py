@@ -1,7 +1,6 @@
 """What only a GPU can show: a step that waits for nothing, the CPU's numbers, and a resume to the bit."""
 
 import copy
-import itertools
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,12 +11,12 @@ import pytest
 import torch
 from torch import nn
 
-from factories import TINY, gradients, random_boxes, relative, tiny_batch, tiny_detector, with_model
+from factories import TINY, gradients, random_boxes, relative, reported_by, tiny_batch, tiny_detector, with_model
 from megdet.data.loader import training_batches
 from megdet.data.plan import TrainingPlan
 from megdet.distributed.lane import SINGLE_LANE
 from megdet.distributed.layout import choose_layout
-from megdet.distributed.world import World, start_world, use_precision
+from megdet.distributed.world import World, start_world
 from megdet.inference.trained import place_model
 from megdet.journal.run_folder import RunFolder
 from megdet.layers.cross_device import CrossDeviceNorm, lane_moments
@@ -25,11 +24,10 @@ from megdet.model.anchors import LEVEL_STRIDES
 from megdet.model.faster_rcnn import FasterRcnn
 from megdet.ops.roi_align import feature_table, roi_align
 from megdet.recipe import Optimizer, Recipe, Schedule
-from megdet.training.loop import RunOptions, train
-from megdet.training.prepare import make_trainer, trainer_of
-from megdet.training.schedule import learning_rate
-from megdet.training.step import Trainer, train_step
-from megdet.training.trainer_state import checkpoint_tensors
+from megdet.training.loop import train
+from megdet.training.run import RunOptions, open_run
+from megdet.training.step import train_step
+from megdet.training.trainer import Trainer, trainer_of
 from small_runs import small_recipe, train_set, write_small_set
 
 pytestmark = [
@@ -40,9 +38,8 @@ RECIPE = with_model(TINY, backbone={"name": "test_resnet"})
 
 
 @pytest.fixture
-def world() -> Iterator[World]:
-    yield start_world("cuda")
-    use_precision("float32")
+def world() -> World:
+    return start_world("cuda")
 
 
 @contextmanager
@@ -79,7 +76,7 @@ def test_a_step_waits_for_nothing_even_on_a_canvas_that_is_new(precision, world)
     for number, batch in enumerate(batches[1:], start=1):
         with no_waiting():
             result = train_step(trainer, [batch.to(world.device)], range(1), 0.01, number, world)
-        assert result.isfinite().all()
+        assert reported_by(result).isfinite().all()
 
 
 @pytest.mark.parametrize("precision", ["float32", "float64"])
@@ -103,9 +100,10 @@ def test_no_optimizer_and_nothing_that_is_measured_waits_or_differs_from_the_cpu
         train_step(trainer, batches, range(2), 1e-4, 0, here)
         before = trainer.model.rpn.conv.weight.clone()
         with no_waiting():
-            train_step(trainer, batches, range(2), 1e-4, 1, here)
-        assert set(trainer.measured) == {"noise", "agvm"} - ({"agvm"} if trainer.modulator is None else set())
-        assert all(numbers[:2].isfinite().all() for numbers in trainer.measured.values())
+            result = train_step(trainer, batches, range(2), 1e-4, 1, here)
+        assert result.noise is not None
+        assert (result.agvm is None) == (trainer.modulator is None)
+        assert all(numbers[:2].isfinite().all() for numbers in (result.noise, result.agvm) if numbers is not None)
         weights.append((trainer.model.rpn.conv.weight - before).detach().double().cpu())
     if precision == "float64":  # the fused kernels of a GPU read a rate that is a tensor in float32
         assert relative(*weights) < 1e-6
@@ -195,21 +193,13 @@ def test_batches_that_are_copied_ahead_are_those_of_the_cpu_with_their_channels_
 
 def steps_of(recipe: Recipe, world: World, steps: range, start: dict[str, Any] | None = None) -> dict[str, Any]:
     """Weights and momentum after some steps of the plan, from the start or from what another call returned."""
-    dataset = train_set(recipe)
-    layout = choose_layout(recipe.groups_per_step, recipe.images_per_group, 1)
-    trainer = make_trainer(recipe, dataset, layout, world)
-    if start is not None:
-        trainer.model.load_state_dict(start["model"])
-        for name, parameter in trainer.model.named_parameters():
-            if name in start["optimizer"]:
-                trainer.optimizer.state[parameter]["momentum_buffer"] = start["optimizer"][name].clone()
-    plan = TrainingPlan(dataset.sizes, recipe)
-    batches = training_batches(dataset, plan, layout, 0, (steps.start, steps.stop), workers=0, device=world.device)
-    for step in steps:
-        groups = layout.groups_of(0)
-        rate = learning_rate(recipe, len(dataset), step)
-        train_step(trainer, itertools.islice(batches, len(groups)), groups, rate, step, world)
-    return copy.deepcopy(checkpoint_tensors(trainer))
+    with open_run(recipe, world, RunOptions(workers=0)) as run:
+        trainer = run.trainer
+        if start is not None:
+            trainer.restore({"model": start["model"], "optimizer": start["optimizer"]})
+        for _ in run.steps(steps.start, steps.stop):
+            pass
+    return copy.deepcopy(trainer.state())
 
 
 @pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])

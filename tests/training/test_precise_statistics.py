@@ -18,8 +18,8 @@ from megdet.inference.trained import load_detector
 from megdet.journal.run_folder import RunFolder
 from megdet.layers.batch_norm import CrossDeviceBatchNorm, set_statistics
 from megdet.recipe import Recipe
-from megdet.training.loop import RunOptions
 from megdet.training.precise_statistics import load_precise_detector
+from megdet.training.run import RunOptions
 from small_runs import ALONE, CPU, furthest, save_run, small_recipe, train_set, write_small_set
 
 IMAGES = 11  # rounded up to two mini-batches of 8, four groups of 4

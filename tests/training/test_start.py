@@ -11,7 +11,7 @@ from megdet.errors import InputError
 from megdet.journal.run_folder import RunFolder
 from megdet.model.detector import Detector
 from megdet.recipe import Recipe
-from megdet.training.prepare import make_trainer
+from megdet.training.trainer import make_trainer
 from small_runs import ALONE, CLASS_NAMES, save_run, small_recipe, train_set, write_small_set
 
 
@@ -47,12 +47,9 @@ def test_a_run_of_the_same_classes_gives_all_its_weights(recipe, dataset, tmp_pa
 def test_the_class_layers_start_anew_where_the_classes_are_others(recipe, dataset, names, tmp_path):
     _, source = save_run(tmp_path / "run", replace(recipe, precision="float32"), names, seed=3)
     state, fresh = (started(recipe, dataset, path).state_dict() for path in (tmp_path / "run", None))
+    of_classes = ("box_head.classes.", "box_head.deltas.")
     for name, tensor in state.items():
-        expected = (
-            fresh[name]
-            if name.startswith(("box_head.classes.", "box_head.deltas."))
-            else source.state_dict()[name].to(tensor.dtype)
-        )
+        expected = fresh[name] if name.startswith(of_classes) else source.state_dict()[name].to(tensor.dtype)
         assert torch.equal(tensor, expected), name
     assert dataset.class_names == CLASS_NAMES != names
 

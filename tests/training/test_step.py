@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from factories import TINY, tiny_batch, tiny_detector, with_model
+from factories import TINY, reported_by, tiny_batch, tiny_detector, with_model
 from megdet.inference.trained import place_model
 from megdet.model.faster_rcnn import FasterRcnn
 from megdet.recipe import Optimizer, Recipe, Schedule
 from megdet.structures import Batch
-from megdet.training.prepare import trainer_of
-from megdet.training.step import Trainer, train_step
+from megdet.training.step import StepResult, train_step
+from megdet.training.trainer import Trainer, trainer_of
 from small_runs import ALONE
 
 SMALL = with_model(TINY, backbone={"name": "test_resnet"})
@@ -33,8 +33,12 @@ def split(batch: Batch, size: int) -> list[Batch]:
     return [batch[start : start + size] for start in range(0, len(batch.pixels), size)]
 
 
-def step(trainer: Trainer, batches: list[Batch], rate: float = 0.01, number: int = 0) -> Tensor:
+def result_of(trainer: Trainer, batches: list[Batch], rate: float = 0.01, number: int = 0) -> StepResult:
     return train_step(trainer, iter(batches), range(len(batches)), rate, number, ALONE)
+
+
+def step(trainer: Trainer, batches: list[Batch], rate: float = 0.01, number: int = 0) -> Tensor:
+    return reported_by(result_of(trainer, batches, rate, number))
 
 
 def weights(trainer: Trainer) -> dict[str, Tensor]:
@@ -121,15 +125,16 @@ def test_clipping_shortens_the_gradient_to_the_norm_and_leaves_a_shorter_one_alo
 
 def test_what_is_reported_are_means_over_the_images():
     batch = tiny_batch(8)
-    reported = step(make_trainer(FROZEN), split(batch, 2))
+    result = result_of(make_trainer(FROZEN), split(batch, 2))
     model = make_trainer(FROZEN).model
     by_image = [model(one) for one in split(batch, 1)]
-    for place, name in enumerate(model.reported()):
+    for name in model.reported():
         expected = sum(float(losses[name].detach().sum()) for losses in by_image) / 8
-        assert float(reported[place]) == pytest.approx(expected, rel=1e-9), name
+        assert float(result.means[name]) == pytest.approx(expected, rel=1e-9), name
         assert expected > 0, name
-    assert reported.dtype == torch.float64
-    assert len(reported) == len(model.reported()) + 1
+        assert result.means[name].dtype == torch.float64
+    assert result.gradient_norm.dtype == torch.float64
+    assert result.means.keys() == set(model.reported())
 
 
 def test_running_statistics_take_one_step_of_the_mean_over_groups():
@@ -185,9 +190,9 @@ def test_the_gradients_of_two_halves_make_the_step_of_the_whole(size):
     plain, halved = make_trainer(recipe), make_trainer(replace(recipe, noise_interval=1))
     for number in range(2):
         reported = step(plain, batches, number=number)
-        assert torch.allclose(reported, step(halved, batches, number=number), rtol=1e-9, atol=0)
-        assert "noise" in halved.measured
-        assert not plain.measured
+        result = result_of(halved, batches, number=number)
+        assert torch.allclose(reported, reported_by(result), rtol=1e-9, atol=0)
+        assert result.noise is not None
     for name, weight in weights(plain).items():
         assert torch.allclose(weight, weights(halved)[name], rtol=1e-9, atol=1e-12), name
 
@@ -196,8 +201,7 @@ def test_agvm_sees_the_gradients_of_the_first_and_the_second_half_before_clippin
     recipe = replace(FROZEN, optimizer=Optimizer(agvm=True, clip_norm=1e-3), schedule=Schedule(warmup_steps=0))
     batches = split(tiny_batch(8), 2)
     trainer = make_trainer(recipe)
-    step(trainer, batches)
-    found = dict(zip(trainer.modulator.parts, trainer.measured["agvm"][0].tolist(), strict=True))
+    found = dict(zip(trainer.modulator.parts, result_of(trainer, batches).agvm[0].tolist(), strict=True))
     sides = gradients(recipe, batches[:2]), gradients(recipe, batches[2:])
     for module, disagreement in found.items():
         ours, theirs = (
@@ -214,9 +218,9 @@ def test_a_module_moves_by_its_own_factor():
         trainer = make_trainer(recipe)
         trainer.modulator.factors.copy_(torch.tensor(factors))
         before = weights(trainer)
-        step(trainer, split(tiny_batch(8), 2))
+        result = result_of(trainer, split(tiny_batch(8), 2))
         moved.append({name: weight - before[name] for name, weight in weights(trainer).items()})
-        assert not trainer.measured, "it is not due, and the factors hold all the same"
+        assert result.agvm is None, "it is not due, and the factors hold all the same"
     by_module = dict(zip(("backbone", "fpn", "rpn", "box_head"), factors, strict=True))
     for name, change in moved[0].items():
         assert torch.allclose(moved[1][name], change * by_module[name.split(".")[0]], rtol=1e-5, atol=1e-12), name

@@ -17,9 +17,10 @@ from megdet.errors import InputError
 from megdet.journal.checkpoint_files import checkpoint_path
 from megdet.journal.run_folder import RunFolder
 from megdet.recipe import Optimizer, Recipe
-from megdet.training.loop import RunOptions, train
-from megdet.training.prepare import resume
-from megdet.training.trainer_state import checkpoint_tensors, digest, tensor_layout
+from megdet.training.loop import train
+from megdet.training.resume import resume
+from megdet.training.run import RunOptions
+from megdet.training.trainer import digest
 from small_runs import ALONE, make, run_steps, small_recipe, state_of, train_set, write_small_set
 
 
@@ -51,7 +52,7 @@ def test_what_a_trainer_expects_of_a_checkpoint_is_what_it_saves(
     changed = replace(recipe, optimizer=optimizer, **changes)
     for steps in (1, 2):
         trainer, _ = run_steps(changed, steps)
-        saved, layout = checkpoint_tensors(trainer), tensor_layout(make(changed), steps)
+        saved, layout = trainer.state(), make(changed).layout(steps)
         assert saved.keys() == layout.keys()
         for kind, tensors in saved.items():
             expected = {name: (tensor.shape, tensor.dtype) for name, tensor in layout[kind].items()}

@@ -23,7 +23,7 @@ from megdet.files import cannot_write, write_json_atomically
 from megdet.journal.run_folder import RunFolder, encode_non_finite
 from megdet.recipe_file import load_recipe, recipe_name
 from megdet.terminal import Terminal
-from megdet.training.loop import RunOptions
+from megdet.training.run import RunOptions
 
 _SHOWN = 8
 

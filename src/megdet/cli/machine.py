@@ -1,11 +1,10 @@
 """The processes and cores that a verb works with."""
 
-import os
 from typing import Any
 
 from megdet.cli.options import CONSOLE, Arguments
 from megdet.distributed.world import World, start_world
-from megdet.journal.environment import usable_cores
+from megdet.runtime import num_ranks_here, usable_cores
 
 
 def join_world(arguments: Arguments) -> World:
@@ -17,8 +16,7 @@ def num_workers(arguments: Arguments) -> int:
     """Loading processes of this rank: as asked, or its share of the cores less one, at least 1 and at most 8."""
     if arguments.workers is not None:
         return int(arguments.workers)
-    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, min(8, usable_cores() // local_ranks - 1))
+    return max(1, min(8, usable_cores() // num_ranks_here() - 1))
 
 
 def say(world: World, message: Any) -> None:

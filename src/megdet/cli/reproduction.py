@@ -10,7 +10,7 @@ from megdet.analysis.paper.reproduce import Order, reproduce
 from megdet.cli.machine import join_world, num_workers
 from megdet.cli.options import CONSOLE, PROGRESS, Arguments
 from megdet.errors import InputError
-from megdet.training.loop import RunOptions
+from megdet.training.run import RunOptions
 
 
 def run_reproduce(arguments: Arguments) -> None:

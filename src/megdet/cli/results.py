@@ -29,8 +29,8 @@ from megdet.inference.trained import TrainedDetector, load_detector, read_recipe
 from megdet.journal.run_folder import RunFolder
 from megdet.runtime import slow_at
 from megdet.terminal import Terminal
-from megdet.training.loop import RunOptions
 from megdet.training.precise_statistics import load_precise_detector
+from megdet.training.run import RunOptions
 
 
 def run_evaluate(arguments: Arguments) -> None:

@@ -13,7 +13,8 @@ from megdet.inference.trained import load_detector, read_recipe
 from megdet.journal.run_folder import RunFolder
 from megdet.recipe_file import load_recipe, recipe_name
 from megdet.runtime import measure_speeds, slow_at
-from megdet.training.loop import RunOptions, train
+from megdet.training.loop import train
+from megdet.training.run import RunOptions
 from megdet.training.start import import_torchvision
 
 

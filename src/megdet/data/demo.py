@@ -5,7 +5,6 @@ processes draws the same set. Colours say nothing about the class.
 """
 
 import io
-import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -123,7 +122,7 @@ def draw_demo(
         for split in todo:
             (folder / split).mkdir(parents=True, exist_ok=True)
         for split in todo:
-            _draw_split(folder, split, wanted[split], settings, workers or os.cpu_count() or 1)
+            _draw_split(folder, split, wanted[split], settings, workers)
     except OSError as error:
         raise InputError(f"{folder}: the demo data cannot be written: {error.strerror}") from error
     return bool(todo)
@@ -154,7 +153,7 @@ def _file_name(index: int) -> str:
     return f"{index:06d}.jpg"
 
 
-def _draw_split(folder: Path, split: str, count: int, settings: DemoSettings, workers: int) -> None:
+def _draw_split(folder: Path, split: str, count: int, settings: DemoSettings, workers: int | None) -> None:
     draw = partial(_draw_file, folder / split, split, settings)
     if workers == 1 or count < 50:
         pictures = [draw(index) for index in range(count)]

@@ -1,8 +1,6 @@
 """This process among the others: rank, device, and the few collectives the rest of the program uses."""
 
-import ctypes
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,6 +10,7 @@ import torch
 from torch import Tensor, distributed
 
 from megdet.errors import InputError
+from megdet.runtime import device_of_rank, prepare_process
 
 DEFAULT_TIMEOUT = timedelta(minutes=30)
 CHUNK_BYTES = 64 << 20
@@ -134,33 +133,16 @@ def start_world(device: str = "", timeout: timedelta = DEFAULT_TIMEOUT) -> World
     """
     local_rank, size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
-    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if kind not in ("cpu", "cuda"):
-        raise InputError(f"--device {kind}: choose cpu or cuda")
-    if kind == "cuda":
-        if not torch.cuda.is_available():
-            raise InputError("--device cuda: no CUDA device is visible here; use --device cpu")
-        if local_rank >= torch.cuda.device_count():
-            raise InputError(
-                f"local rank {local_rank} has no GPU: this machine shows {torch.cuda.device_count()}; "
-                "start fewer processes with --nproc-per-node"
-            )
+    torch_device = device_of_rank(device, local_rank)
     if size > 1:
-        _check_backend(kind, size)
-    if kind == "cuda":
-        torch.cuda.set_device(local_rank)
-        use_precision("float32")  # until a recipe asks for something else
-        torch.backends.cudnn.deterministic = True  # a resumed run repeats the one that was interrupted
-        torch_device = torch.device("cuda", local_rank)
-    else:
-        torch_device = torch.device("cpu")
-        _keep_freed_memory()
+        _check_backend(torch_device.type, size)
+    prepare_process(torch_device)
     if size > 1 and not distributed.is_initialized():
         try:
             distributed.init_process_group(
-                "nccl" if kind == "cuda" else "gloo",
+                "nccl" if torch_device.type == "cuda" else "gloo",
                 timeout=timeout,
-                device_id=torch_device if kind == "cuda" else None,
+                device_id=torch_device if torch_device.type == "cuda" else None,
             )
         except (ValueError, distributed.DistError) as error:
             what = " ".join(str(error).split())
@@ -168,19 +150,6 @@ def start_world(device: str = "", timeout: timedelta = DEFAULT_TIMEOUT) -> World
                 f"the {size} processes of this run cannot meet ({what}): start them with torchrun, all within --timeout"
             ) from None
     return World(rank, size, torch_device, timeout, local_rank)
-
-
-def _keep_freed_memory() -> None:
-    """Let the allocator keep what a step frees for the next step.
-
-    glibc hands large blocks back to the system, which fills every page with zeros again when the next step asks: up to
-    a third of a step on a CPU.
-    """
-    if sys.platform != "linux" or not hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        return  # another libc has rules of its own
-    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
-    libc.mallopt(mmap_max, 0)
-    libc.mallopt(trim_threshold, (1 << 31) - 1)
 
 
 def _check_backend(kind: str, size: int) -> None:
@@ -200,14 +169,3 @@ def stop_world() -> None:
     """Leave the process group, if there is one."""
     if distributed.is_initialized():
         distributed.destroy_process_group()
-
-
-def use_precision(precision: str) -> None:
-    """Let a GPU compute float32 convolutions and matrix products in TF32, or not, as a recipe's precision says.
-
-    It holds for the whole process; a device without TF32 computes in float32. torch's default is TF32 in convolutions
-    alone. Here float32 means float32 in both, whatever the micro-batch.
-    """
-    # not by torch's newer names for it (fp32_precision): reading the flags below, as torch.compile does, then fails
-    torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"

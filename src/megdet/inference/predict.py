@@ -18,6 +18,7 @@ from megdet.distributed.world import World
 from megdet.errors import InputError, nearest
 from megdet.inference.trained import TrainedDetector
 from megdet.model.detector import Detector
+from megdet.precision import arithmetic
 from megdet.recipe import Precision, Recipe
 from megdet.structures import Detections
 
@@ -105,8 +106,7 @@ def detect_image(trained: TrainedDetector, file: Path) -> tuple[NDArray[np.uint8
 
 def detect_batch(model: Detector, pixels: Tensor, sizes: Tensor, precision: Precision) -> Detections:
     """Detections of one batch on the model's device, in the precision of its recipe."""
-    bfloat16 = precision == "bfloat16"
-    with torch.inference_mode(), torch.autocast(pixels.device.type, dtype=torch.bfloat16, enabled=bfloat16):
+    with torch.inference_mode(), arithmetic(precision, pixels.device):
         return model.detect(model.normalized(pixels, sizes), sizes)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from megdet.distributed.lane import SINGLE_LANE, Lane
-from megdet.distributed.world import World, use_precision
+from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.journal.checkpoint_files import Kind, checkpoint_path, latest_checkpoint, open_checkpoint
 from megdet.journal.run_folder import RunFolder
@@ -14,6 +14,7 @@ from megdet.journal.run_state import RunState
 from megdet.journal.tensor_check import check_finite, check_tensors
 from megdet.model.choice import make_detector
 from megdet.model.detector import Detector
+from megdet.precision import dtype_of
 from megdet.recipe import Precision, Recipe
 from megdet.recipe_file import parse_recipe
 
@@ -77,12 +78,8 @@ def load_detector(
 
 
 def place_model(model: Detector, device: torch.device, precision: Precision) -> None:
-    """Move a detector to its device in the number format of its recipe's precision, channels last.
-
-    Whether float32 products use TF32 belongs to the process, so the last detector that was placed decides it.
-    """
-    use_precision(precision)
-    model.to(device=device, dtype=torch.float64 if precision == "float64" else torch.float32)
+    """Move a detector to its device in the number format of its recipe's precision, channels last."""
+    model.to(device=device, dtype=dtype_of(precision))
     for parameter in model.parameters():
         if parameter.dim() == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)

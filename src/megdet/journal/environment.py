@@ -18,7 +18,6 @@ Only the machine of the process that writes, rank 0's, is described.
 """
 
 import importlib.metadata
-import os
 import platform
 import shlex
 import subprocess
@@ -32,6 +31,7 @@ import torch
 from megdet.errors import InputError
 from megdet.files import read_json, write_json_atomically
 from megdet.journal.run_folder import RunFolder
+from megdet.runtime import accelerators, memory_bytes, num_gpus, processor_name, usable_cores
 
 
 def collect_environment(world_size: int, device: str) -> dict[str, Any]:
@@ -47,8 +47,8 @@ def collect_environment(world_size: int, device: str) -> dict[str, Any]:
         "folder": str(Path.cwd()),
         "world_size": world_size,
         "device": device,
-        "devices": _accelerators(device),
-        "cpu": {"model": _cpu_model(), "cores": usable_cores(), "memory_bytes": _memory_bytes()},
+        "devices": accelerators(device),
+        "cpu": {"model": processor_name(), "cores": usable_cores(), "memory_bytes": memory_bytes()},
         "host": platform.node(),
         "system": platform.platform(),
         "versions": _versions(),
@@ -95,7 +95,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
 def _versions() -> dict[str, str | None]:
     packages = {name: _version(name) for name in ("megdet", "torchvision", "timm", "numpy")}
     nccl = None
-    if torch.cuda.is_available() and torch.distributed.is_nccl_available():
+    if num_gpus() and torch.distributed.is_nccl_available():
         nccl = ".".join(str(number) for number in torch.cuda.nccl.version())  # type: ignore[no-untyped-call]
     return {
         "python": platform.python_version(),
@@ -111,32 +111,3 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _accelerators(device: str) -> list[dict[str, Any]]:
-    kind = torch.device(device).type
-    if kind == "cuda" and torch.cuda.is_available():
-        properties = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
-        return [{"name": found.name, "memory_bytes": found.total_memory} for found in properties]
-    return [] if kind == "cpu" else [{"name": kind, "memory_bytes": None}]
-
-
-def _cpu_model() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def usable_cores() -> int:
-    """Processor cores that this process may use, which a container may have limited."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _memory_bytes() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None  # a system without these names

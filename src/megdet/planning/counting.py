@@ -20,6 +20,7 @@ from megdet.model.detector import Detector
 from megdet.model.faster_rcnn import FasterRcnn
 from megdet.planning.counts import FILE, TILE, Counts, Variant
 from megdet.planning.step import Exchange
+from megdet.precision import dtype_of
 from megdet.recipe import Recipe
 from megdet.recipe_file import load_recipe
 
@@ -34,7 +35,7 @@ def meta_detector(recipe: Recipe, num_classes: int) -> Detector:
     """
     with torch.device("meta"):
         detector = make_detector(recipe, num_classes)
-    return detector.to(torch.float64) if recipe.precision == "float64" else detector
+    return detector.to(dtype_of(recipe.precision))
 
 
 def exchange_of(detector: Detector, *, gathers_sums: bool = False) -> Exchange:

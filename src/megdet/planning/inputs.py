@@ -23,7 +23,7 @@ from megdet.planning.network import Fabric, flat_fabric
 from megdet.planning.step import StepCost
 from megdet.recipe import Recipe, RecomputePlan
 from megdet.recipe_file import first_difference, parse_recipe
-from megdet.training.prepare import load_datasets
+from megdet.training.datasets import load_datasets
 
 ALL_PLANS: tuple[RecomputePlan, ...] = get_args(RecomputePlan)
 _GPU_LATENCY, _GPU_BANDWIDTH = 2.7e-6, 50e9

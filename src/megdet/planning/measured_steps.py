@@ -26,8 +26,8 @@ from megdet.inference.predict import detect_batch
 from megdet.planning import pictures as pictures  # a run draws in the end: what that loads is in its memory
 from megdet.recipe import Recipe
 from megdet.structures import Batch
-from megdet.training.prepare import make_trainer
-from megdet.training.step import Trainer, train_step
+from megdet.training.step import train_step
+from megdet.training.trainer import Trainer, make_trainer
 
 _RATE = 1e-9
 TIMED_SECONDS = 20.0
@@ -172,7 +172,7 @@ def _bytes_beside_torch(device: torch.device) -> int:
 
 
 def _step(trainer: Trainer, batch: Batch, rounds: int, world: World) -> None:
-    train_step(trainer, [batch] * rounds, range(rounds), _RATE, 0, world).cpu()
+    train_step(trainer, [batch] * rounds, range(rounds), _RATE, 0, world).gradient_norm.cpu()
 
 
 def _seconds(work: Callable[[], object], count: int) -> float:

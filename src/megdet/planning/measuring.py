@@ -15,7 +15,6 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import distributed
@@ -33,8 +32,9 @@ from megdet.planning.measured_steps import TIMED_STEPS, Answer, Task, join, meas
 from megdet.planning.measurement import Measurement, Point
 from megdet.recipe import Recipe, RecomputePlan
 from megdet.recipe_file import dump_recipe
+from megdet.runtime import device_kind
 from megdet.structures import Batch
-from megdet.training.prepare import Datasets, check_statistics, load_datasets
+from megdet.training.datasets import Datasets, check_statistics, load_datasets
 
 _Canvas = tuple[int, int]
 _MESSAGES = 30
@@ -77,10 +77,7 @@ def measure(recipe: Recipe, how: Measuring, progress: Callable[[str], None] = sa
 
     Raises InputError for data that cannot be read, too few images, and a process that ends badly.
     """
-    has_gpu = torch.cuda.is_available()
-    kind: Literal["cpu", "cuda"] = "cuda" if how.device == "cuda" or (has_gpu and not how.device) else "cpu"
-    if kind == "cuda" and not has_gpu:
-        raise InputError("--device cuda: no CUDA device is visible here; use --device cpu")
+    kind = device_kind(how.device)
     before = resident_bytes("VmRSS")
     datasets = load_datasets(recipe, World(0, 1, torch.device("cpu")))
     plan = TrainingPlan(datasets.train.sizes, recipe)

@@ -4,8 +4,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import torch
-
 from megdet.distributed.layout import recipe_layout
 from megdet.errors import InputError
 from megdet.planning.inputs import (
@@ -22,6 +20,7 @@ from megdet.planning.measurement import Measurement
 from megdet.planning.measuring import Measuring, measure_link, say_nothing
 from megdet.recipe import Recipe, RecomputePlan
 from megdet.run_length import total_steps
+from megdet.runtime import device_kind
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ def make_plan(
     if measurement is not None:
         planner = planner_of_measurement(recipe, measurement, measuring, fabric, assumptions)
     else:
-        kind = measuring.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        kind = measuring.device or device_kind("")  # numbers of a GPU may be given where there is none
         planner = planner_of_numbers(recipe, given, kind, fabric)
         assumptions.append("seconds of an image as given; reading images and evaluating are not in it")
     planner = replace(

@@ -23,17 +23,16 @@ from typing import Any
 import torch
 
 from megdet.data.coco import validation_set
-from megdet.distributed.spare import alone_on, spare_device
+from megdet.distributed.spare import alone_on
 from megdet.distributed.world import World, start_world
 from megdet.errors import InputError
 from megdet.evaluation.coco_numbers import CocoNumbers, evaluate_detections
 from megdet.files import cannot_write, read_json, write_json_atomically
 from megdet.inference.predict import category_ids_for, detect_dataset
 from megdet.inference.trained import load_detector
-from megdet.journal.environment import usable_cores
 from megdet.journal.run_folder import RunFolder
 from megdet.recipe import Recipe
-from megdet.runtime import slow_at
+from megdet.runtime import device_beside, slow_at, usable_cores
 
 _HIDDEN = ".evaluation_"
 _PARENT_SECONDS = 0.5
@@ -82,7 +81,7 @@ def agree_on_device(in_background: bool, evaluate_on: str, world: World) -> torc
         if evaluate_on:
             raise InputError(f"--evaluate-on {evaluate_on} is for --evaluate-in-background: give both or neither")
         return None
-    return world.on_first(lambda: spare_device(evaluate_on, world))
+    return world.on_first(lambda: device_beside(evaluate_on, world.device))
 
 
 def overrides_beside(recipe: Recipe, device: torch.device, training_device: torch.device) -> tuple[dict[str, str], str]:

@@ -11,9 +11,8 @@ from megdet.journal.checkpoint_files import checkpoint_step, latest_checkpoint
 from megdet.journal.run_folder import RunFolder
 from megdet.recipe import Recipe
 from megdet.recipe_check import flat_keys
-from megdet.training.prepare import Datasets, fingerprint
-from megdet.training.step import Trainer
-from megdet.training.trainer_state import checkpoint_tensors, digest
+from megdet.training.datasets import Datasets, fingerprint
+from megdet.training.trainer import Trainer, digest
 
 MAY_DIFFER = (
     *("data.train_annotations", "data.train_images", "data.val_annotations", "data.val_images"),
@@ -44,7 +43,7 @@ def compare_data(datasets: Datasets, world: World) -> None:
 def compare_states(trainer: Trainer, step: int, world: World) -> None:
     """Refuse ranks that are at another step, or have a tensor that differs in one bit; every rank calls it."""
     if world.size > 1:
-        kinds = checkpoint_tensors(trainer).items()
+        kinds = trainer.state().items()
         digests = {f"the digest of {kind}": digest(tensors) for kind, tensors in kinds}
         _compare({"the step": step, **digests}, "they must have the same megdet, torch and model code", world)
 

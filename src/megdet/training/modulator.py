@@ -13,7 +13,7 @@ divided by the root of the optimizer's second moment first. The gradients are th
 both halves of a module alike, which a cosine does not see.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -52,6 +52,14 @@ class Modulator:
         self.parts, self.parameters, self.optimizer, self.warmup_steps = parts, parameters, optimizer, warmup_steps
         self.factors = torch.ones(len(parts), dtype=torch.float64, device=device)
         self._reference = list(parts).index(reference)
+
+    def state(self) -> dict[str, Tensor]:
+        """For a checkpoint."""
+        return {"factors": self.factors}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what `state` returned."""
+        self.factors.copy_(state["factors"])
 
     def is_due(self, step: int) -> bool:
         """Whether step 0, 1, ... measures."""

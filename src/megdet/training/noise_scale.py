@@ -26,13 +26,14 @@ The gradient is the raw one, before it is clipped.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from megdet.recipe import Recipe
 from megdet.training.halves import Parts, dots
+from megdet.training.optimizer import like_parameter
 
 MEMORY = 0.95
 """What a measurement leaves of the averages before it: they reach over about 20 measurements."""
@@ -44,16 +45,36 @@ class NoiseScale:
 
     Args:
         parts: the modules.
+        parameters: all trained ones by name, in the order that the parts count.
         recipe: how often, and what a step's groups are.
         device: of the averages.
     """
 
-    def __init__(self, parts: Parts, recipe: Recipe, device: torch.device) -> None:
-        self.parts, self.interval = parts, recipe.noise_interval
+    def __init__(
+        self, parts: Parts, parameters: Mapping[str, nn.Parameter], recipe: Recipe, device: torch.device
+    ) -> None:
+        self.parts, self.parameters, self.interval = parts, parameters, recipe.noise_interval
         self.batch_size, self.images_per_group = recipe.batch_size, recipe.images_per_group
         self.averages = torch.zeros(2, len(parts) + 1, dtype=torch.float64, device=device)
         self.kept: list[Tensor] = []
         """the gradient of the last step, where the next one is compared with it"""
+
+    def state(self) -> dict[str, Tensor]:
+        """For a checkpoint: the averages, and the gradient that waits for that of the next step."""
+        kept = zip(self.parameters, self.kept, strict=False)  # empty where none waits
+        return {"averages": self.averages, **{f"gradient.{name}": gradient for name, gradient in kept}}
+
+    def layout(self, steps_done: int) -> dict[str, Tensor]:
+        """Tensors of the names, shapes and dtypes of `state` after so many steps."""
+        waits = bool(steps_done) and self.keeps_gradient(steps_done)
+        kept = {f"gradient.{name}": parameter for name, parameter in self.parameters.items()} if waits else {}
+        return {"averages": self.averages, **kept}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what `state` returned."""
+        self.averages.copy_(state["averages"])
+        kept = [(state.get(f"gradient.{name}"), parameter) for name, parameter in self.parameters.items()]
+        self.kept = [like_parameter(tensor, parameter) for tensor, parameter in kept if tensor is not None]
 
     @property
     def compares_halves(self) -> bool:

@@ -107,6 +107,15 @@ class MovingAverage:
         self.decay = decay
         self.tensors = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
+    def state(self) -> dict[str, Tensor]:
+        """For a checkpoint; also what is evaluated."""
+        return self.tensors
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what `state` returned."""
+        for name, tensor in state.items():
+            self.tensors[name].copy_(tensor)
+
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
         """Average the state after step 0, 1, ... in."""

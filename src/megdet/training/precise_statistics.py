@@ -23,8 +23,8 @@ from megdet.inference.trained import TrainedDetector, load_detector, read_recipe
 from megdet.journal.run_folder import RunFolder
 from megdet.layers.batch_norm import has_statistics, set_statistics
 from megdet.model.detector import Detector
-from megdet.training.loop import RunOptions
-from megdet.training.step import autocast
+from megdet.precision import arithmetic
+from megdet.training.run import RunOptions
 
 Progress = Callable[[int, int], None]
 """Told the mini-batches done, and how many there are."""
@@ -95,7 +95,7 @@ def estimate_statistics(
     per_step = len(layout.groups_of(world.rank))
     model.train()
     for number, batch in enumerate(batches, 1):
-        with autocast(plan.recipe, world.device):
+        with arithmetic(plan.recipe.precision, world.device):
             model(batch)
         if progress is not None and number % per_step == 0:
             progress(number // per_step, num_steps)

@@ -10,62 +10,62 @@ Nothing here reads a number from the device but NMS, which needs the lengths of 
 look at the results.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from megdet.distributed.gradients import GradientBuckets
 from megdet.distributed.world import World
 from megdet.layers.batch_norm import finish_step
-from megdet.model.detector import Detector
-from megdet.recipe import Recipe
+from megdet.precision import arithmetic, backward, dtype_of
 from megdet.structures import Batch
 from megdet.training.halves import num_in_first_half
-from megdet.training.modulator import Modulator
-from megdet.training.noise_scale import NoiseScale
-from megdet.training.optimizer import MovingAverage
+from megdet.training.trainer import Trainer
 
 
-@dataclass
-class Trainer:
-    """Everything that a step changes, and the recipe that says how."""
+@dataclass(frozen=True)
+class StepResult:
+    """What a step found. Its tensors are on the device, where nobody has waited for them."""
 
-    recipe: Recipe
-    model: Detector
-    optimizer: torch.optim.Optimizer
-    buckets: GradientBuckets
-    averages: MovingAverage | None
-    modulator: Modulator | None = None
-    """AGVM, where the recipe has it"""
-    noise: NoiseScale | None = None
-    """the gradient noise scale, where the recipe measures it"""
-    measured: dict[str, Tensor] = field(default_factory=dict)
-    """what the last step measured besides what it returns, on the device: "agvm" and "noise", where they were due"""
+    step: int
+    """0, 1, ..."""
+    rate: float
+    """the scheduled learning rate"""
+    means: Mapping[str, Tensor]
+    """every loss and count, each a mean over the images of the mini-batch"""
+    gradient_norm: Tensor
+    """before clipping"""
+    agvm: Tensor | None = None
+    """what AGVM measured, where it was due"""
+    noise: Tensor | None = None
+    """what the noise scale measured, where it was due"""
+    seconds: float = 0.0
+    """from the end of the step before to the end of this one"""
+    data_seconds: float = 0.0
+    """of them waiting for images"""
 
 
 def train_step(
     trainer: Trainer, micro_batches: Iterable[Batch], groups: Sequence[int], rate: float, step: int, world: World
-) -> Tensor:
-    """Make one update from this rank's micro-batches; returns what its forward reports and the gradient norm.
+) -> StepResult:
+    """Make one update from this rank's micro-batches.
 
-    What a forward reports (`Detector.reported`) is a mean over the images of the mini-batch. All is on the device.
     Every rank of the world calls it for every step, also with no micro-batch or with empty ones.
 
     Args:
-        trainer: changed in place; what else was measured is in `trainer.measured`.
+        trainer: changed in place.
         micro_batches: this rank's share of each of its groups.
         groups: the numbers of these groups in the plan's step, rising (`Layout.groups_of`).
         rate: the scheduled learning rate.
         step: 0, 1, ...
         world: all ranks.
     """
-    recipe, buckets = trainer.recipe, trainer.buckets
+    recipe, buckets, reported = trainer.recipe, trainer.buckets, trainer.model.reported()
     buckets.zero()
-    totals = torch.zeros(len(trainer.model.reported()), device=world.device, dtype=_result_dtype(recipe))
+    totals = torch.zeros(len(reported), device=world.device, dtype=dtype_of(recipe.precision))
     batches, first_half = iter(micro_batches), None
     if _needs_halves(trainer, step):
         number = num_in_first_half(groups, recipe.groups_per_step)
@@ -74,7 +74,7 @@ def train_step(
         groups = groups[number:]
     _accumulate(trainer, batches, len(groups), totals, world.device)
     buckets.finish()
-    trainer.measured = _measure(trainer, first_half, step)
+    agvm, noise = _measure(trainer, first_half, step)
     if first_half is not None:
         torch._foreach_add_(buckets.gradients, first_half)
     world.all_reduce(totals)
@@ -90,17 +90,22 @@ def train_step(
     trainer.optimizer.step()
     if trainer.averages is not None:
         trainer.averages.update(trainer.model, step)
-    return torch.cat([totals / recipe.batch_size, norm.to(totals.dtype).reshape(1)])
+    means = dict(zip(reported, (totals / recipe.batch_size).unbind(), strict=True))
+    return StepResult(step, rate, means, norm.to(totals.dtype), agvm, noise)
 
 
-def named_measures(trainer: Trainer, measured: dict[str, Tensor]) -> dict[str, Any]:
-    """The numbers of `Trainer.measured` of some step for its line of metrics; waits for the device."""
-    named: dict[str, Any] = {}
-    if trainer.modulator is not None and "agvm" in measured:
-        named["agvm"] = trainer.modulator.named(measured["agvm"].tolist())
-    if trainer.noise is not None and "noise" in measured:
-        named["noise"] = trainer.noise.named(measured["noise"].tolist())
-    return named
+def read_results(results: Sequence[StepResult], trainer: Trainer) -> list[dict[str, Any]]:
+    """The numbers of some steps, each for its line of metrics; waits for the device."""
+    values = torch.stack([torch.stack([*own.means.values(), own.gradient_norm]) for own in results]).tolist()
+    lines: list[dict[str, Any]] = []
+    for result, row in zip(results, values, strict=True):
+        line = dict(zip((*result.means, "gradient_norm"), row, strict=True))
+        if trainer.modulator is not None and result.agvm is not None:
+            line["agvm"] = trainer.modulator.named(result.agvm.tolist())
+        if trainer.noise is not None and result.noise is not None:
+            line["noise"] = trainer.noise.named(result.noise.tolist())
+        lines.append({"loss": sum(line[name] for name in trainer.model.loss_names), **line})
+    return lines
 
 
 def _accumulate(
@@ -109,12 +114,12 @@ def _accumulate(
     """Backward through `count` micro-batches, sending gradients while the last one runs."""
     recipe, model = trainer.recipe, trainer.model
     for number, batch in enumerate(micro_batches):
-        with autocast(recipe, device):
+        with arithmetic(recipe.precision, device):
             losses = model(batch)
         loss = torch.stack([losses[name].sum() for name in model.loss_names]).sum() / recipe.batch_size
         if number == count - 1:
             trainer.buckets.overlap()
-        loss.backward()  # type: ignore[no-untyped-call]
+        backward(loss, recipe.precision)
         totals += torch.stack([losses[name].detach().sum() for name in model.reported()]).to(totals.dtype)
 
 
@@ -124,27 +129,14 @@ def _needs_halves(trainer: Trainer, step: int) -> bool:
     return is_noise_due or (modulator is not None and modulator.is_due(step))
 
 
-def _measure(trainer: Trainer, first_half: list[Tensor] | None, step: int) -> dict[str, Tensor]:
+def _measure(trainer: Trainer, first_half: list[Tensor] | None, step: int) -> tuple[Tensor | None, Tensor | None]:
     """What AGVM and the noise scale see in the gradients of this step, which are not clipped yet."""
     modulator, noise, gradients = trainer.modulator, trainer.noise, trainer.buckets.gradients
-    found: dict[str, Tensor] = {}
+    of_agvm, of_noise = None, None
     if noise is not None and not noise.compares_halves:
-        measured = noise.of_steps(gradients, step)
-        if measured is not None:
-            found["noise"] = measured
-    if first_half is None:
-        return found
-    if noise is not None and noise.compares_halves and noise.is_due(step):
-        found["noise"] = noise.of_halves(first_half, gradients, step)
-    if modulator is not None and modulator.is_due(step):
-        found["agvm"] = modulator.update(first_half, gradients)
-    return found
-
-
-def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
-    """Convolutions and matrix products in bfloat16 where the recipe asks for it."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.precision == "bfloat16")
-
-
-def _result_dtype(recipe: Recipe) -> torch.dtype:
-    return torch.float64 if recipe.precision == "float64" else torch.float32
+        of_noise = noise.of_steps(gradients, step)
+    elif noise is not None and first_half is not None and noise.is_due(step):
+        of_noise = noise.of_halves(first_half, gradients, step)
+    if modulator is not None and first_half is not None and modulator.is_due(step):
+        of_agvm = modulator.update(first_half, gradients)
+    return of_agvm, of_noise

@@ -18,8 +18,8 @@ from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.recipe import Recipe
 from megdet.recipe_file import load_recipe
-from megdet.training.prepare import load_datasets
-from megdet.training.step import Trainer
+from megdet.training.datasets import load_datasets
+from megdet.training.trainer import Trainer
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 

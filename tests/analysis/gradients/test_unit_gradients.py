@@ -28,9 +28,10 @@ from megdet.distributed.layout import recipe_layout
 from megdet.errors import InputError
 from megdet.journal.run_folder import RunFolder
 from megdet.recipe import Recipe
-from megdet.training.loop import RunOptions, train
-from megdet.training.prepare import trainer_of
+from megdet.training.loop import train
+from megdet.training.run import RunOptions
 from megdet.training.step import train_step
+from megdet.training.trainer import trainer_of
 from small_runs import ALONE, CPU, save_run, small_recipe, write_small_set
 
 

@@ -21,7 +21,7 @@ from megdet.journal.metrics import MetricsWriter
 from megdet.journal.run_folder import RunFolder
 from megdet.recipe import Recipe
 from megdet.recipe_file import dump_recipe
-from megdet.training.loop import RunOptions
+from megdet.training.run import RunOptions
 from small_runs import ALONE
 
 KEYS = "AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl".split()

@@ -12,7 +12,7 @@ from megdet.analysis.paper.sweep import Outcome
 from megdet.analysis.paper.tables import TABLE3
 from megdet.journal.checkpoint_files import latest_checkpoint, open_checkpoint, update_state
 from megdet.journal.metrics import MetricsWriter
-from megdet.training.prepare import fingerprint
+from megdet.training.datasets import fingerprint
 from small_runs import ALONE, save_run, small_recipe, train_set, write_small_set
 
 TRAINED = Outcome("trained", "", 12, 1.0, 1, 30.0, 50.0, 40.0, "", "")

@@ -18,8 +18,8 @@ from megdet.journal.metrics import MetricsWriter
 from megdet.journal.run_folder import RunFolder
 from megdet.recipe import Recipe
 from megdet.recipe_file import dump_recipe
-from megdet.training.loop import RunOptions
-from megdet.training.prepare import check_folder
+from megdet.training.resume import check_folder
+from megdet.training.run import RunOptions
 from small_runs import ALONE, small_recipe, write_small_set
 
 NUMBERS = CocoNumbers.from_dict(

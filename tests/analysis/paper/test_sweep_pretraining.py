@@ -15,7 +15,7 @@ from megdet.journal.checkpoint_files import latest_checkpoint, open_checkpoint, 
 from megdet.journal.run_folder import RunFolder
 from megdet.model.choice import make_detector
 from megdet.recipe_file import dump_recipe
-from megdet.training.loop import RunOptions
+from megdet.training.run import RunOptions
 from small_runs import ALONE, save_run, write_small_set
 
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from megdet.analysis.rates import trial
 from megdet.analysis.rates.picture import plot_rate_test
 from megdet.analysis.rates.trial import (
     Course,
@@ -26,9 +25,10 @@ from megdet.distributed.local_ranks import run_in_ranks
 from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.recipe import Recipe
-from megdet.training.loop import RunOptions
+from megdet.training import run as run_module
+from megdet.training.run import RunOptions
 from megdet.training.schedule import learning_rate
-from megdet.training.step import Trainer, train_step
+from megdet.training.step import StepResult, train_step
 from small_runs import ALONE, small_recipe, write_small_set
 
 
@@ -152,13 +152,13 @@ def test_every_short_run_starts_from_the_same_weights(found: RateTest) -> None:
 
 
 def test_a_gradient_that_is_not_finite_has_diverged(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    def overflowing(*arguments: Any) -> torch.Tensor:
-        reported = train_step(*arguments)
+    def overflowing(*arguments: Any) -> StepResult:
+        result = train_step(*arguments)
         if arguments[4] == 2 and arguments[3] == 0.005:  # the third step of the stability run
-            reported[-1] = math.inf
-        return reported
+            return replace(result, gradient_norm=torch.tensor(math.inf, dtype=torch.float64))
+        return result
 
-    monkeypatch.setattr(trial, "train_step", overflowing)
+    monkeypatch.setattr(run_module, "train_step", overflowing)
     options = RunOptions(workers=0)
     found = run_rate_test(
         recipe, ALONE, options, lowest=1e-3, highest=1e-2, steps=20, rates=[0.005], warmups=[0], after=4
@@ -177,13 +177,13 @@ def test_agvm_waits_for_the_warmup_of_the_short_run(recipe: Recipe, monkeypatch:
     )
     measured: list[int] = []
 
-    def counting(trainer: Trainer, *arguments: Any) -> torch.Tensor:
-        reported = train_step(trainer, *arguments)
-        if "agvm" in trainer.measured:
-            measured.append(arguments[3])
-        return reported
+    def counting(*arguments: Any) -> StepResult:
+        result = train_step(*arguments)
+        if result.agvm is not None:
+            measured.append(result.step)
+        return result
 
-    monkeypatch.setattr(trial, "train_step", counting)
+    monkeypatch.setattr(run_module, "train_step", counting)
     options = RunOptions(workers=0)
     run_rate_test(agvm, ALONE, options, lowest=1e-3, highest=1e-2, steps=20, rates=[0.005], warmups=[0, 3], after=1)
     assert measured == [0, 10, 0, 3]  # twice in the range test, once in each stability run

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from megdet.analysis.contract.run import Run
+from megdet.analysis.contract.run import Training
 from megdet.errors import InputError, nearest
 from megdet.model.choice import detector_class
 from megdet.recipe import Model, Recipe, RecomputePlan
@@ -152,8 +152,8 @@ class Trial:
     """A run, or the halves of a stopped one, and the run that it must equal."""
 
     case: str
-    runs: tuple[Run, ...]
-    reference: tuple[Run, ...]
+    runs: tuple[Training, ...]
+    reference: tuple[Training, ...]
     is_bitwise: bool = False
 
     @property
@@ -194,11 +194,11 @@ def trials(
     first, cases = devices[0], cases_of(recipe)
     forced = first if lane_width and first % lane_width else 0
 
-    def run(name: str, count: int, width: int | None = None, **halves: Any) -> Run:
+    def run(name: str, count: int, width: int | None = None, **halves: Any) -> Training:
         changed = cases[name].change(recipe)
         check_recipe(changed, f"case {name}")
         width = width or (None if count == forced else lane_width)
-        made = Run(changed, count, width, (0, steps))
+        made = Training(changed, count, width, (0, steps))
         # the width that is chosen, so that two names of one layout are one run
         return replace(made, lane_width=made.layout.lane_width, **halves)
 
@@ -229,7 +229,7 @@ def trials(
             for count in wanted:
                 yield Trial(name, (run(name, count),), truth)
 
-    found: dict[tuple[tuple[Run, ...], tuple[Run, ...]], Trial] = {}
+    found: dict[tuple[tuple[Training, ...], tuple[Training, ...]], Trial] = {}
     for trial in itertools.chain.from_iterable(map(of, names)):
         found.setdefault((trial.runs, trial.reference), trial)  # where lane-1 is what base is, nothing new is compared
     if all(trial.runs == trial.reference for trial in found.values()):
@@ -267,6 +267,6 @@ def _moves(devices: Sequence[int]) -> list[tuple[int, int]]:
     return [(before, after) for before, after in moves if before != after]
 
 
-def _stopped(before: Run, after: Run, half: int, folder: Path) -> tuple[Run, Run]:
+def _stopped(before: Training, after: Training, half: int, folder: Path) -> tuple[Training, Training]:
     steps = before.steps[1]
     return replace(before, steps=(0, half), folder=folder), replace(after, steps=(half, steps), folder=folder)

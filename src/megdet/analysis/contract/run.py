@@ -2,33 +2,27 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from megdet.data.loader import training_batches
-from megdet.data.plan import TrainingPlan
 from megdet.distributed.layout import Layout, recipe_layout
 from megdet.distributed.world import World
+from megdet.errors import InputError
 from megdet.inference.predict import Result, category_ids_for, detect_dataset
-from megdet.journal.checkpoint_files import save_checkpoint
 from megdet.journal.run_folder import RunFolder
-from megdet.journal.run_state import RunState
 from megdet.recipe import Recipe
 from megdet.training.optimizer import MovingAverage
-from megdet.training.prepare import Datasets, fingerprint, load_datasets, make_trainer, resume
-from megdet.training.schedule import learning_rate
-from megdet.training.step import Trainer, train_step
-from megdet.training.trainer_state import checkpoint_tensors, digest
+from megdet.training.run import RunOptions, open_run
+from megdet.training.trainer import Trainer, digest
 
-Habit = Callable[[Trainer, World], None]
-"""Something done to a trainer before its first step; the controls break the contract with it."""
+Leak = Callable[[Trainer, World], None]
+"""Something done to a trainer before its first step that lets the devices show; the controls are such."""
 
 
 @dataclass(frozen=True)
-class Run:
+class Training:
     """One training of a case: some steps of a recipe on so many ranks."""
 
     recipe: Recipe
@@ -52,10 +46,8 @@ class Outcome:
 
     gradients: dict[str, Tensor]
     """of its first step, summed over ranks and clipped"""
-    names: tuple[str, ...]
-    """of what a forward reports"""
-    reported: Tensor
-    """what every step reported, and the norm of its gradient"""
+    reported: list[dict[str, Tensor]]
+    """losses, counts and gradient norm of every step"""
     rates: list[float]
     state: dict[str, Tensor]
     """weights, buffers, momentum, averages and what AGVM and the noise scale remember, after the last step"""
@@ -67,43 +59,42 @@ class Outcome:
     """ranks whose weights or buffers are not bitwise those of rank 0"""
 
 
-def run_steps(world: World, run: Run, habit: Habit | None = None) -> Outcome | None:
+def run_steps(world: World, training: Training, leak: Leak | None = None) -> Outcome | None:
     """Train, leave a checkpoint or go on from one, detect; every rank calls it, rank 0 gets the outcome."""
-    recipe, layout = run.recipe, run.layout
-    datasets = load_datasets(recipe, world)
-    plan = TrainingPlan(datasets.train.sizes, recipe)
-    first, last = run.steps
-    trainer = make_trainer(recipe, datasets.train, layout, world, is_resumed=first > 0)
-    if first > 0 and run.folder is not None:
-        resume(trainer, RunFolder(run.folder), datasets.train, world)
-    elif not recipe.start_from:
-        wake(trainer)
-    if habit is not None:
-        habit(trainer, world)
-    trained = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
-    start = {name: parameter.detach().clone() for name, parameter in trained.items()}
-    batches = training_batches(datasets.train, plan, layout, world.rank, run.steps, workers=0, device=world.device)
-    groups = layout.groups_of(world.rank)
-    gradients: dict[str, Tensor] = {}
-    rows, rates = [], []
-    for step in range(first, last):
-        rates.append(learning_rate(recipe, plan.num_images, step))
-        rows.append(train_step(trainer, islice(batches, len(groups)), groups, rates[-1], step, world).cpu())
-        if step == first:
-            gradients = {name: copy_of(p.grad) for name, p in trained.items() if p.grad is not None}
-    if first == 0 and run.folder is not None:
-        _save(trainer, datasets, RunFolder(run.folder), last, world)
-    state = state_of(trainer)
-    drifted = _drifted(state, world)
-    if trainer.averages is not None:
-        trainer.model.load_state_dict(trainer.averages.tensors)
-    ids = category_ids_for(datasets.train.class_names, datasets.val)
-    found = detect_dataset(trainer.model, recipe, datasets.val, ids, world, workers=0)
+    first, last = training.steps
+    folder = None if training.folder is None else RunFolder(training.folder)
+    options = RunOptions(workers=0, lane_width=training.lane_width)
+    with open_run(training.recipe, world, options, folder) as run:
+        if run.first_step != first:
+            raise InputError(f"{training.folder} holds step {run.first_step}, not {first}")
+        trainer, datasets = run.trainer, run.datasets
+        if first == 0 and not training.recipe.start_from:
+            wake(trainer)
+        if leak is not None:
+            leak(trainer, world)
+        trained = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
+        start = {name: parameter.detach().clone() for name, parameter in trained.items()}
+        gradients: dict[str, Tensor] = {}
+        rows, rates = [], []
+        for result in run.steps(first, last):
+            rates.append(result.rate)
+            named = {**result.means, "gradient_norm": result.gradient_norm}
+            rows.append({name: copy_of(value) for name, value in named.items()})
+            if result.step == first:
+                gradients = {name: copy_of(p.grad) for name, p in trained.items() if p.grad is not None}
+        if first == 0 and folder is not None:
+            run.save(last)
+        state = state_of(trainer)
+        drifted = _drifted(state, world)
+        if trainer.averages is not None:
+            trainer.model.load_state_dict(trainer.averages.tensors)
+        ids = category_ids_for(datasets.train.class_names, datasets.val)
+        found = detect_dataset(trainer.model, run.recipe, datasets.val, ids, world, workers=0)
     if not world.is_first:
         return None
     kind = "weights."
     unmoved = [kind + name for name, before in start.items() if torch.equal(before.cpu(), state[kind + name])]
-    return Outcome(gradients, trainer.model.reported(), torch.stack(rows), rates, state, found, unmoved, drifted)
+    return Outcome(gradients, rows, rates, state, found, unmoved, drifted)
 
 
 def wake(trainer: Trainer) -> None:
@@ -121,7 +112,7 @@ def wake(trainer: Trainer) -> None:
 def state_of(trainer: Trainer) -> dict[str, Tensor]:
     """Copies on the CPU of everything that a step changes: weights, buffers, momentum, averages, AGVM, noise."""
     weights = {name for name, _ in trainer.model.named_parameters()}
-    tensors = checkpoint_tensors(trainer)
+    tensors = trainer.state()
     kinds = {"optimizer": "momentum", "averages": "averages", "agvm": "agvm", "noise": "noise"}
     return {
         f"{kinds.get(kind, 'weights' if name in weights else 'buffers')}.{name}": copy_of(tensor)
@@ -138,16 +129,3 @@ def copy_of(tensor: Tensor) -> Tensor:
 def _drifted(state: dict[str, Tensor], world: World) -> list[int]:
     digests = world.gather_objects(digest(state))
     return [rank for rank, own in enumerate(digests) if own != digests[0]]
-
-
-def _save(trainer: Trainer, datasets: Datasets, folder: RunFolder, step: int, world: World) -> None:
-    if world.is_first:
-        state = RunState(
-            step=step,
-            class_names=datasets.train.class_names,
-            category_ids=datasets.train.category_ids,
-            num_images=len(datasets.train),
-            data=fingerprint(datasets.train),
-        )
-        save_checkpoint(folder, state, checkpoint_tensors(trainer), keep=1)
-    world.barrier()

@@ -19,14 +19,15 @@ import torch
 from torch import Tensor
 
 from megdet.analysis.contract.cases import LeftOut, Trial, left_out, trials
-from megdet.analysis.contract.run import Habit, Outcome, Run, run_steps
+from megdet.analysis.contract.run import Leak, Outcome, Training, run_steps
 from megdet.distributed.local_ranks import run_in_ranks
 from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.inference.predict import Result
 from megdet.journal.run_folder import encode_non_finite
 from megdet.recipe import Recipe
-from megdet.training.prepare import load_datasets
+from megdet.runtime import num_gpus
+from megdet.training.datasets import load_datasets
 
 LIMITS = {"float64": 1e-9, "float32": 1e-4}
 DEVICES = (1, 2, 3, 4, 8)
@@ -137,7 +138,7 @@ def verify(
     steps: int = STEPS,
     lane_width: int | None = None,
     dtype: Literal["float64", "float32"] = "float64",
-    break_with: Habit | None = None,
+    break_with: Leak | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Verdict:
     """Train the cases on the device counts, each run in new processes, and compare them with the first count.
@@ -170,18 +171,18 @@ def verify(
         return Verdict(rows, LIMITS[dtype], left_out(recipe, planned, cases, devices))
 
 
-def _rows(planned: Sequence[Trial], dtype: str, habit: Habit | None, progress: Callable[[str], None]) -> Iterator[Row]:
+def _rows(planned: Sequence[Trial], dtype: str, leak: Leak | None, progress: Callable[[str], None]) -> Iterator[Row]:
     most = max(run.ranks for trial in planned for run in (*trial.runs, *trial.reference))
-    device = "cuda" if torch.cuda.device_count() >= most else "cpu"
-    kept: dict[tuple[Run, ...], Outcome] = {}
+    device = "cuda" if num_gpus() >= most else "cpu"
+    kept: dict[tuple[Training, ...], Outcome] = {}
     references = {trial.reference for trial in planned}
 
-    def outcome_of(runs: tuple[Run, ...], case: str) -> Outcome:
+    def outcome_of(runs: tuple[Training, ...], case: str) -> Outcome:
         if runs in kept:
             return kept[runs]
         started = time.perf_counter()
         outcomes = [
-            run_in_ranks(run_steps, run.ranks, run, habit, timeout=_HANGS_AFTER, device=device)[0] for run in runs
+            run_in_ranks(run_steps, run.ranks, run, leak, timeout=_HANGS_AFTER, device=device)[0] for run in runs
         ]
         counts = ", then ".join(str(run.ranks) for run in runs)
         progress(f"{case} on {counts} device(s): {time.perf_counter() - started:.1f} s")
@@ -201,7 +202,7 @@ def _joined(halves: Sequence[Outcome]) -> Outcome:
     return replace(
         last,
         gradients=first.gradients,
-        reported=torch.cat([half.reported for half in halves]),
+        reported=[row for half in halves for row in half.reported],
         rates=[rate for half in halves for rate in half.rates],
         unmoved=[name for half in halves for name in half.unmoved],
         drifted=[rank for half in halves for rank in half.drifted],
@@ -265,10 +266,9 @@ def _differences(reference: Outcome, outcome: Outcome) -> Iterator[_Difference]:
     """Everything that two runs have in common, in the order in which it is computed."""
     for name, value in _by_name(reference.gradients, outcome.gradients):
         yield _Difference("gradient", f"gradient.{name}", value, True)
-    named = (*reference.names, "gradient_norm")
     for step, (ours, theirs) in enumerate(zip(reference.reported, outcome.reported, strict=True), 1):
-        for name, a, b in zip(named, ours, theirs, strict=True):
-            yield _Difference("reported", f"step {step}: {name}", relative_difference(a, b), step == 1)
+        for name, value in _by_name(ours, theirs):
+            yield _Difference("reported", f"step {step}: {name}", value, step == 1)
     rates = torch.tensor([reference.rates, outcome.rates], dtype=torch.float64)
     yield _Difference("rate", "learning rate", relative_difference(*rates), True)
     for name, value in _by_name(reference.state, outcome.state):

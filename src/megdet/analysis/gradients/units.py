@@ -26,10 +26,10 @@ from megdet.journal.run_folder import RunFolder
 from megdet.layers.batch_norm import has_statistics
 from megdet.model.choice import make_detector
 from megdet.model.detector import Detector
+from megdet.precision import arithmetic, backward
 from megdet.recipe import Recipe
 from megdet.structures import Batch
-from megdet.training.prepare import fingerprint
-from megdet.training.step import autocast
+from megdet.training.datasets import fingerprint
 
 COLUMNS = 1 << 13
 """Numbers that a sketch keeps of a module's gradient: its squared norm is then off by 1.6% (one sigma)."""
@@ -73,9 +73,8 @@ class Study:
     @property
     def trained(self) -> dict[str, list[nn.Parameter]]:
         """The trained parameters of each module that has some."""
-        found = {
-            name: [p for p in getattr(self.model, name).parameters() if p.requires_grad] for name in self.model.parts
-        }
+        parts = {name: self.model.get_submodule(name) for name in self.model.parts}
+        found = {name: [p for p in part.parameters() if p.requires_grad] for name, part in parts.items()}
         return {name: parameters for name, parameters in found.items() if parameters}
 
 
@@ -151,10 +150,10 @@ def single_images(batch: Batch) -> Iterator[Batch]:
 def add_gradient(study: Study, unit: Batch, num_images: int) -> None:
     """Add the gradient of the unit's share of a mini-batch of `num_images` to the parameters' gradients (Eq. 1)."""
     try:
-        with autocast(study.recipe, study.device):
+        with arithmetic(study.recipe.precision, study.device):
             losses = study.model(unit)
         loss = torch.stack([losses[name].sum() for name in study.model.loss_names]).sum() / num_images
-        loss.backward()  # type: ignore[no-untyped-call]
+        backward(loss, study.recipe.precision)
     except torch.OutOfMemoryError:
         raise InputError(
             f"a unit of {study.unit_images} images does not fit {study.device}: set --recompute block, or smaller "

@@ -68,17 +68,6 @@ class RatioSeries:
     """percent"""
 
 
-def curve_of(folder: RunFolder, label: str) -> Curve:
-    """The curve of any run, finished or not.
-
-    Raises InputError where the folder holds no run, and where nothing has been evaluated in it yet.
-    """
-    curve = find_curve(folder, label)
-    if curve is None:
-        raise InputError(f"{folder.path}: nothing has been evaluated yet, so there is no curve; train on")
-    return curve
-
-
 def find_curve(folder: RunFolder, label: str) -> Curve | None:
     """The curve of any run, None where nothing was evaluated. Raises InputError where the folder holds no run."""
     text = folder.read_recipe()

@@ -19,8 +19,9 @@ from megdet.journal.checkpoint_files import latest_checkpoint, open_checkpoint
 from megdet.journal.run_folder import RunFolder
 from megdet.recipe import Recipe
 from megdet.recipe_file import first_difference, load_recipe, parse_recipe
-from megdet.training.loop import RunOptions, train
-from megdet.training.prepare import fingerprint
+from megdet.training.datasets import fingerprint
+from megdet.training.loop import train
+from megdet.training.run import RunOptions
 
 _PLACES = {"backbone.body.": "", "backbone.last.0.": "conv_head.", "backbone.last.1.": "bn2."}
 """Where the detector keeps the layers of MobileNetV2, and what timm calls them."""

@@ -33,7 +33,8 @@ from megdet.errors import InputError
 from megdet.journal.checkpoint_files import latest_checkpoint
 from megdet.journal.run_folder import RunFolder
 from megdet.recipe import Recipe
-from megdet.training.loop import RunOptions, train
+from megdet.training.loop import train
+from megdet.training.run import RunOptions
 
 
 @dataclass(frozen=True)

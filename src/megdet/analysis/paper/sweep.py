@@ -23,8 +23,9 @@ from megdet.journal.metrics import read_metrics
 from megdet.journal.run_folder import RunFolder
 from megdet.recipe import Recipe
 from megdet.recipe_file import dump_recipe, first_difference, parse_recipe
-from megdet.training.loop import RunOptions, train
-from megdet.training.prepare import fingerprint, load_datasets
+from megdet.training.datasets import fingerprint, load_datasets
+from megdet.training.loop import train
+from megdet.training.run import RunOptions
 
 Train = Callable[[Recipe, RunFolder, RunOptions, World], CocoNumbers]
 _OUTCOME, _WEIGHTS = "outcome.json", "weights.sha256"

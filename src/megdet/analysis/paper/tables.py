@@ -1,4 +1,4 @@
-"""The numbers of the paper: Tables 1 to 4 whole, what its text says of Figures 1 and 4, the recipe of a row.
+"""The numbers of the paper: Tables 1 to 3 whole, what its text says of Figures 1 and 4, the recipe of a row.
 
 A number stands here as the paper prints it. What it leaves open is None, or a function that says what it assumes.
 """
@@ -69,15 +69,6 @@ class TrainingRow:
 
 
 @dataclass(frozen=True)
-class LeaderboardRow:
-    """A row of Table 4: an entry of the COCO 2017 detection challenge, on test-dev."""
-
-    name: str
-    mmap: float
-    mmar: float
-
-
-@dataclass(frozen=True)
 class CurveStatement:
     """What the text says of one curve of Figure 1 or 4; the points of the curves are nowhere printed."""
 
@@ -129,16 +120,6 @@ TABLE3 = (
     TrainingRow("table3", 128, 32, 32, 37.6, 15.8, "long"),
     TrainingRow("table3", 256, 32, 64, 37.7, 9.4, "long"),
     TrainingRow("table3", 256, 16, 128, 37.7, 5.4, "long"),
-)
-
-TABLE4 = (
-    LeaderboardRow("DANet", 45.7, 62.7),
-    LeaderboardRow("Trimps-Soushen+QINIU", 48.0, 65.4),
-    LeaderboardRow("bharat_umd", 48.1, 64.8),
-    LeaderboardRow("FAIR Mask R-CNN", 50.3, 66.1),
-    LeaderboardRow("MSRA", 50.4, 69.0),
-    LeaderboardRow("UCenter", 51.0, 67.9),
-    LeaderboardRow("MegDet (Ensemble)", 52.5, 69.0),
 )
 
 FIGURES = (

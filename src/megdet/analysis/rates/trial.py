@@ -10,25 +10,20 @@ same weights and takes the same images, the first of the recipe's plan, so the r
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from megdet.data.loader import training_batches
-from megdet.data.plan import TrainingPlan
 from megdet.distributed.failures import shared_fate
-from megdet.distributed.layout import recipe_layout
 from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.journal.run_folder import encode_non_finite
 from megdet.recipe import Recipe
-from megdet.training.loop import RunOptions
-from megdet.training.prepare import Datasets, check_statistics, load_datasets, make_trainer
+from megdet.training.datasets import Datasets, load_datasets
+from megdet.training.run import RunOptions, open_run
 from megdet.training.schedule import learning_rate, scaled_rate, why_no_warmup
-from megdet.training.step import train_step
+from megdet.training.step import read_results
 
 SMOOTHING = 0.9
 """Decay of the running mean of losses that is watched for divergence."""
@@ -259,29 +254,15 @@ class _Runner:
         `warmup` is how many of the steps are warmup, after which AGVM begins to measure; it does at once in a run
         that has none, as the range test.
         """
-        world, dataset = self.world, self.datasets.train
         recipe = replace(self.recipe, schedule=replace(self.recipe.schedule, warmup_steps=warmup))
-        layout = recipe_layout(recipe, world.size, self.options.lane_width, self.options.max_images_per_device)
-        plan = TrainingPlan(dataset.sizes, recipe)
-        check_statistics(recipe, plan, dataset)
-        trainer = make_trainer(recipe, dataset, layout, world)
-        batches = training_batches(
-            dataset, plan, layout, world.rank, (0, len(rates)), workers=self.options.workers, device=world.device
-        )
-        groups = layout.groups_of(world.rank)
         losses: list[float] = []
-        for step, rate in enumerate(rates):
-            try:
-                reported = train_step(trainer, islice(batches, len(groups)), groups, rate, step, world)
-            except torch.OutOfMemoryError:
-                raise InputError(
-                    f"a micro-batch of {layout.largest_share} images does not fit {world.device}: use more devices, "
-                    "--max-images-per-device or a smaller bn_size"
-                ) from None
-            *parts, norm = reported.tolist()
-            losses.append(sum(parts[: len(trainer.model.loss_names)]) if math.isfinite(norm) else math.inf)
-            self.progress(what, step + 1, len(rates))
-            diverged = first_divergence(losses)
-            if diverged is not None:
-                return Course(tuple(rates[: step + 1]), tuple(losses), diverged)
+        with open_run(recipe, self.world, self.options, datasets=self.datasets) as run:
+            for result in run.steps(0, len(rates), rates.__getitem__):
+                numbers = read_results([result], run.trainer)[0]
+                losses.append(numbers["loss"] if math.isfinite(numbers["gradient_norm"]) else math.inf)
+                done = result.step + 1
+                self.progress(what, done, len(rates))
+                diverged = first_divergence(losses)
+                if diverged is not None:
+                    return Course(tuple(rates[:done]), tuple(losses), diverged)
         return Course(tuple(rates), tuple(losses), None)

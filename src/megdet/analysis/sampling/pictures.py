@@ -20,8 +20,8 @@ from megdet.distributed.layout import recipe_layout
 from megdet.errors import InputError
 from megdet.model.detector import Samples
 from megdet.ops.integer_hash import hash_integers
+from megdet.precision import arithmetic
 from megdet.structures import Batch
-from megdet.training.step import autocast
 
 POSITIVE, NEGATIVE, TRUTH = "#25d366", "#ff3b30", "#ffffff"
 NEGATIVES_SHOWN = 16
@@ -49,7 +49,7 @@ class SampledImage:
 @torch.no_grad()
 def samples_of(study: Study, batch: Batch) -> Samples:
     """The boxes that the model samples from a batch while it trains."""
-    with autocast(study.recipe, study.device):
+    with arithmetic(study.recipe.precision, study.device):
         images = study.model.normalized(batch.pixels, batch.sizes)
         return study.model.samples(images, batch.sizes, batch.targets)
 

@@ -1,0 +1,146 @@
+"""Both sides of a comparison with torchvision's Faster R-CNN, made of one recipe, so that they do the same work.
+
+A side is named by what it is: `torchvision fp32`, `torchvision channels_last`, `torchvision channels_last bf16`,
+`megdet fp32`, `megdet bf16`, on a GPU also `megdet tf32` and `megdet compiled`.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+
+import torch
+import torchvision
+from real_step import real_step
+from torch import nn
+
+from megdet.distributed import world
+from megdet.model.detector import Detector
+from megdet.model.torchvision_weights import convert_torchvision_weights, torchvision_recipe
+from megdet.recipe import Recipe
+
+NUM_CLASSES = 80
+BOXES = 8
+"""of an image"""
+RATE, MOMENTUM, WEIGHT_DECAY = 1e-4, 0.9, 1e-4
+
+
+def start_side(name: str) -> torch.device:
+    """The device of a side. A process's first side decides about its allocator: torchvision's has glibc's habits."""
+    if not name.startswith("megdet"):
+        world._keep_freed_memory = lambda: None
+    return world.start_world().device
+
+
+def use_cudnn(name: str) -> None:
+    """cuDNN's flags before a side's step: ours repeats itself to the bit; torchvision has torch's, or its fastest.
+
+    Without a GPU they do nothing.
+    """
+    is_ours = name.startswith("megdet")
+    torch.backends.cudnn.deterministic = is_ours
+    torch.backends.cudnn.benchmark = not is_ours and "channels_last" in name
+
+
+def shared_recipe(batch: int, precision: str = "float32") -> Recipe:
+    """torchvision's architecture and numbers, with every weight and batch norm trained over the whole mini-batch."""
+    recipe = torchvision_recipe(replace(Recipe(), precision=precision), norm_eps=1e-5)
+    optimizer = replace(recipe.optimizer, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
+    model = replace(recipe.model, backbone=replace(recipe.model.backbone, frozen_stages=0))
+    return replace(recipe, batch_size=batch, bn_size=batch, model=model, optimizer=optimizer)
+
+
+def torchvision_detector(recipe: Recipe, height: int, width: int) -> nn.Module:
+    """torchvision's detector with the recipe's numbers; its own resizing leaves images of this size as they are."""
+    rpn, head = recipe.model.rpn, recipe.model.box_head
+    torch.manual_seed(0)
+    model: nn.Module = torchvision.models.detection.fasterrcnn_resnet50_fpn(
+        weights=None,
+        weights_backbone=None,  # without trained weights every layer and every batch norm is trained
+        num_classes=NUM_CLASSES + 1,
+        min_size=min(height, width),
+        max_size=max(height, width),
+        rpn_pre_nms_top_n_train=rpn.train_proposals_before_nms,
+        rpn_post_nms_top_n_train=rpn.train_proposals,
+        rpn_pre_nms_top_n_test=rpn.test_proposals_before_nms,
+        rpn_post_nms_top_n_test=rpn.test_proposals,
+        rpn_nms_thresh=rpn.nms_iou,
+        rpn_fg_iou_thresh=rpn.positive_iou,
+        rpn_bg_iou_thresh=rpn.negative_iou,
+        rpn_batch_size_per_image=rpn.samples,
+        rpn_positive_fraction=rpn.positive_fraction,
+        box_score_thresh=head.score_threshold,
+        box_nms_thresh=head.nms_iou,
+        box_detections_per_img=head.detections,
+        box_fg_iou_thresh=head.positive_iou,
+        box_bg_iou_thresh=head.positive_iou,
+        box_batch_size_per_image=head.samples,
+        box_positive_fraction=head.positive_fraction,
+    )
+    return model
+
+
+def copy_weights(source: nn.Module, model: Detector) -> None:
+    """Give our detector torchvision's weights, so that both have the same candidates to suppress and to sample."""
+    wanted = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith("num_batches_tracked")}
+    converted = convert_torchvision_weights(dict(source.state_dict()), wanted)
+    model.load_state_dict({**model.state_dict(), **converted})
+
+
+def training_step(
+    name: str,
+    recipe: Recipe,
+    images: torch.Tensor,
+    boxes: torch.Tensor,
+    labels: torch.Tensor,
+    prepare: Callable[[Detector], object] = lambda _: None,
+) -> Callable[[], object]:
+    """A whole training step of a side on images from 0 to 1: forward, backward and SGD, from the same weights.
+
+    Args:
+        name: of the side; its precision, where it is ours, is the recipe's.
+        recipe: for both sides.
+        images: (batch, 3, height, width) on the device.
+        boxes: (batch, boxes, 4) in pixels.
+        labels: (batch, boxes), from 0.
+        prepare: what happens to our detector before its first step.
+    """
+    height, width = images.shape[2:]
+    theirs = torchvision_detector(recipe, height, width)
+    if name.startswith("megdet"):
+
+        def with_weights(model: Detector) -> None:
+            copy_weights(theirs, model)
+            prepare(model)
+
+        step = real_step(images, boxes, labels, NUM_CLASSES, recipe, with_weights)
+    else:
+        step = _torchvision_step(name, theirs, images, boxes, labels)
+
+    def with_flags() -> object:
+        use_cudnn(name)
+        return step()
+
+    return with_flags
+
+
+def _torchvision_step(
+    name: str, model: nn.Module, images: torch.Tensor, boxes: torch.Tensor, labels: torch.Tensor
+) -> Callable[[], object]:
+    """The step of torchvision's reference script."""
+    model.to(images.device)
+    if "channels_last" in name:
+        model = model.to(memory_format=torch.channels_last)
+    targets = [{"boxes": b, "labels": label + 1} for b, label in zip(boxes, labels, strict=True)]
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
+
+    def step() -> None:
+        context: AbstractContextManager[object] = (
+            torch.autocast(images.device.type, dtype=torch.bfloat16) if name.endswith("bf16") else nullcontext()
+        )
+        optimizer.zero_grad()
+        with context:
+            loss = sum(model(list(images), targets).values())
+        loss.backward()
+        optimizer.step()
+
+    return step

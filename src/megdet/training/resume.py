@@ -1,0 +1,140 @@
+"""Where a run goes on: its folder is claimed, its newest checkpoint is checked and put back on every rank."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from megdet.data.coco import CocoDataset
+from megdet.distributed.world import World
+from megdet.errors import InputError
+from megdet.evaluation.coco_numbers import CocoNumbers
+from megdet.files import delete_leftovers
+from megdet.journal.checkpoint_files import Checkpoint, checkpoint_step, checkpoints, latest_checkpoint, open_checkpoint
+from megdet.journal.environment import collect_environment, write_environment
+from megdet.journal.run_folder import FolderLock, RunFolder
+from megdet.journal.tensor_check import check_finite, check_tensors
+from megdet.recipe import Recipe
+from megdet.recipe_file import dump_recipe, first_difference, parse_recipe
+from megdet.training.datasets import fingerprint
+from megdet.training.trainer import Tensors, Trainer, restore_everywhere
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run is."""
+
+    step: int = 0
+    """steps done when it was opened"""
+    numbers: CocoNumbers | None = None
+    """the last evaluation"""
+    evaluated_step: int = -1
+    """the step after which it was made, -1 for none"""
+    unevaluated: tuple[int, ...] = ()
+    """steps whose checkpoints are kept and were not evaluated, the oldest first"""
+
+
+def check_folder(folder: RunFolder, recipe: Recipe) -> None:
+    """Refuse a run folder that holds another recipe; writes nothing."""
+    text = folder.read_recipe()
+    if text is None:
+        return
+    difference = first_difference(recipe, parse_recipe(text, str(folder.recipe)))
+    if difference:
+        raise InputError(
+            f"{folder.path} holds a run of another recipe ({difference}): choose another --run folder, "
+            "or repeat that run's recipe to resume it"
+        )
+
+
+def claim_folder(folder: RunFolder, recipe: Recipe, world: World) -> FolderLock | None:
+    """Make the folder where it is missing, lock it, write the recipe into it and note this start of the run.
+
+    Returns the lock on rank 0; it is released when it is closed. Raises InputError when another run holds it.
+    """
+    locks: list[FolderLock] = []
+
+    def claim() -> None:
+        folder.create()
+        locks.append(folder.lock())
+        delete_leftovers(folder.path, inside=True)
+        folder.write_recipe(dump_recipe(recipe))
+        write_environment(folder, collect_environment(world.size, str(world.device)))
+
+    world.on_first(claim)
+    return locks[0] if locks else None
+
+
+def resume(trainer: Trainer, folder: RunFolder, dataset: CocoDataset, world: World) -> Position:
+    """Go on from rank 0's newest checkpoint, if it has one: it alone reads, every rank gets its tensors.
+
+    Raises InputError, before one tensor is changed, for a checkpoint that is damaged, of other data or of another run.
+    """
+    tensors: Tensors = {}
+
+    def read() -> Position:
+        newest = latest_checkpoint(folder)
+        if newest is None:
+            return Position()
+        checkpoint = open_checkpoint(newest)
+        _check_data(checkpoint, dataset)
+        tensors.update(read_tensors(checkpoint, trainer))
+        state = checkpoint.state
+        unevaluated = tuple(checkpoint_step(path) for path in checkpoints(folder) if not _is_evaluated(path))
+        return Position(state.step, _numbers(checkpoint), state.evaluated_step, unevaluated)
+
+    position = world.on_first(read)
+    if position.step:
+        restore_everywhere(trainer, tensors, position.step, world)
+    return position
+
+
+def read_tensors(checkpoint: Checkpoint, trainer: Trainer) -> Tensors:
+    """The tensors of a checkpoint, each of the name, shape and dtype that the trainer has after so many steps.
+
+    Raises InputError for anything missing, left over or different, and for weights that are not finite.
+    """
+    layout = trainer.layout(checkpoint.state.step)
+    if different := set(layout) ^ set(checkpoint.hashes):
+        kind = min(different)
+        how = ("lacks", "every") if kind in layout else ("has", "no")
+        raise checkpoint.damaged(f"it {how[0]} {kind}.safetensors, which {how[1]} checkpoint of this recipe has")
+    tensors: Tensors = {}
+    for kind, wanted in layout.items():
+        tensors[kind] = checkpoint.tensors(kind)
+        try:
+            check_tensors(tensors[kind], wanted, str(checkpoint.file(kind)))
+            if kind in ("model", "averages"):
+                check_finite(tensors[kind], str(checkpoint.file(kind)))
+        except InputError as error:
+            raise checkpoint.damaged(str(error)) from None
+    return tensors
+
+
+def _check_data(checkpoint: Checkpoint, dataset: CocoDataset) -> None:
+    state = checkpoint.state
+    if state.num_images != len(dataset) or state.class_names != dataset.class_names:
+        raise InputError(
+            f"{checkpoint.path}: it was trained on {state.num_images} images of {len(state.class_names)} classes, "
+            f"{dataset.annotations_file} has {len(dataset)} of {len(dataset.class_names)}: choose another --run folder"
+        )
+    if state.data != fingerprint(dataset):
+        raise InputError(
+            f"{checkpoint.path}: the images or boxes have changed since in {dataset.annotations_file}: choose another "
+            "--run folder, start_from goes on from these weights"
+        )
+
+
+def _numbers(checkpoint: Checkpoint) -> CocoNumbers | None:
+    values = checkpoint.state.evaluation
+    try:
+        return (
+            None if values is None else CocoNumbers.from_dict(values, f"{checkpoint.path / 'state.json'}: evaluation")
+        )
+    except InputError as error:
+        raise checkpoint.damaged(str(error)) from None
+
+
+def _is_evaluated(path: Path) -> bool:
+    try:
+        return open_checkpoint(path).state.evaluated_step == checkpoint_step(path)
+    except InputError:
+        return True  # an old one that is damaged has no part in going on

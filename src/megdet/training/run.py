@@ -1,0 +1,247 @@
+"""A run: opened once, then stepped.
+
+    with open_run(recipe, world, options, folder) as run:
+        for result in run.steps(run.first_step, run.last_step):
+            ...
+        run.save(run.last_step)
+
+The training loop, the rate test, `megdet verify` and the tests all train in this way.
+"""
+
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from itertools import islice
+
+import torch
+
+from megdet.data.loader import training_batches
+from megdet.data.plan import TrainingPlan
+from megdet.distributed.layout import Layout, recipe_layout
+from megdet.distributed.world import World
+from megdet.errors import InputError
+from megdet.evaluation.coco_numbers import CocoNumbers
+from megdet.journal.checkpoint_files import checkpoint_step, checkpoints, save_checkpoint, update_state
+from megdet.journal.run_folder import FolderLock, RunFolder
+from megdet.journal.run_state import RunState
+from megdet.recipe import Recipe
+from megdet.run_length import total_steps
+from megdet.structures import Batch
+from megdet.training.background import agree_on_device
+from megdet.training.common_start import compare_commands, compare_data, compare_states, newest_step
+from megdet.training.compiled import check_compiler, compile_dense
+from megdet.training.datasets import Datasets, check_statistics, fingerprint, load_datasets
+from megdet.training.resume import Position, check_folder, claim_folder, resume
+from megdet.training.schedule import learning_rate
+from megdet.training.step import StepResult, train_step
+from megdet.training.trainer import Trainer, make_trainer
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What belongs to this machine and not to the recipe; none of it changes the result."""
+
+    workers: int = 1
+    """processes a rank that load images; 0 = the training process itself"""
+    lane_width: int | None = None
+    """force the ranks that carry one group together"""
+    max_images_per_device: int | None = None
+    """largest micro-batch of a device, in images"""
+    evaluate_in_background: bool = False
+    """evaluate in a process of its own, while the training goes on"""
+    evaluate_on: str = ""
+    """its device: cpu, cuda, cuda:N; empty = a GPU that no rank computes on where there is one, otherwise the CPU"""
+    compile: bool = False
+    """compile backbone, pyramid and RPN head for each canvas; the result differs by rounding only"""
+
+
+@dataclass
+class Run:
+    """A training that is open: `open_run` makes it, on every rank."""
+
+    recipe: Recipe
+    options: RunOptions
+    world: World
+    layout: Layout
+    datasets: Datasets
+    plan: TrainingPlan
+    trainer: Trainer
+    position: Position
+    """where it began, and its last evaluation"""
+    folder: RunFolder | None = None
+    """where its checkpoints go; a run without one leaves nothing behind"""
+    lock: FolderLock | None = None
+    """of the folder, on rank 0"""
+    evaluates_on: torch.device | None = None
+    """the device of evaluations beside the training; None = the ranks evaluate together, between two steps"""
+    compiled: Sequence[str] = ()
+    """the parts of the detector that are compiled"""
+
+    def __post_init__(self) -> None:
+        self.saved_step = self.first_step
+        self._clock = time.perf_counter()
+
+    @property
+    def first_step(self) -> int:
+        """Where it goes on: the steps that were done before it was opened."""
+        return self.position.step
+
+    @property
+    def last_step(self) -> int:
+        """The steps of the whole run."""
+        return total_steps(self.recipe, self.plan.num_images)
+
+    def scheduled_rate(self, step: int) -> float:
+        """The learning rate of step 0, 1, ... by the recipe."""
+        return learning_rate(self.recipe, self.plan.num_images, step)
+
+    def steps(self, first: int, last: int, rate_of: Callable[[int], float] | None = None) -> Iterator[StepResult]:
+        """Make the steps from the first to before the last, on every rank; each is made when it is asked for.
+
+        `rate_of` gives the rate of a step instead of the recipe's schedule. What the caller does with a result counts
+        as time of the next step, so that waiting for a device does; `restart_clock` leaves out what does not belong.
+        Raises InputError for an image that cannot be read, and where a micro-batch does not fit the device.
+        """
+        layout, rank, groups = self.layout, self.world.rank, self.layout.groups_of(self.world.rank)
+        batches = training_batches(
+            self.datasets.train,
+            self.plan,
+            layout,
+            rank,
+            (first, last),
+            workers=self.options.workers,
+            device=self.world.device,
+        )
+        self.restart_clock()
+        for step in range(first, last):
+            waiting = _Waiting(batches)
+            rate = (rate_of or self.scheduled_rate)(step)
+            try:
+                result = train_step(self.trainer, islice(waiting, len(groups)), groups, rate, step, self.world)
+            except torch.OutOfMemoryError:
+                raise InputError(
+                    f"a micro-batch of {layout.largest_share} images does not fit {self.world.device}: use more "
+                    "devices, --max-images-per-device, a smaller bn_size or smaller data.short_edges"
+                ) from None
+            before, self._clock = self._clock, time.perf_counter()
+            yield replace(result, seconds=self._clock - before, data_seconds=waiting.seconds)
+
+    def restart_clock(self) -> None:
+        """Begin the time of the next step now."""
+        self._clock = time.perf_counter()
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return fingerprint(self.datasets.train)
+
+    def state(self, step: int) -> RunState:
+        """What the checkpoint after so many steps says besides its tensors."""
+        train, position = self.datasets.train, self.position
+        return RunState(
+            step=step,
+            class_names=train.class_names,
+            category_ids=train.category_ids,
+            num_images=len(train),
+            data=self._fingerprint,
+            evaluation=None if position.numbers is None else position.numbers.as_dict(),
+            evaluated_step=position.evaluated_step,
+        )
+
+    def save(self, step: int, spared: Collection[int] = ()) -> None:
+        """Leave a checkpoint of the steps that are done; every rank calls it and waits for it.
+
+        `spared` are steps whose older checkpoints stay.
+        """
+        if self.world.is_first:
+            self.save_alone(step, spared)
+        self.world.barrier()
+        self.saved_step = step
+
+    def save_alone(self, step: int, spared: Collection[int] = ()) -> None:
+        """The same on rank 0, for which nobody waits."""
+        if self.folder is None:
+            raise ValueError("a run without a folder has no checkpoints")
+        tensors = self.trainer.state()
+        self.check_folder()
+        save_checkpoint(self.folder, self.state(step), tensors, self.recipe.keep_checkpoints, spared)
+
+    def check_folder(self) -> None:
+        """Raise InputError where the folder has gone or is another's."""
+        if self.lock is not None:
+            self.lock.check()
+
+    def evaluated(self, step: int, numbers: CocoNumbers) -> None:
+        """Take an evaluation as the last; rank 0 notes it in the checkpoints of this step and of later ones."""
+        self.position = replace(self.position, numbers=numbers, evaluated_step=step)
+        if self.folder is not None and self.world.is_first:
+            for path in checkpoints(self.folder):
+                if checkpoint_step(path) >= step:  # later ones were written while this evaluation went on
+                    update_state(path, self.state(checkpoint_step(path)))
+
+
+@contextmanager
+def open_run(
+    recipe: Recipe,
+    world: World,
+    options: RunOptions | None = None,
+    folder: RunFolder | None = None,
+    datasets: Datasets | None = None,
+) -> Iterator[Run]:
+    """Prepare a training, from the folder's newest checkpoint if it has one; every rank calls it.
+
+    All ranks compare where they start. The folder is locked until the run is closed.
+
+    Args:
+        recipe: what is trained.
+        world: all ranks.
+        options: of this machine.
+        folder: of the run; without one it starts from the beginning and leaves nothing behind.
+        datasets: the recipe's, where they have been read before.
+
+    Raises:
+        InputError: everything that a user can mend, before the first step.
+    """
+    options = options or RunOptions()
+    layout = recipe_layout(recipe, world.size, options.lane_width, options.max_images_per_device)
+    compare_commands(recipe, {name: own for name, own in asdict(options).items() if name != "workers"}, world)
+    beside = agree_on_device(options.evaluate_in_background, options.evaluate_on, world)
+    if options.compile:
+        check_compiler(recipe, world.device)
+    if folder is not None:
+        own_folder = folder
+        world.on_first(lambda: check_folder(own_folder, recipe))
+    datasets = datasets or load_datasets(recipe, world)
+    compare_data(datasets, world)
+    plan = TrainingPlan(datasets.train.sizes, recipe)
+    check_statistics(recipe, plan, datasets.train)
+    is_resumed = folder is not None and newest_step(folder, world) is not None
+    trainer = make_trainer(recipe, datasets.train, layout, world, is_resumed=is_resumed)
+    with ExitStack() as opened:
+        lock, position = None, Position()
+        if folder is not None:
+            lock = claim_folder(folder, recipe, world)
+            if lock is not None:
+                opened.enter_context(lock)
+            position = resume(trainer, folder, datasets.train, world)
+        compare_states(trainer, position.step, world)
+        compiled = compile_dense(trainer.model, is_told=world.is_first) if options.compile else []
+        place = (position, folder, lock, beside, compiled)
+        yield Run(recipe, options, world, layout, datasets, plan, trainer, *place)
+
+
+class _Waiting:
+    """Iterates over batches and adds up the time spent waiting for them."""
+
+    def __init__(self, batches: Iterator[Batch]) -> None:
+        self.batches, self.seconds = batches, 0.0
+
+    def __iter__(self) -> Iterator[Batch]:
+        while True:
+            started = time.perf_counter()
+            batch = next(self.batches, None)
+            self.seconds += time.perf_counter() - started
+            if batch is None:
+                return
+            yield batch

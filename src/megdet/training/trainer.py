@@ -1,0 +1,154 @@
+"""Everything that a step changes: the detector, its optimizer, averages and measurements; made, saved and put back."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from megdet.data.coco import CocoDataset
+from megdet.distributed.gradients import GradientBuckets
+from megdet.distributed.lane import make_lane
+from megdet.distributed.layout import Layout
+from megdet.distributed.world import World
+from megdet.inference.trained import place_model
+from megdet.journal.checkpoint_files import Kind
+from megdet.model.backbone import load_pretrained
+from megdet.model.choice import make_detector
+from megdet.model.detector import Detector
+from megdet.recipe import Recipe
+from megdet.training.halves import parts_of
+from megdet.training.modulator import Modulator
+from megdet.training.noise_scale import NoiseScale
+from megdet.training.optimizer import MovingAverage, make_optimizer, restore_state, state_by_name, state_layout
+from megdet.training.start import start_from_run
+
+Tensors = dict[Kind, dict[str, Tensor]]
+"""The tensors of a checkpoint: kind, which is the name of a file, -> name -> tensor."""
+
+
+@dataclass
+class Trainer:
+    """Everything that a step changes, and the recipe that says how."""
+
+    recipe: Recipe
+    model: Detector
+    optimizer: torch.optim.Optimizer
+    buckets: GradientBuckets
+    averages: MovingAverage | None
+    modulator: Modulator | None = None
+    """AGVM, where the recipe has it"""
+    noise: NoiseScale | None = None
+    """the gradient noise scale, where the recipe measures it"""
+
+    def state(self) -> Tensors:
+        """The tensors of a checkpoint, which `restore` puts back; no copies."""
+        tensors: Tensors = {"model": self.model.state_dict(), "optimizer": state_by_name(self.model, self.optimizer)}
+        if self.averages is not None:
+            tensors["averages"] = self.averages.state()
+        if self.modulator is not None:
+            tensors["agvm"] = self.modulator.state()
+        if self.noise is not None:
+            tensors["noise"] = self.noise.state()
+        return tensors
+
+    def layout(self, step: int) -> Tensors:
+        """Names, shapes and dtypes of `state` after so many steps, as tensors without values."""
+        layout: Tensors = {
+            "model": self.model.state_dict(),
+            "optimizer": state_layout(self.model, self.optimizer) if step else {},
+        }
+        if self.averages is not None:
+            layout["averages"] = self.averages.state()
+        if self.modulator is not None:
+            layout["agvm"] = self.modulator.state()
+        if self.noise is not None:
+            layout["noise"] = self.noise.layout(step)
+        return {kind: {name: _without_values(t) for name, t in own.items()} for kind, own in layout.items()}
+
+    def restore(self, tensors: Tensors) -> None:
+        """Put back what `state` returned; whether it fits must have been checked before."""
+        self.model.load_state_dict(tensors["model"])
+        restore_state(self.model, self.optimizer, tensors["optimizer"])
+        if self.averages is not None:
+            self.averages.restore(tensors["averages"])
+        if self.modulator is not None:
+            self.modulator.restore(tensors["agvm"])
+        if self.noise is not None:
+            self.noise.restore(tensors["noise"])
+
+
+def make_trainer(
+    recipe: Recipe, dataset: CocoDataset, layout: Layout, world: World, *, is_resumed: bool = False
+) -> Trainer:
+    """The detector with weights drawn from the recipe's seed, its optimizer and its gradient buckets.
+
+    Every rank has the weights of rank 0, which alone reads the files that the recipe starts from. A resumed run has all
+    its weights in its checkpoint: those files need not exist any more.
+    """
+    lane = make_lane(world, layout)
+    reads = world.is_first and not is_resumed
+
+    def build() -> Detector:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)
+            model = make_detector(recipe, len(dataset.class_names), lane)
+            if reads and recipe.model.backbone.weights:
+                load_pretrained(model.backbone, Path(recipe.model.backbone.weights))
+            if reads and recipe.start_from:
+                start_from_run(model, dataset.class_names, recipe.start_from)
+        return model
+
+    model = world.together(build)
+    place_model(model, world.device, recipe.precision)
+    world.broadcast(model.state_dict().values())
+    model.train()
+    return trainer_of(recipe, model, world)
+
+
+def trainer_of(recipe: Recipe, model: Detector, world: World) -> Trainer:
+    """What trains a detector that is on its device, before its first step."""
+    optimizer = make_optimizer(model, recipe.optimizer)
+    averages = MovingAverage(model, recipe.optimizer.ema_decay) if recipe.optimizer.ema_decay else None
+    buckets = GradientBuckets(model.parameters(), world)
+    parts, device, warmup_steps = parts_of(model, buckets.parameters), world.device, recipe.schedule.warmup_steps
+    modulator = None
+    if recipe.optimizer.agvm:
+        modulator = Modulator(parts, model.reference_part, buckets.parameters, optimizer, warmup_steps, device)
+    noise = None
+    if recipe.noise_interval:
+        name_of = {parameter: name for name, parameter in model.named_parameters()}
+        noise = NoiseScale(parts, {name_of[parameter]: parameter for parameter in buckets.parameters}, recipe, device)
+    return Trainer(recipe, model, optimizer, buckets, averages, modulator, noise)
+
+
+def restore_everywhere(trainer: Trainer, tensors: Tensors, step: int, world: World) -> None:
+    """Put rank 0's tensors, which fit, into the trainer of every rank; on the others `tensors` is not looked at."""
+    if world.size > 1:
+        own = tensors if world.is_first else trainer.layout(step)
+        tensors = {
+            kind: {name: _on_device(own[kind][name], world.device) for name in names}
+            for kind, names in trainer.layout(step).items()  # the order is the same on every rank
+        }
+        world.broadcast(tensor for group in tensors.values() for tensor in group.values())
+    trainer.restore(tensors)
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, dtypes, shapes and values, whatever the device and the memory format."""
+    content = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        content.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        content.update(flat.view(torch.uint8).numpy().data)  # NumPy has no bfloat16
+    return content.hexdigest()
+
+
+def _without_values(tensor: Tensor) -> Tensor:
+    return torch.empty_like(tensor, device="meta", requires_grad=False)
+
+
+def _on_device(tensor: Tensor, device: torch.device) -> Tensor:
+    return torch.empty_like(tensor, device=device) if tensor.is_meta else tensor.to(device)

@@ -17,7 +17,7 @@ import torch
 
 from megdet.cli.main import main
 from megdet.errors import InputError
-from megdet.training import run as runs
+from megdet.training import run as run_module
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def _rank(rank: int, words: list[str], size: int, port: int, folder: Path, sabot
 
 def break_step(how: str, folder: Path) -> None:
     """Let this process fail in its second step, and note when."""
-    step = runs.train_step
+    step = run_module.train_step
 
     def broken_step(*arguments: Any) -> Any:
         if arguments[4] == 1:
@@ -104,7 +104,7 @@ def break_step(how: str, folder: Path) -> None:
             fail(how)
         return step(*arguments)
 
-    runs.train_step = broken_step  # type: ignore[assignment]
+    run_module.train_step = broken_step  # type: ignore[assignment]
 
 
 def run_torchrun(

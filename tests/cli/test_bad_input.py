@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from cli_runs import OVERRIDES, TinyData, make_data
 from megdet.cli.main import main
 from megdet.journal.run_folder import RunFolder
-from megdet.training import run as runs
+from megdet.training import run as run_module
 
 Refused = Callable[..., str]
 
@@ -243,14 +243,14 @@ def test_a_broken_validation_image_does_not_cost_the_epoch_and_is_made_up_for(
     whole = victim.read_bytes()
     run = tmp_path / "run"
     options = [*data.options, "--data.val_images", str(images), *OVERRIDES]
-    step = runs.train_step
+    step = run_module.train_step
 
     def break_and_step(*arguments: Any) -> Any:
         victim.write_bytes(whole[: len(whole) * 3 // 4])
         return step(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "train_step", break_and_step)
+        patch.setattr(run_module, "train_step", break_and_step)
         assert victim.name in refused("train", "demo", "--run", run, *options)
     assert "take the image out of" in refused("train", "demo", "--run", run, *options), "found before work starts"
     assert [path.name for path in (run / "checkpoints").iterdir() if path.is_dir()] == ["step_00000003"]

@@ -18,7 +18,7 @@ from megdet.journal.checkpoint_files import checkpoint_path, latest_checkpoint, 
 from megdet.journal.run_folder import RunFolder
 from megdet.recipe import Backbone, Recipe
 from megdet.training import common_start
-from megdet.training import run as runs
+from megdet.training import run as run_module
 from megdet.training import trainer as trainers
 from megdet.training.loop import train
 from megdet.training.run import RunOptions
@@ -199,7 +199,7 @@ def test_first_weights_are_those_of_rank_0(recipe: Recipe, whole: RunFolder, tmp
 
 
 def train_with_a_changed_bit(world: World, recipe: Recipe, folder: Path, kind: str) -> None:
-    compare = runs.compare_states
+    compare = run_module.compare_states
 
     def changed(trainer: Any, step: int, world: World) -> None:
         if world.rank == 1:
@@ -207,7 +207,7 @@ def train_with_a_changed_bit(world: World, recipe: Recipe, folder: Path, kind: s
             tensor[(0,) * tensor.dim()] += 1e-12
         compare(trainer, step, world)
 
-    runs.compare_states = changed
+    run_module.compare_states = changed
     with pytest.raises(InputError, match=rf"the digest of {kind} is .* on rank 0 .* on rank 1 "):
         train(recipe, RunFolder(folder), OPTIONS, world)
 

@@ -24,7 +24,7 @@ from megdet.journal.run_folder import RunFolder
 from megdet.model.detector import LOSSES
 from megdet.recipe import Optimizer, Recipe
 from megdet.recipe_file import dump_recipe, load_recipe
-from megdet.training import run as runs
+from megdet.training import run as run_module
 from megdet.training import step_log
 from megdet.training.loop import train
 from megdet.training.run import RunOptions
@@ -48,14 +48,14 @@ def done(recipe: Recipe, tmp_path_factory: Any) -> RunFolder:
 
 
 def diverge_at(step: int, monkeypatch: Any) -> None:
-    make = runs.train_step
+    make = run_module.train_step
 
     def diverging(*arguments: Any) -> Any:
         result = make(*arguments)
         factor = math.nan if arguments[4] + 1 == step else 1
         return replace(result, means={name: mean * factor for name, mean in result.means.items()})
 
-    monkeypatch.setattr(runs, "train_step", diverging)
+    monkeypatch.setattr(run_module, "train_step", diverging)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_a_training_that_diverges_says_what_is_kept(recipe, tmp_path, monkeypatc
 
 @pytest.mark.parametrize("how", [shutil.rmtree, lambda path: path.rename(path.with_name("moved"))])
 def test_a_run_folder_that_is_deleted_or_moved_stops_the_run_at_the_next_look(recipe, tmp_path, monkeypatch, how):
-    make, folder = runs.train_step, RunFolder(tmp_path / "run")
+    make, folder = run_module.train_step, RunFolder(tmp_path / "run")
     done: list[int] = []
 
     def deleting(*arguments: Any) -> Any:
@@ -83,7 +83,7 @@ def test_a_run_folder_that_is_deleted_or_moved_stops_the_run_at_the_next_look(re
             how(folder.path)
         return make(*arguments)
 
-    monkeypatch.setattr(runs, "train_step", deleting)
+    monkeypatch.setattr(run_module, "train_step", deleting)
     monkeypatch.setattr(step_log, "READ_SECONDS", 0.0)
     with pytest.raises(InputError, match=r"run was moved or deleted while the run went on: put it back"):
         train(recipe, folder, OPTIONS, ALONE)
@@ -93,7 +93,7 @@ def test_a_run_folder_that_is_deleted_or_moved_stops_the_run_at_the_next_look(re
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is always full is a file of Linux")
 def test_a_disk_that_is_full_when_metrics_are_written_is_one_line(recipe, tmp_path, monkeypatch, capsys):
-    make, folder = runs.train_step, RunFolder(tmp_path / "run")
+    make, folder = run_module.train_step, RunFolder(tmp_path / "run")
 
     def filling(*arguments: Any) -> Any:
         for descriptor in Path("/proc/self/fd").iterdir():
@@ -101,7 +101,7 @@ def test_a_disk_that_is_full_when_metrics_are_written_is_one_line(recipe, tmp_pa
                 os.dup2(os.open("/dev/full", os.O_WRONLY), int(descriptor.name))
         return make(*arguments)
 
-    monkeypatch.setattr(runs, "train_step", filling)
+    monkeypatch.setattr(run_module, "train_step", filling)
     (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
     assert main(["train", str(tmp_path / "recipe.yaml"), "--run", str(folder.path), "--workers", "0"]) == 2
     *_, line = capsys.readouterr().err.splitlines()

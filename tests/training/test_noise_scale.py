@@ -33,7 +33,7 @@ def image_gradients(count: int, seed: int) -> list[Tensor]:
 
 
 def measured(batch_size: int, group_size: int, seed: int) -> Tensor:
-    noise = NoiseScale(PARTS, recipe(batch_size, group_size), CPU)
+    noise = NoiseScale(PARTS, {}, recipe(batch_size, group_size), CPU)
     rows = image_gradients(batch_size, seed)
     groups = batch_size // group_size
     first = group_size * (groups - groups // 2)
@@ -51,7 +51,7 @@ def test_both_estimators_have_no_bias_for_equal_and_unequal_halves(batch_size, g
 
 
 def test_equal_halves_give_the_estimators_of_the_paper():
-    noise = NoiseScale(PARTS, recipe(8, 2), CPU)
+    noise = NoiseScale(PARTS, {}, recipe(8, 2), CPU)
     rows = image_gradients(8, seed=1)
     first, second = ([r[part].mean(0) for r in rows] for part in (slice(4), slice(4, 8)))
     found = noise.of_halves([g / 2 for g in first], [g / 2 for g in second], step=0)
@@ -64,7 +64,7 @@ def test_equal_halves_give_the_estimators_of_the_paper():
 
 
 def test_two_successive_steps_of_one_group_are_compared_where_the_interval_ends():
-    noise = NoiseScale(PARTS, recipe(4, 4, interval=3), CPU)
+    noise = NoiseScale(PARTS, {}, recipe(4, 4, interval=3), CPU)
     assert not noise.compares_halves
     steps = [[t + 0.1 * step for t in TRUE] for step in range(7)]
     found = {step: noise.of_steps(gradients, step) for step, gradients in enumerate(steps)}
@@ -83,7 +83,7 @@ def test_two_successive_steps_of_one_group_are_compared_where_the_interval_ends(
 
 
 def test_what_is_kept_does_not_change_when_the_gradient_is_clipped():
-    noise = NoiseScale(PARTS, recipe(4, 4, interval=2), CPU)
+    noise = NoiseScale(PARTS, {}, recipe(4, 4, interval=2), CPU)
     gradients = [t.clone() for t in TRUE]
     noise.of_steps(gradients, 0)
     for gradient in gradients:
@@ -92,7 +92,7 @@ def test_what_is_kept_does_not_change_when_the_gradient_is_clipped():
 
 
 def test_the_scale_is_the_ratio_of_the_averages_and_infinite_where_no_gradient_is_seen():
-    noise = NoiseScale(PARTS, recipe(4, 2), CPU)
+    noise = NoiseScale(PARTS, {}, recipe(4, 2), CPU)
     one, other = [torch.ones(3), torch.ones(1)], [-torch.ones(3), torch.ones(1)]
     first = noise.of_halves(one, other, 0)
     # means are twice the sums: in the backbone <g, g> = 4 and no difference, in the RPN -12 and |(4, 4, 4)|^2 = 48
@@ -104,13 +104,13 @@ def test_the_scale_is_the_ratio_of_the_averages_and_infinite_where_no_gradient_i
 
 
 def test_it_measures_after_every_interval():
-    noise = NoiseScale(PARTS, recipe(4, 2, interval=5), CPU)
+    noise = NoiseScale(PARTS, {}, recipe(4, 2, interval=5), CPU)
     assert [step for step in range(20) if noise.is_due(step)] == [4, 9, 14, 19]
 
 
 @pytest.mark.parametrize(("batch_size", "interval"), [(8, 1), (8, 3), (4, 1), (4, 2), (4, 3)])
 def test_what_it_counts_is_what_it_has_measured(batch_size, interval):
-    noise = NoiseScale(PARTS, recipe(batch_size, 4, interval), CPU)
+    noise = NoiseScale(PARTS, {}, recipe(batch_size, 4, interval), CPU)
     done = 0
     for step in range(8):
         if not noise.compares_halves:
@@ -123,7 +123,7 @@ def test_what_it_counts_is_what_it_has_measured(batch_size, interval):
 
 
 def test_its_numbers_have_names():
-    noise = NoiseScale(PARTS, recipe(4, 2), CPU)
+    noise = NoiseScale(PARTS, {}, recipe(4, 2), CPU)
     named = noise.named([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0], [7.0, 8.0, 9.0], [2.0, 2.0, 2.0]])
     assert named == {
         "estimator": "halves",

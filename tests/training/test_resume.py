@@ -22,7 +22,7 @@ from megdet.journal.run_folder import RunFolder
 from megdet.journal.run_state import RunState
 from megdet.recipe import Backbone, Recipe
 from megdet.training import evaluations
-from megdet.training import run as runs
+from megdet.training import run as run_module
 from megdet.training.loop import train
 from megdet.training.run import RunOptions
 from small_runs import ALONE, furthest, small_recipe, write_small_set, write_small_sets
@@ -42,14 +42,14 @@ def make_recipe(folder: Path) -> Recipe:
 
 def train_until_killed(world: World, recipe: Recipe, folder: Path, step: int) -> None:
     """Train, and die at once when the checkpoint of a step is written."""
-    save = runs.save_checkpoint
+    save = run_module.save_checkpoint
 
     def save_and_die(folder: RunFolder, state: RunState, *arguments: Any) -> None:
         save(folder, state, *arguments)
         if state.step == step:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    runs.save_checkpoint = save_and_die  # type: ignore[assignment]
+    run_module.save_checkpoint = save_and_die  # type: ignore[assignment]
     train(recipe, RunFolder(folder), OPTIONS, world)
 
 
@@ -134,7 +134,7 @@ def test_a_finished_run_repeated_returns_its_numbers_at_once(recipe, whole, tmp_
     def never(*_args, **_options):
         raise AssertionError("a finished run neither trains nor evaluates")
 
-    monkeypatch.setattr(runs, "train_step", never)
+    monkeypatch.setattr(run_module, "train_step", never)
     monkeypatch.setattr(evaluations, "detect_dataset", never)
     assert train(recipe, folder, OPTIONS, ALONE) == whole[1]
     after = {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}

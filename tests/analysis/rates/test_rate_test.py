@@ -25,7 +25,7 @@ from megdet.distributed.local_ranks import run_in_ranks
 from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.recipe import Recipe
-from megdet.training import run as runs
+from megdet.training import run as run_module
 from megdet.training.run import RunOptions
 from megdet.training.schedule import learning_rate
 from megdet.training.step import StepResult, train_step
@@ -158,7 +158,7 @@ def test_a_gradient_that_is_not_finite_has_diverged(recipe: Recipe, monkeypatch:
             return replace(result, gradient_norm=torch.tensor(math.inf, dtype=torch.float64))
         return result
 
-    monkeypatch.setattr(runs, "train_step", overflowing)
+    monkeypatch.setattr(run_module, "train_step", overflowing)
     options = RunOptions(workers=0)
     found = run_rate_test(
         recipe, ALONE, options, lowest=1e-3, highest=1e-2, steps=20, rates=[0.005], warmups=[0], after=4
@@ -183,7 +183,7 @@ def test_agvm_waits_for_the_warmup_of_the_short_run(recipe: Recipe, monkeypatch:
             measured.append(result.step)
         return result
 
-    monkeypatch.setattr(runs, "train_step", counting)
+    monkeypatch.setattr(run_module, "train_step", counting)
     options = RunOptions(workers=0)
     run_rate_test(agvm, ALONE, options, lowest=1e-3, highest=1e-2, steps=20, rates=[0.005], warmups=[0, 3], after=1)
     assert measured == [0, 10, 0, 3]  # twice in the range test, once in each stability run

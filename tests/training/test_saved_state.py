@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from megdet.analysis.contract.run import Run, run_steps
+from megdet.analysis.contract.run import Training, run_steps
 from megdet.journal.checkpoint_files import latest_checkpoint, load_checkpoint
 from megdet.journal.run_folder import RunFolder
 from megdet.recipe import Optimizer, Recipe
@@ -36,9 +36,9 @@ def recipe(tmp_path_factory: Any) -> Recipe:
 )
 def test_a_stopped_run_goes_on_to_the_bit(optimizer, changes, kinds, recipe, tmp_path):
     changed = replace(recipe, optimizer=optimizer, **changes)
-    whole = run_steps(ALONE, Run(changed, 1, None, (0, 4)))
-    run_steps(ALONE, Run(changed, 1, None, (0, 2), tmp_path))
-    resumed = run_steps(ALONE, Run(changed, 1, None, (2, 4), tmp_path))
+    whole = run_steps(ALONE, Training(changed, 1, None, (0, 4)))
+    run_steps(ALONE, Training(changed, 1, None, (0, 2), tmp_path))
+    resumed = run_steps(ALONE, Training(changed, 1, None, (2, 4), tmp_path))
     assert whole is not None
     assert resumed is not None
     assert whole.state.keys() == resumed.state.keys()
@@ -56,7 +56,7 @@ def test_a_stopped_run_goes_on_to_the_bit(optimizer, changes, kinds, recipe, tmp
 
 
 def test_a_checkpoint_of_plain_momentum_is_named_by_its_parameters(recipe, tmp_path: Path):
-    run_steps(ALONE, Run(recipe, 1, None, (0, 1), tmp_path))
+    run_steps(ALONE, Training(recipe, 1, None, (0, 1), tmp_path))
     saved = latest_checkpoint(RunFolder(tmp_path))
     assert saved is not None
     tensors = load_checkpoint(saved)[0]

@@ -1,6 +1,6 @@
 """What a helper does that `measuring` starts: it makes steps of micro-batches of one size and says what they took.
 
-Everything goes the way of a run: `make_trainer`, `train_step`, the memory habits of `start_world`. The learning rate is
+Everything goes the way of a run: `make_trainer`, `train_step`, the allocator of `start_world`. The learning rate is
 so small that the weights stay where they are, and every step has the same work.
 """
 

@@ -1,6 +1,5 @@
 """An evaluation in a process beside the training finds what one in the foreground finds, and dies with the training."""
 
-import json
 import os
 import shutil
 import signal
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from megdet.distributed import helper
 from megdet.distributed.local_ranks import RankError, run_in_ranks
 from megdet.distributed.world import World
 from megdet.errors import InputError
@@ -22,7 +22,7 @@ from megdet.journal.metrics import read_metrics
 from megdet.journal.run_folder import RunFolder
 from megdet.journal.run_state import RunState
 from megdet.recipe import Recipe
-from megdet.training import background, loop
+from megdet.training import loop
 from megdet.training import run as run_module
 from megdet.training.background import BackgroundEvaluations, overrides_beside
 from megdet.training.evaluations import Evaluations
@@ -85,11 +85,11 @@ class Watched:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, is_stopped: bool = False) -> None:
         self.started: list[subprocess.Popen[bytes]] = []
         self.is_stopped = is_stopped
-        monkeypatch.setattr(background.subprocess, "Popen", self.start)
+        monkeypatch.setattr(helper.subprocess, "Popen", self.start)
 
     def start(self, *arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
         process = Popen(*arguments, **options)
-        if background.__name__ in arguments[0]:  # and not git, which tells the commit
+        if helper.__name__ in arguments[0]:  # and not git, which tells the commit
             if self.is_stopped:
                 os.kill(process.pid, signal.SIGSTOP)
             self.started.append(process)
@@ -245,7 +245,7 @@ def train_until_killed(world: World, recipe: Recipe, path: Path) -> None:
 
     def start_stopped(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
         process = Popen(*arguments, **options)
-        if background.__name__ in arguments[0]:
+        if helper.__name__ in arguments[0]:
             os.kill(process.pid, signal.SIGSTOP)
             (path / "pid").write_text(str(process.pid))
         return process
@@ -255,7 +255,7 @@ def train_until_killed(world: World, recipe: Recipe, path: Path) -> None:
         if state.step == 4:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    background.subprocess.Popen = start_stopped  # type: ignore[assignment, misc]
+    helper.subprocess.Popen = start_stopped  # type: ignore[assignment, misc]
     run_module.save_checkpoint = save_and_die  # type: ignore[assignment]
     train(recipe, RunFolder(path), BACKGROUND, world)
 
@@ -270,7 +270,9 @@ def killed(recipe: Recipe, tmp_path_factory: Any) -> Path:
     assert runs(orphan)
     os.kill(orphan, signal.SIGCONT)
     wait_until(lambda: not runs(orphan))
-    assert [list(out.iterdir()) for out in path.glob(".evaluation_*")] == [[]]  # it ended before its work was done
+    [out] = path.glob(".evaluation_*")
+    assert [file.name for file in out.iterdir()] == [helper.TASK]  # it ended before its work was done
+    (out / helper.TASK).unlink()
     (path / "pid").unlink()
     assert steps(RunFolder(path)) == [2, 4]
     return path
@@ -322,16 +324,15 @@ def test_a_device_without_the_background_and_one_that_is_none_are_refused(recipe
     assert not folder.path.exists()
 
 
-def test_the_process_says_in_one_line_what_the_user_can_mend(recipe, whole, tmp_path):
-    task = background._Task(str(whole[0].path), 3, "cpu", 0, 1, str(tmp_path), os.getppid(), {})
-    niceness = os.nice(0)
-    background.main(replace(task, parent=os.getppid()))
-    result = json.loads((tmp_path / "result.json").read_text())
-    assert result == {
-        "step": 3,
-        "error": f"there is no checkpoint {whole[0].checkpoints}/step_00000003; check the path",
-    }
-    assert os.nice(0) == niceness + 10
+def test_a_checkpoint_that_is_not_there_is_said_in_one_line(whole, folder):
+    shutil.copytree(whole[0].path, folder.path)
+    cpu = torch.device("cpu")
+    with BackgroundEvaluations(folder, cpu, 0, cpu) as evaluations:
+        evaluations.start(3)
+        evaluations.wait(PATIENCE)
+        why = f"there is no checkpoint {folder.checkpoints}/step_00000003; check the path; the training is saved"
+        with pytest.raises(InputError, match=f"the evaluation of step 3 in the background failed: {why}"):
+            evaluations.poll()
 
 
 def test_a_processor_slow_at_bfloat16_evaluates_a_training_on_a_gpu_in_float32(recipe, pretend_speeds):

@@ -92,7 +92,7 @@ class Evaluations:
                 self.look()
                 self.background.wait(min(_WAIT_SECONDS, self.world.timeout.total_seconds() / 4))
                 self.look()
-            is_over, self.run.position = self.world.gather_objects((not self.needed_checkpoints, self.run.position))[0]
+            is_over, self.run.position = self.world.on_first(lambda: (not self.needed_checkpoints, self.run.position))
 
     def _evaluate_averages(self, step: int) -> None:
         """Evaluate the trained model, with the averages as its weights where the run keeps them."""
@@ -116,10 +116,8 @@ class Evaluations:
                 f"the evaluation of step {step}: {recipe.evaluation.batch_size} images do not fit "
                 f"{self.world.device}: lower evaluation.batch_size"
             ) from None
-        own_numbers = evaluate_detections(val.annotations_file, results) if self.world.is_first else None
-        numbers: CocoNumbers = self.world.gather_objects(own_numbers)[0]
-        if self.world.is_first:
-            write_json_atomically(self.folder.detections, results)
+        numbers = self.world.on_first(lambda: evaluate_detections(val.annotations_file, results))
+        self.world.on_first(lambda: write_json_atomically(self.folder.detections, results))
         self._write_down(step, numbers, time.perf_counter() - started)
 
     def _write_down(self, step: int, numbers: CocoNumbers, seconds: float) -> None:

@@ -154,9 +154,7 @@ class Run:
 
         `spared` are steps whose older checkpoints stay.
         """
-        if self.world.is_first:
-            self.save_alone(step, spared)
-        self.world.barrier()
+        self.world.on_first(lambda: self.save_alone(step, spared))
         self.saved_step = step
 
     def save_alone(self, step: int, spared: Collection[int] = ()) -> None:

@@ -1,8 +1,8 @@
-"""Outputs of batch norms that are not kept for the backward.
+"""Outputs of batch norms that are computed again in the backward instead of being kept for it.
 
-A batch norm keeps its input, from which its output follows by one multiplication and one addition a number. So what
-later layers would keep of that output, or of the activation behind it, is found again when the backward asks for it,
-for about a hundredth of a step. The numbers are the same to the bit, and nothing is asked of other devices.
+A batch norm keeps its input, from which its output follows by one multiplication and one addition a number. So a later
+layer need not keep that output, or the activation of it: both are computed again when the backward asks for them, which
+takes about a hundredth of a step. The numbers are the same to the bit, and nothing is asked of other devices.
 """
 
 import threading
@@ -64,8 +64,8 @@ class _Latest:
 
 
 @contextmanager
-def lean_outputs() -> Iterator[None]:
-    """Within it, announced outputs are not kept for the backward; a segment that is recomputed keeps nothing anyway."""
+def recompute_outputs() -> Iterator[None]:
+    """Within it, layers keep no outputs that are marked as recomputable; a recomputed segment keeps nothing anyway."""
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         yield
         return
@@ -77,14 +77,14 @@ def lean_outputs() -> Iterator[None]:
         _STATE.is_active, _STATE.latest = False, None
 
 
-def announce(tensor: Tensor, compute: Callable[[], Tensor]) -> None:
+def mark_recomputable(tensor: Tensor, compute: Callable[[], Tensor]) -> None:
     """Say of a tensor that was just computed how to compute it again, to the bit, from what is kept anyway."""
     if not torch.compiler.is_compiling() and getattr(_STATE, "is_active", False) and tensor.requires_grad:
         _STATE.latest = _Latest(tensor, tensor._version, Output(compute))
 
 
-def watch_activations(model: nn.Module) -> None:
-    """Have the activations of a model, where they follow on an announced output in place, announce their own."""
+def mark_activations(model: nn.Module) -> None:
+    """Have the activations of a model mark their outputs, where they change a marked tensor in place."""
     for module in model.modules():
         if isinstance(module, ACTIVATIONS):
             module.register_forward_pre_hook(_before_activation)

@@ -11,7 +11,7 @@ from torch import nn
 
 from factories import TINY, TINY_FROZEN, gradients, tiny_batch, tiny_detector, with_model
 from megdet.layers.batch_norm import CrossDeviceBatchNorm
-from megdet.layers.lean import lean_outputs, watch_activations
+from megdet.layers.recomputed_outputs import mark_activations, recompute_outputs
 from megdet.model import backbone
 from megdet.model.faster_rcnn import FasterRcnn
 
@@ -43,28 +43,28 @@ def test_gradients_are_those_of_kept_outputs_to_the_bit(recipe, precision, monke
         sum(losses[name].sum() for name in FasterRcnn.loss_names).backward()
         return losses | gradients(detector)
 
-    lean = step()
-    monkeypatch.setattr(backbone, "lean_outputs", nullcontext)
+    recomputed = step()
+    monkeypatch.setattr(backbone, "recompute_outputs", nullcontext)
     kept = step()
-    assert lean.keys() == kept.keys()
-    assert all(torch.equal(lean[name], kept[name]) for name in kept)
+    assert recomputed.keys() == kept.keys()
+    assert all(torch.equal(recomputed[name], kept[name]) for name in kept)
 
 
 def small_model(activation: nn.Module) -> nn.Sequential:
     norm = CrossDeviceBatchNorm(4)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), norm, activation, nn.Conv2d(4, 2, 3))
-    watch_activations(model)
+    mark_activations(model)
     return model
 
 
 @pytest.mark.parametrize("activation", [nn.ReLU(inplace=True), nn.ReLU6(inplace=True), nn.LeakyReLU(inplace=True)])
-@pytest.mark.parametrize("is_lean", [True, False])
-def test_the_output_of_a_norm_and_its_activation_is_let_go(activation, is_lean):
+@pytest.mark.parametrize("is_recomputed", [True, False])
+def test_the_output_of_a_norm_and_its_activation_is_let_go(activation, is_recomputed):
     model, outputs = small_model(activation), []
     model[2].register_forward_hook(lambda _m, _i, y: outputs.append(weakref.ref(y.untyped_storage())))
-    with released(outputs) as gone, lean_outputs() if is_lean else nullcontext():
+    with released(outputs) as gone, recompute_outputs() if is_recomputed else nullcontext():
         y = model(torch.rand(2, 3, 9, 9))
-    assert gone == [is_lean]
+    assert gone == [is_recomputed]
     y.sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
 
@@ -83,27 +83,27 @@ def test_an_output_that_was_changed_after_its_activation_is_kept_as_it_became():
     torch.manual_seed(0)
     model, x = Shortcut(), torch.rand(2, 3, 9, 9)
     found = []
-    for context in (nullcontext(), lean_outputs()):
+    for context in (nullcontext(), recompute_outputs()):
         model.zero_grad()
         with context:
             y = model(x)
         y.square().sum().backward()
         found.append([parameter.grad.clone() for parameter in model.parameters()])
-    assert all(torch.equal(kept, lean) for kept, lean in zip(*found, strict=True))
+    assert all(torch.equal(kept, again) for kept, again in zip(*found, strict=True))
 
 
 def test_a_graph_can_be_walked_twice():
     model, x = small_model(nn.ReLU(inplace=True)), torch.rand(2, 3, 9, 9)
-    with lean_outputs():
+    with recompute_outputs():
         loss = model(x).square().sum()
     first = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
     second = torch.autograd.grad(loss, list(model.parameters()))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def test_nothing_is_announced_outside_or_without_gradients():
+def test_nothing_is_recomputed_outside_or_without_gradients():
     model, x = small_model(nn.ReLU(inplace=True)), torch.rand(2, 3, 9, 9)
-    with torch.no_grad(), lean_outputs():
+    with torch.no_grad(), recompute_outputs():
         plain = model(x)
     assert not plain.requires_grad
     y = model(x)  # outside: torch keeps what it always keeps

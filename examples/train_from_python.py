@@ -11,8 +11,8 @@ from megdet.data.demo import draw_demo
 from megdet.distributed.world import start_world
 from megdet.inference.predict import detect_image
 from megdet.inference.trained import load_detector
-from megdet.journal.run_folder import RunFolder
 from megdet.recipe_file import load_recipe
+from megdet.run_folder.folder import RunFolder
 from megdet.training.loop import train
 from megdet.training.run import RunOptions
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from megdet.analysis.contract.verify import verify
+from megdet.contract.verify import verify
 from megdet.data.plan import canvas_of
 from megdet.distributed.lane import Lane
 from megdet.distributed.world import World

@@ -49,7 +49,7 @@ class SingleStage(Detector):
     parts = {"backbone": "backbone", "fpn": "FPN", "classes": "classes", "deltas": "boxes"}  # noqa: RUF012
     dense_parts = ("backbone", "fpn")
     class_layers = ("classes",)
-    faint_layers = {"classes": 10.0, "deltas": 10.0}  # noqa: RUF012
+    small_start = {"classes": 10.0, "deltas": 10.0}  # noqa: RUF012
     same_meaning = ("backbone.name", "anchors.sizes")
     sampling_keys = ("samples", "positive_iou")
 

@@ -10,20 +10,20 @@ from PIL import Image
 from torch import Tensor
 
 from factories import TINY, reported_by
-from megdet.analysis.contract.run import wake
-from megdet.analysis.contract.verify import relative_difference
+from megdet.contract.run import make_every_layer_count
+from megdet.contract.verify import relative_difference
 from megdet.data.coco import CocoDataset, load_coco, write_coco
 from megdet.distributed.layout import choose_layout
 from megdet.distributed.world import World
 from megdet.inference.trained import place_model
-from megdet.journal.checkpoint_files import save_checkpoint
-from megdet.journal.run_folder import RunFolder
-from megdet.journal.run_state import RunState
 from megdet.model.choice import make_detector
 from megdet.model.detector import Detector
 from megdet.recipe import Backbone, Data, Evaluation, Optimizer, Recipe, Schedule
 from megdet.recipe_file import dump_recipe
-from megdet.training.optimizer import state_by_name
+from megdet.run_folder.checkpoint_files import save_checkpoint
+from megdet.run_folder.folder import RunFolder
+from megdet.run_folder.run_state import RunState
+from megdet.training.optimizers.optimizer import state_by_name
 from megdet.training.run import RunOptions, open_run
 from megdet.training.trainer import Tensors, Trainer, make_trainer
 
@@ -137,12 +137,12 @@ def make(recipe: Recipe, world: World = ALONE, width: int | None = None) -> Trai
 
 
 def run_steps(
-    recipe: Recipe, steps: int, world: World = ALONE, width: int | None = None, *, is_woken: bool = True
+    recipe: Recipe, steps: int, world: World = ALONE, width: int | None = None, *, counts_all: bool = True
 ) -> tuple[Trainer, list[Tensor]]:
     """The trainer after some steps of the recipe's plan, and what each of them reported."""
     with open_run(recipe, world, RunOptions(workers=0, lane_width=width)) as run:
-        if is_woken:
-            wake(run.trainer)
+        if counts_all:
+            make_every_layer_count(run.trainer)
         reported = [reported_by(result) for result in run.steps(0, steps)]
     return run.trainer, reported
 

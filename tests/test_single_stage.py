@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-from megdet.analysis.contract.cases import chosen_cases
-from megdet.analysis.contract.verify import verify
 from megdet.cli.main import main
+from megdet.contract.cases import chosen_cases
+from megdet.contract.verify import verify
 from megdet.errors import InputError
 from megdet.inference.trained import load_detector
-from megdet.journal.metrics import read_metrics
-from megdet.journal.run_folder import RunFolder
 from megdet.recipe import Backbone, Recipe
 from megdet.recipe_file import dump_recipe, parse_recipe, recipe_keys
 from megdet.recipe_help import sections
+from megdet.run_folder.folder import RunFolder
+from megdet.run_folder.metrics import read_metrics
 from megdet.training.loop import train
 from megdet.training.run import RunOptions
 from recipe_refusals import refusal

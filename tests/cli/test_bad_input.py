@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from cli_runs import OVERRIDES, TinyData, make_data
 from megdet.cli.main import main
-from megdet.journal.run_folder import RunFolder
+from megdet.run_folder.folder import RunFolder
 from megdet.training import run as run_module
 
 Refused = Callable[..., str]

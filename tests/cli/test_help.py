@@ -4,13 +4,13 @@ import re
 
 import pytest
 
-from megdet.analysis.contract.verify import DEVICES, STEPS
-from megdet.analysis.gradients.variance import FACTORS
-from megdet.analysis.rates.trial import AFTER_WARMUP
 from megdet.cli.main import VERBS, main
+from megdet.contract.verify import DEVICES, STEPS
 from megdet.distributed.world import DEFAULT_TIMEOUT
 from megdet.planning.measured_steps import TIMED_SECONDS, TIMED_STEPS
 from megdet.recipe_file import recipe_keys
+from megdet.studies.gradients.variance import FACTORS
+from megdet.studies.rates.trial import AFTER_WARMUP
 
 BUILD_A_RECIPE = {"train", "describe", "lr-test", "plan", "verify"}
 CHANGE_A_RECIPE = {"demo", "import", "evaluate", "detect", "analyse variance"}

@@ -224,7 +224,7 @@ def test_what_cannot_be_planned_is_refused_before_anything_is_measured(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("it started to measure")
 
-    monkeypatch.setattr("megdet.planning.measuring._run_together", never)
+    monkeypatch.setattr("megdet.planning.measuring._measure_together", never)
     assert "bn_size is 3: it must divide batch_size 16" in refused("plan", recipe, "--bn_size", 3)
     assert "17 devices for a mini-batch of 16 images" in refused("plan", recipe, "--devices", 17)
     assert "takes at least one" in refused("plan", recipe, "--devices", 0)

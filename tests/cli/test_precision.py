@@ -16,9 +16,9 @@ from megdet.cli.results import overrides_here
 from megdet.distributed.local_ranks import run_in_ranks
 from megdet.distributed.world import World
 from megdet.errors import InputError
-from megdet.journal.run_folder import RunFolder
 from megdet.recipe import Recipe
 from megdet.recipe_file import load_recipe
+from megdet.run_folder.folder import RunFolder
 
 Pretend = Callable[..., list[torch.dtype]]
 SLOW, QUICK = {"float32": 0.001, "bfloat16": 0.002}, {"float32": 0.002, "bfloat16": 0.001}

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from megdet.analysis.paper.report import Report
 from megdet.cli import reproduction
 from megdet.cli.main import main
+from megdet.paper.report import Report
 
 Refused = Callable[..., str]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from factories import with_model
-from megdet.analysis.contract.verify import relative_difference
+from megdet.contract.verify import relative_difference
 from megdet.distributed.local_ranks import run_in_ranks
 from megdet.distributed.world import World
 from megdet.recipe import Recipe

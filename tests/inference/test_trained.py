@@ -9,9 +9,9 @@ from factories import with_model
 from megdet.cli.main import main
 from megdet.errors import InputError
 from megdet.inference.trained import load_detector, load_weights
-from megdet.journal.checkpoint_files import checkpoint_path, latest_checkpoint, load_checkpoint, save_checkpoint
-from megdet.journal.run_folder import RunFolder
 from megdet.recipe_file import dump_recipe
+from megdet.run_folder.checkpoint_files import checkpoint_path, latest_checkpoint, load_checkpoint, save_checkpoint
+from megdet.run_folder.folder import RunFolder
 from small_runs import CLASS_NAMES, CPU, save_run, small_recipe
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,7 +18,7 @@ from megdet.cli.main import main
 from megdet.errors import InputError
 from megdet.planning import measured_steps
 from megdet.planning.inputs import planner_of_measurement
-from megdet.planning.measured_steps import Answer, Task, micro_batch_recipe, others_bytes, peak_bytes
+from megdet.planning.measured_steps import Answer, Meeting, Task, micro_batch_recipe, others_bytes, peak_bytes
 from megdet.planning.measurement import fit_costs, read_measurement
 from megdet.planning.measuring import Measuring, measure, typical_canvas
 from megdet.planning.network import flat_fabric
@@ -99,7 +100,7 @@ def test_other_processes_on_the_gpu_are_told_of(recipe: Recipe, monkeypatch: pyt
     def answers(*_: object) -> list[Answer]:
         return [Answer((1.0, 2.0), (1 << 30, 1 << 30), next(held), (0.1, 1 << 30))]
 
-    monkeypatch.setattr("megdet.planning.measuring._run_together", answers)
+    monkeypatch.setattr("megdet.planning.measuring._measure_together", answers)
     measurement = measure(recipe, CPU)
     assert measurement.others_bytes == 5 << 30
 
@@ -125,7 +126,8 @@ def test_a_measuring_process_that_ends_badly_is_said_in_one_line(
 ) -> None:
     monkeypatch.setattr("megdet.planning.measuring.measure_here", end_at_once)
     with pytest.raises(
-        InputError, match=r"micro-batches of 1 images failed: its process was ended \(out of memory\?\)"
+        InputError,
+        match=r"micro-batches of 1 images failed: its process was ended by SIGKILL \(out of memory\?\); give smaller",
     ):
         measure(recipe, CPU)
 
@@ -171,13 +173,32 @@ def test_the_memory_of_a_real_run_is_predicted_within_15_percent(
     assert abs((predicted - 6 * cost.image_bytes) / real - 1) > 0.15
 
 
+def test_sizes_that_do_not_fit_are_left_out(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("megdet.planning.measuring.measure_here", have_no_memory)
+    said: list[str] = []
+    with pytest.raises(InputError, match="no micro-batch of these sizes fits this device: give smaller --sizes"):
+        measure(recipe, replace(CPU, side_by_side=2), said.append)
+    assert said[1] == "micro-batches of 1 images do not fit this device: left out"
+
+
 def end_at_once(*_: object) -> None:
-    os._exit(1)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
-def fail_on_the_second(task: Task, local_rank: int) -> Answer | None:
+def fail_on_the_second(task: Task, meeting: Meeting) -> Answer:
     """The first waits in the real function for the second, which never comes."""
-    if local_rank == 0:
-        return measured_steps.measure_here(task, local_rank)
-    measured_steps._together.abort()
+    if meeting.place == 0:
+        return measured_steps.measure_here(task, meeting)
     raise InputError("the second has no memory")
+
+
+def have_no_memory(task: Task, meeting: Meeting) -> Answer:
+    """The first does not fit, and the second waits for it."""
+    with pytest.MonkeyPatch.context() as patch:
+        if meeting.place == 0:
+            patch.setattr(measured_steps, "_measure", raise_out_of_memory)
+        return measured_steps.measure_here(task, meeting)
+
+
+def raise_out_of_memory(*_: object) -> None:
+    raise torch.OutOfMemoryError

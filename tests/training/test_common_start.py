@@ -14,9 +14,9 @@ from megdet.distributed.local_ranks import run_in_ranks
 from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.inference.trained import load_detector
-from megdet.journal.checkpoint_files import checkpoint_path, latest_checkpoint, load_checkpoint
-from megdet.journal.run_folder import RunFolder
 from megdet.recipe import Backbone, Recipe
+from megdet.run_folder.checkpoint_files import checkpoint_path, latest_checkpoint, load_checkpoint
+from megdet.run_folder.folder import RunFolder
 from megdet.training import common_start
 from megdet.training import run as run_module
 from megdet.training import trainer as trainers

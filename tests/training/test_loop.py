@@ -18,12 +18,12 @@ from megdet.errors import DivergedError, InputError
 from megdet.files import read_json
 from megdet.inference.predict import category_ids_for, detect_dataset
 from megdet.inference.trained import load_detector
-from megdet.journal.checkpoint_files import checkpoints, load_checkpoint
-from megdet.journal.metrics import read_metrics
-from megdet.journal.run_folder import RunFolder
 from megdet.model.faster_rcnn import FasterRcnn
 from megdet.recipe import Optimizer, Recipe
 from megdet.recipe_file import dump_recipe, load_recipe
+from megdet.run_folder.checkpoint_files import checkpoints, load_checkpoint
+from megdet.run_folder.folder import RunFolder
+from megdet.run_folder.metrics import read_metrics
 from megdet.training import run as run_module
 from megdet.training import step_log
 from megdet.training.loop import train
@@ -133,7 +133,7 @@ def test_every_step_and_every_epochs_evaluation_is_in_the_metrics(recipe, done):
 
 def test_the_loop_takes_the_steps_of_the_plan_and_no_others(recipe, done):
     # the same steps without the loop, its evaluations and its checkpoints
-    trainer, reported = run_steps(recipe, 4, is_woken=False)
+    trainer, reported = run_steps(recipe, 4, counts_all=False)
     saved, _ = load_checkpoint(checkpoints(done)[-1])
     for name, tensor in trainer.model.state_dict().items():
         assert torch.equal(tensor, saved["model"][name]), name

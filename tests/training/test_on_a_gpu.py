@@ -18,12 +18,12 @@ from megdet.distributed.lane import SINGLE_LANE
 from megdet.distributed.layout import choose_layout
 from megdet.distributed.world import World, start_world
 from megdet.inference.trained import place_model
-from megdet.journal.run_folder import RunFolder
 from megdet.layers.cross_device import CrossDeviceNorm, lane_moments
 from megdet.model.anchors import LEVEL_STRIDES
 from megdet.model.faster_rcnn import FasterRcnn
 from megdet.ops.roi_align import feature_table, roi_align
 from megdet.recipe import Optimizer, Recipe, Schedule
+from megdet.run_folder.folder import RunFolder
 from megdet.training.loop import train
 from megdet.training.run import RunOptions, open_run
 from megdet.training.step import train_step
@@ -102,7 +102,7 @@ def test_no_optimizer_and_nothing_that_is_measured_waits_or_differs_from_the_cpu
         with no_waiting():
             result = train_step(trainer, batches, range(2), 1e-4, 1, here)
         assert result.noise is not None
-        assert (result.agvm is None) == (trainer.modulator is None)
+        assert (result.agvm is None) == (trainer.agvm is None)
         assert all(numbers[:2].isfinite().all() for numbers in (result.noise, result.agvm) if numbers is not None)
         weights.append((trainer.model.rpn.conv.weight - before).detach().double().cpu())
     if precision == "float64":  # the fused kernels of a GPU read a rate that is a tensor in float32

@@ -15,9 +15,9 @@ from megdet.distributed.local_ranks import run_in_ranks
 from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.inference.trained import load_detector
-from megdet.journal.run_folder import RunFolder
 from megdet.layers.batch_norm import CrossDeviceBatchNorm, set_statistics
 from megdet.recipe import Recipe
+from megdet.run_folder.folder import RunFolder
 from megdet.training.precise_statistics import load_precise_detector
 from megdet.training.run import RunOptions
 from small_runs import ALONE, CPU, furthest, save_run, small_recipe, train_set, write_small_set

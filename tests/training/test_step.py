@@ -201,7 +201,7 @@ def test_agvm_sees_the_gradients_of_the_first_and_the_second_half_before_clippin
     recipe = replace(FROZEN, optimizer=Optimizer(agvm=True, clip_norm=1e-3), schedule=Schedule(warmup_steps=0))
     batches = split(tiny_batch(8), 2)
     trainer = make_trainer(recipe)
-    found = dict(zip(trainer.modulator.parts, result_of(trainer, batches).agvm[0].tolist(), strict=True))
+    found = dict(zip(trainer.agvm.parts, result_of(trainer, batches).agvm[0].tolist(), strict=True))
     sides = gradients(recipe, batches[:2]), gradients(recipe, batches[2:])
     for module, disagreement in found.items():
         ours, theirs = (
@@ -216,7 +216,7 @@ def test_a_module_moves_by_its_own_factor():
     moved = []
     for factors in ([1.0, 1.0, 1.0, 1.0], [1.0, 2.0, 0.5, 3.0]):
         trainer = make_trainer(recipe)
-        trainer.modulator.factors.copy_(torch.tensor(factors))
+        trainer.agvm.factors.copy_(torch.tensor(factors))
         before = weights(trainer)
         result = result_of(trainer, split(tiny_batch(8), 2))
         moved.append({name: weight - before[name] for name, weight in weights(trainer).items()})

@@ -7,21 +7,21 @@ from typing import Any
 
 from rich.table import Table
 
-from megdet.analysis.gradients.findings import Variance
-from megdet.analysis.gradients.pictures import plot_updates, plot_variance
-from megdet.analysis.gradients.units import Study, load_study
-from megdet.analysis.gradients.variance import measure_variance
-from megdet.analysis.rates.picture import plot_rate_test
-from megdet.analysis.rates.trial import RateTest, run_rate_test
-from megdet.analysis.sampling.pictures import draw_proposals, most_and_least_balanced, sampled_images
-from megdet.analysis.sampling.ratios import Ratio, sampling_table
 from megdet.cli.machine import join_world, num_workers
 from megdet.cli.options import CONSOLE, Arguments
 from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.files import cannot_write, write_json_atomically
-from megdet.journal.run_folder import RunFolder, encode_non_finite
 from megdet.recipe_file import load_recipe, recipe_name
+from megdet.run_folder.folder import RunFolder, encode_non_finite
+from megdet.studies.gradients.findings import Variance
+from megdet.studies.gradients.pictures import plot_updates, plot_variance
+from megdet.studies.gradients.units import Study, load_study
+from megdet.studies.gradients.variance import measure_variance
+from megdet.studies.rates.picture import plot_rate_test
+from megdet.studies.rates.trial import RateTest, run_rate_test
+from megdet.studies.sampling.pictures import draw_proposals, most_and_least_balanced, sampled_images
+from megdet.studies.sampling.ratios import Ratio, sampling_table
 from megdet.terminal import Terminal
 from megdet.training.run import RunOptions
 

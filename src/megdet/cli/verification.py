@@ -4,9 +4,9 @@ import json
 
 from rich.table import Table
 
-from megdet.analysis.contract.cases import chosen_cases
-from megdet.analysis.contract.verify import Row, Verdict, verify
 from megdet.cli.options import CONSOLE, PROGRESS, Arguments
+from megdet.contract.cases import chosen_cases
+from megdet.contract.verify import Row, Verdict, verify
 from megdet.recipe_file import load_recipe
 
 

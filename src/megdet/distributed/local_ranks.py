@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import signal
 import sys
 import tempfile
 import time
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from torch import distributed
 
+from megdet.distributed.helper import how_it_ended
 from megdet.distributed.world import start_world, stop_world
 from megdet.errors import InputError
 
@@ -155,9 +155,7 @@ def _raise_first(processes: Sequence[BaseProcess], folder: Path) -> None:
     """Raise for the rank that failed first: those that waited for it fail after it, and say less."""
     rank = _silent(processes, folder)
     if rank is not None:
-        code = processes[rank].exitcode or 0
-        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        raise RankError(f"rank {rank} of {len(processes)} {how}")
+        raise RankError(f"rank {rank} of {len(processes)} {how_it_ended(processes[rank].exitcode or 0)}")
     _, rank, message, text = min(pickle.loads(file.read_bytes()) for file in folder.glob("failed*"))
     if message is not None:
         raise InputError(message)

@@ -8,15 +8,15 @@ import torch
 from megdet.distributed.lane import SINGLE_LANE, Lane
 from megdet.distributed.world import World
 from megdet.errors import InputError
-from megdet.journal.checkpoint_files import Kind, checkpoint_path, latest_checkpoint, open_checkpoint
-from megdet.journal.run_folder import RunFolder
-from megdet.journal.run_state import RunState
-from megdet.journal.tensor_check import check_finite, check_tensors
 from megdet.model.choice import make_detector
 from megdet.model.detector import Detector
 from megdet.precision import dtype_of
 from megdet.recipe import Precision, Recipe
 from megdet.recipe_file import parse_recipe
+from megdet.run_folder.checkpoint_files import Kind, checkpoint_path, latest_checkpoint, open_checkpoint
+from megdet.run_folder.folder import RunFolder
+from megdet.run_folder.run_state import RunState
+from megdet.run_folder.tensor_check import check_finite, check_tensors
 
 
 @dataclass

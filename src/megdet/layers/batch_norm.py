@@ -21,9 +21,9 @@ from megdet.distributed.lane import SINGLE_LANE, Lane, lane_of_all
 from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.layers.cross_device import CrossDeviceNorm, Moments, lane_moments, mean_over_lanes, normalize
-from megdet.layers.lean import announce
 from megdet.layers.moments import statistics_dtype
 from megdet.layers.recompute import current_tape
+from megdet.layers.recomputed_outputs import mark_recomputable
 
 RUNNING_MOMENTUM = 0.1
 
@@ -110,7 +110,7 @@ class CrossDeviceBatchNorm(nn.Module):
         y = CrossDeviceNorm.apply(x, self.weight, self.bias, mask, self.eps, self.lane, moments)
         if known is None and mask is None:
             kept = x.detach(), self.weight.detach(), self.bias.detach()
-            announce(y, lambda: normalize(*kept, moments.mean, moments.inverse_std, self.eps))
+            mark_recomputable(y, lambda: normalize(*kept, moments.mean, moments.inverse_std, self.eps))
         return y  # type: ignore[no-any-return]
 
     def _moments(self, x: Tensor, mask: Tensor | None) -> Moments:
@@ -135,7 +135,7 @@ class CrossDeviceBatchNorm(nn.Module):
             y, found, inverse_std = torch.native_batch_norm(x, self.weight, self.bias, mean, var, True, 1.0, self.eps)
             kept, scale = x.detach(), self.weight.detach() * inverse_std
             bias, ones = self.bias.detach(), torch.ones_like(found)
-            announce(y, lambda: F.batch_norm(kept, found, ones, scale, bias, False, 0.0, 0.0))
+            mark_recomputable(y, lambda: F.batch_norm(kept, found, ones, scale, bias, False, 0.0, 0.0))
         tape = current_tape()
         if tape is None or not tape.is_replayed:
             with torch.no_grad():

@@ -15,8 +15,8 @@ from megdet.distributed.lane import Lane
 from megdet.errors import InputError, nearest
 from megdet.layers.batch_norm import FrozenBatchNorm
 from megdet.layers.convert import exchange_norms
-from megdet.layers.lean import lean_outputs, watch_activations
 from megdet.layers.recompute import RecomputedBlocks, saved_bytes, sublinear_segments
+from megdet.layers.recomputed_outputs import mark_activations, recompute_outputs
 from megdet.model.weight_file import misfit, read_tensors
 from megdet.recipe import Backbone as BackboneRecipe
 from megdet.recipe import RecomputePlan
@@ -81,13 +81,13 @@ class Backbone(nn.Module):
             _set_eps(self, recipe.norm_eps)
         self._freeze(recipe.frozen_stages)
         exchange_norms(self, recipe.norm, lane)
-        watch_activations(self)
+        mark_activations(self)
         if recompute != "none":
             recompute_blocks(self.body, recompute, recipe.name)
 
     def forward(self, images: Float[Tensor, "images 3 height width"]) -> list[Float[Tensor, "images _ _ _"]]:
         """The features at strides 4, 8, 16 and 32."""
-        with lean_outputs():
+        with recompute_outputs():
             features = self.body(images)
         c2, c3, c4, c5 = (features[index] for index in self.picked)
         return [c2, c3, c4, self.last(c5)]

@@ -66,7 +66,7 @@ class Detector(nn.Module, ABC):
     """the parts whose forward does the same arithmetic for every image of a canvas, so that it can be compiled"""
     class_layers: ClassVar[tuple[str, ...]]
     """the layers whose rows are classes; they start anew when the classes are others"""
-    faint_layers: ClassVar[Mapping[str, float]] = {}
+    small_start: ClassVar[Mapping[str, float]] = {}
     """layers whose weights begin near 0, with the factor at which `verify` sees what depends on them"""
     same_meaning: ClassVar[tuple[str, ...]]
     """the keys, within `recipe.model`, without which the same weights mean another detector"""

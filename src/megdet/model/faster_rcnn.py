@@ -45,7 +45,7 @@ class FasterRcnn(Detector):
     parts: ClassVar[Mapping[str, str]] = {"backbone": "backbone", "fpn": "FPN", "rpn": "RPN", "box_head": "box head"}
     dense_parts = ("backbone", "fpn", "rpn")
     class_layers = ("box_head.classes", "box_head.deltas")
-    faint_layers: ClassVar[Mapping[str, float]] = {
+    small_start: ClassVar[Mapping[str, float]] = {
         "rpn.objectness": 10,
         "rpn.deltas": 10,
         "box_head.classes": 20,

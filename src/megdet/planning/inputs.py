@@ -12,8 +12,6 @@ from megdet.data.plan import TrainingPlan
 from megdet.distributed.layout import Layout
 from megdet.distributed.world import World
 from megdet.errors import InputError
-from megdet.journal.metrics import read_metrics
-from megdet.journal.run_folder import RunFolder
 from megdet.model.backbone import pretrained_tensors
 from megdet.planning.counting import exchange_of, meta_detector
 from megdet.planning.layouts import Planner
@@ -23,6 +21,8 @@ from megdet.planning.network import Fabric, flat_fabric
 from megdet.planning.step import StepCost
 from megdet.recipe import Recipe, RecomputePlan
 from megdet.recipe_file import first_difference, parse_recipe
+from megdet.run_folder.folder import RunFolder
+from megdet.run_folder.metrics import read_metrics
 from megdet.training.datasets import load_datasets
 
 ALL_PLANS: tuple[RecomputePlan, ...] = get_args(RecomputePlan)

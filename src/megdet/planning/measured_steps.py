@@ -1,18 +1,15 @@
-"""What a process does that `measuring` starts: it makes steps of micro-batches of one size and says what they took.
+"""What a helper does that `measuring` starts: it makes steps of micro-batches of one size and says what they took.
 
-Everything goes the way of a run: `make_trainer`, `train_step`, the memory habits of `start_world`. The learning rate is
+Everything goes the way of a run: `make_trainer`, `train_step`, the allocator of `start_world`. The learning rate is
 so small that the weights stay where they are, and every step has the same work.
 """
 
-import os
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from multiprocessing.synchronize import Barrier
 from pathlib import Path
-from threading import BrokenBarrierError
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +19,7 @@ from megdet.data.annotations import AnnotationTable
 from megdet.data.coco import CocoDataset
 from megdet.distributed.layout import recipe_layout
 from megdet.distributed.world import World, start_world
+from megdet.errors import InputError
 from megdet.inference.predict import detect_batch
 from megdet.planning import pictures as pictures  # a run draws in the end: what that loads is in its memory
 from megdet.recipe import Recipe
@@ -34,8 +32,14 @@ TIMED_SECONDS = 20.0
 """Timed steps of one kind go on for so long, ..."""
 TIMED_STEPS = 5
 """... and no more than so many, one at least."""
+_LOOK_SECONDS = 0.002
+"""Between two looks whether all processes that measure side by side are there."""
 _CONTEXT_BYTES = 1 << 30
 """As much of a GPU as a process may hold before it computes: a CUDA context usually takes less."""
+
+
+class DoesNotFitError(InputError):
+    """The steps do not fit the GPU."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +54,22 @@ class Task:
     batches: Path
     """file of the Batches typical, largest and, where the evaluation is measured too, evaluation"""
     timed_steps: int
-    threads: int
-    """0 = as torch chooses"""
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """Where processes that measure side by side wait for each other."""
+
+    folder: Path
+    place: int
+    """of this process among them, from 0"""
+    count: int
+
+    def wait(self) -> None:
+        """Return when all are here. Where one has failed, whoever started them stops those that wait."""
+        (self.folder / f"here{self.place}").touch()
+        while not all((self.folder / f"here{other}").exists() for other in range(self.count)):
+            time.sleep(_LOOK_SECONDS)
 
 
 class Answer(NamedTuple):
@@ -94,31 +112,15 @@ def micro_batch_recipe(recipe: Recipe, images: int) -> Recipe:
     )
 
 
-_together: Barrier
-
-
-def join(barrier: Barrier) -> None:
-    """Let the processes that measure side by side meet before they measure."""
-    global _together
-    _together = barrier
-
-
-def measure_here(task: Task, local_rank: int) -> Answer | None:
-    """Steps of one and two micro-batches, and an evaluation batch if there is one; None = they do not fit the GPU."""
-    os.environ.update(RANK="0", LOCAL_RANK=str(local_rank), WORLD_SIZE="1", LOCAL_WORLD_SIZE=str(_together.parties))
-    if task.threads:
-        torch.set_num_threads(task.threads)
+def measure_here(task: Task, meeting: Meeting) -> Answer:
+    """Steps of one and two micro-batches, and an evaluation batch if there is one. Raises DoesNotFitError."""
     try:
-        return _measure(task)
-    except (torch.OutOfMemoryError, BrokenBarrierError):
-        _together.abort()  # who still waits there waits in vain
-        return None
-    except BaseException:
-        _together.abort()
-        raise
+        return _measure(task, meeting)
+    except torch.OutOfMemoryError:
+        raise DoesNotFitError(f"micro-batches of {task.images} images do not fit this device") from None
 
 
-def _measure(task: Task) -> Answer:
+def _measure(task: Task, meeting: Meeting) -> Answer:
     recipe = micro_batch_recipe(task.recipe, task.images)
     world = start_world(task.device)
     others = others_bytes(world.device)
@@ -126,7 +128,7 @@ def _measure(task: Task) -> Answer:
     batches: dict[str, Batch] = torch.load(task.batches, weights_only=False)
     typical, largest = (batches[name][: task.images].to(world.device) for name in ("typical", "largest"))
     _step(trainer, typical, 1, world)  # it makes the momentum and lets the libraries choose their kernels
-    _together.wait()
+    meeting.wait()
     seconds, peaks = [], []
     for rounds in (1, 2):  # the peak never falls, so the smaller one comes first
         seconds.append(_seconds(partial(_step, trainer, typical, rounds, world), task.timed_steps))

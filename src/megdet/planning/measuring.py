@@ -1,6 +1,6 @@
 """Measures time and memory of training steps on this machine, for the planner.
 
-Every kind of step (recompute plan, images of a micro-batch) has a process of its own (`measured_steps.py`), since the
+Every kind of step (recompute plan, images of a micro-batch) has a helper of its own (`measured_steps.py`), since the
 peak of a process's memory never falls. On a CPU memory is the peak of resident memory of the whole process, with the
 data set that a run holds and without the processes that load its images; on a GPU the peak that torch has reserved and
 what the device holds beside it (the CUDA context), without what other processes held when a process of ours began.
@@ -10,10 +10,8 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -23,15 +21,24 @@ from megdet.data.coco import CocoDataset
 from megdet.data.plan import PlannedImage, TrainingPlan, evaluation_plan
 from megdet.data.transforms import load_batch
 from megdet.distributed.gradients import BUCKET_BYTES
+from megdet.distributed.helper import HelperEndedError, answers_of, start_helper
 from megdet.distributed.layout import Layout
 from megdet.distributed.local_ranks import run_in_ranks
 from megdet.distributed.world import World
 from megdet.errors import InputError
-from megdet.journal.environment import collect_environment
-from megdet.planning.measured_steps import TIMED_STEPS, Answer, Task, join, measure_here, resident_bytes
+from megdet.planning.measured_steps import (
+    TIMED_STEPS,
+    Answer,
+    DoesNotFitError,
+    Meeting,
+    Task,
+    measure_here,
+    resident_bytes,
+)
 from megdet.planning.measurement import Measurement, Point
 from megdet.recipe import Recipe, RecomputePlan
 from megdet.recipe_file import dump_recipe
+from megdet.run_folder.environment import collect_environment
 from megdet.runtime import device_kind
 from megdet.structures import Batch
 from megdet.training.datasets import Datasets, check_statistics, load_datasets
@@ -107,13 +114,11 @@ def measure(recipe: Recipe, how: Measuring, progress: Callable[[str], None] = sa
                 kind,
                 training if points else both,
                 how.timed_steps,
-                # torchrun gives one thread to each of several processes
-                1 if how.side_by_side > 1 and "OMP_NUM_THREADS" not in os.environ else 0,
             )
-            answers = _run_together(task, how.side_by_side)
-            found = [answer for answer in answers if answer is not None]
-            if len(found) < len(answers):
-                progress(f"micro-batches of {images} images do not fit this device: left out")
+            try:
+                found = _measure_together(task, how.side_by_side)
+            except DoesNotFitError as error:
+                progress(f"{error}: left out")
                 continue
             # of processes side by side the slowest and the largest count
             points += [
@@ -155,18 +160,30 @@ def _largest(peaks: Sequence[int | None], data_bytes: int) -> int | None:
     return max(known) + data_bytes if known else None
 
 
-def _run_together(task: Task, count: int) -> list[Answer | None]:
-    """What so many new processes answer that make the same steps at the same time. Raises InputError."""
-    context = get_context("spawn")
-    with ProcessPoolExecutor(count, context, join, (context.Barrier(count),)) as pool:
-        futures = [pool.submit(measure_here, task, local_rank) for local_rank in range(count)]
-        errors = [error for future in futures if (error := future.exception()) is not None]
-        for error in errors:
-            if isinstance(error, InputError | BrokenProcessPool):
-                ended = "its process was ended (out of memory?); give smaller --sizes"
-                why = str(error) if isinstance(error, InputError) else ended
-                raise InputError(f"measuring micro-batches of {task.images} images failed: {why}") from None
-        return [future.result() for future in futures]
+def _measure_together(task: Task, count: int) -> list[Answer]:
+    """What so many new processes answer that make the same steps at the same time.
+
+    Raises DoesNotFitError, and InputError for another end without an answer.
+    """
+    # torchrun gives one thread to each of several processes
+    threads = 1 if count > 1 and "OMP_NUM_THREADS" not in os.environ else 0
+    with tempfile.TemporaryDirectory(prefix="megdet_measure_") as name, ExitStack() as started:
+        helpers = []
+        for place in range(count):
+            own, device = Path(name) / f"process{place}", torch.device(task.device, place)
+            own.mkdir()
+            meeting = Meeting(Path(name), place, count)
+            helpers.append(start_helper(measure_here, task, meeting, folder=own, device=device, threads=threads))
+            started.callback(helpers[-1].stop)
+        try:
+            return answers_of(helpers)
+        except HelperEndedError as error:
+            why = f"{error}; give smaller --sizes"
+        except DoesNotFitError:
+            raise
+        except InputError as error:
+            why = str(error)
+        raise InputError(f"measuring micro-batches of {task.images} images failed: {why}")
 
 
 def typical_canvas(counts: Mapping[_Canvas, int]) -> _Canvas:

@@ -8,9 +8,9 @@ from megdet.data.plan import TrainingPlan
 from megdet.distributed.layout import Layout
 from megdet.distributed.world import World
 from megdet.evaluation.coco_numbers import CocoNumbers
-from megdet.journal.run_folder import RunFolder
 from megdet.model.choice import detector_class
 from megdet.recipe import Recipe
+from megdet.run_folder.folder import RunFolder
 from megdet.run_length import total_steps
 from megdet.terminal import Terminal
 from megdet.training.schedule import why_no_warmup

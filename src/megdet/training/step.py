@@ -22,7 +22,7 @@ from megdet.distributed.world import World
 from megdet.layers.batch_norm import finish_step
 from megdet.precision import arithmetic, backward, dtype_of
 from megdet.structures import Batch
-from megdet.training.halves import num_in_first_half
+from megdet.training.optimizers.parts import num_in_first_half
 from megdet.training.trainer import Trainer
 
 
@@ -82,8 +82,8 @@ def train_step(
     norm = buckets.norm()
     if recipe.optimizer.clip_norm:
         buckets.scale((recipe.optimizer.clip_norm / (norm + 1e-6)).clamp(max=1.0))
-    if trainer.modulator is not None:
-        trainer.modulator.set_rates(rate)
+    if trainer.agvm is not None:
+        trainer.agvm.set_rates(rate)
     else:
         for group in trainer.optimizer.param_groups:
             group["lr"] = rate
@@ -100,8 +100,8 @@ def read_results(results: Sequence[StepResult], trainer: Trainer) -> list[dict[s
     lines: list[dict[str, Any]] = []
     for result, row in zip(results, values, strict=True):
         line = dict(zip((*result.means, "gradient_norm"), row, strict=True))
-        if trainer.modulator is not None and result.agvm is not None:
-            line["agvm"] = trainer.modulator.named(result.agvm.tolist())
+        if trainer.agvm is not None and result.agvm is not None:
+            line["agvm"] = trainer.agvm.named(result.agvm.tolist())
         if trainer.noise is not None and result.noise is not None:
             line["noise"] = trainer.noise.named(result.noise.tolist())
         lines.append({"loss": sum(line[name] for name in trainer.model.loss_names), **line})
@@ -124,19 +124,19 @@ def _accumulate(
 
 
 def _needs_halves(trainer: Trainer, step: int) -> bool:
-    modulator, noise = trainer.modulator, trainer.noise
+    agvm, noise = trainer.agvm, trainer.noise
     is_noise_due = noise is not None and noise.compares_halves and noise.is_due(step)
-    return is_noise_due or (modulator is not None and modulator.is_due(step))
+    return is_noise_due or (agvm is not None and agvm.is_due(step))
 
 
 def _measure(trainer: Trainer, first_half: list[Tensor] | None, step: int) -> tuple[Tensor | None, Tensor | None]:
     """What AGVM and the noise scale see in the gradients of this step, which are not clipped yet."""
-    modulator, noise, gradients = trainer.modulator, trainer.noise, trainer.buckets.gradients
+    agvm, noise, gradients = trainer.agvm, trainer.noise, trainer.buckets.gradients
     of_agvm, of_noise = None, None
     if noise is not None and not noise.compares_halves:
         of_noise = noise.of_steps(gradients, step)
     elif noise is not None and first_half is not None and noise.is_due(step):
         of_noise = noise.of_halves(first_half, gradients, step)
-    if modulator is not None and first_half is not None and modulator.is_due(step):
-        of_agvm = modulator.update(first_half, gradients)
+    if agvm is not None and first_half is not None and agvm.is_due(step):
+        of_agvm = agvm.update(first_half, gradients)
     return of_agvm, of_noise

@@ -14,16 +14,17 @@ from megdet.distributed.lane import make_lane
 from megdet.distributed.layout import Layout
 from megdet.distributed.world import World
 from megdet.inference.trained import place_model
-from megdet.journal.checkpoint_files import Kind
 from megdet.model.backbone import load_pretrained
 from megdet.model.choice import make_detector
 from megdet.model.detector import Detector
 from megdet.recipe import Recipe
-from megdet.training.halves import parts_of
-from megdet.training.modulator import Modulator
-from megdet.training.noise_scale import NoiseScale
-from megdet.training.optimizer import MovingAverage, make_optimizer, restore_state, state_by_name, state_layout
-from megdet.training.start import start_from_run
+from megdet.run_folder.checkpoint_files import Kind
+from megdet.training.initial_weights import start_from_run
+from megdet.training.optimizers.agvm import Agvm
+from megdet.training.optimizers.averages import MovingAverage
+from megdet.training.optimizers.noise_scale import NoiseScale
+from megdet.training.optimizers.optimizer import make_optimizer, restore_state, state_by_name, state_layout
+from megdet.training.optimizers.parts import parts_of
 
 Tensors = dict[Kind, dict[str, Tensor]]
 """The tensors of a checkpoint: kind, which is the name of a file, -> name -> tensor."""
@@ -38,7 +39,7 @@ class Trainer:
     optimizer: torch.optim.Optimizer
     buckets: GradientBuckets
     averages: MovingAverage | None
-    modulator: Modulator | None = None
+    agvm: Agvm | None = None
     """AGVM, where the recipe has it"""
     noise: NoiseScale | None = None
     """the gradient noise scale, where the recipe measures it"""
@@ -48,8 +49,8 @@ class Trainer:
         tensors: Tensors = {"model": self.model.state_dict(), "optimizer": state_by_name(self.model, self.optimizer)}
         if self.averages is not None:
             tensors["averages"] = self.averages.state()
-        if self.modulator is not None:
-            tensors["agvm"] = self.modulator.state()
+        if self.agvm is not None:
+            tensors["agvm"] = self.agvm.state()
         if self.noise is not None:
             tensors["noise"] = self.noise.state()
         return tensors
@@ -62,8 +63,8 @@ class Trainer:
         }
         if self.averages is not None:
             layout["averages"] = self.averages.state()
-        if self.modulator is not None:
-            layout["agvm"] = self.modulator.state()
+        if self.agvm is not None:
+            layout["agvm"] = self.agvm.state()
         if self.noise is not None:
             layout["noise"] = self.noise.layout(step)
         return {kind: {name: _without_values(t) for name, t in own.items()} for kind, own in layout.items()}
@@ -74,8 +75,8 @@ class Trainer:
         restore_state(self.model, self.optimizer, tensors["optimizer"])
         if self.averages is not None:
             self.averages.restore(tensors["averages"])
-        if self.modulator is not None:
-            self.modulator.restore(tensors["agvm"])
+        if self.agvm is not None:
+            self.agvm.restore(tensors["agvm"])
         if self.noise is not None:
             self.noise.restore(tensors["noise"])
 
@@ -114,14 +115,14 @@ def trainer_of(recipe: Recipe, model: Detector, world: World) -> Trainer:
     averages = MovingAverage(model, recipe.optimizer.ema_decay) if recipe.optimizer.ema_decay else None
     buckets = GradientBuckets(model.parameters(), world)
     parts, device, warmup_steps = parts_of(model, buckets.parameters), world.device, recipe.schedule.warmup_steps
-    modulator = None
+    agvm = None
     if recipe.optimizer.agvm:
-        modulator = Modulator(parts, model.reference_part, buckets.parameters, optimizer, warmup_steps, device)
+        agvm = Agvm(parts, model.reference_part, buckets.parameters, optimizer, warmup_steps, device)
     noise = None
     if recipe.noise_interval:
         name_of = {parameter: name for name, parameter in model.named_parameters()}
         noise = NoiseScale(parts, {name_of[parameter]: parameter for parameter in buckets.parameters}, recipe, device)
-    return Trainer(recipe, model, optimizer, buckets, averages, modulator, noise)
+    return Trainer(recipe, model, optimizer, buckets, averages, agvm, noise)
 
 
 def restore_everywhere(trainer: Trainer, tensors: Tensors, step: int, world: World) -> None:

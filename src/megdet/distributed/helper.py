@@ -1,0 +1,196 @@
+"""Work beside this process, in one of its own: a task goes in, its answer or its error comes out.
+
+    helper = start_helper(function, argument, folder=folder, device=device)
+    ...                           # this process goes on
+    if helper.wait(seconds=1.0):
+        answer = helper.answer()
+
+A helper is `python -m megdet.distributed.helper FOLDER`, which finds its task in that folder and leaves its answer
+there. It does not outlive the process that started it: `stop` ends it, and it ends itself where that one was killed.
+"""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from megdet.errors import InputError
+from megdet.files import replace_file
+
+TASK, ANSWER = "task.pickle", "answer.pickle"
+_PARENT_SECONDS = 0.5
+"""Between two looks of a helper whether the process that started it still lives."""
+_LOOK_SECONDS = 0.05
+T = TypeVar("T")
+
+
+class HelperError(RuntimeError):
+    """A helper's function raised something else than an InputError; the helper has printed the traceback."""
+
+
+class HelperEndedError(HelperError):
+    """A helper ended without an answer; the message says how."""
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What a helper is told."""
+
+    parent: int
+    """process that started it"""
+    path: list[str]
+    """where that one finds its modules"""
+    threads: int
+    niceness: int
+    call: bytes
+    """the function and its arguments, pickled on their own: they can be read where `path` is set"""
+
+
+@dataclass(frozen=True)
+class Helper(Generic[T]):
+    """A process that was started by `start_helper`."""
+
+    folder: Path
+    process: subprocess.Popen[bytes]
+
+    def wait(self, seconds: float = 0.0) -> bool:
+        """Whether it has ended, after waiting for that at most so long."""
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def answer(self) -> T:
+        """What its function returned, after waiting for its end.
+
+        Raises:
+            InputError: its function raised it.
+            HelperError: its function raised anything else.
+            HelperEndedError: it was killed, or ended without an answer.
+        """
+        code = self.process.wait()
+        file = self.folder / ANSWER
+        if not file.exists():
+            hint = "(out of memory?)" if code < 0 else "and said no more than what stands above"
+            raise HelperEndedError(f"its process {how_it_ended(code)} {hint}")
+        kind, found = pickle.loads(file.read_bytes())
+        if kind == "refused":
+            raise found
+        if kind == "failed":
+            raise HelperError(found)
+        answer: T = found
+        return answer
+
+    def stop(self) -> None:
+        """End it, and the processes that it has started, if it goes on."""
+        if self.process.poll() is None:
+            if os.name == "posix":
+                os.killpg(self.process.pid, signal.SIGKILL)
+            else:
+                self.process.kill()
+        self.process.wait()
+
+
+def start_helper(
+    function: Callable[..., T],
+    *arguments: Any,
+    folder: Path,
+    device: torch.device,
+    threads: int = 0,
+    niceness: int = 0,
+) -> Helper[T]:
+    """Start `function(*arguments)` in a process of its own, in which `start_world(device.type)` is alone on the device.
+
+    Args:
+        function: at the top of a module, as pickle asks.
+        arguments: pickled, as is what the function returns.
+        folder: an empty one for this helper alone; whoever made it deletes it.
+        device: of its world.
+        threads: of its arithmetic; 0 = as torch chooses.
+        niceness: how far it gives way to others that want a core.
+
+    Raises:
+        OSError: the process cannot be started, or the folder cannot be written.
+    """
+    call = pickle.dumps((function, arguments))
+    task = _Task(os.getpid(), list(sys.path), threads, niceness, call)
+    (folder / TASK).write_bytes(pickle.dumps(task))
+    # an interpreter that has the current folder on its path may take a file of the user's for a module
+    has_folder = "" in sys.path or str(Path.cwd()) in sys.path
+    place = {"RANK": "0", "LOCAL_RANK": str(device.index or 0), "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    process = subprocess.Popen(
+        [sys.executable, *([] if has_folder else ["-P"]), "-m", __name__, str(folder)],
+        env={**os.environ, **place},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,  # an interrupt at the keyboard is for this process, which ends its helpers in order
+    )
+    return Helper(folder, process)
+
+
+def answers_of(helpers: Sequence[Helper[T]]) -> list[T]:
+    """What helpers answer that work together, in their order; the first that fails stops the others.
+
+    All have ended afterwards, also where this process is interrupted. Raises what `Helper.answer` does.
+    """
+    running = list(helpers)
+    try:
+        while running:
+            for helper in [helper for helper in running if helper.wait(_LOOK_SECONDS)]:
+                helper.answer()
+                running.remove(helper)
+    finally:
+        for helper in helpers:
+            helper.stop()
+    return [helper.answer() for helper in helpers]
+
+
+def how_it_ended(code: int) -> str:
+    """What an exit code says of a process, such as `was ended by SIGKILL`."""
+    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+
+
+def _end_with(parent: int) -> None:
+    """End this process and those that it has started when its parent is gone, however it went."""
+    while os.getppid() == parent:
+        time.sleep(_PARENT_SECONDS)
+    os.killpg(0, signal.SIGKILL)
+
+
+def _outcome(call: bytes) -> bytes:
+    """The pickled answer of a call, or the line that says why there is none."""
+    try:
+        function, arguments = pickle.loads(call)
+        return pickle.dumps(("answer", function(*arguments)))
+    except InputError as error:
+        return pickle.dumps(("refused", error))
+    except Exception as error:
+        traceback.print_exc()  # a bug of ours: whoever waits says in one line that there was one
+        return pickle.dumps(("failed", f"{type(error).__name__}: {' '.join(str(error).split())}"))
+
+
+def main(folder: Path) -> None:
+    """Do the task of the folder and leave the answer there."""
+    task: _Task = pickle.loads((folder / TASK).read_bytes())
+    if os.name == "posix":
+        threading.Thread(target=_end_with, args=(task.parent,), daemon=True).start()
+        os.nice(task.niceness)
+    sys.path[:] = task.path
+    if task.threads:
+        torch.set_num_threads(task.threads)
+    replace_file(folder / ANSWER, _outcome(task.call), durable=False)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

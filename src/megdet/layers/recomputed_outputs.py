@@ -1,0 +1,109 @@
+"""Outputs of batch norms that are computed again in the backward instead of being kept for it.
+
+A batch norm keeps its input, from which its output follows by one multiplication and one addition a number. So a later
+layer need not keep that output, or the activation of it: both are computed again when the backward asks for them, which
+takes about a hundredth of a step. The numbers are the same to the bit, and nothing is asked of other devices.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU)
+"""What may stand between a batch norm and the layer that keeps its output; all are computed in place."""
+
+_STATE = threading.local()
+
+
+class Output:
+    """A tensor that can be computed again, for so many layers as were to keep it."""
+
+    def __init__(self, compute: Callable[[], Tensor]) -> None:
+        self.compute = compute
+        self._users = 0
+        self._value: Tensor | None = None
+
+    def keep(self) -> "Output":
+        """Stand in for the tensor, once more."""
+        self._users += 1
+        return self
+
+    def get(self) -> Tensor:
+        """The tensor, which is let go when the last user has asked for it."""
+        if self._value is None:
+            with torch.no_grad():
+                self._value = self.compute()
+        value = self._value
+        self._users -= 1
+        if self._users <= 0:
+            self._value = None
+        return value
+
+
+class _Latest:
+    """The output that was computed last, and how to tell it from all other tensors."""
+
+    def __init__(self, tensor: Tensor, version: int, output: Output) -> None:
+        self.tensor = tensor.detach()  # held, or another tensor could get its address
+        self.version, self.output = version, output
+
+    def matches(self, tensor: Tensor) -> bool:
+        """Whether this is the tensor, as it was or will be after so many changes in place."""
+        mine = self.tensor
+        return (
+            tensor.data_ptr() == mine.data_ptr()
+            and tensor._version == self.version
+            and tensor.shape == mine.shape
+            and tensor.stride() == mine.stride()
+            and tensor.dtype == mine.dtype
+        )
+
+
+@contextmanager
+def recompute_outputs() -> Iterator[None]:
+    """Within it, layers keep no outputs that are marked as recomputable; a recomputed segment keeps nothing anyway."""
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        yield
+        return
+    _STATE.is_active, _STATE.latest = True, None
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(_pack, _unpack):
+            yield
+    finally:
+        _STATE.is_active, _STATE.latest = False, None
+
+
+def mark_recomputable(tensor: Tensor, compute: Callable[[], Tensor]) -> None:
+    """Say of a tensor that was just computed how to compute it again, to the bit, from what is kept anyway."""
+    if not torch.compiler.is_compiling() and getattr(_STATE, "is_active", False) and tensor.requires_grad:
+        _STATE.latest = _Latest(tensor, tensor._version, Output(compute))
+
+
+def mark_activations(model: nn.Module) -> None:
+    """Have the activations of a model mark their outputs, where they change a marked tensor in place."""
+    for module in model.modules():
+        if isinstance(module, ACTIVATIONS):
+            module.register_forward_pre_hook(_before_activation)
+
+
+def _before_activation(activation: nn.Module, arguments: tuple[Any, ...]) -> None:
+    if torch.compiler.is_compiling() or not getattr(_STATE, "is_active", False):
+        return
+    latest: _Latest | None = _STATE.latest
+    if latest is not None and activation.inplace and latest.matches(arguments[0]):
+        before = latest.output.compute
+        # told before it happens, since the activation itself keeps its output
+        _STATE.latest = _Latest(arguments[0], latest.version + 1, Output(lambda: activation(before())))
+
+
+def _pack(tensor: Tensor) -> Tensor | Output:
+    latest: _Latest | None = getattr(_STATE, "latest", None)
+    return latest.output.keep() if latest is not None and latest.matches(tensor) else tensor
+
+
+def _unpack(kept: Tensor | Output) -> Tensor:
+    return kept.get() if isinstance(kept, Output) else kept

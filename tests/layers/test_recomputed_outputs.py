@@ -1,0 +1,111 @@
+"""What a batch norm puts out is found again in the backward, to the bit, and its memory is free until then."""
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from factories import TINY, TINY_FROZEN, gradients, tiny_batch, tiny_detector, with_model
+from megdet.layers.batch_norm import CrossDeviceBatchNorm
+from megdet.layers.recomputed_outputs import mark_activations, recompute_outputs
+from megdet.model import backbone
+from megdet.model.faster_rcnn import FasterRcnn
+
+RECIPES = {
+    "resnet": TINY,
+    "frozen": TINY_FROZEN,
+    "fused_norms": with_model(TINY, backbone={"name": "mobilenetv2_100"}),
+    "recomputed": replace(TINY, recompute="block"),
+}
+
+
+@contextmanager
+def released(outputs: list[weakref.ref[torch.Tensor]]) -> Iterator[list[bool]]:
+    """Whether each output of a forward is gone after it."""
+    gone: list[bool] = []
+    yield gone
+    gone += [output() is None for output in outputs]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float64"])
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES.keys())
+def test_gradients_are_those_of_kept_outputs_to_the_bit(recipe, precision, monkeypatch):
+    def step():
+        detector = tiny_detector(recipe)
+        if precision == "float64":
+            detector.double()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            losses = detector(tiny_batch(2))
+        sum(losses[name].sum() for name in FasterRcnn.loss_names).backward()
+        return losses | gradients(detector)
+
+    recomputed = step()
+    monkeypatch.setattr(backbone, "recompute_outputs", nullcontext)
+    kept = step()
+    assert recomputed.keys() == kept.keys()
+    assert all(torch.equal(recomputed[name], kept[name]) for name in kept)
+
+
+def small_model(activation: nn.Module) -> nn.Sequential:
+    norm = CrossDeviceBatchNorm(4)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), norm, activation, nn.Conv2d(4, 2, 3))
+    mark_activations(model)
+    return model
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU(inplace=True), nn.ReLU6(inplace=True), nn.LeakyReLU(inplace=True)])
+@pytest.mark.parametrize("is_recomputed", [True, False])
+def test_the_output_of_a_norm_and_its_activation_is_let_go(activation, is_recomputed):
+    model, outputs = small_model(activation), []
+    model[2].register_forward_hook(lambda _m, _i, y: outputs.append(weakref.ref(y.untyped_storage())))
+    with released(outputs) as gone, recompute_outputs() if is_recomputed else nullcontext():
+        y = model(torch.rand(2, 3, 9, 9))
+    assert gone == [is_recomputed]
+    y.sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_an_output_that_was_changed_after_its_activation_is_kept_as_it_became():
+    class Shortcut(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = small_model(nn.ReLU(inplace=True))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.body[1](self.body[0](x))
+            y += 1.0
+            return self.body[3](self.body[2](y))
+
+    torch.manual_seed(0)
+    model, x = Shortcut(), torch.rand(2, 3, 9, 9)
+    found = []
+    for context in (nullcontext(), recompute_outputs()):
+        model.zero_grad()
+        with context:
+            y = model(x)
+        y.square().sum().backward()
+        found.append([parameter.grad.clone() for parameter in model.parameters()])
+    assert all(torch.equal(kept, again) for kept, again in zip(*found, strict=True))
+
+
+def test_a_graph_can_be_walked_twice():
+    model, x = small_model(nn.ReLU(inplace=True)), torch.rand(2, 3, 9, 9)
+    with recompute_outputs():
+        loss = model(x).square().sum()
+    first = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
+    second = torch.autograd.grad(loss, list(model.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_nothing_is_recomputed_outside_or_without_gradients():
+    model, x = small_model(nn.ReLU(inplace=True)), torch.rand(2, 3, 9, 9)
+    with torch.no_grad(), recompute_outputs():
+        plain = model(x)
+    assert not plain.requires_grad
+    y = model(x)  # outside: torch keeps what it always keeps
+    y.sum().backward()
+    assert model[0].weight.grad is not None

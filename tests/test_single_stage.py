@@ -67,7 +67,9 @@ def test_its_recipe_is_read_written_and_checked_by_its_own_dataclass(recipe: Rec
     assert message == "r.yaml: unknown key 'model.sample'; did you mean 'model.samples'?"
     assert "model.samples is 0: it must be at least 1" in refusal("", model__kind="single_stage", model__samples="0")
     assert "model.kind is 'single': choose one of faster_rcnn, single_stage; did" in refusal("model: {kind: single}")
-    assert "model.samples" in {knob.key for section in sections() for knob in section.knobs}
+    knobs = {knob.key: knob for section in sections() for knob in section.knobs}
+    assert "model.samples" in knobs
+    assert knobs["model.kind"].choices == ("faster_rcnn", "single_stage")
 
 
 def test_it_trains_with_its_own_losses_and_counts(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

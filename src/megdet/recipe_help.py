@@ -76,6 +76,8 @@ def _knob(kind: type[Any], name: str, hint: Any, section: str) -> Knob:
     """A field, by the source of the class that has it last."""
     default, meaning = next(own[name] for own in map(_fields, kind.__mro__) if name in own)
     choices = get_args(hint) if get_origin(hint) is Literal else ()
+    if issubclass(kind, Model) and name == "kind":
+        choices = tuple(MODELS)  # each dataclass has its own alone
     return Knob(f"{section}.{name}" if section else name, _word(hint), choices, default, meaning)
 
 

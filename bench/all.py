@@ -35,7 +35,7 @@ from page import COMMANDS, GPU, write_page
 
 from megdet.errors import InputError
 from megdet.files import read_json, write_json_atomically, write_text_atomically
-from megdet.journal.environment import collect_environment
+from megdet.run_folder.environment import collect_environment
 
 BENCH = Path(__file__).resolve().parent
 ROOT = BENCH.parent

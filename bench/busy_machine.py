@@ -24,8 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 import megdet
-from megdet.journal.environment import usable_cores
 from megdet.recipe_file import packaged_recipes, parse_recipe
+from megdet.run_folder.environment import usable_cores
 
 SETTINGS = {
     "torch": {"GOMP_SPINCOUNT": "300000"},

@@ -42,7 +42,7 @@ from torchvision.models.detection import faster_rcnn, rpn
 from train_step import flop_counter, make_images
 
 from megdet.distributed.world import use_precision
-from megdet.model import box_head
+from megdet.model import box_head, pooling
 from megdet.model.backbone import Backbone
 from megdet.model.fpn import Fpn
 from megdet.model.rpn import Rpn
@@ -70,7 +70,7 @@ the RTX cards its papers on the architecture: no sparsity, sums in fp32, the boo
 STAGES: list[tuple[Any, str, str | None]] = [
     *((Backbone, "forward", "backbone"), (Fpn, "forward", "FPN"), (Rpn, "forward", "RPN head")),
     *((PerCanvas, "__call__", None), (Rpn, "propose", "proposals"), (Rpn, "losses", "RPN loss")),
-    *((box_head.BoxHead, "sample", "RoI sampling"), (box_head, "roi_align", "RoIAlign")),
+    *((box_head.BoxHead, "sample", "RoI sampling"), (pooling, "roi_align", "RoIAlign")),
     (box_head.BoxHead, "forward", "box head"),
     (torchvision.models._utils.IntermediateLayerGetter, "forward", "backbone"),
     (torchvision.ops.FeaturePyramidNetwork, "forward", "FPN"),

@@ -23,7 +23,7 @@ from sides import NUM_CLASSES, copy_weights, shared_recipe, start_side, torchvis
 
 from megdet.inference.fold import fold_batch_norms
 from megdet.inference.trained import place_model
-from megdet.model.detector import Detector
+from megdet.model.choice import make_detector
 from megdet.recipe import Recipe
 
 THRESHOLD = 0.0125  # just above 1 / 81, what random weights give to every class
@@ -80,7 +80,8 @@ def make_side(options: argparse.Namespace) -> Callable[[], object]:
     device = start_side(options.side)
     bf16 = options.side.endswith("bf16")
     recipe = shared_recipe(options.batch, "bfloat16" if bf16 else "float32")
-    recipe = replace(recipe, bn_size=0, box_head=replace(recipe.box_head, score_threshold=THRESHOLD))
+    box_head = replace(recipe.model.box_head, score_threshold=THRESHOLD)
+    recipe = replace(recipe, bn_size=0, model=replace(recipe.model, box_head=box_head))
     torch.manual_seed(0)
     images = torch.rand(options.batch, 3, options.size, options.size, device=device)
     use_cudnn(options.side)
@@ -108,15 +109,15 @@ def torchvision_side(images: torch.Tensor, recipe: Recipe, *, bf16: bool) -> Cal
 
 def megdet_side(images: torch.Tensor, recipe: Recipe, *, bf16: bool, folds: bool) -> Callable[[], object]:
     """Our detector on the same images."""
-    model = Detector(recipe, NUM_CLASSES)
+    model = make_detector(recipe, NUM_CLASSES)
     copy_weights(torchvision_detector(recipe, *images.shape[2:]), model)
-    place_model(model, images.device)
+    place_model(model, images.device, recipe.precision)
     model.eval()
     if folds:
         fold_batch_norms(model)
     pixels = images.contiguous(memory_format=torch.channels_last)
     sizes = torch.tensor([list(images.shape[2:])] * len(images), device=images.device)
-    mean, std = (torch.tensor(v, device=images.device).reshape(3, 1, 1) for v in (recipe.data.mean, recipe.data.std))
+    mean, std = (torch.tensor(v, device=images.device).reshape(3, 1, 1) for v in (recipe.model.mean, recipe.model.std))
 
     def forward() -> object:
         with torch.inference_mode(), torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=bf16):

@@ -94,7 +94,7 @@ def recipe_words(options: argparse.Namespace, folder: Path) -> list[str]:
         **{f"data.{split}_images": folder / split for split in ("train", "val")},
         "data.short_edges": f"[{options.size}]",
         "data.max_long_edge": options.size,
-        "backbone.name": options.backbone,
+        "model.backbone.name": options.backbone,
         "batch_size": options.batch,
         "bn_size": options.bn,
         "schedule.epochs": 1,

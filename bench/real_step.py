@@ -6,6 +6,7 @@ import torch
 
 from megdet.distributed.world import start_world
 from megdet.inference.trained import place_model
+from megdet.model.choice import make_detector
 from megdet.model.detector import Detector
 from megdet.recipe import Recipe
 from megdet.structures import Batch, Targets
@@ -32,11 +33,11 @@ def real_step(
         prepare: what happens to the detector before its first step.
     """
     count, world = len(images), start_world()
-    model = Detector(recipe, num_classes)
-    place_model(model, world.device)
+    model = make_detector(recipe, num_classes)
+    place_model(model, world.device, recipe.precision)
     model.train()
     prepare(model)
-    trainer, group = trainer_of(model, world), recipe.images_per_group
+    trainer, group = trainer_of(recipe, model, world), recipe.images_per_group
     pixels = (images * 255).to(torch.uint8).contiguous(memory_format=torch.channels_last)
     sizes = torch.tensor([images.shape[2:]] * group, device=world.device)
     seeds, scales = torch.arange(count, device=world.device), torch.ones(group, 2, device=world.device)

@@ -24,7 +24,8 @@ from torch.utils._pytree import tree_leaves
 
 from megdet.distributed.world import start_world
 from megdet.inference.trained import place_model
-from megdet.model.detector import LOSSES, Detector
+from megdet.model.choice import make_detector
+from megdet.model.detector import Detector
 from megdet.recipe import Recipe, RecomputePlan
 from megdet.structures import Targets
 
@@ -75,9 +76,10 @@ def make_model(options: argparse.Namespace, plan: RecomputePlan, device: torch.d
     """A detector in training mode."""
     torch.manual_seed(0)
     recipe = Recipe(batch_size=options.batch, bn_size=options.batch, recompute=plan)
-    recipe = replace(recipe, backbone=replace(recipe.backbone, name=options.backbone, norm=options.norm))
-    model = Detector(recipe, 80)
-    place_model(model, device)
+    backbone = replace(recipe.model.backbone, name=options.backbone, norm=options.norm)
+    recipe = replace(recipe, model=replace(recipe.model, backbone=backbone))
+    model = make_detector(recipe, 80)
+    place_model(model, device, recipe.precision)
     return model.train()
 
 
@@ -97,7 +99,7 @@ def make_forward(options: argparse.Namespace, model: Detector, device: torch.dev
             if not options.whole:
                 return torch.stack([level.float().mean() for level in model.backbone(images)]).sum()
             losses = model.losses(images, sizes, targets)
-            return torch.stack([losses[name].sum() for name in LOSSES]).sum()
+            return torch.stack([losses[name].sum() for name in model.loss_names]).sum()
 
     return forward
 

@@ -45,13 +45,13 @@ def shared_recipe(batch: int, precision: str = "float32") -> Recipe:
     """torchvision's architecture and numbers, with every weight and batch norm trained over the whole mini-batch."""
     recipe = torchvision_recipe(replace(Recipe(), precision=precision), norm_eps=1e-5)
     optimizer = replace(recipe.optimizer, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
-    backbone = replace(recipe.backbone, frozen_stages=0)
-    return replace(recipe, batch_size=batch, bn_size=batch, backbone=backbone, optimizer=optimizer)
+    model = replace(recipe.model, backbone=replace(recipe.model.backbone, frozen_stages=0))
+    return replace(recipe, batch_size=batch, bn_size=batch, model=model, optimizer=optimizer)
 
 
 def torchvision_detector(recipe: Recipe, height: int, width: int) -> nn.Module:
     """torchvision's detector with the recipe's numbers; its own resizing leaves images of this size as they are."""
-    rpn, head = recipe.rpn, recipe.box_head
+    rpn, head = recipe.model.rpn, recipe.model.box_head
     torch.manual_seed(0)
     model: nn.Module = torchvision.models.detection.fasterrcnn_resnet50_fpn(
         weights=None,

@@ -11,8 +11,8 @@ from megdet.data.demo import draw_demo
 from megdet.distributed.world import start_world
 from megdet.inference.predict import detect_image
 from megdet.inference.trained import load_detector
-from megdet.journal.run_folder import RunFolder
 from megdet.recipe_file import load_recipe
+from megdet.run_folder.folder import RunFolder
 from megdet.training.loop import train
 from megdet.training.run import RunOptions
 
@@ -30,7 +30,7 @@ def main() -> None:
             "data.draw_demo": "",
             "schedule.epochs": 2,
             "schedule.warmup_steps": 4,
-            "box_head.score_threshold": 0.01,
+            "model.box_head.score_threshold": 0.01,
         },
     )
     world = start_world()  # one process, or this rank of those that torchrun started

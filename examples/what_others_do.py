@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from megdet.analysis.contract.verify import verify
+from megdet.contract.verify import verify
 from megdet.data.plan import canvas_of
 from megdet.distributed.lane import Lane
 from megdet.distributed.world import World
@@ -31,7 +31,7 @@ def rank_local_normalizers(trainer: Trainer, world: World) -> None:
 
     Ours divides each image's loss by the image's own samples (Eq. 1). For layouts of one forward a rank and step.
     """
-    images_a_rank = trainer.model.recipe.batch_size / world.size
+    images_a_rank = trainer.recipe.batch_size / world.size
 
     def mean_of_rank(values: Tensor, is_valid: Tensor) -> Tensor:
         return values.sum(1) / is_valid.sum().clamp(min=1) * images_a_rank
@@ -43,7 +43,7 @@ def rank_local_normalizers(trainer: Trainer, world: World) -> None:
 
 def broadcast_buffers(trainer: Trainer, world: World) -> None:
     """Keep the running statistics of rank 0's images, and forget the others': DDP with broadcast_buffers=True."""
-    groups_a_step, forwards = trainer.model.recipe.groups_per_step, [0]
+    groups_a_step, forwards = trainer.recipe.groups_per_step, [0]
     sum_gradients = trainer.buckets.finish
 
     def count(*_: Any) -> None:
@@ -93,7 +93,7 @@ def own_canvas(trainer: Trainer, world: World) -> None:  # noqa: ARG001
 
     Ours pads to the canvas of the whole group, which the plan knows. More padding is more zeros in the statistics.
     """
-    data = trainer.model.recipe.data
+    data = trainer.recipe.data
 
     def crop(_: nn.Module, arguments: tuple[Batch]) -> None:
         batch = arguments[0]

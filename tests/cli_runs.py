@@ -7,8 +7,17 @@ from megdet.data.demo import draw_demo
 
 OVERRIDES = [
     *("--batch_size", "8", "--bn_size", "4", "--schedule.epochs", "1", "--schedule.warmup_steps", "1"),
-    *("--fpn.channels", "16", "--box_head.channels", "32", "--data.short_edges", "[64]", "--data.max_long_edge", "64"),
-    *("--rpn.samples", "16", "--box_head.samples", "16", "--workers", "0"),
+    *(
+        "--model.fpn.channels",
+        "16",
+        "--model.box_head.channels",
+        "32",
+        "--data.short_edges",
+        "[64]",
+        "--data.max_long_edge",
+        "64",
+    ),
+    *("--model.rpn.samples", "16", "--model.box_head.samples", "16", "--workers", "0"),
 ]
 """Three steps of a detector of a few channels on 64 px images."""
 

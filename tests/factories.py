@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megdet.model.detector import Detector
+from megdet.model.choice import make_detector
+from megdet.model.faster_rcnn import FasterRcnn
 from megdet.recipe import Anchors, Backbone, BoxHead, Fpn, Recipe, Rpn
+from megdet.recipe import FasterRcnn as FasterRcnnRecipe
 from megdet.structures import Batch, Targets
 from megdet.training.step import StepResult
 
@@ -17,17 +19,19 @@ SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 TINY = Recipe(
     batch_size=4,
     bn_size=2,
-    backbone=Backbone(name="resnet18"),
-    fpn=Fpn(channels=16),
-    anchors=Anchors(sizes=(8.0, 16.0, 32.0, 48.0, 64.0)),
-    rpn=Rpn(
-        samples=32,
-        train_proposals_before_nms=40,
-        train_proposals=30,
-        test_proposals_before_nms=40,
-        test_proposals=30,
+    model=FasterRcnnRecipe(
+        backbone=Backbone(name="resnet18"),
+        fpn=Fpn(channels=16),
+        anchors=Anchors(sizes=(8.0, 16.0, 32.0, 48.0, 64.0)),
+        rpn=Rpn(
+            samples=32,
+            train_proposals_before_nms=40,
+            train_proposals=30,
+            test_proposals_before_nms=40,
+            test_proposals=30,
+        ),
+        box_head=BoxHead(channels=32, samples=16, canonical_size=56.0, detections=10),
     ),
-    box_head=BoxHead(channels=32, samples=16, canonical_size=56.0, detections=10),
 )
 """The recipe of the tests; batch norm over two images."""
 
@@ -35,10 +39,17 @@ TINY_FROZEN = replace(TINY, bn_size=0, group_size=2)
 """The same with frozen statistics, so that images do not touch each other."""
 
 
-def tiny_detector(recipe: Recipe = TINY, num_classes: int = 3, seed: int = 0) -> Detector:
+def with_model(recipe: Recipe, **sections: dict[str, Any]) -> Recipe:
+    """The recipe with other values of some keys in sections of its model: `fpn={"norm": "group"}`."""
+    changed = {name: replace(getattr(recipe.model, name), **keys) for name, keys in sections.items()}
+    return replace(recipe, model=replace(recipe.model, **changed))
+
+
+def tiny_detector(recipe: Recipe = TINY, num_classes: int = 3, seed: int = 0) -> FasterRcnn:
     """A detector of random weights, with running statistics and head biases that are not trivial."""
     torch.manual_seed(seed)
-    detector = Detector(recipe, num_classes)
+    detector = make_detector(recipe, num_classes)
+    assert isinstance(detector, FasterRcnn)
     with torch.no_grad():
         for name, tensor in detector.state_dict().items():
             if name.endswith("running_var"):

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from megdet.journal.checkpoint_files import checkpoint_step, checkpoints
-from megdet.journal.metrics import read_metrics
-from megdet.journal.run_folder import RunFolder
+from megdet.run_folder.checkpoint_files import checkpoint_step, checkpoints
+from megdet.run_folder.folder import RunFolder
+from megdet.run_folder.metrics import read_metrics
 
 
 def evaluation_lines(folder: RunFolder) -> list[tuple[int, Any]]:

@@ -10,19 +10,20 @@ from PIL import Image
 from torch import Tensor
 
 from factories import TINY, reported_by
-from megdet.analysis.contract.run import wake
-from megdet.analysis.contract.verify import relative_difference
+from megdet.contract.run import make_every_layer_count
+from megdet.contract.verify import relative_difference
 from megdet.data.coco import CocoDataset, load_coco, write_coco
 from megdet.distributed.layout import choose_layout
 from megdet.distributed.world import World
 from megdet.inference.trained import place_model
-from megdet.journal.checkpoint_files import save_checkpoint
-from megdet.journal.run_folder import RunFolder
-from megdet.journal.run_state import RunState
+from megdet.model.choice import make_detector
 from megdet.model.detector import Detector
 from megdet.recipe import Backbone, Data, Evaluation, Optimizer, Recipe, Schedule
 from megdet.recipe_file import dump_recipe
-from megdet.training.optimizer import state_by_name
+from megdet.run_folder.checkpoint_files import save_checkpoint
+from megdet.run_folder.folder import RunFolder
+from megdet.run_folder.run_state import RunState
+from megdet.training.optimizers.optimizer import state_by_name
 from megdet.training.run import RunOptions, open_run
 from megdet.training.trainer import Tensors, Trainer, make_trainer
 
@@ -74,7 +75,12 @@ def small_recipe(folder: Path, **changes: Any) -> Recipe:
         bn_size=4,
         plan_window=2,
         precision="float64",
-        backbone=Backbone(name="test_resnet"),
+        model=replace(
+            TINY.model,
+            backbone=Backbone(name="test_resnet"),
+            fpn=replace(TINY.model.fpn, norm="batch"),
+            box_head=replace(TINY.model.box_head, score_threshold=0.01),
+        ),
         data=Data(
             train_annotations=str(folder / "train.json"),
             train_images=str(folder / "train"),
@@ -83,8 +89,6 @@ def small_recipe(folder: Path, **changes: Any) -> Recipe:
             short_edges=(48, 64),
             max_long_edge=80,
         ),
-        fpn=replace(TINY.fpn, norm="batch"),
-        box_head=replace(TINY.box_head, score_threshold=0.01),
         optimizer=Optimizer(base_lr=0.02),
         schedule=Schedule(policy="step", epochs=2.0, warmup_steps=2, warmup_start=0.5),
         evaluation=Evaluation(batch_size=2),
@@ -103,8 +107,8 @@ def save_run(
     run = RunFolder(folder).create()
     run.write_recipe(dump_recipe(recipe))
     torch.manual_seed(seed)
-    model = Detector(recipe, len(class_names))
-    place_model(model, CPU)
+    model = make_detector(recipe, len(class_names))
+    place_model(model, CPU, recipe.precision)
     with torch.no_grad():
         model.box_head.classes.weight *= 30
         model.box_head.classes.weight += torch.randn_like(model.box_head.classes.weight) * 0.1
@@ -133,12 +137,12 @@ def make(recipe: Recipe, world: World = ALONE, width: int | None = None) -> Trai
 
 
 def run_steps(
-    recipe: Recipe, steps: int, world: World = ALONE, width: int | None = None, *, is_woken: bool = True
+    recipe: Recipe, steps: int, world: World = ALONE, width: int | None = None, *, counts_all: bool = True
 ) -> tuple[Trainer, list[Tensor]]:
     """The trainer after some steps of the recipe's plan, and what each of them reported."""
     with open_run(recipe, world, RunOptions(workers=0, lane_width=width)) as run:
-        if is_woken:
-            wake(run.trainer)
+        if counts_all:
+            make_every_layer_count(run.trainer)
         reported = [reported_by(result) for result in run.steps(0, steps)]
     return run.trainer, reported
 

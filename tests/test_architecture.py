@@ -29,16 +29,22 @@ def test_the_model_never_imports_torch_distributed(file: Path) -> None:
     assert not {name for name in imported_modules(file) if name.startswith("torch.distributed")}
 
 
+def test_only_the_model_and_the_papers_own_tables_spell_the_parts_of_a_detector() -> None:
+    allowed = {
+        *("recipe.py", "planning/published.py", "planning/counts.py", "planning/counting.py"),
+        *("paper/times.py", "training/initial_weights.py"),  # the name of a model of torchvision's
+    }
+    found = {
+        file.relative_to(SOURCE).as_posix()
+        for file in SOURCE.rglob("*.py")
+        if file.parent.name != "model" and re.search(r"rpn|box_head|\bLOSSES\b", file.read_text(encoding="utf-8"))
+    }
+    assert found - allowed == set()
+
+
 @pytest.mark.parametrize("word", ["world_size", "WORLD_SIZE", "get_world_size", "device_count"])
 def test_only_the_distributed_floor_and_the_command_line_know_how_many_devices_there_are(word: str) -> None:
-    allowed = {
-        "distributed",
-        "cli",
-        "journal",
-        "analysis",
-        "planning",
-        "runtime.py",
-    }  # the journal notes it, `describe` explains it
+    allowed = {"distributed", "cli", "run_folder", "contract", "studies", "paper", "planning", "runtime.py"}
     files = [file for file in SOURCE.rglob("*.py") if re.search(rf"\b{word}\b", file.read_text(encoding="utf-8"))]
     places = {file.relative_to(SOURCE).parts[0] for file in files}
     assert places - allowed == set()

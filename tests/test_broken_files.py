@@ -12,22 +12,22 @@ import torch
 from safetensors.torch import save_file
 
 from data_factories import save_image, two_images, write_set
-from megdet.analysis.paper.sweep import Outcome, read_outcome
 from megdet.data.check import check_dataset
 from megdet.data.coco import load_coco
 from megdet.data.convert import convert_voc, convert_yolo_folder
 from megdet.evaluation.coco_numbers import evaluate_files
-from megdet.journal.environment import read_environment
-from megdet.journal.metrics import read_metrics
-from megdet.journal.run_folder import RunFolder
 from megdet.model.weight_file import read_tensors
+from megdet.paper.sweep import Outcome, read_outcome
 from megdet.recipe_file import packaged_recipes, parse_recipe, recipe_keys
+from megdet.run_folder.environment import read_environment
+from megdet.run_folder.folder import RunFolder
+from megdet.run_folder.metrics import read_metrics
 from mutants import mutants_of_json, mutants_of_text, refused_or_read
 
 NUMBER = pytest.mark.parametrize("number", [30, pytest.param(1000, marks=pytest.mark.slow)], ids=["few", "many"])
 """Mutants of each file."""
 
-RECIPE = packaged_recipes()["demo"] + "anchors: {sizes: [8, 16.0, 32, 64, 128]}\nseed: 0x1F\nstart_from: ''\n"
+RECIPE = packaged_recipes()["demo"] + "seed: 0x1F\nstart_from: ''\n"
 YAML = b"path: ../data\ntrain: images/train\nnc: 2\nnames:\n  0: ant\n  1: 'bee'\n"
 VOC = """<?xml version="1.0" encoding="utf-8"?><annotation><filename>a.jpg</filename><size><width>40</width>
 <height>30</height></size><object><name>\u732b</name><difficult>0</difficult><bndbox><xmin>1</xmin><ymin>2</ymin>

@@ -6,18 +6,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from factories import TINY, tiny_batch, tiny_detector
+from factories import TINY, tiny_batch, tiny_detector, with_model
 from megdet.inference.predict import detect_batch
 from megdet.inference.trained import place_model
 from megdet.model.detector import Detector
 from megdet.precision import arithmetic, dtype_of
-from megdet.recipe import Backbone
+from megdet.recipe import Recipe
 from megdet.training.step import train_step
 from megdet.training.trainer import trainer_of
 from small_runs import ALONE
 
 CPU = torch.device("cpu")
-RECIPE = replace(TINY, batch_size=2, bn_size=2, backbone=Backbone(name="test_resnet"))
+RECIPE = with_model(replace(TINY, batch_size=2, bn_size=2), backbone={"name": "test_resnet"})
 
 
 def tf32() -> tuple[bool, bool]:
@@ -25,9 +25,9 @@ def tf32() -> tuple[bool, bool]:
     return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
 
 
-def placed(precision: str) -> Detector:
-    model = tiny_detector(replace(RECIPE, precision=precision))
-    place_model(model, CPU)
+def placed(recipe: Recipe) -> Detector:
+    model = tiny_detector(recipe)
+    place_model(model, CPU, recipe.precision)
     return model
 
 
@@ -44,27 +44,28 @@ def watch(model: Detector) -> list[tuple[str, tuple[bool, bool], bool]]:
     return seen
 
 
-def train(model: Detector) -> None:
+def train(model: Detector, recipe: Recipe) -> None:
     model.train()
-    trainer = trainer_of(model, ALONE)
+    trainer = trainer_of(recipe, model, ALONE)
     train_step(trainer, [tiny_batch(2)], range(1), 0.01, 0, ALONE)
 
 
-def detect(model: Detector) -> None:
+def detect(model: Detector, recipe: Recipe) -> None:
     batch = tiny_batch(2)
-    detect_batch(model.eval(), batch.pixels, batch.sizes)
+    detect_batch(model.eval(), batch.pixels, batch.sizes, recipe.precision)
 
 
 @pytest.mark.parametrize("work", [train, detect])
 def test_placing_and_using_another_detector_does_not_change_the_arithmetic_of_the_first(
-    work: Callable[[Detector], None],
+    work: Callable[[Detector, Recipe], None],
 ) -> None:
     before = tf32()
-    models = {precision: placed(precision) for precision in ("tf32", "float32", "bfloat16", "float64")}
+    recipes = {name: replace(RECIPE, precision=name) for name in ("tf32", "float32", "bfloat16", "float64")}
+    models = {name: placed(recipe) for name, recipe in recipes.items()}
     for precision in ("tf32", "float32", "tf32", "bfloat16", "float64"):
         model = models[precision].train(work is train)
         seen = watch(model)
-        work(model)
+        work(model, recipes[precision])
         is_tf32 = (precision == "tf32",) * 2
         assert ("forward", is_tf32, precision == "bfloat16") in seen
         assert {flags for _, flags, _ in seen} == {is_tf32}

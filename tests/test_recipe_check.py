@@ -6,14 +6,17 @@ from megdet.recipe_file import parse_recipe
 from recipe_refusals import refusal
 
 AT_LEAST_ONE = """batch_size group_size plan_window checkpoint_epochs keep_checkpoints data.max_long_edge
-data.max_pixels data.canvas_multiple fpn.channels rpn.samples rpn.train_proposals_before_nms rpn.train_proposals
-rpn.test_proposals_before_nms rpn.test_proposals box_head.channels box_head.pool_size box_head.sampling_ratio
-box_head.samples box_head.detections evaluation.batch_size""".split()
-NOT_NEGATIVE = """bn_size seed backbone.frozen_stages evaluation.every_epochs schedule.warmup_steps data.color_jitter
-backbone.norm_eps rpn.smooth_l1_beta rpn.min_size box_head.smooth_l1_beta optimizer.base_lr optimizer.weight_decay
-optimizer.clip_norm schedule.warmup_start data.cache_gib noise_interval""".split()
-FRACTIONS = """data.horizontal_flip data.vertical_flip rpn.positive_fraction rpn.positive_iou rpn.negative_iou
-rpn.nms_iou box_head.positive_fraction box_head.positive_iou box_head.score_threshold box_head.nms_iou""".split()
+data.max_pixels data.canvas_multiple model.fpn.channels model.rpn.samples model.rpn.train_proposals_before_nms
+model.rpn.train_proposals model.rpn.test_proposals_before_nms model.rpn.test_proposals
+model.box_head.channels model.box_head.pool_size model.box_head.sampling_ratio model.box_head.samples
+model.box_head.detections evaluation.batch_size""".split()
+NOT_NEGATIVE = """bn_size seed model.backbone.frozen_stages evaluation.every_epochs schedule.warmup_steps
+data.color_jitter model.backbone.norm_eps
+model.rpn.smooth_l1_beta model.rpn.min_size model.box_head.smooth_l1_beta optimizer.base_lr
+optimizer.weight_decay optimizer.clip_norm schedule.warmup_start data.cache_gib noise_interval""".split()
+FRACTIONS = """data.horizontal_flip data.vertical_flip model.rpn.positive_fraction model.rpn.positive_iou
+model.rpn.negative_iou model.rpn.nms_iou model.box_head.positive_fraction model.box_head.positive_iou
+model.box_head.score_threshold model.box_head.nms_iou""".split()
 
 
 @pytest.mark.parametrize(
@@ -28,12 +31,12 @@ rpn.nms_iou box_head.positive_fraction box_head.positive_iou box_head.score_thre
         ("data.max_pixels", "178956971", "Pillow refuses more than 178956970"),
         ("data.scale_jitter", "[0, 1]", "two positive factors, the smaller first"),
         ("data.scale_jitter", "[2, 1]", "two positive factors, the smaller first"),
-        ("data.std", "[1, 0, 1]", "every value must be positive"),
-        ("anchors.sizes", "[8, 16, 32, 64]", "five positive sizes"),
-        ("anchors.sizes", "[8, 16, 32, 64, 0]", "five positive sizes"),
-        ("anchors.ratios", "[]", "positive ratios"),
-        ("anchors.ratios", "[1, -1]", "positive ratios"),
-        ("backbone.frozen_stages", "6", "at most 5"),
+        ("model.std", "[1, 0, 1]", "every value must be positive"),
+        ("model.anchors.sizes", "[8, 16, 32, 64]", "five positive sizes"),
+        ("model.anchors.sizes", "[8, 16, 32, 64, 0]", "five positive sizes"),
+        ("model.anchors.ratios", "[]", "positive ratios"),
+        ("model.anchors.ratios", "[1, -1]", "positive ratios"),
+        ("model.backbone.frozen_stages", "6", "at most 5"),
         ("schedule.epochs", "3", "policy normal has its own length"),
         ("optimizer.momentum", "1", "at least 0 and below 1"),
         ("optimizer.momentum", "-0.1", "at least 0 and below 1"),
@@ -46,19 +49,19 @@ rpn.nms_iou box_head.positive_fraction box_head.positive_iou box_head.score_thre
             "true",
             "bn_size 16 makes 1 group(s), an odd number: choose a bn_size of 1, 2, 4, 8",
         ),
-        ("rpn.negative_iou", "0.8", "must not exceed rpn.positive_iou 0.7"),
+        ("model.rpn.negative_iou", "0.8", "must not exceed positive_iou 0.7"),
         ("bn_size", "5", "must divide batch_size 16: choose one of 1, 2, 4, 8, 16"),
-        ("backbone.norm", "group", "no norm of the recipe is batch"),
-        ("fpn.norm", "frozen", "never trained"),
-        ("rpn.norm", "frozen", "never trained"),
-        ("box_head.norm", "frozen", "never trained"),
+        ("model.backbone.norm", "group", "no norm of the recipe is batch"),
+        ("model.fpn.norm", "frozen", "never trained"),
+        ("model.rpn.norm", "frozen", "never trained"),
+        ("model.box_head.norm", "frozen", "never trained"),
         ("schedule.milestones", "[8]", "one factor for each of the 1 milestones"),
         ("schedule.factors", "[0.1]", "one factor for each of the 0 milestones"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_by_its_key(key, value, why):
     message = refusal("", **{key.replace(".", "__"): value})
-    named = {"backbone.norm": "bn_size", "schedule.milestones": "schedule.factors"}.get(key, key)
+    named = {"model.backbone.norm": "bn_size", "schedule.milestones": "schedule.factors"}.get(key, key)
     assert message.startswith(f"r.yaml: {named} is ")
     assert why in message
 
@@ -68,7 +71,10 @@ def test_what_cannot_be_trained_is_refused_by_its_key(key, value, why):
     [
         ({"bn_size": "0", "group_size": "3"}, "group_size is 3: it must divide batch_size 16"),
         ({"data.cache": "resized", "data.resize": "torchvision"}, "data.cache is resized: pixels that data.resize"),
-        ({"bn_size": "0", "fpn.norm": "batch"}, "fpn.norm is batch: frozen statistics that were never trained"),
+        (
+            {"bn_size": "0", "model.fpn.norm": "batch"},
+            "model.fpn.norm is batch: frozen statistics that were never trained",
+        ),
         (
             {"schedule.milestones": "[8, 4]", "schedule.factors": "[0.1, 0.1]", "schedule.policy": "step"},
             "schedule.milestones is (8.0, 4.0): they must rise",
@@ -88,7 +94,7 @@ def test_what_cannot_be_trained_is_refused_by_its_key(key, value, why):
         ),
         ({"optimizer.agvm": "true", "bn_size": "3", "batch_size": "9"}, "an odd number: choose an even batch_size"),
         (
-            {"optimizer.agvm": "true", "bn_size": "8", "backbone.frozen_stages": "5"},
+            {"optimizer.agvm": "true", "bn_size": "8", "model.backbone.frozen_stages": "5"},
             "optimizer.agvm is True: it measures every module by the backbone, all of which is frozen",
         ),
         (
@@ -107,8 +113,13 @@ def test_values_that_contradict_each_other_are_refused(overrides, message):
     "overrides",
     [
         {"bn_size": 0, "group_size": 4},
-        {"bn_size": 0, "fpn.norm": "group", "backbone.norm": "frozen"},
-        {"fpn.norm": "batch", "rpn.norm": "batch", "box_head.norm": "batch", "backbone.norm": "group"},
+        {"bn_size": 0, "model.fpn.norm": "group", "model.backbone.norm": "frozen"},
+        {
+            "model.fpn.norm": "batch",
+            "model.rpn.norm": "batch",
+            "model.box_head.norm": "batch",
+            "model.backbone.norm": "group",
+        },
         {
             "schedule.policy": "step",
             "schedule.epochs": 9,
@@ -116,7 +127,7 @@ def test_values_that_contradict_each_other_are_refused(overrides, message):
             "schedule.factors": "[0.1, 0.5]",
         },
         {"bn_size": 16, "group_size": 3},  # not used, so it need not divide
-        {"backbone.frozen_stages": 5, "backbone.norm_eps": 0},
+        {"model.backbone.frozen_stages": 5, "model.backbone.norm_eps": 0},
         {"data.cache": "resized", "data.cache_gib": 0},
         {"optimizer.agvm": True, "bn_size": 8, "optimizer.kind": "adamw"},
         {"noise_interval": 50, "optimizer.kind": "lars"},

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megdet.errors import InputError
-from megdet.recipe import BoxHead, Data, Fpn, Recipe
+from megdet.recipe import BoxHead, Data, FasterRcnn, Fpn, Recipe
 from megdet.recipe_file import (
     dump_recipe,
     first_difference,
@@ -43,17 +43,26 @@ DATA = st.fixed_dictionaries(
     {
         "train_images": TEXT,
         "short_edges": st.lists(st.integers(1, 2000), min_size=1, max_size=4).map(tuple),
-        "mean": st.tuples(POSITIVE, POSITIVE, POSITIVE),
         "draw_demo": st.sampled_from(["", "easy", "hard", "tiny"]),
     }
 )
 
 
 @settings(max_examples=40)
-@given(st.integers(0, 2**63 - 1), st.booleans(), DATA, st.sampled_from(["batch", "group", "none"]), POSITIVE)
-def test_any_recipe_survives_yaml(seed, tensorboard, data, norm, beta):
+@given(
+    st.integers(0, 2**63 - 1),
+    st.booleans(),
+    DATA,
+    st.sampled_from(["batch", "group", "none"]),
+    POSITIVE,
+    st.tuples(POSITIVE, POSITIVE, POSITIVE),
+)
+def test_any_recipe_survives_yaml(seed, tensorboard, data, norm, beta, mean):
     recipe = Recipe(
-        seed=seed, tensorboard=tensorboard, data=Data(**data), fpn=Fpn(norm=norm), box_head=BoxHead(smooth_l1_beta=beta)
+        seed=seed,
+        tensorboard=tensorboard,
+        data=Data(**data),
+        model=FasterRcnn(mean=mean, fpn=Fpn(norm=norm), box_head=BoxHead(smooth_l1_beta=beta)),
     )
     again = parse_recipe(dump_recipe(recipe), "r.yaml")
     assert again == recipe
@@ -73,28 +82,39 @@ def test_every_packaged_recipe_loads(name):
 
 def test_overrides_come_on_top_of_the_file(tmp_path):
     file = tmp_path / "a.yaml"
-    file.write_text("fpn:\n  channels: 64\nbatch_size: 32\n")
+    file.write_text("model:\n  fpn:\n    channels: 64\nbatch_size: 32\n")
     recipe = load_recipe(
         str(file),
         {
-            "fpn.channels": "128",
+            "model.fpn.channels": "128",
             "optimizer.base_lr": "1e-3",
             "data.short_edges": "[600, 800]",
             "tensorboard": "true",
-            "rpn.samples": 64,
+            "model.rpn.samples": 64,
         },
     )
-    assert (recipe.fpn.channels, recipe.batch_size, recipe.optimizer.base_lr) == (128, 32, 1e-3)
-    assert (recipe.data.short_edges, recipe.tensorboard, recipe.rpn.samples) == ((600, 800), True, 64)
+    assert (recipe.model.fpn.channels, recipe.batch_size, recipe.optimizer.base_lr) == (128, 32, 1e-3)
+    assert (recipe.data.short_edges, recipe.tensorboard, recipe.model.rpn.samples) == ((600, 800), True, 64)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("batch_sise: 3", "r.yaml: unknown key 'batch_sise'; did you mean 'batch_size'?"),
-        ("fpn: {chanels: 3}", "r.yaml: unknown key 'fpn.chanels'; did you mean 'fpn.channels'?"),
-        ("box_head:\n  sample: 3", "r.yaml: unknown key 'box_head.sample'; did you mean 'box_head.samples'?"),
-        ("channels: 3", "r.yaml: unknown key 'channels'; did you mean 'fpn.channels'?"),
+        ("model: {fpn: {chanels: 3}}", "r.yaml: unknown key 'model.fpn.chanels'; did you mean 'model.fpn.channels'?"),
+        (
+            "model:\n  box_head:\n    sample: 3",
+            "unknown key 'model.box_head.sample'; did you mean 'model.box_head.samples'?",
+        ),
+        ("backbone: {name: resnet50}", "r.yaml: unknown key 'backbone'; did you mean 'model.backbone'?"),
+        ("data: {mean: [0, 0, 0]}", "r.yaml: unknown key 'data.mean'; did you mean 'model.mean'?"),
+        (
+            "model: {kind: faster_rcn}",
+            "model.kind is 'faster_rcn': choose one of faster_rcnn; did you mean 'faster_rcnn'?",
+        ),
+        ("model: {kind: [1]}", "r.yaml: model.kind is [1]: choose one of faster_rcnn"),
+        ("model: 3", "r.yaml: model is a section: write an indented kind: under it"),
+        ("channels: 3", "r.yaml: unknown key 'channels'; did you mean 'model.fpn.channels'?"),
         ("1: 3", "r.yaml: unknown key '1'"),
         ('"a\\nb": 3', "r.yaml: unknown key 'a b'"),
         ("batch_size: 1.5", "r.yaml: batch_size: expected int, got float, here stands 1.5"),
@@ -102,7 +122,7 @@ def test_overrides_come_on_top_of_the_file(tmp_path):
         ("batch_size: many", "r.yaml: batch_size: expected int, got str, here stands 'many'"),
         ("tensorboard: 1", "r.yaml: tensorboard: expected bool, got int, here stands 1"),
         ("data: {train_images: 3}", "r.yaml: data.train_images: expected str, got int, here stands 3"),
-        ("data: {mean: [0, 0]}", "r.yaml: data.mean: expected array of length 3, got 2, here stands [0, 0]"),
+        ("model: {mean: [0, 0]}", "r.yaml: model.mean: expected array of length 3, got 2, here stands [0, 0]"),
         ("data: {short_edges: [a]}", "r.yaml: data.short_edges[0]: expected int, got str, here stands 'a'"),
         ("precision: half", "r.yaml: precision is 'half': choose one of float32, tf32, bfloat16, float64"),
         ("precision: float23", "choose one of float32, tf32, bfloat16, float64; did you mean 'float32'?"),
@@ -120,13 +140,13 @@ def test_overrides_come_on_top_of_the_file(tmp_path):
             for low, high in ((64, 32), (32, 32), (0, 32))
         ),
         ("batch_size:", "r.yaml: batch_size has no value: write one, or leave the key out for its default"),
-        ("fpn:", "r.yaml: fpn has no value: write one, or leave the key out for its default"),
-        ("fpn: 3", "r.yaml: fpn is a section: write an indented channels: under it"),
+        ("model: {fpn: }", "r.yaml: model.fpn has no value: write one, or leave the key out for its default"),
+        ("model: {fpn: 3}", "r.yaml: model.fpn is a section: write an indented channels: under it"),
         ("[1, 2]", "r.yaml: a recipe is a mapping of keys to values, this is a list"),
         ("optimizer: {base_lr: .nan}", "r.yaml: optimizer.base_lr is nan: it must be finite"),
         ("optimizer: {base_lr: '.nan'}", "r.yaml: optimizer.base_lr: expected float, got str, here stands '.nan'"),
         ("optimizer: {base_lr: -.inf}", "r.yaml: optimizer.base_lr is -inf: it must be finite"),
-        ("data: {mean: [0, .nan, 0]}", "r.yaml: data.mean is (0.0, nan, 0.0): it must be finite"),
+        ("model: {mean: [0, .nan, 0]}", "r.yaml: model.mean is (0.0, nan, 0.0): it must be finite"),
     ],
 )
 def test_what_is_no_recipe_is_refused_with_its_place_and_the_nearest_name(text, message):
@@ -139,18 +159,20 @@ def test_text_that_is_no_yaml_is_refused_with_its_line():
 
 
 def test_a_section_written_as_a_number_is_refused_under_an_override_too():
-    assert "fpn is a section" in refusal("fpn: 3", fpn__channels="64")
+    assert "model.fpn is a section" in refusal("model: {fpn: 3}", model__fpn__channels="64")
 
 
 def test_an_override_may_fill_an_empty_section():
-    assert parse_recipe("fpn:", "r.yaml", {"fpn.channels": "64"}).fpn.channels == 64
+    assert parse_recipe("model: {fpn: }", "r.yaml", {"model.fpn.channels": "64"}).model.fpn.channels == 64
 
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("fpn.chanels", "3", "unknown option '--fpn.chanels'; did you mean 'fpn.channels'?"),
-        ("fpn", "3", "unknown option '--fpn'"),
+        ("model.fpn.chanels", "3", "unknown option '--model.fpn.chanels'; did you mean 'model.fpn.channels'?"),
+        ("backbone.name", "a", "unknown option '--backbone.name'; did you mean 'model.backbone.name'?"),
+        ("model.fpn", "3", "unknown option '--model.fpn'"),
+        ("model.kind", "yolo", "r.yaml: model.kind is 'yolo': choose one of faster_rcnn"),
         ("batch_size", "many", "r.yaml: batch_size: expected int, got str, here stands 'many'"),
         ("batch_size", "", "batch_size: expected int, got str, here stands ''"),
         ("batch_size", "[", "option '--batch_size': not valid YAML"),
@@ -185,8 +207,8 @@ def test_a_recipe_is_called_after_its_file_or_its_run():
 
 
 def test_the_first_difference_is_told_with_both_values():
-    other = dataclasses.replace(Recipe(), fpn=Fpn(channels=64), seed=0)
-    assert first_difference(Recipe(), other) == "fpn.channels: 256 here, 64 there"
+    other = dataclasses.replace(Recipe(), model=FasterRcnn(fpn=Fpn(channels=64)), seed=0)
+    assert first_difference(Recipe(), other) == "model.fpn.channels: 256 here, 64 there"
 
 
 def test_every_key_has_a_help_text_and_is_an_option():
@@ -209,8 +231,8 @@ def test_a_key_that_stands_twice_is_refused():
 
 
 def test_a_dotted_key_in_yaml_is_refused_with_how_to_write_it():
-    with pytest.raises(InputError, match=r"written nested: fpn: \{channels"):
-        parse_recipe("fpn.channels: 64", "r.yaml")
+    with pytest.raises(InputError, match=r"written nested: model: \{fpn: \{channels: \.\.\.\}\}"):
+        parse_recipe("model.fpn.channels: 64", "r.yaml")
 
 
 def test_a_run_folder_named_as_a_recipe_is_refused_with_its_recipe(tmp_path):

@@ -5,12 +5,16 @@ norm over 16 images, SGD with momentum 0.9, weight decay 1e-4, rate 0.02 for 16 
 A derived number (the learning rate, the steps of an epoch) is a function of the recipe, never a field of it.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
+
+from megdet.bounds import AtLeastOne, Fraction, NotNegative, NotNegativeNumber
 
 NormKind = Literal["batch", "frozen", "group", "none"]
 OptimizerKind = Literal["sgd", "adamw", "lars", "lamb"]
 ResizeKind = Literal["antialias", "torchvision"]
+Precision = Literal["float32", "tf32", "bfloat16", "float64"]
 RecomputePlan = Literal["none", "block", "stage", "sqrt"]
 
 
@@ -32,23 +36,23 @@ class Data:
     """train on images without any box too"""
     allow_outside_files: bool = False
     """read images whose file_name is absolute or has .. in it, so that an annotation file may name any file"""
-    max_pixels: int = 80_000_000
+    max_pixels: AtLeastOne = 80_000_000
     """pixels (height x width of the file) of the largest image that is decoded"""
     short_edges: tuple[int, ...] = (800,)
     """lengths in pixels of the shorter edge; one is drawn for each training group, the last is used for evaluation"""
-    max_long_edge: int = 1333
+    max_long_edge: AtLeastOne = 1333
     """the longer edge is not resized beyond this many pixels (times the factor of scale_jitter)"""
     scale_jitter: tuple[float, float] = (1.0, 1.0)
     """a training group's size is multiplied by a factor drawn between these two, uniform in its logarithm"""
     resize: ResizeKind = "antialias"
     """antialias = bilinear as Pillow's, sizes rounded; torchvision = as its detectors: no antialias, sizes cut down"""
-    horizontal_flip: float = 0.5
+    horizontal_flip: Fraction = 0.5
     """probability of mirroring a training image left to right"""
-    vertical_flip: float = 0.0
+    vertical_flip: Fraction = 0.0
     """probability of mirroring a training image top to bottom"""
-    color_jitter: float = 0.0
+    color_jitter: NotNegativeNumber = 0.0
     """strength of random brightness, contrast and saturation of a training image; 0.4 is strong"""
-    canvas_multiple: int = 32
+    canvas_multiple: AtLeastOne = 32
     """a group's canvas is rounded up to a multiple of this many pixels"""
     canvas_edges: tuple[int, ...] = ()
     """rising lengths in pixels to which a canvas is rounded up instead, as far as they reach; a few for --compile"""
@@ -56,12 +60,8 @@ class Data:
     """keep training images as files of raw pixels, decoded or already resized (one size an image only); same result"""
     cache_folder: str = "data/cache"
     """folder of these files, which may be shared and may be deleted at any time"""
-    cache_gib: float = 50.0
+    cache_gib: NotNegativeNumber = 50.0
     """most GiB of them; the first images of the data set are kept, as many as fit"""
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """mean of the red, green and blue values, of 1.0, that is subtracted"""
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    """standard deviation of red, green and blue that divides them"""
 
 
 @dataclass(frozen=True)
@@ -76,17 +76,22 @@ class Backbone:
     """put the 1 x 1 convolution that the model has before its classifier on its last features (MobileNet has one)"""
     norm: NormKind = "batch"
     """batch = statistics over bn_size images (frozen where bn_size is 0), frozen, group or none"""
-    norm_eps: float | None = None
+    norm_eps: NotNegativeNumber | None = None
     """what the norm layers add to a variance instead of the model's own; torchvision's COCO_V1 detectors have 0"""
-    frozen_stages: int = 0
+    frozen_stages: NotNegative = 0
     """the stem (1) and the next stages (2 to 5) that are not trained; 2 in recipes of BN size 0 (ours)"""
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        """(key, why) of what cannot be."""
+        if self.frozen_stages > 5:
+            yield "frozen_stages", "a backbone has a stem and four stages: at most 5"
 
 
 @dataclass(frozen=True)
 class Fpn:
     """The feature pyramid: P2 to P5 from the backbone and P6 by subsampling P5."""
 
-    channels: int = 256
+    channels: AtLeastOne = 256
     """channels of every level"""
     norm: NormKind = "none"
     """norm layer after each convolution; batch needs bn_size > 0"""
@@ -103,6 +108,13 @@ class Anchors:
     stride_from_grid: bool = False
     """take a level's stride as canvas // grid, as torchvision does, instead of 4, 8, 16, 32, 64"""
 
+    def faults(self) -> Iterator[tuple[str, str]]:
+        """(key, why) of what cannot be."""
+        if len(self.sizes) != 5 or min(self.sizes) <= 0:
+            yield "sizes", "it must be five positive sizes, for P2 to P6"
+        if not self.ratios or min(self.ratios) <= 0:
+            yield "ratios", "it must be positive ratios"
+
 
 @dataclass(frozen=True)
 class Rpn:
@@ -112,60 +124,108 @@ class Rpn:
     """norm layer after the 3 x 3 convolution; batch needs bn_size > 0"""
     sparse_loss: bool = True
     """backpropagate only through the cells of sampled anchors: the same gradient, less work; norm none only"""
-    samples: int = 256
+    samples: AtLeastOne = 256
     """anchors an image in the loss"""
-    positive_fraction: float = 0.5
+    positive_fraction: Fraction = 0.5
     """largest part of them that is positive"""
-    positive_iou: float = 0.7
+    positive_iou: Fraction = 0.7
     """an anchor of at least this overlap with a box is positive"""
-    negative_iou: float = 0.3
+    negative_iou: Fraction = 0.3
     """an anchor below this overlap with every box is negative"""
-    smooth_l1_beta: float = 1 / 9
+    smooth_l1_beta: NotNegativeNumber = 1 / 9
     """where the box loss turns from square to linear, in units of the regression targets"""
-    train_proposals_before_nms: int = 2000
+    train_proposals_before_nms: AtLeastOne = 2000
     """best anchors a level and image that enter the NMS while training"""
-    train_proposals: int = 1000
+    train_proposals: AtLeastOne = 1000
     """proposals an image that leave it while training"""
-    test_proposals_before_nms: int = 1000
+    test_proposals_before_nms: AtLeastOne = 1000
     """the same while testing"""
-    test_proposals: int = 1000
+    test_proposals: AtLeastOne = 1000
     """the same while testing"""
-    nms_iou: float = 0.7
+    nms_iou: Fraction = 0.7
     """proposals of one level that overlap more are suppressed"""
-    min_size: float = 1e-3
+    min_size: NotNegativeNumber = 1e-3
     """proposals with an edge shorter than this many pixels are dropped"""
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        """(key, why) of what cannot be."""
+        if self.negative_iou > self.positive_iou:
+            yield "negative_iou", f"it must not exceed positive_iou {self.positive_iou}"
 
 
 @dataclass(frozen=True)
 class BoxHead:
     """The second stage: RoIAlign, two fully connected layers, classes and boxes."""
 
-    channels: int = 1024
+    channels: AtLeastOne = 1024
     """width of the fully connected layers"""
     norm: NormKind = "none"
     """norm layer after each fully connected layer; batch needs bn_size > 0"""
-    pool_size: int = 7
+    pool_size: AtLeastOne = 7
     """bins along each edge of a pooled RoI"""
-    sampling_ratio: int = 2
+    sampling_ratio: AtLeastOne = 2
     """sampling points of a bin along each edge"""
     aligned: bool = True
     """shift coordinates by half a pixel, as they should be; false gives torchvision's detectors"""
     canonical_size: float = 224.0
     """edge of the RoI that is pooled from P4 (Eq. 1 of the FPN paper)"""
-    samples: int = 512
+    samples: AtLeastOne = 512
     """RoIs an image in the loss"""
-    positive_fraction: float = 0.25
+    positive_fraction: Fraction = 0.25
     """largest part of them that is positive"""
-    positive_iou: float = 0.5
+    positive_iou: Fraction = 0.5
     """a RoI of at least this overlap with a box is positive, any other negative"""
-    smooth_l1_beta: float = 1 / 9
+    smooth_l1_beta: NotNegativeNumber = 1 / 9
     """where the box loss turns from square to linear, in units of the regression targets"""
-    score_threshold: float = 0.05
+    score_threshold: Fraction = 0.05
     """detections below this score are dropped"""
-    nms_iou: float = 0.5
+    nms_iou: Fraction = 0.5
     """detections of one class that overlap more are suppressed"""
-    detections: int = 100
+    detections: AtLeastOne = 100
     """detections an image"""
+
+
+@dataclass(frozen=True)
+class Model:
+    """What every detector is built from besides its classes. Each kind of detector has a subclass."""
+
+    kind: str
+    """which detector it is"""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """mean of the red, green and blue values, of 1.0, that is subtracted"""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """standard deviation of red, green and blue that divides them"""
+    backbone: Backbone = field(default_factory=Backbone)
+
+    @property
+    def norms(self) -> dict[str, NormKind]:
+        """The norm layers asked for, by the section that asks."""
+        return {name: section.norm for name, section in vars(self).items() if hasattr(section, "norm")}
+
+    def with_norms(self, norms: Mapping[str, NormKind]) -> "Model":
+        """The same with other norm layers in some sections."""
+        return replace(self, **{name: replace(getattr(self, name), norm=norm) for name, norm in norms.items()})
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        """(key, why) of what cannot be."""
+        if min(self.std) <= 0:
+            yield "std", "every value must be positive"
+
+
+@dataclass(frozen=True)
+class FasterRcnn(Model):
+    """Faster R-CNN on a feature pyramid, the paper's detector (Sec. 4)."""
+
+    kind: Literal["faster_rcnn"] = "faster_rcnn"
+    """which detector it is; the other keys of the section are those of this kind"""
+    fpn: Fpn = field(default_factory=Fpn)
+    anchors: Anchors = field(default_factory=Anchors)
+    rpn: Rpn = field(default_factory=Rpn)
+    box_head: BoxHead = field(default_factory=BoxHead)
+
+
+MODELS: dict[str, type[Model]] = {"faster_rcnn": FasterRcnn}
+"""The kinds of detectors, by `model.kind`; `megdet.model.choice` has the detector of each."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +234,7 @@ class Optimizer:
 
     kind: OptimizerKind = "sgd"
     """sgd with momentum is the paper's; adamw, lars and lamb need another base_lr (docs/large-batch.md)"""
-    base_lr: float = 0.02
+    base_lr: NotNegativeNumber = 0.02
     """learning rate for a mini-batch of 16 images; scaling says how it grows with the mini-batch (Sec. 3.2)"""
     scaling: Literal["linear", "sqrt"] = "linear"
     """the rate is base_lr * batch_size / 16 (Sec. 3.2), or with sqrt base_lr * (batch_size / 16) ** 0.5"""
@@ -186,11 +246,11 @@ class Optimizer:
     """what adamw and lamb add to the root of the second moment; LAMB's authors take 1e-6"""
     trust_coefficient: float = 1e-3
     """eta of lars: its local rate is eta * |weights| / (|gradient| + weight_decay * |weights|)"""
-    weight_decay: float = 1e-4
+    weight_decay: NotNegativeNumber = 1e-4
     """lambda of Eq. 1: added to the gradient by sgd and lars, taken off the weights beside it by adamw and lamb"""
     decay_norm_and_bias: bool = True
     """decay the weights of norm layers and all biases too; turn off when batch norm is trained from scratch"""
-    clip_norm: float = 0.0
+    clip_norm: NotNegativeNumber = 0.0
     """largest norm of the whole gradient; 0 = no clipping"""
     agvm: bool = False
     """AGVM: a rate for each module by how much the halves of a mini-batch agree about it; sgd and adamw only"""
@@ -212,9 +272,9 @@ class Schedule:
     """what policy step multiplies it by, one a milestone"""
     warmup: Literal["linear", "exponential"] = "linear"
     """how the rate rises: by the same amount every step, or by the same factor, which needs warmup_start above 0"""
-    warmup_steps: int = 500
+    warmup_steps: NotNegative = 500
     """steps of warmup. Not in the paper, which gives no number: 500 is ours"""
-    warmup_start: float = 1.0
+    warmup_start: NotNegativeNumber = 1.0
     """the warmup starts at this times base_lr (the paper's r), not above its end: with 1, 16 images have none"""
 
 
@@ -222,9 +282,9 @@ class Schedule:
 class Evaluation:
     """When and how the detector is evaluated while it trains."""
 
-    every_epochs: int = 1
+    every_epochs: NotNegative = 1
     """epochs between evaluations; 0 = only at the end"""
-    batch_size: int = 8
+    batch_size: AtLeastOne = 8
     """images that share one forward, at most; each is on the canvas of its own size"""
 
 
@@ -232,36 +292,32 @@ class Evaluation:
 class Recipe:
     """A training run, told in images."""
 
-    batch_size: int = 16
+    batch_size: AtLeastOne = 16
     """images per optimizer step, over all devices and accumulation (the paper's mini-batch size)"""
-    bn_size: int = 16
+    bn_size: NotNegative = 16
     """images whose pixels share one set of batch-norm statistics (the paper's BN size); 0 = frozen statistics"""
-    group_size: int = 2
+    group_size: AtLeastOne = 2
     """images padded to one common canvas where bn_size is 0; else it is bn_size of them"""
-    plan_window: int = 4
+    plan_window: AtLeastOne = 4
     """mini-batches within which images of like aspect ratio are brought together"""
-    precision: Literal["float32", "tf32", "bfloat16", "float64"] = "float32"
+    precision: Precision = "float32"
     """arithmetic of convolutions and matrix products; tf32 (on a CPU float32) and bfloat16 keep weights in float32"""
     recompute: RecomputePlan = "none"
     """save memory: the backward computes again what is inside each block, stage or run of blocks; the same result"""
-    noise_interval: int = 0
+    noise_interval: NotNegative = 0
     """steps from one measurement of the gradient noise scale to the next; 0 = none"""
-    seed: int = 0
+    seed: NotNegative = 0
     """the one seed of weights, order, augmentation and sampling"""
-    checkpoint_epochs: int = 1
+    checkpoint_epochs: AtLeastOne = 1
     """epochs between checkpoints"""
-    keep_checkpoints: int = 2
+    keep_checkpoints: AtLeastOne = 2
     """checkpoints that are kept"""
     start_from: str = ""
     """folder of another run whose newest weights to start from; class layers start anew where classes differ"""
     tensorboard: bool = False
     """also write the metrics for TensorBoard"""
     data: Data = field(default_factory=Data)
-    backbone: Backbone = field(default_factory=Backbone)
-    fpn: Fpn = field(default_factory=Fpn)
-    anchors: Anchors = field(default_factory=Anchors)
-    rpn: Rpn = field(default_factory=Rpn)
-    box_head: BoxHead = field(default_factory=BoxHead)
+    model: Model = field(default_factory=FasterRcnn)
     optimizer: Optimizer = field(default_factory=Optimizer)
     schedule: Schedule = field(default_factory=Schedule)
     evaluation: Evaluation = field(default_factory=Evaluation)
@@ -275,13 +331,3 @@ class Recipe:
     def groups_per_step(self) -> int:
         """Groups of a mini-batch."""
         return self.batch_size // self.images_per_group
-
-    @property
-    def norms(self) -> dict[str, NormKind]:
-        """The norm layers asked for, by the key that asks."""
-        return {
-            "backbone.norm": self.backbone.norm,
-            "fpn.norm": self.fpn.norm,
-            "rpn.norm": self.rpn.norm,
-            "box_head.norm": self.box_head.norm,
-        }

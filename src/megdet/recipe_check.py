@@ -5,26 +5,11 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from megdet.bounds import faults_of
 from megdet.errors import InputError, shown
 from megdet.recipe import Recipe
 
-_AT_LEAST_ONE = (
-    "batch_size group_size plan_window checkpoint_epochs keep_checkpoints data.max_long_edge data.max_pixels "
-    "data.canvas_multiple fpn.channels rpn.samples rpn.train_proposals_before_nms rpn.train_proposals "
-    "rpn.test_proposals_before_nms rpn.test_proposals box_head.channels box_head.pool_size box_head.sampling_ratio "
-    "box_head.samples box_head.detections evaluation.batch_size"
-).split()
-_NOT_NEGATIVE = (
-    "bn_size seed data.color_jitter data.cache_gib backbone.frozen_stages backbone.norm_eps rpn.smooth_l1_beta "
-    "rpn.min_size box_head.smooth_l1_beta optimizer.base_lr optimizer.weight_decay optimizer.clip_norm "
-    "schedule.warmup_steps schedule.warmup_start evaluation.every_epochs noise_interval"
-).split()
 _PILLOWS_MOST = 178_956_970  # pixels
-_FRACTIONS = (
-    "data.horizontal_flip data.vertical_flip rpn.positive_fraction rpn.positive_iou rpn.negative_iou rpn.nms_iou "
-    "box_head.positive_fraction box_head.positive_iou box_head.score_threshold box_head.nms_iou"
-).split()
-
 _SHOWN_DIVISORS = 12
 
 
@@ -45,26 +30,18 @@ def check_recipe(recipe: Recipe, source: str) -> None:
             raise InputError(f"{source}: {key} is {shown(value)}: it must be below 2**{bits}")
         if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
             refuse(key, "it must be finite")
-    for key in _AT_LEAST_ONE:
-        if flat[key] < 1:
-            refuse(key, "it must be at least 1")
-    for key in _NOT_NEGATIVE:
-        if flat[key] is not None and flat[key] < 0:
-            refuse(key, "it must not be negative")
-    for key in _FRACTIONS:
-        if not 0 <= flat[key] <= 1:
-            refuse(key, "it must lie between 0 and 1")
+    for key, why in faults_of(recipe):
+        refuse(key, why)
     size_key = "bn_size" if recipe.bn_size else "group_size"
     if recipe.batch_size % recipe.images_per_group:
         divisors = _divisors(recipe.batch_size, recipe.images_per_group)
         refuse(size_key, f"it must divide batch_size {recipe.batch_size}: choose one of {divisors}")
-    if recipe.bn_size and "batch" not in recipe.norms.values():
+    if recipe.bn_size and "batch" not in recipe.model.norms.values():
         refuse("bn_size", "no norm of the recipe is batch, so nothing would use it: set bn_size 0")
-    for key in ("fpn.norm", "rpn.norm", "box_head.norm"):
-        if flat[key] == "frozen" or (flat[key] == "batch" and not recipe.bn_size):
-            refuse(key, "frozen statistics that were never trained: set bn_size above 0, or the norm to group or none")
-    if recipe.rpn.negative_iou > recipe.rpn.positive_iou:
-        refuse("rpn.negative_iou", f"it must not exceed rpn.positive_iou {recipe.rpn.positive_iou}")
+    for section, norm in recipe.model.norms.items():
+        if section != "backbone" and (norm == "frozen" or (norm == "batch" and not recipe.bn_size)):
+            why = "frozen statistics that were never trained: set bn_size above 0, or the norm to group or none"
+            refuse(f"model.{section}.norm", why)
     if not recipe.data.short_edges or min(recipe.data.short_edges) < 1:
         refuse("data.short_edges", "it must name at least one positive length")
     edges = recipe.data.canvas_edges
@@ -80,14 +57,6 @@ def check_recipe(recipe: Recipe, source: str) -> None:
         refuse("data.cache", "an image is drawn at several sizes (data.short_edges, data.scale_jitter): cache decoded")
     if recipe.data.cache != "none" and not recipe.data.cache_folder:
         refuse("data.cache_folder", "an empty name; name the folder that keeps the images")
-    if min(recipe.data.std) <= 0:
-        refuse("data.std", "every value must be positive")
-    if len(recipe.anchors.sizes) != 5 or min(recipe.anchors.sizes) <= 0:
-        refuse("anchors.sizes", "it must be five positive sizes, for P2 to P6")
-    if not recipe.anchors.ratios or min(recipe.anchors.ratios) <= 0:
-        refuse("anchors.ratios", "it must be positive ratios")
-    if recipe.backbone.frozen_stages > 5:
-        refuse("backbone.frozen_stages", "a backbone has a stem and four stages: at most 5")
     schedule = recipe.schedule
     if len(schedule.milestones) != len(schedule.factors):
         refuse("schedule.factors", f"it must have one factor for each of the {len(schedule.milestones)} milestones")
@@ -131,7 +100,7 @@ def _check_large_batch(recipe: Recipe, refuse: Callable[[str, str], None]) -> No
         mend = f"choose a {size_key} of {halves}" if recipe.batch_size % 2 == 0 else "choose an even batch_size"
         number = f"{size_key} {recipe.images_per_group} makes {recipe.groups_per_step} group(s), an odd number"
         refuse("optimizer.agvm", f"it compares the two halves of a mini-batch, and {number}: {mend}")
-    if recipe.backbone.frozen_stages == 5:
+    if recipe.model.backbone.frozen_stages == 5:
         refuse(
             "optimizer.agvm", "it measures every module by the backbone, all of which is frozen: train a stage of it"
         )

@@ -1,16 +1,19 @@
 """Recipes as YAML: finding, reading, overriding and writing them."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import msgspec
 
 from megdet.errors import InputError, nearest, shown
 from megdet.files import read_text, typed
 from megdet.plain_yaml import dump_yaml, parse_yaml
-from megdet.recipe import Recipe
+from megdet.recipe import MODELS, FasterRcnn, Model, Recipe
 from megdet.recipe_check import check_recipe, flat_keys
 
 
@@ -31,7 +34,7 @@ def recipe_name(name_or_path: str) -> str:
 
 
 def load_recipe(name_or_path: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """The checked recipe of a packaged name or a YAML file, with `overrides` ({"fpn.channels": 64}) on top.
+    """The checked recipe of a packaged name or a YAML file, with `overrides` ({"model.fpn.channels": 64}) on top.
 
     Raises InputError for an unknown recipe or key, a wrong type or a value that contradicts another.
     """
@@ -59,18 +62,19 @@ def parse_recipe(text: str, source: str, overrides: Mapping[str, Any] | None = N
     tree = {} if tree is None else tree
     if not isinstance(tree, dict):
         raise InputError(f"{source}: a recipe is a mapping of keys to values, this is a {type(tree).__name__}")
-    _refuse_unknown_keys(tree, Recipe, source, "")
-    _refuse_flat_sections(tree, source)
-    for key, value in (overrides or {}).items():
-        _set_key(tree, key, value)
-    recipe = _typed(tree, source)
+    overrides = overrides or {}
+    kind = _kind_of_model(tree, overrides, source)
+    _refuse_unknown_keys(tree, kind, source)
+    for key, value in overrides.items():
+        _set_key(tree, kind, key, value)
+    recipe = _typed(tree, kind, source)
     check_recipe(recipe, source)
     return recipe
 
 
-def recipe_keys() -> list[str]:
-    """Every key of a recipe, dotted: batch_size, ..., fpn.channels, ..."""
-    return list(flat_keys(dataclasses.asdict(Recipe())))
+def recipe_keys(kind: str = FasterRcnn.kind) -> list[str]:
+    """Every key of a recipe of this `model.kind`, dotted: batch_size, ..., model.fpn.channels, ..."""
+    return [key for key, hint in _types(kind).items() if not dataclasses.is_dataclass(hint)]
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -87,87 +91,105 @@ WITHOUT_EFFECT = (
 
 
 def first_difference(ours: Recipe, theirs: Recipe) -> str:
-    """`key: value here, value there` of the first key in which two recipes train differently, or nothing."""
+    """`key: value here, value there` of the first key in which two recipes train differently, or nothing.
+
+    Of two kinds of detectors that is model.kind: the other keys of the section come behind it.
+    """
     a, b = flat_keys(dataclasses.asdict(ours)), flat_keys(dataclasses.asdict(theirs))
-    keys = (key for key in a if a[key] != b[key] and key not in WITHOUT_EFFECT)
+    keys = (key for key in a if key not in WITHOUT_EFFECT and a[key] != b.get(key))
     return next((f"{key}: {a[key]} here, {b[key]} there" for key in keys), "")
 
 
-def _typed(tree: dict[str, Any], source: str) -> Recipe:
-    kinds = _kinds()
-    defaults = flat_keys(dataclasses.asdict(Recipe()))
+def _kind_of_model(tree: Mapping[str, Any], overrides: Mapping[str, Any], source: str) -> str:
+    """The `model.kind` of a recipe, which says what keys its section may have."""
+    section = tree.get("model")
+    written = section.get("kind", FasterRcnn.kind) if isinstance(section, dict) else FasterRcnn.kind
+    kind = overrides.get("model.kind", written)
+    if not isinstance(kind, str) or kind not in MODELS:
+        mend = f"choose one of {', '.join(MODELS)}{nearest(str(kind), MODELS)}"
+        raise InputError(f"{source}: model.kind is {shown(kind)}: {mend}")
+    return kind
+
+
+def _typed(tree: dict[str, Any], kind: str, source: str) -> Recipe:
+    types = _types(kind)
     for key, value in flat_keys(tree).items():
-        if value is None and defaults.get(key, 0) is not None:
+        hint = types.get(key)
+        if value is None and NoneType not in get_args(hint):
             raise InputError(f"{source}: {key} has no value: write one, or leave the key out for its default")
-        kind = kinds.get(key)
-        if get_origin(kind) is Literal and value not in get_args(kind):
-            choices = get_args(kind)
+        if get_origin(hint) is Literal and value not in get_args(hint):
+            choices = get_args(hint)
             mend = f"choose one of {', '.join(choices)}{nearest(str(value), choices)}"
             raise InputError(f"{source}: {key} is {shown(value)}: {mend}")
-        if get_origin(kind) is tuple and not isinstance(value, list | tuple):
+        if get_origin(hint) is tuple and not isinstance(value, list | tuple):
             raise InputError(f"{source}: {key} is {shown(value)}: write a list, such as [64]")
-    return typed(tree, Recipe, source)
+    # by hand, since a field of a recipe is not of one dataclass but of the one that model.kind names
+    part: Any = msgspec.defstruct("Part", [("model", MODELS[kind], msgspec.field(default_factory=MODELS[kind]))])
+    found = typed({key: value for key, value in tree.items() if key == "model"}, part, source)
+    rest = typed({key: value for key, value in tree.items() if key != "model"}, Recipe, source)
+    return dataclasses.replace(rest, model=found.model)
 
 
 @cache
-def _kinds() -> dict[str, Any]:
-    """The type of every key."""
-    top = {key: kind for key, kind in get_type_hints(Recipe).items() if key not in _sections()}
-    inside = {f"{name}.{key}": kind for name, own in _sections().items() for key, kind in get_type_hints(own).items()}
-    return top | inside
+def _types(kind: str) -> dict[str, Any]:
+    """The type of every key of a recipe of this `model.kind`, and the dataclass of every section."""
+
+    def inside(section: type[Any], prefix: str) -> Iterator[tuple[str, Any]]:
+        for name, hint in get_type_hints(section).items():
+            own = MODELS[kind] if hint is Model else hint
+            yield prefix + name, own
+            if dataclasses.is_dataclass(own):
+                yield from inside(own, f"{prefix}{name}.")
+
+    return dict(inside(Recipe, ""))
 
 
-def _sections() -> dict[str, type[Any]]:
-    hints = get_type_hints(Recipe)
-    return {name: kind for name, kind in hints.items() if isinstance(kind, type) and dataclasses.is_dataclass(kind)}
-
-
-def _refuse_unknown_keys(tree: Mapping[Any, Any], kind: type[Any], source: str, prefix: str) -> None:
-    hints = get_type_hints(kind)
+def _refuse_unknown_keys(tree: Mapping[Any, Any], kind: str, source: str, prefix: str = "") -> None:
+    types = _types(kind)
     for key, value in tree.items():
-        if key not in hints and key in recipe_keys():
-            raise InputError(f"{source}: key '{key}' is written nested: {str(key).replace('.', ': {', 1)}: ...}}")
-        if key not in hints:
-            raise InputError(f"{source}: unknown key '{prefix}{key}'{_nearest_key(prefix, str(key))}")
-        if dataclasses.is_dataclass(hints[key]) and isinstance(value, dict):
-            _refuse_unknown_keys(value, hints[key], source, f"{prefix}{key}.")
+        own = f"{prefix}{key}"
+        if "." in str(key) and key in types:
+            *sections, leaf = key.split(".")
+            nested = "".join(f"{section}: {{" for section in sections) + f"{leaf}: ..." + "}" * len(sections)
+            raise InputError(f"{source}: key '{key}' is written nested: {nested}")
+        if own not in types or "." in str(key):
+            raise InputError(f"{source}: unknown key '{own}'{_nearest_key(prefix, str(key), kind)}")
+        if not dataclasses.is_dataclass(types[own]):
+            continue
+        if isinstance(value, dict):
+            _refuse_unknown_keys(value, kind, source, f"{own}.")
+        elif value is not None:
+            example = next(iter(get_type_hints(types[own])))
+            raise InputError(f"{source}: {own} is a section: write an indented {example}: under it")
 
 
-def _refuse_flat_sections(tree: Mapping[str, Any], source: str) -> None:
-    for key, section in _sections().items():
-        if not isinstance(tree.get(key), dict | None):
-            example = next(iter(get_type_hints(section)))
-            raise InputError(f"{source}: {key} is a section: write an indented {example}: under it")
-
-
-def _nearest_key(prefix: str, key: str) -> str:
-    """Look for the nearest name in the same section first, then anywhere."""
-    keys = recipe_keys()
-    here = {k.removeprefix(prefix): k for k in keys if k.startswith(prefix)}
-    hint = nearest(key, here)
-    if hint:
-        name = hint.split("'")[1]
-        return hint.replace(f"'{name}'", f"'{here[name]}'")
-    leaves = {k.rsplit(".", 1)[-1]: k for k in keys}
-    hint = nearest(key.rsplit(".", 1)[-1], leaves)
-    if hint:
-        name = hint.split("'")[1]
-        return hint.replace(f"'{name}'", f"'{leaves[name]}'")
+def _nearest_key(prefix: str, key: str, kind: str) -> str:
+    """The hint for what was meant: what is called so elsewhere, else like it in this section, then anywhere."""
+    keys = list(_types(kind))
+    elsewhere = next((known for known in keys if known.endswith(f".{key}")), None)
+    if elsewhere is not None:
+        return f"; did you mean '{elsewhere}'?"
+    here = {known.removeprefix(prefix): known for known in keys if known.startswith(prefix)}
+    leaves = {known.rsplit(".", 1)[-1]: known for known in keys}
+    for word, names in ((key, here), (key.rsplit(".", 1)[-1], leaves)):
+        if hint := nearest(word, names):
+            name = hint.split("'")[1]
+            return hint.replace(f"'{name}'", f"'{names[name]}'")
     return ""
 
 
-def _set_key(tree: dict[str, Any], key: str, value: Any) -> None:
-    if key not in recipe_keys():
-        raise InputError(f"unknown option '--{key}'{_nearest_key('', key)}")
+def _set_key(tree: dict[str, Any], kind: str, key: str, value: Any) -> None:
+    if key not in recipe_keys(kind):
+        raise InputError(f"unknown option '--{key}'{_nearest_key('', key, kind)}")
     *sections, leaf = key.split(".")
     for section in sections:
         if not isinstance(tree.get(section), dict):
             tree[section] = {}
         tree = tree[section]
-    if isinstance(value, str) and not _is_text(key):
+    if isinstance(value, str) and not _is_text(_types(kind)[key]):
         value = parse_yaml(value, f"option '--{key}'") if value else ""
     tree[leaf] = value
 
 
-def _is_text(key: str) -> bool:
-    return isinstance(flat_keys(dataclasses.asdict(Recipe()))[key], str)
+def _is_text(hint: Any) -> bool:
+    return hint is str or get_origin(hint) is Literal

@@ -3,11 +3,15 @@
 import argparse
 import ast
 import inspect
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, is_dataclass
 from functools import cache
+from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from megdet import recipe
+from megdet.recipe import MODELS, Model
 
 
 @dataclass(frozen=True)
@@ -15,9 +19,9 @@ class Knob:
     """One key of a recipe."""
 
     key: str
-    """dotted: fpn.channels"""
+    """dotted: model.fpn.channels"""
     kind: str
-    """its type, as recipe.py writes it"""
+    """its type"""
     choices: tuple[str, ...]
     """what it can be, where that is one of a few words"""
     default: str
@@ -30,46 +34,67 @@ class Section:
     """The keys of one dataclass."""
 
     name: str
-    """such as fpn; empty for the top level"""
+    """such as model.fpn; empty for the top level"""
     title: str
     knobs: tuple[Knob, ...]
 
 
 @cache
 def sections() -> tuple[Section, ...]:
-    """Every key of a recipe, the top level first."""
-    tree = ast.parse(inspect.getsource(recipe))
-    bodies = {node.name: node.body for node in tree.body if isinstance(node, ast.ClassDef)}
-    kinds = {name: kind for name, kind in get_type_hints(recipe.Recipe).items() if kind.__name__ in bodies}
-    return tuple(
-        Section(name, inspect.getdoc(kind) or "", _knobs(name, kind, bodies[kind.__name__], set(bodies)))
-        for name, kind in {"": recipe.Recipe, **kinds}.items()
-    )
+    """Every key of a recipe, the top level first; sections that several kinds of detectors share stand there once."""
+    found = dict.fromkeys(section for model in MODELS.values() for section in _sections_of(recipe.Recipe, model, ""))
+    return tuple(found)
 
 
 def recipe_parser(prog: str) -> argparse.ArgumentParser:
     """A parser with every key of the recipe as an option, section by section; made for its help."""
     parser = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
+    told: set[str] = set()
     for section in sections():
         group = parser.add_argument_group(section.name or "top level", section.title)
         for knob in section.knobs:
+            if knob.key in told:
+                continue
+            told.add(knob.key)
             text = f"{knob.meaning} (default {knob.default})".replace("%", "%%")
             kind = f"{{{','.join(knob.choices)}}}" if knob.choices else knob.kind
             group.add_argument(f"--{knob.key}", metavar=kind, help=text)
     return parser
 
 
-def _knobs(section: str, kind: type[Any], body: list[ast.stmt], not_knobs: set[str]) -> tuple[Knob, ...]:
-    hints = get_type_hints(kind)
-    found = []
-    for node, following in zip(body, [*body[1:], None], strict=True):
-        if not isinstance(node, ast.AnnAssign) or ast.unparse(node.annotation) in not_knobs:
-            continue
-        assert node.value is not None, "every knob has a default"
-        assert isinstance(following, ast.Expr), "and a docstring below it"
-        name = ast.unparse(node.target)
-        choices = get_args(hints[name]) if get_origin(hints[name]) is Literal else ()
-        meaning = ast.literal_eval(following.value)
-        key = f"{section}.{name}" if section else name
-        found.append(Knob(key, ast.unparse(node.annotation), choices, ast.unparse(node.value), meaning))
-    return tuple(found)
+def _sections_of(kind: type[Any], model: type[Model], name: str) -> Iterator[Section]:
+    """The section of a dataclass, then those of the dataclasses in it; `model` stands for the field of a recipe."""
+    hints = {key: model if hint is Model else hint for key, hint in get_type_hints(kind).items()}
+    inside = {key: hint for key, hint in hints.items() if is_dataclass(hint)}
+    knobs = (_knob(kind, key, hint, name) for key, hint in hints.items() if key not in inside)
+    yield Section(name, inspect.getdoc(kind) or "", tuple(knobs))
+    for key, hint in inside.items():
+        yield from _sections_of(hint, model, f"{name}.{key}" if name else key)
+
+
+def _knob(kind: type[Any], name: str, hint: Any, section: str) -> Knob:
+    """A field, by the source of the class that has it last."""
+    default, meaning = next(own[name] for own in map(_fields, kind.__mro__) if name in own)
+    choices = get_args(hint) if get_origin(hint) is Literal else ()
+    return Knob(f"{section}.{name}" if section else name, _word(hint), choices, default, meaning)
+
+
+def _word(hint: Any) -> str:
+    """A type as one writes it: `int`, `float | None`, `tuple[int, ...]`."""
+    if NoneType in get_args(hint):
+        return " | ".join("None" if part is NoneType else _word(part) for part in get_args(hint))
+    return hint.__name__ if type(hint) is type else str(hint)
+
+
+@cache
+def _fields(kind: type[Any]) -> dict[str, tuple[str, str]]:
+    """The default and the docstring of every field that a class's own source has."""
+    if not is_dataclass(kind):
+        return {}
+    body = ast.parse(inspect.getsource(kind)).body[0]
+    assert isinstance(body, ast.ClassDef)
+    return {
+        ast.unparse(node.target): (ast.unparse(node.value), ast.literal_eval(following.value))
+        for node, following in itertools.pairwise(body.body)
+        if isinstance(node, ast.AnnAssign) and node.value is not None and isinstance(following, ast.Expr)
+    }

@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import nn
 
+from factories import with_model
 from megdet.inference.trained import place_model
 from megdet.layers.batch_norm import CrossDeviceBatchNorm
-from megdet.model.detector import LOSSES, Detector
+from megdet.model.choice import make_detector
+from megdet.model.faster_rcnn import FasterRcnn
 from megdet.recipe import BoxHead, Rpn
 from megdet.structures import Targets
 
@@ -27,8 +29,9 @@ def cudnn_flags() -> Iterator[None]:
 
 def test_torchvision_has_every_number_of_the_recipe(script: Script) -> None:
     sides = script("sides")
-    recipe = replace(
-        sides.shared_recipe(2),
+    recipe = sides.shared_recipe(2)
+    model = replace(
+        recipe.model,
         rpn=Rpn(
             samples=11,
             positive_fraction=0.3,
@@ -42,7 +45,7 @@ def test_torchvision_has_every_number_of_the_recipe(script: Script) -> None:
         ),
         box_head=BoxHead(samples=13, positive_fraction=0.4, positive_iou=0.55, score_threshold=0.2, nms_iou=0.45),
     )
-    theirs = sides.torchvision_detector(recipe, HEIGHT, WIDTH)
+    theirs = sides.torchvision_detector(replace(recipe, model=model), HEIGHT, WIDTH)
     own, heads = theirs.rpn, theirs.roi_heads
     assert own._pre_nms_top_n == {"training": 70, "testing": 50}
     assert own._post_nms_top_n == {"training": 60, "testing": 40}
@@ -58,15 +61,15 @@ def test_torchvision_has_every_number_of_the_recipe(script: Script) -> None:
 
 def test_both_sides_have_the_numbers_of_torchvision(script: Script) -> None:
     recipe = script("sides").shared_recipe(2)
-    assert (recipe.rpn.train_proposals_before_nms, recipe.rpn.train_proposals) == (2000, 2000)
-    assert (recipe.rpn.test_proposals_before_nms, recipe.rpn.test_proposals) == (1000, 1000)
+    assert (recipe.model.rpn.train_proposals_before_nms, recipe.model.rpn.train_proposals) == (2000, 2000)
+    assert (recipe.model.rpn.test_proposals_before_nms, recipe.model.rpn.test_proposals) == (1000, 1000)
 
 
 def test_both_sides_train_the_same_weights_and_normalize_over_the_batch(script: Script) -> None:
     sides = script("sides")
     recipe = sides.shared_recipe(2)
     theirs = sides.torchvision_detector(recipe, HEIGHT, WIDTH)
-    ours = Detector(recipe, sides.NUM_CLASSES)
+    ours = make_detector(recipe, sides.NUM_CLASSES)
     trained = [sum(p.numel() for p in model.parameters() if p.requires_grad) for model in (theirs, ours)]
     extra = 4 * 1024 + 4  # torchvision predicts a box of the background, too
     assert trained[0] - extra == trained[1]
@@ -83,20 +86,20 @@ def test_both_sides_have_the_same_losses_at_their_first_step(script: Script) -> 
     sides = script("sides")
     recipe = sides.shared_recipe(1)
     everything = {"samples": 4000, "positive_fraction": 1.0}
-    recipe = replace(recipe, rpn=replace(recipe.rpn, **everything), box_head=replace(recipe.box_head, **everything))
+    recipe = with_model(recipe, rpn=everything, box_head=everything)
     theirs = sides.torchvision_detector(recipe, HEIGHT, WIDTH).train()
-    ours = Detector(recipe, sides.NUM_CLASSES)
+    ours = make_detector(recipe, sides.NUM_CLASSES)
     sides.copy_weights(theirs, ours)
-    place_model(ours, torch.device("cpu"))
+    place_model(ours, torch.device("cpu"), recipe.precision)
     ours.train()
     images = torch.rand(1, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(1))
     boxes = torch.tensor([[[10.0, 12.0, 60.0, 70.0], [40.0, 20.0, 120.0, 90.0]]])
     labels = torch.tensor([[3, 5]])
     found = theirs(list(images), [{"boxes": boxes[0], "labels": labels[0] + 1}])
-    mean, std = (torch.tensor(value).reshape(3, 1, 1) for value in (recipe.data.mean, recipe.data.std))
+    mean, std = (torch.tensor(value).reshape(3, 1, 1) for value in (recipe.model.mean, recipe.model.std))
     own = ours.losses((images - mean) / std, torch.tensor([[HEIGHT, WIDTH]]), Targets(boxes, labels, torch.tensor([5])))
     their_names = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg")
-    assert [own[name].sum().item() for name in LOSSES] == pytest.approx(
+    assert [own[name].sum().item() for name in FasterRcnn.loss_names] == pytest.approx(
         [found[name].item() for name in their_names], rel=1e-4
     )
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from cli_runs import OVERRIDES, TinyData, make_data
 from megdet.cli.main import main
-from megdet.journal.run_folder import RunFolder
+from megdet.run_folder.folder import RunFolder
 from megdet.training import run as run_module
 
 Refused = Callable[..., str]
@@ -43,7 +43,7 @@ def test_an_unknown_recipe_is_refused_with_the_nearest(refused: Refused) -> None
 
 
 def test_an_unknown_key_on_the_command_line_is_refused_with_the_nearest(refused: Refused) -> None:
-    assert "did you mean 'fpn.channels'?" in refused("train", "demo", "--fpn.chanels", "3")
+    assert "did you mean 'model.fpn.channels'?" in refused("train", "demo", "--model.fpn.chanels", "3")
 
 
 def test_an_unknown_key_in_a_file_is_refused_with_the_nearest(tmp_path: Path, refused: Refused) -> None:
@@ -61,7 +61,7 @@ def test_a_wrong_type_is_refused_with_its_key(refused: Refused) -> None:
 
 
 def test_an_option_without_a_value_is_refused(refused: Refused) -> None:
-    assert "--fpn.channels" in refused("describe", "demo", "--fpn.channels")
+    assert "--model.fpn.channels" in refused("describe", "demo", "--model.fpn.channels")
 
 
 def test_an_option_of_no_recipe_is_refused_where_a_verb_takes_none(refused: Refused) -> None:
@@ -203,7 +203,7 @@ def test_evaluating_files_needs_both(tmp_path: Path, refused: Refused) -> None:
 
 def test_weights_of_another_model_are_refused(data: TinyData, tmp_path: Path, refused: Refused) -> None:
     save_file({"a.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
-    options = [*data.options, *OVERRIDES, "--backbone.weights", tmp_path / "other.safetensors"]
+    options = [*data.options, *OVERRIDES, "--model.backbone.weights", tmp_path / "other.safetensors"]
     assert "another model" in refused("train", "demo", "--run", tmp_path / "run", *options)
 
 
@@ -285,7 +285,14 @@ def test_a_set_of_crowds_alone_is_refused(data: TinyData, tmp_path: Path, refuse
 def test_weights_of_a_detector_with_other_anchors_are_refused_with_the_key(
     finished_run: Path, data: TinyData, tmp_path: Path, refused: Refused
 ) -> None:
-    options = [*data.options, *OVERRIDES, "--start_from", str(finished_run), "--anchors.sizes", "[4, 8, 16, 32, 64]"]
+    options = [
+        *data.options,
+        *OVERRIDES,
+        "--start_from",
+        str(finished_run),
+        "--model.anchors.sizes",
+        "[4, 8, 16, 32, 64]",
+    ]
     assert "anchors.sizes" in refused("train", "demo", "--run", tmp_path / "run", *options)
 
 

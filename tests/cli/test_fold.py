@@ -22,7 +22,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> TinyData:
 @pytest.fixture(scope="module")
 def run(data: TinyData, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "a"
-    options = ["--box_head.score_threshold", "0.0", "--precision", "float64", "--backbone.name", "test_resnet"]
+    options = [
+        "--model.box_head.score_threshold",
+        "0.0",
+        "--precision",
+        "float64",
+        "--model.backbone.name",
+        "test_resnet",
+    ]
     words = ["--evaluate-in-background", "--evaluate-on", "cpu", "--device", "cpu"]
     assert main(["train", "demo", "--run", str(folder), *data.options, *OVERRIDES, *options, *words]) == 0
     return folder

@@ -4,13 +4,13 @@ import re
 
 import pytest
 
-from megdet.analysis.contract.verify import DEVICES, STEPS
-from megdet.analysis.gradients.variance import FACTORS
-from megdet.analysis.rates.trial import AFTER_WARMUP
 from megdet.cli.main import VERBS, main
+from megdet.contract.verify import DEVICES, STEPS
 from megdet.distributed.world import DEFAULT_TIMEOUT
 from megdet.planning.measured_steps import TIMED_SECONDS, TIMED_STEPS
 from megdet.recipe_file import recipe_keys
+from megdet.studies.gradients.variance import FACTORS
+from megdet.studies.rates.trial import AFTER_WARMUP
 
 BUILD_A_RECIPE = {"train", "describe", "lr-test", "plan", "verify"}
 CHANGE_A_RECIPE = {"demo", "import", "evaluate", "detect", "analyse variance"}
@@ -43,7 +43,7 @@ def test_only_a_verb_that_builds_a_recipe_explains_the_keys(verb: str, capsys: p
 def test_the_keys_stand_in_sections_behind_the_options_of_the_verb(capsys: pytest.CaptureFixture[str]) -> None:
     text = printed_help("train", capsys)
     order = ["--run FOLDER", "--lane-width K", "--device cpu|cuda", "Every key of the recipe", "--batch_size"]
-    order += ["Where the images are", "--data.train_annotations", "--backbone.", "--fpn.", "--evaluation."]
+    order += ["Where the images are", "--data.train_annotations", "--model.backbone.", "--model.fpn.", "--evaluation."]
     places = [text.index(part) for part in order]
     assert places == sorted(places)
     assert "CONFIG" not in text

@@ -54,7 +54,7 @@ def test_detecting_in_a_folder_of_names_that_are_no_text_writes_its_json(
         str(tmp_path / "in"),
         "--out",
         str(tmp_path / "out"),
-        "--box_head.score_threshold",
+        "--model.box_head.score_threshold",
         "0",
     ]
     assert main(command) == 0
@@ -97,7 +97,7 @@ def test_a_name_as_long_as_the_system_allows_is_drawn(run: Path, data: TinyData,
         ("evaluate", "--ground-truth", "x" * 300, "--detections", "x"),
         ("data", "check", "x" * 300, "."),
         ("train", "demo", "--data.train_annotations", f"{'x' * 300}.json", "--data.draw_demo", ""),
-        ("train", "demo", "--backbone.weights", "x" * 5000),
+        ("train", "demo", "--model.backbone.weights", "x" * 5000),
         ("recipes", "x" * 300),
         ("import", "torchvision", "x" * 300, "--run", "a"),
         ("data", "convert", "--from", "voc", "x" * 300, "out"),

@@ -232,7 +232,7 @@ def test_what_cannot_be_planned_is_refused_before_anything_is_measured(
     data: TinyData = make_data(tmp_path / "data")
     line = refused("plan", recipe, *data.options, "--batch_size", 32)
     assert "24 images to train on are not enough for one mini-batch of 32" in line
-    line = refused("plan", recipe, *data.options, "--backbone.weights", "nowhere.pth")
+    line = refused("plan", recipe, *data.options, "--model.backbone.weights", "nowhere.pth")
     assert "nowhere.pth" in line
     assert "no step has a noise scale: train with noise_interval: 50" in refused(
         "plan", recipe, "--noise-from", write_run(tmp_path, {"step": 1})
@@ -241,7 +241,7 @@ def test_what_cannot_be_planned_is_refused_before_anything_is_measured(
         run = write_run(tmp_path, {"step": 1, "noise": {**HALVES, "model": {"scale": scale}}})
         assert "is no number above 0" in refused("plan", recipe, "--noise-from", run)
     words = ("plan", recipe, "--measured", measured)
-    assert "backbone.name: resnet34 here, resnet18 there" in refused(*words, "--backbone.name", "resnet34")
+    assert "model.backbone.name: resnet34 here, resnet18 there" in refused(*words, "--model.backbone.name", "resnet34")
     assert "bn_size: 0 here, 8 there" in refused(*words, "--bn_size", 0, "--group_size", 8)
     assert "recompute sqrt was not measured, only none, block" in refused(*words, "--plans", "sqrt")
     broken = json.loads(measured.read_text())

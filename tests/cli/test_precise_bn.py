@@ -17,7 +17,14 @@ Refused = Callable[..., str]
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data: TinyData = make_data(tmp_path_factory.mktemp("data"))
     folder = tmp_path_factory.mktemp("runs") / "a"
-    options = ["--box_head.score_threshold", "0.0", "--precision", "float64", "--backbone.name", "test_resnet"]
+    options = [
+        "--model.box_head.score_threshold",
+        "0.0",
+        "--precision",
+        "float64",
+        "--model.backbone.name",
+        "test_resnet",
+    ]
     assert main(["train", "demo", "--run", str(folder), *data.options, *OVERRIDES, *options]) == 0
     return folder
 
@@ -52,7 +59,7 @@ def test_no_image_is_refused(images: str, word: str, run: Path, refused: Refused
 
 
 def test_a_run_without_statistics_is_refused(run: Path, refused: Refused) -> None:
-    line = refused("evaluate", run, "--precise-bn", 8, "--bn_size", 0, "--fpn.norm", "none")
+    line = refused("evaluate", run, "--precise-bn", 8, "--bn_size", 0, "--model.fpn.norm", "none")
     assert "no statistics to estimate: bn_size is 0" in line
 
 

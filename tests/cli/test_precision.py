@@ -16,9 +16,9 @@ from megdet.cli.results import overrides_here
 from megdet.distributed.local_ranks import run_in_ranks
 from megdet.distributed.world import World
 from megdet.errors import InputError
-from megdet.journal.run_folder import RunFolder
 from megdet.recipe import Recipe
 from megdet.recipe_file import load_recipe
+from megdet.run_folder.folder import RunFolder
 
 Pretend = Callable[..., list[torch.dtype]]
 SLOW, QUICK = {"float32": 0.001, "bfloat16": 0.002}, {"float32": 0.002, "bfloat16": 0.001}
@@ -33,7 +33,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> TinyData:
 def run(data: TinyData, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run in bfloat16."""
     folder = tmp_path_factory.mktemp("runs") / "a"
-    options = [*data.options, *OVERRIDES, "--box_head.score_threshold", "0.0", "--precision", "bfloat16"]
+    options = [*data.options, *OVERRIDES, "--model.box_head.score_threshold", "0.0", "--precision", "bfloat16"]
     assert main(["train", "demo", "--run", str(folder), "--device", "cpu", *options]) == 0
     return folder
 

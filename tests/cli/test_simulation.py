@@ -73,7 +73,7 @@ def test_frozen_statistics_are_spread_in_large_micro_batches(capsys: pytest.Capt
         (["--overhead", "-1"], "--overhead -1: it must be at least 0"),
         (["--noise-scale", "nan"], "'nan' is not a number"),
         (["--picture", "x.movie"], "name it .png, .pdf or .svg"),
-        (["--fpn.channels", "64"], "unknown option '--fpn.channels'"),
+        (["--model.fpn.channels", "64"], "unknown option '--model.fpn.channels'"),
     ],
 )
 def test_what_cannot_be_simulated_is_one_line(

@@ -27,7 +27,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> TinyData:
 @pytest.fixture(scope="module")
 def run(data: TinyData, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "a"
-    options = [*data.options, *OVERRIDES, "--box_head.score_threshold", "0.0"]
+    options = [*data.options, *OVERRIDES, "--model.box_head.score_threshold", "0.0"]
     assert main(["train", "demo", "--run", str(folder), *options]) == 0
     return folder
 
@@ -131,7 +131,7 @@ def test_every_key_of_the_recipe_is_explained_by_the_help(capsys: pytest.Capture
         main(["train", "--help"])
     assert stop.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "--backbone.frozen_stages" in text
+    assert "--model.backbone.frozen_stages" in text
     assert "images per optimizer step" in text
 
 
@@ -193,7 +193,7 @@ def test_torchrun_needs_no_other_change(data: TinyData, run: Path, tmp_path: Pat
         "megdet",
         "--",
     ]
-    options = [*data.options, *OVERRIDES, "--box_head.score_threshold", "0.0"]
+    options = [*data.options, *OVERRIDES, "--model.box_head.score_threshold", "0.0"]
     done = subprocess.run(
         [*command, "train", "demo", "--run", str(folder), *options],
         env={**os.environ, "OMP_NUM_THREADS": "1"},

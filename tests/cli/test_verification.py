@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from megdet.analysis.contract.cases import LeftOut
-from megdet.analysis.contract.verify import Row, Verdict
 from megdet.cli import verification
 from megdet.cli.main import main
+from megdet.contract.cases import LeftOut
+from megdet.contract.verify import Row, Verdict
 
 pytestmark = pytest.mark.distributed
 

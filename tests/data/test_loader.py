@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from factories import with_model
 from megdet.data import batches as batches_module
 from megdet.data import loader
 from megdet.data.annotations import AnnotationTable
@@ -79,7 +80,7 @@ def test_shares_of_a_lane_are_slices_of_its_groups_on_the_same_canvas(recipe):
 
 
 def test_a_rank_without_an_image_gets_empty_batches(recipe):
-    recipe = replace(recipe, bn_size=0, group_size=2, fpn=replace(recipe.fpn, norm="none"))
+    recipe = with_model(replace(recipe, bn_size=0, group_size=2), fpn={"norm": "none"})
     shares = [batches(recipe, rank=rank, ranks=3, width=3) for rank in range(3)]
     assert sorted(sum(len(batch.pixels) for batch in share) for share in shares) == [0, 12, 12]
     assert [len(share) for share in shares] == [12, 12, 12]

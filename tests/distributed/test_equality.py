@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from megdet.analysis.contract.verify import relative_difference
+from factories import with_model
+from megdet.contract.verify import relative_difference
 from megdet.distributed.local_ranks import run_in_ranks
 from megdet.distributed.world import World
 from megdet.recipe import Recipe
@@ -26,12 +27,11 @@ def recipes(folder: Path) -> dict[str, Recipe]:
     return {
         "batch norm": batch,
         # a lane of three carries groups of two, so one of its ranks never has an image
-        "frozen": replace(batch, bn_size=0, group_size=2, fpn=replace(batch.fpn, norm="none")),
+        "frozen": with_model(replace(batch, bn_size=0, group_size=2), fpn={"norm": "none"}),
         "everything": replace(
             batch,
             data=replace(batch.data, vertical_flip=0.5, color_jitter=0.4, scale_jitter=(0.7, 1.2)),
-            rpn=replace(batch.rpn, norm="batch"),
-            box_head=replace(batch.box_head, norm="batch"),
+            model=batch.model.with_norms({"rpn": "batch", "box_head": "batch"}),
             optimizer=replace(batch.optimizer, clip_norm=0.5, ema_decay=0.9, decay_norm_and_bias=False),
         ),
         # from its third step on; with three lanes one rank has nothing of either half

@@ -7,13 +7,13 @@ import pytest
 
 from cli_runs import OVERRIDES, TinyData, make_data
 from megdet.cli.main import main
-from megdet.distributed.failures import shared_fate
+from megdet.distributed.failures import stop_together
 from rank_runs import Sabotage, run_ranks, run_torchrun
 from small_runs import ALONE
 
 pytestmark = pytest.mark.distributed
 LIMIT = 30.0
-SMALL = ["--backbone.name", "test_resnet"]
+SMALL = ["--model.backbone.name", "test_resnet"]
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def train(data: TinyData, tmp_path: Path, *options: object) -> list[object]:
 
 
 def test_a_rank_alone_shares_its_fate_with_nobody() -> None:
-    with pytest.raises(ValueError, match="mine"), shared_fate(ALONE):
+    with pytest.raises(ValueError, match="mine"), stop_together(ALONE):
         raise ValueError("mine")
 
 

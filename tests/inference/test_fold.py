@@ -3,10 +3,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from factories import TINY, relative, tiny_batch, tiny_detector
+from factories import TINY, relative, tiny_batch, tiny_detector, with_model
 from megdet.inference.fold import fold_batch_norms
 from megdet.layers.batch_norm import CrossDeviceBatchNorm, FrozenBatchNorm
-from megdet.recipe import Backbone
 
 BACKBONES = ["resnet18", "mobilenetv2_100", "efficientnet_b0"]
 
@@ -14,9 +13,9 @@ BACKBONES = ["resnet18", "mobilenetv2_100", "efficientnet_b0"]
 @pytest.mark.parametrize("bn_size", [0, 2])
 @pytest.mark.parametrize("name", BACKBONES)
 def test_a_folded_detector_finds_the_same(name, bn_size):
-    recipe = replace(TINY, bn_size=bn_size, backbone=Backbone(name=name), fpn=replace(TINY.fpn, norm="batch"))
+    recipe = with_model(replace(TINY, bn_size=bn_size), backbone={"name": name}, fpn={"norm": "batch"})
     if not bn_size:
-        recipe = replace(recipe, fpn=replace(recipe.fpn, norm="frozen"))
+        recipe = with_model(recipe, fpn={"norm": "frozen"})
     model = tiny_detector(recipe).double().eval()
     batch = tiny_batch(2)
     images = model.normalized(batch.pixels, batch.sizes)

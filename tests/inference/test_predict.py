@@ -97,7 +97,7 @@ def noise_of(sizes: list[tuple[int, int]], folder: Path) -> CocoDataset:
 def answer(monkeypatch, boxes: list[list[float]], labels: list[int]) -> None:
     """Let the detector find these boxes, in pixels of the canvas, on every image."""
 
-    def detect_batch(_model, pixels, _sizes):
+    def detect_batch(_model, pixels, _sizes, _precision):
         count = len(pixels)
         return Detections(
             torch.tensor(boxes).expand(count, -1, -1),
@@ -117,7 +117,7 @@ def test_boxes_of_the_canvas_become_pixels_of_the_file_by_hand(trained, tmp_path
 
 def test_boxes_of_a_data_set_become_pixels_of_each_file_by_hand(trained, dataset, monkeypatch):
     answer(monkeypatch, [[6.4, 3.2, 12.8, 32.0]], [2])
-    results = detect_dataset(trained.model, dataset, [10, 20, 30], ALONE, workers=0)
+    results = detect_dataset(trained.model, trained.recipe, dataset, [10, 20, 30], ALONE, workers=0)
     assert sorted(result["image_id"] for result in results) == sorted(dataset.image_ids)
     for result in results:
         height, width = dataset.sizes[dataset.image_ids.index(result["image_id"])].tolist()
@@ -133,7 +133,7 @@ def test_a_file_is_detected_like_the_same_image_among_others_in_the_evaluation_o
     plan = evaluation_plan(dataset.sizes, trained.recipe)
     assert len(plan) < len(sizes), "some share a canvas"
     assert len({group.canvas for group in plan}) > 2
-    results = detect_dataset(trained.model, dataset, [10, 20, 30], ALONE, workers=0)
+    results = detect_dataset(trained.model, trained.recipe, dataset, [10, 20, 30], ALONE, workers=0)
     for index, image_id in enumerate(dataset.image_ids):
         _, expected = detect_image(trained, dataset.image_path(index))
         found = [result for result in results if result["image_id"] == image_id]
@@ -152,8 +152,8 @@ def test_classes_are_matched_by_name_and_those_the_data_has_not_are_left_out(tra
     fewer = renamed(dataset, ("gear", "bolt"), (4, 9))
     ids = category_ids_for(trained.class_names, fewer)
     assert ids == [9, None, 4]
-    every = detect_dataset(trained.model, dataset, [10, 20, 30], ALONE, workers=0)
-    some = detect_dataset(trained.model, fewer, ids, ALONE, workers=0)
+    every = detect_dataset(trained.model, trained.recipe, dataset, [10, 20, 30], ALONE, workers=0)
+    some = detect_dataset(trained.model, trained.recipe, fewer, ids, ALONE, workers=0)
     assert {result["category_id"] for result in every} == {10, 20, 30}
     meaning = {10: 9, 30: 4}
     assert some == [
@@ -175,7 +175,7 @@ def test_two_classes_of_one_name_keep_their_ids_in_the_same_data_and_are_refused
 
 def test_progress_counts_images(trained, dataset):
     told: list[int] = []
-    detect_dataset(trained.model, dataset, [10, 20, 30], ALONE, workers=0, progress=told.append)
+    detect_dataset(trained.model, trained.recipe, dataset, [10, 20, 30], ALONE, workers=0, progress=told.append)
     of_batches = [len(group.images) for group in evaluation_plan(dataset.sizes, trained.recipe)]
     assert told == list(itertools.accumulate(of_batches))
     assert len(told) < told[-1] == 5

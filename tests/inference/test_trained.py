@@ -1,4 +1,3 @@
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -6,13 +5,13 @@ import pytest
 import torch
 from PIL import Image
 
+from factories import with_model
 from megdet.cli.main import main
 from megdet.errors import InputError
 from megdet.inference.trained import load_detector, load_weights
-from megdet.journal.checkpoint_files import checkpoint_path, latest_checkpoint, load_checkpoint, save_checkpoint
-from megdet.journal.run_folder import RunFolder
-from megdet.recipe import Backbone
 from megdet.recipe_file import dump_recipe
+from megdet.run_folder.checkpoint_files import checkpoint_path, latest_checkpoint, load_checkpoint, save_checkpoint
+from megdet.run_folder.folder import RunFolder
 from small_runs import CLASS_NAMES, CPU, save_run, small_recipe
 
 
@@ -52,7 +51,7 @@ def test_the_checkpoint_of_a_step_is_loaded_where_one_is_asked_for(tmp_path):
 
 def test_overrides_change_how_it_detects_and_nothing_else(tmp_path):
     folder, _ = save_run(tmp_path / "run", small_recipe(tmp_path))
-    trained = load_detector(folder, CPU, {"box_head.score_threshold": "0.3"})
+    trained = load_detector(folder, CPU, {"model.box_head.score_threshold": "0.3"})
     assert trained.model.box_head.recipe.score_threshold == 0.3
     assert load_detector(folder, CPU).model.box_head.recipe.score_threshold == 0.01
 
@@ -60,7 +59,7 @@ def test_overrides_change_how_it_detects_and_nothing_else(tmp_path):
 def test_the_file_that_the_training_started_from_need_not_exist(tmp_path):
     recipe = small_recipe(tmp_path)
     folder, _ = save_run(tmp_path / "run", recipe)
-    gone = replace(recipe, backbone=Backbone(name="test_resnet", weights="/no/such/file.pth"))
+    gone = with_model(recipe, backbone={"weights": "/no/such/file.pth"})
     folder.write_recipe(dump_recipe(gone))
     assert load_detector(folder, CPU).recipe == gone
 
@@ -69,13 +68,13 @@ def test_no_run_no_checkpoint_and_another_architecture_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"nowhere: not a run folder, it has no recipe.yaml"):
         load_detector(RunFolder(tmp_path / "nowhere"), CPU)
     recipe = small_recipe(tmp_path)
-    folder, _ = save_run(tmp_path / "run", replace(recipe, fpn=replace(recipe.fpn, norm="none")))
+    folder, _ = save_run(tmp_path / "run", with_model(recipe, fpn={"norm": "none"}))
     with pytest.raises(InputError, match=r"model\.safetensors: fpn.* has shape .* another architecture"):
-        load_detector(folder, CPU, {"fpn.channels": "24"})
+        load_detector(folder, CPU, {"model.fpn.channels": "24"})
     with pytest.raises(InputError, match=r"model\.safetensors: no tensor .* another architecture"):
-        load_detector(folder, CPU, {"rpn.norm": "batch"})
+        load_detector(folder, CPU, {"model.rpn.norm": "batch"})
     with pytest.raises(InputError, match=r"has no place in what the recipe asks for: .* another architecture"):
-        load_detector(folder, CPU, {"fpn.norm": "none", "bn_size": "0"})
+        load_detector(folder, CPU, {"model.fpn.norm": "none", "bn_size": "0"})
     young = RunFolder(tmp_path / "young").create()
     young.write_recipe(folder.recipe.read_text())
     with pytest.raises(InputError, match="young: the run has no checkpoint yet"):

@@ -66,7 +66,7 @@ def test_a_converted_model_computes_what_it_computed(name, bn_size):
 @pytest.mark.parametrize("name", ["resnet18", "mobilenetv2_100"])
 def test_a_converted_model_trains_as_it_trained(name):
     model = features(name).double().train()
-    converted = exchange_norms(copy.deepcopy(model), "batch", 2)
+    converted = exchange_norms(copy.deepcopy(model), "batch")
     x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     for a, b in zip(model(x), converted(x), strict=True):
         assert relative(a, b) < 1e-12
@@ -95,7 +95,7 @@ def test_group_norm_takes_over_weights_and_eps():
     old = nn.BatchNorm2d(48, eps=1e-3)
     nn.init.uniform_(old.weight, 0, 2)
     nn.init.uniform_(old.bias, 0, 2)
-    new = exchange_norms(old, "group", 0)
+    new = exchange_norms(old, "group")
     assert isinstance(new, nn.GroupNorm)
     assert (new.num_groups, new.eps) == (24, 1e-3)  # the most up to 32 that divide 48
     assert torch.equal(new.weight, old.weight)
@@ -104,7 +104,7 @@ def test_group_norm_takes_over_weights_and_eps():
 
 def test_the_mode_of_a_layer_is_kept():
     for training in (False, True):
-        assert exchange_norms(nn.BatchNorm2d(3).train(training), "batch", 2).training is training
+        assert exchange_norms(nn.BatchNorm2d(3).train(training), "batch").training is training
 
 
 def test_a_batch_norm_of_an_unknown_class_is_refused_by_name():
@@ -112,22 +112,22 @@ def test_a_batch_norm_of_an_unknown_class_is_refused_by_name():
         pass
 
     with pytest.raises(InputError, match="ClippedBatchNorm"):
-        exchange_norms(nn.Sequential(nn.Sequential(ClippedBatchNorm(3))), "batch", 2)
+        exchange_norms(nn.Sequential(nn.Sequential(ClippedBatchNorm(3))), "batch")
 
 
 @pytest.mark.parametrize("options", [{"affine": False}, {"track_running_stats": False}])
 def test_a_batch_norm_without_all_its_tensors_is_refused(options):
     with pytest.raises(InputError, match="without weights or without running statistics"):
-        exchange_norms(nn.BatchNorm2d(3, **options), "batch", 2)
+        exchange_norms(nn.BatchNorm2d(3, **options), "batch")
 
 
 def test_norm_layers_are_made_by_name():
-    assert isinstance(norm_factory("batch", 2)(8), CrossDeviceBatchNorm)
-    assert isinstance(norm_factory("batch", 0)(8), FrozenBatchNorm)
-    assert isinstance(norm_factory("frozen", 2)(8), FrozenBatchNorm)
-    assert isinstance(norm_factory("none", 2)(8), nn.Identity)
+    assert isinstance(norm_factory("batch")(8), CrossDeviceBatchNorm)
+    assert isinstance(norm_factory("batch", None)(8), FrozenBatchNorm)
+    assert isinstance(norm_factory("frozen")(8), FrozenBatchNorm)
+    assert isinstance(norm_factory("none")(8), nn.Identity)
     for channels, groups in ((64, 32), (8, 8), (80, 20), (7, 7), (37, 1)):
-        assert norm_factory("group", 2)(channels).num_groups == groups
+        assert norm_factory("group")(channels).num_groups == groups
 
 
 def test_three_lines_convert_a_model_of_anybody():

@@ -13,16 +13,14 @@ from megdet.layers.batch_norm import CrossDeviceBatchNorm, finish_step
 from megdet.layers.convert import exchange_norms
 from megdet.layers.recompute import RecomputedBlocks, recompute, saved_bytes, sublinear_segments
 from megdet.model.backbone import recompute_blocks
-from megdet.model.detector import LOSSES
+from megdet.model.faster_rcnn import FasterRcnn
 from megdet.recipe import RecomputePlan
 
 ALONE = World(0, 1, torch.device("cpu"))
 PLANS = [plan for plan in get_args(RecomputePlan) if plan != "none"]
 NORMED = replace(
     TINY,
-    fpn=replace(TINY.fpn, norm="batch"),
-    rpn=replace(TINY.rpn, norm="batch"),
-    box_head=replace(TINY.box_head, norm="batch"),
+    model=TINY.model.with_norms({"fpn": "batch", "rpn": "batch", "box_head": "batch"}),
 )
 
 
@@ -30,7 +28,7 @@ def trained_step(recipe):
     """Losses, gradients and buffers of one step."""
     detector = tiny_detector(recipe)
     losses = detector(tiny_batch(2))
-    sum(losses[name].sum() for name in LOSSES).backward()
+    sum(losses[name].sum() for name in FasterRcnn.loss_names).backward()
     finish_step(detector.modules(), 1, ALONE)
     return losses, gradients(detector), dict(detector.named_buffers())
 
@@ -79,7 +77,7 @@ def test_other_backbones_recompute_to_the_bit_too(name):
     found = []
     for plan in ("none", "sqrt"):
         torch.manual_seed(0)
-        body = exchange_norms(timm.create_model(name, features_only=True), "batch", 2).train()
+        body = exchange_norms(timm.create_model(name, features_only=True), "batch").train()
         if plan != "none":
             recompute_blocks(body, plan, name)
         features = body(torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1)))

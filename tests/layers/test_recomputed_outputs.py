@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import nn
 
-from factories import TINY, TINY_FROZEN, gradients, tiny_batch, tiny_detector
+from factories import TINY, TINY_FROZEN, gradients, tiny_batch, tiny_detector, with_model
 from megdet.layers.batch_norm import CrossDeviceBatchNorm
 from megdet.layers.recomputed_outputs import mark_activations, recompute_outputs
 from megdet.model import backbone
-from megdet.model.detector import LOSSES
+from megdet.model.faster_rcnn import FasterRcnn
 
 RECIPES = {
     "resnet": TINY,
     "frozen": TINY_FROZEN,
-    "fused_norms": replace(TINY, backbone=replace(TINY.backbone, name="mobilenetv2_100")),
+    "fused_norms": with_model(TINY, backbone={"name": "mobilenetv2_100"}),
     "recomputed": replace(TINY, recompute="block"),
 }
 
@@ -40,7 +40,7 @@ def test_gradients_are_those_of_kept_outputs_to_the_bit(recipe, precision, monke
             detector.double()
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
             losses = detector(tiny_batch(2))
-        sum(losses[name].sum() for name in LOSSES).backward()
+        sum(losses[name].sum() for name in FasterRcnn.loss_names).backward()
         return losses | gradients(detector)
 
     recomputed = step()

@@ -2,6 +2,7 @@ import copy
 import itertools
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import pytest
 import timm
@@ -13,30 +14,21 @@ from timm.models import build_model_with_cfg
 from torch import nn
 
 from factories import SHARED_DATA, relative
+from megdet.distributed.lane import SINGLE_LANE, Lane
 from megdet.errors import InputError
 from megdet.layers.batch_norm import CrossDeviceBatchNorm, FrozenBatchNorm
-from megdet.layers.convert import exchange_norms
-from megdet.model.backbone import Backbone, load_backbone_weights
+from megdet.model.backbone import Backbone, load_pretrained
 from megdet.recipe import Backbone as BackboneRecipe
 
 MOBILENET = SHARED_DATA / "weights_mobilenet_v2" / "mobilenet_v2-b0353104.pth"
 
 
-def to_batch(model: nn.Module) -> nn.Module:
-    return exchange_norms(model, "batch", 2)
-
-
-def to_frozen(model: nn.Module) -> nn.Module:
-    return exchange_norms(model, "frozen", 0)
-
-
-def unconverted(model: nn.Module) -> nn.Module:
-    return model
-
-
-def make(convert: Callable[[nn.Module], nn.Module] = unconverted, **options: object) -> Backbone:
+def make(lane: Lane | None = None, weights: Path | None = None, **options: object) -> Backbone:
     torch.manual_seed(0)
-    return Backbone(BackboneRecipe(**{"name": "resnet18"} | options), convert)
+    backbone = Backbone(BackboneRecipe(**{"name": "resnet18"} | options), lane)
+    if weights is not None:
+        load_pretrained(backbone, weights)
+    return backbone
 
 
 @pytest.mark.parametrize(
@@ -78,7 +70,7 @@ def test_features_equal_those_of_torchvisions_network():
     ],
 )
 def test_frozen_stages_are_the_first_and_freeze_weights_and_statistics(name, stages, is_frozen):
-    body = make(to_batch, name=name, frozen_stages=stages).body
+    body = make(SINGLE_LANE, name=name, frozen_stages=stages).body
 
     def should_freeze(key: str) -> bool:
         return any(key == prefix or key.startswith(f"{prefix}.") for prefix in is_frozen)
@@ -92,8 +84,8 @@ def test_frozen_stages_are_the_first_and_freeze_weights_and_statistics(name, sta
 
 
 def test_the_eps_of_the_recipe_reaches_every_norm():
-    for convert in (to_batch, to_frozen):
-        backbone = make(convert, norm_eps=0.25, frozen_stages=2)
+    for lane in (SINGLE_LANE, None):
+        backbone = make(lane, norm_eps=0.25, frozen_stages=2)
         norms = [m for m in backbone.modules() if isinstance(m, CrossDeviceBatchNorm | FrozenBatchNorm)]
         assert {norm.eps for norm in norms} == {0.25}
 
@@ -107,7 +99,7 @@ def test_weights_are_matched_by_name(suffix, with_classifier, tmp_path):
     tensors = dict(reversed(tensors.items()))  # the order must not matter
     file = tmp_path / f"weights{suffix}"
     save_file(tensors, file) if suffix == ".safetensors" else torch.save({"state_dict": tensors}, file)
-    state = make(to_batch, weights=str(file)).body.state_dict()
+    state = make(SINGLE_LANE, weights=file).body.state_dict()
     assert all(torch.equal(state[k], v) for k, v in tensors.items() if not k.startswith("fc.") and "tracked" not in k)
 
 
@@ -117,7 +109,7 @@ def test_weights_of_other_names_are_matched_by_order(tmp_path):
     tensors = {f"tensor{i}": v for i, v in enumerate(source.state_dict().values()) if v.dim()}
     file = tmp_path / "weights.pth"
     torch.save(tensors, file)
-    body = make(weights=str(file)).body
+    body = make(weights=file).body
     for key, tensor in source.state_dict().items():
         if not key.startswith("fc.") and "tracked" not in key:
             assert torch.equal(body.state_dict()[key], tensor), key
@@ -141,13 +133,14 @@ def add(tensors: dict[str, torch.Tensor]) -> None:
 
 @pytest.mark.parametrize("damage", [rename, reshape, drop, add])
 def test_weights_of_another_model_are_refused_and_none_of_them_is_loaded(damage, tmp_path):
-    model = timm.create_model("resnet18")
+    model = make(SINGLE_LANE)
     before = copy.deepcopy(model.state_dict())
-    tensors = {k: torch.randn_like(v) for k, v in model.state_dict().items() if v.dim()}
+    whole = timm.create_model("resnet18")
+    tensors = {k: torch.randn_like(v) for k, v in whole.state_dict().items() if v.dim()}
     damage(tensors)
     torch.save(tensors, tmp_path / "weights.pth")
     with pytest.raises(InputError, match=r"weights\.pth: .*the file is of another model") as caught:
-        load_backbone_weights(model, tmp_path / "weights.pth")
+        load_pretrained(model, tmp_path / "weights.pth")
     assert "\n" not in str(caught.value)
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
@@ -155,7 +148,7 @@ def test_weights_of_another_model_are_refused_and_none_of_them_is_loaded(damage,
 def test_a_deeper_network_of_the_same_names_is_another_model(tmp_path):
     torch.save(torchvision.models.resnet34(weights=None).state_dict(), tmp_path / "weights.pth")
     with pytest.raises(InputError, match=r"no place for the file's layer1\.2\.conv1\.weight"):
-        make(weights=str(tmp_path / "weights.pth"))
+        make(weights=tmp_path / "weights.pth")
 
 
 @pytest.mark.parametrize("content", [b"", b"not weights at all", None])
@@ -167,14 +160,14 @@ def test_a_file_that_holds_no_weights_is_refused_in_one_line(content, tmp_path):
         with pytest.raises(
             InputError, match=r"backbone\.weights .*(no such file|neither a safetensors file)"
         ) as caught:
-            make(weights=str(file))
+            make(weights=file)
         assert "\n" not in str(caught.value)
 
 
 def test_a_file_that_holds_something_else_is_refused(tmp_path):
     torch.save({"epoch": 3}, tmp_path / "weights.pth")
     with pytest.raises(InputError, match="no plain dictionary of tensors"):
-        make(weights=str(tmp_path / "weights.pth"))
+        make(weights=tmp_path / "weights.pth")
 
 
 def test_an_unknown_backbone_is_refused_with_the_nearest_name():
@@ -199,7 +192,7 @@ def test_a_backbone_that_timm_builds_with_dropped_paths_is_built_without(name):
     theirs = timm.create_model(name, features_only=True)
     has_drops = any(isinstance(module, DropPath) and module.drop_prob for module in theirs.modules())
     assert has_drops is (name != "convnext_atto"), "timm's own default"
-    ours = make(to_frozen, name=name)
+    ours = make(None, name=name)
     assert not any(isinstance(module, DropPath) and module.drop_prob for module in ours.modules())
     assert is_deterministic(ours)
 
@@ -255,8 +248,10 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], nn.Module]]
 @pytest.mark.parametrize("kind", LAYERS)
 def test_a_backbone_with_a_random_layer_is_refused_and_the_layer_named(kind, stage):
     stage(LAYERS[kind])
-    with pytest.raises(InputError, match=rf"^backbone\.name test_noisy: its layer stage2\S1 \({kind}\) is random"):
-        make(unconverted, name="test_noisy")
+    with pytest.raises(
+        InputError, match=rf"^model\.backbone\.name test_noisy: its layer stage2\S1 \({kind}\) is random"
+    ):
+        make(name="test_noisy")
 
 
 @pytest.mark.parametrize(
@@ -264,14 +259,14 @@ def test_a_backbone_with_a_random_layer_is_refused_and_the_layer_named(kind, sta
 )
 def test_a_layer_that_drops_nothing_is_accepted(layer, stage):
     stage(layer)
-    assert is_deterministic(make(unconverted, name="test_noisy"))
+    assert is_deterministic(make(name="test_noisy"))
 
 
 def test_a_random_layer_inside_a_norm_is_found_before_the_norms_are_exchanged(stage):
     stage(lambda: BatchNormAct2d(8, drop_layer=partial(DropBlock2d, 0.1)))
-    for convert in (to_batch, to_frozen, unconverted):
+    for lane in (SINGLE_LANE, None):
         with pytest.raises(InputError, match=r"its layer stage2\S1\.drop \(DropBlock2d\) is random"):
-            make(convert, name="test_noisy")
+            make(lane, name="test_noisy")
 
 
 @pytest.mark.parametrize(
@@ -309,7 +304,7 @@ def test_a_last_convolution_that_is_not_there_is_refused():
 def test_torchvisions_mobilenet_file_gives_torchvisions_features(last_convolution):
     theirs = torchvision.models.mobilenet_v2(weights=None).eval()
     theirs.load_state_dict(torch.load(MOBILENET, weights_only=True))
-    ours = make(to_batch, name="mobilenetv2_100", weights=str(MOBILENET), last_convolution=last_convolution).eval()
+    ours = make(SINGLE_LANE, name="mobilenetv2_100", weights=MOBILENET, last_convolution=last_convolution).eval()
     x = torch.randn(1, 3, 64, 64)
     outputs, after = [], x
     with torch.no_grad():

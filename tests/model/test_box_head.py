@@ -1,4 +1,5 @@
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -7,11 +8,13 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from factories import TINY, make_targets, random_boxes
+from megdet.distributed.lane import SINGLE_LANE
 from megdet.distributed.world import World
 from megdet.layers.batch_norm import finish_step
 from megdet.layers.convert import norm_factory
 from megdet.model.box_head import DELTA_WEIGHTS, BoxHead
-from megdet.model.rpn import Proposals
+from megdet.model.pooling import RoiPooling
+from megdet.model.proposals import Proposals
 from megdet.ops.boxes import box_iou, decode_boxes
 from megdet.ops.roi_align import feature_table
 from megdet.recipe import BoxHead as BoxHeadRecipe
@@ -20,9 +23,12 @@ RECIPE = BoxHeadRecipe(channels=8, samples=12, canonical_size=56.0, pool_size=3,
 TRUTH = [([10.0, 10.0, 40.0, 40.0], 2), ([50.0, 5.0, 60.0, 25.0], 0)]
 
 
+POOLING = RoiPooling(RECIPE.pool_size, RECIPE.sampling_ratio, RECIPE.aligned, RECIPE.canonical_size)
+
+
 def make_head(recipe: BoxHeadRecipe = RECIPE, num_classes: int = 3, bn_size: int = 0) -> BoxHead:
     torch.manual_seed(0)
-    return BoxHead(recipe, 4, num_classes, norm_factory(recipe.norm, bn_size))
+    return BoxHead(recipe, 4, num_classes, norm_factory(recipe.norm, SINGLE_LANE if bn_size else None))
 
 
 def make_proposals(boxes: torch.Tensor, invalid: int = 0) -> Proposals:
@@ -101,7 +107,8 @@ def test_losses_are_those_of_hand_arithmetic():
 def test_the_forward_is_two_layers_on_the_bins_of_each_roi():
     head = make_head()
     table = feature_table([torch.full((2, 4, 64 // s, 64 // s), 0.5) for s in (4, 8, 16, 32)])
-    logits, deltas = head(table, random_boxes(10, canvas=50).reshape(2, 5, 4), torch.ones(2, 5, dtype=torch.bool))
+    rois = random_boxes(10, canvas=50).reshape(2, 5, 4)
+    logits, deltas = head(lambda: POOLING(table, rois), torch.ones(2, 5, dtype=torch.bool))
     hidden = F.relu(head.fc2(F.relu(head.fc1(torch.full((1, 36), 0.5)))))
     torch.testing.assert_close(logits, head.classes(hidden).expand(2, 5, 4))
     torch.testing.assert_close(deltas, head.deltas(hidden).reshape(1, 1, 3, 4).expand(2, 5, 3, 4))
@@ -114,7 +121,7 @@ def test_padded_rois_stay_out_of_batch_statistics():
     states = []
     for count in (9, 6):
         head = make_head(replace(RECIPE, norm="batch"), bn_size=2)
-        logits, _ = head(table, rois[:, :count], torch.arange(count).unsqueeze(0) < 6)
+        logits, _ = head(partial(POOLING, table, rois[:, :count]), torch.arange(count).unsqueeze(0) < 6)
         finish_step(head.modules(), 1, World(0, 1, torch.device("cpu")))
         states.append((head.state_dict(), logits[:, :6]))
     torch.testing.assert_close(states[0], states[1])
@@ -171,4 +178,4 @@ def test_detections_lie_in_the_image_and_poison_is_no_detection():
 
 def test_the_recipe_says_whether_layers_have_a_norm_or_a_bias():
     assert make_head().fc1.bias is not None
-    assert make_head(replace(TINY.box_head, norm="group")).fc1.bias is None
+    assert make_head(replace(TINY.model.box_head, norm="group")).fc1.bias is None

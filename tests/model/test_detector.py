@@ -5,22 +5,21 @@ import torch
 
 from factories import TINY, TINY_FROZEN, gradients, make_targets, relative, tiny_batch, tiny_detector
 from megdet.layers.batch_norm import CrossDeviceBatchNorm
-from megdet.model.detector import LOSSES, Detector
+from megdet.model.detector import Detector
+from megdet.model.faster_rcnn import FasterRcnn
 from megdet.recipe import Recipe
 from megdet.structures import Batch, Targets
 
 NORMED = replace(
     TINY,
-    fpn=replace(TINY.fpn, norm="batch"),
-    rpn=replace(TINY.rpn, norm="batch"),
-    box_head=replace(TINY.box_head, norm="batch"),
+    model=TINY.model.with_norms({"fpn": "batch", "rpn": "batch", "box_head": "batch"}),
 )
 RECIPES = {"frozen": TINY_FROZEN, "batch": TINY, "all_batch": NORMED}
 
 
 def backward(detector: Detector, batch: Batch) -> dict[str, torch.Tensor]:
     losses = detector(batch)
-    sum(losses[name].sum() for name in LOSSES).backward()
+    sum(losses[name].sum() for name in FasterRcnn.loss_names).backward()
     return {name: loss.detach() for name, loss in losses.items()}
 
 
@@ -28,8 +27,8 @@ def backward(detector: Detector, batch: Batch) -> dict[str, torch.Tensor]:
 def test_every_loss_is_there_for_every_image_and_reaches_every_parameter(recipe):
     detector = tiny_detector(recipe)
     losses = backward(detector, tiny_batch(2))
-    assert set(LOSSES) < set(losses)
-    for name in LOSSES:
+    assert set(FasterRcnn.loss_names) < set(losses)
+    for name in FasterRcnn.loss_names:
         assert losses[name].shape == (2,)
         assert losses[name].isfinite().all()
         assert (losses[name] > 0).all()
@@ -119,7 +118,7 @@ def test_pixels_are_normalized_and_the_canvas_outside_an_image_is_zero():
     detector = tiny_detector()
     batch = tiny_batch(2)
     images = detector.normalized(batch.pixels, torch.tensor([[64, 64], [40, 50]]))
-    mean, std = Recipe().data.mean, Recipe().data.std
+    mean, std = Recipe().model.mean, Recipe().model.std
     for channel in range(3):
         expected = (batch.pixels[:, channel].float() / 255 - mean[channel]) / std[channel]
         torch.testing.assert_close(images[0, channel], expected[0])
@@ -179,8 +178,8 @@ def test_bfloat16_losses_are_those_of_float32_within_its_precision():
     exact = detector(batch)
     with torch.autocast("cpu", torch.bfloat16):
         rough = detector(batch)
-    for name in LOSSES:
+    for name in FasterRcnn.loss_names:
         assert rough[name].dtype == torch.float32
         assert relative(exact[name], rough[name]) < 0.2, name
-    sum(rough[name].sum() for name in LOSSES).backward()
+    sum(rough[name].sum() for name in FasterRcnn.loss_names).backward()
     assert all(gradient.isfinite().all() for gradient in gradients(detector).values())

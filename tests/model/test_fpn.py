@@ -21,7 +21,7 @@ def features(height: int, width: int, images: int = 2) -> list[torch.Tensor]:
 def test_the_pyramid_equals_torchvisions():
     torch.manual_seed(0)
     ours, theirs = (
-        Fpn(WIDTHS, 5, norm_factory("none", 0), has_norm=False),
+        Fpn(WIDTHS, 5, norm_factory("none"), has_norm=False),
         FeaturePyramidNetwork(WIDTHS, 5, LastLevelMaxPool()),
     )
     for tensor in ours.parameters():
@@ -40,13 +40,13 @@ def test_the_pyramid_equals_torchvisions():
 
 
 def test_every_convolution_gets_its_own_norm_and_then_no_bias():
-    fpn = Fpn(WIDTHS, 8, norm_factory("batch", 2), has_norm=True)
+    fpn = Fpn(WIDTHS, 8, norm_factory("batch"), has_norm=True)
     assert sum(isinstance(module, CrossDeviceBatchNorm) for module in fpn.modules()) == 8
     assert all(module.bias is None for module in fpn.modules() if isinstance(module, nn.Conv2d))
 
 
 def test_no_images_make_an_empty_pyramid():
-    fpn = Fpn(WIDTHS, 8, norm_factory("none", 0), has_norm=False)
+    fpn = Fpn(WIDTHS, 8, norm_factory("none"), has_norm=False)
     assert [tuple(level.shape) for level in fpn(features(64, 64, images=0))] == [
         (0, 8, 16, 16),
         (0, 8, 8, 8),

@@ -1,16 +1,17 @@
-from dataclasses import replace
-
 import pytest
 import torch
 from torch.nn import functional as F
 
-from factories import TINY, TINY_FROZEN, gradients, make_targets, relative, tiny_batch, tiny_detector
+from factories import TINY, TINY_FROZEN, gradients, make_targets, relative, tiny_batch, tiny_detector, with_model
+from megdet.distributed.lane import SINGLE_LANE
 from megdet.distributed.world import World
 from megdet.layers.batch_norm import finish_step
 from megdet.layers.convert import norm_factory
 from megdet.model.anchors import AnchorGrid
-from megdet.model.detector import LOSSES, Detector
-from megdet.model.rpn import Proposals, Rpn
+from megdet.model.choice import make_detector
+from megdet.model.faster_rcnn import FasterRcnn
+from megdet.model.proposals import Proposals
+from megdet.model.rpn import Rpn
 from megdet.ops.boxes import box_iou
 from megdet.ops.roi_align import feature_table
 from megdet.recipe import Anchors
@@ -33,7 +34,7 @@ def tiny_anchors(pyramid: list[torch.Tensor]) -> list[torch.Tensor]:
 
 def make_rpn(recipe: RpnRecipe, bn_size: int = 0, channels: int = 4) -> Rpn:
     torch.manual_seed(0)
-    return Rpn(recipe, channels, 3, norm_factory(recipe.norm, bn_size))
+    return Rpn(recipe, channels, 3, norm_factory(recipe.norm, SINGLE_LANE if bn_size else None))
 
 
 def test_outputs_are_ordered_as_the_anchors_are():
@@ -123,10 +124,10 @@ def test_the_sparse_loss_equals_the_dense_one_with_all_its_gradients(samples):
     batch = tiny_batch(3)
     found = {}
     for sparse in (True, False):
-        recipe = replace(TINY_FROZEN, rpn=replace(TINY.rpn, sparse_loss=sparse, samples=samples))
+        recipe = with_model(TINY_FROZEN, rpn={"sparse_loss": sparse, "samples": samples})
         detector = tiny_detector(recipe).double()
         losses = detector(batch)
-        sum(losses[name].sum() for name in LOSSES).backward()
+        sum(losses[name].sum() for name in FasterRcnn.loss_names).backward()
         found[sparse] = {name: loss.detach() for name, loss in losses.items()} | gradients(detector)
     assert found[True].keys() == found[False].keys()
     assert min(found[True]["rpn_positive"]) > 0
@@ -200,7 +201,7 @@ def test_no_images_pass_through():
 
 
 def test_the_detector_gives_its_rpn_the_recipes_anchors():
-    detector = Detector(replace(TINY, anchors=replace(TINY.anchors, ratios=(0.5, 2.0))), 3)
+    detector = make_detector(with_model(TINY, anchors={"ratios": (0.5, 2.0)}), 3)
     assert detector.rpn.objectness.out_channels == 2
     detector(tiny_batch(2))
 

@@ -1,16 +1,16 @@
 """Torchvision's own detector is the reference: same weights, same image, same detections, losses and gradients."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import nn
 from torchvision.models.detection import fasterrcnn_resnet50_fpn
 from torchvision.models.detection.image_list import ImageList
 
-from factories import relative
+from factories import relative, with_model
 from megdet.errors import InputError
-from megdet.model.detector import LOSSES, Detector
+from megdet.model.choice import make_detector
+from megdet.model.detector import Detector
+from megdet.model.faster_rcnn import FasterRcnn
 from megdet.model.torchvision_weights import convert_torchvision_weights, num_torchvision_classes, torchvision_recipe
 from megdet.recipe import Recipe
 from megdet.structures import Targets
@@ -18,7 +18,7 @@ from torchvision_models import CLASSES, their_detector
 
 CANVAS = (160, 224)  # P5 is 5 x 7 and P6 3 x 4: 160 // 3 and 224 // 4 are no powers of two
 THEIR_LOSSES = dict(
-    zip(LOSSES, ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg"), strict=True)
+    zip(FasterRcnn.loss_names, ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg"), strict=True)
 )
 BOXES = torch.tensor([[50.0, 60.0, 150.0, 150.0], [10.0, 10.0, 60.0, 90.0], [100.0, 20.0, 200.0, 80.0]])
 LABELS = torch.tensor([3, 1, 5])
@@ -28,7 +28,7 @@ ALL = 10**6
 
 
 def our_detector(theirs: nn.Module, recipe: Recipe) -> Detector:
-    ours = Detector(recipe, CLASSES)
+    ours = make_detector(recipe, CLASSES)
     ours.load_state_dict(convert_torchvision_weights(theirs.state_dict(), ours.state_dict()))
     return ours.eval()
 
@@ -84,15 +84,15 @@ def their_losses(theirs_and_eps: tuple[nn.Module, float]) -> dict[str, torch.Ten
 def test_the_same_weights_have_the_same_losses_and_gradients(theirs_and_eps, their_losses, sparse):
     theirs, eps = theirs_and_eps
     recipe = torchvision_recipe(Recipe(), eps)
-    recipe = replace(
+    recipe = with_model(
         recipe,
-        rpn=replace(recipe.rpn, sparse_loss=sparse, samples=10_000, train_proposals=PROPOSALS),
-        box_head=replace(recipe.box_head, samples=2 * PROPOSALS, positive_fraction=0.5),
+        rpn={"sparse_loss": sparse, "samples": 10_000, "train_proposals": PROPOSALS},
+        box_head={"samples": 2 * PROPOSALS, "positive_fraction": 0.5},
     )
     ours = our_detector(theirs, recipe).train()
     x = torch.randn(1, 3, *CANVAS, generator=torch.Generator().manual_seed(1))
     found = ours.losses(x, torch.tensor([CANVAS]), Targets(BOXES[None], LABELS[None] - 1, torch.tensor([5])))
-    sum(found[name].sum() for name in LOSSES).backward()
+    sum(found[name].sum() for name in FasterRcnn.loss_names).backward()
     assert found["rpn_positive"] > len(BOXES)
     assert found["box_head_positive"] > len(BOXES) / (PROPOSALS + len(BOXES))  # proposals, not the truth alone
     for name, expected in their_losses.items():
@@ -113,7 +113,7 @@ def test_the_same_weights_have_the_same_losses_and_gradients(theirs_and_eps, the
 @pytest.fixture(scope="module")
 def tensors_and_wanted() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     theirs = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=CLASSES + 1)
-    return theirs.state_dict(), Detector(torchvision_recipe(Recipe(), 1e-5), CLASSES).state_dict()
+    return theirs.state_dict(), make_detector(torchvision_recipe(Recipe(), 1e-5), CLASSES).state_dict()
 
 
 def test_every_tensor_of_ours_comes_from_theirs(tensors_and_wanted):

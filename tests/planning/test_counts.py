@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from factories import with_model
 from megdet.errors import InputError
-from megdet.model.detector import Detector
+from megdet.model.choice import make_detector
 from megdet.planning.canvases import largest_pixels, mean_pixels
 from megdet.planning.counting import RECIPES, count, exchange_of, meta_detector
 from megdet.planning.counts import TILE, Variant, detector_counts
@@ -27,7 +28,7 @@ def test_the_stored_counts_are_those_of_the_detector(variant: Variant) -> None:
 
 
 def test_the_detector_on_the_meta_device_is_the_real_one() -> None:
-    real, meta = Detector(Recipe(), 80), meta_detector(Recipe(), 80)
+    real, meta = make_detector(Recipe(), 80), meta_detector(Recipe(), 80)
     assert {p.device.type for p in meta.parameters()} == {"meta"}
     assert [p.shape for p in meta.parameters()] == [p.shape for p in real.parameters()]
     assert exchange_of(meta) == exchange_of(real)
@@ -40,7 +41,7 @@ def test_the_detector_on_the_meta_device_is_the_real_one() -> None:
 
 def test_weights_that_a_recipe_names_are_not_read() -> None:
     recipe = Recipe()
-    named = replace(recipe, backbone=replace(recipe.backbone, weights="nowhere.pth"))
+    named = with_model(recipe, backbone={"weights": "nowhere.pth"})
     assert exchange_of(meta_detector(named, 80)) == COUNTS.exchange
 
 

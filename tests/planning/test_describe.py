@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from factories import TINY
+from factories import TINY, with_model
 from megdet.data.demo import draw_demo
 from megdet.planning.describe import describe
 from megdet.recipe import Data, Recipe, Schedule
@@ -35,7 +35,7 @@ def test_a_warmup_that_does_nothing_is_said_to_do_nothing() -> None:
 
 
 def test_frozen_stages_are_not_counted_as_trained() -> None:
-    recipe = replace(TINY, backbone=replace(TINY.backbone, frozen_stages=2))
+    recipe = with_model(TINY, backbone={"frozen_stages": 2})
     rows = {row.key: row.text for row in describe(recipe, 1, count_parameters=True)}
     whole, trained = rows["parameters"].removesuffix(" trained").split(" million, ")
     assert float(trained.split()[0]) < float(whole)

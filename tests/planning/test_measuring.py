@@ -46,7 +46,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
         TINY,
         batch_size=12,
         bn_size=6,
-        backbone=Backbone(name="resnet18"),
+        model=replace(TINY.model, backbone=Backbone(name="resnet18")),
         data=Data(
             train_annotations=str(data.train),
             train_images=str(data.train_images),

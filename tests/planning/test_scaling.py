@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from megdet.analysis.paper.tables import NORMAL_EPOCHS, TRAINING_IMAGES
 from megdet.errors import InputError
+from megdet.paper.tables import NORMAL_EPOCHS, TRAINING_IMAGES
 from megdet.planning.pictures import plot_scaling
 from megdet.planning.published import MACHINES
 from megdet.planning.scaling import COUNTS, Asked, last_that_pays, simulate_scaling

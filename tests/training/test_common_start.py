@@ -14,9 +14,9 @@ from megdet.distributed.local_ranks import run_in_ranks
 from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.inference.trained import load_detector
-from megdet.journal.checkpoint_files import checkpoint_path, latest_checkpoint, load_checkpoint
-from megdet.journal.run_folder import RunFolder
 from megdet.recipe import Backbone, Recipe
+from megdet.run_folder.checkpoint_files import checkpoint_path, latest_checkpoint, load_checkpoint
+from megdet.run_folder.folder import RunFolder
 from megdet.training import common_start
 from megdet.training import run as run_module
 from megdet.training import trainer as trainers
@@ -179,7 +179,7 @@ def test_other_data_on_one_rank_are_refused_by_all(recipe: Recipe, tmp_path: Pat
 def train_from_other_bits(world: World, recipe: Recipe, folder: Path) -> None:
     """Rank 1 draws weights that differ, as a processor with other vector units does."""
     stand(folder, world)
-    detector = trainers.Detector
+    detector = trainers.make_detector
 
     def other(*arguments: Any) -> Any:
         model = detector(*arguments)
@@ -188,7 +188,7 @@ def train_from_other_bits(world: World, recipe: Recipe, folder: Path) -> None:
         return model
 
     if world.rank == 1:
-        trainers.Detector = other  # type: ignore[assignment, misc]
+        trainers.make_detector = other
     train(recipe, RUN, OPTIONS, world)
 
 
@@ -227,7 +227,7 @@ def test_files_that_a_run_starts_from_are_read_by_rank_0_alone(
     short = replace(
         recipe,
         schedule=replace(recipe.schedule, epochs=1.0),
-        backbone=Backbone(name="test_resnet", weights="weights.pth"),
+        model=replace(recipe.model, backbone=Backbone(name="test_resnet", weights="weights.pth")),
         start_from="source",
     )
     shutil.copytree(whole.path, tmp_path / "rank0/source")

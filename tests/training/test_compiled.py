@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from factories import TINY, gradients, relative, tiny_batch, tiny_detector
+from factories import TINY, gradients, relative, tiny_batch, tiny_detector, with_model
 from megdet.distributed.lane import Lane, make_lane
 from megdet.distributed.layout import Layout
 from megdet.distributed.local_ranks import run_in_ranks
@@ -19,14 +19,15 @@ from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.inference.trained import place_model
 from megdet.layers.batch_norm import CrossDeviceBatchNorm, finish_step
-from megdet.model.detector import LOSSES, Detector
-from megdet.recipe import Backbone
+from megdet.model.choice import make_detector
+from megdet.model.detector import Detector
+from megdet.model.faster_rcnn import FasterRcnn
 from megdet.structures import Batch
 from megdet.training import compiled
 from megdet.training.compiled import PerCanvas, check_compiler, compile_dense
 
 CPU = torch.device("cpu")
-RECIPE = replace(TINY, backbone=Backbone(name="test_resnet"))
+RECIPE = with_model(TINY, backbone={"name": "test_resnet"})
 
 
 @pytest.fixture
@@ -77,10 +78,10 @@ def test_training_calls_the_compiled_parts_and_detecting_the_modules_whose_names
 
 
 def test_what_talks_to_other_devices_is_left_as_it_is(calls, caplog):
-    recipe = replace(RECIPE, fpn=replace(RECIPE.fpn, norm="group"))
-    assert compile_dense(Detector(recipe, 3, Lane(2))) == ["fpn", "rpn"]
+    recipe = with_model(RECIPE, fpn={"norm": "group"})
+    assert compile_dense(make_detector(recipe, 3, Lane(2))) == ["fpn", "rpn"]
     assert caplog.messages == ["--compile: the backbone is not compiled, its batch norms talk to other devices"]
-    assert compile_dense(Detector(replace(recipe, bn_size=0), 3, Lane(2))) == ["backbone", "fpn", "rpn"]
+    assert compile_dense(make_detector(replace(recipe, bn_size=0), 3, Lane(2))) == ["backbone", "fpn", "rpn"]
 
 
 def test_canvases_beyond_the_most_run_as_they_are_and_are_told_of_once(monkeypatch, caplog):
@@ -102,16 +103,16 @@ def test_a_share_without_images_is_not_compiled():
 def check_equality(device: torch.device) -> None:
     """Losses, gradients and statistics of a compiled detector on two canvases, beside those of the plain one."""
     torch.set_num_threads(1)
-    recipe = replace(RECIPE, fpn=replace(RECIPE.fpn, norm="batch"))
+    recipe = with_model(RECIPE, fpn={"norm": "batch"})
     plain = tiny_detector(recipe).train()
     ours = copy.deepcopy(plain)
     for model in (plain, ours):
-        place_model(model, device)
+        place_model(model, device, recipe.precision)
     compile_dense(ours)
 
     def learn(model: Detector, batch: Batch) -> dict[str, torch.Tensor]:
         losses = model(batch)
-        torch.stack([losses[name].sum() for name in LOSSES]).sum().backward()
+        torch.stack([losses[name].sum() for name in FasterRcnn.loss_names]).sum().backward()
         return {**losses, **gradients(model), **dict(model.named_buffers())}
 
     for canvas in (64, 96):

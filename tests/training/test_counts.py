@@ -77,7 +77,7 @@ RECIPES = {
 
 def counted_step(images: int, monkeypatch: pytest.MonkeyPatch, recipe: Recipe = TINY) -> tuple[Counted, int]:
     """The counts of a whole training step, and how often it called the NMS."""
-    trainer = trainer_of(tiny_detector(recipe).train(), ALONE)
+    trainer = trainer_of(recipe, tiny_detector(recipe).train(), ALONE)
     counted, reads, calls = Counted(), Reads(), 0
     original = nms.segmented_nms
 

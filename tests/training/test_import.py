@@ -17,10 +17,10 @@ from megdet.data.loader import group_batches
 from megdet.data.plan import evaluation_plan, evaluation_size
 from megdet.inference.predict import detect_image
 from megdet.inference.trained import TrainedDetector, load_detector
-from megdet.journal.run_folder import RunFolder
 from megdet.model.torchvision_weights import torchvision_recipe
 from megdet.recipe import Data, Recipe
-from megdet.training.start import import_torchvision
+from megdet.run_folder.folder import RunFolder
+from megdet.training.initial_weights import import_torchvision
 from small_runs import CPU, val_set
 from torchvision_models import CLASSES, their_detector
 

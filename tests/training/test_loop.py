@@ -18,12 +18,12 @@ from megdet.errors import DivergedError, InputError
 from megdet.files import read_json
 from megdet.inference.predict import category_ids_for, detect_dataset
 from megdet.inference.trained import load_detector
-from megdet.journal.checkpoint_files import checkpoints, load_checkpoint
-from megdet.journal.metrics import read_metrics
-from megdet.journal.run_folder import RunFolder
-from megdet.model.detector import LOSSES
+from megdet.model.faster_rcnn import FasterRcnn
 from megdet.recipe import Optimizer, Recipe
 from megdet.recipe_file import dump_recipe, load_recipe
+from megdet.run_folder.checkpoint_files import checkpoints, load_checkpoint
+from megdet.run_folder.folder import RunFolder
+from megdet.run_folder.metrics import read_metrics
 from megdet.training import run as run_module
 from megdet.training import step_log
 from megdet.training.loop import train
@@ -125,7 +125,7 @@ def test_every_step_and_every_epochs_evaluation_is_in_the_metrics(recipe, done):
     ]  # fmt: skip
     for line in lines:
         if "loss" in line:
-            assert line["loss"] == pytest.approx(sum(line[name] for name in LOSSES))
+            assert line["loss"] == pytest.approx(sum(line[name] for name in FasterRcnn.loss_names))
             assert line["learning_rate"] == learning_rate(recipe, 13, line["step"] - 1)
             assert line["epoch"] == pytest.approx(line["step"] * 8 / 13, abs=1e-6)
             assert line["gradient_norm"] > 0
@@ -133,7 +133,7 @@ def test_every_step_and_every_epochs_evaluation_is_in_the_metrics(recipe, done):
 
 def test_the_loop_takes_the_steps_of_the_plan_and_no_others(recipe, done):
     # the same steps without the loop, its evaluations and its checkpoints
-    trainer, reported = run_steps(recipe, 4, is_woken=False)
+    trainer, reported = run_steps(recipe, 4, counts_all=False)
     saved, _ = load_checkpoint(checkpoints(done)[-1])
     for name, tensor in trainer.model.state_dict().items():
         assert torch.equal(tensor, saved["model"][name]), name
@@ -176,7 +176,7 @@ def test_the_evaluation_left_behind_is_that_of_the_last_checkpoint(recipe, done)
     assert trained.step == 4
     dataset = val_set(recipe)
     ids = category_ids_for(trained.class_names, dataset)
-    results = detect_dataset(trained.model, dataset, ids, ALONE, workers=0)
+    results = detect_dataset(trained.model, trained.recipe, dataset, ids, ALONE, workers=0)
     assert read_json(done.detections) == results
     assert len(results) > 10
     assert read_json(done.evaluation)["AP"] == read_metrics(done.metrics)[-1]["evaluation"]["AP"]
@@ -192,7 +192,9 @@ def test_averages_are_evaluated_and_the_weights_are_trained_on(recipe, tmp_path)
     assert torch.equal(trained.model.state_dict()[name], tensors["averages"][name])
     assert not torch.equal(tensors["model"][name], tensors["averages"][name])
     ids = category_ids_for(trained.class_names, val_set(recipe))
-    assert read_json(folder.detections) == detect_dataset(trained.model, val_set(recipe), ids, ALONE, workers=0)
+    assert read_json(folder.detections) == detect_dataset(
+        trained.model, trained.recipe, val_set(recipe), ids, ALONE, workers=0
+    )
 
 
 def test_epochs_between_evaluations_and_checkpoints_are_the_recipes(recipe, tmp_path):

@@ -11,19 +11,19 @@ import pytest
 import torch
 from torch import nn
 
-from factories import TINY, gradients, random_boxes, relative, reported_by, tiny_batch, tiny_detector
+from factories import TINY, gradients, random_boxes, relative, reported_by, tiny_batch, tiny_detector, with_model
 from megdet.data.loader import training_batches
 from megdet.data.plan import TrainingPlan
 from megdet.distributed.lane import SINGLE_LANE
 from megdet.distributed.layout import choose_layout
 from megdet.distributed.world import World, start_world
 from megdet.inference.trained import place_model
-from megdet.journal.run_folder import RunFolder
 from megdet.layers.cross_device import CrossDeviceNorm, lane_moments
 from megdet.model.anchors import LEVEL_STRIDES
-from megdet.model.detector import LOSSES
+from megdet.model.faster_rcnn import FasterRcnn
 from megdet.ops.roi_align import feature_table, roi_align
-from megdet.recipe import Backbone, Optimizer, Recipe, Schedule
+from megdet.recipe import Optimizer, Recipe, Schedule
+from megdet.run_folder.folder import RunFolder
 from megdet.training.loop import train
 from megdet.training.run import RunOptions, open_run
 from megdet.training.step import train_step
@@ -34,7 +34,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
-RECIPE = replace(TINY, backbone=Backbone(name="test_resnet"))
+RECIPE = with_model(TINY, backbone={"name": "test_resnet"})
 
 
 @pytest.fixture
@@ -57,8 +57,8 @@ def no_waiting() -> Iterator[None]:
 
 def tiny_trainer(recipe: Recipe, world: World) -> Trainer:
     model = tiny_detector(recipe).train()
-    place_model(model, world.device)
-    return trainer_of(model, world)
+    place_model(model, world.device, recipe.precision)
+    return trainer_of(recipe, model, world)
 
 
 def test_the_watch_sees_who_waits(world):
@@ -102,7 +102,7 @@ def test_no_optimizer_and_nothing_that_is_measured_waits_or_differs_from_the_cpu
         with no_waiting():
             result = train_step(trainer, batches, range(2), 1e-4, 1, here)
         assert result.noise is not None
-        assert (result.agvm is None) == (trainer.modulator is None)
+        assert (result.agvm is None) == (trainer.agvm is None)
         assert all(numbers[:2].isfinite().all() for numbers in (result.noise, result.agvm) if numbers is not None)
         weights.append((trainer.model.rpn.conv.weight - before).detach().double().cpu())
     if precision == "float64":  # the fused kernels of a GPU read a rate that is a tensor in float32
@@ -111,15 +111,15 @@ def test_no_optimizer_and_nothing_that_is_measured_waits_or_differs_from_the_cpu
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("float64", 1e-9), ("float32", 1e-4)])
 def test_losses_and_gradients_are_those_of_the_cpu(precision, tolerance, world):
-    recipe = replace(RECIPE, precision=precision, fpn=replace(RECIPE.fpn, norm="batch"))
+    recipe = replace(with_model(RECIPE, fpn={"norm": "batch"}), precision=precision)
     plain = tiny_detector(recipe).train()
-    place_model(plain, torch.device("cpu"))
+    place_model(plain, torch.device("cpu"), precision)
     ours = copy.deepcopy(plain)
-    place_model(ours, world.device)
+    place_model(ours, world.device, precision)
     found = []
     for model, device in ((plain, torch.device("cpu")), (ours, world.device)):
         losses = model(tiny_batch(3).to(device))
-        torch.stack([losses[name].sum() for name in LOSSES]).sum().backward()
+        torch.stack([losses[name].sum() for name in FasterRcnn.loss_names]).sum().backward()
         both = {**losses, **gradients(model)}
         found.append({name: tensor.detach().double().cpu() for name, tensor in both.items()})
     for name, tensor in found[0].items():

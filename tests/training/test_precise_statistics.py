@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from factories import with_model
 from megdet.data.loader import training_batches
 from megdet.data.plan import TrainingPlan
 from megdet.distributed.layout import choose_layout
@@ -14,9 +15,9 @@ from megdet.distributed.local_ranks import run_in_ranks
 from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.inference.trained import load_detector
-from megdet.journal.run_folder import RunFolder
 from megdet.layers.batch_norm import CrossDeviceBatchNorm, set_statistics
 from megdet.recipe import Recipe
+from megdet.run_folder.folder import RunFolder
 from megdet.training.precise_statistics import load_precise_detector
 from megdet.training.run import RunOptions
 from small_runs import ALONE, CPU, furthest, save_run, small_recipe, train_set, write_small_set
@@ -27,7 +28,7 @@ IMAGES = 11  # rounded up to two mini-batches of 8, four groups of 4
 def recipe_of(folder: Path) -> Recipe:
     """Batch norm everywhere, also over the RoIs of the box head, of which some are padding."""
     recipe = small_recipe(folder)
-    return replace(recipe, rpn=replace(recipe.rpn, norm="batch"), box_head=replace(recipe.box_head, norm="batch"))
+    return with_model(recipe, rpn={"norm": "batch"}, box_head={"norm": "batch"})
 
 
 @pytest.fixture(scope="module")
@@ -119,9 +120,9 @@ def test_no_image_is_refused(run: Path, tmp_path: Path) -> None:
 
 def test_frozen_and_group_norms_have_nothing_to_estimate(run: Path, tmp_path: Path) -> None:
     recipe = small_recipe(run.parent)
-    frozen = replace(recipe, bn_size=0, group_size=4, fpn=replace(recipe.fpn, norm="group"))
+    frozen = replace(with_model(recipe, fpn={"norm": "group"}), bn_size=0, group_size=4)
     assert "bn_size is 0" in refusal(tmp_path, frozen)
-    stages = replace(recipe, backbone=replace(recipe.backbone, frozen_stages=5), fpn=replace(recipe.fpn, norm="group"))
+    stages = with_model(recipe, backbone={"frozen_stages": 5}, fpn={"norm": "group"})
     assert "every batch norm is frozen" in refusal(tmp_path / "stages", stages)
 
 

@@ -15,14 +15,14 @@ from megdet.distributed.local_ranks import RankError, run_in_ranks
 from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.evaluation.coco_numbers import CocoNumbers
-from megdet.journal.checkpoint_files import checkpoints, latest_checkpoint, load_checkpoint, open_checkpoint
-from megdet.journal.environment import read_environment
-from megdet.journal.metrics import read_metrics
-from megdet.journal.run_folder import RunFolder
-from megdet.journal.run_state import RunState
 from megdet.recipe import Backbone, Recipe
-from megdet.training import evaluations
+from megdet.run_folder.checkpoint_files import checkpoints, latest_checkpoint, load_checkpoint, open_checkpoint
+from megdet.run_folder.environment import read_environment
+from megdet.run_folder.folder import RunFolder
+from megdet.run_folder.metrics import read_metrics
+from megdet.run_folder.run_state import RunState
 from megdet.training import run as run_module
+from megdet.training.evaluations import evaluations
 from megdet.training.loop import train
 from megdet.training.run import RunOptions
 from small_runs import ALONE, furthest, small_recipe, write_small_set, write_small_sets
@@ -178,7 +178,7 @@ def test_a_run_goes_on_without_the_files_it_started_from(recipe, tmp_path, whole
     short = replace(
         recipe,
         schedule=replace(recipe.schedule, epochs=1.0),
-        backbone=Backbone(name="test_resnet", weights=str(weights)),
+        model=replace(recipe.model, backbone=Backbone(name="test_resnet", weights=str(weights))),
         start_from=str(shutil.copytree(whole[0].path, tmp_path / "source")),
     )
     numbers = train(short, RunFolder(tmp_path / "run"), OPTIONS, ALONE)

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from megdet.errors import InputError
-from megdet.journal.checkpoint_files import checkpoints
-from megdet.journal.run_folder import RunFolder
 from megdet.recipe import Recipe
+from megdet.run_folder.checkpoint_files import checkpoints
+from megdet.run_folder.folder import RunFolder
 from megdet.training.run import RunOptions, open_run
 from megdet.training.schedule import learning_rate
 from small_runs import ALONE, furthest, small_recipe, state_of, write_small_sets

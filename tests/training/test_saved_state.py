@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from megdet.analysis.contract.run import Training, run_steps
-from megdet.journal.checkpoint_files import latest_checkpoint, load_checkpoint
-from megdet.journal.run_folder import RunFolder
+from megdet.contract.run import Training, run_steps
 from megdet.recipe import Optimizer, Recipe
+from megdet.run_folder.checkpoint_files import latest_checkpoint, load_checkpoint
+from megdet.run_folder.folder import RunFolder
 from small_runs import ALONE, small_recipe, write_small_set
 
 

@@ -4,18 +4,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from factories import TINY, TINY_FROZEN, reported_by, tiny_batch, tiny_detector
+from factories import TINY, reported_by, tiny_batch, tiny_detector, with_model
 from megdet.inference.trained import place_model
-from megdet.model.detector import LOSSES
-from megdet.recipe import Backbone, Optimizer, Recipe, Schedule
+from megdet.model.faster_rcnn import FasterRcnn
+from megdet.recipe import Optimizer, Recipe, Schedule
 from megdet.structures import Batch
-from megdet.training.step import REPORTED, StepResult, train_step
+from megdet.training.step import StepResult, train_step
 from megdet.training.trainer import Trainer, trainer_of
 from small_runs import ALONE
 
-BACKBONE = Backbone(name="test_resnet")
-FROZEN = replace(TINY_FROZEN, batch_size=8, precision="float64", backbone=BACKBONE)
-BATCH = replace(TINY, batch_size=8, bn_size=4, precision="float64", backbone=BACKBONE)
+SMALL = with_model(TINY, backbone={"name": "test_resnet"})
+FROZEN = replace(SMALL, batch_size=8, bn_size=0, precision="float64")
+BATCH = replace(SMALL, batch_size=8, bn_size=4, precision="float64")
 
 
 def make_trainer(recipe: Recipe) -> Trainer:
@@ -24,9 +24,9 @@ def make_trainer(recipe: Recipe) -> Trainer:
         for parameter in model.backbone.parameters():
             if not parameter.any():  # fresh blocks end in a norm of weight 0, which hides the gradient before it
                 parameter.fill_(0.5)
-    place_model(model, ALONE.device)
+    place_model(model, ALONE.device, recipe.precision)
     model.train()
-    return trainer_of(model, ALONE)
+    return trainer_of(recipe, model, ALONE)
 
 
 def split(batch: Batch, size: int) -> list[Batch]:
@@ -50,7 +50,7 @@ def gradients(recipe: Recipe, batches: list[Batch]) -> dict[str, Tensor]:
     trainer = make_trainer(recipe)
     model = trainer.model
     wanted = [p for p in model.parameters() if p.requires_grad]
-    loss = sum(model(batch)[name].sum() for batch in batches for name in LOSSES) / recipe.batch_size
+    loss = sum(model(batch)[name].sum() for batch in batches for name in FasterRcnn.loss_names) / recipe.batch_size
     found = torch.autograd.grad(loss, wanted)
     return dict(zip((n for n, p in model.named_parameters() if p.requires_grad), found, strict=True))
 
@@ -128,13 +128,13 @@ def test_what_is_reported_are_means_over_the_images():
     result = result_of(make_trainer(FROZEN), split(batch, 2))
     model = make_trainer(FROZEN).model
     by_image = [model(one) for one in split(batch, 1)]
-    for name in REPORTED:
+    for name in model.reported():
         expected = sum(float(losses[name].detach().sum()) for losses in by_image) / 8
         assert float(result.means[name]) == pytest.approx(expected, rel=1e-9), name
         assert expected > 0, name
         assert result.means[name].dtype == torch.float64
     assert result.gradient_norm.dtype == torch.float64
-    assert result.means.keys() == set(REPORTED)
+    assert result.means.keys() == set(model.reported())
 
 
 def test_running_statistics_take_one_step_of_the_mean_over_groups():
@@ -201,7 +201,7 @@ def test_agvm_sees_the_gradients_of_the_first_and_the_second_half_before_clippin
     recipe = replace(FROZEN, optimizer=Optimizer(agvm=True, clip_norm=1e-3), schedule=Schedule(warmup_steps=0))
     batches = split(tiny_batch(8), 2)
     trainer = make_trainer(recipe)
-    found = dict(zip(trainer.modulator.parts, result_of(trainer, batches).agvm[0].tolist(), strict=True))
+    found = dict(zip(trainer.agvm.parts, result_of(trainer, batches).agvm[0].tolist(), strict=True))
     sides = gradients(recipe, batches[:2]), gradients(recipe, batches[2:])
     for module, disagreement in found.items():
         ours, theirs = (
@@ -216,7 +216,7 @@ def test_a_module_moves_by_its_own_factor():
     moved = []
     for factors in ([1.0, 1.0, 1.0, 1.0], [1.0, 2.0, 0.5, 3.0]):
         trainer = make_trainer(recipe)
-        trainer.modulator.factors.copy_(torch.tensor(factors))
+        trainer.agvm.factors.copy_(torch.tensor(factors))
         before = weights(trainer)
         result = result_of(trainer, split(tiny_batch(8), 2))
         moved.append({name: weight - before[name] for name, weight in weights(trainer).items()})

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from megdet.errors import InputError
-from megdet.journal.checkpoint_files import checkpoint_path
-from megdet.journal.run_folder import RunFolder
 from megdet.recipe import Optimizer, Recipe
+from megdet.run_folder.checkpoint_files import checkpoint_path
+from megdet.run_folder.folder import RunFolder
 from megdet.training.loop import train
 from megdet.training.resume import resume
 from megdet.training.run import RunOptions

@@ -7,21 +7,21 @@ from typing import Any
 
 from rich.table import Table
 
-from megdet.analysis.gradients.findings import Variance
-from megdet.analysis.gradients.pictures import NAMES, plot_updates, plot_variance
-from megdet.analysis.gradients.units import Study, load_study
-from megdet.analysis.gradients.variance import measure_variance
-from megdet.analysis.rates.picture import plot_rate_test
-from megdet.analysis.rates.trial import RateTest, run_rate_test
-from megdet.analysis.sampling.pictures import draw_proposals, most_and_least_balanced, sampled_images
-from megdet.analysis.sampling.ratios import Ratio, sampling_table
 from megdet.cli.machine import join_world, num_workers
 from megdet.cli.options import CONSOLE, Arguments
 from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.files import cannot_write, write_json_atomically
-from megdet.journal.run_folder import RunFolder, encode_non_finite
 from megdet.recipe_file import load_recipe, recipe_name
+from megdet.run_folder.folder import RunFolder, encode_non_finite
+from megdet.studies.gradients.findings import Variance
+from megdet.studies.gradients.pictures import plot_updates, plot_variance
+from megdet.studies.gradients.units import Study, load_study
+from megdet.studies.gradients.variance import measure_variance
+from megdet.studies.rates.picture import plot_rate_test
+from megdet.studies.rates.trial import RateTest, run_rate_test
+from megdet.studies.sampling.pictures import draw_proposals, most_and_least_balanced, sampled_images
+from megdet.studies.sampling.ratios import Ratio, sampling_table
 from megdet.terminal import Terminal
 from megdet.training.run import RunOptions
 
@@ -121,7 +121,7 @@ def _levels_table(found: Variance) -> Table:
         for level in module.levels:
             law = "1" if level.factor == 1 else str(level.of_law)
             cells = (str(level.batch), str(level.batches), str(level.variance), law)
-            table.add_row(NAMES[module.name] if level.factor == 1 else "", *cells)
+            table.add_row(module.title if level.factor == 1 else "", *cells)
     return table
 
 
@@ -131,7 +131,7 @@ def _updates_table(found: Variance) -> Table:
     for module in found.modules:
         for place, update in enumerate(module.updates):
             cells = (str(update.factor), str(update.small), str(update.large), str(update.ratio))
-            table.add_row(NAMES[module.name] if place == 0 else "", *cells, f"{update.distance:.1%}")
+            table.add_row(module.title if place == 0 else "", *cells, f"{update.distance:.1%}")
     return table
 
 
@@ -146,16 +146,17 @@ def _noise_table(found: Variance) -> Table:
             least = noise.inverse.value + 2 * noise.inverse.error
             unresolved = f"above {1 / least:.3g}" if least > 0 else "not known"
             cells.append(str(noise.scale) if noise.is_resolved else f"{unresolved}: too few images")
-        table.add_row(NAMES[module.name], *cells)
+        table.add_row(module.title, *cells)
     return table
 
 
 def _sampling_table(rows: list[Ratio]) -> Table:
     title = "positive among the sampled (Table 1)"
-    table = Table("epoch", "batch size", "BN size", "RoIs (%)", "anchors (%)", "paper, RoIs (%)", "run", title=title)
+    samples = [f"{sample}s (%)" for sample in rows[0].ratios]
+    table = Table("epoch", "batch size", "BN size", *samples, f"paper, {samples[0]}", "run", title=title)
     for row in rows:
         paper = "" if row.paper is None else f"{100 * row.paper:.2f}"
-        ratios = (f"{100 * row.roi_ratio:.2f}", f"{100 * row.anchor_ratio:.2f}", paper)
+        ratios = (*(f"{100 * ratio:.2f}" for ratio in row.ratios.values()), paper)
         lost = "" if row.steps == row.epoch_steps else f" ({row.steps} of {row.epoch_steps} steps)"
         table.add_row(f"{row.epoch}{lost}", str(row.batch_size), str(row.bn_size), *ratios, row.run)
     return table

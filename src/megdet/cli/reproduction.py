@@ -5,11 +5,11 @@ from pathlib import Path
 
 from rich.table import Table
 
-from megdet.analysis.paper.report import Report
-from megdet.analysis.paper.reproduce import Order, reproduce
 from megdet.cli.machine import join_world, num_workers
 from megdet.cli.options import CONSOLE, PROGRESS, Arguments
 from megdet.errors import InputError
+from megdet.paper.report import Report
+from megdet.paper.reproduce import Order, reproduce
 from megdet.training.run import RunOptions
 
 

@@ -6,13 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from megdet.analysis.run_pictures import save_picture
 from megdet.cli.machine import join_world, num_workers, say
 from megdet.cli.options import CONSOLE, Arguments, existing_file
 from megdet.data.coco import validation_set
 from megdet.data.image import IMAGE_SUFFIXES
 from megdet.data.shared import once_a_host
-from megdet.distributed.failures import shared_fate
+from megdet.distributed.failures import stop_together
 from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.evaluation.coco_numbers import (
@@ -26,8 +25,9 @@ from megdet.files import write_json_atomically
 from megdet.inference.fold import fold_batch_norms
 from megdet.inference.predict import category_ids_for, detect_dataset, detect_image
 from megdet.inference.trained import TrainedDetector, load_detector, read_recipe
-from megdet.journal.run_folder import RunFolder
+from megdet.run_folder.folder import RunFolder
 from megdet.runtime import slow_at
+from megdet.studies.run_pictures import save_picture
 from megdet.terminal import Terminal
 from megdet.training.precise_statistics import load_precise_detector
 from megdet.training.run import RunOptions
@@ -55,7 +55,7 @@ def run_evaluate(arguments: Arguments) -> None:
     if not arguments.run:
         raise InputError("name a RUN folder, or --ground-truth and --detections")
     world = join_world(arguments)
-    with shared_fate(world):
+    with stop_together(world):
         _evaluate_run(arguments, RunFolder(Path(arguments.run)), world)
 
 
@@ -70,7 +70,7 @@ def _evaluate_run(arguments: Arguments, folder: RunFolder, world: World) -> None
     data = replace(trained.recipe.data, val_annotations=annotations, val_images=images)
     dataset = once_a_host(world, lambda: validation_set(data))
     ids = category_ids_for(trained.class_names, dataset)
-    results = detect_dataset(trained.model, dataset, ids, world, workers=num_workers(arguments))
+    results = detect_dataset(trained.model, trained.recipe, dataset, ids, world, workers=num_workers(arguments))
     if not world.is_first:
         return
     numbers = evaluate_detections(dataset.annotations_file, results)

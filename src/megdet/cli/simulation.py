@@ -6,7 +6,9 @@ from typing import Any
 
 from rich.table import Table
 
-from megdet.analysis.paper.times import (
+from megdet.cli.options import CONSOLE, Arguments
+from megdet.errors import InputError
+from megdet.paper.times import (
     GOOD,
     OTHERS,
     Constants,
@@ -16,8 +18,6 @@ from megdet.analysis.paper.times import (
     predict_by_rule,
     predict_paper,
 )
-from megdet.cli.options import CONSOLE, Arguments
-from megdet.errors import InputError
 from megdet.planning.published import USABLE, Machine, machine_of
 from megdet.planning.scaling import Asked, Point, last_that_pays, simulate_scaling
 
@@ -42,7 +42,7 @@ def run_simulate(arguments: Arguments) -> None:
     if arguments.paper:
         report |= {"fraction": constants.fraction, "fixed_hours": constants.fixed_hours}
         if arguments.picture:
-            from megdet.analysis.paper.times_picture import plot_paper  # here, because matplotlib takes its time
+            from megdet.paper.times_picture import plot_paper  # here, because matplotlib takes its time
 
             plot_paper(predictions, arguments.picture)
     else:

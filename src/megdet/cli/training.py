@@ -10,12 +10,12 @@ from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.evaluation.coco_numbers import numbers_table, per_class_table
 from megdet.inference.trained import load_detector, read_recipe
-from megdet.journal.run_folder import RunFolder
 from megdet.recipe_file import load_recipe, recipe_name
+from megdet.run_folder.folder import RunFolder
 from megdet.runtime import measure_speeds, slow_at
+from megdet.training.initial_weights import import_torchvision
 from megdet.training.loop import train
 from megdet.training.run import RunOptions
-from megdet.training.start import import_torchvision
 
 
 def run_demo(arguments: Arguments) -> None:
@@ -66,7 +66,7 @@ def _train(arguments: Arguments, name: str, path: Path) -> None:
         return
     CONSOLE.print(numbers_table(numbers))
     CONSOLE.print(per_class_table(numbers))
-    from megdet.analysis.run_pictures import draw_run  # here, because matplotlib is for the one rank that draws
+    from megdet.studies.run_pictures import draw_run  # here, because matplotlib is for the one rank that draws
 
     pictures = draw_run(load_detector(folder, world.device), folder)
     CONSOLE.print(f"run folder   {folder.path}")

@@ -4,16 +4,16 @@ import json
 
 from rich.table import Table
 
-from megdet.analysis.contract.cases import chosen_cases
-from megdet.analysis.contract.verify import Row, Verdict, verify
 from megdet.cli.options import CONSOLE, PROGRESS, Arguments
+from megdet.contract.cases import chosen_cases
+from megdet.contract.verify import Row, Verdict, verify
 from megdet.recipe_file import load_recipe
 
 
 def run_verify(arguments: Arguments) -> None:
     """Train, compare, print the verdict; exit code 1 where the contract is broken."""
-    cases = chosen_cases(arguments.cases or ("base" if arguments.recipe else "all"))
     recipe = load_recipe(arguments.recipe or "verify", arguments.overrides)
+    cases = chosen_cases(arguments.cases or ("base" if arguments.recipe else "all"), recipe)
     verdict = verify(
         recipe,
         cases=cases,

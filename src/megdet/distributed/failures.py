@@ -52,7 +52,7 @@ _numbers = itertools.count()
 
 
 @contextmanager
-def shared_fate(world: World) -> Iterator[None]:
+def stop_together(world: World) -> Iterator[None]:
     """Around work that the ranks do together: none of them outlives another that failed in it.
 
     The exception of the rank that failed goes on as it is. All others, also where they only lost their connection to
@@ -89,7 +89,7 @@ def shared_fate(world: World) -> Iterator[None]:
 
 
 class _Notes:
-    """The notes of one `shared_fate` in the store. A store that is gone has none, and takes none."""
+    """The notes of one `stop_together` in the store. A store that is gone has none, and takes none."""
 
     def __init__(self, number: int, world: World) -> None:
         store = _get_default_store().clone()  # a connection of its own: in the other one a collective may be waiting

@@ -67,7 +67,7 @@ def _pairs(model: Detector) -> list[tuple[nn.Conv2d, Any]]:
     parameter = next(model.parameters())
     small = torch.zeros(1, 3, _SMALL, _SMALL, device=parameter.device, dtype=parameter.dtype)
     try:
-        model.fpn(model.backbone(small))
+        model.features(small)
     finally:
         for hook in hooks:
             hook.remove()

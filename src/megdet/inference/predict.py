@@ -19,6 +19,7 @@ from megdet.errors import InputError, nearest
 from megdet.inference.trained import TrainedDetector
 from megdet.model.detector import Detector
 from megdet.precision import arithmetic
+from megdet.recipe import Precision, Recipe
 from megdet.structures import Detections
 
 Result = dict[str, Any]
@@ -48,6 +49,7 @@ def category_ids_for(class_names: Sequence[str], dataset: CocoDataset) -> list[i
 
 def detect_dataset(
     model: Detector,
+    recipe: Recipe,
     dataset: CocoDataset,
     category_ids: Sequence[int | None],
     world: World,
@@ -60,7 +62,7 @@ def detect_dataset(
     Rank r takes whole batches r, r + W, ...; every rank gets the merged list. `category_ids` are those of the model's
     labels; detections of a label without one are left out. `progress` is told the images done on this rank.
     """
-    plan = evaluation_plan(dataset.sizes, model.recipe)
+    plan = evaluation_plan(dataset.sizes, recipe)
     mine = range(world.rank, len(plan), world.size)
     model.eval()
     found: list[tuple[int, list[Result]]] = []
@@ -68,7 +70,7 @@ def detect_dataset(
     done = 0
     for number, batch in zip(mine, batches, strict=True):
         batch = batch.to(world.device)
-        detections = detect_batch(model, batch.pixels, batch.sizes)
+        detections = detect_batch(model, batch.pixels, batch.sizes, recipe.precision)
         boxes = detections.boxes.double().cpu() / batch.scales.double().cpu().flip(1).repeat(1, 2).unsqueeze(1)
         scores, labels = detections.scores.cpu(), detections.labels.cpu()
         results = []
@@ -94,16 +96,17 @@ def detect_image(trained: TrainedDetector, file: Path) -> tuple[NDArray[np.uint8
     resized = RESIZE[data.resize](pixels, size)
     canvas = torch.zeros(1, 3, *canvas_of(size, data), dtype=resized.dtype)
     canvas[0, :, : size[0], : size[1]] = resized
-    detections = detect_batch(trained.model, canvas.to(trained.device), torch.tensor([size], device=trained.device))
+    sizes = torch.tensor([size], device=trained.device)
+    detections = detect_batch(trained.model, canvas.to(trained.device), sizes, trained.recipe.precision)
     scale = torch.tensor([size[1] / width, size[0] / height]).double().repeat(2)
     boxes = detections.boxes[0].double().cpu() / scale
     scores, labels = detections.scores[0].cpu(), detections.labels[0].cpu()
     return pixels, _results(boxes, scores, labels, file.name, trained.category_ids)
 
 
-def detect_batch(model: Detector, pixels: Tensor, sizes: Tensor) -> Detections:
+def detect_batch(model: Detector, pixels: Tensor, sizes: Tensor, precision: Precision) -> Detections:
     """Detections of one batch on the model's device, in the precision of its recipe."""
-    with torch.inference_mode(), arithmetic(model.recipe.precision, pixels.device):
+    with torch.inference_mode(), arithmetic(precision, pixels.device):
         return model.detect(model.normalized(pixels, sizes), sizes)
 
 

@@ -1,6 +1,6 @@
 """A trained detector out of a run folder."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,14 +8,15 @@ import torch
 from megdet.distributed.lane import SINGLE_LANE, Lane
 from megdet.distributed.world import World
 from megdet.errors import InputError
-from megdet.journal.checkpoint_files import Kind, checkpoint_path, latest_checkpoint, open_checkpoint
-from megdet.journal.run_folder import RunFolder
-from megdet.journal.run_state import RunState
-from megdet.journal.tensor_check import check_finite, check_tensors
+from megdet.model.choice import make_detector
 from megdet.model.detector import Detector
 from megdet.precision import dtype_of
-from megdet.recipe import Recipe
+from megdet.recipe import Precision, Recipe
 from megdet.recipe_file import parse_recipe
+from megdet.run_folder.checkpoint_files import Kind, checkpoint_path, latest_checkpoint, open_checkpoint
+from megdet.run_folder.folder import RunFolder
+from megdet.run_folder.run_state import RunState
+from megdet.run_folder.tensor_check import check_finite, check_tensors
 
 
 @dataclass
@@ -68,18 +69,17 @@ def load_detector(
         return recipe, checkpoint.state, str(checkpoint.file(kind))
 
     recipe, state, source = world.on_first(read)
-    # the checkpoint has all weights, so the file that the training started from need not exist any more
-    model = Detector(replace(recipe, backbone=replace(recipe.backbone, weights="")), len(state.class_names), lane)
-    place_model(model, device)  # first, so that weights in float64 stay so
+    model = make_detector(recipe, len(state.class_names), lane)
+    place_model(model, device, recipe.precision)  # first, so that weights in float64 stay so
     world.on_first(lambda: load_weights(model, weights, source))
     world.broadcast(model.state_dict().values())
     model.eval()
     return TrainedDetector(model, recipe, state.class_names, state.category_ids, state.step, device)
 
 
-def place_model(model: Detector, device: torch.device) -> None:
-    """Move a detector to its device in the number format of its recipe, channels last."""
-    model.to(device=device, dtype=dtype_of(model.recipe.precision))
+def place_model(model: Detector, device: torch.device, precision: Precision) -> None:
+    """Move a detector to its device in the number format of its recipe's precision, channels last."""
+    model.to(device=device, dtype=dtype_of(precision))
     for parameter in model.parameters():
         if parameter.dim() == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)

@@ -21,13 +21,13 @@ NormFactory = Callable[[int], nn.Module]
 GROUP_NORM_GROUPS = 32
 
 
-def norm_factory(kind: NormKind, bn_size: int, lane: Lane = SINGLE_LANE) -> NormFactory:
-    """A function from channels to a norm layer; `batch` is frozen where `bn_size` is 0."""
+def norm_factory(kind: NormKind, lane: Lane | None = SINGLE_LANE) -> NormFactory:
+    """A function from channels to a norm layer; without a lane, `batch` has fixed statistics."""
     if kind == "none":
         return lambda _channels: nn.Identity()
     if kind == "group":
         return lambda channels: nn.GroupNorm(_groups_for(channels), channels)
-    if kind == "batch" and bn_size:
+    if kind == "batch" and lane is not None:
         return lambda channels: CrossDeviceBatchNorm(channels, lane=lane)
     return FrozenBatchNorm
 
@@ -53,20 +53,20 @@ def convert_batch_norm(model: nn.Module, bn_size: int, *, images_per_device: int
     InputError where the images do not make whole groups, and for a batch norm of a class that is not known.
     """
     if bn_size == 0:
-        return exchange_norms(model, "frozen", 0)
-    return exchange_norms(model, "batch", bn_size, lane_of_images(bn_size, images_per_device), folds_at_once=True)
+        return exchange_norms(model, "frozen")
+    return exchange_norms(model, "batch", lane_of_images(bn_size, images_per_device), folds_at_once=True)
 
 
 def exchange_norms(
-    model: nn.Module, kind: NormKind, bn_size: int, lane: Lane = SINGLE_LANE, *, folds_at_once: bool = False
+    model: nn.Module, kind: NormKind, lane: Lane | None = SINGLE_LANE, *, folds_at_once: bool = False
 ) -> nn.Module:
     """Replace every batch norm of a model by the kind asked for, keeping its parameters, eps and fused activation.
 
-    Returns the model, or the new layer if the model is itself a batch norm. Raises InputError for a batch norm of a
-    class that is not known, whose extra behaviour would be lost.
+    Without a lane, `batch` has fixed statistics. Returns the model, or the new layer if the model is itself a batch
+    norm. Raises InputError for a batch norm of a class that is not known, whose extra behaviour would be lost.
     """
     new = {
-        old: _exchanged(old, kind, bn_size, lane, folds_at_once)
+        old: _exchanged(old, kind, lane, folds_at_once)
         for old in model.modules()
         if isinstance(old, nn.modules.batchnorm._BatchNorm)
     }
@@ -77,7 +77,7 @@ def exchange_norms(
     return new.get(model, model)  # type: ignore[call-overload,no-any-return]
 
 
-def _exchanged(old: Any, kind: NormKind, bn_size: int, lane: Lane, folds_at_once: bool) -> nn.Module:
+def _exchanged(old: Any, kind: NormKind, lane: Lane | None, folds_at_once: bool) -> nn.Module:
     fused = type(old) is BatchNormAct2d
     if type(old) not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, BatchNormAct2d):
         raise InputError(f"cannot convert the norm layer {type(old).__name__}: its own behaviour would be lost")
@@ -93,7 +93,7 @@ def _exchanged(old: Any, kind: NormKind, bn_size: int, lane: Lane, folds_at_once
         norm = nn.GroupNorm(_groups_for(old.num_features), old.num_features, old.eps)
         norm.weight, norm.bias = old.weight, old.bias
         new = nn.Sequential(norm, old.drop, old.act) if fused else norm
-    elif kind == "batch" and bn_size:
+    elif kind == "batch" and lane is not None:
         momentum = old.momentum if folds_at_once else None
         made = partial(BatchNormAct if fused else CrossDeviceBatchNorm, lane=lane, fold_momentum=momentum)
         new = made(old.num_features, old.eps, *activation).to(old.running_mean)

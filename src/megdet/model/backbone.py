@@ -2,7 +2,6 @@
 
 import inspect
 import itertools
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from megdet.distributed.lane import Lane
 from megdet.errors import InputError, nearest
 from megdet.layers.batch_norm import FrozenBatchNorm
 from megdet.layers.convert import exchange_norms
@@ -22,6 +22,8 @@ from megdet.recipe import Backbone as BackboneRecipe
 from megdet.recipe import RecomputePlan
 
 STRIDES = (4, 8, 16, 32)
+_PLACES = {"body.": "", "last.0.": "conv_head.", "last.1.": "bn2."}
+"""Where a backbone keeps the layers of a whole network, and what timm calls them."""
 _ALWAYS_RANDOM = (nn.RReLU, nn.FractionalMaxPool2d)
 """Layers of torch that draw random numbers in training whatever their arguments."""
 
@@ -29,27 +31,31 @@ _ALWAYS_RANDOM = (nn.RReLU, nn.FractionalMaxPool2d)
 class Backbone(nn.Module):
     """Features C2 to C5.
 
-    `convert` exchanges the batch norms for the kind that the recipe asks for, `recompute` says which runs of blocks the
-    backward computes again.
+    Its weights are random (`load_pretrained` reads a file).
+
+    Args:
+        recipe: the model and its norm layers.
+        lane: the ranks that share batch statistics; None = the statistics are fixed.
+        recompute: which runs of blocks the backward computes again.
     """
 
-    def __init__(
-        self, recipe: BackboneRecipe, convert: Callable[[nn.Module], nn.Module], recompute: RecomputePlan = "none"
-    ) -> None:
+    def __init__(self, recipe: BackboneRecipe, lane: Lane | None, recompute: RecomputePlan = "none") -> None:
         super().__init__()
+        self.name = recipe.name
+        # the second network draws random numbers too: without them every seed would give other heads
         whole = _whole_model(recipe.name)
-        if recipe.weights:
-            load_backbone_weights(whole, Path(recipe.weights))
         try:
             body: Any = timm.create_model(recipe.name, pretrained=False, features_only=True, **_no_drops(whole))
         except RuntimeError:
-            raise InputError(f"backbone.name {recipe.name}: this timm model offers no features by stride") from None
+            raise InputError(
+                f"model.backbone.name {recipe.name}: this timm model offers no features by stride"
+            ) from None
         reductions = body.feature_info.reduction()
         if any(stride not in reductions for stride in STRIDES):
-            raise InputError(f"backbone.name {recipe.name}: its features have strides {reductions}, not 4 to 32")
+            raise InputError(f"model.backbone.name {recipe.name}: its features have strides {reductions}, not 4 to 32")
         if getattr(body, "output_fmt", "NCHW") != "NCHW":
             raise InputError(
-                f"backbone.name {recipe.name}: its features have their channels last, which is not supported"
+                f"model.backbone.name {recipe.name}: its features have their channels last, which is not supported"
             )
         last_of = {stride: index for index, stride in enumerate(reductions)}
         self.picked = [last_of[stride] for stride in STRIDES]
@@ -57,12 +63,16 @@ class Backbone(nn.Module):
         try:
             _copy_shared(whole, body)
         except KeyError as error:
-            raise InputError(f"backbone.name {recipe.name}: its features have a layer {error} of their own") from None
+            raise InputError(
+                f"model.backbone.name {recipe.name}: its features have a layer {error} of their own"
+            ) from None
         self.body: Any = body
         self.last = nn.Sequential()
         if recipe.last_convolution:
             if not isinstance(getattr(whole, "conv_head", None), nn.Conv2d) or not hasattr(whole, "bn2"):
-                raise InputError(f"backbone.last_convolution: {recipe.name} has no convolution before its classifier")
+                raise InputError(
+                    f"model.backbone.last_convolution: {recipe.name} has no convolution before its classifier"
+                )
             self.last = nn.Sequential(whole.conv_head, whole.bn2)
             self.channels[-1] = whole.conv_head.out_channels
         _refuse_random_layers(self.body, recipe.name)
@@ -70,7 +80,7 @@ class Backbone(nn.Module):
         if recipe.norm_eps is not None:
             _set_eps(self, recipe.norm_eps)
         self._freeze(recipe.frozen_stages)
-        convert(self)
+        exchange_norms(self, recipe.norm, lane)
         mark_activations(self)
         if recompute != "none":
             recompute_blocks(self.body, recompute, recipe.name)
@@ -93,7 +103,7 @@ class Backbone(nn.Module):
             inside = [i for i, name in enumerate(names) if name == module or name.startswith(f"{module}.")]
             if not inside:
                 raise InputError(
-                    f"backbone.frozen_stages {stages}: the stages of this backbone are not known; set it to 0"
+                    f"model.backbone.frozen_stages {stages}: the stages of this backbone are not known; set it to 0"
                 )
             ends.append(inside[-1])
         for position, (name, module) in enumerate(list(self.body.named_modules())):
@@ -102,7 +112,7 @@ class Backbone(nn.Module):
                 for parameter in module.parameters(recurse=False):
                     parameter.requires_grad_(False)
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    self.body.set_submodule(name, exchange_norms(module, "frozen", 0))
+                    self.body.set_submodule(name, exchange_norms(module, "frozen"))
 
 
 def recompute_blocks(body: nn.Module, plan: RecomputePlan, name: str) -> None:
@@ -162,13 +172,33 @@ def _block_bytes(body: nn.Module, stages: list[nn.Sequential]) -> tuple[list[int
     return inside, kept
 
 
-def load_backbone_weights(model: nn.Module, file: Path) -> None:
-    """Load torchvision's or timm's tensors into a whole timm classifier, all of them or none.
+def load_pretrained(backbone: Backbone, file: Path) -> None:
+    """Load the weights of a file of torchvision's or timm's into a backbone, all of them or none.
+
+    Raises InputError as `pretrained_tensors`.
+    """
+    given = pretrained_tensors(backbone.name, file)
+    joined = {name.replace(".", "_"): tensor for name, tensor in given.items()}  # as in some of timm's networks
+    found = {}
+    for name in backbone.state_dict():
+        place = next(theirs + name.removeprefix(ours) for ours, theirs in _PLACES.items() if name.startswith(ours))
+        layer, _, leaf = place.rpartition(".")
+        for known in (place, f"{layer.removesuffix('.0')}.{leaf}"):  # a group norm may stand before its activation
+            if known.replace(".", "_") in joined:
+                found[name] = joined[known.replace(".", "_")]
+                break
+    backbone.load_state_dict(found, strict=False)
+
+
+def pretrained_tensors(name: str, file: Path) -> dict[str, Tensor]:
+    """The tensors of a file, by the names that timm's model `name` has for them, without those of its classifier.
 
     Tensors are matched by name; where the names differ, in order by shape. The classifier may be missing or have
     another shape, nothing else. Raises InputError with the first tensor that does not fit.
     """
-    tensors = read_tensors(file, "backbone.weights")
+    with torch.device("meta"):  # names and shapes without memory
+        model = _whole_model(name)
+    tensors = read_tensors(file, "model.backbone.weights")
     classifier = {
         name
         for prefix in _classifier_prefixes(model)
@@ -186,27 +216,27 @@ def load_backbone_weights(model: nn.Module, file: Path) -> None:
         left_over = next((name for name in given if name not in wanted and name not in classifier), None)
         if left_over is not None:
             raise InputError(
-                f"backbone.weights {file}: {type(model).__name__} has no place for the file's {left_over}: "
+                f"model.backbone.weights {file}: {type(model).__name__} has no place for the file's {left_over}: "
                 "the file is of another model"
             )
         pairs = {name: given[name] for name in wanted}
     else:
         if len(given) not in (len(wanted), len(wanted) + num_classifier):
             raise InputError(
-                f"backbone.weights {file}: it has {len(given)} tensors, {type(model).__name__} needs {len(wanted)} "
-                f"and {num_classifier} of its classifier: the file is of another model"
+                f"model.backbone.weights {file}: it has {len(given)} tensors, {type(model).__name__} needs "
+                f"{len(wanted)} and {num_classifier} of its classifier: the file is of another model"
             )
         pairs = dict(zip(wanted, given.values(), strict=False))
     for name, tensor in pairs.items():
         fault = misfit(name, tensor, wanted[name])
         if fault:
-            raise InputError(f"backbone.weights {file}: {fault}: the file is of another model")
-    model.load_state_dict(pairs, strict=False)
+            raise InputError(f"model.backbone.weights {file}: {fault}: the file is of another model")
+    return pairs
 
 
 def _whole_model(name: str) -> Any:
     if not timm.is_model(name):
-        raise InputError(f"backbone.name {name}: timm has no such model{nearest(name, timm.list_models())}")
+        raise InputError(f"model.backbone.name {name}: timm has no such model{nearest(name, timm.list_models())}")
     return timm.create_model(name, pretrained=False)
 
 
@@ -227,8 +257,8 @@ def _refuse_random_layers(model: nn.Module, name: str) -> None:
         if rates or isinstance(layer, _ALWAYS_RANDOM):
             what = "".join(f", its {key} is {value:g}" for key, value in rates.items())
             raise InputError(
-                f"backbone.name {name}: its layer {path} ({type(layer).__name__}) is random{what}, which timm has no "
-                "drop rate for; the result would depend on the devices: choose another backbone"
+                f"model.backbone.name {name}: its layer {path} ({type(layer).__name__}) is random{what}, which timm "
+                "has no drop rate for; the result would depend on the devices: choose another backbone"
             )
 
 

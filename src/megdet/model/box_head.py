@@ -12,20 +12,17 @@ from torch.nn import functional as F
 from megdet.layers.batch_norm import CrossDeviceBatchNorm
 from megdet.layers.convert import NormFactory
 from megdet.layers.recompute import plainly
-from megdet.model.anchors import LEVEL_STRIDES
-from megdet.model.rpn import Proposals
+from megdet.model.proposals import Proposals
 from megdet.ops.boxes import clip_boxes, decode_boxes, encode_boxes
 from megdet.ops.linear import linear
 from megdet.ops.losses import mean_per_image, smooth_l1
 from megdet.ops.matching import match_boxes, sample_matches
 from megdet.ops.nms import segmented_nms
 from megdet.ops.ordering import NEVER, score_keys, top
-from megdet.ops.roi_align import FeatureTable, roi_align, roi_levels
 from megdet.recipe import BoxHead as BoxHeadRecipe
 from megdet.structures import Detections, Targets
 
 DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
-POOLED_LEVELS = 4
 SMALLEST_DETECTION = 1e-2
 _FIRST_TRUTH_IDENTITY = 1 << 40
 """Ground-truth boxes join the proposals under identities that no anchor has."""
@@ -47,7 +44,7 @@ class SampledRois:
 
 
 class BoxHead(nn.Module):
-    """RoIAlign, two fully connected layers, a classifier (background last) and a box regressor for every class.
+    """Two fully connected layers, a classifier (background last) and a box regressor for every class.
 
     The first layer takes the pooled features bin by bin, each with its channels.
     """
@@ -72,38 +69,27 @@ class BoxHead(nn.Module):
 
     def forward(
         self,
-        table: FeatureTable,
-        rois: Float[Tensor, "images rois 4"],
+        pool: Callable[[], Float[Tensor, "all_rois bins channels"]],
         is_valid: Bool[Tensor, "images rois"],
         recompute: Callable[..., Any] = plainly,
     ) -> tuple[Float[Tensor, "images rois classes_and_background"], Float[Tensor, "images rois classes 4"]]:
         """Class logits, background last, and the deltas of every class; rows of invalid RoIs mean nothing.
 
-        `recompute(function, *arguments)` may compute the pooled features again in the backward.
+        Args:
+            pool: makes the pooled features of all RoIs, image by image.
+            is_valid: which RoIs stand for something.
+            recompute: `recompute(function)` may call `pool` again in the backward instead of keeping what it made.
         """
-        images, count = rois.shape[:2]
-        flat = rois.reshape(-1, 4)
-        image_index = torch.arange(images, device=rois.device).repeat_interleave(count)
-        levels = roi_levels(flat, POOLED_LEVELS, self.recipe.canonical_size)
+        images, count = is_valid.shape
 
         def pooled_through_fc1() -> Tensor:  # together, or the pooled features would be kept as what fc1 was given
-            pooled = roi_align(
-                table,
-                LEVEL_STRIDES,
-                flat,
-                image_index,
-                levels,
-                self.recipe.pool_size,
-                self.recipe.sampling_ratio,
-                aligned=self.recipe.aligned,
-            )
-            return linear(pooled.flatten(1), self.fc1.weight, self.fc1.bias)
+            return linear(pool().flatten(1), self.fc1.weight, self.fc1.bias)
 
         hidden = F.relu(_normalized(self.norm1, recompute(pooled_through_fc1), is_valid))
         hidden = F.relu(_normalized(self.norm2, linear(hidden, self.fc2.weight, self.fc2.bias), is_valid))
         logits = self.classes(hidden).reshape(images, count, self.num_classes + 1)
         deltas = self.deltas(hidden).reshape(images, count, self.num_classes, 4)
-        return logits.to(rois.dtype), deltas.to(rois.dtype)
+        return logits, deltas
 
     @torch.no_grad()
     def sample(self, proposals: Proposals, targets: Targets) -> SampledRois:

@@ -1,65 +1,100 @@
-"""The detector: backbone, pyramid, RPN and box head in the order of the figure."""
+"""What all detectors have in common, and what each says of itself: nobody outside `model` spells a part's name."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, Float32, Int64, UInt8
+from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from torch import Tensor, nn
 
-from megdet.distributed.lane import SINGLE_LANE, Lane
-from megdet.layers.convert import exchange_norms, norm_factory
+from megdet.distributed.lane import Lane
 from megdet.layers.recompute import plainly, recompute
-from megdet.model.anchors import AnchorGrid
 from megdet.model.backbone import Backbone
-from megdet.model.box_head import BoxHead
-from megdet.model.fpn import Fpn
-from megdet.model.rpn import Rpn
 from megdet.ops.constants import constant
-from megdet.ops.roi_align import feature_table
-from megdet.recipe import Recipe
+from megdet.recipe import Model, RecomputePlan
 from megdet.structures import Batch, Detections, Targets
 
-LOSSES = ("rpn_objectness", "rpn_box", "box_head_class", "box_head_box")
-"""The terms of l(x, w) in Eq. 1, by name."""
 
-DENSE_PARTS = ("backbone", "fpn", "rpn")
-"""The parts whose forward does the same arithmetic for every image of a canvas."""
+@dataclass(frozen=True)
+class Count:
+    """A number that a forward counts beside its losses: how many of the samples of a loss are positive."""
+
+    name: str
+    """in the result of a forward and in metrics.jsonl"""
+    sample: str
+    """what is sampled, in the singular: anchor"""
+    out_of: str = ""
+    """the key, within `recipe.model`, of how many of them an image has; empty where it is a part of 1 already"""
+
+    def ratio(self, value: float, architecture: Model) -> float:
+        """The part of the samples that is positive, of 1."""
+        return value / value_of(architecture, self.out_of) if self.out_of else value
 
 
-class Detector(nn.Module):
-    """An FPN Faster R-CNN. It is given its lane and asks nothing else about devices."""
+@dataclass
+class Samples:
+    """The boxes that a loss looks at, for pictures; in pixels of the canvas."""
 
-    def __init__(self, recipe: Recipe, num_classes: int, lane: Lane = SINGLE_LANE) -> None:
+    boxes: Float[Tensor, "images samples 4"]
+    is_positive: Bool[Tensor, "images samples"]
+    is_valid: Bool[Tensor, "images samples"]
+
+
+class Detector(nn.Module, ABC):
+    """A detector for training and detection. It is given its lane and asks nothing else about devices.
+
+    A kind of detector says by class attributes what it is made of. Building one reads no file.
+
+    Args:
+        architecture: `recipe.model`.
+        num_classes: without the background.
+        lane: the ranks that share batch statistics; None = the statistics are fixed.
+        recompute_plan: what the backward computes again instead of keeping it.
+    """
+
+    loss_names: ClassVar[tuple[str, ...]]
+    """the terms of l(x, w) in Eq. 1"""
+    counts: ClassVar[tuple[Count, ...]] = ()
+    """what a forward returns beside them, in the order of the stages; Table 1 is about the last"""
+    parts: ClassVar[Mapping[str, str]]
+    """its modules and what a picture calls them: for AGVM, the noise scale and the variance of gradients"""
+    reference_part: ClassVar[str] = "backbone"
+    """the part beside whose gradients AGVM sees those of the others"""
+    dense_parts: ClassVar[tuple[str, ...]] = ()
+    """the parts whose forward does the same arithmetic for every image of a canvas, so that it can be compiled"""
+    class_layers: ClassVar[tuple[str, ...]]
+    """the layers whose rows are classes; they start anew when the classes are others"""
+    small_start: ClassVar[Mapping[str, float]] = {}
+    """layers whose weights begin near 0, with the factor at which `verify` sees what depends on them"""
+    same_meaning: ClassVar[tuple[str, ...]]
+    """the keys, within `recipe.model`, without which the same weights mean another detector"""
+    map_norms: ClassVar[tuple[str, ...]] = ("backbone", "fpn")
+    """the sections whose norm layers see one feature map at a time, which must have more than one value"""
+    sampling_keys: ClassVar[tuple[str, ...]] = ()
+    """the keys, within `recipe.model`, that say what is sampled: runs whose counts compare have the same"""
+    equal_variants: ClassVar[Mapping[str, tuple[str, Callable[[Any], Model]]]] = {}
+    """other ways to compute the same, by the name of a case of `verify`: what it is, and the changed `recipe.model`"""
+
+    def __init__(
+        self, architecture: Model, num_classes: int, lane: Lane | None, recompute_plan: RecomputePlan = "none"
+    ) -> None:
         super().__init__()
-        self.recipe, self.num_classes = recipe, num_classes
-        bn_size = recipe.bn_size
-        self.backbone = Backbone(
-            recipe.backbone,
-            lambda model: exchange_norms(model, recipe.backbone.norm, bn_size, lane),
-            recipe.recompute,
-        )
-        self.recompute = recompute if recipe.recompute != "none" else plainly
-        channels = recipe.fpn.channels
-        self.fpn = Fpn(
-            self.backbone.channels,
-            channels,
-            norm_factory(recipe.fpn.norm, bn_size, lane),
-            has_norm=recipe.fpn.norm != "none",
-        )
-        self.anchors = AnchorGrid(recipe.anchors)
-        self.rpn = Rpn(recipe.rpn, channels, self.anchors.per_cell, norm_factory(recipe.rpn.norm, bn_size, lane))
-        self.box_head = BoxHead(
-            recipe.box_head, channels, num_classes, norm_factory(recipe.box_head.norm, bn_size, lane)
-        )
+        self.architecture, self.num_classes = architecture, num_classes
+        self.backbone = Backbone(architecture.backbone, lane, recompute_plan)
+        self.recompute = recompute if recompute_plan != "none" else plainly
         self.compiled: dict[str, Callable[..., Any]] = {}
-        """what training calls instead of the forward of some of the DENSE_PARTS"""
+        """what training calls instead of the forward of some of the dense parts"""
+
+    @classmethod
+    def reported(cls) -> tuple[str, ...]:
+        """The names in the result of a forward: losses, then counts."""
+        return (*cls.loss_names, *(count.name for count in cls.counts))
 
     def forward(self, batch: Batch) -> dict[str, Float[Tensor, " images"]]:
-        """Every loss of each image (LOSSES) and counts of positive samples; in training mode."""
-        images = self.normalized(batch.pixels, batch.sizes)
-        return self.losses(images, batch.sizes, batch.targets)
+        """Every loss of each image, and the counts; in training mode."""
+        return self.losses(self.normalized(batch.pixels, batch.sizes), batch.sizes, batch.targets)
 
     def normalized(
         self,
@@ -67,48 +102,46 @@ class Detector(nn.Module):
         sizes: Int64[Tensor, "images 2"],
     ) -> Float[Tensor, "images 3 height width"]:
         """Subtract the mean, divide by the deviation, and set the canvas outside each image to 0."""
-        dtype = self.fpn.lateral[0][0].weight.dtype  # type: ignore[index]
-        data = self.recipe.data
-        mean = constant(data.mean, dtype, pixels.device).reshape(3, 1, 1) * 255
-        std = constant(data.std, dtype, pixels.device).reshape(3, 1, 1) * 255
+        dtype = next(self.parameters()).dtype
+        mean = constant(self.architecture.mean, dtype, pixels.device).reshape(3, 1, 1) * 255
+        std = constant(self.architecture.std, dtype, pixels.device).reshape(3, 1, 1) * 255
         y = torch.arange(pixels.shape[2], device=pixels.device).reshape(1, -1, 1) < sizes[:, :1].unsqueeze(2)
         x = torch.arange(pixels.shape[3], device=pixels.device).reshape(1, 1, -1) < sizes[:, 1:].unsqueeze(2)
         images = (pixels.to(dtype) - mean) / std * (y & x).unsqueeze(1)
         return images.contiguous(memory_format=torch.channels_last)
 
+    @abstractmethod
+    def features(self, images: Float[Tensor, "images 3 height width"]) -> list[Float[Tensor, "images _ _ _"]]:
+        """The feature maps of normalised images, the finest first."""
+
+    @abstractmethod
     def losses(
         self,
         images: Float[Tensor, "images 3 height width"],
         sizes: Int64[Tensor, "images 2"],
         targets: Targets,
     ) -> dict[str, Float[Tensor, " images"]]:
-        """The losses of normalised images."""
-        targets = replace(targets, boxes=targets.boxes.to(images.dtype))
-        backbone, fpn, rpn = (self.compiled.get(name, getattr(self, name)) for name in DENSE_PARTS)
-        pyramid = self.recompute(fpn, backbone(images))
-        anchors = self.anchors_of(images, pyramid)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.rpn.is_sparse):
-            logits, deltas = rpn(pyramid)
-        proposals = self.rpn.propose(logits, deltas, anchors, sizes)
-        table = feature_table(pyramid)
-        losses: dict[str, Tensor] = self.rpn.losses(logits, deltas, anchors, targets, table)
-        sampled = self.box_head.sample(proposals, targets)
-        class_logits, class_deltas = self.box_head(table, sampled.boxes, sampled.is_valid, self.recompute)
-        return losses | self.box_head.losses(class_logits, class_deltas, sampled)
+        """The losses and counts of normalised images, by name."""
 
-    @torch.no_grad()
+    @abstractmethod
     def detect(self, images: Float[Tensor, "images 3 height width"], sizes: Int64[Tensor, "images 2"]) -> Detections:
         """What is on normalised images; in evaluation mode."""
-        pyramid = self.fpn(self.backbone(images))
-        logits, deltas = self.rpn(pyramid)
-        proposals = self.rpn.propose(logits, deltas, self.anchors_of(images, pyramid), sizes)
-        if not images.is_cuda:  # a GPU would have to wait, a CPU computes every row
-            proposals = proposals.shortened(least=self.recipe.box_head.detections)
-        class_logits, class_deltas = self.box_head(feature_table(pyramid), proposals.boxes, proposals.is_valid)
-        return self.box_head.detections(class_logits, class_deltas, proposals, sizes)
 
-    def anchors_of(self, images: Tensor, pyramid: Sequence[Tensor]) -> list[Tensor]:
-        """The anchors of each level, (anchors, 4) in pixels, for normalised images and their feature pyramid."""
-        canvas = (images.shape[2], images.shape[3])
-        grids = [(level.shape[2], level.shape[3]) for level in pyramid]
-        return self.anchors(canvas, grids, images.dtype, images.device)
+    @abstractmethod
+    def samples(
+        self, images: Float[Tensor, "images 3 height width"], sizes: Int64[Tensor, "images 2"], targets: Targets
+    ) -> Samples:
+        """The boxes that the last loss of normalised images looks at."""
+
+    def dense_part(self, name: str) -> Callable[..., Any]:
+        """A dense part, or what it was compiled to where the detector is in training mode."""
+        part: nn.Module = getattr(self, name)
+        return self.compiled.get(name, part) if self.training else part
+
+
+def value_of(architecture: Model, key: str) -> Any:
+    """The value of a dotted key within `recipe.model`."""
+    value: Any = architecture
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value

@@ -1,15 +1,15 @@
 """The region proposal network (Ren et al., 2015) on a pyramid."""
 
-from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from megdet.layers.batch_norm import CrossDeviceBatchNorm
 from megdet.layers.convert import NormFactory
+from megdet.model.proposals import Proposals
 from megdet.ops.boxes import clip_boxes, decode_boxes, encode_boxes
 from megdet.ops.constants import constant
 from megdet.ops.linear import linear
@@ -22,25 +22,6 @@ from megdet.recipe import Rpn as RpnRecipe
 from megdet.structures import Targets
 
 DELTA_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
-
-
-@dataclass
-class Proposals:
-    """The RPN's best boxes, best first, padded to a fixed number an image.
-
-    `identities` names the anchor that a proposal came from; it is what its sampling is drawn by.
-    """
-
-    boxes: Float[Tensor, "images proposals 4"]
-    identities: Int64[Tensor, "images proposals"]
-    is_valid: Bool[Tensor, "images proposals"]
-
-    def shortened(self, least: int) -> "Proposals":
-        """Without the columns beyond `least` that stand for nothing in every image; it waits for their number."""
-        if len(self.is_valid) == 0:
-            return self
-        width = max(least, int(self.is_valid.sum(1).max()))
-        return Proposals(self.boxes[:, :width], self.identities[:, :width], self.is_valid[:, :width])
 
 
 class Rpn(nn.Module):

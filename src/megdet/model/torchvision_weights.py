@@ -7,7 +7,7 @@ from torch import Tensor
 
 from megdet.errors import InputError
 from megdet.model.weight_file import misfit
-from megdet.recipe import Anchors, Backbone, BoxHead, Fpn, Recipe, Rpn
+from megdet.recipe import Anchors, Backbone, BoxHead, FasterRcnn, Fpn, Recipe, Rpn
 
 _RENAMED = (
     ("backbone.body.", "backbone.body."),
@@ -30,11 +30,14 @@ def torchvision_recipe(base: Recipe, norm_eps: float) -> Recipe:
         base,
         bn_size=0,
         data=replace(base.data, resize="torchvision"),
-        backbone=Backbone(name="resnet50", norm="batch", norm_eps=norm_eps, frozen_stages=2),
-        fpn=Fpn(),
-        anchors=Anchors(stride_from_grid=True),
-        rpn=Rpn(train_proposals=2000),
-        box_head=BoxHead(aligned=False),
+        model=FasterRcnn(
+            mean=base.model.mean,
+            std=base.model.std,
+            backbone=Backbone(name="resnet50", norm="batch", norm_eps=norm_eps, frozen_stages=2),
+            anchors=Anchors(stride_from_grid=True),
+            rpn=Rpn(train_proposals=2000),
+            box_head=BoxHead(aligned=False),
+        ),
     )
 
 

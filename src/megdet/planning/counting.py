@@ -3,7 +3,7 @@
 python -m megdet.planning.counting      # writes the table of counts.py again
 """
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ from megdet.distributed.gradients import GradientBuckets
 from megdet.distributed.world import World
 from megdet.files import write_json_atomically
 from megdet.layers.batch_norm import CrossDeviceBatchNorm, FrozenBatchNorm
+from megdet.model.choice import make_detector
 from megdet.model.detector import Detector
+from megdet.model.faster_rcnn import FasterRcnn
 from megdet.planning.counts import FILE, TILE, Counts, Variant
 from megdet.planning.step import Exchange
 from megdet.precision import dtype_of
@@ -27,12 +29,12 @@ _COCO_CLASSES = 80
 
 
 def meta_detector(recipe: Recipe, num_classes: int) -> Detector:
-    """The detector of a recipe without memory for its numbers; weights that it names are not read.
+    """The detector of a recipe without memory for its numbers.
 
     Raises InputError for what cannot be built.
     """
     with torch.device("meta"):
-        detector = Detector(replace(recipe, backbone=replace(recipe.backbone, weights="")), num_classes)
+        detector = make_detector(recipe, num_classes)
     return detector.to(dtype_of(recipe.precision))
 
 
@@ -42,7 +44,7 @@ def exchange_of(detector: Detector, *, gathers_sums: bool = False) -> Exchange:
     return Exchange(
         tuple(sum(p.numel() * p.element_size() for p in bucket) for bucket in buckets),
         tuple(m.channels for m in detector.modules() if isinstance(m, CrossDeviceBatchNorm)),
-        dtype_of(detector.recipe.precision).itemsize,
+        next(detector.parameters()).element_size(),
         gathers_sums,
     )
 
@@ -50,6 +52,7 @@ def exchange_of(detector: Detector, *, gathers_sums: bool = False) -> Exchange:
 def count(recipe: Recipe) -> Counts:
     """The counts of a recipe's detector on COCO, by one forward and backward on the meta device."""
     detector = meta_detector(recipe, _COCO_CLASSES).train()
+    assert isinstance(detector, FasterRcnn), "the paper's"
     normed: list[tuple[int, bool]] = []
 
     def note(_norm: nn.Module, given: tuple[Any, ...]) -> None:
@@ -74,7 +77,7 @@ def count(recipe: Recipe) -> Counts:
         pyramid=pyramid.get_total_flops(),
         rpn=rpn.get_total_flops(),
         backward=backward.get_total_flops(),
-        box_head=2 * recipe.box_head.samples * head,
+        box_head=2 * detector.box_head.recipe.samples * head,
         normed=sum(values for values, _ in normed),
         normed_backward=normed_backward,
         kept=2 * normed_backward + left_frozen + 3 * sum(level.numel() for level in levels),

@@ -12,9 +12,7 @@ from megdet.data.plan import TrainingPlan
 from megdet.distributed.layout import Layout
 from megdet.distributed.world import World
 from megdet.errors import InputError
-from megdet.journal.metrics import read_metrics
-from megdet.journal.run_folder import RunFolder
-from megdet.model.detector import Detector
+from megdet.model.backbone import pretrained_tensors
 from megdet.planning.counting import exchange_of, meta_detector
 from megdet.planning.layouts import Planner
 from megdet.planning.measurement import GIB, Measurement, fit_costs, read_measurement
@@ -23,6 +21,8 @@ from megdet.planning.network import Fabric, flat_fabric
 from megdet.planning.step import StepCost
 from megdet.recipe import Recipe, RecomputePlan
 from megdet.recipe_file import first_difference, parse_recipe
+from megdet.run_folder.folder import RunFolder
+from megdet.run_folder.metrics import read_metrics
 from megdet.training.datasets import load_datasets
 
 ALL_PLANS: tuple[RecomputePlan, ...] = get_args(RecomputePlan)
@@ -59,7 +59,9 @@ def measure_recipe(
     recipe: Recipe, layout: Layout, how: Measuring, assumptions: list[str], progress: Callable[[str], None]
 ) -> Measurement:
     """Measure at the sizes of a layout where the user names none; raises InputError like `measure`, before it works."""
-    Detector(recipe, 1)  # refuses weights that are not there before anything is measured
+    backbone = recipe.model.backbone
+    if backbone.weights:  # refused before anything is measured where they are not there
+        pretrained_tensors(backbone.name, Path(backbone.weights))
     plans = [recipe.recompute, *(plan for plan in how.plans or ALL_PLANS if plan != recipe.recompute)]
     try:
         for plan in plans:

@@ -141,7 +141,7 @@ def _measure(task: Task, meeting: Meeting) -> Answer:
         trainer.model.eval()
 
         def detect() -> None:
-            detect_batch(trainer.model, batch.pixels, batch.sizes).scores.cpu()
+            detect_batch(trainer.model, batch.pixels, batch.sizes, recipe.precision).scores.cpu()
 
         detect()
         evaluation = _seconds(detect, task.timed_steps) / len(batch.image_index), peak_bytes(world.device, others)

@@ -26,7 +26,6 @@ from megdet.distributed.layout import Layout
 from megdet.distributed.local_ranks import run_in_ranks
 from megdet.distributed.world import World
 from megdet.errors import InputError
-from megdet.journal.environment import collect_environment
 from megdet.planning.measured_steps import (
     TIMED_STEPS,
     Answer,
@@ -39,6 +38,7 @@ from megdet.planning.measured_steps import (
 from megdet.planning.measurement import Measurement, Point
 from megdet.recipe import Recipe, RecomputePlan
 from megdet.recipe_file import dump_recipe
+from megdet.run_folder.environment import collect_environment
 from megdet.runtime import device_kind
 from megdet.structures import Batch
 from megdet.training.datasets import Datasets, check_statistics, load_datasets

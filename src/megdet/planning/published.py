@@ -76,7 +76,7 @@ TITAN_XP = Machine(
     source="NVIDIA: 3,840 cores at 1.582 GHz, 12 GB at 547.7 GB/s; 8 a machine on PCIe 3.0 x16 as the paper says. "
     "Assumed, the paper does not say: one 100 Gb/s card a machine (NCCL's 12 GB/s), 16 cores that decode with PIL",
 )
-"""The paper's GPU. Its fraction of the peak is calibrated (`analysis/paper/times.py`)."""
+"""The paper's GPU. Its fraction of the peak is calibrated (`paper/times.py`)."""
 
 
 def _dgx(

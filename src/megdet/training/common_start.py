@@ -7,10 +7,10 @@ from typing import Any
 
 from megdet.distributed.world import World, name_ranks
 from megdet.errors import InputError
-from megdet.journal.checkpoint_files import checkpoint_step, latest_checkpoint
-from megdet.journal.run_folder import RunFolder
 from megdet.recipe import Recipe
 from megdet.recipe_check import flat_keys
+from megdet.run_folder.checkpoint_files import checkpoint_step, latest_checkpoint
+from megdet.run_folder.folder import RunFolder
 from megdet.training.datasets import Datasets, fingerprint
 from megdet.training.trainer import Trainer, digest
 

@@ -22,7 +22,7 @@ from torch import nn
 
 from megdet.errors import InputError
 from megdet.layers.batch_norm import CrossDeviceBatchNorm
-from megdet.model.detector import DENSE_PARTS, Detector
+from megdet.model.detector import Detector
 from megdet.recipe import Recipe
 
 MOST_CANVASES = 64
@@ -53,7 +53,7 @@ def compile_dense(model: Detector, mode: str | None = None, *, is_told: bool = T
     # a part has one graph a canvas; the spare ones are for what else torch tells apart, such as the autocast
     config.recompile_limit = max(config.recompile_limit, 2 * MOST_CANVASES)
     config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 8 * MOST_CANVASES)
-    for name in DENSE_PARTS:
+    for name in model.dense_parts:
         part: nn.Module = getattr(model, name)
         norms = [module for module in part.modules() if isinstance(module, CrossDeviceBatchNorm)]
         if all(norm.lane.width == 1 for norm in norms):

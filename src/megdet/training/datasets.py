@@ -13,6 +13,7 @@ from megdet.data.shared import once_a_host
 from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.inference.predict import category_ids_for
+from megdet.model.choice import detector_class
 from megdet.recipe import Recipe
 
 COARSEST_STRIDE = 32
@@ -52,7 +53,8 @@ def fingerprint(dataset: CocoDataset) -> str:
 
 def check_statistics(recipe: Recipe, plan: TrainingPlan, dataset: CocoDataset) -> None:
     """Refuse batch statistics of single values: a BN size of 1 and a feature map of one pixel."""
-    if recipe.bn_size != 1 or "batch" not in (recipe.backbone.norm, recipe.fpn.norm):
+    norms = [recipe.model.norms.get(name) for name in detector_class(recipe.model).map_norms]
+    if recipe.bn_size != 1 or "batch" not in norms:
         return
     index, canvas = plan.smallest_canvas()
     if max(canvas) <= COARSEST_STRIDE:

@@ -3,8 +3,7 @@
 from typing import Any
 
 from megdet.data.plan import TrainingPlan
-
-NAMES = ("loss", "box_head_positive", "rpn_positive")
+from megdet.model.choice import detector_class
 
 
 class EpochMeans:
@@ -13,6 +12,7 @@ class EpochMeans:
     def __init__(self, plan: TrainingPlan, done: list[dict[str, Any]]) -> None:
         """`done` are lines of the steps before this start of the run, some of which may be of an unfinished epoch."""
         self.plan = plan
+        self.counts = detector_class(plan.recipe.model).counts
         self._own: list[dict[str, Any]] = []
         self._epoch = 1
         for line in done:
@@ -29,7 +29,11 @@ class EpochMeans:
         if line["step"] < self.plan.epoch_end(self._epoch):
             return None
         own, count = self._own, len(self._own)
-        means = {name: sum(step[name] for step in own) / count for name in NAMES}
-        samples = self.plan.recipe.rpn.samples
-        ratio = {"rpn_positive_ratio": means["rpn_positive"] / samples}
-        return {"step": line["step"], "epoch_means": {"epoch": self._epoch, "steps": count, **means, **ratio}}
+        names = ("loss", *(counted.name for counted in self.counts))
+        means = {name: sum(step[name] for step in own) / count for name in names}
+        ratios = {
+            f"{counted.name}_ratio": counted.ratio(means[counted.name], self.plan.recipe.model)
+            for counted in self.counts
+            if counted.out_of
+        }
+        return {"step": line["step"], "epoch_means": {"epoch": self._epoch, "steps": count, **means, **ratios}}

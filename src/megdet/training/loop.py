@@ -5,15 +5,15 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from megdet.distributed.failures import shared_fate
+from megdet.distributed.failures import stop_together
 from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.evaluation.coco_numbers import CocoNumbers
-from megdet.journal.metrics import MetricsWriter
-from megdet.journal.run_folder import RunFolder
 from megdet.recipe import Recipe
-from megdet.training.background import BackgroundEvaluations, overrides_beside
-from megdet.training.evaluations import Evaluations
+from megdet.run_folder.folder import RunFolder
+from megdet.run_folder.metrics import MetricsWriter
+from megdet.training.evaluations.background import BackgroundEvaluations, overrides_beside
+from megdet.training.evaluations.evaluations import Evaluations
 from megdet.training.report import Reporter
 from megdet.training.run import Run, RunOptions, open_run
 from megdet.training.step_log import StepLog
@@ -25,7 +25,7 @@ def train(recipe: Recipe, folder: RunFolder, options: RunOptions, world: World) 
     Every rank calls it. Raises InputError for everything a user can mend, before the first step where possible; what
     one rank meets stops all of them.
     """
-    with shared_fate(world), open_run(recipe, world, options, folder) as run, _watched(run, folder) as watch:
+    with stop_together(world), open_run(recipe, world, options, folder) as run, _watched(run, folder) as watch:
         stops, evaluations = stops_of(run), watch.evaluations
         evaluations.make_up(step for step in run.position.unevaluated if step in stops and stops[step].is_evaluated)
         for result in run.steps(run.first_step, run.last_step):

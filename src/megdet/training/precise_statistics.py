@@ -20,10 +20,10 @@ from megdet.distributed.layout import Layout, recipe_layout
 from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.inference.trained import TrainedDetector, load_detector, read_recipe
-from megdet.journal.run_folder import RunFolder
 from megdet.layers.batch_norm import has_statistics, set_statistics
 from megdet.model.detector import Detector
 from megdet.precision import arithmetic
+from megdet.run_folder.folder import RunFolder
 from megdet.training.run import RunOptions
 
 Progress = Callable[[int, int], None]
@@ -95,7 +95,7 @@ def estimate_statistics(
     per_step = len(layout.groups_of(world.rank))
     model.train()
     for number, batch in enumerate(batches, 1):
-        with arithmetic(model.recipe.precision, world.device):
+        with arithmetic(plan.recipe.precision, world.device):
             model(batch)
         if progress is not None and number % per_step == 0:
             progress(number // per_step, num_steps)

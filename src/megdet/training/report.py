@@ -8,8 +8,9 @@ from megdet.data.plan import TrainingPlan
 from megdet.distributed.layout import Layout
 from megdet.distributed.world import World
 from megdet.evaluation.coco_numbers import CocoNumbers
-from megdet.journal.run_folder import RunFolder
+from megdet.model.choice import detector_class
 from megdet.recipe import Recipe
+from megdet.run_folder.folder import RunFolder
 from megdet.run_length import total_steps
 from megdet.terminal import Terminal
 from megdet.training.schedule import why_no_warmup
@@ -70,10 +71,13 @@ class Reporter:
 
     def epoch_ended(self, means: dict[str, Any]) -> None:
         """Print how many of an epoch's samples were positive (Table 1)."""
-        self.say(
-            f"epoch {means['epoch']}: positive are {means['box_head_positive']:.1%} of the sampled RoIs and "
-            f"{means['rpn_positive_ratio']:.1%} of the sampled anchors (mean of {means['steps']} steps)"
-        )
+        model = self.recipe.model
+        shares = [
+            f"{counted.ratio(means[counted.name], model):.1%} of the sampled {counted.sample}s"
+            for counted in reversed(detector_class(model).counts)
+        ]
+        if shares:
+            self.say(f"epoch {means['epoch']}: positive are {' and '.join(shares)} (mean of {means['steps']} steps)")
 
     def evaluated(self, step: int, numbers: CocoNumbers, seconds: float) -> None:
         """Print the numbers of an evaluation."""

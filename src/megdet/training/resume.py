@@ -8,12 +8,18 @@ from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.evaluation.coco_numbers import CocoNumbers
 from megdet.files import delete_leftovers
-from megdet.journal.checkpoint_files import Checkpoint, checkpoint_step, checkpoints, latest_checkpoint, open_checkpoint
-from megdet.journal.environment import collect_environment, write_environment
-from megdet.journal.run_folder import FolderLock, RunFolder
-from megdet.journal.tensor_check import check_finite, check_tensors
 from megdet.recipe import Recipe
 from megdet.recipe_file import dump_recipe, first_difference, parse_recipe
+from megdet.run_folder.checkpoint_files import (
+    Checkpoint,
+    checkpoint_step,
+    checkpoints,
+    latest_checkpoint,
+    open_checkpoint,
+)
+from megdet.run_folder.environment import collect_environment, write_environment
+from megdet.run_folder.folder import FolderLock, RunFolder
+from megdet.run_folder.tensor_check import check_finite, check_tensors
 from megdet.training.datasets import fingerprint
 from megdet.training.trainer import Tensors, Trainer, restore_everywhere
 

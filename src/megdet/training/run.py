@@ -23,16 +23,16 @@ from megdet.distributed.layout import Layout, recipe_layout
 from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.evaluation.coco_numbers import CocoNumbers
-from megdet.journal.checkpoint_files import checkpoint_step, checkpoints, save_checkpoint, update_state
-from megdet.journal.run_folder import FolderLock, RunFolder
-from megdet.journal.run_state import RunState
 from megdet.recipe import Recipe
+from megdet.run_folder.checkpoint_files import checkpoint_step, checkpoints, save_checkpoint, update_state
+from megdet.run_folder.folder import FolderLock, RunFolder
+from megdet.run_folder.run_state import RunState
 from megdet.run_length import total_steps
 from megdet.structures import Batch
-from megdet.training.background import agree_on_device
 from megdet.training.common_start import compare_commands, compare_data, compare_states, newest_step
 from megdet.training.compiled import check_compiler, compile_dense
 from megdet.training.datasets import Datasets, check_statistics, fingerprint, load_datasets
+from megdet.training.evaluations.background import agree_on_device
 from megdet.training.resume import Position, check_folder, claim_folder, resume
 from megdet.training.schedule import learning_rate
 from megdet.training.step import StepResult, train_step

@@ -20,14 +20,10 @@ from torch import Tensor
 
 from megdet.distributed.world import World
 from megdet.layers.batch_norm import finish_step
-from megdet.model.detector import LOSSES
 from megdet.precision import arithmetic, backward, dtype_of
 from megdet.structures import Batch
-from megdet.training.halves import num_in_first_half
+from megdet.training.optimizers.parts import num_in_first_half
 from megdet.training.trainer import Trainer
-
-REPORTED = (*LOSSES, "rpn_positive", "box_head_positive")
-"""What a step reports, each as a mean over the images of the mini-batch."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +63,9 @@ def train_step(
         step: 0, 1, ...
         world: all ranks.
     """
-    recipe, buckets = trainer.model.recipe, trainer.buckets
+    recipe, buckets, reported = trainer.recipe, trainer.buckets, trainer.model.reported()
     buckets.zero()
-    totals = torch.zeros(len(REPORTED), device=world.device, dtype=dtype_of(recipe.precision))
+    totals = torch.zeros(len(reported), device=world.device, dtype=dtype_of(recipe.precision))
     batches, first_half = iter(micro_batches), None
     if _needs_halves(trainer, step):
         number = num_in_first_half(groups, recipe.groups_per_step)
@@ -86,15 +82,15 @@ def train_step(
     norm = buckets.norm()
     if recipe.optimizer.clip_norm:
         buckets.scale((recipe.optimizer.clip_norm / (norm + 1e-6)).clamp(max=1.0))
-    if trainer.modulator is not None:
-        trainer.modulator.set_rates(rate)
+    if trainer.agvm is not None:
+        trainer.agvm.set_rates(rate)
     else:
         for group in trainer.optimizer.param_groups:
             group["lr"] = rate
     trainer.optimizer.step()
     if trainer.averages is not None:
         trainer.averages.update(trainer.model, step)
-    means = dict(zip(REPORTED, (totals / recipe.batch_size).unbind(), strict=True))
+    means = dict(zip(reported, (totals / recipe.batch_size).unbind(), strict=True))
     return StepResult(step, rate, means, norm.to(totals.dtype), agvm, noise)
 
 
@@ -104,11 +100,11 @@ def read_results(results: Sequence[StepResult], trainer: Trainer) -> list[dict[s
     lines: list[dict[str, Any]] = []
     for result, row in zip(results, values, strict=True):
         line = dict(zip((*result.means, "gradient_norm"), row, strict=True))
-        if trainer.modulator is not None and result.agvm is not None:
-            line["agvm"] = trainer.modulator.named(result.agvm.tolist())
+        if trainer.agvm is not None and result.agvm is not None:
+            line["agvm"] = trainer.agvm.named(result.agvm.tolist())
         if trainer.noise is not None and result.noise is not None:
             line["noise"] = trainer.noise.named(result.noise.tolist())
-        lines.append({"loss": sum(line[name] for name in LOSSES), **line})
+        lines.append({"loss": sum(line[name] for name in trainer.model.loss_names), **line})
     return lines
 
 
@@ -116,31 +112,31 @@ def _accumulate(
     trainer: Trainer, micro_batches: Iterable[Batch], count: int, totals: Tensor, device: torch.device
 ) -> None:
     """Backward through `count` micro-batches, sending gradients while the last one runs."""
-    recipe = trainer.model.recipe
+    recipe, model = trainer.recipe, trainer.model
     for number, batch in enumerate(micro_batches):
         with arithmetic(recipe.precision, device):
-            losses = trainer.model(batch)
-        loss = torch.stack([losses[name].sum() for name in LOSSES]).sum() / recipe.batch_size
+            losses = model(batch)
+        loss = torch.stack([losses[name].sum() for name in model.loss_names]).sum() / recipe.batch_size
         if number == count - 1:
             trainer.buckets.overlap()
         backward(loss, recipe.precision)
-        totals += torch.stack([losses[name].detach().sum() for name in REPORTED]).to(totals.dtype)
+        totals += torch.stack([losses[name].detach().sum() for name in model.reported()]).to(totals.dtype)
 
 
 def _needs_halves(trainer: Trainer, step: int) -> bool:
-    modulator, noise = trainer.modulator, trainer.noise
+    agvm, noise = trainer.agvm, trainer.noise
     is_noise_due = noise is not None and noise.compares_halves and noise.is_due(step)
-    return is_noise_due or (modulator is not None and modulator.is_due(step))
+    return is_noise_due or (agvm is not None and agvm.is_due(step))
 
 
 def _measure(trainer: Trainer, first_half: list[Tensor] | None, step: int) -> tuple[Tensor | None, Tensor | None]:
     """What AGVM and the noise scale see in the gradients of this step, which are not clipped yet."""
-    modulator, noise, gradients = trainer.modulator, trainer.noise, trainer.buckets.gradients
+    agvm, noise, gradients = trainer.agvm, trainer.noise, trainer.buckets.gradients
     of_agvm, of_noise = None, None
     if noise is not None and not noise.compares_halves:
         of_noise = noise.of_steps(gradients, step)
     elif noise is not None and first_half is not None and noise.is_due(step):
         of_noise = noise.of_halves(first_half, gradients, step)
-    if modulator is not None and first_half is not None and modulator.is_due(step):
-        of_agvm = modulator.update(first_half, gradients)
+    if agvm is not None and first_half is not None and agvm.is_due(step):
+        of_agvm = agvm.update(first_half, gradients)
     return of_agvm, of_noise

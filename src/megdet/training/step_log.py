@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from megdet.errors import DivergedError
-from megdet.journal.metrics import MetricsWriter, read_metrics
+from megdet.run_folder.metrics import MetricsWriter, read_metrics
 from megdet.training.epoch_means import EpochMeans
 from megdet.training.report import Reporter
 from megdet.training.run import Run

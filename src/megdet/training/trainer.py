@@ -2,7 +2,8 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -13,14 +14,17 @@ from megdet.distributed.lane import make_lane
 from megdet.distributed.layout import Layout
 from megdet.distributed.world import World
 from megdet.inference.trained import place_model
-from megdet.journal.checkpoint_files import Kind
+from megdet.model.backbone import load_pretrained
+from megdet.model.choice import make_detector
 from megdet.model.detector import Detector
 from megdet.recipe import Recipe
-from megdet.training.halves import parts_of
-from megdet.training.modulator import Modulator
-from megdet.training.noise_scale import NoiseScale
-from megdet.training.optimizer import MovingAverage, make_optimizer, restore_state, state_by_name, state_layout
-from megdet.training.start import start_from_run
+from megdet.run_folder.checkpoint_files import Kind
+from megdet.training.initial_weights import start_from_run
+from megdet.training.optimizers.agvm import Agvm
+from megdet.training.optimizers.averages import MovingAverage
+from megdet.training.optimizers.noise_scale import NoiseScale
+from megdet.training.optimizers.optimizer import make_optimizer, restore_state, state_by_name, state_layout
+from megdet.training.optimizers.parts import parts_of
 
 Tensors = dict[Kind, dict[str, Tensor]]
 """The tensors of a checkpoint: kind, which is the name of a file, -> name -> tensor."""
@@ -28,13 +32,14 @@ Tensors = dict[Kind, dict[str, Tensor]]
 
 @dataclass
 class Trainer:
-    """Everything that a step changes."""
+    """Everything that a step changes, and the recipe that says how."""
 
+    recipe: Recipe
     model: Detector
     optimizer: torch.optim.Optimizer
     buckets: GradientBuckets
     averages: MovingAverage | None
-    modulator: Modulator | None = None
+    agvm: Agvm | None = None
     """AGVM, where the recipe has it"""
     noise: NoiseScale | None = None
     """the gradient noise scale, where the recipe measures it"""
@@ -44,8 +49,8 @@ class Trainer:
         tensors: Tensors = {"model": self.model.state_dict(), "optimizer": state_by_name(self.model, self.optimizer)}
         if self.averages is not None:
             tensors["averages"] = self.averages.state()
-        if self.modulator is not None:
-            tensors["agvm"] = self.modulator.state()
+        if self.agvm is not None:
+            tensors["agvm"] = self.agvm.state()
         if self.noise is not None:
             tensors["noise"] = self.noise.state()
         return tensors
@@ -58,8 +63,8 @@ class Trainer:
         }
         if self.averages is not None:
             layout["averages"] = self.averages.state()
-        if self.modulator is not None:
-            layout["agvm"] = self.modulator.state()
+        if self.agvm is not None:
+            layout["agvm"] = self.agvm.state()
         if self.noise is not None:
             layout["noise"] = self.noise.layout(step)
         return {kind: {name: _without_values(t) for name, t in own.items()} for kind, own in layout.items()}
@@ -70,8 +75,8 @@ class Trainer:
         restore_state(self.model, self.optimizer, tensors["optimizer"])
         if self.averages is not None:
             self.averages.restore(tensors["averages"])
-        if self.modulator is not None:
-            self.modulator.restore(tensors["agvm"])
+        if self.agvm is not None:
+            self.agvm.restore(tensors["agvm"])
         if self.noise is not None:
             self.noise.restore(tensors["noise"])
 
@@ -90,34 +95,34 @@ def make_trainer(
     def build() -> Detector:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
-            built = recipe if reads else replace(recipe, backbone=replace(recipe.backbone, weights=""))
-            model = Detector(built, len(dataset.class_names), lane)
+            model = make_detector(recipe, len(dataset.class_names), lane)
+            if reads and recipe.model.backbone.weights:
+                load_pretrained(model.backbone, Path(recipe.model.backbone.weights))
             if reads and recipe.start_from:
                 start_from_run(model, dataset.class_names, recipe.start_from)
         return model
 
     model = world.together(build)
-    place_model(model, world.device)
+    place_model(model, world.device, recipe.precision)
     world.broadcast(model.state_dict().values())
     model.train()
-    return trainer_of(model, world)
+    return trainer_of(recipe, model, world)
 
 
-def trainer_of(model: Detector, world: World) -> Trainer:
-    """What trains a detector that is on its device, by the detector's own recipe, before its first step."""
-    recipe = model.recipe
+def trainer_of(recipe: Recipe, model: Detector, world: World) -> Trainer:
+    """What trains a detector that is on its device, before its first step."""
     optimizer = make_optimizer(model, recipe.optimizer)
     averages = MovingAverage(model, recipe.optimizer.ema_decay) if recipe.optimizer.ema_decay else None
     buckets = GradientBuckets(model.parameters(), world)
     parts, device, warmup_steps = parts_of(model, buckets.parameters), world.device, recipe.schedule.warmup_steps
-    modulator = None
+    agvm = None
     if recipe.optimizer.agvm:
-        modulator = Modulator(parts, buckets.parameters, optimizer, warmup_steps, device)
+        agvm = Agvm(parts, model.reference_part, buckets.parameters, optimizer, warmup_steps, device)
     noise = None
     if recipe.noise_interval:
         name_of = {parameter: name for name, parameter in model.named_parameters()}
         noise = NoiseScale(parts, {name_of[parameter]: parameter for parameter in buckets.parameters}, recipe, device)
-    return Trainer(model, optimizer, buckets, averages, modulator, noise)
+    return Trainer(recipe, model, optimizer, buckets, averages, agvm, noise)
 
 
 def restore_everywhere(trainer: Trainer, tensors: Tensors, step: int, world: World) -> None:

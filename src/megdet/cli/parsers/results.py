@@ -5,7 +5,7 @@ from pathlib import Path
 from megdet.cli.parsers.shared import Parser, add_layout_options, add_machine_options, take_keys_of_run
 from megdet.cli.parsers.values import whole_number
 
-_EXAMPLE = "--box_head.score_threshold 0.3"
+_EXAMPLE = "--evaluation.batch_size 4"
 
 
 def add_evaluate(parser: Parser) -> None:

@@ -64,7 +64,7 @@ def _add_sampling(parser: Parser) -> None:
         "--images", type=whole_number, metavar="M", help="images to choose Figure 2 from, default one mini-batch"
     )
     parser.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="where to write, default analysis/sampling in each RUN"
+        "--out", type=Path, metavar="FOLDER", help="where to write, default studies/sampling in each RUN"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_machine_options(parser)
@@ -99,7 +99,7 @@ def add_lr_test(parser: Parser) -> None:
 
 def add_reproduce(parser: Parser) -> None:
     """The options of `reproduce`."""
-    from megdet.analysis.paper.rows import ITEMS, SCALES
+    from megdet.paper.rows import ITEMS, SCALES
 
     parser.add_argument("item", choices=ITEMS, metavar="ITEM", help=", ".join(ITEMS))
     parser.add_argument(

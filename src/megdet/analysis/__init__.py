@@ -1,1 +1,0 @@
-"""What the paper's tables and figures need."""

@@ -1,0 +1,301 @@
+"""The tested proof of the contract: the same recipe trained on several device counts by real processes, and compared.
+
+The difference of two tensors is max|a - b| / max(max|a|, 1e-6), where a is the run on the first count. In float64
+everything that a step changes agrees to 1e-9 after all steps. In float32 the first step's losses and gradients agree to
+1e-4; later steps are reported, since a near-tie in NMS or top-k may flip. A value that is not finite, a trained tensor
+that never moved and ranks that drifted apart are failures.
+"""
+
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from megdet.contract.cases import LeftOut, Trial, left_out, trials
+from megdet.contract.run import Leak, Outcome, Training, run_steps
+from megdet.distributed.local_ranks import run_in_ranks
+from megdet.distributed.world import World
+from megdet.errors import InputError
+from megdet.inference.predict import Result
+from megdet.recipe import Recipe
+from megdet.run_folder.folder import encode_non_finite
+from megdet.runtime import num_gpus
+from megdet.training.datasets import load_datasets
+
+LIMITS = {"float64": 1e-9, "float32": 1e-4}
+DEVICES = (1, 2, 3, 4, 8)
+STEPS = 20
+_SMALLEST = 1e-6
+_HANGS_AFTER = 3600.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """The verdict on one layout of one case."""
+
+    case: str
+    devices: int
+    stopped_on: int | None
+    """the devices of the first half, where the run was stopped half-way"""
+    lane_width: int
+    rounds: int
+    difference: float
+    """the largest of all that is judged"""
+    where: str
+    later_difference: float | None
+    """the largest of what is only reported: what follows the first step in float32; other detections are in of_kind"""
+    fault: str
+    """the first thing that is wrong, or nothing"""
+    of_kind: dict[str, float]
+    """gradient, reported, rate, weights, buffers, momentum, averages, agvm, noise, detections -> largest difference"""
+    compared_with: Literal["nothing", "same layout", "another layout"] = "another layout"
+    """nothing: it is the reference, of which only faults of its own are looked for"""
+
+    @property
+    def passes(self) -> bool:
+        """Whether the layout keeps the contract."""
+        return not self.fault
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What `verify` found."""
+
+    rows: list[Row]
+    limit: float
+    left_out: Sequence[LeftOut] = ()
+
+    @property
+    def passes(self) -> bool:
+        """Whether every layout keeps the contract."""
+        return all(row.passes for row in self.rows)
+
+    @property
+    def worst(self) -> Row:
+        """The row of the largest difference."""
+        return max(self.rows, key=lambda row: row.difference)
+
+    def count(self, compared_with: str) -> int:
+        """How many runs are compared so."""
+        return sum(row.compared_with == compared_with for row in self.rows)
+
+    def sentence(self) -> str:
+        """The verdict in one line, with the first tensor that differs."""
+        failed = [row for row in self.rows if not row.passes]
+        if failed:
+            where = f"case {failed[0].case} on {failed[0].devices} device(s)"
+            hint = "" if self.limit < 1e-6 else "; in float32 this may be a ReLU within rounding of 0, try float64"
+            return f"fail: {len(failed)} of {len(self.rows)} runs; {where}: {failed[0].fault}{hint}"
+        worst, same = self.worst, self.count("same layout")
+        compared = f"{self.count('another layout')} runs compared with another layout"
+        compared += f", {same} with the same layout" if same else ""
+        return (
+            f"pass: {compared}; the largest relative difference is {worst.difference:.2g}, allowed {self.limit:g} "
+            f"({worst.where or 'nowhere'}; case {worst.case} on {worst.devices} device(s))"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """For strict JSON: what is infinitely far away is the string Infinity."""
+        layouts = [
+            {
+                "case": row.case,
+                "devices": row.devices,
+                "stopped_on": row.stopped_on,
+                "lane_width": row.lane_width,
+                "rounds": row.rounds,
+                "compared_with": row.compared_with,
+                "largest_relative_difference": row.difference,
+                "where": row.where,
+                "later_relative_difference": row.later_difference,
+                "fault": row.fault,
+                "pass": row.passes,
+            }
+            for row in self.rows
+        ]
+        found = {
+            "pass": self.passes,
+            "largest_relative_difference": self.worst.difference,
+            "limit": self.limit,
+            "compared_with_another_layout": self.count("another layout"),
+            "layouts": layouts,
+            "left_out": [asdict(own) for own in self.left_out],
+        }
+        return dict(encode_non_finite(found))
+
+
+def verify(
+    recipe: Recipe,
+    devices: Sequence[int] = DEVICES,
+    *,
+    cases: Sequence[str] = ("base",),
+    steps: int = STEPS,
+    lane_width: int | None = None,
+    dtype: Literal["float64", "float32"] = "float64",
+    break_with: Leak | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Verdict:
+    """Train the cases on the device counts, each run in new processes, and compare them with the first count.
+
+    Args:
+        recipe: the base of all cases; its precision is replaced by `dtype`.
+        devices: counts of ranks; the first is the reference.
+        cases: names out of `cases_of(recipe)`.
+        steps: optimizer steps of a run.
+        lane_width: force it (not on the first count where it does not divide it).
+        dtype: arithmetic, and with it the limit.
+        break_with: applied to every trainer before its first step; a control that must fail.
+        progress: told of every run.
+
+    Raises:
+        InputError: the recipe, its data or a layout cannot be.
+        RankError: a rank raised or died.
+    """
+    if "WORLD_SIZE" in os.environ:
+        raise InputError("verify starts its processes itself: run it without torchrun")
+    if not devices or len(set(devices)) < len(devices) or min(devices) < 1:
+        raise InputError(f"devices {', '.join(map(str, devices))}: name different counts of at least 1")
+    if steps < 1:
+        raise InputError(f"{steps} steps: it takes at least one")
+    recipe = replace(recipe, precision=dtype)
+    with tempfile.TemporaryDirectory(prefix="megdet_verify_") as folder:
+        planned = trials(recipe, cases, devices, steps, lane_width, Path(folder))
+        load_datasets(recipe, World(0, 1, torch.device("cpu")))  # draws them, or says what is wrong with them
+        rows = list(_rows(planned, dtype, break_with, progress))
+        return Verdict(rows, LIMITS[dtype], left_out(recipe, planned, cases, devices))
+
+
+def _rows(planned: Sequence[Trial], dtype: str, leak: Leak | None, progress: Callable[[str], None]) -> Iterator[Row]:
+    most = max(run.ranks for trial in planned for run in (*trial.runs, *trial.reference))
+    device = "cuda" if num_gpus() >= most else "cpu"
+    kept: dict[tuple[Training, ...], Outcome] = {}
+    references = {trial.reference for trial in planned}
+
+    def outcome_of(runs: tuple[Training, ...], case: str) -> Outcome:
+        if runs in kept:
+            return kept[runs]
+        started = time.perf_counter()
+        outcomes = [
+            run_in_ranks(run_steps, run.ranks, run, leak, timeout=_HANGS_AFTER, device=device)[0] for run in runs
+        ]
+        counts = ", then ".join(str(run.ranks) for run in runs)
+        progress(f"{case} on {counts} device(s): {time.perf_counter() - started:.1f} s")
+        joined = _joined(outcomes)
+        if runs in references:
+            kept[runs] = joined
+        return joined
+
+    for trial in planned:
+        reference = outcome_of(trial.reference, trial.case)
+        yield _judge(trial, reference, outcome_of(trial.runs, trial.case), dtype)
+
+
+def _joined(halves: Sequence[Outcome]) -> Outcome:
+    """One outcome of the halves of a stopped run."""
+    first, last = halves[0], halves[-1]
+    return replace(
+        last,
+        gradients=first.gradients,
+        reported=[row for half in halves for row in half.reported],
+        rates=[rate for half in halves for rate in half.rates],
+        unmoved=[name for half in halves for name in half.unmoved],
+        drifted=[rank for half in halves for rank in half.drifted],
+    )
+
+
+@dataclass(frozen=True)
+class _Difference:
+    kind: str
+    where: str
+    value: float
+    is_of_first_step: bool = False
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether a number is not finite, or a tensor is missing; another list of detections is neither."""
+        return self.value == math.inf and self.kind != "detections"
+
+
+def _judge(trial: Trial, reference: Outcome, outcome: Outcome, dtype: str) -> Row:
+    run, limit = trial.runs[-1], 0.0 if trial.is_bitwise else LIMITS[dtype]
+    found = list(_differences(reference, outcome))
+    judges_all = dtype == "float64" or trial.is_bitwise
+    # a near-tie may change the list of detections, but makes nothing infinite
+    judged = [own for own in found if judges_all or own.is_of_first_step or own.is_broken]
+    later = [own.value for own in found if not (judges_all or own.is_of_first_step or own.value == math.inf)]
+    worst = max(judged, key=lambda own: own.value)
+    of_kind: dict[str, float] = {}
+    for own in found:
+        of_kind[own.kind] = max(of_kind.get(own.kind, 0.0), own.value)
+    return Row(
+        trial.case,
+        run.ranks,
+        trial.runs[0].ranks if len(trial.runs) > 1 else None,
+        run.layout.lane_width,
+        run.layout.rounds,
+        worst.value,
+        worst.where if worst.value else "",
+        max(later, default=None),
+        _fault(outcome, judged, limit),
+        of_kind,
+        "nothing" if trial.runs == trial.reference else "another layout" if trial.has_other_layout else "same layout",
+    )
+
+
+def _fault(outcome: Outcome, judged: Sequence[_Difference], limit: float) -> str:
+    if outcome.drifted:
+        return f"rank {outcome.drifted[0]} holds other weights or buffers than rank 0"
+    for own in judged:
+        if own.value > limit:
+            if own.value == math.inf:
+                return f"{own.where} is not finite or not the same kind of thing"
+            return f"{own.where} differs by {own.value:.2g}, allowed {limit:g}"
+    if outcome.unmoved:
+        others = f", nor did {len(outcome.unmoved) - 1} other trained tensor(s)" if outcome.unmoved[1:] else ""
+        return f"{outcome.unmoved[0]} did not move{others}"
+    return ""
+
+
+def _differences(reference: Outcome, outcome: Outcome) -> Iterator[_Difference]:
+    """Everything that two runs have in common, in the order in which it is computed."""
+    for name, value in _by_name(reference.gradients, outcome.gradients):
+        yield _Difference("gradient", f"gradient.{name}", value, True)
+    for step, (ours, theirs) in enumerate(zip(reference.reported, outcome.reported, strict=True), 1):
+        for name, value in _by_name(ours, theirs):
+            yield _Difference("reported", f"step {step}: {name}", value, step == 1)
+    rates = torch.tensor([reference.rates, outcome.rates], dtype=torch.float64)
+    yield _Difference("rate", "learning rate", relative_difference(*rates), True)
+    for name, value in _by_name(reference.state, outcome.state):
+        yield _Difference(name.split(".", 1)[0], name, value)
+    for what, value in _of_detections(reference.detections, outcome.detections):
+        yield _Difference("detections", f"detections: {what}", value)
+
+
+def _by_name(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> Iterator[tuple[str, float]]:
+    for name in {**ours, **theirs}:
+        both = name in ours and name in theirs
+        yield name, relative_difference(ours[name], theirs[name]) if both else math.inf
+
+
+def _of_detections(ours: Sequence[Result], theirs: Sequence[Result]) -> Iterator[tuple[str, float]]:
+    identities = [[(own["image_id"], own["category_id"]) for own in found] for found in (ours, theirs)]
+    if identities[0] != identities[1]:
+        yield "images and categories", math.inf
+        return
+    for key in ("bbox", "score"):
+        values = (torch.tensor([own[key] for own in found], dtype=torch.float64) for found in (ours, theirs))
+        yield key, relative_difference(*values)
+
+
+def relative_difference(ours: Tensor, theirs: Tensor) -> float:
+    """max|a - b| / max(max|a|, 1e-6), the contract's measure; what is not finite is infinitely far away."""
+    if ours.shape != theirs.shape or not (ours.isfinite().all() and theirs.isfinite().all()):
+        return math.inf
+    ours, theirs = ours.double(), theirs.double()
+    return float((ours - theirs).abs().max() / ours.abs().max().clamp(min=_SMALLEST)) if ours.numel() else 0.0

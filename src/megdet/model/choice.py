@@ -1,0 +1,23 @@
+"""Which detector a recipe asks for."""
+
+from megdet.distributed.lane import SINGLE_LANE, Lane
+from megdet.model import faster_rcnn
+from megdet.model.detector import Detector
+from megdet.recipe import FasterRcnn, Model, Recipe
+
+DETECTORS: dict[type[Model], type[Detector]] = {FasterRcnn: faster_rcnn.FasterRcnn}
+"""The detector of each kind of `recipe.model`."""
+
+
+def detector_class(model: Model) -> type[Detector]:
+    """The class that a `recipe.model` is the architecture of."""
+    return DETECTORS[type(model)]
+
+
+def make_detector(recipe: Recipe, num_classes: int, lane: Lane = SINGLE_LANE) -> Detector:
+    """The detector of a recipe with random weights; it reads no file.
+
+    `lane` matters where batch norms have batch statistics. Raises InputError for a backbone that cannot be.
+    """
+    detector = detector_class(recipe.model)
+    return detector(recipe.model, num_classes, lane if recipe.bn_size else None, recipe.recompute)

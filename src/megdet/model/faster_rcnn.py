@@ -1,0 +1,157 @@
+"""Faster R-CNN on a feature pyramid: backbone, pyramid, RPN and box head in the order of the figure."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from megdet.distributed.lane import SINGLE_LANE, Lane
+from megdet.layers.convert import norm_factory
+from megdet.model.anchors import AnchorGrid
+from megdet.model.box_head import BoxHead
+from megdet.model.detector import Count, Detector, Samples
+from megdet.model.fpn import Fpn
+from megdet.model.pooling import RoiPooling
+from megdet.model.proposals import Proposals
+from megdet.model.rpn import Rpn
+from megdet.ops.roi_align import FeatureTable, feature_table
+from megdet.recipe import FasterRcnn as FasterRcnnRecipe
+from megdet.recipe import RecomputePlan
+from megdet.structures import Detections, Targets
+
+
+@dataclass
+class Proposed:
+    """What the first stage finds, and what its loss needs."""
+
+    proposals: Proposals
+    logits: list[Float[Tensor, "images _"]]
+    deltas: list[Float[Tensor, "images _ 4"]]
+    anchors: list[Float[Tensor, "_ 4"]]
+
+
+def _with_dense_loss(architecture: FasterRcnnRecipe) -> FasterRcnnRecipe:
+    return replace(architecture, rpn=replace(architecture.rpn, sparse_loss=False))
+
+
+class FasterRcnn(Detector):
+    """Features, proposals, and a second look at every proposal."""
+
+    loss_names = ("rpn_objectness", "rpn_box", "box_head_class", "box_head_box")
+    counts = (Count("rpn_positive", "anchor", "rpn.samples"), Count("box_head_positive", "RoI"))
+    parts: ClassVar[Mapping[str, str]] = {"backbone": "backbone", "fpn": "FPN", "rpn": "RPN", "box_head": "box head"}
+    dense_parts = ("backbone", "fpn", "rpn")
+    class_layers = ("box_head.classes", "box_head.deltas")
+    small_start: ClassVar[Mapping[str, float]] = {
+        "rpn.objectness": 10,
+        "rpn.deltas": 10,
+        "box_head.classes": 20,
+        "box_head.deltas": 20,
+    }
+    same_meaning = (
+        *("mean", "std", "backbone.name", "backbone.last_convolution", "backbone.norm_eps"),
+        *("anchors.sizes", "anchors.ratios", "anchors.stride_from_grid"),
+        *("box_head.pool_size", "box_head.sampling_ratio", "box_head.aligned", "box_head.canonical_size"),
+    )
+    sampling_keys = (
+        *("anchors.sizes", "anchors.ratios", "anchors.stride_from_grid"),
+        *("rpn.samples", "rpn.positive_fraction", "rpn.positive_iou", "rpn.negative_iou"),
+        *("rpn.train_proposals_before_nms", "rpn.train_proposals", "rpn.nms_iou", "rpn.min_size"),
+        *("box_head.samples", "box_head.positive_fraction", "box_head.positive_iou"),
+    )
+    equal_variants: ClassVar[Mapping[str, tuple[str, Callable[[Any], Any]]]] = {
+        "dense-rpn": ("the RPN's loss on dense maps", _with_dense_loss)
+    }
+
+    def __init__(
+        self,
+        architecture: FasterRcnnRecipe,
+        num_classes: int,
+        lane: Lane | None = SINGLE_LANE,
+        recompute_plan: RecomputePlan = "none",
+    ) -> None:
+        super().__init__(architecture, num_classes, lane, recompute_plan)
+        fpn, rpn, box_head = architecture.fpn, architecture.rpn, architecture.box_head
+        self.fpn = Fpn(self.backbone.channels, fpn.channels, norm_factory(fpn.norm, lane), has_norm=fpn.norm != "none")
+        self.anchors = AnchorGrid(architecture.anchors)
+        self.rpn = Rpn(rpn, fpn.channels, self.anchors.per_cell, norm_factory(rpn.norm, lane))
+        self.pooling = RoiPooling(
+            box_head.pool_size, box_head.sampling_ratio, box_head.aligned, box_head.canonical_size
+        )
+        self.box_head = BoxHead(box_head, fpn.channels, num_classes, norm_factory(box_head.norm, lane))
+
+    def features(self, images: Float[Tensor, "images 3 height width"]) -> list[Float[Tensor, "images channels _ _"]]:
+        """The pyramid of normalised images, P2 to P6."""
+        backbone, fpn = self.dense_part("backbone"), self.dense_part("fpn")
+        pyramid: list[Tensor] = self.recompute(fpn, backbone(images))
+        return pyramid
+
+    def propose(
+        self,
+        pyramid: list[Float[Tensor, "images channels _ _"]],
+        canvas: tuple[int, int],
+        sizes: Int64[Tensor, "images 2"],
+    ) -> Proposed:
+        """The first stage: where something may be on a canvas of this height and width.
+
+        Its logits and deltas carry no gradient where the loss is computed at the sampled anchors alone.
+        """
+        anchors = self.anchors_of(pyramid, canvas)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.rpn.is_sparse):
+            logits, deltas = self.dense_part("rpn")(pyramid)
+        return Proposed(self.rpn.propose(logits, deltas, anchors, sizes), logits, deltas, anchors)
+
+    def refine(
+        self, table: FeatureTable, boxes: Float[Tensor, "images rois 4"], is_valid: Bool[Tensor, "images rois"]
+    ) -> tuple[Float[Tensor, "images rois classes_and_background"], Float[Tensor, "images rois classes 4"]]:
+        """The second stage: class logits, background last, and deltas of every class; invalid rows mean nothing."""
+        logits, deltas = self.box_head(lambda: self.pooling(table, boxes), is_valid, self.recompute)
+        return logits.to(boxes.dtype), deltas.to(boxes.dtype)
+
+    def losses(
+        self,
+        images: Float[Tensor, "images 3 height width"],
+        sizes: Int64[Tensor, "images 2"],
+        targets: Targets,
+    ) -> dict[str, Float[Tensor, " images"]]:
+        """The losses and counts of normalised images, by name."""
+        targets = replace(targets, boxes=targets.boxes.to(images.dtype))
+        pyramid = self.features(images)
+        found = self.propose(pyramid, _canvas(images), sizes)
+        table = feature_table(pyramid)
+        losses = self.rpn.losses(found.logits, found.deltas, found.anchors, targets, table)
+        sampled = self.box_head.sample(found.proposals, targets)
+        logits, deltas = self.refine(table, sampled.boxes, sampled.is_valid)
+        return losses | self.box_head.losses(logits, deltas, sampled)
+
+    @torch.no_grad()
+    def detect(self, images: Float[Tensor, "images 3 height width"], sizes: Int64[Tensor, "images 2"]) -> Detections:
+        """What is on normalised images; in evaluation mode."""
+        pyramid = self.features(images)
+        proposals = self.propose(pyramid, _canvas(images), sizes).proposals
+        if not images.is_cuda:  # a GPU would have to wait, a CPU computes every row
+            proposals = proposals.shortened(least=self.box_head.recipe.detections)
+        logits, deltas = self.refine(feature_table(pyramid), proposals.boxes, proposals.is_valid)
+        return self.box_head.detections(logits, deltas, proposals, sizes)
+
+    @torch.no_grad()
+    def samples(
+        self, images: Float[Tensor, "images 3 height width"], sizes: Int64[Tensor, "images 2"], targets: Targets
+    ) -> Samples:
+        """The RoIs that the box head's loss of normalised images looks at."""
+        targets = replace(targets, boxes=targets.boxes.to(images.dtype))
+        proposals = self.propose(self.features(images), _canvas(images), sizes).proposals
+        sampled = self.box_head.sample(proposals, targets)
+        return Samples(sampled.boxes, sampled.is_positive, sampled.is_valid)
+
+    def anchors_of(self, pyramid: Sequence[Tensor], canvas: tuple[int, int]) -> list[Tensor]:
+        """The anchors of each level, (anchors, 4) in pixels, for a feature pyramid of this canvas."""
+        grids = [(level.shape[2], level.shape[3]) for level in pyramid]
+        return self.anchors(canvas, grids, next(self.parameters()).dtype, pyramid[0].device)
+
+
+def _canvas(images: Tensor) -> tuple[int, int]:
+    return images.shape[2], images.shape[3]

@@ -1,0 +1,210 @@
+"""Figures in the style of a paper, one function a figure: courses of runs over epochs and hours, and sweeps by row."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from megdet.errors import InputError
+from megdet.files import cannot_write
+from megdet.recipe_file import parse_recipe
+from megdet.run_folder.folder import RunFolder
+from megdet.run_folder.metrics import read_metrics
+from megdet.run_length import decay_of
+
+COLOURS = ("#1b6ca8", "#d1721c", "#3a8f3a", "#8e44ad", "#7a7a7a", "#b03a48")
+_MARKERS = ("o", "s", "^", "D", "v", "P")
+_PAPER, _OURS = "0.45", COLOURS[0]
+_DPI = 160
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The validation accuracy of a run over its course."""
+
+    label: str
+    epochs: tuple[float, ...]
+    """where it was evaluated"""
+    hours: tuple[float, ...]
+    """of training until then, on the machine that trained it"""
+    mmap: tuple[float, ...]
+    """percent"""
+    decay_epochs: tuple[float, ...]
+    """where the learning rate falls"""
+    decay_hours: tuple[float, ...]
+    """the same in hours, as far as the run has come"""
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """A row of a sweep beside its counterpart in the paper."""
+
+    label: str
+    paper: float | None
+    """mmAP in percent; None = the training failed"""
+    ours: float | None
+    """the same here; None = it failed or was not run"""
+    is_run: bool
+    """whether it was run here"""
+
+
+@dataclass(frozen=True)
+class RatioSeries:
+    """The part of the sampled RoIs that is positive over the epochs of a run, beside the paper's."""
+
+    label: str
+    epochs: tuple[float, ...]
+    """of the paper"""
+    ours: tuple[float, ...]
+    """percent; NaN where the run has no such epoch"""
+    paper: tuple[float, ...]
+    """percent"""
+
+
+def find_curve(folder: RunFolder, label: str) -> Curve | None:
+    """The curve of any run, None where nothing was evaluated. Raises InputError where the folder holds no run."""
+    text = folder.read_recipe()
+    if text is None:
+        raise InputError(f"{folder.path}: no run is there (it has no recipe.yaml); name a run folder")
+    recipe = parse_recipe(text, str(folder.recipe))
+    lines = read_metrics(folder.metrics) if folder.metrics.exists() else []
+    steps = [line for line in lines if "loss" in line]
+    hours = dict(
+        zip((line["step"] for line in steps), np.cumsum([line["seconds"] for line in steps]) / 3600, strict=True)
+    )
+    epochs = {line["step"]: line["epoch"] for line in steps}
+    found = [
+        line for line in lines if "evaluation" in line and line["step"] in epochs and line["evaluation"]["AP"] >= 0
+    ]
+    if not found:
+        return None
+    decays = decay_of(recipe.schedule).milestones
+    passed = [next((step for step, epoch in epochs.items() if epoch >= decay - 1e-5), None) for decay in decays]
+    return Curve(
+        label,
+        tuple(float(epochs[line["step"]]) for line in found),
+        tuple(float(hours[line["step"]]) for line in found),
+        tuple(100 * float(line["evaluation"]["AP"]) for line in found),
+        tuple(decays),
+        tuple(float(hours[step]) for step in passed if step is not None),
+    )
+
+
+def plot_curves(curves: Sequence[Curve], path: Path) -> None:
+    """Figures 1 and 4: mmAP over epochs and over hours; dashed lines where the learning rate decays.
+
+    Decays that all curves share are gray, others have the colour of their curve. Raises InputError where the picture
+    cannot be written.
+    """
+    figure, (by_epoch, by_hour) = _panels(2, (7.2, 2.9), share_y=True)
+    shared = len({curve.decay_epochs for curve in curves}) == 1
+    for number, curve in enumerate(curves):
+        colour, marker = COLOURS[number % len(COLOURS)], _MARKERS[number % len(_MARKERS)]
+        style: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 3.5, "linewidth": 1.3}
+        by_epoch.plot(curve.epochs, curve.mmap, label=curve.label, **style)
+        by_hour.plot(curve.hours, curve.mmap, label=curve.label, **style)
+        for epoch in curve.decay_epochs if number == 0 or not shared else ():
+            _mark_decay(by_epoch, epoch, "0.55" if shared else colour)
+        for hour in curve.decay_hours:
+            _mark_decay(by_hour, hour, colour)
+    by_epoch.set(xlabel="epoch", ylabel="mmAP (%)", xlim=(0, None), ylim=(0, None))
+    by_epoch.xaxis.set_major_locator(MaxNLocator(7, integer=True))
+    by_hour.set(xlabel="training time (hours)", xlim=(0, None))
+    by_hour.xaxis.set_major_locator(MaxNLocator(6))
+    handles, labels = by_epoch.get_legend_handles_labels()
+    if any(curve.decay_epochs for curve in curves):
+        handles.append(Line2D([], [], color="0.55", linestyle="--", linewidth=0.9))
+        labels.append("learning rate decay")
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(handles), fontsize=8, frameon=False)
+    _save(figure, path)
+
+
+def plot_sweep(points: Sequence[SweepPoint], path: Path, title: str) -> None:
+    """Tables 2 and 3: the mmAP of every row, the paper's on the left and ours on the right; the scales differ.
+
+    The first row is the baseline, drawn as a vertical line. A cross is a training that failed, an empty row one that
+    was not run. Raises InputError where the picture cannot be written.
+    """
+    figure, (paper, ours) = _panels(2, (7.2, 1.3 + 0.22 * len(points)), share_y=True)
+    _dots(paper, [point.paper for point in points], [True] * len(points), _PAPER)
+    _dots(ours, [point.ours for point in points], [point.is_run for point in points], _OURS)
+    paper.set(xlabel="mmAP (%), paper: ResNet-50, COCO")
+    ours.set(xlabel=f"mmAP (%), {title}")
+    paper.set_yticks(range(len(points)), [point.label for point in points])
+    paper.set_ylim(len(points) - 0.4, -0.6)
+    legend = [
+        Line2D([], [], color="0.3", marker="o", linestyle="", markersize=4, label="trained"),
+        Line2D([], [], color="0.3", marker="x", linestyle="", markersize=5, label="failed"),
+        Line2D([], [], color="0.3", linestyle=":", linewidth=1, label="first row"),
+    ]
+    figure.legend(handles=legend, loc="outside upper center", ncols=3, fontsize=8, frameon=False)
+    _save(figure, path)
+
+
+def plot_ratios(series: Sequence[RatioSeries], path: Path) -> None:
+    """Table 1: the positive part of the sampled RoIs at the paper's epochs, here (solid) and in the paper (dashed).
+
+    Raises InputError where the picture cannot be written.
+    """
+    figure, (axes,) = _panels(1, (4.2, 3.1))
+    for number, own in enumerate(series):
+        colour, marker = COLOURS[number % len(COLOURS)], _MARKERS[number % len(_MARKERS)]
+        axes.plot(own.epochs, own.ours, color=colour, marker=marker, markersize=4, label=own.label)
+        axes.plot(own.epochs, own.paper, color=colour, marker=marker, markersize=4, linestyle="--", fillstyle="none")
+    axes.set(xlabel="epoch of the paper", ylabel="positive part of sampled RoIs (%)", ylim=(0, None))
+    axes.set_xticks(series[0].epochs, [f"{epoch:g}" for epoch in series[0].epochs])
+    handles, labels = axes.get_legend_handles_labels()
+    handles.append(Line2D([], [], color="0.45", marker="o", fillstyle="none", linestyle="--", markersize=4))
+    axes.legend(handles, [*labels, "the paper's"], fontsize=8, frameon=False)
+    _save(figure, path)
+
+
+def _panels(count: int, size: tuple[float, float], *, share_y: bool = False) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = list(figure.subplots(1, count, sharey=share_y, squeeze=False)[0])
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.22, linewidth=0.6)
+        axes.tick_params(labelsize=8)
+        axes.xaxis.label.set_size(9)
+        axes.yaxis.label.set_size(9)
+    return figure, panels
+
+
+def _dots(axes: Axes, values: Sequence[float | None], is_run: Sequence[bool], colour: str) -> None:
+    numbers = [value for value in values if value is not None]
+    low, high = (min(numbers), max(numbers)) if numbers else (0.0, 1.0)
+    margin = max(0.15 * (high - low), 0.5)
+    axes.set_xlim(low - 2 * margin, high + 1.5 * margin)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    if values and values[0] is not None:
+        axes.axvline(values[0], color=colour, linestyle=":", linewidth=1)
+    for place, (value, ran) in enumerate(zip(values, is_run, strict=True)):
+        if value is not None:
+            axes.plot(value, place, "o", color=colour, markersize=4.5)
+            over = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none"}  # over the baseline
+            axes.annotate(
+                f"{value:.1f}", (value, place), (6, 0), textcoords="offset points", va="center", fontsize=7, bbox=over
+            )
+        elif ran:
+            axes.plot(low - margin, place, "x", color=colour, markersize=5.5)
+
+
+def _mark_decay(axes: Axes, place: float, colour: str) -> None:
+    axes.axvline(place, color=colour, linestyle="--", linewidth=0.9, alpha=0.7, zorder=0)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=_DPI)
+    except OSError as error:
+        raise cannot_write(path, error) from error

@@ -1,0 +1,163 @@
+"""Every table and figure of the paper: train the rows that it needs, then write table and picture beside the paper's.
+
+The folder of a scale holds one run folder a row, shared by all tables and figures that need the row:
+
+    b16-bn0/ ... b256-bn16-long/   runs, with outcome.json where they are finished
+    pretraining/                   scale demo without weights: where the rows' backbone comes from
+    table3.md, table3.json, table3.png, ...
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megdet.distributed.world import World
+from megdet.errors import InputError
+from megdet.paper.figures import find_curve, plot_curves, plot_sweep
+from megdet.paper.pretraining import pretrained_backbone
+from megdet.paper.report import Report, row_label, scale_note, sweep_points, training_report
+from megdet.paper.rows import (
+    Item,
+    Scale,
+    chosen_rows,
+    data_changes,
+    row_name,
+    row_recipe,
+    rows_of,
+    weights_changes,
+)
+from megdet.paper.sampling import proposals_report, ratios_report
+from megdet.paper.sweep import Outcome, Train, run_sweep
+from megdet.paper.tables import FIGURES, TrainingRow
+from megdet.recipe import Recipe
+from megdet.run_folder.checkpoint_files import latest_checkpoint
+from megdet.run_folder.folder import RunFolder
+from megdet.training.loop import train
+from megdet.training.run import RunOptions
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be reproduced, where and from what."""
+
+    item: Item
+    scale: Scale
+    folder: Path
+    """of the scale's rows"""
+    data: Path | None = None
+    """folder of its images; None = data/SCALE"""
+    weights: Path | None = None
+    """file of the backbone's weights"""
+    rows: str | None = None
+    """names of the rows to train, with commas, of tables 2 and 3; None = all"""
+
+
+@dataclass(frozen=True)
+class _Standing:
+    """How far an order has come."""
+
+    order: Order
+    rows: Sequence[TrainingRow]
+    """that the item needs"""
+    recipes: Mapping[str, Recipe]
+    """of the rows, by name"""
+    outcomes: Mapping[str, Outcome]
+    """of the rows that have ended, by name"""
+
+
+def reproduce(
+    order: Order,
+    options: RunOptions,
+    world: World,
+    *,
+    say: Callable[[str], None],
+    train_row: Train = train,
+) -> Report | None:
+    """Train what is missing and write the item's files into the order's folder; returns the report on rank 0.
+
+    Every rank calls it. The table is written after every row. Raises InputError as `run_sweep`, and for files of the
+    user that are missing.
+    """
+    rows = rows_of(order.item)
+    if order.rows is not None and order.item not in ("table2", "table3"):
+        raise InputError(f"--rows is for table2 and table3: {order.item} needs all of its rows")
+    chosen = [row_name(row) for row in chosen_rows(rows, order.rows)]
+    changes = data_changes(order.scale, order.data) | weights_changes(order.scale, order.weights)
+    if order.scale == "demo" and order.weights is None:
+        changes["model.backbone.weights"] = str(pretrained_backbone(order.folder, order.data, options, world))
+    recipes = {row_name(row): row_recipe(row, order.scale, changes) for row in rows}
+
+    def told(name: str, outcomes: Mapping[str, Outcome]) -> None:
+        say(_line(name, chosen, outcomes))
+        _training_report(_Standing(order, rows, recipes, outcomes)).write(order.folder)
+
+    outcomes = run_sweep(recipes, order.folder, options, world, chosen=chosen, told=told, train_row=train_row)
+    if not world.is_first:
+        return None
+    report = _report(_Standing(order, rows, recipes, outcomes), world, options.workers)
+    report.write(order.folder)
+    return report
+
+
+def _line(name: str, chosen: Sequence[str], outcomes: Mapping[str, Outcome]) -> str:
+    place = f"row {chosen.index(name) + 1} of {len(chosen)}, {name}"
+    if name not in outcomes:
+        return f"{place}: training"
+    own = outcomes[name]
+    number = "" if own.mmap is None else f" mmAP {own.mmap:.1f}"
+    return f"{place}: {own.status}{number} after {own.steps} steps in {60 * own.hours:.1f} min {own.reason}".rstrip()
+
+
+def _training_report(own: _Standing, pictures: Sequence[Path] = ()) -> Report:
+    report = training_report(own.order.item, own.order.scale, own.rows, own.outcomes, list(pictures))
+    first = next((own.recipes[row_name(row)] for row in own.rows if row.rate == "normal"), None)
+    if first is not None:
+        report.notes.insert(0, scale_note(own.order.scale, first))
+    return report
+
+
+def _report(own: _Standing, world: World, workers: int) -> Report:
+    order, first = own.order, own.rows[0]
+    picture = order.folder / f"{order.item}.png"
+    if order.item in ("table2", "table3"):
+        plot_sweep(sweep_points(own.rows, own.outcomes), picture, f"here: scale {order.scale}")
+        return _training_report(own, [picture])
+    if order.item in ("figure1", "figure4"):
+        return _curves_report(own, picture)
+    if order.item == "table1":
+        report = ratios_report(order.scale, own.rows, order.folder, own.outcomes)
+    elif latest_checkpoint(RunFolder(order.folder / row_name(first))) is None:
+        report = _training_report(own)
+        report.notes.append(_missing(first, own.outcomes, "weights to find proposals with"))
+        return report
+    else:
+        report = proposals_report(order.scale, first, order.folder, world, workers)
+    report.notes.append(scale_note(order.scale, own.recipes[row_name(first)]))
+    return report
+
+
+def _curves_report(own: _Standing, picture: Path) -> Report:
+    """Figures 1 and 4: the curves that there are, and which rows have none."""
+    found = [find_curve(RunFolder(own.order.folder / row_name(row)), row_label(row)) for row in own.rows]
+    curves = [curve for curve in found if curve is not None]
+    if curves:
+        plot_curves(curves, picture)
+    report = _training_report(own, [picture] if curves else [])
+    missing = [row for row, curve in zip(own.rows, found, strict=True) if curve is None]
+    report.notes.extend(_missing(row, own.outcomes, "curve") for row in missing)
+    report.notes.extend(_statements(own.order.item))
+    return report
+
+
+def _missing(row: TrainingRow, outcomes: Mapping[str, Outcome], what: str) -> str:
+    """Why a row is not in a picture."""
+    outcome = outcomes[row_name(row)]
+    at = outcome.reason.partition(":")[0]  # "step 24: gradient_norm is not finite"
+    how = f"failed at {at}" if outcome.status == "failed" else "found nothing to evaluate"
+    return f"{row_name(row)} {how}: no {what}."
+
+
+def _statements(item: Item) -> list[str]:
+    found: list[Any] = [own for own in FIGURES if own.figure == item]
+    return [f"The paper of {own.batch_size} images: {own.statement}." for own in found]

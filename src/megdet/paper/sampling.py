@@ -1,0 +1,103 @@
+"""Table 1 and Figure 2 of the paper from the runs of a sweep."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from megdet.distributed.world import World
+from megdet.paper.figures import RatioSeries, plot_ratios
+from megdet.paper.report import Report
+from megdet.paper.rows import Scale, row_name, scale_epoch_factor
+from megdet.paper.sweep import Outcome
+from megdet.paper.tables import TABLE1, TrainingRow
+from megdet.run_folder.folder import RunFolder
+from megdet.run_folder.metrics import read_metrics
+from megdet.studies.gradients.units import load_study
+from megdet.studies.sampling.pictures import draw_proposals, most_and_least_balanced, sampled_images
+from megdet.studies.sampling.ratios import Ratio, sampling_table
+
+_SHOWN = 8
+_LOOKED_AT = 64
+"""Training images from which the most and the least balanced are shown."""
+
+
+def ratios_report(scale: Scale, rows: Sequence[TrainingRow], folder: Path, outcomes: Mapping[str, Outcome]) -> Report:
+    """Table 1 from the rows of 16 and 256 images, and its picture; an epoch that a failed row lacks is a dash.
+
+    Raises InputError as `sampling_table` for rows that did not fail.
+    """
+    factor = scale_epoch_factor(scale)
+    found = _ratios(rows, folder, outcomes, [round(epoch * factor) for epoch in sorted({r.epoch for r in TABLE1})])
+    report = Report("table1", scale, ("epoch", "batch", "ratio, paper", "ratio, here", "anchors, here"), [], [], [], [])
+    for row in TABLE1:
+        epoch = round(row.epoch * factor)
+        own = next((o for o in found if (o.epoch, o.batch_size) == (epoch, row.batch_size)), None)
+        ours, anchors = (None, None) if own is None else (100 * own.ratios["RoI"], 100 * own.ratios["anchor"])
+        cells = ("-" if number is None else f"{number:.2f}" for number in (row.ratio, ours, anchors))
+        report.rows.append([str(row.epoch), str(row.batch_size), *cells])
+        report.records.append(
+            {
+                "epoch": row.epoch,
+                "epoch_here": epoch,
+                "batch_size": row.batch_size,
+                "paper_ratio": row.ratio,
+                "ratio": ours,
+                "anchor_ratio": anchors,
+            }
+        )
+    for name in map(row_name, rows):
+        if outcomes[name].status == "failed":
+            report.notes.append(f"{name} failed here: {outcomes[name].reason}.")
+    report.pictures.append(folder / "table1.png")
+    plot_ratios([_series(row.batch_size, report) for row in rows], report.pictures[0])
+    return report
+
+
+def _ratios(
+    rows: Sequence[TrainingRow], folder: Path, outcomes: Mapping[str, Outcome], epochs: list[int]
+) -> list[Ratio]:
+    """The ratios of all epochs of the trained rows, and of those that the failed ones have finished."""
+    folders = {row_name(row): RunFolder(folder / row_name(row)) for row in rows}
+    trained = [own for name, own in folders.items() if outcomes[name].status == "trained"]
+    found = sampling_table(trained, epochs) if trained else []
+    for name, own in folders.items():
+        finished = [epoch for epoch in epochs if epoch <= _finished_epochs(own)]
+        if outcomes[name].status == "failed" and finished:
+            found += sampling_table([own], finished)
+    return found
+
+
+def _finished_epochs(folder: RunFolder) -> int:
+    lines = read_metrics(folder.metrics) if folder.metrics.exists() else []
+    return int(max((line["epoch"] for line in lines if "loss" in line and "epoch" in line), default=0) + 1e-6)
+
+
+def proposals_report(scale: Scale, row: TrainingRow, folder: Path, world: World, workers: int) -> Report:
+    """Figure 2: training images of a trained row with their positive and negative proposals."""
+    study = load_study(RunFolder(folder / row_name(row)), world.device)
+    found = sampled_images(study, min(_LOOKED_AT, len(study.dataset)), workers)
+    shown = most_and_least_balanced(found, _SHOWN)
+    picture = folder / "figure2.png"
+    draw_proposals(shown, f"{row_name(row)} after {study.step} steps", picture)
+    return Report(
+        "figure2",
+        scale,
+        ("image", "positive", "RoIs", "ratio"),
+        [
+            [image.file_name, str(int(image.is_positive.sum())), str(len(image.rois)), f"{100 * image.ratio:.1f}"]
+            for image in shown
+        ],
+        [{"image": image.file_name, "ratio": 100 * image.ratio} for image in shown],
+        [],
+        [picture],
+    )
+
+
+def _series(batch_size: int, report: Report) -> RatioSeries:
+    own = [record for record in report.records if record["batch_size"] == batch_size]
+    return RatioSeries(
+        f"{batch_size} images",
+        tuple(float(record["epoch"]) for record in own),
+        tuple(math.nan if record["ratio"] is None else float(record["ratio"]) for record in own),
+        tuple(float(record["paper_ratio"]) for record in own),
+    )

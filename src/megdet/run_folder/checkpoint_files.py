@@ -1,0 +1,268 @@
+"""checkpoints/: what a run needs to go on as if it had never stopped.
+
+    checkpoints/step_00000123/            after 123 optimizer steps
+        model.safetensors                 weights and buffers, by name
+        optimizer.safetensors             momentum and the like, by name
+        averages.safetensors              the averaged weights (EMA), where the recipe has them
+        state.json                        {"format": 2, "tensors": {"model": SHA-256, ...}, "state": {"step": 123, ...}}
+
+"tensors" has the hash of every .safetensors file, "state" is a RunState. Both are checked when they are read. Tensors
+are stored contiguous; a memory format such as channels_last belongs to the model that they are loaded into.
+
+A checkpoint appears under its name when all of it is on the disk: it is written into a hidden folder beside and then
+renamed. It disappears the same way round. Folders that an interrupted save left hidden are removed by the next save.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from megdet.errors import InputError
+from megdet.files import cannot_write, read_json, reason_of, sync_folder, write_json_atomically
+from megdet.run_folder.folder import RunFolder
+from megdet.run_folder.run_state import RunState
+from megdet.tensor_file import load_tensors
+
+_FORMAT = 2
+_NAME = re.compile(r"step_(\d{8,})")
+_HIDDEN = ".unfinished_"
+
+Kind = Literal["model", "optimizer", "averages", "agvm", "noise"]
+
+
+class _Format(msgspec.Struct):
+    format: int
+
+
+class _Content(msgspec.Struct, forbid_unknown_fields=True):
+    """state.json."""
+
+    format: int
+    tensors: dict[Kind, str]
+    state: RunState
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose state has been read; its tensors are read when they are asked for."""
+
+    path: Path
+    state: RunState
+    hashes: Mapping[Kind, str]
+    """SHA-256 of every file of tensors"""
+
+    def file(self, kind: Kind) -> Path:
+        """The file of some of its tensors."""
+        return self.path / f"{kind}.safetensors"
+
+    def tensors(self, kind: Kind) -> dict[str, Tensor]:
+        """The tensors of a file, on the CPU. Raises InputError where it is missing, damaged or not the one saved."""
+        file, found = self.file(kind), ""
+        if kind not in self.hashes:
+            raise self.damaged(f"{self.path / 'state.json'} names no {file.name}")
+        try:
+            with file.open("rb") as content:
+                found = hashlib.file_digest(content, "sha256").hexdigest()
+            if found == self.hashes[kind]:
+                return load_tensors(file)
+        except (OSError, SafetensorError) as error:
+            raise self.damaged(f"{file} cannot be read ({reason_of(error)})") from error
+        raise self.damaged(f"{file} is not what was saved, its SHA-256 differs from that in state.json")
+
+    def damaged(self, what: str) -> InputError:
+        """The InputError that says what is wrong with it, and how to go on."""
+        return _damaged(self.path, what)
+
+
+def save_checkpoint(
+    folder: RunFolder,
+    state: RunState,
+    tensors: Mapping[Kind, Mapping[str, Tensor]],
+    keep: int,
+    spared: Collection[int] = (),
+) -> Path:
+    """Write the checkpoint of this state's step, then delete the oldest ones beyond `keep`, and those of later steps.
+
+    Later steps belong to a course that the run has left, by a roll-back; a resume must not return to it.
+
+    Args:
+        folder: the run folder.
+        state: what a resume needs besides tensors.
+        tensors: kind, which is the file's name without suffix, -> name -> tensor of any device and memory format.
+        keep: number of checkpoints to keep, at least 1; the one just written is never deleted.
+        spared: steps up to this one whose checkpoints stay however old they are.
+
+    Returns:
+        The checkpoint's folder. One of the same step is replaced.
+
+    Raises:
+        InputError: it cannot be written; the checkpoints that were there stay as they were.
+    """
+    if keep < 1:
+        raise ValueError(f"keep must be at least 1, not {keep}")
+    step = state.step
+    final = checkpoint_path(folder, step)
+    unfinished = folder.checkpoints / f"{_HIDDEN}{final.name}"
+    try:
+        folder.checkpoints.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.checkpoints.glob(f"{_HIDDEN}*"):
+            shutil.rmtree(leftover)
+        unfinished.mkdir()
+        try:
+            _write(unfinished, tensors, state)
+            _rename(unfinished, final)
+        except Exception:
+            shutil.rmtree(unfinished, ignore_errors=True)  # a full disk must not stay full
+            raise
+        sync_folder(folder.checkpoints)
+        for path in checkpoints(folder):
+            if checkpoint_step(path) > step:
+                _delete(path)
+    except (OSError, SafetensorError) as error:
+        raise cannot_write(final, error) from error
+    delete_old_checkpoints(folder, keep, spared)
+    return final
+
+
+def delete_old_checkpoints(folder: RunFolder, keep: int, spared: Collection[int] = ()) -> None:
+    """Delete all but the newest `keep` checkpoints and those of the spared steps. Raises InputError."""
+    for path in checkpoints(folder)[:-keep]:
+        if checkpoint_step(path) not in spared:
+            try:
+                _delete(path)
+            except OSError as error:
+                raise cannot_write(path, error) from error
+
+
+def checkpoints(folder: RunFolder) -> list[Path]:
+    """The folders of all finished checkpoints, the oldest first."""
+    if not folder.checkpoints.is_dir():
+        return []
+    found = [path for path in folder.checkpoints.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=checkpoint_step)
+
+
+def latest_checkpoint(folder: RunFolder) -> Path | None:
+    """The folder of the checkpoint with the most steps, None where there is none yet."""
+    return next(reversed(checkpoints(folder)), None)
+
+
+def checkpoint_step(path: Path) -> int:
+    """The number of steps in a checkpoint folder's name. Raises InputError where the name is no `step_00000123`."""
+    match = _NAME.fullmatch(path.name)
+    if match is None:
+        raise InputError(f"{path} is not the folder of a checkpoint; those are named like step_00000123")
+    return int(match[1])
+
+
+def checkpoint_path(folder: RunFolder, step: int) -> Path:
+    """Where the checkpoint after so many steps is, or would be."""
+    return folder.checkpoints / f"step_{step:08d}"
+
+
+def update_state(path: Path, state: RunState) -> None:
+    """Replace the state of a checkpoint that is there, atomically; its tensors stay. Raises InputError."""
+    _write_content(path, _Content(_FORMAT, dict(open_checkpoint(path).hashes), state))
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint's state and no tensor.
+
+    Raises:
+        InputError: the folder is missing; state.json is missing, damaged, of another format or of another step.
+    """
+    if not path.is_dir():
+        raise InputError(f"there is no checkpoint {path}; check the path")
+    file = path / "state.json"
+    try:
+        found = read_json(file, _Format).format
+        if found != _FORMAT:
+            raise InputError(f"{file} has format {found}, this megdet reads format {_FORMAT}")
+        content = read_json(file, _Content)
+    except InputError as error:
+        raise _damaged(path, str(error)) from error
+    if content.state.step != checkpoint_step(path):
+        raise _damaged(path, f"{file} is of step {content.state.step}")
+    return Checkpoint(path, content.state, content.tensors)
+
+
+def load_checkpoint(path: Path) -> tuple[dict[Kind, dict[str, Tensor]], RunState]:
+    """All tensors (on the CPU) and the state of a checkpoint, as they were given to `save_checkpoint`.
+
+    Raises:
+        InputError: the folder is missing, or a file in it is missing or damaged; the message names the file.
+    """
+    checkpoint = open_checkpoint(path)
+    return {kind: checkpoint.tensors(kind) for kind in checkpoint.hashes}, checkpoint.state
+
+
+def _damaged(path: Path, what: str) -> InputError:
+    return InputError(
+        f"the checkpoint is damaged: {what}; delete the folder {path} and run the same command again, it goes on from "
+        "the checkpoint before, if there is one"
+    )
+
+
+def _write(folder: Path, tensors: Mapping[Kind, Mapping[str, Tensor]], state: RunState) -> None:
+    hashes: dict[Kind, str] = {}
+    for kind, group in sorted(tensors.items()):
+        file = folder / f"{kind}.safetensors"
+        save_file(_storable(group), file)
+        with file.open("rb") as written:
+            hashes[kind] = hashlib.file_digest(written, "sha256").hexdigest()
+            os.fsync(written.fileno())
+    _write_content(folder, _Content(_FORMAT, hashes, state))
+    permissions = (folder / "state.json").stat().st_mode
+    for kind in tensors:
+        # safetensors makes files for their owner alone; others may want to read a run
+        (folder / f"{kind}.safetensors").chmod(permissions)
+    sync_folder(folder)
+
+
+def _write_content(folder: Path, content: _Content) -> None:
+    write_json_atomically(folder / "state.json", msgspec.to_builtins(content), indent=2)
+
+
+def _storable(group: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors on the CPU, each with memory of its own: safetensors refuses others."""
+    stored: dict[str, Tensor] = {}
+    memory: set[int] = set()
+    for name, tensor in group.items():
+        copy = tensor.detach().cpu().contiguous()
+        if copy.numel() < copy.untyped_storage().nbytes() // copy.element_size() or copy.data_ptr() in memory:
+            copy = copy.clone()
+        memory.add(copy.data_ptr())
+        stored[name] = copy
+    return stored
+
+
+def _rename(unfinished: Path, final: Path) -> None:
+    """Give the new checkpoint its name; an older one of the same step makes room, and comes back if that fails."""
+    if not final.exists():
+        unfinished.rename(final)
+        return
+    replaced = final.with_name(f"{_HIDDEN}replaced_{final.name}")
+    final.rename(replaced)
+    try:
+        unfinished.rename(final)
+    except OSError:
+        replaced.rename(final)
+        raise
+    shutil.rmtree(replaced)
+
+
+def _delete(path: Path) -> None:
+    """Delete a checkpoint: hidden first, so that an interrupted deletion never looks like a damaged checkpoint."""
+    hidden = path.with_name(f"{_HIDDEN}deleted_{path.name}")
+    path.rename(hidden)
+    shutil.rmtree(hidden)

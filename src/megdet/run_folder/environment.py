@@ -1,0 +1,113 @@
+"""environment.json: where and with what a run was computed.
+
+    {"sessions": [session, ...]}      one session a start of the run, the oldest first; a resume appends one
+
+A session has
+
+    started_utc    ISO 8601 with seconds, UTC
+    command        the command line, quoted for a shell; folder: where it was given
+    world_size     number of ranks; device: "cpu", "cuda", ...
+    devices        [{"name", "memory_bytes"}] of this machine's accelerators, [] on a CPU
+    cpu            {"model", "cores", "memory_bytes"}; cores are those this process may use
+    host           the machine's name; system: its operating system
+    versions       python, megdet, torch, torchvision, timm, numpy, cuda, nccl; null where there is none
+    git            {"commit", "dirty"} of the folder where the command was given, null outside of a repository;
+                   dirty: a tracked file is changed
+
+Only the machine of the process that writes, rank 0's, is described.
+"""
+
+import importlib.metadata
+import platform
+import shlex
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megdet.errors import InputError
+from megdet.files import read_json, write_json_atomically
+from megdet.run_folder.folder import RunFolder
+from megdet.runtime import accelerators, memory_bytes, num_gpus, processor_name, usable_cores
+
+
+def collect_environment(world_size: int, device: str) -> dict[str, Any]:
+    """One session's entry, as described above.
+
+    Args:
+        world_size: number of ranks of the run.
+        device: what the run computes on, as torch names it ("cpu", "cuda", "cuda:1", "mps").
+    """
+    return {
+        "started_utc": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(sys.orig_argv),
+        "folder": str(Path.cwd()),
+        "world_size": world_size,
+        "device": device,
+        "devices": accelerators(device),
+        "cpu": {"model": processor_name(), "cores": usable_cores(), "memory_bytes": memory_bytes()},
+        "host": platform.node(),
+        "system": platform.platform(),
+        "versions": _versions(),
+        "git": git_state(Path.cwd()),
+    }
+
+
+def write_environment(folder: RunFolder, session: dict[str, Any]) -> None:
+    """Append a session to environment.json.
+
+    Raises:
+        InputError: the file that is there holds something else, or it cannot be written.
+    """
+    sessions = read_environment(folder) if folder.environment.exists() else []
+    write_json_atomically(folder.environment, {"sessions": [*sessions, session]}, indent=2)
+
+
+def read_environment(folder: RunFolder) -> list[dict[str, Any]]:
+    """The sessions of a run, the oldest first. Raises InputError where the file is missing or holds something else."""
+    content = read_json(folder.environment)
+    sessions = content.get("sessions") if isinstance(content, dict) else None
+    if not isinstance(sessions, list) or not all(isinstance(session, dict) for session in sessions):
+        raise InputError(f"{folder.environment} has no list 'sessions'; remove the file, the next start writes it anew")
+    return sessions
+
+
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """Commit and whether a tracked file is changed; None outside of a repository, or where git does not answer."""
+    commit = _git(folder, "rev-parse", "HEAD")
+    status = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    return None if commit is None or status is None else {"commit": commit, "dirty": bool(status)}
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None  # no git on this machine, or a repository on a disk that does not answer
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _versions() -> dict[str, str | None]:
+    packages = {name: _version(name) for name in ("megdet", "torchvision", "timm", "numpy")}
+    nccl = None
+    if num_gpus() and torch.distributed.is_nccl_available():
+        nccl = ".".join(str(number) for number in torch.cuda.nccl.version())  # type: ignore[no-untyped-call]
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        **packages,
+        "cuda": torch.version.cuda,
+        "nccl": nccl,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

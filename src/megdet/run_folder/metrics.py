@@ -1,0 +1,123 @@
+"""metrics.jsonl: the numbers of a run over time, one JSON object a line, in the order they were written.
+
+Every line has the integer key "step": the number of optimizer steps done when it was written. The other keys are the
+caller's, and lines need not have the same ones (a training line has losses, an evaluation line has scores). A number
+that is not finite is the string "NaN", "Infinity" or "-Infinity"; `read_metrics` makes floats of them again.
+
+Each line is flushed as it is written, so the file can be followed with `tail -f`. A run that is killed may leave half a
+line at the end: readers leave it out, and the next start removes it.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from megdet.errors import InputError
+from megdet.files import cannot_write, parse_json, write_text_atomically
+from megdet.run_folder.folder import decode_non_finite, encode_non_finite
+
+
+class MetricsWriter:
+    """Appends lines to metrics.jsonl. One process of a run, rank 0, has one.
+
+    Args:
+        path: the file; it is made where it is missing.
+        resume_step: the step of the checkpoint that the run goes on from, 0 for a start from the beginning. Lines of
+            later steps, and half a line at the end, are removed: those steps are done and written again.
+
+    Raises:
+        InputError: the file cannot be written, or a line of it (not the last) is no JSON object with a "step".
+    """
+
+    def __init__(self, path: Path, resume_step: int = 0) -> None:
+        self.path = path
+        if path.exists():
+            content = _read_bytes(path)
+            kept = [line for line, record in _parse(path, content) if record["step"] <= resume_step]
+            text = "".join(line + "\n" for line in kept)
+            if text.encode() != content:
+                write_text_atomically(path, text)
+        try:
+            self._file = path.open("ab", buffering=0)  # a buffer that a full disk refused would be written once more
+        except OSError as error:
+            raise cannot_write(path, error) from error
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append one line: "step" (int) and the caller's keys, with Python or numpy numbers, strings, lists, dicts.
+
+        Raises:
+            ValueError: "step" is missing or no integer, which is a bug of the caller's.
+            InputError: the disk is full.
+        """
+        if type(record.get("step")) is not int:
+            raise ValueError(f"a metrics record needs an integer 'step', this one has {record.get('step')!r}")
+        line = json.dumps(encode_non_finite(record), allow_nan=False)
+        rest = memoryview((line + "\n").encode())
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+
+    def close(self) -> None:
+        """Flush the file to the disk and close it; a second call does nothing. Raises InputError: the disk is full."""
+        if self._file.closed:
+            return
+        try:
+            with self._file:
+                os.fsync(self._file.fileno())
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+
+    def __enter__(self) -> "MetricsWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            self.close()
+        except InputError:
+            if kind is None:
+                raise  # otherwise what stopped the run is told, and this is not
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl, oldest first; half a line at the end is left out.
+
+    Raises:
+        InputError: the file is missing or unreadable, or a line (not the last) is no JSON object with a "step".
+    """
+    return [record for _, record in _parse(path, _read_bytes(path))]
+
+
+def _parse(path: Path, content: bytes) -> list[tuple[str, dict[str, Any]]]:
+    """Every whole line with its record."""
+    lines = content.split(b"\n")
+    last = max((i for i, line in enumerate(lines) if line.strip()), default=-1)
+    parsed: list[tuple[str, dict[str, Any]]] = []
+    for index, raw in enumerate(lines[: last + 1]):
+        try:
+            record = decode_non_finite(parse_json(raw, str(path)))
+            if not isinstance(record, dict) or type(record.get("step")) is not int:
+                raise InputError("no integer 'step'")
+        except InputError as error:
+            if index == last:
+                break  # the run was killed while it wrote this line
+            raise InputError(
+                f"{path} line {index + 1} is not a JSON object with an integer 'step'; remove that line"
+            ) from error
+        parsed.append((raw.decode(), record))
+    return parsed
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist; check the path of the run folder") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}; check its permissions") from error

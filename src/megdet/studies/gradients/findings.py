@@ -1,0 +1,114 @@
+"""What `megdet analyse variance` finds, as numbers and for JSON."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from megdet.studies.gradients.statistics import Estimate, NoiseScale
+
+
+@dataclass(frozen=True)
+class Level:
+    """Mini-batches of k N images."""
+
+    factor: int
+    """k"""
+    batch: int
+    """images of one"""
+    batches: int
+    """disjoint ones that were measured"""
+    variance: Estimate
+    """of the gradient, summed over the parameters"""
+    of_law: Estimate
+    """k times the variance over that of the smallest mini-batch: 1 under the 1/N law"""
+
+
+@dataclass(frozen=True)
+class Update:
+    """k updates of rate r from N images each beside one update of rate k r from the same images."""
+
+    factor: int
+    updates: int
+    """of either kind that were measured"""
+    small: Estimate
+    """variance of the sum of k successive small updates, summed over the parameters"""
+    large: Estimate
+    """variance of the large update"""
+    ratio: Estimate
+    """large over small: 1 under Eq. 4"""
+    law: float
+    """k r^2 times the variance of the gradient of N images, which is Eq. 4"""
+    distance: float
+    """root mean square of |small - large| / |large|: what the stronger assumption of equal updates neglects"""
+
+
+@dataclass(frozen=True)
+class ModuleVariance:
+    """What was measured of one module's gradient, or of the whole."""
+
+    name: str
+    title: str
+    """what tables and pictures call it"""
+    parameters: int
+    levels: tuple[Level, ...]
+    updates: tuple[Update, ...]
+    two_batches: NoiseScale
+    direct: NoiseScale
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        own = asdict(self) | {"two_batches": self.two_batches.as_dict(), "direct": self.direct.as_dict()}
+        return {key: value for key, value in own.items() if key != "title"}
+
+
+@dataclass(frozen=True)
+class Variance:
+    """What `megdet analyse variance` finds."""
+
+    run: str
+    step: int
+    unit: str
+    """image or group"""
+    unit_images: int
+    images: int
+    """measured, all different"""
+    blocks: int
+    """of images, one of which at a time is left out for the errors"""
+    rate: float
+    """r"""
+    optimizer: str
+    """of the run; the updates are of plain SGD"""
+    scheduled_rate: float
+    """the run's own rate in the last step before these weights"""
+    overrides: dict[str, Any]
+    """keys in which the recipe that was measured is not the run's"""
+    modules: tuple[ModuleVariance, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**asdict(self), "modules": [module.as_dict() for module in self.modules], "remark": self.remark}
+
+    @property
+    def changes(self) -> str:
+        """In which keys the recipe is not the run's, for a title; empty where it is."""
+        return "".join(f", {key} {value}" for key, value in self.overrides.items())
+
+    @property
+    def rates(self) -> str:
+        """What the rate of the updates is beside the run's own."""
+        sgd = "" if self.optimizer == "sgd" else f" Updates are of plain SGD, while the run used {self.optimizer}."
+        return f"Rate r {self.rate:.4g}; the run's own at step {self.step} was {self.scheduled_rate:.4g}.{sgd}"
+
+    @property
+    def remark(self) -> str:
+        """What the unit means for the numbers."""
+        if self.unit == "image":
+            return "Unit: the image. Nothing in the forward ties images together, so each gives a gradient of its own."
+        return (
+            f"Unit: the group of {self.unit_images} images. They share batch statistics, so a single image has no "
+            "gradient of its own: the gradient of a group is not the mean of its images' gradients under other "
+            f"statistics, and another bn_size is another function. The law holds between groups at bn_size "
+            f"{self.unit_images}; noise scales count a group as {self.unit_images} images. What sharing does: the "
+            f"variance counted for an image is its own plus {self.unit_images - 1} times the covariance that shared "
+            "statistics make between two images of a group, and the mean is that of groups of this size, which small "
+            "groups put away from the mean of large ones."
+        )

@@ -1,0 +1,268 @@
+"""How high may the learning rate be: a range test, and a test of stability after warmups of several lengths.
+
+The range test (Smith, "Cyclical learning rates for training neural networks", 2015) lets the rate rise geometrically
+from step to step until the loss diverges. The recommended rate is that of the lowest smoothed loss, but at most a tenth
+of the one that diverged. The rate of the steepest fall is reported and not recommended: a detector's loss falls fastest
+while its new heads learn that most boxes are background, which they do at any rate. Every short run starts from the
+same weights and takes the same images, the first of the recipe's plan, so the result does not depend on the devices.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megdet.distributed.failures import stop_together
+from megdet.distributed.world import World
+from megdet.errors import InputError
+from megdet.recipe import Recipe
+from megdet.run_folder.folder import encode_non_finite
+from megdet.training.datasets import Datasets, load_datasets
+from megdet.training.run import RunOptions, open_run
+from megdet.training.schedule import learning_rate, scaled_rate, why_no_warmup
+from megdet.training.step import read_results
+
+SMOOTHING = 0.9
+"""Decay of the running mean of losses that is watched for divergence."""
+DIVERGED = 2.0
+"""A running mean of so many times its lowest value so far has diverged."""
+SAFETY = 10.0
+"""The recommended rate stays this factor below the one that diverged."""
+FEWEST_STEPS = 20
+"""Of a range test: with fewer, a slope says nothing."""
+AFTER_WARMUP = 50
+"""Steps at the full rate that a stability run has to survive."""
+
+Progress = Callable[[str, int, int], None]
+"""Told which short run goes on, its steps done, and how many there are."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """The losses of a short run, up to the step that diverged."""
+
+    rates: tuple[float, ...]
+    """of every step that was made"""
+    losses: tuple[float, ...]
+    diverged: int | None
+    """the step, from 1, whose loss was not finite or whose running mean was DIVERGED times its lowest value; a step
+    with a gradient that is not finite has an infinite loss"""
+
+
+@dataclass(frozen=True)
+class RangeTest:
+    """What the range test found."""
+
+    course: Course
+    smoothed: tuple[float, ...]
+    """mean of each loss with its neighbours on both sides, which does not lag behind the rate"""
+    steepest: float
+    """rate at which the smoothed loss falls fastest over the logarithm of the rate"""
+    lowest: float
+    """rate of the lowest smoothed loss"""
+    highest: float | None
+    """rate at which the run diverged, None where it did not"""
+    recommended: float
+    """the lowest, but at most the highest / SAFETY"""
+
+
+@dataclass(frozen=True)
+class Stability:
+    """One run at a rate after a warmup."""
+
+    rate: float
+    base_lr: float
+    """the recipe's base_lr that gives this rate"""
+    warmup_steps: int
+    course: Course
+
+    @property
+    def survives(self) -> bool:
+        """Whether no step diverged."""
+        return self.course.diverged is None
+
+    @property
+    def last_loss(self) -> float:
+        """Mean loss of the last steps, at most 10."""
+        return float(np.mean(self.course.losses[-10:]))
+
+
+@dataclass(frozen=True)
+class RateTest:
+    """What `megdet lr-test` finds; rates are those of the recipe's mini-batch."""
+
+    batch_size: int
+    scale: float
+    """rate over base_lr by the recipe's scaling rule"""
+    range_test: RangeTest
+    stability: tuple[Stability, ...]
+    no_warmup: str = ""
+    """why a warmup would change no rate, where it would not"""
+
+    @property
+    def recommended_base_lr(self) -> float:
+        """The recommended rate as the recipe's optimizer.base_lr."""
+        return self.range_test.recommended / self.scale
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON; numbers that are not finite are strings."""
+        stability = [asdict(run) | {"survives": run.survives, "last_loss": run.last_loss} for run in self.stability]
+        base_lr = {"recommended_base_lr": self.recommended_base_lr}
+        return dict(encode_non_finite({**asdict(self), **base_lr, "stability": stability}))
+
+    def sentence(self) -> str:
+        """What to do, in a line."""
+        test = self.range_test
+        limit = (
+            "did not diverge: raise --to to see where it does"
+            if test.highest is None
+            else (f"diverged at {test.highest:.3g}")
+        )
+        advice = (
+            f"Recommended: optimizer.base_lr {self.recommended_base_lr:.3g}, a rate of {test.recommended:.3g} for "
+            f"{self.batch_size} images (lowest loss at {test.lowest:.3g}; {limit})."
+        )
+        tried = [run for run in self.stability if run.rate == test.recommended]
+        best = max((run.base_lr for run in self.stability if run.survives), default=None)
+        if self.no_warmup:
+            other = "lower --rates" if best is None else f"try optimizer.base_lr {best:.3g}, which did"
+            end = "It survives. " if any(run.survives for run in tried) else f"It does not survive: {other}. "
+            return f"{advice} {end if tried else ''}{self.no_warmup}."
+        if not tried:
+            return advice
+        survived = [run.warmup_steps for run in tried if run.survives]
+        if survived:
+            return f"{advice} It survives from a warmup of {min(survived)} steps on."
+        other = "" if best is None else f", or optimizer.base_lr {best:.3g}, which did survive"
+        return f"{advice} It survives none of these warmups: try longer ones with --warmup{other}."
+
+
+def run_rate_test(
+    recipe: Recipe,
+    world: World,
+    options: RunOptions,
+    *,
+    lowest: float,
+    highest: float,
+    steps: int,
+    rates: Sequence[float] | None = None,
+    warmups: Sequence[int] | None = None,
+    after: int = AFTER_WARMUP,
+    progress: Progress = lambda _what, _done, _of: None,
+) -> RateTest:
+    """Run both tests; every rank calls it.
+
+    The range goes from `lowest` to `highest` in `steps` steps. The stability runs are of `rates` (default: the
+    recipe's own and the recommended one) after each of `warmups` in steps (default: none and, where it changes a rate,
+    the recipe's), and `after` steps more. Raises InputError for numbers that make no test, and for a recipe that cannot
+    be trained.
+    """
+    if not 0 < lowest < highest < math.inf:
+        raise InputError(f"--from {lowest:g} --to {highest:g}: the first must be above 0 and below the second")
+    if steps < FEWEST_STEPS:
+        raise InputError(f"--steps {steps}: a range test takes at least {FEWEST_STEPS}")
+    if after < 1:
+        raise InputError(f"--after {after}: it takes at least 1 step at the full rate")
+    if rates is not None and any(not 0 < rate < math.inf for rate in rates):
+        raise InputError("--rates: they must be above 0")
+    with stop_together(world):
+        runner = _Runner(recipe, world, options, load_datasets(recipe, world), progress)
+        rising = lowest * (highest / lowest) ** (np.arange(steps) / (steps - 1))
+        found = read_range(runner.run("range test", rising.tolist(), warmup=0))
+        scale = scaled_rate(replace(recipe, optimizer=replace(recipe.optimizer, base_lr=1.0)))
+        longest = max(warmups) if warmups else recipe.schedule.warmup_steps
+        no_warmup = why_no_warmup(replace(recipe, schedule=replace(recipe.schedule, warmup_steps=longest)))
+        if warmups is None:
+            warmups = [0] if no_warmup else sorted({0, longest})
+        stability = []
+        for rate in rates or sorted({scaled_rate(recipe), found.recommended}):
+            for warmup in warmups:
+                planned = stability_rates(recipe, len(runner.datasets.train), rate / scale, warmup, after)
+                course = runner.run(f"rate {rate:.3g}, warmup {warmup}", planned, warmup)
+                stability.append(Stability(rate, rate / scale, warmup, course))
+    return RateTest(recipe.batch_size, scale, found, tuple(stability), no_warmup)
+
+
+def stability_rates(recipe: Recipe, num_images: int, base_lr: float, warmup: int, after: int) -> list[float]:
+    """The recipe's warmup in so many steps to the rate of this base_lr, and that rate for `after` steps more."""
+    schedule = replace(recipe.schedule, policy="step", epochs=1.0, milestones=(), factors=(), warmup_steps=warmup)
+    changed = replace(recipe, schedule=schedule, optimizer=replace(recipe.optimizer, base_lr=base_lr))
+    return [learning_rate(changed, num_images, step) for step in range(warmup + after)]
+
+
+def read_range(course: Course) -> RangeTest:
+    """Read a range test's rates off its losses. Raises InputError where it diverged at once."""
+    rates = np.array(course.rates)
+    finite = np.isfinite(course.losses)
+    if finite.sum() < FEWEST_STEPS // 2:
+        raise InputError(
+            f"the range test diverged at its step {course.diverged}, rate {rates[-1]:.3g}: choose a lower --from"
+        )
+    losses = np.array(course.losses)[finite]
+    smoothed = smooth(losses, max(1, len(losses) // 20))
+    lowest = int(smoothed.argmin())
+    slopes = np.gradient(smoothed, np.log(rates[: len(losses)]))
+    steepest = float(rates[int(slopes[: max(2, lowest + 1)].argmin())])
+    highest = None if course.diverged is None else float(rates[course.diverged - 1])
+    best = float(rates[lowest])
+    recommended = best if highest is None else min(best, highest / SAFETY)
+    return RangeTest(course, tuple(smoothed.tolist()), steepest, best, highest, recommended)
+
+
+def smooth(values: NDArray[np.float64], reach: int) -> NDArray[np.float64]:
+    """The mean of each value with its neighbours up to `reach` places away, as many on both sides as there are."""
+    sums = np.cumsum(np.insert(values, 0, 0.0))
+    places = np.arange(len(values))
+    sides = np.minimum(reach, np.minimum(places, len(values) - 1 - places))
+    means: NDArray[np.float64] = (sums[places + sides + 1] - sums[places - sides]) / (2 * sides + 1)
+    return means
+
+
+def first_divergence(losses: Iterable[float]) -> int | None:
+    """The place, from 1, of the first loss that is not finite or brings the running mean to DIVERGED times its lowest.
+
+    The running mean is exponential, of decay SMOOTHING, free of the bias of its start.
+    """
+    mean, lowest = 0.0, math.inf
+    for number, loss in enumerate(losses, 1):
+        if not math.isfinite(loss):
+            return number
+        mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
+        corrected = mean / (1 - SMOOTHING**number)
+        lowest = min(lowest, corrected)
+        if corrected > DIVERGED * lowest:
+            return number
+    return None
+
+
+@dataclass
+class _Runner:
+    """Short runs of a recipe from its start, each on the plan's first steps."""
+
+    recipe: Recipe
+    world: World
+    options: RunOptions
+    datasets: Datasets
+    progress: Progress
+
+    def run(self, what: str, rates: Sequence[float], warmup: int) -> Course:
+        """Train with these rates until the loss diverges. Every rank makes the same steps: the losses are summed.
+
+        `warmup` is how many of the steps are warmup, after which AGVM begins to measure; it does at once in a run
+        that has none, as the range test.
+        """
+        recipe = replace(self.recipe, schedule=replace(self.recipe.schedule, warmup_steps=warmup))
+        losses: list[float] = []
+        with open_run(recipe, self.world, self.options, datasets=self.datasets) as run:
+            for result in run.steps(0, len(rates), rates.__getitem__):
+                numbers = read_results([result], run.trainer)[0]
+                losses.append(numbers["loss"] if math.isfinite(numbers["gradient_norm"]) else math.inf)
+                done = result.step + 1
+                self.progress(what, done, len(rates))
+                diverged = first_divergence(losses)
+                if diverged is not None:
+                    return Course(tuple(rates[:done]), tuple(losses), diverged)
+        return Course(tuple(rates), tuple(losses), None)

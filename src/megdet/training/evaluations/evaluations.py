@@ -1,0 +1,129 @@
+"""The evaluations of a run and what each leaves behind: made by all ranks together, or by a process beside them."""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from megdet.errors import InputError
+from megdet.evaluation.coco_numbers import CocoNumbers, evaluate_detections
+from megdet.files import write_json_atomically
+from megdet.inference.predict import category_ids_for, detect_dataset
+from megdet.inference.trained import load_detector
+from megdet.model.detector import Detector
+from megdet.run_folder.checkpoint_files import delete_old_checkpoints
+from megdet.run_folder.folder import RunFolder
+from megdet.run_folder.metrics import MetricsWriter
+from megdet.training.evaluations.background import BackgroundEvaluations
+from megdet.training.report import Reporter
+from megdet.training.run import Run
+
+_WAIT_SECONDS = 5.0
+"""Of rank 0 for an evaluation, between two words to the other ranks, whose patience has a limit."""
+
+
+@dataclass
+class Evaluations:
+    """Makes the evaluations of a run and writes them down; every rank has one and calls the same methods.
+
+    Beside the training only rank 0 knows the run's last evaluation before `finish`.
+    """
+
+    run: Run
+    folder: RunFolder
+    reporter: Reporter
+    metrics: MetricsWriter | None
+    """on rank 0"""
+    background: BackgroundEvaluations | None
+    """on rank 0, where they go on beside the training"""
+
+    def __post_init__(self) -> None:
+        self.world, self._has_said_to_wait = self.run.world, False
+
+    @property
+    def is_background(self) -> bool:
+        """Whether they go on beside the training; the same on every rank."""
+        return self.run.evaluates_on is not None
+
+    @property
+    def needed_checkpoints(self) -> list[int]:
+        """The steps whose checkpoints are still to be evaluated."""
+        return [] if self.background is None else self.background.steps
+
+    def due(self, step: int) -> None:
+        """Evaluate the step that was just done; in the background it starts or waits, and its checkpoint is written."""
+        if not self.is_background:
+            self._evaluate_averages(step)
+        if self.background is not None:
+            self.background.start(step)
+            before = self.background.steps[0]
+            if before != step and not self._has_said_to_wait:
+                self._has_said_to_wait = True
+                self.reporter.say(
+                    f"the evaluation of step {step} waits for that of step {before}: they take longer than the "
+                    "training between them; a checkpoint stays until it is evaluated"
+                )
+
+    def make_up(self, steps: Iterable[int]) -> None:
+        """Evaluate the kept checkpoints of these steps, which an earlier start of the run did not come to."""
+        for step in steps:
+            if self.is_background or step == self.run.first_step:
+                self.due(step)
+            else:
+                self._evaluate(step, load_detector(self.folder, self.world.device, step=step, world=self.world).model)
+
+    def look(self) -> None:
+        """Write down the evaluations in the background that are done; never waits.
+
+        Raises InputError on rank 0 where one has failed.
+        """
+        while self.background is not None and (found := self.background.poll()) is not None:
+            self._write_down(found.step, found.numbers, found.seconds)
+            delete_old_checkpoints(self.folder, self.run.recipe.keep_checkpoints, self.background.steps)
+
+    def finish(self) -> None:
+        """Wait until all evaluations are done; then every rank knows the numbers of the last."""
+        is_over = not self.is_background
+        if waiting := self.needed_checkpoints:
+            self.reporter.say(f"every step is done; waiting for the evaluation of step {', '.join(map(str, waiting))}")
+        while not is_over:
+            if self.background is not None:
+                self.look()
+                self.background.wait(min(_WAIT_SECONDS, self.world.timeout.total_seconds() / 4))
+                self.look()
+            is_over, self.run.position = self.world.on_first(lambda: (not self.needed_checkpoints, self.run.position))
+
+    def _evaluate_averages(self, step: int) -> None:
+        """Evaluate the trained model, with the averages as its weights where the run keeps them."""
+        model, averages = self.run.trainer.model, self.run.trainer.averages
+        own = {name: tensor.clone() for name, tensor in model.state_dict().items()} if averages else None
+        if averages is not None:
+            model.load_state_dict(averages.tensors)
+        self._evaluate(step, model)
+        if own is not None:
+            model.load_state_dict(own)
+        model.train()
+
+    def _evaluate(self, step: int, model: Detector) -> None:
+        started, recipe, datasets = time.perf_counter(), self.run.recipe, self.run.datasets
+        val = datasets.val
+        ids = category_ids_for(datasets.train.class_names, val)
+        try:
+            results = detect_dataset(model, recipe, val, ids, self.world, workers=self.run.options.workers)
+        except torch.OutOfMemoryError:
+            raise InputError(
+                f"the evaluation of step {step}: {recipe.evaluation.batch_size} images do not fit "
+                f"{self.world.device}: lower evaluation.batch_size"
+            ) from None
+        numbers = self.world.on_first(lambda: evaluate_detections(val.annotations_file, results))
+        self.world.on_first(lambda: write_json_atomically(self.folder.detections, results))
+        self._write_down(step, numbers, time.perf_counter() - started)
+
+    def _write_down(self, step: int, numbers: CocoNumbers, seconds: float) -> None:
+        if self.metrics is not None:
+            of_all = {key: value for key, value in numbers.as_dict().items() if key != "per_class"}
+            self.metrics.write({"step": step, "evaluation": of_all, "seconds": round(seconds, 3)})
+            write_json_atomically(self.folder.evaluation, numbers.as_dict(), indent=2)
+        self.run.evaluated(step, numbers)
+        self.reporter.evaluated(step, numbers, seconds)

@@ -1,0 +1,39 @@
+"""Averages of weights over the steps of a run (EMA), which are then evaluated."""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+class MovingAverage:
+    """Exponential moving average of weights and buffers; early steps average over fewer (decay (1+t)/(10+t))."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.tensors = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+    def state(self) -> dict[str, Tensor]:
+        """For a checkpoint; also what is evaluated."""
+        return self.tensors
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what `state` returned."""
+        for name, tensor in state.items():
+            self.tensors[name].copy_(tensor)
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Average the state after step 0, 1, ... in."""
+        weight = 1 - min(self.decay, (1 + step) / (10 + step))
+        floats: list[tuple[Tensor, Tensor]] = []
+        for name, tensor in _state(model):
+            if tensor.is_floating_point():
+                floats.append((self.tensors[name], tensor))
+            else:
+                self.tensors[name].copy_(tensor)
+        torch._foreach_lerp_([mine for mine, _ in floats], [theirs for _, theirs in floats], weight)
+
+
+def _state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    return ((name, tensor.detach()) for name, tensor in model.state_dict().items())

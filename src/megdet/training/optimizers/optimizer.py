@@ -1,0 +1,100 @@
+"""The optimizer of a recipe, its state by name, and the moving average of the weights."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from megdet.layers.batch_norm import CrossDeviceBatchNorm
+from megdet.recipe import Optimizer as OptimizerRecipe
+from megdet.training.optimizers.layerwise import Lamb, Lars
+from megdet.training.optimizers.parts import module_of
+
+_MOMENTUM = "momentum_buffer"
+_OTHER_STATE = ("exp_avg", "exp_avg_sq", "step")
+
+
+def make_optimizer(model: nn.Module, recipe: OptimizerRecipe) -> torch.optim.Optimizer:
+    """The optimizer over the trained parameters, in groups of a module of the detector, layers before norms and biases.
+
+    Norm layers and biases are without decay where the recipe says so, and without a trust ratio in LARS and LAMB.
+    """
+    members: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    for path, module in model.named_modules():
+        is_norm = isinstance(module, (CrossDeviceBatchNorm, nn.GroupNorm, nn.LayerNorm))
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.requires_grad:
+                key = module_of(path or name), is_norm or name == "bias"
+                members.setdefault(key, []).append(parameter)
+    groups: list[dict[str, Any]] = [
+        {
+            "params": own,
+            "module": module,
+            "adapts": not is_exempt,
+            "weight_decay": 0.0 if is_exempt and not recipe.decay_norm_and_bias else recipe.weight_decay,
+        }
+        for (module, is_exempt), own in members.items()
+    ]
+    match recipe.kind:
+        case "sgd":
+            return torch.optim.SGD(groups, lr=0.0, momentum=recipe.momentum, fused=True)
+        case "adamw":
+            return torch.optim.AdamW(groups, lr=0.0, betas=recipe.betas, eps=recipe.eps, fused=True)
+        case "lars":
+            return Lars(groups, recipe.momentum, recipe.trust_coefficient)
+        case "lamb":
+            return Lamb(groups, recipe.betas, recipe.eps)
+
+
+def state_by_name(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What the optimizer remembers of every parameter that has moved, for a checkpoint.
+
+    Momentum has the name of its parameter, other kinds of state (Adam's moments and steps) that name and their own.
+    """
+    found: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        for kind, tensor in optimizer.state.get(parameter, {}).items():
+            if tensor is not None:
+                found[name if kind == _MOMENTUM else f"{name}.{kind}"] = tensor
+    return found
+
+
+def restore_state(model: nn.Module, optimizer: torch.optim.Optimizer, saved: Mapping[str, Tensor]) -> None:
+    """Put back what `state_by_name` returned."""
+    for name, parameter in model.named_parameters():
+        keys = {_MOMENTUM: name, **{kind: f"{name}.{kind}" for kind in _OTHER_STATE}}
+        for kind, key in keys.items():
+            if key in saved:
+                optimizer.state[parameter][kind] = like_parameter(saved[key], parameter)
+
+
+def state_layout(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Names, shapes and dtypes of what `state_by_name` returns after any step, as tensors without values."""
+    steps: dict[str, torch.dtype] = {}
+    match optimizer:
+        case torch.optim.SGD():
+            kinds = [_MOMENTUM] if optimizer.defaults["momentum"] else []
+        case Lars():
+            kinds = [_MOMENTUM]
+        case torch.optim.AdamW():
+            kinds, steps = ["exp_avg", "exp_avg_sq"], {"step": torch.float32}  # torch counts so in its fused form
+        case Lamb():
+            kinds, steps = ["exp_avg", "exp_avg_sq"], {"step": torch.float64}
+        case _:
+            raise TypeError(f"what a {type(optimizer).__name__} remembers is not known")
+    layout: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            for kind in kinds:
+                key = name if kind == _MOMENTUM else f"{name}.{kind}"
+                layout[key] = torch.empty_like(parameter, device="meta", requires_grad=False)
+            for kind, dtype in steps.items():
+                layout[f"{name}.{kind}"] = torch.empty((), dtype=dtype, device="meta")
+    return layout
+
+
+def like_parameter(tensor: Tensor, parameter: nn.Parameter) -> Tensor:
+    """A copy on the device of a parameter, and in its order of memory where it has its shape."""
+    copy = tensor.to(parameter.device, copy=True)
+    return torch.empty_like(parameter).copy_(copy) if copy.shape == parameter.shape else copy

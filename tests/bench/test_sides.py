@@ -136,6 +136,6 @@ def test_only_our_side_keeps_freed_memory(
 ) -> None:
     sides = script("sides")
     kept: list[bool] = []
-    monkeypatch.setattr(sides.world, "_keep_freed_memory", lambda: kept.append(True))
+    monkeypatch.setattr(sides.runtime, "keep_freed_memory", lambda: kept.append(True))
     sides.start_side(name)
     assert bool(kept) == (is_kept and not torch.cuda.is_available())

@@ -142,7 +142,7 @@ def test_importing_torchvision_makes_a_run_that_detects(tmp_path: Path, data: Ti
     run = tmp_path / "run"
     options = ["--run", str(run), "--norm-eps", "0", "--data.short_edges", "[64]"]
     assert main(["import", "torchvision", str(tmp_path / "tv.pth"), *options]) == 0
-    assert load_recipe(str(run / "recipe.yaml")).backbone.norm_eps == 0
+    assert load_recipe(str(run / "recipe.yaml")).model.backbone.norm_eps == 0
     picture = next(data.val_images.iterdir())
     assert main(["detect", str(run), str(picture)]) == 0
     assert (run / "pictures/detect" / f"{picture.stem}.png").is_file()

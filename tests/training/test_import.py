@@ -96,7 +96,8 @@ def test_batches_hold_torchvisions_pixels(imported):
     )
     recipe = replace(imported.recipe, data=data, evaluation=replace(imported.recipe.evaluation, batch_size=2))
     dataset = val_set(recipe)
-    transform = GeneralizedRCNNTransform(240, 400, list(data.mean), list(data.std))
+    model = recipe.model
+    transform = GeneralizedRCNNTransform(240, 400, list(model.mean), list(model.std))
     groups = evaluation_plan(dataset.sizes, recipe)[::8]
     for batch in group_batches(dataset, groups, workers=0, device=CPU):
         expected, _ = transform([photo(dataset.image_path(index)) for index in batch.image_index])

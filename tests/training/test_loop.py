@@ -259,9 +259,8 @@ def test_a_damaged_image_stops_the_run_with_its_name(tmp_path):
 def detect_again(world: World, folder: Path, recipe: Recipe) -> list[dict[str, Any]]:
     trained = load_detector(RunFolder(folder), world.device)
     dataset = val_set(recipe)
-    return detect_dataset(
-        trained.model, dataset, category_ids_for(trained.class_names, dataset), world, workers=world.rank
-    )
+    ids = category_ids_for(trained.class_names, dataset)
+    return detect_dataset(trained.model, trained.recipe, dataset, ids, world, workers=world.rank)
 
 
 @pytest.mark.distributed

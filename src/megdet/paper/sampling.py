@@ -69,7 +69,7 @@ def _ratios(
 
 def _finished_epochs(folder: RunFolder) -> int:
     lines = read_metrics(folder.metrics) if folder.metrics.exists() else []
-    return int(max((line["epoch"] for line in lines if "loss" in line and "epoch" in line), default=0) + 1e-6)
+    return int(max((line["epoch"] for line in lines if "box_head_positive" in line), default=0) + 1e-6)
 
 
 def proposals_report(scale: Scale, row: TrainingRow, folder: Path, world: World, workers: int) -> Report:

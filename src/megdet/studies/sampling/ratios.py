@@ -71,7 +71,7 @@ def sampling_table(folders: Sequence[RunFolder], epochs: Sequence[int] | None = 
     counts = detector_class(recipes[0].model).counts
     if not counts:
         raise InputError(f"{folders[0].recipe}: model.kind {recipes[0].model.kind} samples nothing; name another run")
-    lines = [_steps(folder) for folder in folders]
+    lines = [_steps(folder, counts[-1].name) for folder in folders]
     finished = [int(own[-1]["epoch"] + 1e-6) for own in lines]
     for folder, own in zip(folders, finished, strict=True):
         if own < 1:
@@ -124,10 +124,10 @@ def _data_of(folder: RunFolder) -> tuple[int, int, str]:
     return state.num_images, len(state.class_names), state.data
 
 
-def _steps(folder: RunFolder) -> list[dict[str, Any]]:
+def _steps(folder: RunFolder, count: str) -> list[dict[str, Any]]:
     if not Path(folder.metrics).is_file():
         raise InputError(f"{folder.path}: the run has no metrics.jsonl, which `megdet train` writes; name another run")
-    lines = [line for line in read_metrics(folder.metrics) if "loss" in line and "epoch" in line]
+    lines = [line for line in read_metrics(folder.metrics) if count in line and "epoch" in line]
     if not lines:
         raise InputError(f"{folder.metrics}: no line of a step; train on")
     return lines

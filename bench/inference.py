@@ -18,7 +18,7 @@ import torchvision
 from rich.console import Console
 from rich.table import Table
 from rounds import SideProcess, in_turn, serve, summary
-from sides import NUM_CLASSES, copy_weights, shared_recipe, start_side, torchvision_detector, use_cudnn
+from sides import NUM_CLASSES, copy_weights, environment_of, shared_recipe, start_side, torchvision_detector, use_cudnn
 
 from megdet.inference.fold import fold_batch_norms
 from megdet.inference.trained import place_model
@@ -46,7 +46,7 @@ def main() -> None:
     if options.precision == "fp32":
         names.remove("torchvision channels_last bf16")
     shape = ["--size", str(options.size), "--batch", str(options.batch), *(["--plain"] if options.plain else [])]
-    sides = {name: SideProcess(__file__, "--side", name, *shape) for name in names}
+    sides = {name: SideProcess(__file__, "--side", name, *shape, environment=environment_of(name)) for name in names}
     figures = summary(in_turn(sides, options.rounds), "torchvision fp32")
     for process in sides.values():
         process.end()

@@ -4,6 +4,7 @@ A side is named by what it is: `torchvision fp32`, `torchvision channels_last`, 
 `megdet fp32`, `megdet bf16`, on a GPU also `megdet tf32` and `megdet compiled`.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -12,6 +13,8 @@ import torchvision
 from real_step import real_step
 from torch import nn
 
+from megdet import SPIN_COUNT, runtime
+from megdet.distributed.world import start_world
 from megdet.model.detector import Detector
 from megdet.model.torchvision_weights import convert_torchvision_weights, torchvision_recipe
 from megdet.precision import arithmetic, backward
@@ -28,6 +31,14 @@ def start_side(name: str) -> torch.device:
     if not name.startswith("megdet"):
         runtime.keep_freed_memory = lambda: None
     return start_world().device
+
+
+def environment_of(name: str) -> dict[str, str]:
+    """Of a side's process: threads that wait do so as MegDet lets them (`SPIN_COUNT`), or as torch does by itself."""
+    environment = dict(os.environ)
+    if not name.startswith("megdet") and environment.get("GOMP_SPINCOUNT") == str(SPIN_COUNT):
+        del environment["GOMP_SPINCOUNT"]
+    return environment
 
 
 def use_cudnn(name: str) -> None:

@@ -25,7 +25,7 @@ from rich.table import Table
 
 import megdet
 from megdet.recipe_file import packaged_recipes, parse_recipe
-from megdet.run_folder.environment import usable_cores
+from megdet.runtime import usable_cores
 
 SETTINGS = {
     "torch": {"GOMP_SPINCOUNT": "300000"},

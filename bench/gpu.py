@@ -41,7 +41,6 @@ from sides import shared_recipe, training_step
 from torchvision.models.detection import faster_rcnn, rpn
 from train_step import flop_counter, make_images
 
-from megdet.distributed.world import use_precision
 from megdet.model import box_head, pooling
 from megdet.model.backbone import Backbone
 from megdet.model.fpn import Fpn
@@ -163,7 +162,6 @@ def make_step(side: str, precision: str, batch: int, size: str, mode: str | None
     """A side's step, of `megdet train` on one micro-batch that is the whole mini-batch."""
     height, width = (int(edge) for edge in size.split("x"))
     images, boxes, labels, _ = make_images(height, batch, width)
-    use_precision(PRECISIONS[precision])
     prepare = partial(compile_dense, mode=mode) if side == "megdet compiled" else lambda _: None
     recipe = shared_recipe(batch, PRECISIONS[precision])
     return training_step(f"{side} {precision}", recipe, images, boxes, labels, prepare)

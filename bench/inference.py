@@ -11,7 +11,6 @@ to suppress.
 import argparse
 import json
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -19,11 +18,12 @@ import torchvision
 from rich.console import Console
 from rich.table import Table
 from rounds import SideProcess, in_turn, serve, summary
-from sides import NUM_CLASSES, copy_weights, shared_recipe, start_side, torchvision_detector, use_cudnn
+from sides import NUM_CLASSES, copy_weights, environment_of, shared_recipe, start_side, torchvision_detector, use_cudnn
 
 from megdet.inference.fold import fold_batch_norms
 from megdet.inference.trained import place_model
 from megdet.model.choice import make_detector
+from megdet.precision import arithmetic
 from megdet.recipe import Recipe
 
 THRESHOLD = 0.0125  # just above 1 / 81, what random weights give to every class
@@ -46,7 +46,7 @@ def main() -> None:
     if options.precision == "fp32":
         names.remove("torchvision channels_last bf16")
     shape = ["--size", str(options.size), "--batch", str(options.batch), *(["--plain"] if options.plain else [])]
-    sides = {name: SideProcess(__file__, "--side", name, *shape) for name in names}
+    sides = {name: SideProcess(__file__, "--side", name, *shape, environment=environment_of(name)) for name in names}
     figures = summary(in_turn(sides, options.rounds), "torchvision fp32")
     for process in sides.values():
         process.end()
@@ -86,7 +86,7 @@ def make_side(options: argparse.Namespace) -> Callable[[], object]:
     images = torch.rand(options.batch, 3, options.size, options.size, device=device)
     use_cudnn(options.side)
     if options.side.startswith("megdet"):
-        return megdet_side(images, recipe, bf16=bf16, folds=not options.plain)
+        return megdet_side(images, recipe, folds=not options.plain)
     return torchvision_side(images, recipe, bf16=bf16)
 
 
@@ -98,16 +98,13 @@ def torchvision_side(images: torch.Tensor, recipe: Recipe, *, bf16: bool) -> Cal
     model.eval()
 
     def forward() -> object:
-        context: AbstractContextManager[object] = (
-            torch.autocast(images.device.type, dtype=torch.bfloat16) if bf16 else nullcontext()
-        )
-        with torch.inference_mode(), context:
+        with torch.inference_mode(), arithmetic(recipe.precision, images.device):
             return model(list(images))
 
     return forward
 
 
-def megdet_side(images: torch.Tensor, recipe: Recipe, *, bf16: bool, folds: bool) -> Callable[[], object]:
+def megdet_side(images: torch.Tensor, recipe: Recipe, *, folds: bool) -> Callable[[], object]:
     """Our detector on the same images."""
     model = make_detector(recipe, NUM_CLASSES)
     copy_weights(torchvision_detector(recipe, *images.shape[2:]), model)
@@ -120,7 +117,7 @@ def megdet_side(images: torch.Tensor, recipe: Recipe, *, bf16: bool, folds: bool
     mean, std = (torch.tensor(v, device=images.device).reshape(3, 1, 1) for v in (recipe.model.mean, recipe.model.std))
 
     def forward() -> object:
-        with torch.inference_mode(), torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=bf16):
+        with torch.inference_mode(), arithmetic(recipe.precision, images.device):
             return model.detect((pixels - mean) / std, sizes)
 
     return forward

@@ -26,6 +26,7 @@ from megdet.distributed.world import start_world
 from megdet.inference.trained import place_model
 from megdet.model.choice import make_detector
 from megdet.model.detector import Detector
+from megdet.precision import arithmetic
 from megdet.recipe import Recipe, RecomputePlan
 from megdet.structures import Targets
 
@@ -95,7 +96,7 @@ def make_forward(options: argparse.Namespace, model: Detector, device: torch.dev
 
     def forward() -> Tensor:
         model.zero_grad(set_to_none=False)  # so that gradients stay where they are
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=options.precision == "bfloat16"):
+        with arithmetic(options.precision, device):
             if not options.whole:
                 return torch.stack([level.float().mean() for level in model.backbone(images)]).sum()
             losses = model.losses(images, sizes, targets)

@@ -40,11 +40,18 @@ def summary(times: Mapping[str, list[float]], reference: str) -> dict[str, dict[
 
 
 class SideProcess:
-    """A side in a process of its own, a script that calls `serve`; a call makes it step once."""
+    """A side in a process of its own, a script that calls `serve`; a call makes it step once.
 
-    def __init__(self, *script: str) -> None:
+    `environment` is that of the process, where it is not this one's.
+    """
+
+    def __init__(self, *script: str, environment: Mapping[str, str] | None = None) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, *script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, *script],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=None if environment is None else dict(environment),
         )
 
     def __call__(self) -> None:

@@ -4,8 +4,8 @@ A side is named by what it is: `torchvision fp32`, `torchvision channels_last`, 
 `megdet fp32`, `megdet bf16`, on a GPU also `megdet tf32` and `megdet compiled`.
 """
 
+import os
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -13,9 +13,11 @@ import torchvision
 from real_step import real_step
 from torch import nn
 
-from megdet.distributed import world
+from megdet import SPIN_COUNT, runtime
+from megdet.distributed.world import start_world
 from megdet.model.detector import Detector
 from megdet.model.torchvision_weights import convert_torchvision_weights, torchvision_recipe
+from megdet.precision import arithmetic, backward
 from megdet.recipe import Recipe
 
 NUM_CLASSES = 80
@@ -27,8 +29,16 @@ RATE, MOMENTUM, WEIGHT_DECAY = 1e-4, 0.9, 1e-4
 def start_side(name: str) -> torch.device:
     """The device of a side. A process's first side decides about its allocator: torchvision's has glibc's habits."""
     if not name.startswith("megdet"):
-        world._keep_freed_memory = lambda: None
-    return world.start_world().device
+        runtime.keep_freed_memory = lambda: None
+    return start_world().device
+
+
+def environment_of(name: str) -> dict[str, str]:
+    """Of a side's process: threads that wait do so as MegDet lets them (`SPIN_COUNT`), or as torch does by itself."""
+    environment = dict(os.environ)
+    if not name.startswith("megdet") and environment.get("GOMP_SPINCOUNT") == str(SPIN_COUNT):
+        del environment["GOMP_SPINCOUNT"]
+    return environment
 
 
 def use_cudnn(name: str) -> None:
@@ -114,7 +124,7 @@ def training_step(
 
         step = real_step(images, boxes, labels, NUM_CLASSES, recipe, with_weights)
     else:
-        step = _torchvision_step(name, theirs, images, boxes, labels)
+        step = _torchvision_step(name, theirs, recipe.precision, images, boxes, labels)
 
     def with_flags() -> object:
         use_cudnn(name)
@@ -124,7 +134,7 @@ def training_step(
 
 
 def _torchvision_step(
-    name: str, model: nn.Module, images: torch.Tensor, boxes: torch.Tensor, labels: torch.Tensor
+    name: str, model: nn.Module, precision: str, images: torch.Tensor, boxes: torch.Tensor, labels: torch.Tensor
 ) -> Callable[[], object]:
     """The step of torchvision's reference script."""
     model.to(images.device)
@@ -134,13 +144,10 @@ def _torchvision_step(
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
 
     def step() -> None:
-        context: AbstractContextManager[object] = (
-            torch.autocast(images.device.type, dtype=torch.bfloat16) if name.endswith("bf16") else nullcontext()
-        )
         optimizer.zero_grad()
-        with context:
+        with arithmetic(precision, images.device):
             loss = sum(model(list(images), targets).values())
-        loss.backward()
+        backward(loss, precision)
         optimizer.step()
 
     return step

@@ -27,7 +27,7 @@ import torchvision
 from rich.console import Console
 from rich.table import Table
 from rounds import SideProcess, in_turn, serve, summary
-from sides import BOXES, NUM_CLASSES, shared_recipe, start_side, training_step
+from sides import BOXES, NUM_CLASSES, environment_of, shared_recipe, start_side, training_step
 from torch.utils.flop_counter import FlopCounterMode
 
 from megdet.distributed.world import start_world
@@ -62,7 +62,7 @@ def main() -> None:
         if options.one_process:
             sides[name] = step if name == ours else make_side(name, options.size, options.batch)
         else:
-            sides[name] = SideProcess(__file__, "--side", name, *shape)
+            sides[name] = SideProcess(__file__, "--side", name, *shape, environment=environment_of(name))
     device = start_world().device
     sides[LIMIT], conv_flops = convolution(options.size, options.batch, options.precision == "bf16", device)
     times = in_turn(sides, options.rounds)

@@ -17,7 +17,8 @@ def knobs_page() -> str:
         "# Every knob of a recipe",
         "",
         "Written by `make docs` from `src/megdet/recipe.py`. A key is written `section: {key: value}` in YAML and",
-        "`--section.key value` on the command line. Under `model` are the keys of the detector `model.kind`.",
+        "`--section.key value` on the command line. The sections of `model` are those of the detector that",
+        "`model.kind` names.",
     ]
     for section in sections():
         lines += ["", f"## {section.name or 'top level'}", "", section.title, "", "| key | default | meaning |"]

@@ -136,6 +136,15 @@ def test_only_our_side_keeps_freed_memory(
 ) -> None:
     sides = script("sides")
     kept: list[bool] = []
-    monkeypatch.setattr(sides.world, "_keep_freed_memory", lambda: kept.append(True))
+    monkeypatch.setattr(sides.runtime, "keep_freed_memory", lambda: kept.append(True))
     sides.start_side(name)
     assert bool(kept) == (is_kept and not torch.cuda.is_available())
+
+
+def test_only_our_side_gives_cores_away_sooner_than_torch_does(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+    sides = script("sides")
+    monkeypatch.setenv("GOMP_SPINCOUNT", str(sides.SPIN_COUNT))  # as `import megdet` leaves it
+    assert sides.environment_of("megdet bf16")["GOMP_SPINCOUNT"] == str(sides.SPIN_COUNT)
+    assert "GOMP_SPINCOUNT" not in sides.environment_of("torchvision fp32")
+    monkeypatch.setenv("GOMP_SPINCOUNT", "77")  # the user's own choice is for both
+    assert sides.environment_of("torchvision fp32")["GOMP_SPINCOUNT"] == "77"

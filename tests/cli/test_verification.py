@@ -10,7 +10,7 @@ import pytest
 from megdet.cli import verification
 from megdet.cli.main import main
 from megdet.contract.cases import LeftOut
-from megdet.contract.verify import Row, Verdict
+from megdet.contract.verify import Comparison, Verdict
 
 pytestmark = pytest.mark.distributed
 
@@ -38,8 +38,8 @@ def test_the_table_ends_with_the_verdict_and_the_exit_code_says_it(
     fault: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [
-        Row("base", 1, None, 1, 4, 0.0, "", None, "", {}, "nothing"),
-        Row("resume", 3, 8, 1, 2, 2e-13, "weights.x", None, fault, {}),
+        Comparison("base", 1, None, 1, 4, 0.0, "", None, "", {}, "nothing"),
+        Comparison("resume", 3, 8, 1, 2, 2e-13, "weights.x", None, fault, {}),
     ]
     left = [LeftOut(case, (2, 4), "to save time") for case in ("bn-2", "bn-8")] + [LeftOut("lars", (8,), "why not")]
     monkeypatch.setattr(verification, "verify", lambda *_, **__: Verdict(rows, 1e-9, left))

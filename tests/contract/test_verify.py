@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from megdet.contract.cases import CASES, SHORT, LeftOut, chosen_cases, left_out, trials
+from megdet.contract.cases import CASES, SHORT, LeftOut, cases_of, chosen_cases, left_out, trials
 from megdet.contract.verify import STEPS, Verdict, relative_difference, verify
 from megdet.data.plan import TrainingPlan, canvas_of
 from megdet.distributed.world import World
@@ -241,8 +241,9 @@ def test_only_what_is_compared_with_another_layout_is_counted_as_that():
 
 def test_what_is_left_out_is_told_with_its_reason():
     names = ("base", "bn-all", "lane-1", "lane-2", "recompute-stage")
-    planned = trials(load_recipe("verify"), names, (1, 2, 3, 4, 8), 4, None, Path("unused"))
-    found = left_out(recipe, planned, names, (1, 2, 3, 4, 8))
+    verified = load_recipe("verify")
+    planned = trials(verified, names, (1, 2, 3, 4, 8), 4, None, Path("unused"))
+    found = left_out(verified, planned, names, (1, 2, 3, 4, 8))
     told = {(own.case, own.why): own.devices for own in found if own.case in names}
     assert told == {
         ("bn-all", "to save time"): (2, 4),
@@ -251,7 +252,7 @@ def test_what_is_left_out_is_told_with_its_reason():
         ("lane-2", "there it is case base"): (8,),
         ("recompute-stage", "2 does not divide them"): (1, 3),
     }
-    assert {own.case for own in found if own.why == "not asked for"} == set(CASES) - set(names)
+    assert {own.case for own in found if own.why == "not asked for"} == set(cases_of(verified)) - set(names)
 
 
 def test_the_images_of_the_packaged_recipe_have_several_canvases_and_an_epoch_ends_within_a_mini_batch(recipe):

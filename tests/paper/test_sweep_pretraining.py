@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from megdet.errors import InputError
+from megdet.model.backbone import load_pretrained
 from megdet.model.choice import make_detector
 from megdet.paper.pretraining import export_backbone, pretrained_backbone, pretraining_recipe
 from megdet.paper.rows import row_recipe
@@ -30,6 +31,7 @@ def test_rows_take_over_weights_and_statistics_of_the_pretrained_backbone_alone(
     recipe = row_recipe(TABLE3[0], "demo", {"model.backbone.weights": str(file)})
     torch.manual_seed(5)
     row = make_detector(recipe, 3)
+    load_pretrained(row.backbone, Path(recipe.model.backbone.weights))
     theirs = trained.state_dict()
     own = {name: tensor for name, tensor in row.state_dict().items() if name.startswith("backbone.")}
     assert own

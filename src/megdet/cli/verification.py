@@ -6,7 +6,7 @@ from rich.table import Table
 
 from megdet.cli.options import CONSOLE, PROGRESS, Arguments
 from megdet.contract.cases import chosen_cases
-from megdet.contract.verify import Row, Verdict, verify
+from megdet.contract.verify import Comparison, Verdict, verify
 from megdet.recipe_file import load_recipe
 
 
@@ -46,7 +46,7 @@ def _table(verdict: Verdict) -> Table:
     return table
 
 
-def _devices(row: Row) -> str:
+def _devices(row: Comparison) -> str:
     return f"{row.devices}" if row.stopped_on is None else f"{row.stopped_on}, then {row.devices}"
 
 

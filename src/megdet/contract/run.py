@@ -41,7 +41,7 @@ class Training:
 
 
 @dataclass
-class Outcome:
+class Trained:
     """What a run left behind, as rank 0 has it."""
 
     gradients: dict[str, Tensor]
@@ -59,7 +59,7 @@ class Outcome:
     """ranks whose weights or buffers are not bitwise those of rank 0"""
 
 
-def run_steps(world: World, training: Training, leak: Leak | None = None) -> Outcome | None:
+def run_steps(world: World, training: Training, leak: Leak | None = None) -> Trained | None:
     """Train, leave a checkpoint or go on from one, detect; every rank calls it, rank 0 gets the outcome."""
     first, last = training.steps
     folder = None if training.folder is None else RunFolder(training.folder)
@@ -94,7 +94,7 @@ def run_steps(world: World, training: Training, leak: Leak | None = None) -> Out
         return None
     kind = "weights."
     unmoved = [kind + name for name, before in start.items() if torch.equal(before.cpu(), state[kind + name])]
-    return Outcome(gradients, rows, rates, state, found, unmoved, drifted)
+    return Trained(gradients, rows, rates, state, found, unmoved, drifted)
 
 
 def make_every_layer_count(trainer: Trainer) -> None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from megdet.contract.cases import LeftOut, Trial, left_out, trials
-from megdet.contract.run import Leak, Outcome, Training, run_steps
+from megdet.contract.run import Leak, Trained, Training, run_steps
 from megdet.distributed.local_ranks import run_in_ranks
 from megdet.distributed.world import World
 from megdet.errors import InputError
@@ -37,7 +37,7 @@ _HANGS_AFTER = 3600.0
 
 
 @dataclass(frozen=True)
-class Row:
+class Comparison:
     """The verdict on one layout of one case."""
 
     case: str
@@ -68,7 +68,7 @@ class Row:
 class Verdict:
     """What `verify` found."""
 
-    rows: list[Row]
+    rows: list[Comparison]
     limit: float
     left_out: Sequence[LeftOut] = ()
 
@@ -78,7 +78,7 @@ class Verdict:
         return all(row.passes for row in self.rows)
 
     @property
-    def worst(self) -> Row:
+    def worst(self) -> Comparison:
         """The row of the largest difference."""
         return max(self.rows, key=lambda row: row.difference)
 
@@ -171,13 +171,15 @@ def verify(
         return Verdict(rows, LIMITS[dtype], left_out(recipe, planned, cases, devices))
 
 
-def _rows(planned: Sequence[Trial], dtype: str, leak: Leak | None, progress: Callable[[str], None]) -> Iterator[Row]:
+def _rows(
+    planned: Sequence[Trial], dtype: str, leak: Leak | None, progress: Callable[[str], None]
+) -> Iterator[Comparison]:
     most = max(run.ranks for trial in planned for run in (*trial.runs, *trial.reference))
     device = "cuda" if num_gpus() >= most else "cpu"
-    kept: dict[tuple[Training, ...], Outcome] = {}
+    kept: dict[tuple[Training, ...], Trained] = {}
     references = {trial.reference for trial in planned}
 
-    def outcome_of(runs: tuple[Training, ...], case: str) -> Outcome:
+    def outcome_of(runs: tuple[Training, ...], case: str) -> Trained:
         if runs in kept:
             return kept[runs]
         started = time.perf_counter()
@@ -196,7 +198,7 @@ def _rows(planned: Sequence[Trial], dtype: str, leak: Leak | None, progress: Cal
         yield _judge(trial, reference, outcome_of(trial.runs, trial.case), dtype)
 
 
-def _joined(halves: Sequence[Outcome]) -> Outcome:
+def _joined(halves: Sequence[Trained]) -> Trained:
     """One outcome of the halves of a stopped run."""
     first, last = halves[0], halves[-1]
     return replace(
@@ -222,7 +224,7 @@ class _Difference:
         return self.value == math.inf and self.kind != "detections"
 
 
-def _judge(trial: Trial, reference: Outcome, outcome: Outcome, dtype: str) -> Row:
+def _judge(trial: Trial, reference: Trained, outcome: Trained, dtype: str) -> Comparison:
     run, limit = trial.runs[-1], 0.0 if trial.is_bitwise else LIMITS[dtype]
     found = list(_differences(reference, outcome))
     judges_all = dtype == "float64" or trial.is_bitwise
@@ -233,7 +235,7 @@ def _judge(trial: Trial, reference: Outcome, outcome: Outcome, dtype: str) -> Ro
     of_kind: dict[str, float] = {}
     for own in found:
         of_kind[own.kind] = max(of_kind.get(own.kind, 0.0), own.value)
-    return Row(
+    return Comparison(
         trial.case,
         run.ranks,
         trial.runs[0].ranks if len(trial.runs) > 1 else None,
@@ -248,7 +250,7 @@ def _judge(trial: Trial, reference: Outcome, outcome: Outcome, dtype: str) -> Ro
     )
 
 
-def _fault(outcome: Outcome, judged: Sequence[_Difference], limit: float) -> str:
+def _fault(outcome: Trained, judged: Sequence[_Difference], limit: float) -> str:
     if outcome.drifted:
         return f"rank {outcome.drifted[0]} holds other weights or buffers than rank 0"
     for own in judged:
@@ -262,7 +264,7 @@ def _fault(outcome: Outcome, judged: Sequence[_Difference], limit: float) -> str
     return ""
 
 
-def _differences(reference: Outcome, outcome: Outcome) -> Iterator[_Difference]:
+def _differences(reference: Trained, outcome: Trained) -> Iterator[_Difference]:
     """Everything that two runs have in common, in the order in which it is computed."""
     for name, value in _by_name(reference.gradients, outcome.gradients):
         yield _Difference("gradient", f"gradient.{name}", value, True)

@@ -18,7 +18,7 @@ _ASSUMED_IMAGES = 117266
 
 
 @dataclass(frozen=True)
-class Row:
+class LayoutRow:
     """One line of the table."""
 
     key: str
@@ -34,15 +34,15 @@ def describe(
     max_images_per_device: int | None = None,
     *,
     count_parameters: bool = False,
-) -> list[Row]:
+) -> list[LayoutRow]:
     """The rows of `megdet describe`; all but the number of parameters follow without building the detector.
 
     Raises InputError for a layout that cannot be.
     """
-    rows: list[Row] = []
+    rows: list[LayoutRow] = []
 
     def add(key: str, name: str, value: Any, text: str = "") -> None:
-        rows.append(Row(key, name, value, text or str(value)))
+        rows.append(LayoutRow(key, name, value, text or str(value)))
 
     layout = choose_layout(
         recipe.groups_per_step, recipe.images_per_group, num_devices, lane_width, max_images_per_device

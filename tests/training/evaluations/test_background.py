@@ -22,8 +22,8 @@ from megdet.recipe import Recipe
 from megdet.run_folder.folder import RunFolder
 from megdet.run_folder.metrics import read_metrics
 from megdet.run_folder.run_state import RunState
-from megdet.training import loop
 from megdet.training import run as run_module
+from megdet.training import step_log
 from megdet.training.evaluations.background import BackgroundEvaluations, overrides_beside
 from megdet.training.evaluations.evaluations import Evaluations
 from megdet.training.loop import train
@@ -161,7 +161,7 @@ def test_evaluations_are_written_down_while_the_training_goes_on(
     found = []
     before_step[3] = lambda: wait_until(lambda: watched.has_ended)
     before_step[4] = lambda: found.append(evaluation_lines(folder))
-    monkeypatch.setattr(loop, "READ_EVERY", 1)
+    monkeypatch.setattr(step_log, "READ_EVERY", 1)
     train(recipe, folder, BACKGROUND, ALONE)
     assert [step for step, _ in found[0]] == [2]
     assert_same_run(folder, whole[0])
@@ -191,7 +191,7 @@ def test_a_failing_evaluation_stops_the_run_with_its_reason_after_saving_and_is_
 ):
     watched = Watched(monkeypatch)
     before_step[3] = lambda: wait_until(lambda: watched.has_ended)
-    monkeypatch.setattr(loop, "READ_EVERY", 1)
+    monkeypatch.setattr(step_log, "READ_EVERY", 1)
     words = r"the evaluation of step 2 in the background failed: .*val/3\.png: cannot be read"
     with pytest.raises(InputError, match=words) as raised:
         train(recipe, folder, BACKGROUND, ALONE)

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from megdet.studies.gradients.statistics import Estimate, NoiseScale
+from megdet.studies.gradients.statistics import Estimate, NoiseEstimate
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ class ModuleVariance:
     parameters: int
     levels: tuple[Level, ...]
     updates: tuple[Update, ...]
-    two_batches: NoiseScale
-    direct: NoiseScale
+    two_batches: NoiseEstimate
+    direct: NoiseEstimate
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""

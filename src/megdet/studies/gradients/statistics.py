@@ -95,7 +95,7 @@ def few_blocks(count: int) -> float:
 
 
 @dataclass(frozen=True)
-class NoiseScale:
+class NoiseEstimate:
     """The simple gradient noise scale B = tr(S) / |G|^2 of McCandlish et al. (2018), Eq. 2.9, in images.
 
     G is the true gradient and S the covariance of the gradient of one image.
@@ -130,7 +130,7 @@ class NoiseScale:
         }
 
 
-def noise_of_two_batches(gram: Numbers, small: int, large: int, unit_images: int) -> NoiseScale:
+def noise_of_two_batches(gram: Numbers, small: int, large: int, unit_images: int) -> NoiseEstimate:
     """The unbiased estimators of Appendix A.1 of McCandlish et al. (2018), from mini-batches of two sizes in units.
 
     |G|^2 = (B |G_B|^2 - b |G_b|^2) / (B - b) and tr(S) = (|G_b|^2 - |G_B|^2) / (1/b - 1/B), with b and B in images.
@@ -143,10 +143,10 @@ def noise_of_two_batches(gram: Numbers, small: int, large: int, unit_images: int
         noise = (of_small - of_large) / (1 / b - 1 / big)
         return _with_inverse(signal, noise)
 
-    return NoiseScale(*jackknife(gram, large, estimators))
+    return NoiseEstimate(*jackknife(gram, large, estimators))
 
 
-def noise_of_units(gram: Numbers, block: int, unit_images: int) -> NoiseScale:
+def noise_of_units(gram: Numbers, block: int, unit_images: int) -> NoiseEstimate:
     """The direct estimate: the sample variance of the units, and the squared mean less what of it is noise.
 
     `block` units are left out together for the error.
@@ -157,7 +157,7 @@ def noise_of_units(gram: Numbers, block: int, unit_images: int) -> NoiseScale:
         signal = float(part.mean()) - variance / len(part)
         return _with_inverse(signal, variance * unit_images)
 
-    return NoiseScale(*jackknife(gram, block, estimators))
+    return NoiseEstimate(*jackknife(gram, block, estimators))
 
 
 def _with_inverse(signal: float, noise: float) -> Numbers:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from megdet.contract.cases import CASES, SHORT, LeftOut, cases_of, chosen_cases, left_out, trials
+from megdet.contract.cases import SHORT, LeftOut, cases_of, chosen_cases, left_out, trials
 from megdet.contract.verify import STEPS, Verdict, relative_difference, verify
 from megdet.data.plan import TrainingPlan, canvas_of
 from megdet.distributed.world import World
@@ -73,9 +73,9 @@ def test_the_short_form_passes_and_compares_what_it_says(recipe):
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_every_case_passes_on_all_device_counts(recipe):
-    verdict = verify(recipe, cases=tuple(CASES))
+    verdict = verify(recipe, cases=tuple(cases_of(recipe)))
     check(verdict)
-    assert {row.case for row in verdict.rows} == set(CASES)
+    assert {row.case for row in verdict.rows} == set(cases_of(recipe))
     assert {row.devices for row in verdict.rows} == {1, 2, 3, 4, 8}
 
 
@@ -204,7 +204,7 @@ def test_the_measure_is_the_largest_difference_over_the_largest_value():
 
 def test_every_case_changes_the_recipe_or_the_layout_or_stops():
     recipe = load_recipe("verify")
-    for name, case in CASES.items():
+    for name, case in cases_of(recipe).items():
         is_other = case.change(recipe) != recipe or case.lane_width or case.stops
         assert is_other or name == "base"
 

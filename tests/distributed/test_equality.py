@@ -57,6 +57,7 @@ def train_all(world: World, folder: Path, widths: tuple[int, ...]) -> Found:
 def data(tmp_path_factory: Any) -> Path:
     folder = tmp_path_factory.mktemp("data")
     write_small_set(folder, "train", 13)
+    write_small_set(folder, "val", 2, seed=1)
     return folder
 
 

@@ -86,8 +86,8 @@ def test_table_one_of_runs_is_printed_and_their_proposals_are_drawn(
     }
     assert main(words) == 0
     assert "RoIs (%)" in capsys.readouterr().out
-    assert (run / "studies/sampling/proposals.png").is_file()
-    assert (other / "studies/sampling/proposals.png").is_file()
+    assert (run / "analysis/sampling/proposals.png").is_file()
+    assert (other / "analysis/sampling/proposals.png").is_file()
 
 
 def test_an_epoch_ends_with_a_line_of_its_ratios(run: Path) -> None:

@@ -21,7 +21,7 @@ from megdet.recipe_file import load_recipe
 from megdet.training.datasets import load_datasets
 from megdet.training.trainer import Trainer
 
-EXAMPLES = Path(__file__).parents[3] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from torch.torch_version import TorchVersion
 from factories import relative
 from megdet import layers as megdet_layers
 from megdet.distributed import lane
-from megdet.distributed.lane import Lane
+from megdet.distributed.lane import SINGLE_LANE, Lane
 from megdet.distributed.local_ranks import run_in_ranks
 from megdet.distributed.world import World
 from megdet.errors import InputError
@@ -44,20 +44,20 @@ def features(name: str) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("bn_size", [0, 2])
+@pytest.mark.parametrize("lane", [None, SINGLE_LANE], ids=["fixed", "batch"])
 @pytest.mark.parametrize("name", MODELS)
-def test_a_converted_model_computes_what_it_computed(name, bn_size):
+def test_a_converted_model_computes_what_it_computed(name, lane):
     model = features(name).eval()
     old_norms = sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
-    keys = [key for key in model.state_dict() if bn_size or not key.endswith("num_batches_tracked")]
+    keys = [key for key in model.state_dict() if lane is not None or not key.endswith("num_batches_tracked")]
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         before = model(x)
-        converted = exchange_norms(copy.deepcopy(model), "batch", bn_size)
+        converted = exchange_norms(copy.deepcopy(model), "batch", lane)
         after = converted(x)
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert all(b.std() > 0 for b in before)
-    kind = CrossDeviceBatchNorm if bn_size else FrozenBatchNorm
+    kind = FrozenBatchNorm if lane is None else CrossDeviceBatchNorm
     assert sum(isinstance(module, kind) for module in converted.modules()) == old_norms > 0
     assert not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in converted.modules())
     assert list(converted.state_dict()) == keys
@@ -72,10 +72,10 @@ def test_a_converted_model_trains_as_it_trained(name):
         assert relative(a, b) < 1e-12
 
 
-@pytest.mark.parametrize(("bn_size", "kind"), [(2, BatchNormAct), (0, FrozenBatchNormAct)])
-def test_a_fused_activation_is_kept(bn_size, kind):
+@pytest.mark.parametrize(("lane", "kind"), [(SINGLE_LANE, BatchNormAct), (None, FrozenBatchNormAct)])
+def test_a_fused_activation_is_kept(lane, kind):
     old = BatchNormAct2d(4, eps=1e-3, act_layer=nn.ReLU6)
-    new = exchange_norms(old, "batch", bn_size)
+    new = exchange_norms(old, "batch", lane)
     assert type(new) is kind
     assert new.eps == 1e-3
     out = new(torch.randn(8, 4, 5, 5) * 50)
@@ -85,7 +85,7 @@ def test_a_fused_activation_is_kept(bn_size, kind):
 
 @pytest.mark.parametrize("kind", ["group", "none"])
 def test_a_fused_activation_outlives_its_norm(kind):
-    new = exchange_norms(BatchNormAct2d(4, act_layer=nn.ReLU6), kind, 0)
+    new = exchange_norms(BatchNormAct2d(4, act_layer=nn.ReLU6), kind, None)
     out = new(torch.randn(8, 4, 5, 5) * 50)
     assert out.min() == 0
     assert out.max() == 6 if kind == "none" else out.max() <= 6
@@ -194,7 +194,7 @@ def test_parameters_stay_the_same_objects_so_an_optimizer_made_before_goes_on_wo
 @pytest.mark.parametrize("kind", ["batch", "group"])
 def test_weights_and_biases_are_those_of_the_old_layer(kind):
     old = nn.BatchNorm2d(4)
-    new = exchange_norms(old, kind, 2)
+    new = exchange_norms(old, kind)
     assert new.weight is old.weight
     assert new.bias is old.bias
 

@@ -61,7 +61,7 @@ def test_trainings_are_counted_once_and_without_those_that_set_the_constants() -
 
 
 def test_the_page_and_the_readme_have_the_count() -> None:
-    root = Path(__file__).parents[3]
+    root = Path(__file__).parents[2]
     good, others = count_good(predict_paper()[1])
     assert f"**{good} of these {others} lie" in (root / "docs" / "simulate.md").read_text()
     assert f"{good} of {others} within 20%" in (root / "README.md").read_text()
@@ -72,7 +72,7 @@ def test_the_page_and_the_readme_have_the_count() -> None:
 
 
 def test_the_page_shows_the_predictions() -> None:
-    lines = (Path(__file__).parents[3] / "docs" / "simulate.md").read_text().splitlines()
+    lines = (Path(__file__).parents[2] / "docs" / "simulate.md").read_text().splitlines()
     for prediction in predict_paper()[1]:
         row = prediction.row
         cells = (
@@ -91,7 +91,7 @@ def test_the_plain_rule_is_the_line_through_the_two_rows_that_calibrate() -> Non
 
 
 def test_the_page_says_how_well_the_plain_rule_does() -> None:
-    page = (Path(__file__).parents[3] / "docs" / "simulate.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "simulate.md").read_text()
     rule, (good, others) = plain_rule(), count_good(predict_by_rule())
     assert f"`hours = {rule.fixed_hours:.2f} + {rule.slope:.2f} epochs / GPUs`" in page
     assert f"has **{good} of {others}** within 20%" in page

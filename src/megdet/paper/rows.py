@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from megdet.errors import InputError
-from megdet.paper.tables import FIGURES, NORMAL_EPOCHS, TABLE2, TABLE3, TrainingRow, recipe_of
+from megdet.paper.tables import FIGURES, TABLE2, TABLE3, TrainingRow, recipe_of
 from megdet.recipe import Recipe, Schedule
 from megdet.recipe_check import check_recipe
 from megdet.recipe_file import load_recipe
@@ -102,7 +102,7 @@ def scaled_schedule(paper: Schedule, base: Schedule) -> Schedule:
 
 def epoch_factor(base: Schedule) -> float:
     """Epochs of a scale that stand for one of the paper: the length of its base recipe over the normal policy's."""
-    return decay_of(base).epochs / NORMAL_EPOCHS
+    return decay_of(base).epochs / decay_of(Schedule(policy="normal")).epochs
 
 
 def scale_epoch_factor(scale: Scale) -> float:

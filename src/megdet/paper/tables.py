@@ -6,11 +6,12 @@ A number stands here as the paper prints it. What it leaves open is None, or a f
 from dataclasses import dataclass
 from typing import Literal
 
+from megdet.recipe import Schedule
+from megdet.run_length import decay_of
+
 Policy = Literal["normal", "long"]
 Rate = Literal["normal", "half"]
 
-NORMAL_EPOCHS, LONG_EPOCHS = 11.0, 18.0
-"""Where the two policies end (Sec. 4)."""
 TRAINING_IMAGES, VALIDATION_IMAGES = 118_000, 5_000
 """Images to train on and to evaluate on, as Sec. 4 rounds them."""
 _IMAGES_PER_DEVICE = 2
@@ -58,7 +59,7 @@ class TrainingRow:
     @property
     def epochs(self) -> float:
         """Length of its policy."""
-        return LONG_EPOCHS if self.policy == "long" else NORMAL_EPOCHS
+        return decay_of(Schedule(policy=self.policy)).epochs
 
     @property
     def name(self) -> str:

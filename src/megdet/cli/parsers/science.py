@@ -64,7 +64,7 @@ def _add_sampling(parser: Parser) -> None:
         "--images", type=whole_number, metavar="M", help="images to choose Figure 2 from, default one mini-batch"
     )
     parser.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="where to write, default studies/sampling in each RUN"
+        "--out", type=Path, metavar="FOLDER", help="where to write, default analysis/sampling in each RUN"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_machine_options(parser)

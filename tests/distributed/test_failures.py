@@ -81,7 +81,7 @@ def test_a_rank_that_hangs_is_named_with_its_place_and_ended_too(data: TinyData,
         assert ended.code == 2
         assert ended.seconds < LIMIT
         assert "rank 1 kept the others waiting longer than 0.1 minutes (--timeout)" in ended.line
-        assert "rank 1 was in training/loop.py:" in ended.line
+        assert "rank 1 was in training/run.py:" in ended.line
 
 
 @pytest.mark.slow

@@ -8,10 +8,12 @@ import pytest
 from PIL import Image
 
 from megdet.errors import InputError
-from megdet.paper.tables import NORMAL_EPOCHS, TRAINING_IMAGES
+from megdet.paper.tables import TRAINING_IMAGES
 from megdet.planning.pictures import plot_scaling
 from megdet.planning.published import MACHINES
 from megdet.planning.scaling import COUNTS, Asked, last_that_pays, simulate_scaling
+from megdet.recipe import Schedule
+from megdet.run_length import decay_of
 
 H200 = MACHINES["h200"]
 
@@ -75,7 +77,9 @@ def test_large_batches_are_simulated(asked: Asked) -> None:
 
 def test_the_hours_are_eleven_epochs_of_coco() -> None:
     point = simulate_scaling(H200, Asked())[3]
-    assert point.hours == pytest.approx(NORMAL_EPOCHS * TRAINING_IMAGES / point.batch_size * point.step.total / 3600)
+    assert point.hours == pytest.approx(
+        decay_of(Schedule()).epochs * TRAINING_IMAGES / point.batch_size * point.step.total / 3600
+    )
 
 
 def test_one_device_is_wholly_efficient_and_many_are_less() -> None:

@@ -88,7 +88,7 @@ def local_batch_norm(trainer: Trainer, world: World) -> None:
         norm.lane = FirstLane(1) if world.is_first else OtherLane(1)
 
 
-def own_canvas(trainer: Trainer, world: World) -> None:  # noqa: ARG001
+def own_canvas(trainer: Trainer, world: World) -> None:  # noqa: ARG001  # called like the other habits
     """Pad a rank's share of the images to the largest of them: whoever puts batches together on each rank.
 
     Ours pads to the canvas of the whole group, which the plan knows. More padding is more zeros in the statistics.

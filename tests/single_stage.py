@@ -4,7 +4,7 @@ Importing this adds it to the choice, here and in the processes of ranks; `forge
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -46,10 +46,10 @@ class SingleStageRecipe(recipe.Model):
 class SingleStage(Detector):
     loss_names = ("class_loss", "box_loss")
     counts = (Count("positive", "anchor", "samples"),)
-    parts = {"backbone": "backbone", "fpn": "FPN", "classes": "classes", "deltas": "boxes"}  # noqa: RUF012
+    parts: ClassVar = {"backbone": "backbone", "fpn": "FPN", "classes": "classes", "deltas": "boxes"}
     dense_parts = ("backbone", "fpn")
     class_layers = ("classes",)
-    small_start = {"classes": 10.0, "deltas": 10.0}  # noqa: RUF012
+    small_start: ClassVar = {"classes": 10.0, "deltas": 10.0}
     same_meaning = ("backbone.name", "anchors.sizes")
     sampling_keys = ("samples", "positive_iou")
 
@@ -73,7 +73,9 @@ class SingleStage(Detector):
         grids = [tuple(level.shape[2:]) for level in pyramid]
         anchors = torch.cat(self.anchors(tuple(images.shape[2:]), grids, images.dtype, images.device))
         outputs = [(self.classes(level), self.deltas(level)) for level in pyramid]
-        logits, deltas = (torch.cat([o.permute(0, 2, 3, 1).flatten(1) for o in own], 1) for own in zip(*outputs))  # noqa: B905
+        logits, deltas = (
+            torch.cat([o.permute(0, 2, 3, 1).flatten(1) for o in own], 1) for own in zip(*outputs, strict=True)
+        )
         shape = len(images), len(anchors)
         return anchors, logits.to(anchors.dtype).reshape(*shape, -1), deltas.to(anchors.dtype).reshape(*shape, 4)
 
@@ -83,7 +85,7 @@ class SingleStage(Detector):
         names = torch.arange(len(anchors), device=anchors.device).unsqueeze(0)
         return matches, sample_matches(matches, names, targets.image_seeds, self.architecture.samples, 0.5)
 
-    def losses(self, images, sizes, targets):  # noqa: ARG002
+    def losses(self, images, sizes, targets):  # noqa: ARG002  # every detector is called so
         boxes = F.pad(targets.boxes.to(images.dtype), (0, 0, 0, 1))  # an image without boxes has one to gather
         anchors, logits, deltas = self.look(images)
         matches, sample = self.sampled(anchors, targets)
@@ -102,7 +104,7 @@ class SingleStage(Detector):
         }
 
     @torch.no_grad()
-    def samples(self, images, sizes, targets):  # noqa: ARG002
+    def samples(self, images, sizes, targets):  # noqa: ARG002  # every detector is called so
         anchors = self.look(images)[0]
         _, sample = self.sampled(anchors, targets)
         return Samples(anchors[sample.index], sample.is_positive, sample.is_valid)

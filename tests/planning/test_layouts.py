@@ -29,7 +29,7 @@ COSTS = {"none": StepCost(0.0, 0.0, 1.0, 100.0, 10.0, 50.0), "block": StepCost(0
 
 
 def make(**changes: object) -> Planner:
-    planner = Planner(RECIPE, COSTS, SILENT, flat_fabric(0.0, 1e9), num_images=160)  # type: ignore[arg-type]
+    planner = Planner(RECIPE, COSTS, SILENT, flat_fabric(0.0, 1e9), num_images=160)  # type: ignore[arg-type]  # a stand-in for steps
     return replace(planner, **changes)  # type: ignore[arg-type]
 
 

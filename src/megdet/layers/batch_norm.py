@@ -91,10 +91,10 @@ class CrossDeviceBatchNorm(nn.Module):
         if torch.compiler.is_compiling():
             if is_alone and not self._folds_all_lanes():
                 return self._local(x)
-            return self._outside_a_graph(x, is_valid)  # type: ignore[no-any-return]
+            return self._outside_a_graph(x, is_valid)  # type: ignore[no-any-return]  # torch's decorator has no types
         return self._local(x) if is_alone else self._together(x, is_valid)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch's, which has no types
     def _outside_a_graph(self, x: Tensor, is_valid: Tensor | None) -> Tensor:
         """Never part of a compiled graph: the order of its collectives would be the compiler's choice."""
         return self._together(x, is_valid)
@@ -111,7 +111,7 @@ class CrossDeviceBatchNorm(nn.Module):
         if known is None and mask is None:
             kept = x.detach(), self.weight.detach(), self.bias.detach()
             mark_recomputable(y, lambda: normalize(*kept, moments.mean, moments.inverse_std, self.eps))
-        return y  # type: ignore[no-any-return]
+        return y  # type: ignore[no-any-return]  # `apply` of torch's has no types
 
     def _moments(self, x: Tensor, mask: Tensor | None) -> Moments:
         moments = lane_moments(x, mask, self.eps, self.lane, two_pass=self.two_pass)

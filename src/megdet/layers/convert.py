@@ -74,7 +74,8 @@ def exchange_norms(
         for name, child in module._modules.items():  # named_children would name a layer that is used twice once
             if child in new:
                 module.register_module(name, new[child])
-    return new.get(model, model)  # type: ignore[call-overload,no-any-return]
+    found: nn.Module = new[model] if isinstance(model, nn.modules.batchnorm._BatchNorm) else model
+    return found
 
 
 def _exchanged(old: Any, kind: NormKind, lane: Lane | None, folds_at_once: bool) -> nn.Module:
@@ -95,15 +96,16 @@ def _exchanged(old: Any, kind: NormKind, lane: Lane | None, folds_at_once: bool)
         new = nn.Sequential(norm, old.drop, old.act) if fused else norm
     elif kind == "batch" and lane is not None:
         momentum = old.momentum if folds_at_once else None
-        made = partial(BatchNormAct if fused else CrossDeviceBatchNorm, lane=lane, fold_momentum=momentum)
-        new = made(old.num_features, old.eps, *activation).to(old.running_mean)
+        layer = partial(BatchNormAct if fused else CrossDeviceBatchNorm, lane=lane, fold_momentum=momentum)
+        new = layer(old.num_features, old.eps, *activation).to(old.running_mean)
         new.load_state_dict(old.state_dict())
         new.weight, new.bias = old.weight, old.bias
     else:
         new = (FrozenBatchNormAct if fused else FrozenBatchNorm)(old.num_features, old.eps, *activation)
         new.to(old.running_mean).load_state_dict(old.state_dict())
     new.train(old.training)
-    return new  # type: ignore[no-any-return]
+    made: nn.Module = new
+    return made
 
 
 def _groups_for(channels: int) -> int:

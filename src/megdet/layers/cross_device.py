@@ -205,7 +205,8 @@ def mean_over_lanes(mean: Tensor, var: Tensor, num_groups: int = 1) -> tuple[Ten
     """The plain mean over the groups of all processes; `num_groups` is 0 where this one has none. One collective."""
     own = torch.cat([mean, var]).to(wide_dtype(mean)) * num_groups
     total = _sum_over_lane(torch.cat([own, own.new_full((1,), num_groups)]), lane_of_all())
-    return total[:-1].div_(total[-1]).tensor_split(2)  # type: ignore[return-value]
+    means, variances = total[:-1].div_(total[-1]).tensor_split(2)
+    return means, variances
 
 
 def _sum_over_lane(tensor: Tensor, lane: Lane) -> Tensor:

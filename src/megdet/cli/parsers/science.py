@@ -43,13 +43,7 @@ def _add_variance(parser: Parser) -> None:
     parser.add_argument(
         "--rate", type=float, metavar="R", help="of the small updates, default that of N images after warmup"
     )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="FOLDER",
-        help="where to write, default RUN/analysis/variance; needed where keys of the recipe are changed",
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    _add_output(parser, "RUN/analysis/variance; needed where keys of the recipe are changed")
     add_machine_options(parser)
     take_keys_of_run(parser, "--optimizer.clip_norm 0")
     parser.set_defaults(run_verb="analysing:run_variance")
@@ -63,12 +57,14 @@ def _add_sampling(parser: Parser) -> None:
     parser.add_argument(
         "--images", type=whole_number, metavar="M", help="images to choose Figure 2 from, default one mini-batch"
     )
-    parser.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="where to write, default analysis/sampling in each RUN"
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    _add_output(parser, "analysis/sampling in each RUN")
     add_machine_options(parser)
     parser.set_defaults(run_verb="analysing:run_sampling", takes_overrides=False)
+
+
+def _add_output(parser: Parser, default: str) -> None:
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help=f"where to write, default {default}")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def add_lr_test(parser: Parser) -> None:
@@ -89,8 +85,7 @@ def add_lr_test(parser: Parser) -> None:
     parser.add_argument(
         "--after", type=whole_number, metavar="N", help="steps at the full rate of a stability run, default 50"
     )
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where to write, default runs/lr-test/NAME")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    _add_output(parser, "runs/lr-test/NAME")
     add_layout_options(parser)
     add_machine_options(parser)
     take_recipe_keys(parser)

@@ -12,11 +12,11 @@ DOCS = Path(__file__).resolve().parent
 
 
 def knobs_page() -> str:
-    """Every key, its type, default and meaning, section by section, from the source of recipe.py."""
+    """Every key, its type, default and meaning, section by section, from the source."""
     lines = [
         "# Every knob of a recipe",
         "",
-        "Written by `make docs` from `src/megdet/recipe.py`. A key is written `section: {key: value}` in YAML and",
+        "Written by `make docs` from `src/megdet/recipe.py` and `architecture.py`. A key is written `section: {key: value}` in YAML and",
         "`--section.key value` on the command line. The sections of `model` are those of the detector that",
         "`model.kind` names.",
     ]

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megdet.architecture import Anchors, Backbone, BoxHead, Fpn, Rpn
+from megdet.architecture import FasterRcnn as FasterRcnnRecipe
 from megdet.model.choice import make_detector
 from megdet.model.faster_rcnn import FasterRcnn
-from megdet.recipe import Anchors, Backbone, BoxHead, Fpn, Recipe, Rpn
-from megdet.recipe import FasterRcnn as FasterRcnnRecipe
+from megdet.recipe import Recipe
 from megdet.structures import Batch, Targets
 from megdet.training.step import StepResult
 

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from megdet import recipe
+from megdet.architecture import MODELS, Model
+from megdet.architecture import Anchors as AnchorsRecipe
+from megdet.architecture import Fpn as FpnRecipe
 from megdet.bounds import AtLeastOne, Fraction
 from megdet.layers.convert import norm_factory
 from megdet.model import choice
@@ -28,13 +30,13 @@ WEIGHTS = (1.0, 1.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
-class SingleStageRecipe(recipe.Model):
+class SingleStageRecipe(Model):
     """A detector of one stage."""
 
     kind: Literal["single_stage"] = "single_stage"
     """which detector it is"""
-    fpn: recipe.Fpn = field(default_factory=lambda: recipe.Fpn(channels=16))
-    anchors: recipe.Anchors = field(default_factory=lambda: recipe.Anchors(sizes=(8.0, 16.0, 32.0, 48.0, 64.0)))
+    fpn: FpnRecipe = field(default_factory=lambda: FpnRecipe(channels=16))
+    anchors: AnchorsRecipe = field(default_factory=lambda: AnchorsRecipe(sizes=(8.0, 16.0, 32.0, 48.0, 64.0)))
     samples: AtLeastOne = 32
     """anchors an image in the loss"""
     positive_iou: Fraction = 0.5
@@ -128,10 +130,10 @@ class SingleStage(Detector):
         )
 
 
-recipe.MODELS["single_stage"] = SingleStageRecipe
+MODELS["single_stage"] = SingleStageRecipe
 choice.DETECTORS[SingleStageRecipe] = SingleStage
 
 
 def forget() -> None:
     """Take it out of the choice."""
-    del recipe.MODELS["single_stage"], choice.DETECTORS[SingleStageRecipe]
+    del MODELS["single_stage"], choice.DETECTORS[SingleStageRecipe]

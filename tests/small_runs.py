@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from factories import TINY, reported_by
+from megdet.architecture import Backbone
 from megdet.contract.run import make_every_layer_count
 from megdet.contract.verify import relative_difference
 from megdet.data.coco import CocoDataset, load_coco, write_coco
@@ -18,7 +19,7 @@ from megdet.distributed.world import World
 from megdet.inference.trained import place_model
 from megdet.model.choice import make_detector
 from megdet.model.detector import Detector
-from megdet.recipe import Backbone, Data, Evaluation, Optimizer, Recipe, Schedule
+from megdet.recipe import Data, Evaluation, Optimizer, Recipe, Schedule
 from megdet.recipe_file import dump_recipe
 from megdet.run_folder.checkpoint_files import save_checkpoint
 from megdet.run_folder.folder import RunFolder

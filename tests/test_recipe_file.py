@@ -6,8 +6,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megdet.architecture import BoxHead, FasterRcnn, Fpn
 from megdet.errors import InputError
-from megdet.recipe import BoxHead, Data, FasterRcnn, Fpn, Recipe
+from megdet.recipe import Data, Recipe
 from megdet.recipe_file import (
     dump_recipe,
     first_difference,

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
+from megdet.architecture import Backbone
 from megdet.cli.main import main
 from megdet.contract.cases import chosen_cases
 from megdet.contract.verify import verify
 from megdet.errors import InputError
 from megdet.inference.trained import load_detector
-from megdet.recipe import Backbone, Recipe
+from megdet.recipe import Recipe
 from megdet.recipe_file import dump_recipe, parse_recipe, recipe_keys
 from megdet.recipe_help import sections
 from megdet.run_folder.folder import RunFolder

@@ -10,10 +10,11 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
+from megdet.architecture import MODELS, FasterRcnn, Model
 from megdet.errors import InputError, nearest, shown
 from megdet.files import read_text, typed
 from megdet.plain_yaml import dump_yaml, parse_yaml
-from megdet.recipe import MODELS, FasterRcnn, Model, Recipe
+from megdet.recipe import Recipe
 from megdet.recipe_check import check_recipe, flat_keys
 
 

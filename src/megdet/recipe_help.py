@@ -1,4 +1,4 @@
-"""What every key of a recipe means, from the docstrings under the fields of `recipe.py`."""
+"""What every key of a recipe means, from the docstrings under the fields of `recipe.py` and `architecture.py`."""
 
 import argparse
 import ast
@@ -11,7 +11,7 @@ from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from megdet import recipe
-from megdet.recipe import MODELS, Model
+from megdet.architecture import MODELS, Model
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Knob:
     choices: tuple[str, ...]
     """what it can be, where that is one of a few words"""
     default: str
-    """its default, as recipe.py writes it"""
+    """its default, as it is written there"""
     meaning: str
 
 

@@ -13,7 +13,7 @@ _R = TypeVar("_R", bound="Rows")
 
 @dataclass
 class Rows:
-    """Fields with a row an image: tensors, tuples and other Rows. They are moved and cut together."""
+    """Fields with a row an image: tensors, tuples, other Rows, or None. They are moved and cut together."""
 
     def map(self: _R, fn: Callable[[Tensor], Tensor]) -> _R:
         """The same with `fn` of every tensor."""
@@ -21,7 +21,8 @@ class Rows:
 
     def __getitem__(self: _R, images: slice) -> _R:
         """The rows of some images."""
-        return replace(self, **{name: value[images] for name, value in vars(self).items()})
+        cut = {name: value if value is None else value[images] for name, value in vars(self).items()}
+        return replace(self, **cut)
 
     def tensors(self) -> list[Tensor]:
         """All of them."""
@@ -46,6 +47,19 @@ def _mapped(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
 
 
 @dataclass
+class Masks(Rows):
+    """The pixels of the objects of a batch, each within a frame of whole pixels around its object, a bit a pixel.
+
+    A full-size mask an object would be a hundred times as large.
+    """
+
+    bits: UInt8[Tensor, "images bytes"]
+    """row by row of a frame, the highest bit of a byte first, the frames of an image one after another without gaps"""
+    frames: Int64[Tensor, "images max_boxes 5"]
+    """first bit, x1, y1, width and height in pixels of the canvas; width 0 where there is no mask"""
+
+
+@dataclass
 class Targets(Rows):
     """The ground truth of a batch, padded to the most boxes of an image.
 
@@ -56,6 +70,8 @@ class Targets(Rows):
     labels: Int64[Tensor, "images max_boxes"]
     image_seeds: Int64[Tensor, " images"]
     """one 64-bit number an image and epoch, from which all its sampling is drawn"""
+    masks: Masks | None = None
+    """of the same rows; None where the detector has no use for them"""
 
     @property
     def is_box(self) -> Bool[Tensor, "images max_boxes"]:
@@ -88,3 +104,5 @@ class Detections(Rows):
     boxes: Float[Tensor, "images detections 4"]
     scores: Float[Tensor, "images detections"]
     labels: Int64[Tensor, "images detections"]
+    masks: Float[Tensor, "images detections rows columns"] | None = None
+    """how probable it is that a place of the box shows the object, on a grid over the box; None without a mask head"""

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from factories import with_model
+from megdet.architecture import BoxHead, Rpn
 from megdet.inference.trained import place_model
 from megdet.layers.batch_norm import CrossDeviceBatchNorm
 from megdet.model.choice import make_detector
 from megdet.model.faster_rcnn import FasterRcnn
-from megdet.recipe import BoxHead, Rpn
 from megdet.structures import Targets
 
 Script = Callable[[str], ModuleType]

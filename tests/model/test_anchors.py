@@ -3,8 +3,8 @@ import torch
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
+from megdet.architecture import Anchors
 from megdet.model.anchors import AnchorGrid
-from megdet.recipe import Anchors
 
 CPU = torch.device("cpu")
 

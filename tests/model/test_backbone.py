@@ -14,11 +14,11 @@ from timm.models import build_model_with_cfg
 from torch import nn
 
 from factories import SHARED_DATA, relative
+from megdet.architecture import Backbone as BackboneRecipe
 from megdet.distributed.lane import SINGLE_LANE, Lane
 from megdet.errors import InputError
 from megdet.layers.batch_norm import CrossDeviceBatchNorm, FrozenBatchNorm
 from megdet.model.backbone import Backbone, load_pretrained
-from megdet.recipe import Backbone as BackboneRecipe
 
 MOBILENET = SHARED_DATA / "weights_mobilenet_v2" / "mobilenet_v2-b0353104.pth"
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from factories import TINY, make_targets, random_boxes
+from megdet.architecture import BoxHead as BoxHeadRecipe
 from megdet.distributed.lane import SINGLE_LANE
 from megdet.distributed.world import World
 from megdet.layers.batch_norm import finish_step
@@ -17,7 +18,6 @@ from megdet.model.pooling import RoiPooling
 from megdet.model.proposals import Proposals
 from megdet.ops.boxes import box_iou, decode_boxes
 from megdet.ops.roi_align import feature_table
-from megdet.recipe import BoxHead as BoxHeadRecipe
 
 RECIPE = BoxHeadRecipe(channels=8, samples=12, canonical_size=56.0, pool_size=3, smooth_l1_beta=1.0, detections=6)
 TRUTH = [([10.0, 10.0, 40.0, 40.0], 2), ([50.0, 5.0, 60.0, 25.0], 0)]

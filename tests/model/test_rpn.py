@@ -3,6 +3,8 @@ import torch
 from torch.nn import functional as F
 
 from factories import TINY, TINY_FROZEN, gradients, make_targets, relative, tiny_batch, tiny_detector, with_model
+from megdet.architecture import Anchors
+from megdet.architecture import Rpn as RpnRecipe
 from megdet.distributed.lane import SINGLE_LANE
 from megdet.distributed.world import World
 from megdet.layers.batch_norm import finish_step
@@ -14,8 +16,6 @@ from megdet.model.proposals import Proposals
 from megdet.model.rpn import Rpn
 from megdet.ops.boxes import box_iou
 from megdet.ops.roi_align import feature_table
-from megdet.recipe import Anchors
-from megdet.recipe import Rpn as RpnRecipe
 
 CPU = torch.device("cpu")
 SIZES = (8.0, 16.0, 32.0, 48.0, 64.0)

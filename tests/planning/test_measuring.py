@@ -14,6 +14,7 @@ import torch
 
 from cli_runs import make_data
 from factories import TINY
+from megdet.architecture import Backbone
 from megdet.cli.main import main
 from megdet.errors import InputError
 from megdet.planning import measured_steps
@@ -22,7 +23,7 @@ from megdet.planning.measured_steps import Answer, Meeting, Task, micro_batch_re
 from megdet.planning.measurement import fit_costs, read_measurement
 from megdet.planning.measuring import Measuring, measure, typical_canvas
 from megdet.planning.network import flat_fabric
-from megdet.recipe import Backbone, Data, Recipe, Schedule
+from megdet.recipe import Data, Recipe, Schedule
 from megdet.recipe_file import dump_recipe
 
 CPU = Measuring((1, 2), ("none",), device="cpu")

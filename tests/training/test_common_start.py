@@ -10,11 +10,12 @@ import pytest
 import timm
 import torch
 
+from megdet.architecture import Backbone
 from megdet.distributed.local_ranks import run_in_ranks
 from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.inference.trained import load_detector
-from megdet.recipe import Backbone, Recipe
+from megdet.recipe import Recipe
 from megdet.run_folder.checkpoint_files import checkpoint_path, latest_checkpoint, load_checkpoint
 from megdet.run_folder.folder import RunFolder
 from megdet.training import common_start

@@ -11,11 +11,12 @@ import pytest
 import timm
 import torch
 
+from megdet.architecture import Backbone
 from megdet.distributed.local_ranks import RankError, run_in_ranks
 from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.evaluation.coco_numbers import CocoNumbers
-from megdet.recipe import Backbone, Recipe
+from megdet.recipe import Recipe
 from megdet.run_folder.checkpoint_files import checkpoints, latest_checkpoint, load_checkpoint, open_checkpoint
 from megdet.run_folder.environment import read_environment
 from megdet.run_folder.folder import RunFolder

@@ -7,10 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from megdet.architecture import Model
 from megdet.contract.run import Training
 from megdet.errors import InputError, nearest
 from megdet.model.choice import detector_class
-from megdet.recipe import Model, Recipe, RecomputePlan
+from megdet.recipe import Recipe, RecomputePlan
 from megdet.recipe_check import check_recipe
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from timm.layers.norm_act import BatchNormAct2d
 from torch import nn
 
+from megdet.architecture import NormKind
 from megdet.distributed.lane import SINGLE_LANE, Lane, lane_of_images
 from megdet.errors import InputError
 from megdet.layers.batch_norm import (
@@ -15,7 +16,6 @@ from megdet.layers.batch_norm import (
     FrozenBatchNorm,
     FrozenBatchNormAct,
 )
-from megdet.recipe import NormKind
 
 NormFactory = Callable[[int], nn.Module]
 GROUP_NORM_GROUPS = 32

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from megdet.architecture import Anchors as AnchorsRecipe
 from megdet.ops.constants import constant, stream_of
-from megdet.recipe import Anchors as AnchorsRecipe
 
 LEVEL_STRIDES = (4, 8, 16, 32, 64)
 _KEPT_CANVASES = 16

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from megdet.architecture import Backbone as BackboneRecipe
 from megdet.distributed.lane import Lane
 from megdet.errors import InputError, nearest
 from megdet.layers.batch_norm import FrozenBatchNorm
@@ -18,7 +19,6 @@ from megdet.layers.convert import exchange_norms
 from megdet.layers.recompute import RecomputedBlocks, saved_bytes, sublinear_segments
 from megdet.layers.recomputed_outputs import mark_activations, recompute_outputs
 from megdet.model.weight_file import misfit, read_tensors
-from megdet.recipe import Backbone as BackboneRecipe
 from megdet.recipe import RecomputePlan
 
 STRIDES = (4, 8, 16, 32)

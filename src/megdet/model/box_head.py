@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from megdet.architecture import BoxHead as BoxHeadRecipe
 from megdet.layers.batch_norm import CrossDeviceBatchNorm
 from megdet.layers.convert import NormFactory
 from megdet.layers.recompute import plainly
@@ -19,7 +20,6 @@ from megdet.ops.losses import mean_per_image, smooth_l1
 from megdet.ops.matching import match_boxes, sample_matches
 from megdet.ops.nms import segmented_nms
 from megdet.ops.ordering import NEVER, score_keys, top
-from megdet.recipe import BoxHead as BoxHeadRecipe
 from megdet.structures import Detections, Targets
 
 DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)

@@ -1,9 +1,10 @@
 """Which detector a recipe asks for."""
 
+from megdet.architecture import FasterRcnn, Model
 from megdet.distributed.lane import SINGLE_LANE, Lane
 from megdet.model import faster_rcnn
 from megdet.model.detector import Detector
-from megdet.recipe import FasterRcnn, Model, Recipe
+from megdet.recipe import Recipe
 
 DETECTORS: dict[type[Model], type[Detector]] = {FasterRcnn: faster_rcnn.FasterRcnn}
 """The detector of each kind of `recipe.model`."""

@@ -9,11 +9,12 @@ import torch
 from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from torch import Tensor, nn
 
+from megdet.architecture import Model
 from megdet.distributed.lane import Lane
 from megdet.layers.recompute import plainly, recompute
 from megdet.model.backbone import Backbone
 from megdet.ops.constants import constant
-from megdet.recipe import Model, RecomputePlan
+from megdet.recipe import RecomputePlan
 from megdet.structures import Batch, Detections, Targets
 
 
@@ -58,6 +59,8 @@ class Detector(nn.Module, ABC):
     """the terms of l(x, w) in Eq. 1"""
     counts: ClassVar[tuple[Count, ...]] = ()
     """what a forward returns beside them, in the order of the stages; Table 1 is about the last"""
+    has_masks: ClassVar[bool] = False
+    """whether it learns from masks, which the data must then have, and finds some"""
     parts: ClassVar[Mapping[str, str]]
     """its modules and what a picture calls them: for AGVM, the noise scale and the variance of gradients"""
     reference_part: ClassVar[str] = "backbone"

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from megdet.architecture import FasterRcnn as FasterRcnnRecipe
 from megdet.distributed.lane import SINGLE_LANE, Lane
 from megdet.layers.convert import norm_factory
 from megdet.model.anchors import AnchorGrid
@@ -18,7 +19,6 @@ from megdet.model.pooling import RoiPooling
 from megdet.model.proposals import Proposals
 from megdet.model.rpn import Rpn
 from megdet.ops.roi_align import FeatureTable, feature_table
-from megdet.recipe import FasterRcnn as FasterRcnnRecipe
 from megdet.recipe import RecomputePlan
 from megdet.structures import Detections, Targets
 

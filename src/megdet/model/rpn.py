@@ -7,6 +7,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from megdet.architecture import Rpn as RpnRecipe
 from megdet.layers.batch_norm import CrossDeviceBatchNorm
 from megdet.layers.convert import NormFactory
 from megdet.model.proposals import Proposals
@@ -18,7 +19,6 @@ from megdet.ops.matching import match_boxes, sample_matches
 from megdet.ops.nms import segmented_nms
 from megdet.ops.ordering import NEVER, score_keys, top
 from megdet.ops.roi_align import FeatureTable
-from megdet.recipe import Rpn as RpnRecipe
 from megdet.structures import Targets
 
 DELTA_WEIGHTS = (1.0, 1.0, 1.0, 1.0)

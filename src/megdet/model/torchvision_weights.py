@@ -5,9 +5,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from megdet.architecture import Anchors, Backbone, BoxHead, FasterRcnn, Fpn, Rpn
 from megdet.errors import InputError
 from megdet.model.weight_file import misfit
-from megdet.recipe import Anchors, Backbone, BoxHead, FasterRcnn, Fpn, Recipe, Rpn
+from megdet.recipe import Recipe
 
 _RENAMED = (
     ("backbone.body.", "backbone.body."),

@@ -1,0 +1,176 @@
+"""What a detector is built from: `recipe.model`, a dataclass for each kind of detector and for each of its parts.
+
+The defaults are the paper's baseline: ResNet-50 on a feature pyramid (Sec. 4).
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from megdet.bounds import AtLeastOne, Fraction, NotNegative, NotNegativeNumber
+
+NormKind = Literal["batch", "frozen", "group", "none"]
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """The network that turns an image into features at strides 4 to 32."""
+
+    name: str = "resnet50"
+    """any timm model that offers features at these strides; its drop rates are set to 0 (the contract: no chance)"""
+    weights: str = ""
+    """file of trained weights, torchvision's or timm's tensors (.pth or .safetensors); empty = random weights"""
+    last_convolution: bool = False
+    """put the 1 x 1 convolution that the model has before its classifier on its last features (MobileNet has one)"""
+    norm: NormKind = "batch"
+    """batch = statistics over bn_size images (frozen where bn_size is 0), frozen, group or none"""
+    norm_eps: NotNegativeNumber | None = None
+    """what the norm layers add to a variance instead of the model's own; torchvision's COCO_V1 detectors have 0"""
+    frozen_stages: NotNegative = 0
+    """the stem (1) and the next stages (2 to 5) that are not trained; 2 in recipes of BN size 0 (ours)"""
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        """(key, why) of what cannot be."""
+        if self.frozen_stages > 5:
+            yield "frozen_stages", "a backbone has a stem and four stages: at most 5"
+
+
+@dataclass(frozen=True)
+class Fpn:
+    """The feature pyramid: P2 to P5 from the backbone and P6 by subsampling P5."""
+
+    channels: AtLeastOne = 256
+    """channels of every level"""
+    norm: NormKind = "none"
+    """norm layer after each convolution; batch needs bn_size > 0"""
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """The boxes that the RPN starts from, one size a level."""
+
+    sizes: tuple[float, ...] = (32.0, 64.0, 128.0, 256.0, 512.0)
+    """edge in pixels of the square of equal area, for P2 to P6"""
+    ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    """height over width"""
+    stride_from_grid: bool = False
+    """take a level's stride as canvas // grid, as torchvision does, instead of 4, 8, 16, 32, 64"""
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        """(key, why) of what cannot be."""
+        if len(self.sizes) != 5 or min(self.sizes) <= 0:
+            yield "sizes", "it must be five positive sizes, for P2 to P6"
+        if not self.ratios or min(self.ratios) <= 0:
+            yield "ratios", "it must be positive ratios"
+
+
+@dataclass(frozen=True)
+class Rpn:
+    """The region proposal network."""
+
+    norm: NormKind = "none"
+    """norm layer after the 3 x 3 convolution; batch needs bn_size > 0"""
+    sparse_loss: bool = True
+    """backpropagate only through the cells of sampled anchors: the same gradient, less work; norm none only"""
+    samples: AtLeastOne = 256
+    """anchors an image in the loss"""
+    positive_fraction: Fraction = 0.5
+    """largest part of them that is positive"""
+    positive_iou: Fraction = 0.7
+    """an anchor of at least this overlap with a box is positive"""
+    negative_iou: Fraction = 0.3
+    """an anchor below this overlap with every box is negative"""
+    smooth_l1_beta: NotNegativeNumber = 1 / 9
+    """where the box loss turns from square to linear, in units of the regression targets"""
+    train_proposals_before_nms: AtLeastOne = 2000
+    """best anchors a level and image that enter the NMS while training"""
+    train_proposals: AtLeastOne = 1000
+    """proposals an image that leave it while training"""
+    test_proposals_before_nms: AtLeastOne = 1000
+    """the same while testing"""
+    test_proposals: AtLeastOne = 1000
+    """the same while testing"""
+    nms_iou: Fraction = 0.7
+    """proposals of one level that overlap more are suppressed"""
+    min_size: NotNegativeNumber = 1e-3
+    """proposals with an edge shorter than this many pixels are dropped"""
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        """(key, why) of what cannot be."""
+        if self.negative_iou > self.positive_iou:
+            yield "negative_iou", f"it must not exceed positive_iou {self.positive_iou}"
+
+
+@dataclass(frozen=True)
+class BoxHead:
+    """The second stage: RoIAlign, two fully connected layers, classes and boxes."""
+
+    channels: AtLeastOne = 1024
+    """width of the fully connected layers"""
+    norm: NormKind = "none"
+    """norm layer after each fully connected layer; batch needs bn_size > 0"""
+    pool_size: AtLeastOne = 7
+    """bins along each edge of a pooled RoI"""
+    sampling_ratio: AtLeastOne = 2
+    """sampling points of a bin along each edge"""
+    aligned: bool = True
+    """shift coordinates by half a pixel, as they should be; false gives torchvision's detectors"""
+    canonical_size: float = 224.0
+    """edge of the RoI that is pooled from P4 (Eq. 1 of the FPN paper)"""
+    samples: AtLeastOne = 512
+    """RoIs an image in the loss"""
+    positive_fraction: Fraction = 0.25
+    """largest part of them that is positive"""
+    positive_iou: Fraction = 0.5
+    """a RoI of at least this overlap with a box is positive, any other negative"""
+    smooth_l1_beta: NotNegativeNumber = 1 / 9
+    """where the box loss turns from square to linear, in units of the regression targets"""
+    score_threshold: Fraction = 0.05
+    """detections below this score are dropped"""
+    nms_iou: Fraction = 0.5
+    """detections of one class that overlap more are suppressed"""
+    detections: AtLeastOne = 100
+    """detections an image"""
+
+
+@dataclass(frozen=True)
+class Model:
+    """What every detector is built from besides its classes. Each kind of detector has a subclass."""
+
+    kind: str
+    """which detector it is"""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """mean of the red, green and blue values, of 1.0, that is subtracted"""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """standard deviation of red, green and blue that divides them"""
+    backbone: Backbone = field(default_factory=Backbone)
+
+    @property
+    def norms(self) -> dict[str, NormKind]:
+        """The norm layers asked for, by the section that asks."""
+        return {name: section.norm for name, section in vars(self).items() if hasattr(section, "norm")}
+
+    def with_norms(self, norms: Mapping[str, NormKind]) -> "Model":
+        """The same with other norm layers in some sections."""
+        return replace(self, **{name: replace(getattr(self, name), norm=norm) for name, norm in norms.items()})
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        """(key, why) of what cannot be."""
+        if min(self.std) <= 0:
+            yield "std", "every value must be positive"
+
+
+@dataclass(frozen=True)
+class FasterRcnn(Model):
+    """Faster R-CNN on a feature pyramid, the paper's detector (Sec. 4)."""
+
+    kind: Literal["faster_rcnn"] = "faster_rcnn"
+    """which detector it is; the other keys of the section are those of this kind"""
+    fpn: Fpn = field(default_factory=Fpn)
+    anchors: Anchors = field(default_factory=Anchors)
+    rpn: Rpn = field(default_factory=Rpn)
+    box_head: BoxHead = field(default_factory=BoxHead)
+
+
+MODELS: dict[str, type[Model]] = {"faster_rcnn": FasterRcnn}
+"""The kinds of detectors, by `model.kind`; `megdet.model.choice` has the detector of each."""

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from data_factories import box_row, triangle
 from factories import TINY, reported_by
 from megdet.architecture import Backbone
 from megdet.contract.run import make_every_layer_count
@@ -17,7 +18,7 @@ from megdet.data.coco import CocoDataset, load_coco, write_coco
 from megdet.distributed.layout import choose_layout
 from megdet.distributed.world import World
 from megdet.inference.trained import place_model
-from megdet.model.choice import make_detector
+from megdet.model.choice import detector_class, make_detector
 from megdet.model.detector import Detector
 from megdet.recipe import Data, Evaluation, Optimizer, Recipe, Schedule
 from megdet.recipe_file import dump_recipe
@@ -41,7 +42,10 @@ def write_small_sets(folder: Path) -> Path:
 
 
 def write_small_set(folder: Path, split: str, count: int, seed: int = 0, same_size: bool = False) -> None:
-    """Noise with one to three bright rectangles, whose class is their colour; image `i` has the id 100 + 3 i."""
+    """Noise with one to three bright rectangles, whose class is their colour; image `i` has the id 100 + 3 i.
+
+    The mask of each is a triangle, the upper left half of it.
+    """
     random = np.random.default_rng(seed)
     (folder / split).mkdir(parents=True, exist_ok=True)
     images, annotations = [], []
@@ -54,14 +58,9 @@ def write_small_set(folder: Path, split: str, count: int, seed: int = 0, same_si
             w, h = random.uniform(0.2, 0.5, 2) * (width, height)
             label = int(random.integers(3))
             pixels[int(y) : int(y + h), int(x) : int(x + w), label] = 255
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": row["id"],
-                    "category_id": 10 * (label + 1),
-                    "bbox": [round(float(value), 2) for value in (x, y, w, h)],
-                }
-            )
+            bbox = [round(float(value), 2) for value in (x, y, w, h)]
+            number, outline = len(annotations) + 1, [triangle(*bbox)]
+            annotations.append(box_row(number, row["id"], 10 * (label + 1), bbox, segmentation=outline))
         images.append(row)
         Image.fromarray(pixels).save(folder / split / row["file_name"])
     categories = [{"id": 10 * (label + 1), "name": name} for label, name in enumerate(CLASS_NAMES)]
@@ -97,8 +96,11 @@ def small_recipe(folder: Path, **changes: Any) -> Recipe:
     return replace(recipe, **changes)
 
 
-def train_set(recipe: Recipe) -> CocoDataset:
-    return load_coco(Path(recipe.data.train_annotations), Path(recipe.data.train_images), keep_empty=False)
+def train_set(recipe: Recipe, *, with_masks: bool | None = None) -> CocoDataset:
+    """With masks where the detector has some, if nothing else is asked for."""
+    asked = detector_class(recipe.model).has_masks if with_masks is None else with_masks
+    files = Path(recipe.data.train_annotations), Path(recipe.data.train_images)
+    return load_coco(*files, keep_empty=False, with_masks=asked)
 
 
 def save_run(

@@ -63,7 +63,7 @@ def _evaluate_run(arguments: Arguments, folder: RunFolder, world: World) -> None
     _fold(arguments, trained, world)
     annotations, images = arguments.data or (trained.recipe.data.val_annotations, trained.recipe.data.val_images)
     data = replace(trained.recipe.data, val_annotations=annotations, val_images=images)
-    dataset = once_a_host(world, lambda: validation_set(data))
+    dataset = once_a_host(world, lambda: validation_set(data, with_masks=trained.model.has_masks))
     ids = category_ids_for(trained.class_names, dataset)
     results = detect_dataset(trained.model, trained.recipe, dataset, ids, world, workers=num_workers(arguments))
     if not world.is_first:

@@ -27,7 +27,7 @@ def draw_run(trained: TrainedDetector, folder: RunFolder) -> list[Path]:
     """Draw `course.png` and `detections.png` (some validation images) into the run's pictures; returns their paths."""
     course = folder.pictures / "course.png"
     plot_course(read_metrics(folder.metrics), trained.model.loss_names, course)
-    dataset = validation_set(trained.recipe.data)
+    dataset = validation_set(trained.recipe.data, with_masks=trained.model.has_masks)
     sheet = []
     for index in np.linspace(0, len(dataset) - 1, min(_SHOWN, len(dataset))).round().astype(int):
         pixels, results = detect_image(trained, dataset.image_path(int(index)))

@@ -34,8 +34,9 @@ def load_datasets(recipe: Recipe, world: World) -> Datasets:
     if data.draw_demo:
         root, demo = Path(data.train_annotations).parent.parent, asdict(DEMO_SETS[data.draw_demo])
         world.on_first(lambda: draw_demo(root, **demo))
-    train_set = once_a_host(world, lambda: training_set(data))
-    val_set = once_a_host(world, lambda: validation_set(data))
+    with_masks = detector_class(recipe.model).has_masks
+    train_set = once_a_host(world, lambda: training_set(data, with_masks=with_masks))
+    val_set = once_a_host(world, lambda: validation_set(data, with_masks=with_masks))
     category_ids_for(train_set.class_names, val_set)
     if train_set.annotations.is_crowd.all():
         raise InputError(f"{data.train_annotations}: no image has a box, so there is nothing to learn")
@@ -43,11 +44,13 @@ def load_datasets(recipe: Recipe, world: World) -> Datasets:
 
 
 def fingerprint(dataset: CocoDataset) -> str:
-    """A hash of what the plan and the targets are made of: the images in their order, their sizes and their boxes."""
+    """A hash of what the plan and the targets are made of: the images in their order, their sizes, boxes, masks."""
     table, content = dataset.annotations, hashlib.sha256(usedforsecurity=False)
     content.update(repr((dataset.image_ids, dataset.file_names, dataset.class_names)).encode())
     for column in (dataset.sizes, table.counts, table.boxes, table.labels, table.is_crowd):
         content.update(np.ascontiguousarray(column).data)
+    if table.segmentations is not None:
+        content.update(table.segmentations.digest.encode())
     return content.hexdigest()
 
 

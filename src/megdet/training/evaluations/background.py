@@ -184,7 +184,7 @@ def _evaluate(
     world = start_world(device.type)
     started = time.perf_counter()
     trained = load_detector(folder, world.device, overrides, step=step)
-    dataset = validation_set(trained.recipe.data)
+    dataset = validation_set(trained.recipe.data, with_masks=trained.model.has_masks)
     ids = category_ids_for(trained.class_names, dataset)
     try:
         results = detect_dataset(trained.model, trained.recipe, dataset, ids, world, workers=workers)

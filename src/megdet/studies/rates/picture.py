@@ -4,11 +4,9 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from megdet.studies.gradients.pictures import save_figure
+from megdet.plotting import panels, save_figure
 from megdet.studies.rates.trial import RateTest, smooth
 
 _COLOURS = ("#1b6ca8", "#d1721c", "#3a8f3a", "#8e44ad", "#b03060", "#5c6b73")
@@ -17,14 +15,10 @@ _STYLES = ("-", "--", ":", "-.")
 
 def plot_rate_test(found: RateTest, title: str, path: Path) -> None:
     """The loss over a rising rate, and the losses of the stability runs. Raises InputError if it cannot be written."""
-    figure = Figure(figsize=(10.5, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2)
+    figure, (left, right) = panels(2, (10.5, 4.2))
     _draw_range(left, found)
     _draw_stability(right, found)
     for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
         axes.set_ylabel("loss")
     figure.suptitle(title, fontsize=10)
     save_figure(figure, path)

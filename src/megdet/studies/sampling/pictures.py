@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from jaxtyping import Bool, Float, UInt8
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
@@ -18,9 +17,9 @@ from megdet.distributed.layout import recipe_layout
 from megdet.errors import InputError
 from megdet.model.detector import Samples
 from megdet.ops.integer_hash import hash_integers
+from megdet.plotting import save_figure
 from megdet.precision import arithmetic
 from megdet.structures import Batch
-from megdet.studies.gradients.pictures import save_figure
 from megdet.studies.gradients.units import Study
 
 POSITIVE, NEGATIVE, TRUTH = "#25d366", "#ff3b30", "#ffffff"
@@ -104,7 +103,6 @@ def draw_proposals(images: list[SampledImage], title: str, path: Path) -> None:
     columns = min(_COLUMNS, len(images))
     rows = -(-len(images) // columns)
     figure = Figure(figsize=(columns * _LEAST_SIDE, rows * (_LEAST_SIDE + 0.3) + 0.6), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for place, axis in enumerate(axes):
         axis.set_axis_off()

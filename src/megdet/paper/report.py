@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from megdet.files import cannot_write, write_json_atomically, write_text_atomically
-from megdet.paper.figures import SweepPoint
 from megdet.paper.rows import Item, Scale, row_name, scale_epoch_factor
 from megdet.paper.sweep import Outcome
 from megdet.paper.tables import TrainingRow
@@ -104,19 +103,6 @@ def scale_note(scale: Scale, recipe: Recipe) -> str:
         f"{recipe.data.short_edges[-1]} px, base rate {recipe.optimizer.base_lr:g} for 16 images, "
         f"{recipe.schedule.warmup_steps} steps of warmup{clipping}."
     )
-
-
-def sweep_points(rows: Sequence[TrainingRow], outcomes: Mapping[str, Outcome]) -> list[SweepPoint]:
-    """The rows as points of `plot_sweep`."""
-    return [
-        SweepPoint(
-            row_label(row),
-            row.mmap,
-            None if (outcome := outcomes.get(row_name(row))) is None else outcome.mmap,
-            outcome is not None,
-        )
-        for row in rows
-    ]
 
 
 def row_label(row: TrainingRow) -> str:

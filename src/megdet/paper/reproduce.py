@@ -16,7 +16,7 @@ from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.paper.figures import find_curve, plot_curves, plot_sweep
 from megdet.paper.pretraining import pretrained_backbone
-from megdet.paper.report import Report, row_label, scale_note, sweep_points, training_report
+from megdet.paper.report import Report, row_label, scale_note, training_report
 from megdet.paper.rows import (
     Item,
     Scale,
@@ -121,7 +121,7 @@ def _report(own: _Standing, world: World, workers: int) -> Report:
     order, first = own.order, own.rows[0]
     picture = order.folder / f"{order.item}.png"
     if order.item in ("table2", "table3"):
-        plot_sweep(sweep_points(own.rows, own.outcomes), picture, f"here: scale {order.scale}")
+        plot_sweep(own.rows, own.outcomes, picture, f"here: scale {order.scale}")
         return _training_report(own, [picture])
     if order.item in ("figure1", "figure4"):
         return _curves_report(own, picture)

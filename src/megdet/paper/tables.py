@@ -1,6 +1,7 @@
-"""The numbers of the paper: Tables 1 to 3 whole, what its text says of Figures 1 and 4, the recipe of a row.
+"""The numbers of the paper: Tables 2 and 3 whole, what its text says of Figures 1 and 4, the recipe of a row.
 
-A number stands here as the paper prints it. What it leaves open is None, or a function that says what it assumes.
+Table 1 is in `studies/sampling/table1.py`. A number stands here as the paper prints it. What the paper leaves open is
+None, or a function that says what it assumes.
 """
 
 from dataclasses import dataclass
@@ -16,16 +17,6 @@ TRAINING_IMAGES, VALIDATION_IMAGES = 118_000, 5_000
 """Images to train on and to evaluate on, as Sec. 4 rounds them."""
 _IMAGES_PER_DEVICE = 2
 """Sec. 3.3: "if each GPU can hold 2 images"."""
-
-
-@dataclass(frozen=True)
-class RatioRow:
-    """A row of Table 1: positive against negative samples while training."""
-
-    epoch: int
-    batch_size: int
-    ratio: float
-    """percent"""
 
 
 @dataclass(frozen=True)
@@ -82,15 +73,6 @@ class CurveStatement:
     statement: str
     """the text, shortened"""
 
-
-TABLE1 = (
-    RatioRow(1, 16, 5.58),
-    RatioRow(1, 256, 9.82),
-    RatioRow(6, 16, 11.77),
-    RatioRow(6, 256, 16.11),
-    RatioRow(12, 16, 16.59),
-    RatioRow(12, 256, 16.91),
-)
 
 TABLE2 = (
     TrainingRow("table2", 16, 0, None, 36.2, 33.2),

@@ -19,17 +19,7 @@ from megdet.recipe_check import flat_keys
 from megdet.run_folder.checkpoint_files import latest_checkpoint, open_checkpoint
 from megdet.run_folder.folder import RunFolder
 from megdet.run_folder.metrics import read_metrics
-
-PAPER_EPOCHS = (1, 6, 12)
-PAPER = {
-    (1, 16): 0.0558,
-    (1, 256): 0.0982,
-    (6, 16): 0.1177,
-    (6, 256): 0.1611,
-    (12, 16): 0.1659,
-    (12, 256): 0.1691,
-}
-"""Table 1: the ratio by (epoch, mini-batch size), of 1."""
+from megdet.studies.sampling.table1 import TABLE1
 
 _SIZES = ("data.short_edges", "data.max_long_edge", "data.scale_jitter", "model.kind")
 """Keys that say what a ratio is of, beside those that the detector names: runs that differ in one do not compare."""
@@ -78,7 +68,8 @@ def sampling_table(folders: Sequence[RunFolder], epochs: Sequence[int] | None = 
             raise InputError(f"{folder.metrics}: no epoch is finished yet; train on")
     if epochs is None:
         last = min(finished)
-        epochs = PAPER_EPOCHS if last >= PAPER_EPOCHS[-1] else sorted({1, (last + 1) // 2, last})
+        of_paper = sorted({epoch for epoch, _ in TABLE1})
+        epochs = of_paper if last >= of_paper[-1] else sorted({1, (last + 1) // 2, last})
     for epoch in epochs:
         for folder, own in zip(folders, finished, strict=True):
             if not 1 <= epoch <= own:
@@ -141,6 +132,7 @@ def _ratio(folder: RunFolder, recipe: Recipe, lines: list[dict[str, Any]], epoch
         counted.sample: counted.ratio(sum(line[counted.name] for line in own) / len(own), recipe.model)
         for counted in reversed(detector_class(recipe.model).counts)
     }
+    paper = TABLE1.get((epoch, recipe.batch_size)) if "RoI" in ratios else None
     return Ratio(
         str(folder.path),
         epoch,
@@ -149,7 +141,7 @@ def _ratio(folder: RunFolder, recipe: Recipe, lines: list[dict[str, Any]], epoch
         len(own),
         _steps_of_epoch(lines[-1], recipe.batch_size, epoch),
         ratios,
-        PAPER.get((epoch, recipe.batch_size)) if "RoI" in ratios else None,
+        None if paper is None else paper / 100,
     )
 
 

@@ -134,7 +134,7 @@ def val_set(recipe: Recipe) -> CocoDataset:
 
 def make(recipe: Recipe, world: World = ALONE, width: int | None = None) -> Trainer:
     layout = choose_layout(recipe.groups_per_step, recipe.images_per_group, world.size, width)
-    return make_trainer(recipe, train_set(recipe), layout, world)
+    return make_trainer(recipe, train_set(recipe).class_names, layout, world)
 
 
 def run_steps(

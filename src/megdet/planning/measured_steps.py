@@ -12,11 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
-from megdet.data.annotations import AnnotationTable
-from megdet.data.coco import CocoDataset
 from megdet.distributed.layout import recipe_layout
 from megdet.distributed.world import World, start_world
 from megdet.errors import InputError
@@ -124,7 +121,8 @@ def _measure(task: Task, meeting: Meeting) -> Answer:
     recipe = micro_batch_recipe(task.recipe, task.images)
     world = start_world(task.device)
     others = others_bytes(world.device)
-    trainer = make_trainer(recipe, _classes_alone(task.num_classes), recipe_layout(recipe, world.size), world)
+    class_names = tuple(map(str, range(task.num_classes)))
+    trainer = make_trainer(recipe, class_names, recipe_layout(recipe, world.size), world)
     batches: dict[str, Batch] = torch.load(task.batches, weights_only=False)
     typical, largest = (batches[name][: task.images].to(world.device) for name in ("typical", "largest"))
     _step(trainer, typical, 1, world)  # it makes the momentum and lets the libraries choose their kernels
@@ -185,11 +183,3 @@ def _seconds(work: Callable[[], object], count: int) -> float:
         work()
         taken.append(time.perf_counter() - started)
     return statistics.median(taken)
-
-
-def _classes_alone(count: int) -> CocoDataset:
-    """A data set without images: the trainer asks for its classes, the images are in a file."""
-    names, none = tuple(f"class {number}" for number in range(count)), np.zeros(0, np.int64)
-    boxes = np.zeros((0, 4), np.float32)
-    table = AnnotationTable(none, boxes, none, none.astype(np.bool_), boxes[:, 0], none)
-    return CocoDataset(Path(), Path(), names, tuple(range(count)), (), (), np.zeros((0, 2), np.int64), table)

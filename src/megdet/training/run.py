@@ -215,7 +215,7 @@ def open_run(
     plan = TrainingPlan(datasets.train.sizes, recipe)
     check_statistics(recipe, plan, datasets.train)
     is_resumed = folder is not None and newest_step(folder, world) is not None
-    trainer = make_trainer(recipe, datasets.train, layout, world, is_resumed=is_resumed)
+    trainer = make_trainer(recipe, datasets.train.class_names, layout, world, is_resumed=is_resumed)
     with ExitStack() as opened:
         lock, position = None, Position()
         if folder is not None:

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from megdet.data.coco import CocoDataset
 from megdet.distributed.gradients import GradientBuckets
 from megdet.distributed.lane import make_lane
 from megdet.distributed.layout import Layout
@@ -82,7 +81,7 @@ class Trainer:
 
 
 def make_trainer(
-    recipe: Recipe, dataset: CocoDataset, layout: Layout, world: World, *, is_resumed: bool = False
+    recipe: Recipe, class_names: tuple[str, ...], layout: Layout, world: World, *, is_resumed: bool = False
 ) -> Trainer:
     """The detector with weights drawn from the recipe's seed, its optimizer and its gradient buckets.
 
@@ -95,11 +94,11 @@ def make_trainer(
     def build() -> Detector:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
-            model = make_detector(recipe, len(dataset.class_names), lane)
+            model = make_detector(recipe, len(class_names), lane)
             if reads and recipe.model.backbone.weights:
                 load_pretrained(model.backbone, Path(recipe.model.backbone.weights))
             if reads and recipe.start_from:
-                start_from_run(model, dataset.class_names, recipe.start_from)
+                start_from_run(model, class_names, recipe.start_from)
         return model
 
     model = world.together(build)

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from megdet.cli.machine import join_world, num_workers
+from megdet.cli.machine import join_world, num_workers, run_options
 from megdet.cli.options import CONSOLE, Arguments
 from megdet.distributed.world import World
 from megdet.errors import InputError
@@ -23,7 +23,6 @@ from megdet.studies.rates.trial import RateTest, run_rate_test
 from megdet.studies.sampling.pictures import draw_proposals, most_and_least_balanced, sampled_images
 from megdet.studies.sampling.ratios import Ratio, sampling_table
 from megdet.terminal import Terminal
-from megdet.training.run import RunOptions
 
 _SHOWN = 8
 
@@ -81,7 +80,6 @@ def run_lr_test(arguments: Arguments) -> None:
     """Run both tests, print what they recommend, draw them."""
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     world = join_world(arguments)
-    options = RunOptions(num_workers(arguments), arguments.lane_width, arguments.max_images_per_device)
     name = recipe_name(arguments.recipe)
     out = arguments.out or Path("runs") / "lr-test" / name
     world.on_first(lambda: _make_folder(out))
@@ -89,7 +87,7 @@ def run_lr_test(arguments: Arguments) -> None:
         found = run_rate_test(
             recipe,
             world,
-            options,
+            run_options(arguments),
             lowest=arguments.lowest,
             highest=arguments.highest,
             steps=arguments.steps,

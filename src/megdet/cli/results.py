@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from megdet.cli.machine import join_world, num_workers, say
+from megdet.cli.machine import join_world, num_workers, run_options, say
 from megdet.cli.options import CONSOLE, Arguments, existing_file
 from megdet.data.coco import validation_set
 from megdet.data.image import IMAGE_SUFFIXES
@@ -30,7 +30,6 @@ from megdet.runtime import slow_at
 from megdet.studies.run_pictures import save_picture
 from megdet.terminal import Terminal
 from megdet.training.precise_statistics import load_precise_detector
-from megdet.training.run import RunOptions
 
 
 def run_evaluate(arguments: Arguments) -> None:
@@ -109,14 +108,13 @@ def _fold(arguments: Arguments, trained: TrainedDetector, world: World) -> None:
 
 
 def _load_precise(arguments: Arguments, folder: RunFolder, world: World, overrides: dict[str, str]) -> TrainedDetector:
-    options = RunOptions(num_workers(arguments), arguments.lane_width, arguments.max_images_per_device)
     started = time.perf_counter()
     with Terminal(stderr=True, quiet=not world.is_first).status("") as status:
         trained = load_precise_detector(
             folder,
             world,
             arguments.precise_bn,
-            options,
+            run_options(arguments),
             overrides,
             lambda done, steps: status.update(f"batch-norm statistics: {done} of {steps} mini-batches"),
         )

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from megdet.cli.machine import join_world, num_workers, say
+from megdet.cli.machine import join_world, run_options, say
 from megdet.cli.options import CONSOLE, Arguments
 from megdet.distributed.world import World
 from megdet.errors import InputError
@@ -15,7 +15,6 @@ from megdet.run_folder.folder import RunFolder
 from megdet.runtime import measure_speeds, slow_at
 from megdet.training.initial_weights import import_torchvision
 from megdet.training.loop import train
-from megdet.training.run import RunOptions
 
 
 def run_demo(arguments: Arguments) -> None:
@@ -47,21 +46,12 @@ def run_train(arguments: Arguments) -> None:
 def _train(arguments: Arguments, name: str, path: Path) -> None:
     recipe = load_recipe(name, arguments.overrides)
     world = join_world(arguments)
-    options = arguments.options
-    run_options = RunOptions(
-        num_workers(arguments),
-        getattr(options, "lane_width", None),
-        getattr(options, "max_images_per_device", None),
-        evaluate_in_background=arguments.evaluate_in_background,
-        evaluate_on=arguments.evaluate_on,
-        compile=arguments.compile,
-    )
     if path == Path():
         raise InputError("--run is empty: name a folder")
     if world.is_first and (figures := slow_at(recipe.precision, world.device)):
         say(world, f"Warning: this machine is slow at bfloat16, which was asked for and is kept: {figures}.")
     folder = RunFolder(path)
-    numbers = train(recipe, folder, run_options, world)
+    numbers = train(recipe, folder, run_options(arguments), world)
     if not world.is_first:
         return
     CONSOLE.print(numbers_table(numbers))

@@ -17,7 +17,7 @@ from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.evaluation.coco_numbers import CocoNumbers
 from megdet.recipe import Recipe
-from megdet.run_folder.checkpoint_files import checkpoints, latest_checkpoint, load_checkpoint, open_checkpoint
+from megdet.run_folder.checkpoint_files import checkpoints, latest_checkpoint, open_checkpoint
 from megdet.run_folder.environment import read_environment
 from megdet.run_folder.folder import RunFolder
 from megdet.run_folder.metrics import read_metrics
@@ -26,6 +26,7 @@ from megdet.training import run as run_module
 from megdet.training.evaluations import evaluations
 from megdet.training.loop import train
 from megdet.training.run import RunOptions
+from run_folders import load_checkpoint
 from small_runs import ALONE, furthest, small_recipe, write_small_set, write_small_sets
 
 OPTIONS = RunOptions(workers=0)

@@ -196,16 +196,6 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, content.state, content.tensors)
 
 
-def load_checkpoint(path: Path) -> tuple[dict[Kind, dict[str, Tensor]], RunState]:
-    """All tensors (on the CPU) and the state of a checkpoint, as they were given to `save_checkpoint`.
-
-    Raises:
-        InputError: the folder is missing, or a file in it is missing or damaged; the message names the file.
-    """
-    checkpoint = open_checkpoint(path)
-    return {kind: checkpoint.tensors(kind) for kind in checkpoint.hashes}, checkpoint.state
-
-
 def _damaged(path: Path, what: str) -> InputError:
     return InputError(
         f"the checkpoint is damaged: {what}; delete the folder {path} and run the same command again, it goes on from "

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from megdet.errors import InputError
-from megdet.files import cannot_write, parse_json, write_text_atomically
+from megdet.files import LARGEST_JSON, cannot_write, parse_json, read_bytes, write_text_atomically
 from megdet.run_folder.folder import decode_non_finite, encode_non_finite
 
 
@@ -35,7 +35,7 @@ class MetricsWriter:
     def __init__(self, path: Path, resume_step: int = 0) -> None:
         self.path = path
         if path.exists():
-            content = _read_bytes(path)
+            content = read_bytes(path, LARGEST_JSON)
             kept = [line for line, record in _parse(path, content) if record["step"] <= resume_step]
             text = "".join(line + "\n" for line in kept)
             if text.encode() != content:
@@ -91,7 +91,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     Raises:
         InputError: the file is missing or unreadable, or a line (not the last) is no JSON object with a "step".
     """
-    return [record for _, record in _parse(path, _read_bytes(path))]
+    return [record for _, record in _parse(path, read_bytes(path, LARGEST_JSON))]
 
 
 def _parse(path: Path, content: bytes) -> list[tuple[str, dict[str, Any]]]:
@@ -112,12 +112,3 @@ def _parse(path: Path, content: bytes) -> list[tuple[str, dict[str, Any]]]:
             ) from error
         parsed.append((raw.decode(), record))
     return parsed
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist; check the path of the run folder") from error
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}; check its permissions") from error

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -117,15 +117,7 @@ def write_json_atomically(path: Path, value: object, indent: int | None = None) 
     write_text_atomically(path, text + "\n")
 
 
-@overload
-def read_json(path: Path) -> Any: ...
-
-
-@overload
-def read_json(path: Path, kind: type[_Kind]) -> _Kind: ...
-
-
-def read_json(path: Path, kind: Any = Any) -> Any:
+def read_json(path: Path, kind: type[_Kind]) -> _Kind:
     """The value in a JSON file (UTF-8, with or without a byte order mark).
 
     Args:
@@ -137,7 +129,8 @@ def read_json(path: Path, kind: Any = Any) -> Any:
         InputError: the file is missing or unreadable, or it is no JSON, with the line and the column; it is nested too
             deeply; or it is not of this kind, with the place and the value.
     """
-    return parse_json(read_bytes(path, LARGEST_JSON), str(path), kind)
+    value: _Kind = parse_json(read_bytes(path, LARGEST_JSON), str(path), kind)
+    return value
 
 
 def parse_json(content: bytes, source: str, kind: Any = Any) -> Any:
@@ -167,15 +160,7 @@ def _raw(content: bytes) -> Any:
         return None
 
 
-@overload
-def typed(value: object, kind: type[_Kind], source: str) -> _Kind: ...
-
-
-@overload
-def typed(value: object, kind: Any, source: str) -> Any: ...
-
-
-def typed(value: object, kind: Any, source: str) -> Any:
+def typed(value: object, kind: type[_Kind], source: str) -> _Kind:
     """A value as this type, strictly. Raises InputError with `source`, the place in the value and what stands there."""
     try:
         return msgspec.convert(value, kind)

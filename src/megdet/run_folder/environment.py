@@ -26,12 +26,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 
 from megdet.errors import InputError
 from megdet.files import read_json, write_json_atomically
 from megdet.run_folder.folder import RunFolder
 from megdet.runtime import accelerators, memory_bytes, num_gpus, processor_name, usable_cores
+
+
+class _Content(msgspec.Struct):
+    sessions: list[dict[str, Any]]
 
 
 def collect_environment(world_size: int, device: str) -> dict[str, Any]:
@@ -68,11 +73,10 @@ def write_environment(folder: RunFolder, session: dict[str, Any]) -> None:
 
 def read_environment(folder: RunFolder) -> list[dict[str, Any]]:
     """The sessions of a run, the oldest first. Raises InputError where the file is missing or holds something else."""
-    content = read_json(folder.environment)
-    sessions = content.get("sessions") if isinstance(content, dict) else None
-    if not isinstance(sessions, list) or not all(isinstance(session, dict) for session in sessions):
-        raise InputError(f"{folder.environment} has no list 'sessions'; remove the file, the next start writes it anew")
-    return sessions
+    try:
+        return read_json(folder.environment, _Content).sessions
+    except InputError as error:
+        raise InputError(f"{error}; remove the file, the next start writes it anew") from None
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:

@@ -11,10 +11,10 @@ A session has
     cpu            {"model", "cores", "memory_bytes"}; cores are those this process may use
     host           the machine's name; system: its operating system
     versions       python, megdet, torch, torchvision, timm, numpy, cuda, nccl; null where there is none
-    git            {"commit", "dirty"} of the folder where the command was given, null outside of a repository;
+    git            {"commit", "dirty"} of the folder where the command was given, null outside a repository;
                    dirty: a tracked file is changed
 
-Only the machine of the process that writes, rank 0's, is described.
+Only the machine of rank 0, which writes the file, is described.
 """
 
 import importlib.metadata
@@ -80,7 +80,7 @@ def read_environment(folder: RunFolder) -> list[dict[str, Any]]:
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
-    """Commit and whether a tracked file is changed; None outside of a repository, or where git does not answer."""
+    """The commit, and whether a tracked file is changed; None outside a repository, or if git does not answer."""
     commit = _git(folder, "rev-parse", "HEAD")
     status = _git(folder, "status", "--porcelain", "--untracked-files=no")
     return None if commit is None or status is None else {"commit": commit, "dirty": bool(status)}

@@ -1,11 +1,11 @@
 """metrics.jsonl: the numbers of a run over time, one JSON object a line, in the order they were written.
 
 Every line has the integer key "step": the number of optimizer steps done when it was written. The other keys are the
-caller's, and lines need not have the same ones (a training line has losses, an evaluation line has scores). A number
+caller's and differ from line to line (a training line has losses, an evaluation line has scores). A number
 that is not finite is the string "NaN", "Infinity" or "-Infinity"; `read_metrics` makes floats of them again.
 
 Each line is flushed as it is written, so the file can be followed with `tail -f`. A run that is killed may leave half a
-line at the end: readers leave it out, and the next start removes it.
+line at the end: readers skip it, and the next start removes it.
 """
 
 import json
@@ -24,9 +24,9 @@ class MetricsWriter:
     """Appends lines to metrics.jsonl. One process of a run, rank 0, has one.
 
     Args:
-        path: the file; it is made where it is missing.
+        path: the file; it is made if it is missing.
         resume_step: the step of the checkpoint that the run goes on from, 0 for a start from the beginning. Lines of
-            later steps, and half a line at the end, are removed: those steps are done and written again.
+            later steps, and half a line at the end, are removed: those steps are made and written again.
 
     Raises:
         InputError: the file cannot be written, or a line of it (not the last) is no JSON object with a "step".
@@ -41,7 +41,7 @@ class MetricsWriter:
             if text.encode() != content:
                 write_text_atomically(path, text)
         try:
-            self._file = path.open("ab", buffering=0)  # a buffer that a full disk refused would be written once more
+            self._file = path.open("ab", buffering=0)  # a buffer that a full disk refused would be written again
         except OSError as error:
             raise cannot_write(path, error) from error
 
@@ -49,7 +49,7 @@ class MetricsWriter:
         """Append one line: "step" (int) and the caller's keys, with Python or numpy numbers, strings, lists, dicts.
 
         Raises:
-            ValueError: "step" is missing or no integer, which is a bug of the caller's.
+            ValueError: "step" is missing or no integer, which is a bug of the caller.
             InputError: the disk is full.
         """
         if type(record.get("step")) is not int:
@@ -82,7 +82,7 @@ class MetricsWriter:
             self.close()
         except InputError:
             if kind is None:
-                raise  # otherwise what stopped the run is told, and this is not
+                raise  # otherwise the error that stopped the run is more important
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

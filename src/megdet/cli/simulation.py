@@ -151,5 +151,5 @@ def _verdict(points: list[Point]) -> str:
     if best is None:
         return "no number of devices pays"
     most = ", the most that are simulated" if best is points[-1] else ""
-    images = "" if best.worth is None else f"; {best.worth.examples:.2f} times the fewest images for the same progress"
+    images = "" if best.worth is None else f"; {best.worth.examples:.2f} times the fewest images for the same loss"
     return f"it pays up to {best.layout.world_size} devices{most}{images}"

@@ -1,4 +1,4 @@
-"""The picture of the simulation: how devices of today scale."""
+"""The picture of the simulation: how current devices scale."""
 
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ def plot_scaling(points: list[Point], machine: Machine, path: Path) -> None:
 
 
 def number_axis(axis: Any, places: Any) -> None:
-    """Plain numbers at these places alone."""
+    """Plain numbers at these places only."""
     axis.set_major_locator(FixedLocator(list(places)))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

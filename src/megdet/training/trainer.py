@@ -1,4 +1,4 @@
-"""Everything that a step changes: the detector, its optimizer, averages and measurements; made, saved and put back."""
+"""Everything that a step changes: the detector, its optimizer, averages and measurements; made, saved, restored."""
 
 import hashlib
 from collections.abc import Mapping
@@ -26,12 +26,12 @@ from megdet.training.optimizers.optimizer import make_optimizer, restore_state, 
 from megdet.training.optimizers.parts import parts_of
 
 Tensors = dict[Kind, dict[str, Tensor]]
-"""The tensors of a checkpoint: kind, which is the name of a file, -> name -> tensor."""
+"""The tensors of a checkpoint: kind (the name of a file) -> name -> tensor."""
 
 
 @dataclass
 class Trainer:
-    """Everything that a step changes, and the recipe that says how."""
+    """Everything that a step changes, and the recipe."""
 
     recipe: Recipe
     model: Detector
@@ -39,12 +39,12 @@ class Trainer:
     buckets: GradientBuckets
     averages: MovingAverage | None
     agvm: Agvm | None = None
-    """AGVM, where the recipe has it"""
+    """AGVM, if the recipe has it"""
     noise: NoiseScale | None = None
-    """the gradient noise scale, where the recipe measures it"""
+    """the gradient noise scale, if the recipe measures it"""
 
     def state(self) -> Tensors:
-        """The tensors of a checkpoint, which `restore` puts back; no copies."""
+        """The tensors of a checkpoint, for `restore`; they are not copied."""
         tensors: Tensors = {"model": self.model.state_dict(), "optimizer": state_by_name(self.model, self.optimizer)}
         if self.averages is not None:
             tensors["averages"] = self.averages.state()
@@ -69,7 +69,7 @@ class Trainer:
         return {kind: {name: _without_values(t) for name, t in own.items()} for kind, own in layout.items()}
 
     def restore(self, tensors: Tensors) -> None:
-        """Put back what `state` returned; whether it fits must have been checked before."""
+        """Restore what `state` returned; the caller must have checked that it fits."""
         self.model.load_state_dict(tensors["model"])
         restore_state(self.model, self.optimizer, tensors["optimizer"])
         if self.averages is not None:
@@ -85,8 +85,8 @@ def make_trainer(
 ) -> Trainer:
     """The detector with weights drawn from the recipe's seed, its optimizer and its gradient buckets.
 
-    Every rank has the weights of rank 0, which alone reads the files that the recipe starts from. A resumed run has all
-    its weights in its checkpoint: those files need not exist any more.
+    Every rank has the weights of rank 0; only that rank reads the files that the recipe starts from. A resumed run has
+    all its weights in its checkpoint, and those files may be gone.
     """
     lane = make_lane(world, layout)
     reads = world.is_first and not is_resumed
@@ -109,7 +109,7 @@ def make_trainer(
 
 
 def trainer_of(recipe: Recipe, model: Detector, world: World) -> Trainer:
-    """What trains a detector that is on its device, before its first step."""
+    """The trainer of a detector that is on its device, before its first step."""
     optimizer = make_optimizer(model, recipe.optimizer)
     averages = MovingAverage(model, recipe.optimizer.ema_decay) if recipe.optimizer.ema_decay else None
     buckets = GradientBuckets(model.parameters(), world)
@@ -125,7 +125,7 @@ def trainer_of(recipe: Recipe, model: Detector, world: World) -> Trainer:
 
 
 def restore_everywhere(trainer: Trainer, tensors: Tensors, step: int, world: World) -> None:
-    """Put rank 0's tensors, which fit, into the trainer of every rank; on the others `tensors` is not looked at."""
+    """Restore the trainer of every rank from rank 0's tensors, which fit; other ranks' `tensors` are ignored."""
     if world.size > 1:
         own = tensors if world.is_first else trainer.layout(step)
         tensors = {

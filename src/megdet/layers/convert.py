@@ -42,9 +42,10 @@ def convert_batch_norm(model: nn.Module, bn_size: int, *, images_per_device: int
         model = DistributedDataParallel(model)
 
     In each forward a process carries `images_per_device` images of one group, and bn_size / images_per_device
-    neighbouring processes carry the group together. Every forward folds the plain mean over the groups of all processes into the
-    running statistics with the layer's own momentum, so they are equal in all processes. DistributedDataParallel does
-    not need to send its buffers: `forward_sync_buffers=False`, before torch 2.13 `broadcast_buffers=False`.
+    neighbouring processes carry the group together. Every forward folds the plain mean over the groups of all processes
+    into the running statistics with the layer's own momentum, so they are equal in all processes.
+    DistributedDataParallel does not need to send its buffers: `forward_sync_buffers=False`, before torch 2.13
+    `broadcast_buffers=False`.
 
     Every process must call it, after the process group is made, and all must call the model in training equally often.
     Parameters stay the same objects, so an optimizer may be made before or after; buffers, eps, momentum, mode and

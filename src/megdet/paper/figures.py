@@ -153,8 +153,8 @@ def _panels(columns: int, size: tuple[float, float], **options: Any) -> tuple[Fi
     figure, made = panels(columns, size, **options)
     for axes in made:
         axes.tick_params(labelsize=8)
-        axes.xaxis.label.set_size(9)
-        axes.yaxis.label.set_size(9)
+        axes.xaxis.label.set_fontsize(9)
+        axes.yaxis.label.set_fontsize(9)
     return figure, made
 
 

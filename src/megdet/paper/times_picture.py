@@ -1,6 +1,7 @@
 """The picture of the paper's times against prediction."""
 
 from pathlib import Path
+from typing import Any
 
 from matplotlib.ticker import PercentFormatter
 
@@ -19,7 +20,7 @@ def plot_paper(predictions: list[Prediction], path: Path) -> None:
     hours.fill_between(ends, [end * (1 - GOOD) for end in ends], [end * (1 + GOOD) for end in ends], color="0.92")
     for (name, color), marker in zip(_COLORS.items(), "s^o", strict=True):
         chosen = [prediction for prediction in predictions if _kind(prediction) == name]
-        places = [prediction.row.hours for prediction in chosen]
+        places: list[Any] = [prediction.row.hours for prediction in chosen]
         hours.plot(places, [prediction.hours for prediction in chosen], marker, color=color, label=name, alpha=0.85)
     hours.set(xscale="log", yscale="log", xlim=ends, ylim=ends, xlabel="the paper, hours", ylabel="predicted, hours")
     hours.set_title("training time; the band is 20%")

@@ -3,7 +3,7 @@
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -32,7 +32,7 @@ def save_figure(figure: Figure, path: Path, dpi: int = 120) -> None:
     Raises InputError for a name of another end, and where the file cannot be written.
     """
 
-    def save(file: BinaryIO) -> None:
+    def save(file: io.BytesIO) -> None:
         try:
             figure.savefig(file, format=path.suffix[1:], dpi=dpi)
         except ValueError:
@@ -41,7 +41,7 @@ def save_figure(figure: Figure, path: Path, dpi: int = 120) -> None:
     write_picture(path, save)
 
 
-def write_picture(path: Path, save: Callable[[BinaryIO], object]) -> None:
+def write_picture(path: Path, save: Callable[[io.BytesIO], object]) -> None:
     """Write what `save` puts into a file, and make its folder. Raises InputError where it cannot be written."""
     content = io.BytesIO()
     save(content)

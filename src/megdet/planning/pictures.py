@@ -22,7 +22,7 @@ _PARTS = (
 
 def plot_scaling(points: list[Point], machine: Machine, path: Path) -> None:
     """Images a second, efficiency and the parts of a step over the devices. Raises InputError as `save_figure`."""
-    figure, (speed, share, parts) = panels(3, (13, 4.2))
+    figure, (speed, share, parts) = panels(3, (13.0, 4.2))
     devices = [point.layout.world_size for point in points]
     ideal = points[0].images_per_second / points[0].efficiency
     speed.plot(devices, [ideal * count for count in devices], "--", color=GREY, label="linear")

@@ -61,7 +61,7 @@ def plot_course(metrics: list[dict[str, Any]], losses_of: Sequence[str], path: P
     steps = [line for line in metrics if "loss" in line]
     epochs = {line["step"]: line["epoch"] for line in steps}
     evaluations = [line for line in metrics if "evaluation" in line and line["step"] in epochs]
-    figure, (losses, rate, numbers) = panels(3, (12, 3.8))
+    figure, (losses, rate, numbers) = panels(3, (12.0, 3.8))
     places = [line["epoch"] for line in steps]
     reach = len(steps) // 120
     for name in ("loss", *losses_of):

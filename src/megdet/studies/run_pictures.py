@@ -1,4 +1,4 @@
-"""The pictures of a run: its course, and what its detector finds beside the ground truth."""
+"""The pictures of a run: its course, and detections beside the ground truth."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -103,7 +103,7 @@ def test_images_are_the_units_where_nothing_ties_them(recipe: Recipe, tmp_path: 
     study = study_of(replace(frozen, bn_size=0, group_size=2), tmp_path)
     found = measure_variance(study, batch=1, factors=[2], images=8)
     assert (found.unit, found.unit_images, found.images) == ("image", 1, 8)
-    assert "Nothing in the forward ties images together" in found.remark
+    assert "Images do not interact in the forward" in found.remark
     assert "share batch statistics" not in found.remark
 
 

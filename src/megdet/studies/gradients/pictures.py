@@ -9,12 +9,12 @@ from megdet.plotting import panels, save_figure
 from megdet.studies.gradients.findings import Variance
 
 _STYLES = (("#1b6ca8", "o"), ("#d1721c", "s"), ("#3a8f3a", "^"), ("#8e44ad", "D"), ("#b03060", "v"), ("#6b6b2f", "P"))
-"""Colours and marks of the modules, in their order; they begin again where there are more."""
+"""Colours and marks of the modules, in their order; more modules use them again."""
 _STYLE_OF_WHOLE = ("#222222", "*")
 
 
 def plot_variance(found: Variance, path: Path) -> None:
-    """The variance over the size of the mini-batch, by module, with the line of the 1/N law, and what departs from it.
+    """The variance over the size of the mini-batch, by module, with the line of the 1/N law, and the ratio to it.
 
     Raises InputError where the picture cannot be written.
     """
@@ -41,7 +41,7 @@ def plot_variance(found: Variance, path: Path) -> None:
 
 
 def plot_updates(found: Variance, path: Path) -> None:
-    """The variance of one large update beside that of k small ones, by module, and how far the two are apart.
+    """The variance of one large update beside that of k small ones, by module, and the distance of the two.
 
     Raises InputError where the picture cannot be written.
     """
@@ -81,7 +81,7 @@ def plot_updates(found: Variance, path: Path) -> None:
 
 
 def _styles(found: Variance) -> list[tuple[str, str]]:
-    """The colour and the mark of every module, the last of which is the whole."""
+    """The colour and the mark of every module; the last one is the whole model."""
     parts = len(found.modules) - 1
     return [*(_STYLES[number % len(_STYLES)] for number in range(parts)), _STYLE_OF_WHOLE]
 

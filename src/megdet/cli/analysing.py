@@ -33,7 +33,7 @@ def run_variance(arguments: Arguments) -> None:
         raise InputError("--batch and --images: they must be at least 1")
     if arguments.overrides and arguments.out is None:
         changed = ", ".join(f"--{key}" for key in arguments.overrides)
-        raise InputError(f"{changed}: what is measured is then not the run's own recipe; say with --out where it goes")
+        raise InputError(f"{changed}: this measures another recipe than the run's own; name a folder for it with --out")
     world = _join_alone(arguments, "analyse variance")
     folder = RunFolder(arguments.run)
     study = load_study(folder, world.device, arguments.overrides)
@@ -77,7 +77,7 @@ def run_sampling(arguments: Arguments) -> None:
 
 
 def run_lr_test(arguments: Arguments) -> None:
-    """Run both tests, print what they recommend, draw them."""
+    """Run both tests, print the recommendation, draw them."""
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     world = join_world(arguments)
     name = recipe_name(arguments.recipe)
@@ -182,7 +182,7 @@ def _progress(status: Any) -> Callable[[str, int, int], None]:
 
 
 def _make_folder(path: Path) -> Path:
-    """Make a folder before the work whose results go there. Raises InputError where it cannot be."""
+    """Make a folder before the work starts whose results it will hold. Raises InputError."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -193,7 +193,7 @@ def _make_folder(path: Path) -> Path:
 def _hand_over(
     arguments: Arguments, content: dict[str, Any], numbers: Path, pictures: list[Path], shown: Sequence[Table | str]
 ) -> None:
-    """Write the numbers; print them as JSON, or else what is shown and where the files are."""
+    """Write the numbers; print them as JSON, or print `shown` and the paths of the files."""
     content = encode_non_finite(content)
     write_json_atomically(numbers, content, indent=2)
     if arguments.json:

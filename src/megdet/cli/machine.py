@@ -15,7 +15,7 @@ def join_world(arguments: Arguments) -> World:
 
 
 def num_workers(arguments: Arguments) -> int:
-    """Loading processes of this rank: as asked, or its share of the cores less one, at least 1 and at most 8."""
+    """Loading processes of this rank: as asked for, or its share of the cores minus one, from 1 to 8."""
     if arguments.workers is not None:
         return int(arguments.workers)
     return max(1, min(8, usable_cores() // num_ranks_here() - 1))

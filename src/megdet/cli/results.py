@@ -1,4 +1,4 @@
-"""Verbs about what a detector finds: evaluate, detect."""
+"""Verbs about detections: evaluate, detect."""
 
 import itertools
 import time
@@ -86,10 +86,10 @@ def _evaluate_run(arguments: Arguments, folder: RunFolder, world: World) -> None
 
 
 def overrides_here(overrides: dict[str, str], folder: RunFolder, world: World) -> dict[str, str]:
-    """The overrides, and float32 where the run is in bfloat16 and rank 0's machine is slow at it; says so.
+    """The overrides, plus float32 if the run is in bfloat16 and rank 0's machine is slow at it; prints that.
 
-    Every rank calls it and computes alike, so that the detections do not depend on their number. A precision that is
-    among the overrides stays.
+    Every rank calls it and gets the same, so that the detections do not depend on the number of ranks. A precision in
+    the overrides stays.
     """
     figures = "" if "precision" in overrides else world.on_first(lambda: _slowness(overrides, folder, world))
     if not figures:
@@ -142,7 +142,7 @@ def run_detect(arguments: Arguments) -> None:
     for file in files:
         try:
             pixels, results = detect_image(trained, file)
-        except InputError as error:  # the other pictures are drawn all the same
+        except InputError as error:  # go on with the other pictures
             unreadable.append(str(error))
             continue
         picture = _free_name(out, file, {earlier for earlier, _ in found})
@@ -157,7 +157,7 @@ def run_detect(arguments: Arguments) -> None:
 
 
 def _free_name(out: Path, file: Path, taken: set[Path]) -> Path:
-    """Where to draw a file's picture: others of its name may lie in other folders or have another suffix."""
+    """A free name for a file's picture: other files may have its name in other folders or with other suffixes."""
     names = itertools.chain((file.stem, file.name, f"{file.parent.name}_{file.name}"), itertools.count(2))
     paths = (out / (f"{file.stem}_{name}.png" if isinstance(name, int) else f"{name}.png") for name in names)
     return next(path for path in paths if path not in taken)

@@ -18,7 +18,7 @@ from megdet.training.loop import train
 
 
 def run_demo(arguments: Arguments) -> None:
-    """Draw the data, train, evaluate, detect; say where everything is."""
+    """Draw the data, train, evaluate, detect; print where the results are."""
     world = join_world(arguments)
     precision, why = world.on_first(lambda: _precision_of_demo(arguments, world))
     arguments.overrides["precision"] = precision
@@ -28,7 +28,7 @@ def run_demo(arguments: Arguments) -> None:
 
 
 def _precision_of_demo(arguments: Arguments, world: World) -> tuple[str, str]:
-    """As asked for, else as the run began, else the one that is faster here; and what to say of the choice."""
+    """As asked for, else as the run began, else the faster one here; and a sentence about the choice."""
     if "precision" in arguments.overrides:
         return arguments.overrides["precision"], ""
     folder = RunFolder(arguments.run)
@@ -39,7 +39,7 @@ def _precision_of_demo(arguments: Arguments, world: World) -> tuple[str, str]:
 
 
 def run_train(arguments: Arguments) -> None:
-    """Train or go on; evaluate; draw pictures."""
+    """Train or resume; evaluate; draw pictures."""
     _train(arguments, arguments.recipe, arguments.run or Path("runs") / recipe_name(arguments.recipe))
 
 
@@ -56,7 +56,7 @@ def _train(arguments: Arguments, name: str, path: Path) -> None:
         return
     CONSOLE.print(numbers_table(numbers))
     CONSOLE.print(per_class_table(numbers))
-    from megdet.studies.run_pictures import draw_run  # here, because matplotlib is for the one rank that draws
+    from megdet.studies.run_pictures import draw_run  # here, because only one rank needs matplotlib
 
     pictures = draw_run(load_detector(folder, world.device), folder)
     CONSOLE.print(f"run folder   {folder.path}")

@@ -1,4 +1,4 @@
-"""Figures in the style of a paper, one function a figure: courses of runs over epochs and hours, and sweeps by row."""
+"""Figures in the style of a paper, one function each: curves of runs over epochs and hours, and sweeps by row."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -37,17 +37,17 @@ class Curve:
     epochs: tuple[float, ...]
     """where it was evaluated"""
     hours: tuple[float, ...]
-    """of training until then, on the machine that trained it"""
+    """of training until then, on the machine of the run"""
     mmap: tuple[float, ...]
     """percent"""
     decay_epochs: tuple[float, ...]
     """where the learning rate falls"""
     decay_hours: tuple[float, ...]
-    """the same in hours, as far as the run has come"""
+    """where the learning rate falls, in hours, as far as the run has come"""
 
 
 def find_curve(folder: RunFolder, label: str) -> Curve | None:
-    """The curve of any run, None where nothing was evaluated. Raises InputError where the folder holds no run."""
+    """The curve of any run, None if nothing was evaluated. Raises InputError if the folder holds no run."""
     text = folder.read_recipe()
     if text is None:
         raise InputError(f"{folder.path}: no run is there (it has no recipe.yaml); name a run folder")
@@ -78,7 +78,7 @@ def find_curve(folder: RunFolder, label: str) -> Curve | None:
 def plot_curves(curves: Sequence[Curve], path: Path) -> None:
     """Figures 1 and 4: mmAP over epochs and over hours; dashed lines where the learning rate decays.
 
-    Decays that all curves share are gray, others have the colour of their curve. Raises InputError where the picture
+    Decays that all curves share are grey, others have the colour of their curve. Raises InputError if the picture
     cannot be written.
     """
     figure, (by_epoch, by_hour) = _panels(2, (7.2, 2.9), sharey=True)
@@ -107,8 +107,8 @@ def plot_curves(curves: Sequence[Curve], path: Path) -> None:
 def plot_sweep(rows: Sequence[TrainingRow], outcomes: Mapping[str, Outcome], path: Path, title: str) -> None:
     """Tables 2 and 3: the mmAP of every row, the paper's on the left and ours on the right; the scales differ.
 
-    The first row is the baseline, drawn as a vertical line. A cross is a training that failed, an empty row one that
-    was not run. Raises InputError where the picture cannot be written.
+    The first row is the baseline, drawn as a vertical line. A cross is a training that failed; an empty row was not
+    run. Raises InputError if the picture cannot be written.
     """
     figure, (paper, ours) = _panels(2, (7.2, 1.3 + 0.22 * len(rows)), sharey=True)
     found = [outcomes.get(row_name(row)) for row in rows]

@@ -1,4 +1,4 @@
-"""What `megdet reproduce` says: a table for the terminal, as Markdown and as JSON, from the outcomes of the rows."""
+"""The output of `megdet reproduce`: a table for the terminal, as Markdown and as JSON, from the rows' outcomes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -64,7 +64,7 @@ class Report:
         return f"## {self.title}\n\n{head}{body}{pictures}{notes}"
 
     def write(self, folder: Path) -> list[Path]:
-        """Write ITEM.json and ITEM.md into a folder; returns their paths. Raises InputError where it cannot."""
+        """Write ITEM.json and ITEM.md into a folder; returns their paths. Raises InputError if that fails."""
         files = [folder / f"{self.item}.json", folder / f"{self.item}.md"]
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -78,7 +78,7 @@ class Report:
 def training_report(
     item: Item, scale: Scale, rows: Sequence[TrainingRow], outcomes: Mapping[str, Outcome], pictures: list[Path]
 ) -> Report:
-    """The table of Tables 2 and 3, also for the rows that a figure draws."""
+    """The report for rows of Tables 2 and 3, also for those that a figure draws."""
     report = Report(item, scale, TRAINING_COLUMNS, [], [], [], pictures)
     for row in rows:
         outcome = outcomes.get(row_name(row))
@@ -91,7 +91,7 @@ def training_report(
 
 
 def scale_note(scale: Scale, recipe: Recipe) -> str:
-    """What a scale changes, in a sentence, from the recipe of one of its rows with the full rate."""
+    """The changes of a scale in a sentence, from the recipe of one of its rows with the full rate."""
     if scale == "coco":
         return "Scale coco: the packaged recipes of the rows as they are."
     factor = scale_epoch_factor(scale)
@@ -114,7 +114,7 @@ def row_label(row: TrainingRow) -> str:
 
 
 def percent_text(value: float | None) -> str:
-    """A number in percent, or a dash where there is none."""
+    """A number in percent, or a dash if there is none."""
     return "-" if value is None else f"{value:.1f}"
 
 

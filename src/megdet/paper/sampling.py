@@ -18,11 +18,11 @@ from megdet.studies.sampling.table1 import TABLE1
 
 _SHOWN = 8
 _LOOKED_AT = 64
-"""Training images from which the most and the least balanced are shown."""
+"""Training images from which the most and the least balanced ones are chosen."""
 
 
 def ratios_report(scale: Scale, rows: Sequence[TrainingRow], folder: Path, outcomes: Mapping[str, Outcome]) -> Report:
-    """Table 1 from the rows of 16 and 256 images, and its picture; an epoch that a failed row lacks is a dash.
+    """Table 1 from the rows of 16 and 256 images, and its picture; a missing epoch of a failed row is a dash.
 
     Raises InputError as `sampling_table` for rows that did not fail.
     """
@@ -56,7 +56,7 @@ def ratios_report(scale: Scale, rows: Sequence[TrainingRow], folder: Path, outco
 def _ratios(
     rows: Sequence[TrainingRow], folder: Path, outcomes: Mapping[str, Outcome], epochs: list[int]
 ) -> list[Ratio]:
-    """The ratios of all epochs of the trained rows, and of those that the failed ones have finished."""
+    """The ratios of all epochs of the trained rows, and of the finished epochs of the failed ones."""
     folders = {row_name(row): RunFolder(folder / row_name(row)) for row in rows}
     trained = [own for name, own in folders.items() if outcomes[name].status == "trained"]
     found = sampling_table(trained, epochs) if trained else []

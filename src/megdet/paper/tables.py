@@ -35,7 +35,7 @@ class TrainingRow:
     """None = the training failed"""
     policy: Policy = "normal"
     rate: Rate = "normal"
-    """half: half of what the linear scaling rule asks"""
+    """half: half of the rate by the linear scaling rule"""
 
     @property
     def failed(self) -> bool:
@@ -54,7 +54,7 @@ class TrainingRow:
 
     @property
     def name(self) -> str:
-        """What identifies it in its table: `16`, `64 (half rate)`, `256 (long), BN 16, 128 GPUs`."""
+        """Its name in its table: `16`, `64 (half rate)`, `256 (long), BN 16, 128 GPUs`."""
         size = f"{self.batch_size}" + (" (half rate)" if self.rate == "half" else "")
         size += " (long)" if self.policy == "long" else ""
         return size if self.table == "table2" else f"{size}, BN {self.bn_size}, {self.num_gpus} GPUs"
@@ -62,7 +62,7 @@ class TrainingRow:
 
 @dataclass(frozen=True)
 class CurveStatement:
-    """What the text says of one curve of Figure 1 or 4; the points of the curves are nowhere printed."""
+    """What the text says about one curve of Figure 1 or 4; the paper prints no points of the curves."""
 
     figure: Literal["figure1", "figure4"]
     batch_size: int
@@ -111,7 +111,7 @@ FIGURES = (
     CurveStatement("figure4", 16, 16, 8, "long", "the better one at early epochs"),
     CurveStatement("figure4", 256, 16, 128, "long", "worse at early epochs, catches up after the second decay"),
 )
-"""Readings of the curves as far as the text states them. Figure 4: "the BN sizes are the same in two detectors"."""
+"""The statements of the text about the curves. Figure 4: "the BN sizes are the same in two detectors"."""
 
 
 def timed_rows() -> list[TrainingRow]:

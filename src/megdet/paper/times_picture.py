@@ -1,4 +1,4 @@
-"""The picture of the paper's times against prediction."""
+"""The picture of the paper's times and their predictions."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ _COLORS = {"calibrated": "black", "Table 2": ORANGE, "Table 3": BLUE}
 
 
 def plot_paper(predictions: list[Prediction], path: Path) -> None:
-    """Hours as printed against hours as predicted, and the error of each row. Raises InputError as `save_figure`."""
+    """Predicted hours over printed hours, and the error of each row. Raises InputError as `save_figure`."""
     figure, (hours, errors) = panels(2, (12.0, 5.4), width_ratios=(1, 1.15))
     ends = (3.0, 200.0)
     hours.plot(ends, ends, color=GREY, linewidth=1)

@@ -107,7 +107,7 @@ MACHINES = {
     "h200": _dgx("H200 SXM", 989.5, (141.0, 4800.0), 18 * 20.6, 50.0, 112, _H200),
     "b200": _dgx("B200", 2250.0, (192.0, 8000.0), 18 * 40.1, 50.0, 112, _B200),
 }
-"""Devices of today in bfloat16, by the name of the option --device."""
+"""Current devices in bfloat16, by the name of the option --device."""
 
 
 def machine_of(name: str) -> Machine:

@@ -183,9 +183,7 @@ def _rows(
         if runs in kept:
             return kept[runs]
         started = time.perf_counter()
-        halves = [
-            run_in_ranks(run_steps, run.ranks, run, leak, timeout=_HANGS_AFTER, device=device)[0] for run in runs
-        ]
+        halves = [run_in_ranks(run_steps, run.ranks, run, leak, timeout=_HANGS_AFTER, device=device)[0] for run in runs]
         counts = ", then ".join(str(run.ranks) for run in runs)
         progress(f"{case} on {counts} device(s): {time.perf_counter() - started:.1f} s")
         joined = _joined(halves)

@@ -219,6 +219,15 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(path: Path) -> Path:
+    """Make a folder, and those above it, if it is missing; returns it. Raises InputError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    return path
+
+
 def cannot_write(path: Path, error: Exception) -> InputError:
     """The InputError for a file or folder that could not be written."""
     return InputError(

@@ -11,7 +11,7 @@ from megdet.cli.machine import join_world, num_workers, run_options
 from megdet.cli.options import CONSOLE, Arguments
 from megdet.distributed.world import World
 from megdet.errors import InputError
-from megdet.files import cannot_write, write_json_atomically
+from megdet.files import make_folder, write_json_atomically
 from megdet.recipe_file import load_recipe, recipe_name
 from megdet.run_folder.folder import RunFolder, encode_non_finite
 from megdet.studies.gradients.findings import Variance
@@ -37,7 +37,7 @@ def run_variance(arguments: Arguments) -> None:
     world = _join_alone(arguments, "analyse variance")
     folder = RunFolder(arguments.run)
     study = load_study(folder, world.device, arguments.overrides)
-    out = _make_folder(arguments.out or folder.path / "analysis" / "variance")
+    out = make_folder(arguments.out or folder.path / "analysis" / "variance")
     with _status() as status:
         found = measure_variance(
             study,
@@ -62,7 +62,7 @@ def run_sampling(arguments: Arguments) -> None:
     if len({folder.path.resolve() for folder in folders}) < len(folders):
         raise InputError("analyse sampling: a run is named twice")
     rows = sampling_table(folders, arguments.epochs)
-    out = _make_folder(arguments.out or folders[0].path / "analysis" / "sampling")
+    out = make_folder(arguments.out or folders[0].path / "analysis" / "sampling")
     pictures, images = [], {}
     for number, folder in enumerate(folders, 1):
         study = load_study(folder, world.device)
@@ -82,7 +82,7 @@ def run_lr_test(arguments: Arguments) -> None:
     world = join_world(arguments)
     name = recipe_name(arguments.recipe)
     out = arguments.out or Path("runs") / "lr-test" / name
-    world.on_first(lambda: _make_folder(out))
+    world.on_first(lambda: make_folder(out))
     with _status(is_first=world.is_first) as status:
         found = run_rate_test(
             recipe,
@@ -179,15 +179,6 @@ def _status(*, is_first: bool = True) -> Any:
 
 def _progress(status: Any) -> Callable[[str, int, int], None]:
     return lambda what, done, number: status.update(f"{what}: {done} of {number}")
-
-
-def _make_folder(path: Path) -> Path:
-    """Make a folder before the work starts whose results it will hold. Raises InputError."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    return path
 
 
 def _hand_over(

@@ -21,7 +21,7 @@ from megdet.evaluation.coco_numbers import (
     numbers_table,
     per_class_table,
 )
-from megdet.files import write_json_atomically
+from megdet.files import make_folder, write_json_atomically
 from megdet.inference.fold import fold_batch_norms
 from megdet.inference.predict import category_ids_for, detect_dataset, detect_image
 from megdet.inference.trained import TrainedDetector, load_detector, read_recipe
@@ -179,10 +179,7 @@ def _image_files(paths: list[Path]) -> list[Path]:
 
 
 def _write(path: Path, value: Any) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{path.parent}: cannot be made: {error.strerror}") from None
+    make_folder(path.parent)
     write_json_atomically(path, value, indent=2 if isinstance(value, dict) else None)
 
 

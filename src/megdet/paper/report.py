@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megdet.files import cannot_write, write_json_atomically, write_text_atomically
+from megdet.files import make_folder, write_json_atomically, write_text_atomically
 from megdet.paper.rows import Item, Scale, row_name, scale_epoch_factor
 from megdet.paper.sweep import Outcome
 from megdet.paper.tables import TrainingRow
@@ -66,10 +66,7 @@ class Report:
     def write(self, folder: Path) -> list[Path]:
         """Write ITEM.json and ITEM.md into a folder; returns their paths. Raises InputError if that fails."""
         files = [folder / f"{self.item}.json", folder / f"{self.item}.md"]
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise cannot_write(folder, error) from error
+        make_folder(folder)
         write_json_atomically(files[0], self.as_dict(), indent=2)
         write_text_atomically(files[1], self.markdown())
         return files

@@ -2,19 +2,7 @@
 
     {"sessions": [session, ...]}      one session a start of the run, the oldest first; a resume appends one
 
-A session has
-
-    started_utc    ISO 8601 with seconds, UTC
-    command        the command line, quoted for a shell; folder: where it was given
-    world_size     number of ranks; device: "cpu", "cuda", ...
-    devices        [{"name", "memory_bytes"}] of this machine's accelerators, [] on a CPU
-    cpu            {"model", "cores", "memory_bytes"}; cores are those this process may use
-    host           the machine's name; system: its operating system
-    versions       python, megdet, torch, torchvision, timm, numpy, cuda, nccl; null where there is none
-    git            {"commit", "dirty"} of the folder where the command was given, null outside a repository;
-                   dirty: a tracked file is changed
-
-Only the machine of rank 0, which writes the file, is described.
+docs/run_folder.md lists the keys of a session. Only the machine of rank 0, which writes the file, is described.
 """
 
 import importlib.metadata
@@ -40,7 +28,7 @@ class _Content(msgspec.Struct):
 
 
 def collect_environment(world_size: int, device: str) -> dict[str, Any]:
-    """One session's entry, as described above.
+    """The entry of one session.
 
     Args:
         world_size: number of ranks of the run.

@@ -127,12 +127,6 @@ class FolderLock:
         """Unlock the folder."""
         self._file.close()
 
-    def __enter__(self) -> "FolderLock":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
 
 def encode_non_finite(value: Any) -> Any:
     """A copy of the value for strict JSON: NaN and infinities as strings, numpy scalars as Python numbers."""

@@ -90,7 +90,7 @@ def _watched(run: Run, folder: RunFolder) -> Iterator[_Watch]:
         if run.evaluates_on is not None and world.is_first:
             overrides, slow = overrides_beside(run.recipe, run.evaluates_on, world.device)
             background = BackgroundEvaluations(folder, run.evaluates_on, options.workers, world.device, overrides)
-            opened.enter_context(background)
+            opened.callback(background.close)
             note = f", in float32, since bfloat16 is slow there: {slow}" if slow else ""
             reporter.say(f"evaluations go on beside the training, on {run.evaluates_on}{note}")
         yield _Watch(StepLog(run, reporter, metrics), Evaluations(run, folder, reporter, metrics, background))

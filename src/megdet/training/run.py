@@ -221,7 +221,7 @@ def open_run(
         if folder is not None:
             lock = claim_folder(folder, recipe, world)
             if lock is not None:
-                opened.enter_context(lock)
+                opened.callback(lock.close)
             position = resume(trainer, folder, datasets.train, world)
         compare_states(trainer, position.step, world)
         compiled = compile_dense(trainer.model, warns=world.is_first) if options.compile else []

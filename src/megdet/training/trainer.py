@@ -43,27 +43,24 @@ class Trainer:
     noise: NoiseScale | None = None
     """the gradient noise scale, if the recipe measures it"""
 
+    @property
+    def parts(self) -> "dict[Kind, MovingAverage | Agvm | NoiseScale]":
+        """The parts that this recipe has besides the model and its optimizer, by their kind in a checkpoint."""
+        parts: dict[Kind, MovingAverage | Agvm | NoiseScale | None] = {
+            "averages": self.averages,
+            "agvm": self.agvm,
+            "noise": self.noise,
+        }
+        return {kind: part for kind, part in parts.items() if part is not None}
+
     def state(self) -> Tensors:
         """The tensors of a checkpoint, for `restore`; they are not copied."""
-        tensors: Tensors = {"model": self.model.state_dict(), "optimizer": state_by_name(self.model, self.optimizer)}
-        if self.averages is not None:
-            tensors["averages"] = self.averages.state()
-        if self.agvm is not None:
-            tensors["agvm"] = self.agvm.state()
-        if self.noise is not None:
-            tensors["noise"] = self.noise.state()
-        return tensors
+        own: Tensors = {"model": self.model.state_dict(), "optimizer": state_by_name(self.model, self.optimizer)}
+        return own | {kind: part.state() for kind, part in self.parts.items()}
 
     def layout(self, step: int) -> Tensors:
         """Names, shapes and dtypes of `state` after so many steps, as tensors without values."""
-        layout: Tensors = {
-            "model": self.model.state_dict(),
-            "optimizer": state_layout(self.model, self.optimizer) if step else {},
-        }
-        if self.averages is not None:
-            layout["averages"] = self.averages.state()
-        if self.agvm is not None:
-            layout["agvm"] = self.agvm.state()
+        layout = self.state() | {"optimizer": state_layout(self.model, self.optimizer) if step else {}}
         if self.noise is not None:
             layout["noise"] = self.noise.layout(step)
         return {kind: {name: _without_values(t) for name, t in own.items()} for kind, own in layout.items()}
@@ -72,12 +69,8 @@ class Trainer:
         """Restore what `state` returned; the caller must have checked that it fits."""
         self.model.load_state_dict(tensors["model"])
         restore_state(self.model, self.optimizer, tensors["optimizer"])
-        if self.averages is not None:
-            self.averages.restore(tensors["averages"])
-        if self.agvm is not None:
-            self.agvm.restore(tensors["agvm"])
-        if self.noise is not None:
-            self.noise.restore(tensors["noise"])
+        for kind, part in self.parts.items():
+            part.restore(tensors[kind])
 
 
 def make_trainer(

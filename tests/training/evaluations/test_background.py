@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -309,7 +310,7 @@ def test_a_device_without_the_background_and_one_that_is_none_are_refused(recipe
 def test_a_checkpoint_that_is_not_there_is_said_in_one_line(whole, folder):
     shutil.copytree(whole[0].path, folder.path)
     cpu = torch.device("cpu")
-    with BackgroundEvaluations(folder, cpu, 0, cpu) as evaluations:
+    with closing(BackgroundEvaluations(folder, cpu, 0, cpu)) as evaluations:
         evaluations.start(3)
         evaluations.wait(PATIENCE)
         why = f"there is no checkpoint {folder.checkpoints}/step_00000003; check the path; the training is saved"
@@ -336,7 +337,7 @@ def test_the_process_computes_in_the_precision_that_it_is_told(whole, folder):
     cpu = torch.device("cpu")
     found = []
     for overrides in ({"precision": "bfloat16"}, {}):
-        with BackgroundEvaluations(folder, cpu, 0, cpu, overrides) as evaluations:
+        with closing(BackgroundEvaluations(folder, cpu, 0, cpu, overrides)) as evaluations:
             evaluations.start(5)
             evaluations.wait(PATIENCE)
             assert evaluations.poll() is not None

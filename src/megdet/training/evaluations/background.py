@@ -149,12 +149,6 @@ class BackgroundEvaluations:
         running.helper.stop()
         shutil.rmtree(running.out, ignore_errors=True)
 
-    def __enter__(self) -> "BackgroundEvaluations":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def _launch(self) -> None:
         step = self._waiting[0]
         try:

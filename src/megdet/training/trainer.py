@@ -44,19 +44,19 @@ class Trainer:
     """the gradient noise scale, if the recipe measures it"""
 
     @property
-    def parts(self) -> "dict[Kind, MovingAverage | Agvm | NoiseScale]":
-        """The parts that this recipe has besides the model and its optimizer, by their kind in a checkpoint."""
-        parts: dict[Kind, MovingAverage | Agvm | NoiseScale | None] = {
+    def extras(self) -> dict[Kind, MovingAverage | Agvm | NoiseScale]:
+        """What this recipe has besides the model and its optimizer, by its kind in a checkpoint."""
+        extras: dict[Kind, MovingAverage | Agvm | NoiseScale | None] = {
             "averages": self.averages,
             "agvm": self.agvm,
             "noise": self.noise,
         }
-        return {kind: part for kind, part in parts.items() if part is not None}
+        return {kind: extra for kind, extra in extras.items() if extra is not None}
 
     def state(self) -> Tensors:
         """The tensors of a checkpoint, for `restore`; they are not copied."""
         own: Tensors = {"model": self.model.state_dict(), "optimizer": state_by_name(self.model, self.optimizer)}
-        return own | {kind: part.state() for kind, part in self.parts.items()}
+        return own | {kind: extra.state() for kind, extra in self.extras.items()}
 
     def layout(self, step: int) -> Tensors:
         """Names, shapes and dtypes of `state` after so many steps, as tensors without values."""
@@ -69,8 +69,8 @@ class Trainer:
         """Restore what `state` returned; the caller must have checked that it fits."""
         self.model.load_state_dict(tensors["model"])
         restore_state(self.model, self.optimizer, tensors["optimizer"])
-        for kind, part in self.parts.items():
-            part.restore(tensors[kind])
+        for kind, extra in self.extras.items():
+            extra.restore(tensors[kind])
 
 
 def make_trainer(

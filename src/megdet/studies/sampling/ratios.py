@@ -141,7 +141,7 @@ def _ratio(folder: RunFolder, recipe: Recipe, lines: list[dict[str, Any]], epoch
         len(own),
         _steps_of_epoch(lines[-1], recipe.batch_size, epoch),
         ratios,
-        None if paper is None else paper / 100,
+        None if paper is None else round(paper / 100, 4),
     )
 
 

@@ -136,7 +136,7 @@ def _refuse(constant: str) -> NoReturn:
 
 def read_results(path: Path) -> dict[str, Any]:
     """The entries of a file. Raises InputError."""
-    content = read_json(path, dict[str, Any])
+    content = read_json(path)
     results = content.get("results") if isinstance(content, dict) else None
     if not isinstance(results, dict):
         raise InputError(f"{path} has no object 'results'; it is no file of bench/all.py")

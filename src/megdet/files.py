@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import msgspec
 
@@ -116,7 +116,15 @@ def write_json_atomically(path: Path, value: object, indent: int | None = None) 
     write_text_atomically(path, text + "\n")
 
 
-def read_json(path: Path, kind: type[_Kind]) -> _Kind:
+@overload
+def read_json(path: Path) -> Any: ...
+
+
+@overload
+def read_json(path: Path, kind: type[_Kind]) -> _Kind: ...
+
+
+def read_json(path: Path, kind: Any = Any) -> Any:
     """The value in a JSON file (UTF-8, with or without a byte order mark).
 
     Args:
@@ -128,8 +136,7 @@ def read_json(path: Path, kind: type[_Kind]) -> _Kind:
         InputError: the file is missing or unreadable; it is no JSON (the message has line and column) or is nested too
             deeply; or it is not of this kind (the message has the place and the value).
     """
-    value: _Kind = parse_json(read_bytes(path, LARGEST_JSON), str(path), kind)
-    return value
+    return parse_json(read_bytes(path, LARGEST_JSON), str(path), kind)
 
 
 def parse_json(content: bytes, source: str, kind: Any = Any) -> Any:
@@ -159,7 +166,15 @@ def _raw(content: bytes) -> Any:
         return None
 
 
-def typed(value: object, kind: type[_Kind], source: str) -> _Kind:
+@overload
+def typed(value: object, kind: type[_Kind], source: str) -> _Kind: ...
+
+
+@overload
+def typed(value: object, kind: Any, source: str) -> Any: ...
+
+
+def typed(value: object, kind: Any, source: str) -> Any:
     """A value as this type, strictly. Raises InputError with `source`, the place in the value and what is there."""
     try:
         return msgspec.convert(value, kind)

@@ -178,9 +178,9 @@ def test_the_evaluation_left_behind_is_that_of_the_last_checkpoint(recipe, done)
     dataset = val_set(recipe)
     ids = category_ids_for(trained.class_names, dataset)
     results = detect_dataset(trained.model, trained.recipe, dataset, ids, ALONE, workers=0)
-    assert read_json(done.detections, Any) == results
+    assert read_json(done.detections) == results
     assert len(results) > 10
-    assert read_json(done.evaluation, Any)["AP"] == read_metrics(done.metrics)[-1]["evaluation"]["AP"]
+    assert read_json(done.evaluation)["AP"] == read_metrics(done.metrics)[-1]["evaluation"]["AP"]
 
 
 def test_averages_are_evaluated_and_the_weights_are_trained_on(recipe, tmp_path):
@@ -193,7 +193,7 @@ def test_averages_are_evaluated_and_the_weights_are_trained_on(recipe, tmp_path)
     assert torch.equal(trained.model.state_dict()[name], tensors["averages"][name])
     assert not torch.equal(tensors["model"][name], tensors["averages"][name])
     ids = category_ids_for(trained.class_names, val_set(recipe))
-    assert read_json(folder.detections, Any) == detect_dataset(
+    assert read_json(folder.detections) == detect_dataset(
         trained.model, trained.recipe, val_set(recipe), ids, ALONE, workers=0
     )
 
@@ -267,7 +267,7 @@ def detect_again(world: World, folder: Path, recipe: Recipe) -> list[dict[str, A
 @pytest.mark.distributed
 @pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_any_number_of_ranks_detects_the_same(recipe, done, ranks, tmp_path):
-    expected = read_json(done.detections, Any)
+    expected = read_json(done.detections)
     for found in run_in_ranks(detect_again, ranks, done.path, recipe):  # three batches: of four ranks one idles
         assert found == expected
 

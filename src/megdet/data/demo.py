@@ -133,7 +133,7 @@ def _is_complete(folder: Path, split: str, count: int, settings: DemoSettings) -
     if not file.exists():
         return False
     try:
-        info = read_json(file, dict[str, Any])["info"]["megdet_demo"]
+        info = read_json(file)["info"]["megdet_demo"]
     except (InputError, KeyError, TypeError) as error:
         raise InputError(f"{file}: this is not the demo data; choose another folder or remove it") from error
     if info != _info(settings, count):

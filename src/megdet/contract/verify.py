@@ -103,20 +103,9 @@ class Verdict:
 
     def as_dict(self) -> dict[str, Any]:
         """For strict JSON: an infinite difference is the string Infinity."""
+        names = {"difference": "largest_relative_difference", "later_difference": "later_relative_difference"}
         layouts = [
-            {
-                "case": row.case,
-                "devices": row.devices,
-                "stopped_on": row.stopped_on,
-                "lane_width": row.lane_width,
-                "rounds": row.rounds,
-                "compared_with": row.compared_with,
-                "largest_relative_difference": row.difference,
-                "where": row.where,
-                "later_relative_difference": row.later_difference,
-                "fault": row.fault,
-                "pass": row.passes,
-            }
+            {names.get(key, key): value for key, value in asdict(row).items()} | {"pass": row.passes}
             for row in self.rows
         ]
         found = {

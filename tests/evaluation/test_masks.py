@@ -139,8 +139,8 @@ def random_masks(seed: int) -> tuple[dict, list[dict]]:
         segmentation = encoded(mask, packed=bool(random.random() < 0.5))
         is_crowd = int(random.random() < 0.2)
         if random.random() < 0.3 and not is_crowd:
-            corners = random.uniform(-0.1, 1, (2, 2)) * [image["width"], image["height"]]
-            size = random.uniform(3, 80, (2, 2))
+            edges = [image["width"], image["height"]]
+            corners, size = random.uniform(-0.2, 1, (2, 2)) * edges, random.uniform(0.05, 0.9, (2, 2)) * edges
             segmentation = [
                 [x, y, x + w, y, x + w, y + h, x, y + h]
                 for (x, y), (w, h) in zip(corners.tolist(), size.tolist(), strict=True)
@@ -264,14 +264,23 @@ GOOD = encoded(box_mask(0, 0, 10, 10))
     ("wrong", "message"),
     [
         (None, r"the detections: \[1\] of image 1 has no segmentation, other detections have one"),
-        ({"size": [30, 41], "counts": GOOD["counts"]}, r"\[1\] of image 1: its mask is of 41 x 30 pixels, .* 40 x 30"),
-        ({"size": [40, 30], "counts": GOOD["counts"]}, r"\[1\] of image 1: its mask is of 30 x 40 pixels, .* 40 x 30"),
-        ({"size": [30, 40], "counts": GOOD["counts"][:-1]}, r"\[1\] of image 1: its run lengths .* 1200 pixels"),
-        ({"size": [30, 40], "counts": GOOD["counts"] + "5"}, r"\[1\] of image 1: its run lengths"),
-        ({"size": [30, 40], "counts": "ö"}, r"\[1\] of image 1: its run lengths"),
-        ({"size": [30, 40], "counts": "o" * 50}, r"\[1\] of image 1: its run lengths"),
-        ({"size": [30, 40], "counts": ""}, r"\[1\] of image 1: its run lengths"),
-        ({"size": [30, 40], "counts": [100, 200]}, r"\[1\] of image 1: its run lengths .* 1200 pixels"),
+        (
+            {"size": [30, 41], "counts": GOOD["counts"]},
+            r"\[1\] of image 1: segmentation is an RLE of 30 x 41 pixels \(height x width\), the image has 30 x 40",
+        ),
+        (
+            {"size": [40, 30], "counts": GOOD["counts"]},
+            r"\[1\] of image 1: segmentation is an RLE of 40 x 30 pixels \(height x width\), the image has 30 x 40",
+        ),
+        ({"size": [30, 40], "counts": GOOD["counts"][:-1]}, r"\[1\] of image 1: segmentation is an RLE whose counts"),
+        ({"size": [30, 40], "counts": GOOD["counts"] + "5"}, r"\[1\] of image 1: segmentation is an RLE whose counts"),
+        ({"size": [30, 40], "counts": "ö"}, r"\[1\] of image 1: segmentation is an RLE whose counts"),
+        ({"size": [30, 40], "counts": "o" * 50}, r"\[1\] of image 1: segmentation is an RLE whose counts"),
+        ({"size": [30, 40], "counts": ""}, r"\[1\] of image 1: segmentation is an RLE whose counts"),
+        (
+            {"size": [30, 40], "counts": [100, 200]},
+            r"\[1\] of image 1: segmentation is an RLE whose counts add up to 300 pixels, not to 30 x 40",
+        ),
         ({"size": [30, 40], "counts": [1300, -100]}, r"\[1\]\.segmentation\.counts.*expected int >= 0"),
         ({"size": [30, 40], "counts": [2**70]}, r"\[1\]\.segmentation\.counts"),
         ({"size": [0, 40], "counts": [0]}, r"\[1\]\.segmentation\.size\[0\]: expected int >= 1"),
@@ -294,12 +303,15 @@ def test_a_mask_of_a_detection_that_cannot_be_evaluated_is_refused_with_its_plac
         ([], r"annotations\[1\] of image 1 has no segmentation"),
         (
             {"size": [30, 39], "counts": [1170]},
-            r"annotations\[1\] of image 1: its mask is of 39 x 30 pixels, .* 40 x 30",
+            r"annotations\[1\] of image 1: segmentation is an RLE of 30 x 39 pixels \(height x width\), the image has 30 x 40",
         ),
-        ({"size": [30, 40], "counts": [7]}, r"annotations\[1\] of image 1: its run lengths"),
-        ([[1, 1, 5, 5]], r"annotations\[1\] of image 1: a polygon needs at least three points"),
-        ([[1, 1, 5, 5, 3, 2, 7]], r"annotations\[1\] of image 1: a polygon needs .* two numbers each"),
-        ([[1, 1, 5, 5, 3, 1e9]], r"annotations\[1\] of image 1: a polygon reaches .* outside"),
+        ({"size": [30, 40], "counts": [7]}, r"annotations\[1\] of image 1: segmentation is an RLE whose counts"),
+        ([[1, 1, 5, 5]], r"annotations\[1\] of image 1: segmentation has a polygon .* of 2 points, it takes 3"),
+        (
+            [[1, 1, 5, 5, 3, 2, 7]],
+            r"annotations\[1\] of image 1: segmentation has a polygon .* of 7 numbers: x and y must be pairs",
+        ),
+        ([[1, 1, 5, 5, 3, 1e9]], r"annotations\[1\] of image 1: segmentation has a polygon .* outside of it"),
         ([[1, 1, 5, 5, 3, None]], r"annotations\[1\]\.segmentation\[0\]\[5\]: expected float, got null"),
         ("x", r"annotations\[1\]\.segmentation: expected"),
     ],

@@ -10,11 +10,11 @@ from PIL import Image
 
 from megdet.data.coco import CocoDataset, load_coco, write_coco
 from megdet.data.plan import evaluation_plan
+from megdet.data.rle import decode_mask
 from megdet.errors import InputError
 from megdet.inference import predict
 from megdet.inference.predict import category_ids_for, detect_dataset, detect_image
 from megdet.inference.trained import TrainedDetector, load_detector
-from megdet.ops.rle import decode_mask
 from megdet.recipe import Recipe
 from megdet.structures import Detections
 from small_runs import ALONE, CPU, save_run, small_recipe, val_set, write_small_set

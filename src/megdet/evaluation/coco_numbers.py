@@ -122,7 +122,7 @@ def evaluate_detections(
         ground_truth: a file or its content: `images`, `categories`, `annotations`; boxes are x, y, width, height in
             pixels.
         detections: {image_id, category_id, bbox, score} each, with the ids of the ground truth; ties of the score go to
-            the earlier one. If one has a `segmentation` of run lengths (`ops.rle`), all need one, and so do the
+            the earlier one. If one has a `segmentation` of run lengths (`data.rle`), all need one, and so do the
             annotations: run lengths or polygons. Then a detection may do without `bbox`.
         has_masks: count masks even if there is no detection.
 

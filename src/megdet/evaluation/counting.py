@@ -34,7 +34,7 @@ class Objects:
     areas: Float[np.ndarray, " rows"]
     """square pixels of the object"""
     masks: list[Any] | None = None
-    """run lengths, each a `Rle` of `ops.rle`; None where only boxes are counted"""
+    """run lengths, each a `Rle` of `data.rle`; None where only boxes are counted"""
 
     def of_classes(self: _O, classes: range) -> _O:
         """Those of neighbouring classes, in the same order."""

@@ -11,14 +11,13 @@ import numpy as np
 from hotcoco import mask as coco_masks
 from jaxtyping import Float64
 
+from megdet.data.rle import Rle as RunLengths
+from megdet.data.rle import packed_pixels
+from megdet.data.segmentations import far_fault, rle_size_fault, segmentation_fault
 from megdet.errors import InputError, shown
 from megdet.evaluation.columns import Detection, MaskedAnnotation, MaskedTruth, Numbering, Rle
 from megdet.evaluation.counting import DetectionColumns, Objects, TruthColumns
-from megdet.ops.rle import Rle as RunLengths
-from megdet.ops.rle import packed_pixels
 
-_MOST_PIXELS = 2**32 - 1  # the lengths are numbers of 32 bits
-_FARTHEST = 10  # points of polygons lie outside of an image by so many times its size
 _TOGETHER = 1 << 12  # run lengths that are looked at together: a limit of memory
 
 _Sizes = dict[int, tuple[int, int]]
@@ -85,7 +84,7 @@ def _declared_sizes(truth: MaskedTruth, numbering: Numbering) -> _Sizes:
         if image.height is None or image.width is None:
             continue
         height, width = int(image.height), int(image.width)
-        if (height, width) != (image.height, image.width) or min(height, width) < 1 or height * width > _MOST_PIXELS:
+        if (height, width) != (image.height, image.width) or min(height, width) < 1:
             raise InputError(
                 f"{numbering.place}: images[{index}]: {shown(image.width)} x {shown(image.height)} is no size of an "
                 "image in pixels: write its file's width and height"
@@ -131,25 +130,18 @@ def _of_annotations(truth: _Rows, sizes: _Sizes) -> list[Rle]:
 
 
 def _check_size(rows: _Rows, index: int, mask: Rle, size: tuple[int, int]) -> None:
-    if mask.size != size:
-        (height, width), (own_height, own_width) = size, mask.size
-        raise rows.fault(
-            index,
-            f": its mask is of {own_width} x {own_height} pixels, its image of {width} x {height}: make masks of the "
-            "size of the image's file",
-        )
-    if size[0] * size[1] > _MOST_PIXELS:
-        raise rows.fault(index, f": its mask is of {size[1]} x {size[0]} pixels, at most {_MOST_PIXELS} can be counted")
+    if fault := rle_size_fault(mask.size, size):
+        raise rows.fault(index, f": {fault}: make masks of the size of the image's file")
 
 
 def _painted(truth: _Rows, index: int, polygons: list[list[float]], size: tuple[int, int]) -> Rle:
     for polygon in polygons:
-        if len(polygon) < 6 or len(polygon) % 2:
-            raise truth.fault(index, f": a polygon needs at least three points of two numbers each, not {len(polygon)}")
-        if max(map(abs, polygon)) > _FARTHEST * max(size):  # painting takes time and memory for every pixel of its edge
-            raise truth.fault(index, ": a polygon reaches far outside of its image: write it in pixels of the image")
-    parts = coco_masks.frPyObjects(polygons, *size)
-    return Rle(size, coco_masks.merge(parts)["counts"].decode())
+        is_sound = len(polygon) >= 6 and len(polygon) % 2 == 0
+        x, y = polygon[0::2], polygon[1::2]
+        fault = far_fault([min(x), min(y), max(x), max(y)], size) if is_sound else segmentation_fault([polygon])
+        if fault:  # painting takes time and memory for every pixel of an edge
+            raise truth.fault(index, f": {fault}")
+    return Rle(size, coco_masks.merge(coco_masks.frPyObjects(polygons, *size))["counts"].decode())
 
 
 def _measured(rows: _Rows, masks: list[Rle]) -> tuple[list[RunLengths], Float64[np.ndarray, " rows"]]:
@@ -180,7 +172,4 @@ def _is_readable(mask: RunLengths) -> bool:
 
 
 def _broken(rows: _Rows, index: int, mask: Rle) -> InputError:
-    pixels = mask.size[0] * mask.size[1]
-    return rows.fault(
-        index, f": its run lengths {shown(mask.counts)} are not those of {pixels} pixels: make them again"
-    )
+    return rows.fault(index, f": {segmentation_fault({'size': list(mask.size), 'counts': mask.counts})}")

@@ -14,20 +14,20 @@ from megdet.data.coco import CocoDataset
 from megdet.data.image import read_image
 from megdet.data.loader import group_batches
 from megdet.data.plan import canvas_of, evaluation_plan, evaluation_size
+from megdet.data.rle import encode_mask
 from megdet.data.transforms import RESIZE
 from megdet.distributed.world import World
 from megdet.errors import InputError, nearest
 from megdet.inference.trained import TrainedDetector
 from megdet.model.detector import Detector
 from megdet.ops.masks import paste_masks
-from megdet.ops.rle import encode_mask
 from megdet.precision import arithmetic
 from megdet.recipe import Precision, Recipe
 from megdet.structures import Detections
 
 Result = dict[str, Any]
 """One detection in the COCO result format: image_id, category_id, bbox (x, y, width, height in pixels), score, and
-segmentation (`ops.rle`) where the detector finds masks."""
+segmentation (`data.rle`) where the detector finds masks."""
 
 
 def category_ids_for(class_names: Sequence[str], dataset: CocoDataset) -> list[int | None]:

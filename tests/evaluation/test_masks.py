@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from rich.console import Console
 
 from data_factories import SHARED_DATA, needs_shared_data
 from megdet.errors import InputError
 from megdet.evaluation.coco_numbers import Evaluation, evaluate_detections, evaluate_files
+from megdet.evaluation.tables import tables
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools
 
@@ -257,6 +259,20 @@ def test_files_are_evaluated_by_masks_if_the_detections_have_some(tmp_path):
     assert list(evaluate_files(truth, found).as_dict()) == ["bbox"]
 
 
+def test_the_tables_are_of_boxes_and_then_of_masks():
+    numbers = evaluated(truth_of(encoded(box_mask(0, 0, 20, 20))), found_of(encoded(box_mask(0, 0, 15, 20))))
+    console = Console(width=100, file=io.StringIO())
+    for table in tables(numbers):
+        console.print(table)
+    printed = console.file.getvalue()
+    titles = ["COCO numbers, boxes", "Classes, boxes", "COCO numbers, masks", "Classes, masks"]
+    places = [printed.index(title) for title in titles]
+    assert places == sorted(places)
+    assert "60.0" in printed[places[2] :]
+    assert "60.0" not in printed[: places[2]]
+    assert len(tables(Evaluation(numbers.bbox))) == 2
+
+
 GOOD = encoded(box_mask(0, 0, 10, 10))
 
 
@@ -303,7 +319,7 @@ def test_a_mask_of_a_detection_that_cannot_be_evaluated_is_refused_with_its_plac
         ([], r"annotations\[1\] of image 1 has no segmentation"),
         (
             {"size": [30, 39], "counts": [1170]},
-            r"annotations\[1\] of image 1: segmentation is an RLE of 30 x 39 pixels \(height x width\), the image has 30 x 40",
+            r"\[1\] of image 1: segmentation is an RLE of 30 x 39 pixels \(height x width\), the image has 30 x 40",
         ),
         ({"size": [30, 40], "counts": [7]}, r"annotations\[1\] of image 1: segmentation is an RLE whose counts"),
         ([[1, 1, 5, 5]], r"annotations\[1\] of image 1: segmentation has a polygon .* of 2 points, it takes 3"),

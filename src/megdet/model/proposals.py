@@ -18,7 +18,7 @@ class Proposals:
     is_valid: Bool[Tensor, "images proposals"]
 
     def shortened(self, least: int) -> "Proposals":
-        """Without the columns beyond `least` that stand for nothing in every image; it waits for their number."""
+        """Without the columns after `least` that are padding in every image; waits for the device to count them."""
         if len(self.is_valid) == 0:
             return self
         width = max(least, int(self.is_valid.sum(1).max()))

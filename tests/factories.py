@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megdet.architecture import Anchors, Backbone, BoxHead, Fpn, Rpn
+from megdet.architecture import Anchors, Backbone, BoxHead, Fpn, MaskHead, Model, Rpn
 from megdet.architecture import FasterRcnn as FasterRcnnRecipe
 from megdet.model.choice import make_detector
 from megdet.model.faster_rcnn import FasterRcnn
@@ -39,6 +39,16 @@ TINY = Recipe(
 
 TINY_FROZEN = replace(TINY, bn_size=0, group_size=2)
 """The same with frozen statistics, so that images do not touch each other."""
+
+
+SMALL_MASKS = MaskHead(convolutions=2, channels=8, pool_size=5)
+"""A mask head for it."""
+
+
+def of_kind(recipe: Recipe, kind: type[Model], **sections: Any) -> Recipe:
+    """A recipe of Faster R-CNN as one of another detector that has its sections and these."""
+    own = {name: value for name, value in vars(recipe.model).items() if name != "kind"}
+    return replace(recipe, model=kind(**own, **sections))
 
 
 def with_model(recipe: Recipe, **sections: dict[str, Any]) -> Recipe:
@@ -108,6 +118,24 @@ def tiny_batch(count: int = 2, canvas: int = 64, seed: int = 0) -> Batch:
         high = low + 8 + torch.rand(1 + i % 3, 2, generator=generator) * 18
         images.append([(box, j % 3) for j, box in enumerate(torch.cat([low, high], 1).tolist())])
     return Batch(pixels, sizes, make_targets(*images), tuple(range(count)), torch.ones(count, 2))
+
+
+def ellipses(boxes: torch.Tensor, canvas: tuple[int, int]) -> torch.Tensor:
+    """The mask of an ellipse in each box, (boxes, height, width)."""
+    y, x = (torch.arange(edge) + 0.5 for edge in canvas)
+    center, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
+    off_x = (x - center[:, :1]) / half[:, :1]
+    off_y = (y - center[:, 1:]) / half[:, 1:]
+    return (off_x.unsqueeze(1) ** 2 + off_y.unsqueeze(2) ** 2 <= 1).to(torch.uint8)
+
+
+def masked_batch(count: int = 3) -> Batch:
+    """Noise with an ellipse in every box."""
+    batch = tiny_batch(count)
+    boxes, is_box = batch.targets.boxes, batch.targets.is_box
+    masks = [ellipses(own[known], (64, 64)) for own, known in zip(boxes, is_box, strict=True)]
+    packed = make_masks(*masks, width=boxes.shape[1])
+    return replace(batch, targets=replace(batch.targets, masks=packed))
 
 
 def reported_by(result: StepResult) -> Tensor:

@@ -154,6 +154,23 @@ class MaskHead:
 
 
 @dataclass(frozen=True)
+class Cascade:
+    """The stages of a cascade, each of which looks again at the boxes of the one before and asks more of them."""
+
+    positive_ious: tuple[float, float] = (0.6, 0.7)
+    """a box of at least this overlap is positive in the second and in the third stage; in the first, box_head's"""
+    loss_weights: tuple[float, float, float] = (1.0, 0.5, 0.25)
+    """factors of the losses of the stages; these are mmdetection's, the paper names none"""
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        """(key, why) of what cannot be."""
+        if not all(0 <= iou <= 1 for iou in self.positive_ious):
+            yield "positive_ious", "an overlap is from 0 to 1"
+        if min(self.loss_weights) < 0:
+            yield "loss_weights", "they must not be negative"
+
+
+@dataclass(frozen=True)
 class Model:
     """What every detector is built from besides its classes. Each kind of detector has a subclass."""
 
@@ -207,5 +224,29 @@ class MaskRcnn(TwoStage):
     mask_head: MaskHead = field(default_factory=MaskHead)
 
 
-MODELS: dict[str, type[Model]] = {"faster_rcnn": FasterRcnn, "mask_rcnn": MaskRcnn}
+@dataclass(frozen=True)
+class CascadeRcnn(TwoStage):
+    """Cascade R-CNN: three box heads one after another, trained for ever better boxes (Cai and Vasconcelos, 2018)."""
+
+    kind: Literal["cascade_rcnn"] = "cascade_rcnn"
+    """which detector it is; the other keys of the section are those of this kind"""
+    cascade: Cascade = field(default_factory=Cascade)
+
+
+@dataclass(frozen=True)
+class CascadeMaskRcnn(TwoStage):
+    """Cascade R-CNN with a mask for every detection (Cai and Vasconcelos, 2019)."""
+
+    kind: Literal["cascade_mask_rcnn"] = "cascade_mask_rcnn"
+    """which detector it is; the other keys of the section are those of this kind"""
+    cascade: Cascade = field(default_factory=Cascade)
+    mask_head: MaskHead = field(default_factory=MaskHead)
+
+
+MODELS: dict[str, type[Model]] = {
+    "faster_rcnn": FasterRcnn,
+    "mask_rcnn": MaskRcnn,
+    "cascade_rcnn": CascadeRcnn,
+    "cascade_mask_rcnn": CascadeMaskRcnn,
+}
 """The kinds of detectors, by `model.kind`; `megdet.model.choice` has the detector of each."""

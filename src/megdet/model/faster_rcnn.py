@@ -108,10 +108,17 @@ class FasterRcnn(Detector):
         return Proposed(self.rpn.propose(logits, deltas, anchors, sizes), logits, deltas, anchors)
 
     def refine(
-        self, table: FeatureTable, boxes: Float[Tensor, "images rois 4"], is_valid: Bool[Tensor, "images rois"]
-    ) -> tuple[Float[Tensor, "images rois classes_and_background"], Float[Tensor, "images rois classes 4"]]:
-        """The second stage: class logits, background last, and deltas of every class; invalid rows mean nothing."""
-        logits, deltas = self.box_head(lambda: self.pooling(table, boxes), is_valid, self.recompute)
+        self,
+        table: FeatureTable,
+        boxes: Float[Tensor, "images rois 4"],
+        is_valid: Bool[Tensor, "images rois"],
+        head: BoxHead | None = None,
+    ) -> tuple[Float[Tensor, "images rois classes_and_background"], Float[Tensor, "images rois regressed 4"]]:
+        """The second stage, or a later one by its `head`: class logits, background last, and deltas of every class.
+
+        Invalid rows mean nothing.
+        """
+        logits, deltas = (head or self.box_head)(lambda: self.pooling(table, boxes), is_valid, self.recompute)
         return logits.to(boxes.dtype), deltas.to(boxes.dtype)
 
     def roi_losses(

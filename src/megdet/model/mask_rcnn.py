@@ -7,6 +7,7 @@ from typing import ClassVar
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from megdet.architecture import CascadeMaskRcnn as CascadeMaskRcnnRecipe
 from megdet.architecture import MaskRcnn as MaskRcnnRecipe
 from megdet.distributed.lane import SINGLE_LANE, Lane
 from megdet.layers.convert import norm_factory
@@ -34,7 +35,7 @@ class MaskRcnn(FasterRcnn):
 
     def __init__(
         self,
-        architecture: MaskRcnnRecipe,
+        architecture: MaskRcnnRecipe | CascadeMaskRcnnRecipe,
         num_classes: int,
         lane: Lane | None = SINGLE_LANE,
         recompute_plan: RecomputePlan = "none",

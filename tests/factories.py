@@ -4,12 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from megdet.architecture import Anchors, Backbone, BoxHead, Fpn, MaskHead, Model, Rpn
 from megdet.architecture import FasterRcnn as FasterRcnnRecipe
+from megdet.data.masks import PlacedMask
+from megdet.data.masks import make_masks as pack_masks
 from megdet.model.choice import make_detector
 from megdet.model.faster_rcnn import FasterRcnn
 from megdet.recipe import Recipe
@@ -90,21 +91,13 @@ def make_targets(*images: list[tuple[list[float], int]], width: int | None = Non
 def make_masks(*images: Tensor, width: int | None = None) -> Masks:
     """Masks of images, each a tensor (objects, height, width) of 0 and 1, packed within the frames of what is 1."""
     width = max((len(image) for image in images), default=0) if width is None else width
-    frames, packed = torch.zeros(len(images), width, 5, dtype=torch.int64), []
-    for i, image in enumerate(images):
-        pieces, bits = [], 0
-        for j, mask in enumerate(image.bool()):
-            if mask.any():
-                ys, xs = mask.any(1).nonzero().flatten().tolist(), mask.any(0).nonzero().flatten().tolist()
-                piece = mask[ys[0] : ys[-1] + 1, xs[0] : xs[-1] + 1]
-                frames[i, j] = torch.tensor([bits, xs[0], ys[0], piece.shape[1], piece.shape[0]])
-                pieces.append(piece.flatten())
-                bits += piece.numel()
-        packed.append(np.packbits(torch.cat(pieces).numpy()) if pieces else np.zeros(0, np.uint8))
-    bits_of_images = np.zeros((len(images), max((len(own) for own in packed), default=0)), np.uint8)
-    for row, own in zip(bits_of_images, packed, strict=True):
-        row[: len(own)] = own
-    return Masks(torch.from_numpy(bits_of_images), frames)
+    return pack_masks([[_in_frame(mask) for mask in image.bool()] for image in images], width)
+
+
+def _in_frame(mask: Tensor) -> PlacedMask:
+    ys, xs = mask.any(1).nonzero().flatten().tolist() or [0], mask.any(0).nonzero().flatten().tolist() or [0]
+    height, width = (ys[-1] + 1, xs[-1] + 1) if mask.any() else (0, 0)
+    return PlacedMask(xs[0], ys[0], mask[ys[0] : height, xs[0] : width].numpy())
 
 
 def tiny_batch(count: int = 2, canvas: int = 64, seed: int = 0) -> Batch:

@@ -134,6 +134,43 @@ class BoxHead:
 
 
 @dataclass(frozen=True)
+class MaskHead:
+    """The branch that Mask R-CNN has beside the box head: RoIAlign, convolutions, a mask of every class."""
+
+    convolutions: AtLeastOne = 4
+    """3 x 3 convolutions before the map is doubled in height and width"""
+    channels: AtLeastOne = 256
+    """of each of them"""
+    norm: NormKind = "none"
+    """norm layer after each 3 x 3 convolution; batch needs bn_size > 0"""
+    pool_size: AtLeastOne = 14
+    """bins along each edge of a pooled RoI; a mask has twice as many"""
+    sampling_ratio: AtLeastOne = 2
+    """sampling points of a bin along each edge"""
+    aligned: bool = True
+    """shift coordinates by half a pixel, as they should be; false gives torchvision's detectors"""
+    exact_paste: bool = True
+    """paste a mask into the image where its box is; false rounds the box to whole pixels first, as torchvision does"""
+
+
+@dataclass(frozen=True)
+class Cascade:
+    """The stages of a cascade, each of which looks again at the boxes of the one before and asks more of them."""
+
+    positive_ious: tuple[float, float] = (0.6, 0.7)
+    """a box of at least this overlap is positive in the second and in the third stage; in the first, box_head's"""
+    loss_weights: tuple[float, float, float] = (1.0, 0.5, 0.25)
+    """factors of the losses of the stages; these are mmdetection's, the paper names none"""
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        """(key, why) of what cannot be."""
+        if not all(0 <= iou <= 1 for iou in self.positive_ious):
+            yield "positive_ious", "an overlap is from 0 to 1"
+        if min(self.loss_weights) < 0:
+            yield "loss_weights", "they must not be negative"
+
+
+@dataclass(frozen=True)
 class Model:
     """What every detector is built from besides its classes. Each kind of detector has a subclass."""
 
@@ -161,16 +198,55 @@ class Model:
 
 
 @dataclass(frozen=True)
-class FasterRcnn(Model):
-    """Faster R-CNN on a feature pyramid, the paper's detector (Sec. 4)."""
+class TwoStage(Model):
+    """A detector that proposes boxes from a feature pyramid and looks at each a second time."""
 
-    kind: Literal["faster_rcnn"] = "faster_rcnn"
-    """which detector it is; the other keys of the section are those of this kind"""
     fpn: Fpn = field(default_factory=Fpn)
     anchors: Anchors = field(default_factory=Anchors)
     rpn: Rpn = field(default_factory=Rpn)
     box_head: BoxHead = field(default_factory=BoxHead)
 
 
-MODELS: dict[str, type[Model]] = {"faster_rcnn": FasterRcnn}
+@dataclass(frozen=True)
+class FasterRcnn(TwoStage):
+    """Faster R-CNN on a feature pyramid, the paper's detector (Sec. 4)."""
+
+    kind: Literal["faster_rcnn"] = "faster_rcnn"
+    """which detector it is; the other keys of the section are those of this kind"""
+
+
+@dataclass(frozen=True)
+class MaskRcnn(TwoStage):
+    """Mask R-CNN: Faster R-CNN with a mask for every detection (He et al., 2017)."""
+
+    kind: Literal["mask_rcnn"] = "mask_rcnn"
+    """which detector it is; the other keys of the section are those of this kind"""
+    mask_head: MaskHead = field(default_factory=MaskHead)
+
+
+@dataclass(frozen=True)
+class CascadeRcnn(TwoStage):
+    """Cascade R-CNN: three box heads one after another, trained for ever better boxes (Cai and Vasconcelos, 2018)."""
+
+    kind: Literal["cascade_rcnn"] = "cascade_rcnn"
+    """which detector it is; the other keys of the section are those of this kind"""
+    cascade: Cascade = field(default_factory=Cascade)
+
+
+@dataclass(frozen=True)
+class CascadeMaskRcnn(TwoStage):
+    """Cascade R-CNN with a mask for every detection (Cai and Vasconcelos, 2019)."""
+
+    kind: Literal["cascade_mask_rcnn"] = "cascade_mask_rcnn"
+    """which detector it is; the other keys of the section are those of this kind"""
+    cascade: Cascade = field(default_factory=Cascade)
+    mask_head: MaskHead = field(default_factory=MaskHead)
+
+
+MODELS: dict[str, type[Model]] = {
+    "faster_rcnn": FasterRcnn,
+    "mask_rcnn": MaskRcnn,
+    "cascade_rcnn": CascadeRcnn,
+    "cascade_mask_rcnn": CascadeMaskRcnn,
+}
 """The kinds of detectors, by `model.kind`; `megdet.model.choice` has the detector of each."""

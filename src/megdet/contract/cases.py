@@ -13,6 +13,7 @@ from megdet.errors import InputError, nearest
 from megdet.model.choice import detector_class
 from megdet.recipe import Recipe, RecomputePlan
 from megdet.recipe_check import check_recipe
+from megdet.recipe_file import load_recipe
 
 
 def _same(recipe: Recipe) -> Recipe:
@@ -85,6 +86,11 @@ def _agvm(**changes: Any) -> Callable[[Recipe], Recipe]:
     return change
 
 
+def _detector_of(name: str) -> Callable[[Recipe], Recipe]:
+    """The detector of a packaged recipe, a small one of another kind."""
+    return lambda recipe: replace(recipe, model=load_recipe(name).model)
+
+
 def _noise(recipe: Recipe) -> Recipe:
     return replace(recipe, noise_interval=2)
 
@@ -121,6 +127,8 @@ CASES = {
     "lamb": Case("LAMB", _optimizer(kind="lamb", base_lr=1e-3, weight_decay=0.01, scaling="sqrt"), (3,)),
     "noise": Case("gradient noise scale of the halves", _noise, (3,)),
     "noise-steps": Case("gradient noise scale of successive steps", _noise_of_steps, (3,)),
+    "mask-rcnn": Case("Mask R-CNN, the small one of recipe verify-mask", _detector_of("verify-mask"), (3, 8)),
+    "cascade": Case("Cascade R-CNN with masks, recipe verify-cascade", _detector_of("verify-cascade"), (3, 8)),
     "resume-agvm": Case(
         "AGVM, stopped half-way, gone on with on another count",
         _agvm(),

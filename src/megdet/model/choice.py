@@ -1,12 +1,15 @@
 """Which detector a recipe asks for."""
 
-from megdet.architecture import FasterRcnn, Model
+from megdet.architecture import FasterRcnn, Model, RetinaNet
 from megdet.distributed.lane import SINGLE_LANE, Lane
-from megdet.model import faster_rcnn
+from megdet.model import faster_rcnn, retinanet
 from megdet.model.detector import Detector
 from megdet.recipe import Recipe
 
-DETECTORS: dict[type[Model], type[Detector]] = {FasterRcnn: faster_rcnn.FasterRcnn}
+DETECTORS: dict[type[Model], type[Detector]] = {
+    FasterRcnn: faster_rcnn.FasterRcnn,
+    RetinaNet: retinanet.RetinaNet,
+}
 """The detector of each kind of `recipe.model`."""
 
 

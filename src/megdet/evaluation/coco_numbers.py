@@ -52,8 +52,8 @@ class CocoNumbers:
     """The twelve COCO numbers (0..1) and those of every class.
 
     AP is the mean over IoU 0.50:0.05:0.95 and the classes (the paper's mmAP), AR100 the recall at up to 100 detections
-    an image (its mmAR). s, m and l are objects of an area below 32^2, up to 96^2 and above. A number about objects that
-    the ground truth has none of is -1, as with pycocotools.
+    an image (its mmAR). s, m and l are objects of an area below 32^2, up to 96^2 and above. A number is -1 if the
+    ground truth has no such object, as with pycocotools.
     """
 
     AP: float

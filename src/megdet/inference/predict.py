@@ -64,7 +64,7 @@ def detect_dataset(
     """All detections of a data set in the order of the evaluation plan, the same on any number of ranks.
 
     Rank r takes whole batches r, r + W, ...; every rank gets the merged list. `category_ids` are those of the model's
-    labels; detections of a label without one are left out. `progress` is told the images done on this rank.
+    labels; detections of a label without one are left out. `progress` is called with the images done on this rank.
     """
     plan = evaluation_plan(dataset.sizes, recipe)
     mine = range(world.rank, len(plan), world.size)

@@ -1,5 +1,7 @@
 """Runs of seconds on data sets of a few images, in this process or in several real ones."""
 
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from megdet.recipe_file import dump_recipe
 from megdet.run_folder.checkpoint_files import save_checkpoint
 from megdet.run_folder.folder import RunFolder
 from megdet.run_folder.run_state import RunState
+from megdet.training import run as run_module
 from megdet.training.optimizers.optimizer import state_by_name
 from megdet.training.run import RunOptions, open_run
 from megdet.training.trainer import Tensors, Trainer, make_trainer
@@ -39,6 +42,33 @@ def write_small_sets(folder: Path) -> Path:
     write_small_set(folder, "train", 13)
     write_small_set(folder, "val", 5, seed=1)
     return folder
+
+
+def three_epochs(folder: Path, **optimizer: Any) -> Recipe:
+    """13 images in steps of 8, with averages of weights: epochs end at steps 2, 4 and 5."""
+    recipe = small_recipe(write_small_sets(folder))
+    schedule = replace(recipe.schedule, epochs=3.0)
+    return replace(recipe, schedule=schedule, optimizer=replace(recipe.optimizer, ema_decay=0.9, **optimizer))
+
+
+def four_images_a_step(folder: Path, images: int) -> Recipe:
+    """So many images of one size to train on, 4 a step in groups of 2."""
+    write_small_set(folder, "train", images, same_size=True)
+    write_small_set(folder, "val", 2, seed=1)
+    small = small_recipe(folder, batch_size=4, bn_size=2)
+    return replace(small, data=replace(small.data, short_edges=(48,)))
+
+
+def die_when_saved(step: int) -> None:
+    """Let this process be killed when it has saved the checkpoint of a step."""
+    save = run_module.save_checkpoint
+
+    def save_and_die(folder: RunFolder, state: RunState, *arguments: Any) -> Any:
+        save(folder, state, *arguments)
+        if state.step == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    run_module.save_checkpoint = save_and_die  # type: ignore[assignment]  # this process is for one test
 
 
 def write_small_set(folder: Path, split: str, count: int, seed: int = 0, same_size: bool = False) -> None:
@@ -136,7 +166,7 @@ def val_set(recipe: Recipe) -> CocoDataset:
 
 def make(recipe: Recipe, world: World = ALONE, width: int | None = None) -> Trainer:
     layout = choose_layout(recipe.groups_per_step, recipe.images_per_group, world.size, width)
-    return make_trainer(recipe, train_set(recipe), layout, world)
+    return make_trainer(recipe, train_set(recipe).class_names, layout, world)
 
 
 def run_steps(

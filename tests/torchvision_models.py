@@ -4,15 +4,16 @@ from typing import Any
 
 import torch
 from torch import nn
-from torchvision.models.detection import fasterrcnn_resnet50_fpn
+from torchvision.models.detection import fasterrcnn_resnet50_fpn, maskrcnn_resnet50_fpn
 
 CLASSES = 5
 
 
-def their_detector(eps: float, **options: Any) -> nn.Module:
+def their_detector(eps: float, *, has_masks: bool = False, **options: Any) -> nn.Module:
     """Random weights, statistics that are not trivial, and logits of a size that finds something."""
     torch.manual_seed(0)
-    model = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=CLASSES + 1, **options)
+    make = maskrcnn_resnet50_fpn if has_masks else fasterrcnn_resnet50_fpn
+    model = make(weights=None, weights_backbone=None, num_classes=CLASSES + 1, **options)
     for name, module in model.named_modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eps = eps
@@ -25,4 +26,7 @@ def their_detector(eps: float, **options: Any) -> nn.Module:
         model.rpn.head.bbox_pred.weight.mul_(3)
         model.roi_heads.box_predictor.cls_score.weight.mul_(12)
         model.roi_heads.box_predictor.bbox_pred.weight.mul_(5)
+        if has_masks:
+            model.roi_heads.mask_predictor.mask_fcn_logits.weight.mul_(2)
+            model.roi_heads.mask_predictor.mask_fcn_logits.bias.normal_(0, 0.5)
     return model.eval()

@@ -16,7 +16,7 @@ from megdet.errors import InputError
 
 
 def run_demo(arguments: Arguments) -> None:
-    """Draw the demo data set where it is missing."""
+    """Draw the demo data set if it is missing."""
     folder = arguments.folder or Path("data/demo-hard" if arguments.hard else "data/demo")
     drawn = draw_demo(folder, hard=arguments.hard)
     CONSOLE.print(f"{folder}: {'drawn' if drawn else 'complete already'}")
@@ -86,7 +86,7 @@ def run_stats(arguments: Arguments) -> None:
         classes.add_row(name, str(count))
     CONSOLE.print(classes)
     if arguments.picture is not None:
-        from megdet.data.stats_picture import plot_statistics  # here, because only who asks for it waits for it
+        from megdet.data.stats_picture import plot_statistics  # here, because few calls need it
 
         plot_statistics(stats, arguments.picture, arguments.annotations.name)
         CONSOLE.print(f"picture {arguments.picture}")

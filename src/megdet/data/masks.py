@@ -1,12 +1,12 @@
 """Masks of objects at the size of a resized image, each within a frame around its object."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from hotcoco import mask as coco_masks
 from jaxtyping import Bool
 from numpy.typing import NDArray
 from PIL import Image
-from pycocotools import mask as coco_masks
 
 from megdet.data.rle import pixels_of_runs, runs_of_text
 from megdet.data.segmentations import Segmentation
@@ -38,17 +38,11 @@ def place_mask(segmentation: Segmentation, original: tuple[int, int], size: tupl
     """
     if segmentation.polygons:
         scale = np.array([size[1] / original[1], size[0] / original[0]])
-        outlines = [(polygon.astype(np.float64) * scale).ravel() for polygon in segmentation.polygons]
+        outlines = [(polygon.astype(np.float64) * scale).ravel().tolist() for polygon in segmentation.polygons]
         counts = coco_masks.merge(coco_masks.frPyObjects(outlines, *size))["counts"]
         return _in_frame(_sound(runs_of_text(counts)), size)
     placed = _in_frame(segmentation.runs.astype(np.int64), original)
     return placed if original == size or not placed.pixels.size else _resized(placed, original, size)
-
-
-def rle_of(pixels: Bool[np.ndarray, "height width"]) -> dict[str, Any]:
-    """A mask of a whole image as COCO files have it: size, and compressed counts."""
-    counts: bytes = coco_masks.encode(np.asfortranarray(pixels, np.uint8))["counts"]
-    return {"size": list(pixels.shape), "counts": counts.decode()}
 
 
 def _sound(runs: NDArray[np.int64] | None) -> NDArray[np.int64]:

@@ -1,32 +1,44 @@
-"""Trained weights of torchvision's `fasterrcnn_resnet50_fpn` in our detector: same image, same detections."""
+"""Trained weights of torchvision's detectors in ours: same image, same detections."""
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from megdet.architecture import Anchors, Backbone, BoxHead, FasterRcnn, Fpn, Rpn
+from megdet.architecture import Anchors, Backbone, BoxHead, FasterRcnn, Fpn, MaskHead, MaskRcnn, Rpn
 from megdet.errors import InputError
 from megdet.model.weight_file import misfit
 from megdet.recipe import Recipe
 
-_RENAMED = (
+_Renamed = tuple[tuple[str, str], ...]
+_PYRAMID: _Renamed = (
     ("backbone.body.", "backbone.body."),
     ("backbone.fpn.inner_blocks.", "fpn.lateral."),
     ("backbone.fpn.layer_blocks.", "fpn.output."),
+)
+_RPN: _Renamed = (
     ("rpn.head.conv.0.0.", "rpn.conv."),
+    ("rpn.head.conv.", "rpn.conv."),  # files from before torchvision 0.13
     ("rpn.head.cls_logits.", "rpn.objectness."),
     ("rpn.head.bbox_pred.", "rpn.deltas."),
-    ("roi_heads.box_head.fc6.", "box_head.fc1."),
-    ("roi_heads.box_head.fc7.", "box_head.fc2."),
+)
+_TWO_LAYERS: _Renamed = (("roi_heads.box_head.fc6.", "box_head.fc1."), ("roi_heads.box_head.fc7.", "box_head.fc2."))
+_PREDICTOR: _Renamed = (
     ("roi_heads.box_predictor.cls_score.", "box_head.classes."),
     ("roi_heads.box_predictor.bbox_pred.", "box_head.deltas."),
+)
+_MASKS: _Renamed = (
+    *((f"roi_heads.mask_head.{i}.0.", f"mask_head.convolutions.{i}.") for i in range(4)),
+    *((f"roi_heads.mask_head.mask_fcn{i + 1}.", f"mask_head.convolutions.{i}.") for i in range(4)),  # COCO_V1 and older
+    ("roi_heads.mask_predictor.conv5_mask.", "mask_head.upsample."),
+    ("roi_heads.mask_predictor.mask_fcn_logits.", "mask_head.logits."),
 )
 _CHANNELS = Fpn().channels
 
 
-def torchvision_recipe(base: Recipe, norm_eps: float) -> Recipe:
-    """`base` with the architecture of torchvision's detector, its frozen norms, anchors, RoIAlign and resizing."""
+def _faster_rcnn(base: Recipe, norm_eps: float) -> Recipe:
+    """Frozen norms in the backbone, none behind it."""
     return replace(
         base,
         bn_size=0,
@@ -42,13 +54,57 @@ def torchvision_recipe(base: Recipe, norm_eps: float) -> Recipe:
     )
 
 
+def _mask_rcnn(base: Recipe, norm_eps: float) -> Recipe:
+    """The same with masks."""
+    recipe = _faster_rcnn(base, norm_eps)
+    own = {name: value for name, value in vars(recipe.model).items() if name != "kind"}
+    return replace(recipe, model=MaskRcnn(**own, mask_head=MaskHead(aligned=False, exact_paste=False)))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one of torchvision's detectors names its tensors, and what it is as a recipe."""
+
+    mark: str
+    """a tensor that no detector before it in the table has"""
+    renamed: _Renamed
+    """its beginnings of names, and ours"""
+    recipe: Callable[[Recipe, float], Recipe]
+    """a recipe with its architecture and resizing, of one that says the rest and of the eps of the backbone's norms"""
+
+
+LAYOUTS = {
+    "fasterrcnn_resnet50_fpn": Layout(
+        "roi_heads.box_head.fc6.weight", _PYRAMID + _RPN + _TWO_LAYERS + _PREDICTOR, _faster_rcnn
+    ),
+    "maskrcnn_resnet50_fpn": Layout(
+        "roi_heads.mask_predictor.mask_fcn_logits.weight",
+        _PYRAMID + _RPN + _TWO_LAYERS + _PREDICTOR + _MASKS,
+        _mask_rcnn,
+    ),
+}
+"""By the name of the function in torchvision.models.detection; the last one whose mark is in a file is the file's."""
+
+
+def layout_of(tensors: dict[str, Tensor]) -> Layout:
+    """The layout of a file. Raises InputError when it is none of torchvision's detectors that are known."""
+    found = [layout for layout in LAYOUTS.values() if layout.mark in tensors]
+    if not found:
+        names = ", ".join(LAYOUTS)
+        raise InputError(f"the file is not a state dict of a detector of torchvision.models.detection: {names}")
+    return found[-1]
+
+
+def torchvision_recipe(base: Recipe, norm_eps: float, name: str = "fasterrcnn_resnet50_fpn") -> Recipe:
+    """`base` with the architecture of one of torchvision's detectors, its norms, anchors, RoIAlign and resizing."""
+    return LAYOUTS[name].recipe(base, norm_eps)
+
+
 def num_torchvision_classes(tensors: dict[str, Tensor]) -> int:
     """Classes without background. Raises InputError when the tensors are of another model."""
     name = "roi_heads.box_predictor.cls_score.weight"
     if name not in tensors:
-        raise InputError(
-            f"the file holds no {name}: it is not a state dict of torchvision.models.detection.fasterrcnn_resnet50_fpn"
-        )
+        raise InputError(f"the file holds no {name}: it is not a state dict of torchvision's Faster R-CNN")
     shape = tuple(tensors[name].shape)
     channels = BoxHead().channels
     if len(shape) != 2 or shape[0] < 2 or shape[1] != channels:
@@ -65,14 +121,13 @@ def convert_torchvision_weights(tensors: dict[str, Tensor], wanted: dict[str, Te
     Raises InputError with the first tensor that is missing, left over or of another shape.
     """
     num_classes = num_torchvision_classes(tensors)
+    renamed = layout_of(tensors).renamed
     converted = {}
     for name, tensor in tensors.items():
-        new = next((ours + name.removeprefix(theirs) for theirs, ours in _RENAMED if name.startswith(theirs)), None)
+        new = next((ours + name.removeprefix(theirs) for theirs, ours in renamed if name.startswith(theirs)), None)
         if new is not None and new.startswith("fpn.") and new.count(".") == 3:
             level, kind = new.split(".")[2:]  # files from before torchvision 0.13 lack the inner index
             new = f"{new.rsplit('.', 2)[0]}.{level}.0.{kind}"
-        if new is None and name.startswith("rpn.head.conv."):
-            new = "rpn.conv." + name.removeprefix("rpn.head.conv.")
         if new is None:
             raise InputError(
                 f"tensor {name} has no place in a ResNet-50 FPN Faster R-CNN: the file is of another model"
@@ -81,6 +136,8 @@ def convert_torchvision_weights(tensors: dict[str, Tensor], wanted: dict[str, Te
             continue
         if new.startswith("box_head.deltas.") and tensor.dim() and len(tensor) == 4 * (num_classes + 1):
             tensor = tensor[4:]
+        if new.startswith("mask_head.logits.") and tensor.dim() and len(tensor) == num_classes + 1:
+            tensor = tensor[1:].flatten(1) if tensor.dim() > 1 else tensor[1:]
         converted[new] = tensor
     left_over = next((name for name in converted if name not in wanted), None)
     if left_over is not None:

@@ -1,8 +1,8 @@
 """Which detector a recipe asks for."""
 
-from megdet.architecture import CascadeMaskRcnn, CascadeRcnn, FasterRcnn, MaskRcnn, Model
+from megdet.architecture import CascadeMaskRcnn, CascadeRcnn, FasterRcnn, MaskRcnn, Model, RetinaNet
 from megdet.distributed.lane import SINGLE_LANE, Lane
-from megdet.model import cascade_rcnn, faster_rcnn, mask_rcnn
+from megdet.model import cascade_rcnn, faster_rcnn, mask_rcnn, retinanet
 from megdet.model.detector import Detector
 from megdet.recipe import Recipe
 
@@ -11,6 +11,7 @@ DETECTORS: dict[type[Model], type[Detector]] = {
     MaskRcnn: mask_rcnn.MaskRcnn,
     CascadeRcnn: cascade_rcnn.CascadeRcnn,
     CascadeMaskRcnn: cascade_rcnn.CascadeMaskRcnn,
+    RetinaNet: retinanet.RetinaNet,
 }
 """The detector of each kind of `recipe.model`."""
 

@@ -90,6 +90,11 @@ class Detector(nn.Module, ABC):
         self.compiled: dict[str, Callable[..., Any]] = {}
         """what training calls instead of the forward of some of the dense parts"""
 
+    @property
+    def exact_paste(self) -> bool:
+        """Whether its masks go into an image where their boxes are, not where these are in whole pixels."""
+        return True
+
     @classmethod
     def reported(cls) -> tuple[str, ...]:
         """The names in the result of a forward: losses, then counts."""

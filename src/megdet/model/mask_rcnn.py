@@ -44,6 +44,11 @@ class MaskRcnn(FasterRcnn):
         own, channels = architecture.mask_head, architecture.fpn.channels
         self.mask_head = MaskHead(own, architecture.box_head, channels, num_classes, norm_factory(own.norm, lane))
 
+    @property
+    def exact_paste(self) -> bool:
+        """Whether its masks go into an image where their boxes are, not where these are in whole pixels."""
+        return self.mask_head.recipe.exact_paste
+
     def roi_losses(
         self, table: FeatureTable, sampled: SampledRois, targets: Targets, sizes: Int64[Tensor, "images 2"]
     ) -> dict[str, Float[Tensor, " images"]]:

@@ -1,12 +1,12 @@
 """Which detector a recipe asks for."""
 
-from megdet.architecture import FasterRcnn, Model
+from megdet.architecture import FasterRcnn, Model, Rfcn
 from megdet.distributed.lane import SINGLE_LANE, Lane
-from megdet.model import faster_rcnn
+from megdet.model import faster_rcnn, rfcn
 from megdet.model.detector import Detector
 from megdet.recipe import Recipe
 
-DETECTORS: dict[type[Model], type[Detector]] = {FasterRcnn: faster_rcnn.FasterRcnn}
+DETECTORS: dict[type[Model], type[Detector]] = {FasterRcnn: faster_rcnn.FasterRcnn, Rfcn: rfcn.Rfcn}
 """The detector of each kind of `recipe.model`."""
 
 

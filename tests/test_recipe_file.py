@@ -6,7 +6,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megdet.architecture import BoxHead, FasterRcnn, Fpn
+from megdet.architecture import MODELS, BoxHead, FasterRcnn, Fpn
 from megdet.errors import InputError
 from megdet.recipe import Data, Recipe
 from megdet.recipe_file import (
@@ -111,7 +111,7 @@ def test_overrides_come_on_top_of_the_file(tmp_path):
         ("data: {mean: [0, 0, 0]}", "r.yaml: unknown key 'data.mean'; did you mean 'model.mean'?"),
         (
             "model: {kind: faster_rcn}",
-            "model.kind is 'faster_rcn': choose one of faster_rcnn; did you mean 'faster_rcnn'?",
+            f"model.kind is 'faster_rcn': choose one of {', '.join(MODELS)}; did you mean 'faster_rcnn'?",
         ),
         ("model: {kind: [1]}", "r.yaml: model.kind is [1]: choose one of faster_rcnn"),
         ("model: 3", "r.yaml: model is a section: write an indented kind: under it"),

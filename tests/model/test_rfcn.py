@@ -12,6 +12,8 @@ from torchvision.ops import ps_roi_align
 from factories import TINY, gradients, make_targets, relative, tiny_batch
 from megdet.architecture import AtrousBackbone, PositionSensitiveHead, Rfcn, SingleLevelAnchors
 from megdet.contract.verify import verify
+from megdet.inference.fold import fold_batch_norms
+from megdet.layers.batch_norm import CrossDeviceBatchNorm
 from megdet.layers.deformable import DeformableConv2d
 from megdet.model import rfcn
 from megdet.model.choice import make_detector
@@ -166,6 +168,17 @@ def test_bfloat16_losses_are_those_of_float32_within_its_precision():
     assert all(loss.isfinite().all() for loss in half.values())
 
 
+def test_with_its_norms_folded_it_finds_the_same():
+    detector, batch = detector_of(DEFORMABLE).double().eval(), tiny_batch(2)
+    images = detector.normalized(batch.pixels, batch.sizes)
+    before, found = detector.features(images), detector.detect(images, batch.sizes)
+    folded = fold_batch_norms(detector)
+    norms = [module for module in detector.modules() if isinstance(module, CrossDeviceBatchNorm)]
+    assert folded > len(norms) == 0
+    assert all(relative(a, b) < 1e-10 for a, b in zip(before, detector.features(images), strict=True))
+    assert relative(found.boxes, detector.detect(images, batch.sizes).boxes) < 1e-9
+
+
 def test_new_classes_start_only_the_maps_of_classes_anew():
     detector = detector_of()
     assert detector.class_layers == ("box_head.classes",)
@@ -176,21 +189,23 @@ def test_new_classes_start_only_the_maps_of_classes_anew():
 
 @pytest.mark.distributed
 @pytest.mark.parametrize(
-    "cases",
+    ("name", "cases"),
     [
-        ("base",),
-        pytest.param(("lane-2", "recompute-block", "head-norms", "dense-rpn", "resume"), marks=pytest.mark.slow),
+        ("verify", ("rfcn",)),
+        pytest.param(
+            *("verify-rfcn", ("base", "lane-2", "recompute-block", "head-norms", "dense-rpn", "resume")),
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["short", "long"],
 )
-def test_the_result_of_a_deformable_rfcn_does_not_depend_on_the_devices(cases, tmp_path: Path) -> None:
+def test_the_result_of_a_deformable_rfcn_does_not_depend_on_the_devices(name, cases, tmp_path: Path) -> None:
     places = {
         "data.train_annotations": tmp_path / "annotations/train.json",
         "data.train_images": tmp_path / "train",
         "data.val_annotations": tmp_path / "annotations/val.json",
         "data.val_images": tmp_path / "val",
     }
-    recipe = load_recipe("verify-rfcn", {key: str(path) for key, path in places.items()})
+    recipe = load_recipe(name, {key: str(path) for key, path in places.items()})
     verdict = verify(recipe, (1, 2), cases=cases, steps=2)
     assert verdict.passes, verdict.sentence()
     assert verdict.worst.difference < 1e-9

@@ -5,7 +5,7 @@ import timm
 import torch
 from torch import nn
 
-from factories import relative
+from factories import TINY, relative, tiny_detector, with_model
 from megdet.architecture import Backbone as BackboneRecipe
 from megdet.architecture import FasterRcnn, Model
 from megdet.bounds import faults_of
@@ -14,6 +14,7 @@ from megdet.errors import InputError
 from megdet.layers.batch_norm import CrossDeviceBatchNorm
 from megdet.layers.deformable import DeformableConv2d
 from megdet.model.backbone import Backbone, load_pretrained
+from megdet.ops.roi_align import feature_table, roi_levels
 from megdet.recipe import RecomputePlan
 
 
@@ -118,8 +119,8 @@ def test_a_backbone_whose_stages_cannot_be_deformed_is_refused_in_one_line():
         name="hrnet_w18_small", deformable_stages=(5,)
     )
     assert refusal(name="tf_efficientnet_lite0", deformable_stages=(4,)) == (
-        "model.backbone.deformable_stages [4]: blocks.3.0.conv_dw of tf_efficientnet_lite0 is no plain convolution with "
-        "zeros around its input (Conv2dSame): choose another backbone"
+        "model.backbone.deformable_stages [4]: blocks.3.0.conv_dw of tf_efficientnet_lite0 is no plain convolution "
+        "with zeros around its input (Conv2dSame): choose another backbone"
     )
 
 
@@ -166,6 +167,24 @@ def test_every_second_pixel_of_an_atrous_stage_is_that_of_the_strided_one():
     x = torch.randn(1, 3, 128, 128)
     assert relative(plain(x)[3], atrous(x)[3][:, :, ::2, ::2]) < 1e-5
     assert relative(plain(x)[2], atrous(x)[2]) == 0
+
+
+@pytest.mark.parametrize(("output_stride", "strides"), [(32, (4, 8, 16, 32, 64)), (16, (4, 8, 16, 16, 32))])
+def test_anchors_and_pooling_of_a_pyramid_follow_the_strides_of_its_backbone(output_stride, strides):
+    detector = tiny_detector(with_model(TINY, backbone={"name": "test_resnet", "output_stride": output_stride})).eval()
+    pyramid = detector.features(torch.zeros(1, 3, 128, 128))
+    assert [level.shape[2] for level in pyramid] == [128 // stride for stride in strides]
+    for level, anchors in enumerate(detector.anchors_of(pyramid, (128, 128))):
+        centres = (anchors[:, :2] + anchors[:, 2:]) / 2
+        assert centres.max() == 128 - strides[level]
+    # each pixel holds where its centre is in the image: a bin must read its own middle
+    maps = [((torch.arange(128 // s) + 0.5) * s).expand(1, 1, 128 // s, -1) for s in strides]
+    for edge in (20.0, 45.0, 60.0, 100.0):
+        bins = detector.pooling(feature_table(maps), torch.tensor([[[14.0, 14.0, 14.0 + edge, 14.0 + edge]]]))
+        middles = 14 + (torch.arange(7) + 0.5) * edge / 7
+        level = int(roi_levels(torch.tensor([[0.0, 0.0, edge, edge]]), 4, detector.pooling.canonical_size))
+        inside = middles < 128 - strides[level]
+        torch.testing.assert_close(bins.reshape(7, 7)[:, inside], middles[inside].expand(7, -1))
 
 
 def test_a_backbone_that_timm_builds_with_stride_32_alone_is_refused():

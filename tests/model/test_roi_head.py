@@ -11,7 +11,7 @@ from megdet.model.roi_head import DELTA_WEIGHTS, RoiHead
 from megdet.ops.boxes import decode_boxes
 
 RECIPE = RoiHeadRecipe(samples=4, smooth_l1_beta=1.0, detections=6)
-HEAD = RoiHead(RECIPE, 3)
+HEAD = RoiHead(RECIPE, 3, is_class_agnostic=True)
 
 
 def make_proposals(boxes: torch.Tensor) -> Proposals:
@@ -32,8 +32,8 @@ def test_all_classes_share_one_box_and_are_thinned_each_for_itself():
     boxes = torch.tensor([[[0.0, 0.0, 20.0, 20.0], [40.0, 40.0, 60.0, 60.0]]])
     deltas = torch.tensor([1.0, -2.0, 0.0, 0.5]).expand(1, 2, 1, 4)
     probabilities = torch.tensor([[[0.4, 0.3, 0.02, 0.28], [0.04, 0.9, 0.01, 0.05]]])
-    head = RoiHead(replace(RECIPE, score_threshold=0.1), 3)
-    found = head.detections(probabilities.log(), deltas, make_proposals(boxes), torch.tensor([[64, 64]]))
+    head = RoiHead(replace(RECIPE, score_threshold=0.1), 3, is_class_agnostic=True)
+    found = head.detections(probabilities, deltas, make_proposals(boxes), torch.tensor([[64, 64]]))
     assert found.labels.tolist() == [[1, 0, 1, -1, -1, -1]]
     moved = decode_boxes(deltas[:, :, 0], boxes, DELTA_WEIGHTS).clamp(0, 64)
     torch.testing.assert_close(found.boxes[0, :3], moved[0, [1, 0, 0]])

@@ -116,6 +116,7 @@ CASES = {
     "group-norm": Case("group norm in the backbone", _group_norm, (4,)),
     "head-norms": Case("batch norm behind the backbone too", _head_norms, (3, 8)),
     "multi-scale": Case("a size for each group, scale and colour jitter", _multi_scale, (2, 8)),
+    "retinanet": Case("RetinaNet, the small one of recipe verify-retinanet", _detector_of("verify-retinanet"), (3, 8)),
     "rfcn": Case("R-FCN, deformable, the small one of recipe verify-rfcn", _detector_of("verify-rfcn"), (3, 8)),
     "averages": Case("averaged weights (EMA)", _averages, (4,)),
     "agvm": Case("AGVM, a rate for each module", _agvm(), (3, 8)),
@@ -128,6 +129,8 @@ CASES = {
     "lamb": Case("LAMB", _optimizer(kind="lamb", base_lr=1e-3, weight_decay=0.01, scaling="sqrt"), (3,)),
     "noise": Case("gradient noise scale of the halves", _noise, (3,)),
     "noise-steps": Case("gradient noise scale of successive steps", _noise_of_steps, (3,)),
+    "mask-rcnn": Case("Mask R-CNN, the small one of recipe verify-mask", _detector_of("verify-mask"), (3, 8)),
+    "cascade": Case("Cascade R-CNN with masks, recipe verify-cascade", _detector_of("verify-cascade"), (3, 8)),
     "resume-agvm": Case(
         "AGVM, stopped half-way, gone on with on another count",
         _agvm(),

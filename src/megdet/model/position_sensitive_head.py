@@ -21,7 +21,7 @@ class PositionSensitiveHead(RoiHead):
     recipe: HeadRecipe
 
     def __init__(self, recipe: HeadRecipe, in_channels: int, stride: int, num_classes: int, norm: NormFactory) -> None:
-        super().__init__(recipe, num_classes)
+        super().__init__(recipe, num_classes, is_class_agnostic=True)
         self.stride = stride
         bins = recipe.pool_size**2
         self.conv = nn.Conv2d(in_channels, recipe.channels, 1, bias=recipe.norm == "none")

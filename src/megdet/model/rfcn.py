@@ -101,10 +101,9 @@ class Rfcn(Detector):
         """What is on normalised images; in evaluation mode."""
         c4, *maps = self.features(images)
         proposals = self.propose(c4, images, sizes).proposals
-        if not images.is_cuda:  # a GPU would have to wait, a CPU computes every row
-            proposals = proposals.shortened(least=self.box_head.recipe.detections)
+        proposals = proposals.shortened(least=self.box_head.recipe.detections)
         logits, deltas = self.box_head.vote(maps, proposals.boxes)
-        return self.box_head.detections(logits, deltas, proposals, sizes)
+        return self.box_head.detections(logits.softmax(2), deltas, proposals, sizes)
 
     @torch.no_grad()
     def samples(

@@ -11,8 +11,8 @@ from megdet.model.choice import make_detector
 from megdet.model.detector import Detector, value_of
 from megdet.model.torchvision_weights import (
     convert_torchvision_weights,
+    layout_of,
     num_torchvision_classes,
-    torchvision_recipe,
 )
 from megdet.model.weight_file import read_tensors
 from megdet.recipe import Recipe
@@ -51,16 +51,15 @@ def start_from_run(model: Detector, class_names: tuple[str, ...], source: str) -
 
 
 def import_torchvision(file: Path, folder: RunFolder, base: Recipe, norm_eps: float, device: torch.device) -> int:
-    """Make a run folder with the weights of torchvision's `fasterrcnn_resnet50_fpn`; returns its number of classes.
+    """Make a run folder with the weights of one of torchvision's detectors; returns its number of classes.
 
     `base` gives everything but the architecture. A file of 91 classes gets COCO's names and ids, any other the ids 1,
     2, ... Raises InputError if the file is of another model.
     """
     tensors = read_tensors(file, "import torchvision")
-    recipe = torchvision_recipe(base, norm_eps)
-    check_recipe(recipe, "import torchvision")
     try:
-        num_classes = num_torchvision_classes(tensors)
+        recipe, num_classes = layout_of(tensors).recipe(base, norm_eps), num_torchvision_classes(tensors)
+        check_recipe(recipe, "import torchvision")
         with torch.device("meta"):  # shapes without memory: every tensor is checked before anything is built
             wanted = make_detector(recipe, num_classes).state_dict()
         converted = convert_torchvision_weights(tensors, wanted)

@@ -33,7 +33,9 @@ def add_train(parser: Parser) -> None:
 
 def add_import(parser: Parser) -> None:
     """The options of `import`."""
-    parser.add_argument("source", choices=["torchvision"], help="fasterrcnn_resnet50_fpn of torchvision")
+    parser.add_argument(
+        "source", choices=["torchvision"], help="fasterrcnn_resnet50_fpn or maskrcnn_resnet50_fpn of torchvision"
+    )
     parser.add_argument("weights", type=Path, metavar="WEIGHTS", help="its state dict (.pth or .safetensors)")
     parser.add_argument("--run", type=Path, required=True, metavar="FOLDER", help="run folder to make")
     parser.add_argument(

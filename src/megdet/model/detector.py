@@ -17,6 +17,12 @@ from megdet.ops.constants import constant
 from megdet.recipe import RecomputePlan
 from megdet.structures import Batch, Detections, Targets
 
+BACKBONE_MEANING = (
+    *("mean", "std", "backbone.name", "backbone.last_convolution", "backbone.norm_eps", "backbone.output_stride"),
+    *("backbone.deformable_stages", "backbone.deformable_modulated"),
+)
+"""The keys, within `recipe.model`, without which the same weights of a backbone mean other features."""
+
 
 @dataclass(frozen=True)
 class Count:

@@ -156,7 +156,8 @@ def report(options: argparse.Namespace, times: dict[str, list[float]], flops: in
     console = Console()
     console.print(table)
     console.print(
-        f"{options.model}, {options.size} px, batch {options.batch}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+        f"{options.model}, {options.size} px, batch {options.batch}, {torch.get_num_threads()} threads, "
+        f"torch {torch.__version__}"
     )
     console.print(
         f"{side}: {flops / 1e9:.0f} GFLOP a step, {100 * result['fraction_of_limit']:.0f}% of the speed of a "

@@ -5,19 +5,22 @@ from typing import Any
 
 import torch
 from torch import nn
-from torchvision.models.detection import fasterrcnn_resnet50_fpn
+from torchvision.models.detection import fasterrcnn_resnet50_fpn, maskrcnn_resnet50_fpn
 
 CLASSES = 5
 
 
-def their_detector(eps: float, **options: Any) -> nn.Module:
+def their_detector(eps: float, *, has_masks: bool = False, **options: Any) -> nn.Module:
     """Random weights, statistics that are not trivial, and logits of a size that finds something."""
-    model = _random(fasterrcnn_resnet50_fpn, eps, options)
+    model = _random(maskrcnn_resnet50_fpn if has_masks else fasterrcnn_resnet50_fpn, eps, options)
     with torch.no_grad():
         model.rpn.head.cls_logits.weight.mul_(3)
         model.rpn.head.bbox_pred.weight.mul_(3)
         model.roi_heads.box_predictor.cls_score.weight.mul_(12)
         model.roi_heads.box_predictor.bbox_pred.weight.mul_(5)
+        if has_masks:
+            model.roi_heads.mask_predictor.mask_fcn_logits.weight.mul_(2)
+            model.roi_heads.mask_predictor.mask_fcn_logits.bias.normal_(0, 0.5)
     return model.eval()
 
 

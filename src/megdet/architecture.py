@@ -18,7 +18,7 @@ class Backbone:
     """The network that turns an image into features at strides 4 to 32."""
 
     name: str = "resnet50"
-    """any timm model that offers features at these strides; its drop rates are set to 0 (the contract: no chance)"""
+    """any timm model that offers features at these strides; its drop rates are set to 0 (the contract)"""
     weights: str = ""
     """file of trained weights, torchvision's or timm's tensors (.pth or .safetensors); empty = random weights"""
     last_convolution: bool = False
@@ -26,7 +26,7 @@ class Backbone:
     norm: NormKind = "batch"
     """batch = statistics over bn_size images (frozen where bn_size is 0), frozen, group or none"""
     norm_eps: NotNegativeNumber | None = None
-    """what the norm layers add to a variance instead of the model's own; torchvision's COCO_V1 detectors have 0"""
+    """eps of the norm layers, instead of the model's own; torchvision's COCO_V1 detectors have 0"""
     frozen_stages: NotNegative = 0
     """the stem (1) and the next stages (2 to 5) that are not trained; 2 in recipes of BN size 0 (ours)"""
 
@@ -119,7 +119,7 @@ class Rpn:
     samples: AtLeastOne = 256
     """anchors an image in the loss"""
     positive_fraction: Fraction = 0.5
-    """largest part of them that is positive"""
+    """largest part of the samples that is positive"""
     positive_iou: Fraction = 0.7
     """an anchor of at least this overlap with a box is positive"""
     negative_iou: Fraction = 0.3
@@ -129,11 +129,11 @@ class Rpn:
     train_proposals_before_nms: AtLeastOne = 2000
     """best anchors a level and image that enter the NMS while training"""
     train_proposals: AtLeastOne = 1000
-    """proposals an image that leave it while training"""
+    """proposals an image that leave the NMS while training"""
     test_proposals_before_nms: AtLeastOne = 1000
-    """the same while testing"""
+    """best anchors a level and image that enter the NMS while testing"""
     test_proposals: AtLeastOne = 1000
-    """the same while testing"""
+    """proposals an image that leave the NMS while testing"""
     nms_iou: Fraction = 0.7
     """proposals of one level that overlap more are suppressed"""
     min_size: NotNegativeNumber = 1e-3
@@ -164,7 +164,7 @@ class BoxHead:
     samples: AtLeastOne = 512
     """RoIs an image in the loss"""
     positive_fraction: Fraction = 0.25
-    """largest part of them that is positive"""
+    """largest part of the samples that is positive"""
     positive_iou: Fraction = 0.5
     """a RoI of at least this overlap with a box is positive, any other negative"""
     smooth_l1_beta: NotNegativeNumber = 1 / 9
@@ -175,6 +175,43 @@ class BoxHead:
     """detections of one class that overlap more are suppressed"""
     detections: AtLeastOne = 100
     """detections an image"""
+
+
+@dataclass(frozen=True)
+class MaskHead:
+    """The branch that Mask R-CNN has beside the box head: RoIAlign, convolutions, a mask of every class."""
+
+    convolutions: AtLeastOne = 4
+    """3 x 3 convolutions before the map is doubled in height and width"""
+    channels: AtLeastOne = 256
+    """of each of them"""
+    norm: NormKind = "none"
+    """norm layer after each 3 x 3 convolution; batch needs bn_size > 0"""
+    pool_size: AtLeastOne = 14
+    """bins along each edge of a pooled RoI; a mask has twice as many"""
+    sampling_ratio: AtLeastOne = 2
+    """sampling points of a bin along each edge"""
+    aligned: bool = True
+    """shift coordinates by half a pixel, as they should be; false gives torchvision's detectors"""
+    exact_paste: bool = True
+    """paste a mask into the image where its box is; false rounds the box to whole pixels first, as torchvision does"""
+
+
+@dataclass(frozen=True)
+class Cascade:
+    """The stages of a cascade, each of which looks again at the boxes of the one before and asks more of them."""
+
+    positive_ious: tuple[float, float] = (0.6, 0.7)
+    """a box of at least this overlap is positive in the second and in the third stage; in the first, box_head's"""
+    loss_weights: tuple[float, float, float] = (1.0, 0.5, 0.25)
+    """factors of the losses of the stages; these are mmdetection's, the paper names none"""
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        """(key, why) of what cannot be."""
+        if not all(0 <= iou <= 1 for iou in self.positive_ious):
+            yield "positive_ious", "an overlap is from 0 to 1"
+        if min(self.loss_weights) < 0:
+            yield "loss_weights", "they must not be negative"
 
 
 @dataclass(frozen=True)
@@ -244,15 +281,49 @@ class Model:
 
 
 @dataclass(frozen=True)
-class FasterRcnn(Model):
-    """Faster R-CNN on a feature pyramid, the paper's detector (Sec. 4)."""
+class TwoStage(Model):
+    """A detector that proposes boxes from a feature pyramid and looks at each a second time."""
 
-    kind: Literal["faster_rcnn"] = "faster_rcnn"
-    """which detector it is; the other keys of the section are those of this kind"""
     fpn: Fpn = field(default_factory=Fpn)
     anchors: Anchors = field(default_factory=Anchors)
     rpn: Rpn = field(default_factory=Rpn)
     box_head: BoxHead = field(default_factory=BoxHead)
+
+
+@dataclass(frozen=True)
+class FasterRcnn(TwoStage):
+    """Faster R-CNN on a feature pyramid, the paper's detector (Sec. 4)."""
+
+    kind: Literal["faster_rcnn"] = "faster_rcnn"
+    """which detector it is; the other keys of the section are those of this kind"""
+
+
+@dataclass(frozen=True)
+class MaskRcnn(TwoStage):
+    """Mask R-CNN: Faster R-CNN with a mask for every detection (He et al., 2017)."""
+
+    kind: Literal["mask_rcnn"] = "mask_rcnn"
+    """which detector it is; the other keys of the section are those of this kind"""
+    mask_head: MaskHead = field(default_factory=MaskHead)
+
+
+@dataclass(frozen=True)
+class CascadeRcnn(TwoStage):
+    """Cascade R-CNN: three box heads one after another, trained for ever better boxes (Cai and Vasconcelos, 2018)."""
+
+    kind: Literal["cascade_rcnn"] = "cascade_rcnn"
+    """which detector it is; the other keys of the section are those of this kind"""
+    cascade: Cascade = field(default_factory=Cascade)
+
+
+@dataclass(frozen=True)
+class CascadeMaskRcnn(TwoStage):
+    """Cascade R-CNN with a mask for every detection (Cai and Vasconcelos, 2019)."""
+
+    kind: Literal["cascade_mask_rcnn"] = "cascade_mask_rcnn"
+    """which detector it is; the other keys of the section are those of this kind"""
+    cascade: Cascade = field(default_factory=Cascade)
+    mask_head: MaskHead = field(default_factory=MaskHead)
 
 
 @dataclass(frozen=True)
@@ -266,5 +337,11 @@ class RetinaNet(Model):
     head: DenseHead = field(default_factory=DenseHead)
 
 
-MODELS: dict[str, type[Model]] = {"faster_rcnn": FasterRcnn, "retinanet": RetinaNet}
+MODELS: dict[str, type[Model]] = {
+    "faster_rcnn": FasterRcnn,
+    "mask_rcnn": MaskRcnn,
+    "cascade_rcnn": CascadeRcnn,
+    "cascade_mask_rcnn": CascadeMaskRcnn,
+    "retinanet": RetinaNet,
+}
 """The kinds of detectors, by `model.kind`; `megdet.model.choice` has the detector of each."""

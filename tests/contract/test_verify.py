@@ -81,7 +81,9 @@ def test_a_detector_of_another_kind_passes_as_a_case(recipe):
 @pytest.mark.distributed
 def test_retinanet_passes_in_every_layout_and_with_every_norm(recipe):
     small = replace(recipe, model=load_recipe("verify-retinanet").model)
-    verdict = verify(small, (1, 2, 3), cases=("base", "head-norms", "bn-all", "lane-2", "recompute-stage", "resume"), steps=4)
+    verdict = verify(
+        small, (1, 2, 3), cases=("base", "head-norms", "bn-all", "lane-2", "recompute-stage", "resume"), steps=4
+    )
     check(verdict)
 
 

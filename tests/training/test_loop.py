@@ -21,7 +21,7 @@ from megdet.inference.trained import load_detector
 from megdet.model.faster_rcnn import FasterRcnn
 from megdet.recipe import Optimizer, Recipe
 from megdet.recipe_file import dump_recipe, load_recipe
-from megdet.run_folder.checkpoint_files import checkpoints, load_checkpoint
+from megdet.run_folder.checkpoint_files import checkpoints
 from megdet.run_folder.folder import RunFolder
 from megdet.run_folder.metrics import read_metrics
 from megdet.training import run as run_module
@@ -29,6 +29,7 @@ from megdet.training import step_log
 from megdet.training.loop import train
 from megdet.training.run import RunOptions
 from megdet.training.schedule import learning_rate
+from run_folders import load_checkpoint
 from small_runs import ALONE, run_steps, small_recipe, state_of, val_set, write_small_set, write_small_sets
 
 OPTIONS = RunOptions(workers=0)
@@ -179,7 +180,7 @@ def test_the_evaluation_left_behind_is_that_of_the_last_checkpoint(recipe, done)
     results = detect_dataset(trained.model, trained.recipe, dataset, ids, ALONE, workers=0)
     assert read_json(done.detections) == results
     assert len(results) > 10
-    assert read_json(done.evaluation)["AP"] == read_metrics(done.metrics)[-1]["evaluation"]["AP"]
+    assert read_json(done.evaluation)["bbox"]["AP"] == read_metrics(done.metrics)[-1]["evaluation"]["bbox"]["AP"]
 
 
 def test_averages_are_evaluated_and_the_weights_are_trained_on(recipe, tmp_path):

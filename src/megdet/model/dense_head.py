@@ -65,5 +65,5 @@ def _normalized(norm: nn.Module, levels: list[Tensor]) -> list[Tensor]:
     # a row a pixel, so that maps in channels-last memory are copied once and need not be turned
     joined = torch.cat([level.permute(0, 2, 3, 1).flatten(1, 2) for level in levels], 1)
     joined = F.relu(norm(joined.transpose(1, 2).unsqueeze(3)))
-    parts = joined.split([level.shape[2] * level.shape[3] for level in levels], 2)
+    parts = torch.split(joined, [level.shape[2] * level.shape[3] for level in levels], 2)
     return [part.reshape(level.shape) for part, level in zip(parts, levels, strict=True)]

@@ -13,6 +13,8 @@ from megdet.architecture import (
     DenseHead,
     FasterRcnn,
     Fpn,
+    MaskHead,
+    MaskRcnn,
     OctaveAnchors,
     RetinaNet,
     Rpn,
@@ -38,6 +40,12 @@ _TWO_LAYERS: _Renamed = (("roi_heads.box_head.fc6.", "box_head.fc1."), ("roi_hea
 _PREDICTOR: _Renamed = (
     ("roi_heads.box_predictor.cls_score.", "box_head.classes."),
     ("roi_heads.box_predictor.bbox_pred.", "box_head.deltas."),
+)
+_MASKS: _Renamed = (
+    *((f"roi_heads.mask_head.{i}.0.", f"mask_head.convolutions.{i}.") for i in range(4)),
+    *((f"roi_heads.mask_head.mask_fcn{i + 1}.", f"mask_head.convolutions.{i}.") for i in range(4)),  # COCO_V1 and older
+    ("roi_heads.mask_predictor.conv5_mask.", "mask_head.upsample."),
+    ("roi_heads.mask_predictor.mask_fcn_logits.", "mask_head.logits."),
 )
 _TOWERS = (("classification_head", "class_tower", "cls_logits"), ("regression_head", "delta_tower", "bbox_reg"))
 _DENSE: _Renamed = (
@@ -68,25 +76,35 @@ def _faster_rcnn(base: Recipe, norm_eps: float) -> Recipe:
     )
 
 
+def _mask_rcnn(base: Recipe, norm_eps: float) -> Recipe:
+    """The same with masks."""
+    recipe = _faster_rcnn(base, norm_eps)
+    own = {name: value for name, value in vars(recipe.model).items() if name != "kind"}
+    return replace(recipe, model=MaskRcnn(**own, mask_head=MaskHead(aligned=False, exact_paste=False)))
+
+
 def _retinanet(base: Recipe, norm_eps: float) -> Recipe:
     """Frozen norms in the backbone, none behind it; P6 of P5."""
-    recipe = _faster_rcnn(base, norm_eps)
-    model = RetinaNet(
-        mean=recipe.model.mean,
-        std=recipe.model.std,
-        backbone=recipe.model.backbone,
-        fpn=StridedFpn(p6_from="p5"),
-        anchors=OctaveAnchors(whole_sizes=True, stride_from_grid=True),
-        head=DenseHead(detections=300),
-    )
-    return replace(recipe, model=model)
+    return _with_towers(_faster_rcnn(base, norm_eps), StridedFpn(p6_from="p5"), DenseHead(detections=300))
 
 
 def _retinanet_v2(base: Recipe, norm_eps: float) -> Recipe:
     """Frozen norms in the backbone, group norm in the head; P6 of C5, and boxes learnt by their GIoU."""
-    recipe = _retinanet(base, norm_eps)
     head = DenseHead(norm="group", box_loss="giou", detections=300)
-    return replace(recipe, model=replace(recipe.model, fpn=StridedFpn(p6_from="c5"), head=head))
+    return _with_towers(_faster_rcnn(base, norm_eps), StridedFpn(p6_from="c5"), head)
+
+
+def _with_towers(recipe: Recipe, fpn: StridedFpn, head: DenseHead) -> Recipe:
+    """The recipe with a RetinaNet on its backbone."""
+    model = RetinaNet(
+        mean=recipe.model.mean,
+        std=recipe.model.std,
+        backbone=recipe.model.backbone,
+        fpn=fpn,
+        anchors=OctaveAnchors(whole_sizes=True, stride_from_grid=True),
+        head=head,
+    )
+    return replace(recipe, model=model)
 
 
 @dataclass(frozen=True)
@@ -130,6 +148,11 @@ class Layout:
 LAYOUTS = {
     "fasterrcnn_resnet50_fpn": Layout(
         "roi_heads.box_head.fc6.weight", _PYRAMID + _RPN + _TWO_LAYERS + _PREDICTOR, _faster_rcnn
+    ),
+    "maskrcnn_resnet50_fpn": Layout(
+        "roi_heads.mask_predictor.mask_fcn_logits.weight",
+        _PYRAMID + _RPN + _TWO_LAYERS + _PREDICTOR + _MASKS,
+        _mask_rcnn,
     ),
     "retinanet_resnet50_fpn": Layout(_OF_ANCHORS.name, _PYRAMID + _DENSE, _retinanet, _OF_ANCHORS),
     "retinanet_resnet50_fpn_v2": Layout(
@@ -197,8 +220,10 @@ def _without_background(name: str, tensor: Tensor, num_classes: int) -> Tensor:
     rows = len(tensor) if tensor.dim() else 0
     if name.startswith("box_head.deltas.") and rows == 4 * (num_classes + 1):
         return tensor[4:]
+    if name.startswith("mask_head.logits.") and rows == num_classes + 1:
+        return tensor[1:].flatten(1) if tensor.dim() > 1 else tensor[1:]
     if name.startswith("class_tower.predict.") and rows and rows % (num_classes + 1) == 0:
-        return tensor.unflatten(0, (-1, num_classes + 1))[:, 1:].flatten(0, 1)
+        return tensor.reshape(-1, num_classes + 1, *tensor.shape[1:])[:, 1:].flatten(0, 1)
     return tensor
 
 

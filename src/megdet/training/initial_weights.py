@@ -1,4 +1,4 @@
-"""Starting from weights that exist: another run's, or torchvision's."""
+"""Starting from existing weights: another run's, or torchvision's."""
 
 from pathlib import Path
 
@@ -27,10 +27,10 @@ from megdet.run_folder.run_state import RunState
 def start_from_run(model: Detector, class_names: tuple[str, ...], source: str) -> None:
     """Copy the weights of another run's newest checkpoint; the class layers only where the classes are the same.
 
-    Frozen and trained batch norms may be exchanged for one another: what differs is a counter of steps.
+    Frozen and trained batch norms are interchangeable: they differ by a counter of steps only.
 
-    Raises InputError when the folder is no run, its architecture is another, or a key differs without which
-    the same weights mean another detector.
+    Raises InputError if the folder is no run, its architecture is another, or a key differs that changes the meaning of
+    the weights.
     """
     trained = load_detector(RunFolder(Path(source)), torch.device("cpu"))
     for key in ("kind", *model.same_meaning):
@@ -53,14 +53,14 @@ def start_from_run(model: Detector, class_names: tuple[str, ...], source: str) -
 def import_torchvision(file: Path, folder: RunFolder, base: Recipe, norm_eps: float, device: torch.device) -> int:
     """Make a run folder with the weights of one of torchvision's detectors; returns its number of classes.
 
-    `base` gives everything but the architecture. A file of 91 classes gets COCO's names and ids, another gets the ids
-    1, 2, ... Raises InputError when the file is of another model.
+    `base` gives everything but the architecture. A file of 91 classes gets COCO's names and ids, any other the ids 1,
+    2, ... Raises InputError if the file is of another model.
     """
     tensors = read_tensors(file, "import torchvision")
     try:
         recipe, num_classes = layout_of(tensors).recipe(base, norm_eps), num_torchvision_classes(tensors)
         check_recipe(recipe, "import torchvision")
-        with torch.device("meta"):  # shapes without memory: nothing is built before every tensor is looked at
+        with torch.device("meta"):  # shapes without memory: every tensor is checked before anything is built
             wanted = make_detector(recipe, num_classes).state_dict()
         converted = convert_torchvision_weights(tensors, wanted)
     except InputError as error:

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on, and TensorBoard where the recipe asks for it."""
+"""The output of a run for people, and TensorBoard if the recipe asks for it."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -7,7 +7,7 @@ from typing import Any
 from megdet.data.plan import TrainingPlan
 from megdet.distributed.layout import Layout
 from megdet.distributed.world import World
-from megdet.evaluation.coco_numbers import CocoNumbers
+from megdet.evaluation.coco_numbers import Evaluation
 from megdet.model.choice import detector_class
 from megdet.recipe import Recipe
 from megdet.run_folder.folder import RunFolder
@@ -19,7 +19,7 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class Reporter:
-    """Prints a line every few seconds on rank 0: place, losses, rate, images a second, time left."""
+    """Prints a line every few seconds on rank 0: step, loss, rate, images a second, time left."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class Reporter:
         if not self.is_first:
             return
         if recipe.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter  # seconds of imports that few runs need
+            from torch.utils.tensorboard import SummaryWriter  # here, because it takes seconds to import
 
             self._board = SummaryWriter(str(folder.path / "tensorboard"), purge_step=first_step)
         start = f"resuming at step {first_step}" if first_step else "starting"
@@ -58,7 +58,7 @@ class Reporter:
             self.console.print(message)
 
     def steps(self, lines: list[dict[str, Any]]) -> None:
-        """Take note of some steps' metrics."""
+        """Take the metrics of some steps; print a line if it is time."""
         if not self.is_first or not lines:
             return
         self._recent += lines
@@ -79,19 +79,22 @@ class Reporter:
         if shares:
             self.say(f"epoch {means['epoch']}: positive are {' and '.join(shares)} (mean of {means['steps']} steps)")
 
-    def evaluated(self, step: int, numbers: CocoNumbers, seconds: float) -> None:
+    def evaluated(self, step: int, numbers: Evaluation, seconds: float) -> None:
         """Print the numbers of an evaluation."""
         if not self.is_first:
             return
         if self._recent:
             self._print(self._recent[-1])
         if self._board is not None:
-            for name in ("AP", "AP50", "AP75", "AR100"):
-                self._board.add_scalar(f"evaluation/{name}", getattr(numbers, name), step)
+            for kind, of_kind in numbers.totals().items():
+                for name in ("AP", "AP50", "AP75", "AR100"):
+                    self._board.add_scalar(f"evaluation/{kind}/{name}", of_kind[name], step)
             self._board.flush()
+        bbox, segm = numbers.bbox, numbers.segm
+        of_masks = "" if segm is None else f"; masks: mmAP {_percent(segm.AP)}, AP50 {_percent(segm.AP50)}"
         self.console.print(
-            f"epoch {self.plan.epochs_done(step):.2f}: mmAP {_percent(numbers.AP)}, AP50 {_percent(numbers.AP50)}, "
-            f"mmAR {_percent(numbers.AR100)} (evaluated in {seconds:.0f} s)"
+            f"epoch {self.plan.epochs_done(step):.2f}: mmAP {_percent(bbox.AP)}, AP50 {_percent(bbox.AP50)}, "
+            f"mmAR {_percent(bbox.AR100)}{of_masks} (evaluated in {seconds:.0f} s)"
         )
         self._printed = time.monotonic()
 

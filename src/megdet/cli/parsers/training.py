@@ -36,7 +36,7 @@ def add_import(parser: Parser) -> None:
     parser.add_argument(
         "source",
         choices=["torchvision"],
-        help="torchvision's fasterrcnn_resnet50_fpn, retinanet_resnet50_fpn or retinanet_resnet50_fpn_v2",
+        help="torchvision's fasterrcnn_resnet50_fpn, maskrcnn_resnet50_fpn, retinanet_resnet50_fpn or its _v2",
     )
     parser.add_argument("weights", type=Path, metavar="WEIGHTS", help="its state dict (.pth or .safetensors)")
     parser.add_argument("--run", type=Path, required=True, metavar="FOLDER", help="run folder to make")

@@ -8,9 +8,9 @@ Each side has a process of its own, as its users have it, and they step in turn.
 that torchvision gains from our allocator's habit of keeping freed memory (`distributed/world.py`).
 
 Both sides: the same random weights, trained batch norm, 8 boxes an image, SGD with momentum, and with Faster R-CNN, the
-default, 2,000 proposals; all of it comes from one recipe (`sides.py`). Ours gets 8-bit images and normalises them, as in training. Prints the median
-seconds of a step, images a second and `ratio`, torchvision fp32's time over ours. Compare ratios: the speed of a
-machine drifts.
+default, 2,000 proposals; all of it comes from one recipe (`sides.py`). Ours gets 8-bit images and normalises them, as
+in training. Prints the median seconds of a step, images a second and `ratio`, torchvision fp32's time over ours.
+Compare ratios: the speed of a machine drifts.
 `fraction_of_limit` is how much of the machine's arithmetic our step uses: its FLOPs a second over those of one
 3 x 3 convolution, timed in the same rounds. Convolutions and matrix products alone count, a multiply-add as two FLOPs;
 RoIAlign, batch norm, activations, sorting, NMS, the losses' sums and the optimizer take time but have none.

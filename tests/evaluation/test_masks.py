@@ -303,7 +303,7 @@ def test_a_mask_of_a_detection_that_cannot_be_evaluated_is_refused_with_its_plac
         ([], r"annotations\[1\] of image 1 has no segmentation"),
         (
             {"size": [30, 39], "counts": [1170]},
-            r"annotations\[1\] of image 1: segmentation is an RLE of 30 x 39 pixels \(height x width\), the image has 30 x 40",
+            r"annotations\[1\] of image 1: segmentation is an RLE of 30 x 39 pixels \(height x width\), the image",
         ),
         ({"size": [30, 40], "counts": [7]}, r"annotations\[1\] of image 1: segmentation is an RLE whose counts"),
         ([[1, 1, 5, 5]], r"annotations\[1\] of image 1: segmentation has a polygon .* of 2 points, it takes 3"),

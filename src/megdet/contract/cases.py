@@ -86,11 +86,6 @@ def _agvm(**changes: Any) -> Callable[[Recipe], Recipe]:
     return change
 
 
-def _detector_of(name: str) -> Callable[[Recipe], Recipe]:
-    """The detector of a packaged recipe, a small one of another kind."""
-    return lambda recipe: replace(recipe, model=load_recipe(name).model)
-
-
 def _noise(recipe: Recipe) -> Recipe:
     return replace(recipe, noise_interval=2)
 

@@ -134,7 +134,8 @@ def _results(
         for row, (x1, y1, x2, y2), score in zip(kept, boxes[kept].tolist(), scores[kept].tolist(), strict=True)
     ]
     if detections.masks is not None:
-        results = [result | {"segmentation": encode_mask(None, size)} for result in results]
+        nothing = encode_mask(np.zeros((0, 0), np.bool_), 0, 0, size)
+        results = [result | {"segmentation": nothing} for result in results]
         for mask in paste_masks(detections.masks[0, kept].float(), boxes[kept], size):
-            results[mask.index]["segmentation"] = encode_mask(mask, size)
+            results[mask.index]["segmentation"] = encode_mask(mask.pixels.numpy(), mask.x, mask.y, size)
     return results

@@ -59,6 +59,11 @@ def _head_norms(recipe: Recipe) -> Recipe:
     return replace(recipe, model=recipe.model.with_norms(dict.fromkeys(others, "batch")))
 
 
+def _detector_of(name: str) -> Callable[[Recipe], Recipe]:
+    """The detector of a packaged recipe, a small one of another kind."""
+    return lambda recipe: replace(recipe, model=load_recipe(name).model)
+
+
 def _multi_scale(recipe: Recipe) -> Recipe:
     edge = recipe.data.short_edges[-1]
     data = replace(recipe.data, short_edges=(edge * 3 // 4, edge, edge * 3 // 2), scale_jitter=(0.8, 1.25))
@@ -111,6 +116,7 @@ CASES = {
     "group-norm": Case("group norm in the backbone", _group_norm, (4,)),
     "head-norms": Case("batch norm behind the backbone too", _head_norms, (3, 8)),
     "multi-scale": Case("a size for each group, scale and colour jitter", _multi_scale, (2, 8)),
+    "retinanet": Case("RetinaNet, the small one of recipe verify-retinanet", _detector_of("verify-retinanet"), (3, 8)),
     "averages": Case("averaged weights (EMA)", _averages, (4,)),
     "agvm": Case("AGVM, a rate for each module", _agvm(), (3, 8)),
     "agvm-adamw": Case(
@@ -124,7 +130,6 @@ CASES = {
     "noise-steps": Case("gradient noise scale of successive steps", _noise_of_steps, (3,)),
     "mask-rcnn": Case("Mask R-CNN, the small one of recipe verify-mask", _detector_of("verify-mask"), (3, 8)),
     "cascade": Case("Cascade R-CNN with masks, recipe verify-cascade", _detector_of("verify-cascade"), (3, 8)),
-    "retinanet": Case("RetinaNet, the small one of recipe verify-retinanet", _detector_of("verify-retinanet"), (3, 8)),
     "resume-agvm": Case(
         "AGVM, stopped half-way, gone on with on another count",
         _agvm(),

@@ -43,8 +43,8 @@ class Predicted:
 class RetinaNet(Detector):
     """A score for each class and a better box at every anchor.
 
-    Differs from the paper: the losses of an image are divided by the number of its own positive anchors, and then
-    averaged over the images, as torchvision does it; the paper and detectron2 divide by those of the mini-batch.
+    The losses of an image are divided by the number of its own positive anchors (Sec. 4), then averaged over the
+    images, as torchvision does it. Detectron2 divides by those of a device's images, which is another gradient.
     """
 
     loss_names = ("class_focal", "anchor_box")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cli_runs import OVERRIDES, TinyData, make_data
+from data_factories import two_images, with_masks, write_set
 from factories import SHARED_DATA
 from megdet.cli.main import main
 from megdet.recipe_file import dump_recipe, load_recipe
@@ -158,6 +160,22 @@ def test_convert_check_and_stats_go_through_from_the_example(tmp_path: Path) -> 
     assert main(["data", "stats", *train, "--picture", str(tmp_path / "stats.png")]) == 0
     with Image.open(tmp_path / "stats.png") as picture:
         assert picture.width > 600
+
+
+def test_check_and_stats_tell_of_masks_where_they_are_asked_for(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    document = with_masks(two_images())
+    files = [str(file) for file in write_set(tmp_path, document)]
+    assert main(["data", "check", *files, "--masks"]) == 0
+    assert main(["data", "stats", *files, "--masks"]) == 0
+    assert re.search(r"masks\W+2 of 2 boxes have one", capsys.readouterr().out)
+    document["annotations"][0]["segmentation"] = [[1, 2, 3, 4]]
+    write_set(tmp_path, document)
+    assert main(["data", "check", *files]) == 0
+    assert "warning: " in capsys.readouterr().out
+    assert main(["data", "check", *files, "--masks"]) == 2
+    assert "annotation 11: segmentation has a polygon [1, 2, 3, 4] of 2 points" in capsys.readouterr().out
 
 
 def test_the_golden_numbers_come_out_of_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

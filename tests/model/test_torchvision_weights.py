@@ -199,6 +199,7 @@ def test_a_file_without_a_classifier_is_refused():
 
 @pytest.mark.parametrize("shape", [(), (6,), (1, 1024), (6, 1023), (6, 1024, 1), (0, 1024)])
 def test_a_classifier_of_another_shape_is_refused(shape):
-    tensors = {"roi_heads.box_predictor.cls_score.weight": torch.zeros(shape)}
+    layer = "roi_heads.box_head.fc6.weight"  # by which the file is known
+    tensors = {layer: torch.zeros(1), "roi_heads.box_predictor.cls_score.weight": torch.zeros(shape)}
     with pytest.raises(InputError, match=r"not \(classes \+ 1, 1024\)"):
         num_torchvision_classes(tensors)

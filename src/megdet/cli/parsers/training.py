@@ -34,7 +34,9 @@ def add_train(parser: Parser) -> None:
 def add_import(parser: Parser) -> None:
     """The options of `import`."""
     parser.add_argument(
-        "source", choices=["torchvision"], help="fasterrcnn_resnet50_fpn or maskrcnn_resnet50_fpn of torchvision"
+        "source",
+        choices=["torchvision"],
+        help="torchvision's fasterrcnn_resnet50_fpn, maskrcnn_resnet50_fpn, retinanet_resnet50_fpn or its _v2",
     )
     parser.add_argument("weights", type=Path, metavar="WEIGHTS", help="its state dict (.pth or .safetensors)")
     parser.add_argument("--run", type=Path, required=True, metavar="FOLDER", help="run folder to make")
@@ -43,7 +45,7 @@ def add_import(parser: Parser) -> None:
         type=number,
         default=1e-5,
         metavar="EPS",
-        help="0 for torchvision's COCO_V1 files and what was fine-tuned from them (default 1e-5)",
+        help="0 for torchvision's COCO_V1 files but those of a _v2, and what was fine-tuned from them (default 1e-5)",
     )
     take_keys_of_run(parser, "--data.short_edges [640]")
     parser.set_defaults(run_verb="training:run_import")

@@ -8,12 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from megdet.contract.cases import SHORT, LeftOut, cases_of, chosen_cases, left_out, trials
-from megdet.contract.verify import STEPS, Verdict, relative_difference, verify
+from megdet.contract.verify import STEPS, Verdict, of_detections, relative_difference, verify
 from megdet.data.plan import TrainingPlan, canvas_of
+from megdet.data.rle import encode_mask
 from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.recipe import Recipe
@@ -316,3 +318,16 @@ def test_under_torchrun_it_is_refused(recipe, monkeypatch):
 def test_a_case_that_is_none_is_refused_with_the_nearest():
     with pytest.raises(InputError, match=r"no case 'lane-3'.*there are all, short, base"):
         chosen_cases("base,lane-3", Recipe())
+
+
+def test_a_pixel_that_two_masks_do_not_share_is_a_difference():
+    pixels = np.zeros((4, 5), bool)
+    pixels[1, 2] = True
+    found = {"image_id": 1, "category_id": 1, "bbox": [0, 0, 5, 4], "score": 0.5}
+    mask, none = encode_mask(pixels, 0, 0, (4, 5)), encode_mask(np.zeros((0, 0), bool), 0, 0, (4, 5))
+    same = dict(of_detections([{**found, "segmentation": mask}], [{**found, "segmentation": dict(mask)}]))
+    assert same == {"bbox": 0, "score": 0, "segmentation": 0}
+    other = dict(of_detections([{**found, "segmentation": mask}], [{**found, "segmentation": none}]))
+    assert other == {"bbox": 0, "score": 0, "segmentation": 1 / 20}
+    missing = dict(of_detections([{**found, "segmentation": mask}], [found]))
+    assert missing["segmentation"] == math.inf

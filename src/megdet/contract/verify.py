@@ -20,6 +20,7 @@ from torch import Tensor
 
 from megdet.contract.cases import LeftOut, Trial, left_out, trials
 from megdet.contract.run import Leak, Trained, Training, run_steps
+from megdet.data.rle import Rle, decode_mask
 from megdet.distributed.local_ranks import run_in_ranks
 from megdet.distributed.world import World
 from megdet.errors import InputError
@@ -262,7 +263,7 @@ def _differences(reference: Trained, trained: Trained) -> Iterator[_Difference]:
     yield _Difference("rate", "learning rate", relative_difference(*rates), True)
     for name, value in _by_name(reference.state, trained.state):
         yield _Difference(name.split(".", 1)[0], name, value)
-    for what, value in _of_detections(reference.detections, trained.detections):
+    for what, value in of_detections(reference.detections, trained.detections):
         yield _Difference("detections", f"detections: {what}", value)
 
 
@@ -272,7 +273,8 @@ def _by_name(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> Iterator[tup
         yield name, relative_difference(ours[name], theirs[name]) if both else math.inf
 
 
-def _of_detections(ours: Sequence[Result], theirs: Sequence[Result]) -> Iterator[tuple[str, float]]:
+def of_detections(ours: Sequence[Result], theirs: Sequence[Result]) -> Iterator[tuple[str, float]]:
+    """How far two lists of detections are apart, by what is compared; infinite where they are not of the same objects."""
     identities = [[(own["image_id"], own["category_id"]) for own in found] for found in (ours, theirs)]
     if identities[0] != identities[1]:
         yield "images and categories", math.inf
@@ -280,6 +282,15 @@ def _of_detections(ours: Sequence[Result], theirs: Sequence[Result]) -> Iterator
     for key in ("bbox", "score"):
         values = (torch.tensor([own[key] for own in found], dtype=torch.float64) for found in (ours, theirs))
         yield key, relative_difference(*values)
+    masks = [(own.get("segmentation"), their.get("segmentation")) for own, their in zip(ours, theirs, strict=True)]
+    yield "segmentation", max((_apart(*pair) for pair in masks), default=0.0)
+
+
+def _apart(ours: Rle | None, theirs: Rle | None) -> float:
+    """The part of an image's pixels at which two masks differ; infinite where one of them is missing."""
+    if ours is None or theirs is None or ours["size"] != theirs["size"]:
+        return 0.0 if ours is theirs else math.inf
+    return 0.0 if ours == theirs else float((decode_mask(ours) != decode_mask(theirs)).mean())
 
 
 def relative_difference(ours: Tensor, theirs: Tensor) -> float:

@@ -234,7 +234,7 @@ def test_tensorboard_gets_the_metrics_where_the_recipe_asks_for_it(data: TinyDat
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
     assert [event.value for event in events.Scalars("train/loss")] == pytest.approx(losses)
-    assert len(events.Scalars("evaluation/AP")) == 1
+    assert len(events.Scalars("evaluation/bbox/AP")) == 1
     variances = [line["noise"]["backbone"]["variance"] for line in lines if "noise" in line]
     assert variances
     assert [event.value for event in events.Scalars("train/noise/backbone/variance")] == pytest.approx(variances)

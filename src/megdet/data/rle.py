@@ -56,14 +56,14 @@ def decode_mask(rle: Rle) -> Bool[np.ndarray, "height width"]:
     return coco_masks.decode(rle).astype(np.bool_)
 
 
-def encode_mask(frame: Bool[np.ndarray, "rows columns"], x: int, y: int, size: tuple[int, int]) -> Rle:
-    """The run lengths of an object's mask in an image of this height and width; its frame begins at column x and row y.
+def encode_mask(pixels: Bool[np.ndarray, "rows columns"], x: int, y: int, size: tuple[int, int]) -> Rle:
+    """The runs of an object in an image of this height and width; its pixels are in a frame that begins at x, y.
 
     Only the columns of the frame are looked at.
     """
     height, width = size
-    columns = np.zeros((frame.shape[1], height), np.bool_)
-    columns[:, y : y + frame.shape[0]] = frame.T
+    columns = np.zeros((pixels.shape[1], height), np.bool_)
+    columns[:, y : y + pixels.shape[0]] = pixels.T
     edges = np.flatnonzero(np.diff(columns.ravel(), prepend=False, append=False)) + x * height
     ends = np.append(edges[edges < height * width], height * width)
     lengths = np.diff(ends, prepend=0)

@@ -17,7 +17,7 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from megdet.data.coco_rows import MARK, is_number, refusal
+from megdet.data.coco_rows import MARK, Number, is_number, refusal
 from megdet.data.columns import Columns, map_columns, text_column, text_of
 from megdet.data.rle import runs_of_text
 from megdet.errors import shown
@@ -240,8 +240,7 @@ class _Rle(msgspec.Struct, gc=False):
     counts: str | list[int]
 
 
-_Number = Annotated[float, Meta(gt=-1e30, lt=1e30)]
-_Polygon = Annotated[list[_Number], Meta(min_length=6)]
+_Polygon = Annotated[list[Number], Meta(min_length=6)]
 _Value = list[_Polygon] | _Rle | None
 
 

@@ -15,7 +15,7 @@ from megdet.distributed.lane import SINGLE_LANE, Lane
 from megdet.layers.convert import norm_factory
 from megdet.model.anchors import AnchorGrid
 from megdet.model.dense_head import Tower
-from megdet.model.detector import Count, Detector, Samples
+from megdet.model.detector import BACKBONE_MEANING, Count, Detector, Samples
 from megdet.model.fpn import Fpn
 from megdet.ops.boxes import clip_boxes, decode_boxes, encode_boxes
 from megdet.ops.focal_loss import focal_loss
@@ -27,8 +27,6 @@ from megdet.recipe import RecomputePlan
 from megdet.structures import Detections, Targets
 
 DELTA_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
-LEVEL_STRIDES = (8, 16, 32, 64, 128)
-"""P3 to P7."""
 SAMPLES_SHOWN = 256
 """Anchors an image in `samples`, of the many that its loss looks at."""
 
@@ -61,7 +59,7 @@ class RetinaNet(Detector):
     class_layers = ("class_tower.predict",)
     small_start: ClassVar[Mapping[str, float]] = {"class_tower.predict": 10, "delta_tower.predict": 10}
     same_meaning = (
-        *("mean", "std", "backbone.name", "backbone.last_convolution", "backbone.norm_eps", "fpn.p6_from"),
+        *(*BACKBONE_MEANING, "fpn.p6_from"),
         *("anchors.sizes", "anchors.scales_per_octave", "anchors.whole_sizes", "anchors.ratios"),
         "anchors.stride_from_grid",
     )
@@ -87,7 +85,8 @@ class RetinaNet(Detector):
             has_norm=fpn.norm != "none",
             p6_from=fpn.p6_from,
         )
-        self.anchors = AnchorGrid(architecture.anchors, LEVEL_STRIDES)
+        *_, last = strides = self.backbone.strides[1:]
+        self.anchors = AnchorGrid(architecture.anchors, (*strides, 2 * last, 4 * last))
         norm = norm_factory(head.norm, lane)
         self.class_tower, self.delta_tower = (
             Tower(fpn.channels, head.convolutions, self.anchors.per_cell, outputs, norm, has_norm=head.norm != "none")

@@ -45,3 +45,13 @@ def test_anchors_are_made_once_for_each_canvas_and_precision():
     assert grid((64, 64), grids, torch.float32, CPU) is first
     assert grid((64, 64), grids, torch.float64, CPU)[0].dtype == torch.float64
     assert len(grid((64, 32), [(h, -(-w // 2)) for h, w in grids], torch.float32, CPU)[0]) == 16 * 8 * 3
+
+
+def test_anchors_need_not_be_whole_pixels():
+    (rounded,), (exact,) = (
+        AnchorGrid(Anchors(sizes=(32.0,), ratios=(2.0,), whole_pixels=whole))((4, 4), [(1, 1)], torch.float32, CPU)
+        for whole in (True, False)
+    )
+    assert rounded.tolist() == [[-11, -23, 11, 23]]
+    half = torch.tensor([32 / 2**0.5 / 2, 32 * 2**0.5 / 2])
+    torch.testing.assert_close(exact, torch.cat([-half, half])[None])

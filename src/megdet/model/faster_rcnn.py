@@ -52,12 +52,12 @@ class FasterRcnn(Detector):
         "box_head.deltas": 20,
     }
     same_meaning = (
-        *("mean", "std", "backbone.name", "backbone.last_convolution", "backbone.norm_eps"),
-        *("anchors.sizes", "anchors.ratios", "anchors.stride_from_grid"),
+        *("mean", "std", "backbone.name", "backbone.last_convolution", "backbone.stride_in_1x1", "backbone.norm_eps"),
+        *("anchors.sizes", "anchors.ratios", "anchors.stride_from_grid", "anchors.whole_pixels"),
         *("box_head.pool_size", "box_head.sampling_ratio", "box_head.aligned", "box_head.canonical_size"),
     )
     sampling_keys = (
-        *("anchors.sizes", "anchors.ratios", "anchors.stride_from_grid"),
+        *("anchors.sizes", "anchors.ratios", "anchors.stride_from_grid", "anchors.whole_pixels"),
         *("rpn.samples", "rpn.positive_fraction", "rpn.positive_iou", "rpn.negative_iou"),
         *("rpn.train_proposals_before_nms", "rpn.train_proposals", "rpn.nms_iou", "rpn.min_size"),
         *("box_head.samples", "box_head.positive_fraction", "box_head.positive_iou"),

@@ -29,6 +29,13 @@ def box_iou(a: Float[Tensor, "*#batch m 4"], b: Float[Tensor, "*#batch n 4"]) ->
     return intersection / union.clamp_(min=torch.finfo(union.dtype).tiny)
 
 
+def paired_intersection(a: Float[Tensor, "*batch 4"], b: Float[Tensor, "*batch 4"]) -> Float[Tensor, " *batch"]:
+    """The area in square pixels that each box shares with the other of its pair."""
+    width = torch.minimum(a[..., 2], b[..., 2]) - torch.maximum(a[..., 0], b[..., 0])
+    height = torch.minimum(a[..., 3], b[..., 3]) - torch.maximum(a[..., 1], b[..., 1])
+    return width.clamp(min=0) * height.clamp(min=0)
+
+
 def encode_boxes(
     boxes: Float[Tensor, "*batch 4"], references: Float[Tensor, "*batch 4"], weights: Weights
 ) -> Float[Tensor, "*batch 4"]:

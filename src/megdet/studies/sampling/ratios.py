@@ -31,7 +31,10 @@ PAPER = {
 }
 """Table 1: the ratio by (epoch, mini-batch size), of 1."""
 
-_SIZES = ("data.short_edges", "data.max_long_edge", "data.scale_jitter", "model.kind")
+_SIZES = (
+    *("data.short_edges", "data.max_long_edge", "data.scale_jitter", "data.scale_law"),
+    *("data.crop", "data.crop_least_area", "model.kind"),
+)
 """Keys that say what a ratio is of, beside those that the detector names: runs that differ in one do not compare."""
 
 

@@ -1,5 +1,6 @@
 """Torchvision's own detector with weights that find something."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,10 +10,10 @@ from torchvision.models.detection import fasterrcnn_resnet50_fpn
 CLASSES = 5
 
 
-def their_detector(eps: float, **options: Any) -> nn.Module:
+def their_detector(eps: float, make: Callable[..., Any] = fasterrcnn_resnet50_fpn, **options: Any) -> nn.Module:
     """Random weights, statistics that are not trivial, and logits of a size that finds something."""
     torch.manual_seed(0)
-    model = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=CLASSES + 1, **options)
+    model = make(weights=None, weights_backbone=None, num_classes=CLASSES + 1, **options)
     for name, module in model.named_modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eps = eps

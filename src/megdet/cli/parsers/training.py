@@ -33,15 +33,19 @@ def add_train(parser: Parser) -> None:
 
 def add_import(parser: Parser) -> None:
     """The options of `import`."""
-    parser.add_argument("source", choices=["torchvision"], help="fasterrcnn_resnet50_fpn of torchvision")
-    parser.add_argument("weights", type=Path, metavar="WEIGHTS", help="its state dict (.pth or .safetensors)")
+    parser.add_argument(
+        "source",
+        choices=["torchvision", "detectron2"],
+        help="torchvision's fasterrcnn_resnet50_fpn or its _v2; detectron2's R50-FPN Faster R-CNN",
+    )
+    parser.add_argument("weights", type=Path, metavar="WEIGHTS", help="its state dict (.pth, .safetensors or .pkl)")
     parser.add_argument("--run", type=Path, required=True, metavar="FOLDER", help="run folder to make")
     parser.add_argument(
         "--norm-eps",
         type=number,
         default=1e-5,
         metavar="EPS",
-        help="0 for torchvision's COCO_V1 files and what was fine-tuned from them (default 1e-5)",
+        help="0 for COCO_V1 of torchvision's fasterrcnn_resnet50_fpn and what was fine-tuned from it (default 1e-5)",
     )
     take_keys_of_run(parser, "--data.short_edges [640]")
     parser.set_defaults(run_verb="training:run_import")

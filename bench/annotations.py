@@ -5,8 +5,9 @@
 Draws 118,000 images and 860,000 objects with polygons, as long as COCO's (an annotation file of about 450 MB), into a
 temporary folder. The image files are JPEG headers with sizes like COCO's and no pixels. Every start is a new process
 with its own imports, which are not counted: the first start finds no cache, the second finds that of the first; in a
-third a second rank of the host waits for the first one and maps what it has read; and a first start meets EXIF notes
-that turn every photo by a quarter. Memory is the peak of the process over what it had after its imports.
+third a second rank of the host waits for the first one and maps what it has read; all three again with masks, the
+first of them after a start without; and a first start meets EXIF notes that turn every photo by a quarter. Memory is
+the peak of the process over what it had after its imports, pages of mapped files among it.
 """
 
 import argparse
@@ -40,6 +41,9 @@ STARTS = {
     "first": "plain",
     "second": "plain",
     "another rank of the host": "plain",
+    "first with masks": "plain",
+    "second with masks": "plain",
+    "another rank with masks": "plain",
     "first, every photo turned": "turned",
 }
 
@@ -52,11 +56,12 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--start", nargs=2, type=Path, metavar=("ANNOTATIONS", "IMAGES"), help=argparse.SUPPRESS)
     parser.add_argument("--ranks", type=int, default=1, help=argparse.SUPPRESS)
+    parser.add_argument("--masks", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.start:
         from megdet.distributed.local_ranks import run_in_ranks
 
-        print(json.dumps(run_in_ranks(start, options.ranks, *options.start)[-1]))
+        print(json.dumps(run_in_ranks(start, options.ranks, *options.start, options.masks)[-1]))
         return
     with tempfile.TemporaryDirectory() as name:
         folder = options.folder or Path(name)
@@ -117,10 +122,10 @@ def photo_header(width: int, height: int, orientation: int) -> bytes:
     return bytes(content)
 
 
-def start(world: World, annotations: Path, images: Path) -> dict[str, float]:
+def start(world: World, annotations: Path, images: Path, with_masks: bool) -> dict[str, float]:
     """What a run reads of its data before the first step: seconds of the clock and the processor, and bytes."""
     before, started, processor = peak(), time.perf_counter(), time.process_time()
-    dataset = once_a_host(world, lambda: load_coco(annotations, images, keep_empty=False))
+    dataset = once_a_host(world, lambda: load_coco(annotations, images, keep_empty=False, with_masks=with_masks))
     loaded, processed = time.perf_counter(), time.process_time()
     fingerprint(dataset)
     seconds = {
@@ -146,6 +151,7 @@ def measure(folder: Path, cache: Path, rounds: int) -> dict[str, list[dict[str, 
                 shutil.rmtree(cache)
             command = [sys.executable, __file__, "--start", str(folder / "instances.json"), str(folder / kind)]
             command += ["--ranks", "2"] if "rank" in name else []
+            command += ["--masks"] if "masks" in name else []
             environment = {**os.environ, "XDG_CACHE_HOME": str(cache)}
             done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
             found[name].append(json.loads(done.stdout))

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from megdet.cli.main import main
 from megdet.data.demo import draw_demo
 
 OVERRIDES = [
@@ -52,6 +53,16 @@ class TinyData:
             *("--data.val_annotations", str(self.val), "--data.val_images", str(self.val_images)),
             *("--data.draw_demo", ""),
         ]
+
+
+def train_exactly(data: TinyData, folder: Path, *words: str) -> Path:
+    """A run of `demo` in float64 whose detector finds many boxes; returns its folder."""
+    options = [
+        *("--model.box_head.score_threshold", "0.0", "--precision", "float64"),
+        *("--model.backbone.name", "test_resnet"),
+    ]
+    assert main(["train", "demo", "--run", str(folder), *data.options, *OVERRIDES, *options, *words]) == 0
+    return folder
 
 
 def make_data(folder: Path) -> TinyData:

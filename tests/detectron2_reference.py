@@ -50,13 +50,13 @@ def random_state(seed: int = 0) -> State:
         convolution(f"backbone.fpn_lateral{stage}", 256, into, 1, std=math.sqrt(1 / into))
         convolution(f"backbone.fpn_output{stage}", 256, 256, 3, std=math.sqrt(1 / (9 * 256)))
     convolution("proposal_generator.rpn_head.conv", 256, 256, 3)
-    convolution("proposal_generator.rpn_head.objectness_logits", 3, 256, 1, std=0.05)
-    convolution("proposal_generator.rpn_head.anchor_deltas", 12, 256, 1, std=0.01)
+    convolution("proposal_generator.rpn_head.objectness_logits", 3, 256, 1, std=0.01)
+    convolution("proposal_generator.rpn_head.anchor_deltas", 12, 256, 1, std=0.001)
     for name, out, into, std in (
         ("roi_heads.box_head.fc1", 1024, 256 * 49, math.sqrt(1 / (256 * 49))),
         ("roi_heads.box_head.fc2", 1024, 1024, math.sqrt(1 / 1024)),
-        ("roi_heads.box_predictor.cls_score", CLASSES + 1, 1024, 0.08),
-        ("roi_heads.box_predictor.bbox_pred", 4 * CLASSES, 1024, 0.05),
+        ("roi_heads.box_predictor.cls_score", CLASSES + 1, 1024, 0.015),
+        ("roi_heads.box_predictor.bbox_pred", 4 * CLASSES, 1024, 0.01),
     ):
         state[f"{name}.weight"], state[f"{name}.bias"] = normal(out, into, std=std), normal(out, std=0.01)
     return state
@@ -156,4 +156,5 @@ def detect(state: State, bgr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     found = torchvision.ops.clip_boxes_to_image(apply_deltas(own, proposals[roi], (10, 10, 5, 5)), size)
     score = probabilities[roi, label]
     keep = torchvision.ops.batched_nms(found, score, label, 0.5)[:100]
+    keep = keep[((found[keep, 2:] - found[keep, :2]) > 0).all(1)]  # its postprocessing drops empty boxes
     return found[keep], score[keep], label[keep]

@@ -104,7 +104,7 @@ def break_step(how: str, folder: Path) -> None:
             fail(how)
         return step(*arguments)
 
-    run_module.train_step = broken_step  # type: ignore[assignment]
+    run_module.train_step = broken_step  # type: ignore[assignment]  # this process is for one test
 
 
 def run_torchrun(

@@ -1,10 +1,14 @@
 """What is in a run folder, to compare runs in tests."""
 
+from pathlib import Path
 from typing import Any
 
-from megdet.run_folder.checkpoint_files import checkpoint_step, checkpoints
+from torch import Tensor
+
+from megdet.run_folder.checkpoint_files import Kind, checkpoint_step, checkpoints, open_checkpoint
 from megdet.run_folder.folder import RunFolder
 from megdet.run_folder.metrics import read_metrics
+from megdet.run_folder.run_state import RunState
 
 
 def evaluation_lines(folder: RunFolder) -> list[tuple[int, Any]]:
@@ -30,6 +34,12 @@ def assert_same_run(ours: RunFolder, theirs: RunFolder) -> None:
     assert evaluation_lines(ours) == evaluation_lines(theirs)
     assert training_lines(ours) == training_lines(theirs)
     assert content(ours) == content(theirs)
+
+
+def load_checkpoint(path: Path) -> tuple[dict[Kind, dict[str, Tensor]], RunState]:
+    """All tensors of a checkpoint, and its state."""
+    checkpoint = open_checkpoint(path)
+    return {kind: checkpoint.tensors(kind) for kind in checkpoint.hashes}, checkpoint.state
 
 
 def steps(folder: RunFolder) -> list[int]:

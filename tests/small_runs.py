@@ -1,5 +1,7 @@
 """Runs of seconds on data sets of a few images, in this process or in several real ones."""
 
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from data_factories import box_row, triangle
 from factories import TINY, reported_by
 from megdet.architecture import Backbone
 from megdet.contract.run import make_every_layer_count
@@ -17,13 +20,14 @@ from megdet.data.coco import CocoDataset, load_coco, write_coco
 from megdet.distributed.layout import choose_layout
 from megdet.distributed.world import World
 from megdet.inference.trained import place_model
-from megdet.model.choice import make_detector
+from megdet.model.choice import detector_class, make_detector
 from megdet.model.detector import Detector
 from megdet.recipe import Data, Evaluation, Optimizer, Recipe, Schedule
 from megdet.recipe_file import dump_recipe
 from megdet.run_folder.checkpoint_files import save_checkpoint
 from megdet.run_folder.folder import RunFolder
 from megdet.run_folder.run_state import RunState
+from megdet.training import run as run_module
 from megdet.training.optimizers.optimizer import state_by_name
 from megdet.training.run import RunOptions, open_run
 from megdet.training.trainer import Tensors, Trainer, make_trainer
@@ -40,8 +44,38 @@ def write_small_sets(folder: Path) -> Path:
     return folder
 
 
+def three_epochs(folder: Path, **optimizer: Any) -> Recipe:
+    """13 images in steps of 8, with averages of weights: epochs end at steps 2, 4 and 5."""
+    recipe = small_recipe(write_small_sets(folder))
+    schedule = replace(recipe.schedule, epochs=3.0)
+    return replace(recipe, schedule=schedule, optimizer=replace(recipe.optimizer, ema_decay=0.9, **optimizer))
+
+
+def four_images_a_step(folder: Path, images: int) -> Recipe:
+    """So many images of one size to train on, 4 a step in groups of 2."""
+    write_small_set(folder, "train", images, same_size=True)
+    write_small_set(folder, "val", 2, seed=1)
+    small = small_recipe(folder, batch_size=4, bn_size=2)
+    return replace(small, data=replace(small.data, short_edges=(48,)))
+
+
+def die_when_saved(step: int) -> None:
+    """Let this process be killed when it has saved the checkpoint of a step."""
+    save = run_module.save_checkpoint
+
+    def save_and_die(folder: RunFolder, state: RunState, *arguments: Any) -> Any:
+        save(folder, state, *arguments)
+        if state.step == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    run_module.save_checkpoint = save_and_die  # type: ignore[assignment]  # this process is for one test
+
+
 def write_small_set(folder: Path, split: str, count: int, seed: int = 0, same_size: bool = False) -> None:
-    """Noise with one to three bright rectangles, whose class is their colour; image `i` has the id 100 + 3 i."""
+    """Noise with one to three bright rectangles, whose class is their colour; image `i` has the id 100 + 3 i.
+
+    The mask of each is a triangle, the upper left half of it.
+    """
     random = np.random.default_rng(seed)
     (folder / split).mkdir(parents=True, exist_ok=True)
     images, annotations = [], []
@@ -54,14 +88,9 @@ def write_small_set(folder: Path, split: str, count: int, seed: int = 0, same_si
             w, h = random.uniform(0.2, 0.5, 2) * (width, height)
             label = int(random.integers(3))
             pixels[int(y) : int(y + h), int(x) : int(x + w), label] = 255
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": row["id"],
-                    "category_id": 10 * (label + 1),
-                    "bbox": [round(float(value), 2) for value in (x, y, w, h)],
-                }
-            )
+            bbox = [round(float(value), 2) for value in (x, y, w, h)]
+            number, outline = len(annotations) + 1, [triangle(*bbox)]
+            annotations.append(box_row(number, row["id"], 10 * (label + 1), bbox, segmentation=outline))
         images.append(row)
         Image.fromarray(pixels).save(folder / split / row["file_name"])
     categories = [{"id": 10 * (label + 1), "name": name} for label, name in enumerate(CLASS_NAMES)]
@@ -97,8 +126,11 @@ def small_recipe(folder: Path, **changes: Any) -> Recipe:
     return replace(recipe, **changes)
 
 
-def train_set(recipe: Recipe) -> CocoDataset:
-    return load_coco(Path(recipe.data.train_annotations), Path(recipe.data.train_images), keep_empty=False)
+def train_set(recipe: Recipe, *, with_masks: bool | None = None) -> CocoDataset:
+    """With masks where the detector has some, if nothing else is asked for."""
+    asked = detector_class(recipe.model).has_masks if with_masks is None else with_masks
+    files = Path(recipe.data.train_annotations), Path(recipe.data.train_images)
+    return load_coco(*files, keep_empty=False, with_masks=asked)
 
 
 def save_run(
@@ -134,7 +166,7 @@ def val_set(recipe: Recipe) -> CocoDataset:
 
 def make(recipe: Recipe, world: World = ALONE, width: int | None = None) -> Trainer:
     layout = choose_layout(recipe.groups_per_step, recipe.images_per_group, world.size, width)
-    return make_trainer(recipe, train_set(recipe), layout, world)
+    return make_trainer(recipe, train_set(recipe).class_names, layout, world)
 
 
 def run_steps(

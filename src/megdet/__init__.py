@@ -11,8 +11,9 @@ __version__ = "0.1.0"
 SPIN_COUNT = 3000
 """How often an OpenMP thread that waits for another one looks again before it gives its core away (GNU's OpenMP).
 
-Its own number, 300,000, is for a machine that nobody else uses: two trainings on the same cores then mostly wait for
-threads that wait (`bench/busy_machine.py`). OpenMP reads it when torch is loaded; child processes inherit it.
+OpenMP's own number, 300,000, is for a machine that nobody else uses: with it, two trainings on the same cores spend
+most of their time in threads that wait (`bench/busy_machine.py`). OpenMP reads it when torch is loaded; child processes
+inherit it.
 """
 
 if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & set(os.environ):

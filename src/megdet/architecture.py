@@ -18,7 +18,7 @@ class Backbone:
     """The network that turns an image into features at strides 4 to 32."""
 
     name: str = "resnet50"
-    """any timm model that offers features at these strides; its drop rates are set to 0 (the contract: no chance)"""
+    """any timm model that offers features at these strides; its drop rates are set to 0 (the contract)"""
     weights: str = ""
     """file of trained weights, torchvision's or timm's tensors (.pth or .safetensors); empty = random weights"""
     last_convolution: bool = False
@@ -28,7 +28,7 @@ class Backbone:
     norm: NormKind = "batch"
     """batch = statistics over bn_size images (frozen where bn_size is 0), frozen, group or none"""
     norm_eps: NotNegativeNumber | None = None
-    """what the norm layers add to a variance instead of the model's own; torchvision's COCO_V1 detectors have 0"""
+    """eps of the norm layers, instead of the model's own; torchvision's COCO_V1 detectors have 0"""
     frozen_stages: NotNegative = 0
     """the stem (1) and the next stages (2 to 5) that are not trained; 2 in recipes of BN size 0 (ours)"""
 
@@ -82,7 +82,7 @@ class Rpn:
     samples: AtLeastOne = 256
     """anchors an image in the loss"""
     positive_fraction: Fraction = 0.5
-    """largest part of them that is positive"""
+    """largest part of the samples that is positive"""
     positive_iou: Fraction = 0.7
     """an anchor of at least this overlap with a box is positive"""
     negative_iou: Fraction = 0.3
@@ -94,11 +94,11 @@ class Rpn:
     train_proposals_before_nms: AtLeastOne = 2000
     """best anchors a level and image that enter the NMS while training"""
     train_proposals: AtLeastOne = 1000
-    """proposals an image that leave it while training"""
+    """proposals an image that leave the NMS while training"""
     test_proposals_before_nms: AtLeastOne = 1000
-    """the same while testing"""
+    """best anchors a level and image that enter the NMS while testing"""
     test_proposals: AtLeastOne = 1000
-    """the same while testing"""
+    """proposals an image that leave the NMS while testing"""
     nms_iou: Fraction = 0.7
     """proposals of one level that overlap more are suppressed"""
     min_size: NotNegativeNumber = 1e-3
@@ -135,7 +135,7 @@ class BoxHead:
     samples: AtLeastOne = 512
     """RoIs an image in the loss"""
     positive_fraction: Fraction = 0.25
-    """largest part of them that is positive"""
+    """largest part of the samples that is positive"""
     positive_iou: Fraction = 0.5
     """a RoI of at least this overlap with a box is positive, any other negative"""
     box_loss: BoxLossKind = "smooth_l1"

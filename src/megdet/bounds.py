@@ -1,4 +1,4 @@
-"""What a field of a dataclass may hold, said beside the field: `samples: AtLeastOne = 256`."""
+"""Bounds of a number, in the type of its field: `samples: AtLeastOne = 256`."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -25,9 +25,9 @@ Fraction = Annotated[float, Bound(0.0, 1.0, "it must lie between 0 and 1")]
 
 
 def faults_of(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted key, why) of everything that a dataclass and the dataclasses in it must not hold.
+    """(dotted key, why) of every wrong value in a dataclass and in the dataclasses inside it.
 
-    That is a number outside its bound, and what the `faults()` of a dataclass names, by keys of its own.
+    Wrong are numbers outside their bounds, and the keys that the `faults()` of a dataclass names.
     """
     for name, hint in get_type_hints(type(value), include_extras=True).items():
         own = getattr(value, name)

@@ -1,6 +1,6 @@
 """The one exception for what a user can mend; everything else that is raised is a bug of ours.
 
-What stands in a message may come from anybody's file, so it is made printable and short here, in one place.
+A message may quote anybody's file, so all messages are made printable and short here, in one place.
 """
 
 import difflib
@@ -28,7 +28,7 @@ class InputError(Exception):
 
 
 class DivergedError(InputError):
-    """A training whose loss or gradient is no finite number any more; the rates of a sweep are allowed to do that."""
+    """A training whose loss or gradient is no longer finite; a sweep notes it as a result and goes on."""
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
@@ -38,10 +38,10 @@ def nearest(word: str, choices: Iterable[str]) -> str:
 
 
 def printable(text: str) -> str:
-    """The text with what could lead a terminal or a reader astray written out, as JSON would: `\\u001b`, `\\u202e`.
+    """The text, with characters that could mislead a terminal or a reader written as in JSON: `\\u001b`, `\\u202e`.
 
-    That is control characters (escape sequences, line breaks), marks that change the direction of writing, what is
-    invisible, and what is no character (a byte of a file name that is not UTF-8). Letters of every script stay.
+    These are control characters (escape sequences, line breaks), marks that change the direction of writing, invisible
+    characters, and bytes of a file name that are not UTF-8. Letters of every script stay.
     """
     if text.isprintable():
         return text
@@ -49,7 +49,7 @@ def printable(text: str) -> str:
 
 
 def shown(value: object) -> str:
-    """A value of somebody's file for a message: its repr, cut to a few levels, entries and characters."""
+    """A value from a file, for a message: its repr, cut to a few levels, entries and characters."""
     return _Short().repr(value)
 
 

@@ -1,7 +1,7 @@
-"""Files read and written whole: an error is one that a user can act on, and nobody ever sees half a file.
+"""Files read and written whole: errors are InputErrors, and nobody ever sees half a file.
 
-What is read may have been written by anybody: its size and its nesting have limits, and JSON has the types that the
-caller names before the caller sees it.
+A file that is read may have been written by anybody: its size and its nesting have limits, and JSON is checked against
+the types that the caller names.
 """
 
 import codecs
@@ -66,10 +66,10 @@ def temporary_name(name: str) -> str:
 def delete_leftovers(folder: Path, *, inside: bool = False) -> None:
     """Delete what killed processes of this machine left of `replace_file` in a folder, and `inside` its folders too.
 
-    What was touched in the last minute stays: a container of the same name may have it, whose processes are not seen.
+    Files of the last minute stay: they may be of a container of the same name, whose processes are not visible here.
     """
     if os.name != "posix":
-        return  # elsewhere to ask for a process is to kill it
+        return  # elsewhere os.kill with signal 0 kills the process
     for path in folder.rglob(".*.tmp") if inside else folder.glob(".*.tmp"):
         whose, _, number = path.name.removesuffix(".tmp").rpartition(".")
         if not whose.endswith(f".{platform.node()[:_LONGEST_HOST]}") or not number.isdecimal():
@@ -81,11 +81,11 @@ def delete_leftovers(folder: Path, *, inside: bool = False) -> None:
                 if time.time() - path.stat().st_mtime > _LEFTOVER_SECONDS:
                     path.unlink()
         except (OSError, OverflowError):
-            continue  # it lives, and is another user's; or no process has such a number
+            continue  # it is alive and another user's, or no process has such a number
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """Replace the file by this text (UTF-8) as a whole: it survives a crash and a loss of power old or new, never half.
+    """Replace the file by this text (UTF-8): after a crash or a loss of power it is the old one or the new one.
 
     Raises:
         InputError: the file cannot be written.
@@ -101,10 +101,9 @@ def write_json_atomically(path: Path, value: object, indent: int | None = None) 
 
     Args:
         path: the file.
-        value: dicts, lists, strings, Python numbers, None; a number that is not finite raises ValueError. What is no
-            character (a byte of a file name that is not UTF-8) is written as a visible `\\udcff`: strict readers
-            refuse what Python has for it.
-        indent: spaces a level for the eye; None, the default, is one long line, several times faster.
+        value: dicts, lists, strings, Python numbers, None; a number that is not finite raises ValueError. A byte
+            of a file name that is not UTF-8 is written as a visible `\\udcff`: strict readers refuse Python's form.
+        indent: spaces a level, for human readers; None, the default, is one long line, several times faster.
 
     Raises:
         InputError: the file cannot be written.
@@ -131,11 +130,11 @@ def read_json(path: Path, kind: Any = Any) -> Any:
     Args:
         path: the file.
         kind: the type to read it as, strictly: dataclasses or `msgspec.Struct`s, lists, dicts, unions of them. Keys
-            that the type does not have are read over.
+            that the type does not have are ignored.
 
     Raises:
-        InputError: the file is missing or unreadable, or it is no JSON, with the line and the column; it is nested too
-            deeply; or it is not of this kind, with the place and the value.
+        InputError: the file is missing or unreadable; it is no JSON (the message has line and column) or is nested too
+            deeply; or it is not of this kind (the message has the place and the value).
     """
     return parse_json(read_bytes(path, LARGEST_JSON), str(path), kind)
 
@@ -163,7 +162,7 @@ def parse_json(content: bytes, source: str, kind: Any = Any) -> Any:
 def _raw(content: bytes) -> Any:
     try:
         return msgspec.json.decode(content)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # what is behind that place is broken too
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # it is broken behind that place
         return None
 
 
@@ -176,7 +175,7 @@ def typed(value: object, kind: Any, source: str) -> Any: ...
 
 
 def typed(value: object, kind: Any, source: str) -> Any:
-    """A value as this type, strictly. Raises InputError with `source`, the place in the value and what stands there."""
+    """A value as this type, strictly. Raises InputError with `source`, the place in the value and what is there."""
     try:
         return msgspec.convert(value, kind)
     except UnicodeEncodeError as error:
@@ -186,12 +185,12 @@ def typed(value: object, kind: Any, source: str) -> Any:
 
 
 def _refusal(error: msgspec.ValidationError, source: str, value: Any) -> InputError:
-    """`FILE: detections[3].bbox[2]: expected float >= 0.0, here stands -1` of msgspec's words and the whole value."""
+    """`FILE: detections[3].bbox[2]: expected float >= 0.0, here stands -1`, from msgspec's error and the value."""
     fault, _, path = str(error).replace("`", "").partition(" - at $")
     for name, index in re.findall(r"\.([^.\[]+)|\[(\d+)\]", path):
         try:
             value = value[name] if name else value[int(index)]
-        except (KeyError, IndexError, TypeError):  # a key with a dot in it: then the fault has to do without its value
+        except (KeyError, IndexError, TypeError):  # a key with a dot in it: the message has no value then
             value = None
     where = f"{source}: {path.lstrip('.')}" if path else source
     here = "" if value is None else f", here stands {shown(value)}"
@@ -225,7 +224,7 @@ def _children(value: Any) -> Iterable[Any]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder's list of names to the disk, so that a rename in it survives a loss of power (POSIX)."""
+    """Flush a folder to the disk, so that a rename in it survives a loss of power (POSIX)."""
     if os.name != "posix":
         return  # elsewhere a folder cannot be opened; the rename is atomic all the same
     descriptor = os.open(folder, os.O_RDONLY)
@@ -233,6 +232,15 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def make_folder(path: Path) -> Path:
+    """Make a folder, and those above it, if it is missing; returns it. Raises InputError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    return path
 
 
 def cannot_write(path: Path, error: Exception) -> InputError:
@@ -268,7 +276,7 @@ def read_bytes(path: Path, limit: int = LARGEST_TEXT) -> bytes:
 
 
 def is_file(path: Path) -> bool:
-    """Whether a file is there; no for a name that no file can have, of 256 bytes or with a zero byte."""
+    """Whether a file exists; False for a name that no file can have, of 256 bytes or with a zero byte."""
     try:
         return path.is_file()
     except (OSError, ValueError):
@@ -276,5 +284,5 @@ def is_file(path: Path) -> bool:
 
 
 def reason_of(error: Exception) -> str:
-    """The system's words for what went wrong, without the path that the message already has."""
+    """The system's description of an error, without the path that the message already has."""
     return (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split()) or type(error).__name__

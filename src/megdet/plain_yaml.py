@@ -1,8 +1,8 @@
 """YAML as people write it for us: texts, numbers, lists and mappings, in the core schema of YAML 1.2.
 
-What else YAML has is refused with its line, because nobody needs it here and it has surprised many: anchors and aliases
-(a few bytes become gigabytes, or a list contains itself), tags (`!!timestamp`), a second document, a key that stands
-twice. Dates and `yes` and `no` are texts, `1e-3` is a number.
+The rest of YAML is refused with its line, because nobody needs it here and it surprises people: anchors and aliases
+(a few bytes become gigabytes, or a list contains itself), tags (`!!timestamp`), a second document, a key given twice.
+Dates, `yes` and `no` are texts, `1e-3` is a number.
 """
 
 import re
@@ -30,7 +30,7 @@ _WORDS = {
 def parse_yaml(text: str, source: str) -> Any:
     """The dicts (keys are texts), lists, texts, numbers, booleans and None of a YAML text; None if it is empty.
 
-    Raises InputError with `source` and the line for what is no YAML, or more than the plain part of it.
+    Raises InputError with `source` and the line for text that is no YAML, or uses more than the plain part of it.
     """
     if len(text) > _MOST_CHARACTERS:
         raise InputError(
@@ -66,7 +66,7 @@ class _FaultError(Exception):
 
 
 def _value(events: Iterator[Any], event: Any, depth: int) -> Any:
-    """What begins with this event."""
+    """The value that begins with this event."""
     if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
         raise _FaultError("anchors and aliases (&name, *name) are not read: write the value out; quote a text", event)
     if event.tag is not None:
@@ -114,7 +114,7 @@ def _plain(event: yaml.ScalarEvent) -> Any:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes a text that YAML 1.1 or 1.2 would take for something else."""
+    """Quotes a text that YAML 1.1 or 1.2 would read as something else."""
 
 
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"(?:{_NUMBER.pattern})$"), list("-+.0123456789"))

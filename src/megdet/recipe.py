@@ -40,11 +40,11 @@ class Data:
     max_pixels: AtLeastOne = 80_000_000
     """pixels (height x width of the file) of the largest image that is decoded"""
     short_edges: tuple[int, ...] = (800,)
-    """lengths in pixels of the shorter edge; one is drawn for each training group, the last is used for evaluation"""
+    """lengths in pixels of the shorter edge; each training group draws one, evaluation uses the last"""
     max_long_edge: AtLeastOne = 1333
     """the longer edge is not resized beyond this many pixels (times the factor of scale_jitter)"""
     scale_jitter: tuple[float, float] = (1.0, 1.0)
-    """a training group's size is multiplied by a factor drawn between these two"""
+    """each training group draws a factor between these two that multiplies its size"""
     scale_law: ScaleLaw = "logarithm"
     """what is uniform in that draw: the factor's logarithm, or the factor itself, as large-scale jitter has it"""
     crop: tuple[int, ...] = ()
@@ -62,13 +62,13 @@ class Data:
     canvas_multiple: AtLeastOne = 32
     """a group's canvas is rounded up to a multiple of this many pixels"""
     canvas_edges: tuple[int, ...] = ()
-    """rising lengths in pixels to which a canvas is rounded up instead, as far as they reach; a few for --compile"""
+    """increasing lengths in pixels: an edge is rounded up to the next of them, if there is one; a few for --compile"""
     cache: Literal["none", "decoded", "resized"] = "none"
     """keep training images as files of raw pixels, decoded or already resized (one size an image only); same result"""
     cache_folder: str = "data/cache"
-    """folder of these files, which may be shared and may be deleted at any time"""
+    """folder of the cached images, which may be shared and may be deleted at any time"""
     cache_gib: NotNegativeNumber = 50.0
-    """most GiB of them; the first images of the data set are kept, as many as fit"""
+    """largest size of the cache in GiB; the first images of the data set are kept, as many as fit"""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Optimizer:
     momentum: float = 0.9
     """momentum of sgd and lars"""
     betas: tuple[float, float] = (0.9, 0.999)
-    """decay a step of the first and the second moment of the gradient, of adamw and lamb"""
+    """decay per step of the first and the second moment of the gradient, for adamw and lamb"""
     eps: float = 1e-8
     """what adamw and lamb add to the root of the second moment; LAMB's authors take 1e-6"""
     trust_coefficient: float = 1e-3
@@ -96,9 +96,9 @@ class Optimizer:
     clip_norm: NotNegativeNumber = 0.0
     """largest norm of the whole gradient; 0 = no clipping"""
     agvm: bool = False
-    """AGVM: a rate for each module by how much the halves of a mini-batch agree about it; sgd and adamw only"""
+    """AGVM: a rate for each module, by how far the gradients of the halves of a mini-batch agree; sgd, adamw only"""
     ema_decay: float = 0.0
-    """decay a step of an exponential moving average of weights and buffers, which is then evaluated; 0 = none"""
+    """decay per step of an exponential moving average of weights and buffers, which is evaluated instead; 0 = none"""
 
 
 @dataclass(frozen=True)
@@ -112,13 +112,13 @@ class Schedule:
     milestones: tuple[float, ...] = ()
     """epochs at which policy step multiplies the rate"""
     factors: tuple[float, ...] = ()
-    """what policy step multiplies it by, one a milestone"""
+    """what policy step multiplies the rate by, one factor for each milestone"""
     warmup: Literal["linear", "exponential"] = "linear"
-    """how the rate rises: by the same amount every step, or by the same factor, which needs warmup_start above 0"""
+    """the rate rises by the same amount every step, or by the same factor; the latter needs warmup_start above 0"""
     warmup_steps: NotNegative = 500
     """steps of warmup. Not in the paper, which gives no number: 500 is ours"""
     warmup_start: NotNegativeNumber = 1.0
-    """the warmup starts at this times base_lr (the paper's r), not above its end: with 1, 16 images have none"""
+    """the warmup starts at this times base_lr (the paper's r), never above its end; with 1, 16 images have no warmup"""
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class Recipe:
     bn_size: NotNegative = 16
     """images whose pixels share one set of batch-norm statistics (the paper's BN size); 0 = frozen statistics"""
     group_size: AtLeastOne = 2
-    """images padded to one common canvas where bn_size is 0; else it is bn_size of them"""
+    """images padded to one common canvas where bn_size is 0; otherwise bn_size images are"""
     plan_window: AtLeastOne = 4
     """mini-batches within which images of like aspect ratio are brought together"""
     precision: Precision = "float32"
@@ -156,7 +156,7 @@ class Recipe:
     keep_checkpoints: AtLeastOne = 2
     """checkpoints that are kept"""
     start_from: str = ""
-    """folder of another run whose newest weights to start from; class layers start anew where classes differ"""
+    """folder of another run to start from its newest weights; class layers start anew where classes differ"""
     tensorboard: bool = False
     """also write the metrics for TensorBoard"""
     data: Data = field(default_factory=Data)

@@ -1,4 +1,4 @@
-"""What a recipe must hold before any work starts."""
+"""Checks of a recipe before any work starts."""
 
 import dataclasses
 import math
@@ -84,7 +84,7 @@ def check_recipe(recipe: Recipe, source: str) -> None:
 
 
 def _check_large_batch(recipe: Recipe, refuse: Callable[[str, str], None]) -> None:
-    """Refuse what the optimizers for large mini-batches cannot do; `refuse` takes a key and the reason."""
+    """Refuse recipes that the optimizers for large mini-batches cannot train; `refuse` takes a key and the reason."""
     optimizer, schedule = recipe.optimizer, recipe.schedule
     if not all(0 <= beta < 1 for beta in optimizer.betas):
         refuse("optimizer.betas", "both must be at least 0 and below 1")

@@ -88,13 +88,13 @@ WITHOUT_EFFECT = (
     *("data.train_annotations", "data.train_images", "data.val_annotations", "data.val_images"),
     *("data.cache", "data.cache_folder", "data.cache_gib"),
 )
-"""Keys that may change from one start of a run to the next; the data are compared by what is in them."""
+"""Keys that may change from one start of a run to the next; the data are compared by their content."""
 
 
 def first_difference(ours: Recipe, theirs: Recipe) -> str:
-    """`key: value here, value there` of the first key in which two recipes train differently, or nothing.
+    """`key: value here, value there` of the first key that makes two recipes train differently, or "".
 
-    Of two kinds of detectors that is model.kind: the other keys of the section come behind it.
+    For two kinds of detectors that is model.kind: it comes before the other keys of the section.
     """
     a, b = flat_keys(dataclasses.asdict(ours)), flat_keys(dataclasses.asdict(theirs))
     keys = (key for key in a if key not in WITHOUT_EFFECT and a[key] != b.get(key))
@@ -102,7 +102,7 @@ def first_difference(ours: Recipe, theirs: Recipe) -> str:
 
 
 def _kind_of_model(tree: Mapping[str, Any], overrides: Mapping[str, Any], source: str) -> str:
-    """The `model.kind` of a recipe, which says what keys its section may have."""
+    """The `model.kind` of a recipe, which decides what keys its section may have."""
     section = tree.get("model")
     written = section.get("kind", FasterRcnn.kind) if isinstance(section, dict) else FasterRcnn.kind
     kind = overrides.get("model.kind", written)
@@ -124,7 +124,7 @@ def _typed(tree: dict[str, Any], kind: str, source: str) -> Recipe:
             raise InputError(f"{source}: {key} is {shown(value)}: {mend}")
         if get_origin(hint) is tuple and not isinstance(value, list | tuple):
             raise InputError(f"{source}: {key} is {shown(value)}: write a list, such as [64]")
-    # by hand, since a field of a recipe is not of one dataclass but of the one that model.kind names
+    # by hand, since model.kind decides the dataclass of the field
     part: Any = msgspec.defstruct("Part", [("model", MODELS[kind], msgspec.field(default_factory=MODELS[kind]))])
     found = typed({key: value for key, value in tree.items() if key == "model"}, part, source)
     rest = typed({key: value for key, value in tree.items() if key != "model"}, Recipe, source)
@@ -165,7 +165,7 @@ def _refuse_unknown_keys(tree: Mapping[Any, Any], kind: str, source: str, prefix
 
 
 def _nearest_key(prefix: str, key: str, kind: str) -> str:
-    """The hint for what was meant: what is called so elsewhere, else like it in this section, then anywhere."""
+    """The hint for a wrong key: its name in another section, else a similar name in this section, then anywhere."""
     keys = list(_types(kind))
     elsewhere = next((known for known in keys if known.endswith(f".{key}")), None)
     if elsewhere is not None:

@@ -23,9 +23,9 @@ class Knob:
     kind: str
     """its type"""
     choices: tuple[str, ...]
-    """what it can be, where that is one of a few words"""
+    """its values, where they are a few words"""
     default: str
-    """its default, as it is written there"""
+    """its default, as the source has it"""
     meaning: str
 
 
@@ -41,7 +41,7 @@ class Section:
 
 @cache
 def sections() -> tuple[Section, ...]:
-    """Every key of a recipe, the top level first; sections that several kinds of detectors share stand there once."""
+    """Every key of a recipe, the top level first; a section that several kinds of detectors share comes once."""
     found = dict.fromkeys(section for model in MODELS.values() for section in _sections_of(recipe.Recipe, model, ""))
     return tuple(found)
 
@@ -73,7 +73,7 @@ def _sections_of(kind: type[Any], model: type[Model], name: str) -> Iterator[Sec
 
 
 def _knob(kind: type[Any], name: str, hint: Any, section: str) -> Knob:
-    """A field, by the source of the class that has it last."""
+    """A field, from the source of the most derived class that has it."""
     default, meaning = next(own[name] for own in map(_fields, kind.__mro__) if name in own)
     choices = get_args(hint) if get_origin(hint) is Literal else ()
     if issubclass(kind, Model) and name == "kind":
@@ -82,7 +82,7 @@ def _knob(kind: type[Any], name: str, hint: Any, section: str) -> Knob:
 
 
 def _word(hint: Any) -> str:
-    """A type as one writes it: `int`, `float | None`, `tuple[int, ...]`."""
+    """A type as it is written: `int`, `float | None`, `tuple[int, ...]`."""
     if NoneType in get_args(hint):
         return " | ".join("None" if part is NoneType else _word(part) for part in get_args(hint))
     return hint.__name__ if type(hint) is type else str(hint)

@@ -1,4 +1,4 @@
-"""How long a run is, and where on the way its rate falls (the policies of Sec. 4): functions of the recipe."""
+"""How long a run is, and where its learning rate falls (the policies of Sec. 4): functions of the recipe."""
 
 import math
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ _POLICIES = {
 
 @dataclass(frozen=True)
 class Decay:
-    """Length of the run and the decays on the way, in epochs."""
+    """Length of the run and its decays, in epochs."""
 
     epochs: float
     milestones: tuple[float, ...]

@@ -1,6 +1,6 @@
-"""The machine: its devices, processor and memory, what it is fast at, and what a process asks of it once.
+"""The machine: its devices, processor, memory and speed, and the settings that a process makes once.
 
-Everything that is asked of the machine is asked here, so that a test or a bench can pretend another one.
+All questions to the machine are asked here, so that a test or a bench can pretend another one.
 """
 
 import ctypes
@@ -21,9 +21,9 @@ from megdet.errors import InputError
 
 Kind = Literal["cpu", "cuda"]
 _SECONDS = 0.25
-"""The time that is given to measuring; each operation runs at least once."""
+"""How long measuring takes; each operation runs at least once."""
 _SLOW = 0.75
-"""Of float32's speed, below which bfloat16 is slow: far enough that two measurements of a machine agree."""
+"""bfloat16 is slow below this part of float32's speed: so low that two measurements of a machine agree."""
 _FORMATS = (torch.float32, torch.bfloat16)
 _CHANNELS, _EDGE, _SIDE = 128, 36, 512
 
@@ -44,7 +44,7 @@ def usable_cores() -> int:
 
 
 def memory_bytes() -> int | None:
-    """Memory of the machine; None on a system that does not tell it."""
+    """Memory of the machine; None where the system does not say."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
@@ -52,7 +52,7 @@ def memory_bytes() -> int | None:
 
 
 def processor_name() -> str:
-    """The model of the processor, or its architecture where the system does not tell."""
+    """The model of the processor, or its architecture where the system does not say."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -98,9 +98,9 @@ def device_of_rank(asked: str, local_rank: int) -> torch.device:
 def device_beside(asked: str, training_device: torch.device) -> torch.device:
     """The device for work beside a training, seen from a rank that trains on `training_device`.
 
-    `asked` is what --evaluate-on says: cpu, cuda (the GPU of this rank, which it then shares), cuda:N, or empty. Empty
-    is the first visible GPU that no rank trains on where the training is on GPUs, and otherwise the CPU, where nothing
-    takes memory from the training. Raises InputError for a device that is not there.
+    `asked` is the value of --evaluate-on: cpu, cuda (the GPU of this rank, which is then shared), cuda:N, or empty.
+    Empty means the first visible GPU that no rank trains on if the training is on GPUs, otherwise the CPU, so that the
+    training loses no memory. Raises InputError for a device that does not exist.
     """
     if not asked:
         is_free = training_device.type == "cuda" and num_gpus() > num_ranks_here()
@@ -117,20 +117,20 @@ def device_beside(asked: str, training_device: torch.device) -> torch.device:
 
 
 def prepare_process(device: torch.device) -> None:
-    """Settings that hold for all that this process computes on its device, until it ends."""
+    """Make the settings of this process for everything that it computes on its device."""
     if device.type == "cpu":
         keep_freed_memory()
         return
     torch.cuda.set_device(device)
     torch.backends.cudnn.deterministic = True  # a resumed run repeats the one that was interrupted
-    # float32 is float32, but within `precision.arithmetic`
+    # no TF32, except within `precision.arithmetic`
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def keep_freed_memory() -> None:
-    """Let the allocator keep what a step frees for the next step.
+    """Make the allocator keep the memory that a step frees for the next step.
 
-    glibc hands large blocks back to the system, which fills every page with zeros again when the next step asks: up to
+    glibc returns large blocks to the system, which fills every page with zeros when the next step asks for them: up to
     a third of a step on a CPU.
     """
     if sys.platform != "linux" or not hasattr(libc := ctypes.CDLL(None), "mallopt"):
@@ -148,12 +148,12 @@ class Speeds(NamedTuple):
 
     @property
     def faster(self) -> str:
-        """The faster one as a recipe names its precision."""
+        """The faster format, as a recipe names it."""
         return "bfloat16" if self.bfloat16 > self.float32 else "float32"
 
     @property
     def bfloat16_is_slow(self) -> bool:
-        """Whether bfloat16 is clearly behind, as on processors that have no unit for it or half of one."""
+        """Whether bfloat16 is clearly slower, as on processors with no unit for it, or half of one."""
         return self.bfloat16 < _SLOW * self.float32
 
     def __str__(self) -> str:
@@ -164,13 +164,13 @@ class Speeds(NamedTuple):
 def measure_speeds(device: torch.device) -> Speeds:
     """Time a convolution and a matrix product in both formats, in turn, for a quarter of a second; the best counts.
 
-    What a processor's flags say of bfloat16 is not what it does: with AVX-512 BF16 alone it is half as fast as float32.
+    The flags of a processor do not tell its speed: with AVX-512 BF16 alone, bfloat16 is half as fast as float32.
     """
     images = 1 if device.type == "cpu" else 64  # enough for a GPU to be busy
     with torch.inference_mode():
         operations = [(dtype, run) for dtype in _FORMATS for run in _operations(images, dtype, device)]
         for _, run in operations:
-            run()  # the first one chooses its kernel
+            run()  # the first call chooses a kernel
         best = [float("inf")] * len(operations)
         ends = time.perf_counter() + _SECONDS
         is_over = False
@@ -183,7 +183,7 @@ def measure_speeds(device: torch.device) -> Speeds:
 
 
 def slow_at(precision: str, device: torch.device) -> str:
-    """The two figures where a recipe's precision is bfloat16 and the device is slow at it, otherwise nothing."""
+    """Both speeds as text if the recipe's precision is bfloat16 and the device is slow at it, otherwise ""."""
     if precision != "bfloat16" or not (speeds := measure_speeds(device)).bfloat16_is_slow:
         return ""
     return str(speeds)

@@ -1,4 +1,4 @@
-"""Output for people: nothing that stands in somebody's file reaches the terminal as a command, or stops the program."""
+"""Output for people: no text of a file reaches the terminal as a command or stops the program."""
 
 import io
 import sys
@@ -30,11 +30,11 @@ class Terminal(Console):
         super().__init__(stderr=stderr, quiet=quiet, highlight=False, markup=False, soft_wrap=True, width=width)
 
     def render_str(self, text: str, **how: Any) -> Text:
-        """The rich text of a text, of the length that it has when it is printable."""
+        """The text as rich's, with the length of its printable form."""
         return super().render_str(_printable_lines(text), **how)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """The pieces of a renderable, whatever it was made of; rich's own codes, of a progress line, are no text."""
+        """The pieces of a renderable, made printable; rich's own control codes, as of a progress line, stay."""
         for segment in super().render(renderable, options):
             if segment.control or segment.text.isprintable():
                 yield segment
@@ -43,7 +43,7 @@ class Terminal(Console):
 
 
 def allow_any_character() -> None:
-    """Let standard output write out what its encoding lacks (Chinese on a latin-1 terminal), as standard error does."""
+    """Make standard output escape what its encoding lacks (Chinese on a latin-1 terminal), as standard error does."""
     stream: Any = sys.stdout
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="backslashreplace")

@@ -64,7 +64,7 @@ def test_too_few_images_for_a_variance_are_refused(run: Path, refused: Refused) 
 
 def test_the_variance_of_another_recipe_is_not_written_into_the_run(run: Path, refused: Refused) -> None:
     line = refused("analyse", "variance", run, "--bn_size", 2, "--seed=1")
-    assert "--bn_size, --seed: what is measured is then not the run's own recipe; say with --out" in line
+    assert "--bn_size, --seed: this measures another recipe than the run's own; name a folder for it with --out" in line
     assert not (run / "analysis/variance/variance.json").exists()
 
 

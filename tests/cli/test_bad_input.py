@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -261,7 +262,7 @@ def test_a_broken_validation_image_does_not_cost_the_epoch_and_is_made_up_for(
 
 
 def test_a_second_start_in_the_same_run_folder_is_refused(finished_run: Path, data: TinyData, refused: Refused) -> None:
-    with RunFolder(finished_run).lock():
+    with closing(RunFolder(finished_run).lock()):
         line = refused("train", "demo", "--run", finished_run, *data.options, *OVERRIDES)
     assert "another process" in line
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cli_runs import OVERRIDES, TinyData, make_data
+from cli_runs import TinyData, make_data, train_exactly
 from megdet.cli.main import main
 
 Refused = Callable[..., str]
@@ -21,18 +21,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> TinyData:
 
 @pytest.fixture(scope="module")
 def run(data: TinyData, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "a"
-    options = [
-        "--model.box_head.score_threshold",
-        "0.0",
-        "--precision",
-        "float64",
-        "--model.backbone.name",
-        "test_resnet",
-    ]
     words = ["--evaluate-in-background", "--evaluate-on", "cpu", "--device", "cpu"]
-    assert main(["train", "demo", "--run", str(folder), *data.options, *OVERRIDES, *options, *words]) == 0
-    return folder
+    return train_exactly(data, tmp_path_factory.mktemp("runs") / "a", *words)
 
 
 def detections(file: Path) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import pytest
 from cli_runs import OVERRIDES, TinyData, make_data
 from factories import TINY
 from megdet.cli.main import main
-from megdet.planning.measurement import Measurement, Point
+from megdet.planning.measurement import Measurement, TimedSteps
 from megdet.planning.step import StepCost
 from megdet.recipe import Recipe
 from megdet.recipe_file import dump_recipe
@@ -37,7 +37,7 @@ def recipe(tmp_path: Path) -> Path:
 def measured(tmp_path: Path) -> Path:
     """A measurement of exact costs, of a data set of 160 images; 11 epochs are 110 steps."""
     points = [
-        Point(
+        TimedSteps(
             plan,  # type: ignore[arg-type]
             images,
             rounds,

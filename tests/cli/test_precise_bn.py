@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cli_runs import OVERRIDES, TinyData, make_data
+from cli_runs import make_data, train_exactly
 from megdet.cli.main import main
 from rank_runs import run_ranks
 
@@ -15,18 +15,7 @@ Refused = Callable[..., str]
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    data: TinyData = make_data(tmp_path_factory.mktemp("data"))
-    folder = tmp_path_factory.mktemp("runs") / "a"
-    options = [
-        "--model.box_head.score_threshold",
-        "0.0",
-        "--precision",
-        "float64",
-        "--model.backbone.name",
-        "test_resnet",
-    ]
-    assert main(["train", "demo", "--run", str(folder), *data.options, *OVERRIDES, *options]) == 0
-    return folder
+    return train_exactly(make_data(tmp_path_factory.mktemp("data")), tmp_path_factory.mktemp("runs") / "a")
 
 
 def test_the_numbers_go_beside_those_of_the_run_and_the_checkpoint_stays(

@@ -50,7 +50,7 @@ def test_scaling_is_printed_with_where_it_stops_paying(capsys: pytest.CaptureFix
     assert main(["simulate"]) == 0
     printed = capsys.readouterr().out
     assert "it pays up to 256 devices." in printed
-    assert "Judged by time, memory and the warmup alone" in printed
+    assert "Judged by time, memory and warmup only" in printed
     assert "32 on 1, 32 on 2 devices" in printed
     assert picture.stat().st_size > 10_000
 

@@ -10,11 +10,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_factories import SHARED_DATA, box_row, image_row, needs_shared_data, save_image, two_images, write_set
+from data_factories import (
+    SHARED_DATA,
+    box_row,
+    image_row,
+    needs_shared_data,
+    save_image,
+    two_images,
+    with_masks,
+    write_set,
+)
 from megdet.data import check
 from megdet.data.check import check_dataset
-from megdet.data.coco import load_coco
+from megdet.data.coco import load_coco, training_set
 from megdet.errors import InputError
+from megdet.recipe import Data
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +202,55 @@ def test_a_set_can_be_loaded_exactly_if_it_has_no_fatal_problem(sound_set, data)
         load_coco(file, images, keep_empty=True)
 
 
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        ([[1, 1, 9, 1]], "bad segmentation"),
+        ({"size": [30, 40], "counts": [1199]}, "bad segmentation"),
+        ({"size": [40, 30], "counts": [1200]}, "bad segmentation"),
+        ([[1, 1, 9, 1, 900, 9]], "bad segmentation"),
+        ("x", "bad segmentation"),
+        ([], "no segmentation"),
+        (None, "no segmentation"),
+    ],
+)
+def test_a_bad_or_missing_segmentation_is_fatal_for_masks_and_else_a_warning(tmp_path, value, kind):
+    document = with_masks(two_images())
+    assert check_dataset(*write_set(tmp_path, document), with_masks=True) == []
+    document["annotations"][1]["segmentation"] = value
+    files = write_set(tmp_path, document)
+    assert _brief(check_dataset(*files, with_masks=True)) == [(kind, True, 7, 12)]
+    (warning,) = check_dataset(*files)
+    assert (warning.kind, warning.fatal) == (kind, False)
+    assert kind == "bad segmentation" or warning.message.startswith("1 of 3 objects have no segmentation")
+
+
+def test_a_set_without_any_segmentation_has_no_warning_about_it(tmp_path):
+    files = write_set(tmp_path, two_images())
+    assert check_dataset(*files) == []
+    assert [p.annotation_id for p in check_dataset(*files, with_masks=True)] == [11, 12, 13]
+
+
+_points = st.lists(st.integers(-90, 90) | st.floats(-50, 50), max_size=8)
+_outlines = st.lists(_points, max_size=2) | st.sampled_from(
+    [{"size": [30, 40], "counts": counts} for counts in ([1200], [3, 1197], [1, 2], "n0n0dS1", "n0n0dS")]
+)
+
+
+@settings(max_examples=150)
+@given(st.lists(_outlines | _anything, min_size=3, max_size=3))
+def test_a_set_has_all_its_masks_exactly_if_it_has_no_fatal_problem(sound_set, values):
+    file, images = sound_set
+    document = two_images()
+    for row, value in zip(document["annotations"], values, strict=True):
+        row["segmentation"] = value
+    file.write_text(json.dumps(document))
+    is_refused = any(problem.fatal for problem in check_dataset(file, images, with_masks=True))
+    data = Data(train_annotations=str(file), train_images=str(images))
+    with pytest.raises(InputError) if is_refused else contextlib.nullcontext():
+        training_set(data, with_masks=True)
+
+
 def test_boxes_drawn_before_the_exif_rotation_are_fatal(tmp_path):
     save_image(tmp_path / "images" / "b.jpg", 40, 30, orientation=6)
     assert _brief(check_dataset(*write_set(tmp_path, two_images()))) == [("box before EXIF rotation", True, 3, 13)]
@@ -200,7 +259,7 @@ def test_boxes_drawn_before_the_exif_rotation_are_fatal(tmp_path):
 @needs_shared_data
 def test_coco_mini_is_sound():
     folder = SHARED_DATA / "coco_mini"
-    problems = check_dataset(folder / "annotations" / "instances_val2017.json", folder / "val2017")
+    problems = check_dataset(folder / "annotations" / "instances_val2017.json", folder / "val2017", with_masks=True)
     assert [problem for problem in problems if problem.fatal] == []
 
 

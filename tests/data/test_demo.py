@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_factories import coco_mask
 from megdet.data.check import check_dataset
 from megdet.data.demo import CLASS_NAMES, DEMO_SETS, DemoSettings, draw_demo, draw_picture
 from megdet.data.image import read_image
-from megdet.data.shapes import OUTLINES, coverage, place
+from megdet.data.shapes import OUTLINES, Shape, coverage, place, visible_parts
 from megdet.errors import InputError
 
 
@@ -27,7 +28,8 @@ def test_any_number_of_processes_draws_the_same_set(tmp_path):
 def test_a_drawn_set_has_no_problems(tmp_path):
     draw_demo(tmp_path, num_train=40, num_val=20, workers=1)
     for split in ("train", "val"):
-        assert check_dataset(tmp_path / "annotations" / f"{split}.json", tmp_path / split) == []
+        file = tmp_path / "annotations" / f"{split}.json"
+        assert check_dataset(file, tmp_path / split, with_masks=True) == []
 
 
 def test_the_tiny_set_has_objects_in_every_one_of_its_few_pictures_of_several_sizes(tmp_path):
@@ -90,11 +92,12 @@ def test_annotations_tell_what_is_drawn(tmp_path):
     assert [row["name"] for row in document["categories"]] == list(CLASS_NAMES)
     assert [row["id"] for row in document["annotations"]] == list(range(1, len(document["annotations"]) + 1))
     for row in document["annotations"]:
-        points = np.array(row["segmentation"][0]).reshape(-1, 2)
         x, y, width, height = row["bbox"]
-        np.testing.assert_allclose(points.min(axis=0), [x, y], atol=0.01)
-        np.testing.assert_allclose(points.max(axis=0), [x + width, y + height], atol=0.011)
         assert 0 < row["area"] < width * height + 0.1
+        if isinstance(row["segmentation"], list):
+            points = np.array(row["segmentation"][0]).reshape(-1, 2)
+            np.testing.assert_allclose(points.min(axis=0), [x, y], atol=0.01)
+            np.testing.assert_allclose(points.max(axis=0), [x + width, y + height], atol=0.011)
     pixels, _ = draw_picture(DemoSettings(), "train", 1)
     decoded = read_image(tmp_path / "train" / "000001.jpg")
     assert abs(decoded.astype(int) - pixels).mean() < 4  # what JPEG loses
@@ -135,14 +138,52 @@ def test_the_polygon_is_what_is_painted(name):
     np.testing.assert_allclose([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], shape.box, atol=2.5)
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools
 def test_pycocotools_rasterises_the_ring_with_its_hole():
-    from pycocotools import mask as masks
-
     shape = place("ring", 30.0, 0.0, 1.0, np.array([50.0, 50.0]))
-    painted = masks.decode(masks.merge(masks.frPyObjects([shape.polygon.ravel().tolist()], 100, 100)))
+    painted = coco_mask([shape.polygon.ravel().tolist()], (100, 100), (100, 100))
     assert painted[50, 50] == 0
     assert painted.sum() == pytest.approx(shape.area, rel=0.05)
+
+
+@settings(max_examples=25)
+@given(hard=st.booleans(), index=st.integers(0, 10**6))
+def test_masks_are_the_visible_parts_by_the_coco_api(hard, index):
+    demo = DemoSettings(hard=hard)
+    _, shapes = draw_picture(demo, "train", index)
+    size = demo.picture_size(index)
+    front = np.zeros(size, bool)
+    for shape, own in reversed(list(zip(shapes, visible_parts(shapes, size), strict=True))):
+        whole = coco_mask([shape.polygon.ravel().tolist()], size, size).astype(bool)
+        assert np.array_equal(coco_mask(own, size, size).astype(bool), whole & ~front)
+        assert isinstance(own, dict) == bool((whole & front).any())
+        assert (whole & ~front).sum() > 0.2 * whole.sum()  # no object hides
+        front |= whole
+
+
+def test_a_part_that_another_shape_hides_is_no_part_of_the_mask_by_hand():
+    back, front = (
+        Shape(name, np.array(p, float))
+        for name, p in (
+            ("square", [[2, 2], [10, 2], [10, 10], [2, 10]]),
+            ("square", [[6, 6], [14, 6], [14, 14], [6, 14]]),
+        )
+    )
+    first, second = visible_parts([back, front], (16, 16))
+    expected = np.zeros((16, 16), bool)
+    expected[2:10, 2:10] = True
+    expected[6:, 6:] = False
+    assert np.array_equal(coco_mask(first, (16, 16), (16, 16)), expected)
+    assert second == [[6, 6, 14, 6, 14, 14, 6, 14]]
+
+
+def test_a_set_of_an_older_version_gets_its_annotations_anew(tmp_path):
+    draw_demo(tmp_path, num_train=3, num_val=2, workers=1)
+    expected = _contents(tmp_path)
+    file = tmp_path / "annotations" / "val.json"
+    file.write_text(file.read_text().replace('"version":2', '"version":1'))
+    assert draw_demo(tmp_path, num_train=3, num_val=2, workers=1)
+    assert _contents(tmp_path) == expected
+    assert not draw_demo(tmp_path, num_train=3, num_val=2, workers=1)
 
 
 def test_every_class_is_drawn_about_as_often_as_the_others():

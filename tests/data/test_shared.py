@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_factories import image_row, two_images, write_set
+from data_factories import image_row, two_images, with_masks, write_set
 from megdet.data import coco_file, shared
 from megdet.data.coco import CocoDataset, load_coco
 from megdet.data.loader import group_batches
@@ -65,6 +65,34 @@ def test_one_process_of_each_host_parses_and_the_others_map_what_it_read(tmp_pat
     assert {own[2] for own in found} == {alone}
     assert {len(own[3]) for own in found} == {1}, "the shared file is gone"
     assert found[0][3] == found[1][3]
+
+
+def load_masks(world: World, annotations: Path, images: Path, cache: str) -> tuple[str, str, list[list[float]]]:
+    """The file that this rank has its masks from, the fingerprint, and the numbers of a batch's masks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", cache)
+        dataset = once_a_host(world, lambda: load_coco(annotations, images, keep_empty=True, with_masks=True))
+    array = dataset.annotations.segmentations.vertices
+    while isinstance(array, np.ndarray) and not isinstance(array, np.memmap):
+        array = array.base
+    groups = evaluation_plan(dataset.sizes, small_recipe(images))
+    masks = next(group_batches(dataset, groups, workers=0, device=world.device)).targets.masks
+    file = "memory" if array is None else Path(array.filename).name.partition("-")[0]
+    return file, fingerprint(dataset), [masks.bits.tolist(), masks.frames.tolist()]
+
+
+@pytest.mark.parametrize(
+    ("cache", "sources"), [("cache", ["masks"] * 3), ("file", ["memory", *["dataset.safetensors"] * 2])]
+)
+def test_masks_are_mapped_from_the_cache_by_all_ranks_or_from_what_the_first_wrote(tmp_path, cache, sources):
+    (tmp_path / "file").touch()
+    files = write_set(tmp_path, with_masks(two_images()))
+    found = run_in_ranks(load_masks, 3, *files, str(tmp_path / cache))
+    assert [own[0] for own in found] == sources
+    assert found[0][1:] == found[1][1:] == found[2][1:]
+    assert np.any(found[0][2][0])
+    alone = fingerprint(load_coco(*files, keep_empty=True, with_masks=True))
+    assert found[0][1] == alone
 
 
 def load_here(world: World, annotations: Path, images: Path, dying: int) -> CocoDataset:

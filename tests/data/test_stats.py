@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_factories import SHARED_DATA, box_row, image_row, needs_shared_data, two_images, write_set
+from data_factories import SHARED_DATA, box_row, image_row, needs_shared_data, two_images, with_masks, write_set
 from megdet.data.coco import load_coco
 from megdet.data.stats import dataset_statistics
 from megdet.data.stats_picture import plot_statistics
@@ -33,11 +33,21 @@ def test_statistics_agree_with_a_count_by_hand(dataset):
     assert stats.quantiles(stats.aspect_ratios)[::3] == (0.5, 1.0, 4.0)
 
 
+def test_masks_are_counted_where_they_were_asked_for_by_hand(dataset, tmp_path):
+    assert dataset_statistics(dataset).mask_fractions is None
+    document = with_masks(two_images())
+    document["annotations"].append(box_row(14, 7, 9, [0, 0, 40, 10]))
+    document["annotations"].append(box_row(15, 7, 9, [0, 0, 40, 10], segmentation=[[0, 0, 40, 0, 40, 10, 0, 10]]))
+    stats = dataset_statistics(load_coco(*write_set(tmp_path, document), keep_empty=True, with_masks=True))
+    assert stats.num_boxes == 4
+    assert stats.mask_fractions.tolist() == [0.5, 1, 0.5]  # no crowd
+
+
 def test_the_picture_is_written_for_names_of_any_script(dataset, tmp_path):
     plot_statistics(dataset_statistics(dataset), tmp_path / "new" / "stats.png", title="a $ set of 猫")
     with Image.open(tmp_path / "new" / "stats.png") as image:
         assert image.size == (1430, 792)
-    with pytest.raises(InputError, match="the picture cannot be written"):
+    with pytest.raises(InputError, match="no such kind of picture"):
         plot_statistics(dataset_statistics(dataset), tmp_path / "stats.nonsense")
 
 

@@ -123,7 +123,7 @@ def test_what_the_user_can_mend_comes_back_as_it_is(start):
     [
         (have_a_bug, (), HelperError, r"^ValueError: no such thing$"),
         (not_picklable, (), HelperError, "pickle"),
-        (end, (3,), HelperEndedError, "^its process ended with exit code 3 and said no more than what stands above$"),
+        (end, (3,), HelperEndedError, "^its process ended with exit code 3 and said no more than the lines above$"),
         (end, (0,), HelperEndedError, "^its process ended with exit code 0"),
         (die, (signal.SIGKILL,), HelperEndedError, r"^its process was ended by SIGKILL \(out of memory\?\)$"),
     ],

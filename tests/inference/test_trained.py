@@ -10,8 +10,9 @@ from megdet.cli.main import main
 from megdet.errors import InputError
 from megdet.inference.trained import load_detector, load_weights
 from megdet.recipe_file import dump_recipe
-from megdet.run_folder.checkpoint_files import checkpoint_path, latest_checkpoint, load_checkpoint, save_checkpoint
+from megdet.run_folder.checkpoint_files import checkpoint_path, latest_checkpoint, save_checkpoint
 from megdet.run_folder.folder import RunFolder
+from run_folders import load_checkpoint
 from small_runs import CLASS_NAMES, CPU, save_run, small_recipe
 
 

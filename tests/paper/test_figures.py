@@ -11,13 +11,13 @@ from matplotlib.figure import Figure
 from megdet.errors import InputError
 from megdet.paper.figures import (
     Curve,
-    RatioSeries,
-    SweepPoint,
     find_curve,
     plot_curves,
     plot_ratios,
     plot_sweep,
 )
+from megdet.paper.sweep import Outcome
+from megdet.paper.tables import TABLE2
 from megdet.recipe import Recipe, Schedule
 from megdet.recipe_file import dump_recipe
 from megdet.run_folder.folder import RunFolder
@@ -92,28 +92,33 @@ def test_decays_that_differ_have_the_colour_of_their_curve(tmp_path: Path, saved
 
 
 def test_a_sweep_shows_failures_as_crosses_and_leaves_out_what_was_not_run(tmp_path: Path, saved: list[Figure]) -> None:
-    points = [
-        SweepPoint("16, frozen", 36.2, 50.0, True),
-        SweepPoint("64, frozen", None, None, True),
-        SweepPoint("64 (half rate), frozen", 36.0, None, False),
-    ]
-    plot_sweep(points, tmp_path / "table2.png", "here")
+    rows = [TABLE2[0], *TABLE2[2:4]]
+    outcomes = {"b16-bn0": Outcome("trained", "", 9, 1.0, 1, 50.0, None, None, "", "")}
+    outcomes["b64-bn0"] = Outcome("failed", "why", 9, 1.0, 1, None, None, None, "", "")
+    plot_sweep(rows, outcomes, tmp_path / "table2.png", "here")
     paper, ours = saved[0].axes
     assert paper.get_xlabel() == "mmAP (%), paper: ResNet-50, COCO"
     assert ours.get_xlabel() == "mmAP (%), here"
-    assert [text.get_text() for text in paper.get_yticklabels()] == [point.label for point in points]
+    labels = [text.get_text() for text in paper.get_yticklabels()]
+    assert labels == ["16, frozen", "64, frozen", "64 (half rate), frozen"]
     marks = [[(line.get_marker(), line.get_ydata()[0]) for line in axes.lines[1:]] for axes in (paper, ours)]
     assert marks == [[("o", 0), ("x", 1), ("o", 2)], [("o", 0), ("x", 1)]]
     assert ours.lines[0].get_xdata()[0] == 50.0  # the baseline
-    plot_sweep([SweepPoint("16", None, None, False)], tmp_path / "empty.png", "here")
+    plot_sweep([TABLE2[2]], {}, tmp_path / "empty.png", "here")
     assert np.ptp(matplotlib.image.imread(tmp_path / "empty.png")) > 0
 
 
 def test_ratios_stand_beside_those_of_the_paper(tmp_path: Path, saved: list[Figure]) -> None:
-    series = RatioSeries("16 images", (1.0, 6.0, 12.0), (4.0, 9.0, 12.0), (5.58, 11.77, 16.59))
-    plot_ratios([series], tmp_path / "table1.png")
+    ratios = {1: (4.0, 5.58), 6: (9.0, 11.77), 12: (None, 16.59)}
+    records = [
+        {"epoch": epoch, "batch_size": 16, "ratio": ours, "paper_ratio": paper}
+        for epoch, (ours, paper) in ratios.items()
+    ]
+    plot_ratios(records, tmp_path / "table1.png")
     (axes,) = saved[0].axes
-    assert [list(line.get_ydata()) for line in axes.lines] == [[4.0, 9.0, 12.0], [5.58, 11.77, 16.59]]
+    ours, paper = (list(line.get_ydata()) for line in axes.lines)
+    assert (ours[:2], paper) == ([4.0, 9.0], [5.58, 11.77, 16.59])
+    assert np.isnan(ours[2])
     assert "positive" in axes.get_ylabel()
 
 

@@ -9,14 +9,14 @@ import pytest
 
 from megdet.distributed.layout import Layout
 from megdet.errors import InputError
-from megdet.planning.measurement import Measurement, Point, fit_costs, read_measurement
+from megdet.planning.measurement import Measurement, TimedSteps, fit_costs, read_measurement
 from megdet.planning.network import flat_fabric
 from megdet.planning.step import Exchange, StepCost, step_bytes, step_time
 
 COST = StepCost(0.5, 0.2, 0.3, 1000.0, 100.0, 40.0)
 
 
-def measured(points: list[Point], evaluation_bytes: int | None = 0) -> Measurement:
+def measured(points: list[TimedSteps], evaluation_bytes: int | None = 0) -> Measurement:
     return Measurement(
         "batch_size: 4", "cpu", "some", 1, 32, 4, 3, (64, 64), (64, 96), 0.01, 0.02, evaluation_bytes, tuple(points)
     )
@@ -30,9 +30,9 @@ def memory(cost: StepCost, images: int, rounds: int) -> float | None:
     return step_bytes(cost, Layout(rounds, images, 1, 1), Exchange((), ()))
 
 
-def exact(images: int, rounds: int, cost: StepCost = COST) -> Point:
+def exact(images: int, rounds: int, cost: StepCost = COST) -> TimedSteps:
     needed = memory(cost, images, rounds)
-    return Point("none", images, rounds, seconds(cost, images, rounds), None if needed is None else int(needed))
+    return TimedSteps("none", images, rounds, seconds(cost, images, rounds), None if needed is None else int(needed))
 
 
 def test_exact_points_give_back_the_cost_they_were_made_with() -> None:
@@ -43,8 +43,8 @@ def test_exact_points_give_back_the_cost_they_were_made_with() -> None:
 
 def test_noise_never_makes_a_step_or_an_image_free() -> None:
     # the large micro-batch was quicker than the small one: the best slope would be negative
-    points = [Point("none", 1, 1, 1.0, 500), Point("none", 1, 2, 2.0, 500)]
-    points += [Point("none", 4, 1, 0.9, 400), Point("none", 4, 2, 1.8, 400)]
+    points = [TimedSteps("none", 1, 1, 1.0, 500), TimedSteps("none", 1, 2, 2.0, 500)]
+    points += [TimedSteps("none", 4, 1, 0.9, 400), TimedSteps("none", 4, 2, 1.8, 400)]
     found = fit_costs(measured(points))["none"]
     assert min(found.update_seconds, found.micro_batch_seconds, found.image_seconds, found.image_bytes) >= 0
     assert 0.85 < seconds(found, 2, 1) < 1.05

@@ -18,12 +18,12 @@ from megdet.run_folder.checkpoint_files import (
     checkpoints,
     delete_old_checkpoints,
     latest_checkpoint,
-    load_checkpoint,
     open_checkpoint,
     save_checkpoint,
     update_state,
 )
 from megdet.run_folder.folder import RunFolder
+from run_folders import load_checkpoint
 from small_runs import run_state
 
 TENSORS: dict[Kind, dict[str, torch.Tensor]] = {

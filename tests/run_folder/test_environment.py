@@ -51,7 +51,7 @@ def test_every_start_appends_a_session(tmp_path):
 def test_an_environment_of_another_format_is_refused_and_kept(tmp_path):
     folder = RunFolder(tmp_path).create()
     folder.environment.write_text("[]")
-    with pytest.raises(InputError, match=r"environment\.json has no list 'sessions'"):
+    with pytest.raises(InputError, match=r"environment\.json: expected object, got array.*remove the file"):
         write_environment(folder, {})
     assert folder.environment.read_text() == "[]"
 

@@ -16,7 +16,7 @@ from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.inference.trained import load_detector
 from megdet.recipe import Recipe
-from megdet.run_folder.checkpoint_files import checkpoint_path, latest_checkpoint, load_checkpoint
+from megdet.run_folder.checkpoint_files import checkpoint_path, latest_checkpoint
 from megdet.run_folder.folder import RunFolder
 from megdet.training import common_start
 from megdet.training import run as run_module
@@ -24,7 +24,7 @@ from megdet.training import trainer as trainers
 from megdet.training.loop import train
 from megdet.training.run import RunOptions
 from megdet.training.trainer import digest
-from run_folders import steps
+from run_folders import load_checkpoint, steps
 from small_runs import ALONE, furthest, small_recipe, write_small_set, write_small_sets
 
 pytestmark = pytest.mark.distributed

@@ -30,7 +30,7 @@ def dataset(recipe) -> CocoDataset:
 def started(recipe: Recipe, dataset: CocoDataset, source: Path | None) -> Detector:
     layout = choose_layout(recipe.groups_per_step, recipe.images_per_group, 1)
     recipe = replace(recipe, start_from=str(source or ""))
-    return make_trainer(recipe, dataset, layout, ALONE).model
+    return make_trainer(recipe, dataset.class_names, layout, ALONE).model
 
 
 def test_a_run_of_the_same_classes_gives_all_its_weights(recipe, dataset, tmp_path):

@@ -21,7 +21,7 @@ from megdet.inference.trained import load_detector
 from megdet.model.faster_rcnn import FasterRcnn
 from megdet.recipe import Optimizer, Recipe
 from megdet.recipe_file import dump_recipe, load_recipe
-from megdet.run_folder.checkpoint_files import checkpoints, load_checkpoint
+from megdet.run_folder.checkpoint_files import checkpoints
 from megdet.run_folder.folder import RunFolder
 from megdet.run_folder.metrics import read_metrics
 from megdet.training import run as run_module
@@ -29,6 +29,7 @@ from megdet.training import step_log
 from megdet.training.loop import train
 from megdet.training.run import RunOptions
 from megdet.training.schedule import learning_rate
+from run_folders import load_checkpoint
 from small_runs import ALONE, run_steps, small_recipe, state_of, val_set, write_small_set, write_small_sets
 
 OPTIONS = RunOptions(workers=0)

@@ -1,8 +1,6 @@
 """Stop anywhere, go on with the same command, also on another number of ranks: the run is the one without a stop."""
 
-import os
 import shutil
-import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,40 +15,23 @@ from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.evaluation.coco_numbers import CocoNumbers
 from megdet.recipe import Recipe
-from megdet.run_folder.checkpoint_files import checkpoints, latest_checkpoint, load_checkpoint, open_checkpoint
+from megdet.run_folder.checkpoint_files import checkpoints, latest_checkpoint, open_checkpoint
 from megdet.run_folder.environment import read_environment
 from megdet.run_folder.folder import RunFolder
 from megdet.run_folder.metrics import read_metrics
-from megdet.run_folder.run_state import RunState
 from megdet.training import run as run_module
 from megdet.training.evaluations import evaluations
 from megdet.training.loop import train
 from megdet.training.run import RunOptions
-from small_runs import ALONE, furthest, small_recipe, write_small_set, write_small_sets
+from run_folders import load_checkpoint
+from small_runs import ALONE, die_when_saved, furthest, small_recipe, three_epochs, write_small_set
 
 OPTIONS = RunOptions(workers=0)
 
 
-def make_recipe(folder: Path) -> Recipe:
-    """13 images in steps of 8: epochs end at steps 2, 4 and 5."""
-    recipe = small_recipe(folder)
-    return replace(
-        recipe,
-        schedule=replace(recipe.schedule, epochs=3.0),
-        optimizer=replace(recipe.optimizer, ema_decay=0.9, clip_norm=5.0),
-    )
-
-
 def train_until_killed(world: World, recipe: Recipe, folder: Path, step: int) -> None:
     """Train, and die at once when the checkpoint of a step is written."""
-    save = run_module.save_checkpoint
-
-    def save_and_die(folder: RunFolder, state: RunState, *arguments: Any) -> None:
-        save(folder, state, *arguments)
-        if state.step == step:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    run_module.save_checkpoint = save_and_die  # type: ignore[assignment]
+    die_when_saved(step)
     train(recipe, RunFolder(folder), OPTIONS, world)
 
 
@@ -73,7 +54,7 @@ def timeless(folder: RunFolder) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: Any) -> Recipe:
-    return make_recipe(write_small_sets(tmp_path_factory.mktemp("data")))
+    return three_epochs(tmp_path_factory.mktemp("data"), clip_norm=5.0)
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +135,7 @@ def other_data(tmp_path: Path, whole: RunFolder, recipe: Recipe, count: int, see
     write_small_set(tmp_path, "train", count, seed)
     write_small_set(tmp_path, "val", 5, seed=1)
     folder = RunFolder(shutil.copytree(whole.path, tmp_path / "run"))
-    moved = replace(recipe, data=make_recipe(tmp_path).data)
+    moved = replace(recipe, data=small_recipe(tmp_path).data)
     folder.recipe.write_text(
         folder.recipe.read_text().replace(str(Path(recipe.data.train_images).parent), str(tmp_path))
     )

@@ -9,8 +9,9 @@ import torch
 
 from megdet.contract.run import Training, run_steps
 from megdet.recipe import Optimizer, Recipe
-from megdet.run_folder.checkpoint_files import latest_checkpoint, load_checkpoint
+from megdet.run_folder.checkpoint_files import latest_checkpoint
 from megdet.run_folder.folder import RunFolder
+from run_folders import load_checkpoint
 from small_runs import ALONE, small_recipe, write_small_set
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 from rich.table import Table
 
-from megdet.cli.machine import join_world, num_workers
+from megdet.cli.machine import join_world, num_workers, run_options
 from megdet.cli.options import CONSOLE, Arguments
 from megdet.distributed.world import World
 from megdet.errors import InputError
-from megdet.files import cannot_write, write_json_atomically
+from megdet.files import make_folder, write_json_atomically
 from megdet.recipe_file import load_recipe, recipe_name
 from megdet.run_folder.folder import RunFolder, encode_non_finite
 from megdet.studies.gradients.findings import Variance
@@ -23,7 +23,6 @@ from megdet.studies.rates.trial import RateTest, run_rate_test
 from megdet.studies.sampling.pictures import draw_proposals, most_and_least_balanced, sampled_images
 from megdet.studies.sampling.ratios import Ratio, sampling_table
 from megdet.terminal import Terminal
-from megdet.training.run import RunOptions
 
 _SHOWN = 8
 
@@ -34,11 +33,11 @@ def run_variance(arguments: Arguments) -> None:
         raise InputError("--batch and --images: they must be at least 1")
     if arguments.overrides and arguments.out is None:
         changed = ", ".join(f"--{key}" for key in arguments.overrides)
-        raise InputError(f"{changed}: what is measured is then not the run's own recipe; say with --out where it goes")
+        raise InputError(f"{changed}: this measures another recipe than the run's own; name a folder for it with --out")
     world = _join_alone(arguments, "analyse variance")
     folder = RunFolder(arguments.run)
     study = load_study(folder, world.device, arguments.overrides)
-    out = _make_folder(arguments.out or folder.path / "analysis" / "variance")
+    out = make_folder(arguments.out or folder.path / "analysis" / "variance")
     with _status() as status:
         found = measure_variance(
             study,
@@ -63,7 +62,7 @@ def run_sampling(arguments: Arguments) -> None:
     if len({folder.path.resolve() for folder in folders}) < len(folders):
         raise InputError("analyse sampling: a run is named twice")
     rows = sampling_table(folders, arguments.epochs)
-    out = _make_folder(arguments.out or folders[0].path / "analysis" / "sampling")
+    out = make_folder(arguments.out or folders[0].path / "analysis" / "sampling")
     pictures, images = [], {}
     for number, folder in enumerate(folders, 1):
         study = load_study(folder, world.device)
@@ -78,18 +77,17 @@ def run_sampling(arguments: Arguments) -> None:
 
 
 def run_lr_test(arguments: Arguments) -> None:
-    """Run both tests, print what they recommend, draw them."""
+    """Run both tests, print the recommendation, draw them."""
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     world = join_world(arguments)
-    options = RunOptions(num_workers(arguments), arguments.lane_width, arguments.max_images_per_device)
     name = recipe_name(arguments.recipe)
     out = arguments.out or Path("runs") / "lr-test" / name
-    world.on_first(lambda: _make_folder(out))
+    world.on_first(lambda: make_folder(out))
     with _status(is_first=world.is_first) as status:
         found = run_rate_test(
             recipe,
             world,
-            options,
+            run_options(arguments),
             lowest=arguments.lowest,
             highest=arguments.highest,
             steps=arguments.steps,
@@ -183,19 +181,10 @@ def _progress(status: Any) -> Callable[[str, int, int], None]:
     return lambda what, done, number: status.update(f"{what}: {done} of {number}")
 
 
-def _make_folder(path: Path) -> Path:
-    """Make a folder before the work whose results go there. Raises InputError where it cannot be."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    return path
-
-
 def _hand_over(
     arguments: Arguments, content: dict[str, Any], numbers: Path, pictures: list[Path], shown: Sequence[Table | str]
 ) -> None:
-    """Write the numbers; print them as JSON, or else what is shown and where the files are."""
+    """Write the numbers; print them as JSON, or print `shown` and the paths of the files."""
     content = encode_non_finite(content)
     write_json_atomically(numbers, content, indent=2)
     if arguments.json:

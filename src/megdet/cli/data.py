@@ -16,7 +16,7 @@ from megdet.errors import InputError
 
 
 def run_demo(arguments: Arguments) -> None:
-    """Draw the demo data set where it is missing."""
+    """Draw the demo data set if it is missing."""
     folder = arguments.folder or Path("data/demo-hard" if arguments.hard else "data/demo")
     drawn = draw_demo(folder, hard=arguments.hard)
     CONSOLE.print(f"{folder}: {'drawn' if drawn else 'complete already'}")
@@ -29,6 +29,7 @@ def run_check(arguments: Arguments) -> None:
         arguments.images,
         max_pixels=arguments.max_pixels,
         allow_outside_files=arguments.allow_outside_files,
+        with_masks=arguments.masks,
     )
     shown: Counter[tuple[bool, str]] = Counter()
     for problem in problems:
@@ -58,6 +59,7 @@ def run_stats(arguments: Arguments) -> None:
         keep_empty=True,
         max_pixels=arguments.max_pixels,
         allow_outside_files=arguments.allow_outside_files,
+        with_masks=arguments.masks,
     )
     stats = dataset_statistics(dataset)
     table = Table(title=str(arguments.annotations), show_header=False)
@@ -66,12 +68,17 @@ def run_stats(arguments: Arguments) -> None:
         "boxes", f"{stats.num_boxes}, and {stats.num_crowds} crowds, {stats.num_dropped} without area left out"
     )
     table.add_row("small, medium, large", f"{stats.num_small}, {stats.num_medium}, {stats.num_large}")
+    if stats.mask_fractions is not None:
+        table.add_row("masks", f"{len(stats.mask_fractions)} of {stats.num_boxes} boxes have one")
     quantiles = "quantiles " + ", ".join(f"{quantile:g}" for quantile in QUANTILES)
     for name, values in (
         ("boxes an image", stats.boxes_per_image),
         ("box size in pixels", stats.box_sizes),
         ("width over height", stats.aspect_ratios),
+        ("mask over box area", stats.mask_fractions),
     ):
+        if values is None:
+            continue
         table.add_row(f"{name}, {quantiles}", ", ".join(f"{value:.4g}" for value in stats.quantiles(values)))
     CONSOLE.print(table)
     classes = Table("class", "boxes")
@@ -79,7 +86,7 @@ def run_stats(arguments: Arguments) -> None:
         classes.add_row(name, str(count))
     CONSOLE.print(classes)
     if arguments.picture is not None:
-        from megdet.data.stats_picture import plot_statistics  # here, because only who asks for it waits for it
+        from megdet.data.stats_picture import plot_statistics  # here, because few calls need it
 
         plot_statistics(stats, arguments.picture, arguments.annotations.name)
         CONSOLE.print(f"picture {arguments.picture}")

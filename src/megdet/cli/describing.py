@@ -31,7 +31,7 @@ def run_recipes(arguments: Arguments) -> None:
     recipes = packaged_recipes()
     if arguments.name is not None:
         if arguments.name not in recipes:
-            load_recipe(arguments.name)  # says which there are
+            load_recipe(arguments.name)  # raises, with the names that there are
         CONSOLE.print(recipes[arguments.name], end="")
         return
     table = Table("recipe", "what it is")

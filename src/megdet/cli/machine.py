@@ -1,10 +1,12 @@
 """The processes and cores that a verb works with."""
 
+from dataclasses import fields
 from typing import Any
 
 from megdet.cli.options import CONSOLE, Arguments
 from megdet.distributed.world import World, start_world
 from megdet.runtime import num_ranks_here, usable_cores
+from megdet.training.run import RunOptions
 
 
 def join_world(arguments: Arguments) -> World:
@@ -13,10 +15,16 @@ def join_world(arguments: Arguments) -> World:
 
 
 def num_workers(arguments: Arguments) -> int:
-    """Loading processes of this rank: as asked, or its share of the cores less one, at least 1 and at most 8."""
+    """Loading processes of this rank: as asked for, or its share of the cores minus one, from 1 to 8."""
     if arguments.workers is not None:
         return int(arguments.workers)
     return max(1, min(8, usable_cores() // num_ranks_here() - 1))
+
+
+def run_options(arguments: Arguments) -> RunOptions:
+    """The options of a verb that are about a run on this machine; those that it lacks are as by default."""
+    names = [field.name for field in fields(RunOptions) if field.name != "workers" and field.name in arguments.options]
+    return RunOptions(num_workers(arguments), **{name: getattr(arguments.options, name) for name in names})
 
 
 def say(world: World, message: Any) -> None:

@@ -1,6 +1,6 @@
 """The command line: finds the verb, parses its options, turns an InputError into one line and exit code 2.
 
-Only what a verb needs is imported, and only when it is called: torch and what goes with it take seconds to load.
+A verb's modules are imported when it is called, because torch takes seconds to load.
 """
 
 import errno
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, or 2 for what the user can mend."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        from megdet.terminal import allow_any_character  # here, because an interrupt while it loads is told of below
+        from megdet.terminal import allow_any_character  # here: an interrupt of the import is handled below
 
         allow_any_character()
         _run(words)
@@ -80,11 +80,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(_STOPPED, file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our output, such as head, has gone
+    except BrokenPipeError:  # the reader of our output, such as head, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:  # of any of the words, or of a name in somebody's file
+        if error.errno != errno.ENAMETOOLONG:  # a path on the command line or in a file
             raise
         print(
             f"{_PROGRAM}: {InputError(f'{error.filename}: {error.strerror}; choose a shorter name')}", file=sys.stderr

@@ -1,4 +1,4 @@
-"""What all verbs share: their options and overrides as one object, and where they print."""
+"""Shared by all verbs: their options and overrides as one object, and the consoles."""
 
 import argparse
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Arguments:
         return getattr(self.options, name)
 
     def given(self, *names: str) -> dict[str, Any]:
-        """Those of the options that were given; the function behind the verb has its own defaults for the others."""
+        """The named options that were given; for the others the called function has defaults."""
         return {name: value for name in names if (value := getattr(self.options, name)) is not None}
 
 

@@ -135,7 +135,7 @@ def _sentences(plan: Plan, words: Sequence[str]) -> list[str]:
 
 
 def _command(best: PlannedLayout, plan: Plan, words: Sequence[str]) -> str:
-    """The command that trains so; `words` are the recipe and the keys that were changed."""
+    """The command that trains with this layout; `words` are the recipe and the changed keys."""
     count = best.layout.world_size
     start = "megdet train" if count == 1 else f"torchrun --nproc-per-node {count} -m megdet -- train"
     more = []
@@ -170,7 +170,7 @@ def _devices(count: int) -> str:
 
 
 def _duration(hours: float) -> str:
-    """Three digits, in the unit that suits."""
+    """Three digits, in a suitable unit."""
     for unit, length in (("days", 24.0), ("h", 1.0), ("min", 1 / 60)):
         if hours >= (2 if unit == "days" else 1) * length:
             return f"{hours / length:.3g} {unit}"

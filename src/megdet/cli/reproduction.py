@@ -5,12 +5,11 @@ from pathlib import Path
 
 from rich.table import Table
 
-from megdet.cli.machine import join_world, num_workers
+from megdet.cli.machine import join_world, run_options
 from megdet.cli.options import CONSOLE, PROGRESS, Arguments
 from megdet.errors import InputError
 from megdet.paper.report import Report
 from megdet.paper.reproduce import Order, reproduce
-from megdet.training.run import RunOptions
 
 
 def run_reproduce(arguments: Arguments) -> None:
@@ -20,15 +19,7 @@ def run_reproduce(arguments: Arguments) -> None:
         raise InputError("--run is empty: name a folder")
     order = Order(arguments.item, arguments.scale, folder, arguments.data, arguments.weights, arguments.rows)
     world = join_world(arguments)
-    options = RunOptions(
-        num_workers(arguments),
-        arguments.lane_width,
-        arguments.max_images_per_device,
-        evaluate_in_background=arguments.evaluate_in_background,
-        evaluate_on=arguments.evaluate_on,
-        compile=arguments.compile,
-    )
-    report = reproduce(order, options, world, say=PROGRESS.print)
+    report = reproduce(order, run_options(arguments), world, say=PROGRESS.print)
     if report is None:
         return
     if arguments.json:

@@ -1,4 +1,4 @@
-"""Verbs about what a detector finds: evaluate, detect."""
+"""Verbs about detections: evaluate, detect."""
 
 import itertools
 import time
@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from megdet.cli.machine import join_world, num_workers, say
+from megdet.cli.machine import join_world, num_workers, run_options, say
 from megdet.cli.options import CONSOLE, Arguments, existing_file
 from megdet.data.coco import validation_set
 from megdet.data.image import IMAGE_SUFFIXES
@@ -21,7 +21,7 @@ from megdet.evaluation.coco_numbers import (
     numbers_table,
     per_class_table,
 )
-from megdet.files import write_json_atomically
+from megdet.files import make_folder, write_json_atomically
 from megdet.inference.fold import fold_batch_norms
 from megdet.inference.predict import category_ids_for, detect_dataset, detect_image
 from megdet.inference.trained import TrainedDetector, load_detector, read_recipe
@@ -30,7 +30,6 @@ from megdet.runtime import slow_at
 from megdet.studies.run_pictures import save_picture
 from megdet.terminal import Terminal
 from megdet.training.precise_statistics import load_precise_detector
-from megdet.training.run import RunOptions
 
 
 def run_evaluate(arguments: Arguments) -> None:
@@ -68,7 +67,7 @@ def _evaluate_run(arguments: Arguments, folder: RunFolder, world: World) -> None
     _fold(arguments, trained, world)
     annotations, images = arguments.data or (trained.recipe.data.val_annotations, trained.recipe.data.val_images)
     data = replace(trained.recipe.data, val_annotations=annotations, val_images=images)
-    dataset = once_a_host(world, lambda: validation_set(data))
+    dataset = once_a_host(world, lambda: validation_set(data, with_masks=trained.model.has_masks))
     ids = category_ids_for(trained.class_names, dataset)
     results = detect_dataset(trained.model, trained.recipe, dataset, ids, world, workers=num_workers(arguments))
     if not world.is_first:
@@ -87,10 +86,10 @@ def _evaluate_run(arguments: Arguments, folder: RunFolder, world: World) -> None
 
 
 def overrides_here(overrides: dict[str, str], folder: RunFolder, world: World) -> dict[str, str]:
-    """The overrides, and float32 where the run is in bfloat16 and rank 0's machine is slow at it; says so.
+    """The overrides, plus float32 if the run is in bfloat16 and rank 0's machine is slow at it; prints that.
 
-    Every rank calls it and computes alike, so that the detections do not depend on their number. A precision that is
-    among the overrides stays.
+    Every rank calls it and gets the same, so that the detections do not depend on the number of ranks. A precision in
+    the overrides stays.
     """
     figures = "" if "precision" in overrides else world.on_first(lambda: _slowness(overrides, folder, world))
     if not figures:
@@ -109,14 +108,13 @@ def _fold(arguments: Arguments, trained: TrainedDetector, world: World) -> None:
 
 
 def _load_precise(arguments: Arguments, folder: RunFolder, world: World, overrides: dict[str, str]) -> TrainedDetector:
-    options = RunOptions(num_workers(arguments), arguments.lane_width, arguments.max_images_per_device)
     started = time.perf_counter()
     with Terminal(stderr=True, quiet=not world.is_first).status("") as status:
         trained = load_precise_detector(
             folder,
             world,
             arguments.precise_bn,
-            options,
+            run_options(arguments),
             overrides,
             lambda done, steps: status.update(f"batch-norm statistics: {done} of {steps} mini-batches"),
         )
@@ -144,7 +142,7 @@ def run_detect(arguments: Arguments) -> None:
     for file in files:
         try:
             pixels, results = detect_image(trained, file)
-        except InputError as error:  # the other pictures are drawn all the same
+        except InputError as error:  # go on with the other pictures
             unreadable.append(str(error))
             continue
         picture = _free_name(out, file, {earlier for earlier, _ in found})
@@ -159,7 +157,7 @@ def run_detect(arguments: Arguments) -> None:
 
 
 def _free_name(out: Path, file: Path, taken: set[Path]) -> Path:
-    """Where to draw a file's picture: others of its name may lie in other folders or have another suffix."""
+    """A free name for a file's picture: other files may have its name in other folders or with other suffixes."""
     names = itertools.chain((file.stem, file.name, f"{file.parent.name}_{file.name}"), itertools.count(2))
     paths = (out / (f"{file.stem}_{name}.png" if isinstance(name, int) else f"{name}.png") for name in names)
     return next(path for path in paths if path not in taken)
@@ -181,10 +179,7 @@ def _image_files(paths: list[Path]) -> list[Path]:
 
 
 def _write(path: Path, value: Any) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{path.parent}: cannot be made: {error.strerror}") from None
+    make_folder(path.parent)
     write_json_atomically(path, value, indent=2 if isinstance(value, dict) else None)
 
 

@@ -1,4 +1,4 @@
-"""The verb that reckons with clusters that are not here: simulate."""
+"""The verb that predicts times on clusters: simulate."""
 
 import json
 from dataclasses import replace
@@ -25,7 +25,7 @@ _SCALING = ("device", "images_per_device", "bn_size", "batch_size", "noise_scale
 
 
 def run_simulate(arguments: Arguments) -> None:
-    """Print the paper's rows against prediction, or the scaling of devices of today."""
+    """Print the paper's rows and their predictions, or the scaling of current devices."""
     given = {name: getattr(arguments, name) for name in _SCALING if getattr(arguments, name) is not None}
     if arguments.paper and given:
         name = next(iter(given)).replace("_", "-")
@@ -42,7 +42,7 @@ def run_simulate(arguments: Arguments) -> None:
     if arguments.paper:
         report |= {"fraction": constants.fraction, "fixed_hours": constants.fixed_hours}
         if arguments.picture:
-            from megdet.paper.times_picture import plot_paper  # here, because matplotlib takes its time
+            from megdet.paper.times_picture import plot_paper  # here, because matplotlib is slow to load
 
             plot_paper(predictions, arguments.picture)
     else:
@@ -62,7 +62,7 @@ def run_simulate(arguments: Arguments) -> None:
 
 
 def _machine(given: dict[str, Any]) -> Machine:
-    """The machine asked for; its options are taken out of `given`, so that what is left is asked of it."""
+    """The machine asked for; removes the options of the machine from `given`."""
     machine = machine_of(given.pop("device", "h200"))
     fraction = given.pop("fraction", machine.fraction)
     if not 0 < fraction <= 1:
@@ -125,7 +125,7 @@ def _print_scaling(machine: Machine, points: list[Point], asked: Asked) -> None:
         f"({machine.source}): {_verdict(points)}."
     )
     if asked.noise_scale is None:
-        CONSOLE.print("Judged by time, memory and the warmup alone: how large a batch is worth, --noise-scale says.")
+        CONSOLE.print("Judged by time, memory and warmup only; with --noise-scale also by the size of the batch.")
     if asked.batch_size is None and asked.bn_size > 1:
         sizes = ", ".join(f"{p.batch_size} on {p.layout.world_size}" for p in points if _is_rounded(p, asked))
         if sizes:
@@ -133,7 +133,7 @@ def _print_scaling(machine: Machine, points: list[Point], asked: Asked) -> None:
                 f"A batch is whole BN groups of {asked.bn_size} images, so it is rounded up: {sizes} devices."
             )
     if not asked.bn_size:
-        CONSOLE.print("Frozen statistics bind no images: a device's share is one micro-batch, or as few as fit.")
+        CONSOLE.print("Frozen statistics need no groups: a device's share is one micro-batch, or as few as fit.")
     CONSOLE.print(
         "GB of a device: state, a bucket of gradients on its way, and what a micro-batch on the largest canvas keeps "
         f"for the backward, counted in {8 * machine.value_bytes} bits; it fits in {USABLE:.0%} of "
@@ -151,5 +151,5 @@ def _verdict(points: list[Point]) -> str:
     if best is None:
         return "no number of devices pays"
     most = ", the most that are simulated" if best is points[-1] else ""
-    images = "" if best.worth is None else f"; {best.worth.examples:.2f} times the fewest images for the same progress"
+    images = "" if best.worth is None else f"; {best.worth.examples:.2f} times the fewest images for the same loss"
     return f"it pays up to {best.layout.world_size} devices{most}{images}"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from megdet.cli.machine import join_world, num_workers, say
+from megdet.cli.machine import join_world, run_options, say
 from megdet.cli.options import CONSOLE, Arguments
 from megdet.distributed.world import World
 from megdet.errors import InputError
@@ -15,11 +15,10 @@ from megdet.run_folder.folder import RunFolder
 from megdet.runtime import measure_speeds, slow_at
 from megdet.training.initial_weights import import_detectron2, import_torchvision
 from megdet.training.loop import train
-from megdet.training.run import RunOptions
 
 
 def run_demo(arguments: Arguments) -> None:
-    """Draw the data, train, evaluate, detect; say where everything is."""
+    """Draw the data, train, evaluate, detect; print where the results are."""
     world = join_world(arguments)
     precision, why = world.on_first(lambda: _precision_of_demo(arguments, world))
     arguments.overrides["precision"] = precision
@@ -29,7 +28,7 @@ def run_demo(arguments: Arguments) -> None:
 
 
 def _precision_of_demo(arguments: Arguments, world: World) -> tuple[str, str]:
-    """As asked for, else as the run began, else the one that is faster here; and what to say of the choice."""
+    """As asked for, else as the run began, else the faster one here; and a sentence about the choice."""
     if "precision" in arguments.overrides:
         return arguments.overrides["precision"], ""
     folder = RunFolder(arguments.run)
@@ -40,33 +39,24 @@ def _precision_of_demo(arguments: Arguments, world: World) -> tuple[str, str]:
 
 
 def run_train(arguments: Arguments) -> None:
-    """Train or go on; evaluate; draw pictures."""
+    """Train or resume; evaluate; draw pictures."""
     _train(arguments, arguments.recipe, arguments.run or Path("runs") / recipe_name(arguments.recipe))
 
 
 def _train(arguments: Arguments, name: str, path: Path) -> None:
     recipe = load_recipe(name, arguments.overrides)
     world = join_world(arguments)
-    options = arguments.options
-    run_options = RunOptions(
-        num_workers(arguments),
-        getattr(options, "lane_width", None),
-        getattr(options, "max_images_per_device", None),
-        evaluate_in_background=arguments.evaluate_in_background,
-        evaluate_on=arguments.evaluate_on,
-        compile=arguments.compile,
-    )
     if path == Path():
         raise InputError("--run is empty: name a folder")
     if world.is_first and (figures := slow_at(recipe.precision, world.device)):
         say(world, f"Warning: this machine is slow at bfloat16, which was asked for and is kept: {figures}.")
     folder = RunFolder(path)
-    numbers = train(recipe, folder, run_options, world)
+    numbers = train(recipe, folder, run_options(arguments), world)
     if not world.is_first:
         return
     CONSOLE.print(numbers_table(numbers))
     CONSOLE.print(per_class_table(numbers))
-    from megdet.studies.run_pictures import draw_run  # here, because matplotlib is for the one rank that draws
+    from megdet.studies.run_pictures import draw_run  # here, because only one rank needs matplotlib
 
     pictures = draw_run(load_detector(folder, world.device), folder)
     CONSOLE.print(f"run folder   {folder.path}")

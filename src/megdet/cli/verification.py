@@ -11,7 +11,7 @@ from megdet.recipe_file import load_recipe
 
 
 def run_verify(arguments: Arguments) -> None:
-    """Train, compare, print the verdict; exit code 1 where the contract is broken."""
+    """Train, compare, print the verdict; exit code 1 if the contract is broken."""
     recipe = load_recipe(arguments.recipe or "verify", arguments.overrides)
     cases = chosen_cases(arguments.cases or ("base" if arguments.recipe else "all"), recipe)
     verdict = verify(
@@ -51,7 +51,7 @@ def _devices(row: Comparison) -> str:
 
 
 def _left_out(verdict: Verdict) -> list[str]:
-    """One line a reason: which cases were not tried on which counts."""
+    """A line for each reason, with the cases and counts that were not tried."""
     of_reason: dict[str, dict[tuple[int, ...], list[str]]] = {}
     for own in verdict.left_out:
         of_reason.setdefault(own.why, {}).setdefault(own.devices, []).append(own.case)

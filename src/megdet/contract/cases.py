@@ -1,4 +1,4 @@
-"""The cases of `megdet verify`: the recipe, and what is changed in it one at a time."""
+"""The cases of `megdet verify`: the recipe itself, and the recipe with one change each."""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -21,18 +21,18 @@ def _same(recipe: Recipe) -> Recipe:
 
 @dataclass(frozen=True)
 class Case:
-    """One change of the recipe, and on which of the device counts asked for it is tried."""
+    """One change of the recipe, and the device counts on which it is tried."""
 
     what: str
     change: Callable[[Recipe], Recipe] = _same
     devices: tuple[int, ...] = ()
-    """the counts that are tried beside the first, where asked for; else the last one; empty = all of them"""
+    """the counts to try besides the first, as far as they are asked for, else the last one; empty = all"""
     lane_width: int = 0
-    """forced; counts that it does not divide are left out"""
+    """forced; counts that are no multiple of it are left out"""
     reference: str = ""
-    """the case that it must equal; itself where empty"""
+    """the case that it must equal; empty = itself"""
     stops: str = ""
-    """moved = stopped half-way and gone on with on another count; same = on the same count, bitwise"""
+    """moved = stopped half-way and resumed on another count; same = on the same count, bitwise"""
 
 
 def _bn(size: int) -> Callable[[Recipe], Recipe]:
@@ -79,7 +79,7 @@ def _optimizer(**changes: Any) -> Callable[[Recipe], Recipe]:
 
 
 def _agvm(**changes: Any) -> Callable[[Recipe], Recipe]:
-    """A warmup so short that a few steps have it, and two groups where their number is odd."""
+    """AGVM, with a warmup of one step so that a few steps measure, and with two groups if their number is odd."""
 
     def change(recipe: Recipe) -> Recipe:
         recipe = replace(_optimizer(agvm=True, **changes)(recipe), schedule=replace(recipe.schedule, warmup_steps=1))
@@ -137,14 +137,14 @@ CASES = {
     "resume": Case("stopped half-way, gone on with on another count", _averages, reference="averages", stops="moved"),
     "new-process": Case("stopped half-way, gone on with in new processes: bitwise", devices=(4,), stops="same"),
 }
-"""Name -> case, in the order in which they are tried; every kind of detector has them."""
+"""Name -> case, in the order of the trials; every kind of detector has them."""
 
 SHORT = ("base", "bn-all", "agvm", "resume", "new-process")
-"""A minute's worth of them."""
+"""Cases that take about a minute together."""
 
 
 def cases_of(recipe: Recipe) -> dict[str, Case]:
-    """CASES, then those of the recipe's own kind of detector."""
+    """CASES, then the cases of the recipe's own kind of detector."""
     return CASES | {
         name: Case(what, partial(_with_model, change), (1, 4), reference="base")
         for name, (what, change) in detector_class(recipe.model).equal_variants.items()
@@ -166,13 +166,13 @@ class Trial:
 
     @property
     def has_other_layout(self) -> bool:
-        """Whether it is compared with a run that shares the images among its ranks in another way."""
+        """Whether it is compared with a run of another layout."""
         return any(run.layout != own.layout for run in self.runs for own in self.reference)
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Device counts asked for on which a case is not tried."""
+    """Device counts on which a case is not tried, although they were asked for."""
 
     case: str
     devices: tuple[int, ...]
@@ -180,7 +180,7 @@ class LeftOut:
 
 
 def chosen_cases(words: str, recipe: Recipe) -> tuple[str, ...]:
-    """The cases of a recipe that `all`, `short` or NAME,NAME names. Raises InputError for a name that is none."""
+    """The cases of a recipe by `all`, `short` or NAME,NAME. Raises InputError for an unknown name."""
     cases = cases_of(recipe)
     if words in ("all", "short"):
         return tuple(cases) if words == "all" else SHORT
@@ -194,10 +194,10 @@ def chosen_cases(words: str, recipe: Recipe) -> tuple[str, ...]:
 def trials(
     recipe: Recipe, names: Sequence[str], devices: Sequence[int], steps: int, lane_width: int | None, folder: Path
 ) -> list[Trial]:
-    """Everything that is to be trained, once, the reference of a case before what is compared with it.
+    """All trials, each once; the reference of a case comes first.
 
-    `lane_width` is forced on every count but on the first, the reference, where it does not divide it. Checkpoints go
-    into `folder`. Raises InputError for a recipe or a layout that cannot be, and where nothing would be compared.
+    `lane_width` is forced on every count, except on the first, the reference, if it does not divide that. Checkpoints
+    go into `folder`. Raises InputError for an impossible recipe or layout, and if nothing would be compared.
     """
     first, cases = devices[0], cases_of(recipe)
     forced = first if lane_width and first % lane_width else 0
@@ -207,7 +207,7 @@ def trials(
         check_recipe(changed, f"case {name}")
         width = width or (None if count == forced else lane_width)
         made = Training(changed, count, width, (0, steps))
-        # the width that is chosen, so that two names of one layout are one run
+        # with the chosen width, two names of one layout are one run
         return replace(made, lane_width=made.layout.lane_width, **halves)
 
     def of(name: str) -> Iterator[Trial]:
@@ -239,7 +239,7 @@ def trials(
 
     found: dict[tuple[tuple[Training, ...], tuple[Training, ...]], Trial] = {}
     for trial in itertools.chain.from_iterable(map(of, names)):
-        found.setdefault((trial.runs, trial.reference), trial)  # where lane-1 is what base is, nothing new is compared
+        found.setdefault((trial.runs, trial.reference), trial)  # lane-1 may be the same runs as base
     if all(trial.runs == trial.reference for trial in found.values()):
         raise InputError(
             f"nothing to compare: {', '.join(names)} on {', '.join(map(str, devices))} device(s); "
@@ -249,7 +249,7 @@ def trials(
 
 
 def left_out(recipe: Recipe, planned: Sequence[Trial], names: Sequence[str], devices: Sequence[int]) -> list[LeftOut]:
-    """The cases of a recipe that are not tried on every count asked for, and why."""
+    """The cases that are not tried on every count that was asked for, and why."""
     found = []
     for name, case in cases_of(recipe).items():
         tried = {run.ranks for trial in planned if trial.case == name for run in trial.runs}

@@ -1,4 +1,4 @@
-"""What one rank does for `megdet verify`: a short training through the code of every other run, and what it left."""
+"""The work of one rank for `megdet verify`: a short training by the code of every run, and its results."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from megdet.training.run import RunOptions, open_run
 from megdet.training.trainer import Trainer, digest
 
 Leak = Callable[[Trainer, World], None]
-"""Something done to a trainer before its first step that lets the devices show; the controls are such."""
+"""A change of a trainer before its first step that makes the result depend on the devices: a control for `verify`."""
 
 
 @dataclass(frozen=True)
@@ -28,21 +28,21 @@ class Training:
     recipe: Recipe
     ranks: int
     lane_width: int | None
-    """forced, or chosen as any other run does"""
+    """forced; None = chosen as in any other run"""
     steps: tuple[int, int]
-    """the first, and the one before which it ends"""
+    """the first step, and the end (not included)"""
     folder: Path | None = None
-    """of its checkpoint: where it is left, or where the run goes on if its first step is not 0"""
+    """where its checkpoint is saved, or read if the first step is not 0"""
 
     @property
     def layout(self) -> Layout:
-        """How the ranks share the images. Raises InputError where they cannot."""
+        """How the ranks share the images. Raises InputError if they cannot."""
         return recipe_layout(self.recipe, self.ranks, self.lane_width)
 
 
 @dataclass
 class Trained:
-    """What a run left behind, as rank 0 has it."""
+    """The results of a run, on rank 0."""
 
     gradients: dict[str, Tensor]
     """of its first step, summed over ranks and clipped"""
@@ -50,17 +50,17 @@ class Trained:
     """losses, counts and gradient norm of every step"""
     rates: list[float]
     state: dict[str, Tensor]
-    """weights, buffers, momentum, averages and what AGVM and the noise scale remember, after the last step"""
+    """weights, buffers, momentum, averages and the state of AGVM and of the noise scale, after the last step"""
     detections: list[Result]
-    """of the final weights, or of their averages"""
+    """with the final weights, or with their averages"""
     unmoved: list[str]
-    """trained tensors that are bitwise what they were at the start"""
+    """trained tensors that are bitwise the same as at the start"""
     drifted: list[int]
-    """ranks whose weights or buffers are not bitwise those of rank 0"""
+    """ranks whose weights or buffers differ bitwise from those of rank 0"""
 
 
 def run_steps(world: World, training: Training, leak: Leak | None = None) -> Trained | None:
-    """Train, leave a checkpoint or go on from one, detect; every rank calls it, rank 0 gets the outcome."""
+    """Train (and save a checkpoint, or resume from one) and detect; every rank calls it, rank 0 gets the results."""
     first, last = training.steps
     folder = None if training.folder is None else RunFolder(training.folder)
     options = RunOptions(workers=0, lane_width=training.lane_width)
@@ -98,7 +98,10 @@ def run_steps(world: World, training: Training, leak: Leak | None = None) -> Tra
 
 
 def make_every_layer_count(trainer: Trainer) -> None:
-    """Weights with which every layer counts: fresh ones silence the blocks of the backbone and whisper in the heads."""
+    """Set weights with which every layer matters, so that a fault in it shows.
+
+    A new residual block ends in a norm of weight 0, and new heads have tiny weights.
+    """
     with torch.no_grad():
         for parameter in trainer.model.backbone.parameters():
             if not parameter.any():

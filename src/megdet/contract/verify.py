@@ -1,9 +1,9 @@
-"""The tested proof of the contract: the same recipe trained on several device counts by real processes, and compared.
+"""The proof of the contract: the same recipe, trained by real processes on several device counts, and compared.
 
 The difference of two tensors is max|a - b| / max(max|a|, 1e-6), where a is the run on the first count. In float64
 everything that a step changes agrees to 1e-9 after all steps. In float32 the first step's losses and gradients agree to
-1e-4; later steps are reported, since a near-tie in NMS or top-k may flip. A value that is not finite, a trained tensor
-that never moved and ranks that drifted apart are failures.
+1e-4; later steps are only reported, because a near-tie in NMS or top-k may flip. A value that is not finite, a trained
+tensor that did not move, and ranks that differ are failures.
 """
 
 import math
@@ -43,20 +43,20 @@ class Comparison:
     case: str
     devices: int
     stopped_on: int | None
-    """the devices of the first half, where the run was stopped half-way"""
+    """the devices of the first half, if the run was stopped half-way"""
     lane_width: int
     rounds: int
     difference: float
-    """the largest of all that is judged"""
+    """the largest one that is judged"""
     where: str
     later_difference: float | None
-    """the largest of what is only reported: what follows the first step in float32; other detections are in of_kind"""
+    """the largest one that is only reported: in float32, after the first step"""
     fault: str
-    """the first thing that is wrong, or nothing"""
+    """the first fault, or "" """
     of_kind: dict[str, float]
     """gradient, reported, rate, weights, buffers, momentum, averages, agvm, noise, detections -> largest difference"""
     compared_with: Literal["nothing", "same layout", "another layout"] = "another layout"
-    """nothing: it is the reference, of which only faults of its own are looked for"""
+    """nothing: it is the reference, which can only have faults of its own"""
 
     @property
     def passes(self) -> bool:
@@ -83,7 +83,7 @@ class Verdict:
         return max(self.rows, key=lambda row: row.difference)
 
     def count(self, compared_with: str) -> int:
-        """How many runs are compared so."""
+        """How many runs have this value of `compared_with`."""
         return sum(row.compared_with == compared_with for row in self.rows)
 
     def sentence(self) -> str:
@@ -102,21 +102,10 @@ class Verdict:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """For strict JSON: what is infinitely far away is the string Infinity."""
+        """For strict JSON: an infinite difference is the string Infinity."""
+        names = {"difference": "largest_relative_difference", "later_difference": "later_relative_difference"}
         layouts = [
-            {
-                "case": row.case,
-                "devices": row.devices,
-                "stopped_on": row.stopped_on,
-                "lane_width": row.lane_width,
-                "rounds": row.rounds,
-                "compared_with": row.compared_with,
-                "largest_relative_difference": row.difference,
-                "where": row.where,
-                "later_relative_difference": row.later_difference,
-                "fault": row.fault,
-                "pass": row.passes,
-            }
+            {names.get(key, key): value for key, value in asdict(row).items()} | {"pass": row.passes}
             for row in self.rows
         ]
         found = {
@@ -148,13 +137,13 @@ def verify(
         devices: counts of ranks; the first is the reference.
         cases: names out of `cases_of(recipe)`.
         steps: optimizer steps of a run.
-        lane_width: force it (not on the first count where it does not divide it).
-        dtype: arithmetic, and with it the limit.
+        lane_width: force it (except on the first count, if it does not divide that).
+        dtype: of the arithmetic; it also sets the limit.
         break_with: applied to every trainer before its first step; a control that must fail.
-        progress: told of every run.
+        progress: called with a line after every run.
 
     Raises:
-        InputError: the recipe, its data or a layout cannot be.
+        InputError: the recipe, its data or a layout is impossible.
         RankError: a rank raised or died.
     """
     if "WORLD_SIZE" in os.environ:
@@ -166,7 +155,7 @@ def verify(
     recipe = replace(recipe, precision=dtype)
     with tempfile.TemporaryDirectory(prefix="megdet_verify_") as folder:
         planned = trials(recipe, cases, devices, steps, lane_width, Path(folder))
-        load_datasets(recipe, World(0, 1, torch.device("cpu")))  # draws them, or says what is wrong with them
+        load_datasets(recipe, World(0, 1, torch.device("cpu")))  # draws missing demo data, and checks the others
         rows = list(_rows(planned, dtype, break_with, progress))
         return Verdict(rows, LIMITS[dtype], left_out(recipe, planned, cases, devices))
 
@@ -179,27 +168,25 @@ def _rows(
     kept: dict[tuple[Training, ...], Trained] = {}
     references = {trial.reference for trial in planned}
 
-    def outcome_of(runs: tuple[Training, ...], case: str) -> Trained:
+    def trained_by(runs: tuple[Training, ...], case: str) -> Trained:
         if runs in kept:
             return kept[runs]
         started = time.perf_counter()
-        outcomes = [
-            run_in_ranks(run_steps, run.ranks, run, leak, timeout=_HANGS_AFTER, device=device)[0] for run in runs
-        ]
+        halves = [run_in_ranks(run_steps, run.ranks, run, leak, timeout=_HANGS_AFTER, device=device)[0] for run in runs]
         counts = ", then ".join(str(run.ranks) for run in runs)
         progress(f"{case} on {counts} device(s): {time.perf_counter() - started:.1f} s")
-        joined = _joined(outcomes)
+        joined = _joined(halves)
         if runs in references:
             kept[runs] = joined
         return joined
 
     for trial in planned:
-        reference = outcome_of(trial.reference, trial.case)
-        yield _judge(trial, reference, outcome_of(trial.runs, trial.case), dtype)
+        reference = trained_by(trial.reference, trial.case)
+        yield _judge(trial, reference, trained_by(trial.runs, trial.case), dtype)
 
 
 def _joined(halves: Sequence[Trained]) -> Trained:
-    """One outcome of the halves of a stopped run."""
+    """The halves of a stopped run as one run."""
     first, last = halves[0], halves[-1]
     return replace(
         last,
@@ -220,15 +207,15 @@ class _Difference:
 
     @property
     def is_broken(self) -> bool:
-        """Whether a number is not finite, or a tensor is missing; another list of detections is neither."""
+        """Whether a number is not finite or a tensor is missing; a different list of detections is not meant."""
         return self.value == math.inf and self.kind != "detections"
 
 
-def _judge(trial: Trial, reference: Trained, outcome: Trained, dtype: str) -> Comparison:
+def _judge(trial: Trial, reference: Trained, trained: Trained, dtype: str) -> Comparison:
     run, limit = trial.runs[-1], 0.0 if trial.is_bitwise else LIMITS[dtype]
-    found = list(_differences(reference, outcome))
+    found = list(_differences(reference, trained))
     judges_all = dtype == "float64" or trial.is_bitwise
-    # a near-tie may change the list of detections, but makes nothing infinite
+    # a near-tie may change the list of detections, but it makes no number infinite
     judged = [own for own in found if judges_all or own.is_of_first_step or own.is_broken]
     later = [own.value for own in found if not (judges_all or own.is_of_first_step or own.value == math.inf)]
     worst = max(judged, key=lambda own: own.value)
@@ -244,38 +231,38 @@ def _judge(trial: Trial, reference: Trained, outcome: Trained, dtype: str) -> Co
         worst.value,
         worst.where if worst.value else "",
         max(later, default=None),
-        _fault(outcome, judged, limit),
+        _fault(trained, judged, limit),
         of_kind,
         "nothing" if trial.runs == trial.reference else "another layout" if trial.has_other_layout else "same layout",
     )
 
 
-def _fault(outcome: Trained, judged: Sequence[_Difference], limit: float) -> str:
-    if outcome.drifted:
-        return f"rank {outcome.drifted[0]} holds other weights or buffers than rank 0"
+def _fault(trained: Trained, judged: Sequence[_Difference], limit: float) -> str:
+    if trained.drifted:
+        return f"rank {trained.drifted[0]} holds other weights or buffers than rank 0"
     for own in judged:
         if own.value > limit:
             if own.value == math.inf:
                 return f"{own.where} is not finite or not the same kind of thing"
             return f"{own.where} differs by {own.value:.2g}, allowed {limit:g}"
-    if outcome.unmoved:
-        others = f", nor did {len(outcome.unmoved) - 1} other trained tensor(s)" if outcome.unmoved[1:] else ""
-        return f"{outcome.unmoved[0]} did not move{others}"
+    if trained.unmoved:
+        others = f", nor did {len(trained.unmoved) - 1} other trained tensor(s)" if trained.unmoved[1:] else ""
+        return f"{trained.unmoved[0]} did not move{others}"
     return ""
 
 
-def _differences(reference: Trained, outcome: Trained) -> Iterator[_Difference]:
-    """Everything that two runs have in common, in the order in which it is computed."""
-    for name, value in _by_name(reference.gradients, outcome.gradients):
+def _differences(reference: Trained, trained: Trained) -> Iterator[_Difference]:
+    """All differences of two runs, in the order of the computation."""
+    for name, value in _by_name(reference.gradients, trained.gradients):
         yield _Difference("gradient", f"gradient.{name}", value, True)
-    for step, (ours, theirs) in enumerate(zip(reference.reported, outcome.reported, strict=True), 1):
+    for step, (ours, theirs) in enumerate(zip(reference.reported, trained.reported, strict=True), 1):
         for name, value in _by_name(ours, theirs):
             yield _Difference("reported", f"step {step}: {name}", value, step == 1)
-    rates = torch.tensor([reference.rates, outcome.rates], dtype=torch.float64)
+    rates = torch.tensor([reference.rates, trained.rates], dtype=torch.float64)
     yield _Difference("rate", "learning rate", relative_difference(*rates), True)
-    for name, value in _by_name(reference.state, outcome.state):
+    for name, value in _by_name(reference.state, trained.state):
         yield _Difference(name.split(".", 1)[0], name, value)
-    for what, value in _of_detections(reference.detections, outcome.detections):
+    for what, value in _of_detections(reference.detections, trained.detections):
         yield _Difference("detections", f"detections: {what}", value)
 
 
@@ -296,7 +283,7 @@ def _of_detections(ours: Sequence[Result], theirs: Sequence[Result]) -> Iterator
 
 
 def relative_difference(ours: Tensor, theirs: Tensor) -> float:
-    """max|a - b| / max(max|a|, 1e-6), the contract's measure; what is not finite is infinitely far away."""
+    """max|a - b| / max(max|a|, 1e-6), as in the contract; infinite if a value is not finite."""
     if ours.shape != theirs.shape or not (ours.isfinite().all() and theirs.isfinite().all()):
         return math.inf
     ours, theirs = ours.double(), theirs.double()

@@ -11,6 +11,8 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from megdet.data.segmentations import Segmentation, Segmentations
+
 
 @dataclass(frozen=True, slots=True)
 class Annotations:
@@ -35,6 +37,8 @@ class AnnotationTable(Sequence[Annotations]):
         counts: (images,) objects of each image.
         boxes, labels, is_crowd, areas: as in `Annotations`, those of the first image first.
         annotation_ids: as they come, in the same order; integers of 64 bits or objects.
+        segmentations: of all objects of the file; None where nobody asked for them.
+        places: (objects,) where each object is among them, where they are there.
     """
 
     def __init__(
@@ -45,9 +49,11 @@ class AnnotationTable(Sequence[Annotations]):
         is_crowd: NDArray[np.bool_],
         areas: NDArray[np.float32],
         annotation_ids: NDArray[Any],
+        segmentations: Segmentations | None = None,
+        places: NDArray[np.int64] | None = None,
     ) -> None:
         self.counts, self.boxes, self.labels, self.is_crowd, self.areas = counts, boxes, labels, is_crowd, areas
-        self.annotation_ids = annotation_ids
+        self.annotation_ids, self.segmentations, self.places = annotation_ids, segmentations, places
         self._ends = np.cumsum(counts)
 
     def __len__(self) -> int:
@@ -62,8 +68,7 @@ class AnnotationTable(Sequence[Annotations]):
     def __getitem__(self, index: int | slice) -> Annotations | list[Annotations]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        place = range(len(self))[index]
-        own = slice(self._ends[place - 1] if place else 0, self._ends[place])
+        own = self._rows(index)
         return Annotations(
             boxes=self.boxes[own],
             labels=self.labels[own],
@@ -71,3 +76,13 @@ class AnnotationTable(Sequence[Annotations]):
             areas=self.areas[own],
             annotation_ids=tuple(self.annotation_ids[own].tolist()),
         )
+
+    def segmentations_of(self, index: int) -> list[Segmentation]:
+        """Those of the objects of one image, in the order of its `Annotations`; they must have been asked for."""
+        if self.segmentations is None or self.places is None:
+            raise ValueError("the data set was read without masks")
+        return [self.segmentations[place] for place in self.places[self._rows(index)].tolist()]
+
+    def _rows(self, index: int) -> slice:
+        place = range(len(self))[index]
+        return slice(self._ends[place - 1] if place else 0, self._ends[place])

@@ -2,7 +2,7 @@
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,13 +19,15 @@ from megdet.data.coco_rows import (
     ObjectRow,
     area_fault,
     box_fault,
+    content_of,
     crowd_fault,
     declared_fault,
     declared_size,
+    decode,
     is_id,
-    read_rows,
 )
 from megdet.data.image import MAX_PIXELS, Header, pixels_fault, read_header, read_image
+from megdet.data.segmentations import OutlineRow, outline_rows, place_fault, segmentation_fault
 from megdet.errors import InputError, shown
 
 _THREADS = 8
@@ -57,17 +59,22 @@ def check_dataset(
     *,
     max_pixels: int = MAX_PIXELS,
     allow_outside_files: bool = False,
+    with_masks: bool = False,
 ) -> list[Problem]:
     """All problems of a COCO instances file and its images, fatal ones first; every image is decoded.
 
-    Never raises for bad data: what cannot be read is a problem too. The keys are those of `load_coco`.
+    Never raises for bad data: what cannot be read is a problem too. The keys are those of `load_coco`; without masks,
+    those of segmentations are warnings.
     """
     try:
-        rows = read_rows(annotations_file)
+        content = content_of(annotations_file)
+        rows = decode(annotations_file, content)
     except InputError as error:
         return [Problem("unreadable annotations", True, annotations_file, None, None, str(error))]
     checker = _Checker(annotations_file, image_folder, max_pixels, allow_outside_files)
     checker.check(rows)
+    if isinstance(rows, CocoRows):
+        checker.check_segmentations(outline_rows(content), are_needed=with_masks)
     return sorted(checker.problems, key=lambda problem: not problem.fatal)
 
 
@@ -119,6 +126,24 @@ class _Checker:
         self._check_images(images)
         self._check_files()
         self._check_annotations(objects)
+
+    def check_segmentations(self, rows: Sequence[OutlineRow], *, are_needed: bool) -> None:
+        num_missing = 0
+        for row in rows:
+            at, value = (row.image_id, row.id), row.value()
+            header = self.headers.get(row.image_id) if is_id(row.image_id) else None
+            fault = segmentation_fault(value)
+            if not fault and value and header is not None:
+                fault = place_fault(value, header[:2])
+            if fault:
+                self._add("bad segmentation", fault, fatal=are_needed, at=at)
+            elif not value:
+                num_missing += 1
+                if are_needed:
+                    self._add("no segmentation", "the object has no segmentation", at=at)
+        if not are_needed and 0 < num_missing < len(rows):
+            message = f"{num_missing} of {len(rows)} objects have no segmentation, a detector with masks refuses them"
+            self._add("no segmentation", message, fatal=False)
 
     def _add(
         self,

@@ -20,6 +20,7 @@ from megdet.data.coco_file import CocoColumns, load_columns
 from megdet.data.coco_rows import refusal
 from megdet.data.headers import read_headers
 from megdet.data.image import MAX_PIXELS, Header, pixels_fault
+from megdet.data.segmentations import Segmentations, far_fault, rle_size_fault
 from megdet.errors import InputError, shown
 from megdet.files import replace_file
 from megdet.recipe import Data
@@ -59,26 +60,32 @@ class CocoDataset:
         return self.image_folder / self.file_names[index]
 
 
-def training_set(data: Data) -> CocoDataset:
-    """The images that a recipe trains on. Raises InputError."""
-    return load_coco(
+def training_set(data: Data, *, with_masks: bool) -> CocoDataset:
+    """The images that a recipe trains on; with masks every object has one, a crowd too. Raises InputError."""
+    dataset = load_coco(
         Path(data.train_annotations),
         Path(data.train_images),
         keep_empty=data.keep_empty_images,
         max_pixels=data.max_pixels,
         allow_outside_files=data.allow_outside_files,
+        with_masks=with_masks,
     )
+    _refuse_missing_masks(dataset)
+    return dataset
 
 
-def validation_set(data: Data) -> CocoDataset:
-    """The images that a recipe evaluates on. Raises InputError."""
-    return load_coco(
+def validation_set(data: Data, *, with_masks: bool) -> CocoDataset:
+    """The images that a recipe evaluates on; with masks every object has one, a crowd too. Raises InputError."""
+    dataset = load_coco(
         Path(data.val_annotations),
         Path(data.val_images),
         keep_empty=True,
         max_pixels=data.max_pixels,
         allow_outside_files=data.allow_outside_files,
+        with_masks=with_masks,
     )
+    _refuse_missing_masks(dataset)
+    return dataset
 
 
 def load_coco(
@@ -88,6 +95,7 @@ def load_coco(
     keep_empty: bool,
     max_pixels: int = MAX_PIXELS,
     allow_outside_files: bool = False,
+    with_masks: bool = False,
 ) -> CocoDataset:
     """Read a COCO instances file and the sizes of its images; both are remembered in the user's cache folder.
 
@@ -97,13 +105,14 @@ def load_coco(
         keep_empty: keep images without a box that can be a target (none at all, crowds only, none with area) too.
         max_pixels: the largest height x width of an image.
         allow_outside_files: take a `file_name` that is absolute or has `..` in it.
+        with_masks: read the segmentations too; an object may still have none.
 
     Raises:
         InputError: a file or a key is missing, an id is duplicate or unknown, a box is not four finite numbers or has a
-            negative size, an image has another size than the file says, is too large or outside of its folder, or no
-            image is left.
+            negative size, an image has another size than the file says, is too large or outside of its folder, a
+            segmentation that is asked for cannot be meant, or no image is left.
     """
-    columns = load_columns(annotations_file)
+    columns = load_columns(annotations_file, with_masks=with_masks)
     fail = partial(refusal, annotations_file)
     num_images = len(columns.image_ids)
     for image_id, name in zip(columns.image_ids, columns.file_names, strict=True):
@@ -120,6 +129,8 @@ def load_coco(
 
     sizes = np.full((num_images, 2), _UNREAD, np.int64)
     sizes[needed] = headers[:, :2]
+    if columns.segmentations is not None:
+        _check_segmentations(columns, columns.segmentations, sizes, fail)
     boxes = np.clip(columns.boxes, 0, np.tile(sizes[columns.image_index][:, ::-1], 2)).astype(np.float32)
     has_area = np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
     if not keep_empty:
@@ -222,6 +233,40 @@ def _check_sizes(
         )
 
 
+def _check_segmentations(
+    columns: CocoColumns, found: Segmentations, sizes: NDArray[np.int64], fail: Callable[..., InputError]
+) -> None:
+    """Refuse runs of another size than their image, and polygons far outside of it; those of unread images pass."""
+    size = sizes[columns.image_index]
+    is_read = size[:, 0] != _UNREAD
+    edges = np.tile(size[:, ::-1], 2) * [-1, -1, 2, 2]
+    is_far = (found.bounds[:, :2] < edges[:, :2]).any(axis=1) | (found.bounds[:, 2:] > edges[:, 2:]).any(axis=1)
+    is_other = (found.rle_sizes != size).any(axis=1) & (found.rle_sizes > 0).any(axis=1)
+    for place in np.flatnonzero(is_read & (is_far | is_other))[:1].tolist():
+        height, width = size[place].tolist()
+        fault = far_fault(found.bounds[place].tolist(), (height, width))
+        if is_other[place]:
+            fault = rle_size_fault(tuple(found.rle_sizes[place].tolist()), (height, width))
+        image_id, (own_id,) = columns.image_ids[columns.image_index[place]], columns.annotation_ids[[place]].tolist()
+        raise fail(fault, image_id, own_id, verb="data check --masks")
+
+
+def _refuse_missing_masks(dataset: CocoDataset) -> None:
+    """Refuse a data set whose masks were asked for where an object has none."""
+    table = dataset.annotations
+    if table.segmentations is None or table.places is None:
+        return
+    missing = np.flatnonzero(table.segmentations.is_missing[table.places])
+    if len(missing):
+        image = int(np.searchsorted(table.counts.cumsum(), missing[0], side="right"))
+        fault = (
+            f"it has no segmentation, like {len(missing)} of {len(table.places)} objects in use, and the detector has "
+            "masks: give every object a polygon or an RLE, or take a detector of boxes"
+        )
+        image_id, (own_id,) = dataset.image_ids[image], table.annotation_ids[missing[:1]].tolist()
+        raise refusal(dataset.annotations_file, fault, image_id, own_id, verb="data check --masks")
+
+
 def _deal_out(
     columns: CocoColumns, boxes: NDArray[np.float32], is_used: NDArray[np.bool_], images: NDArray[np.int64]
 ) -> AnnotationTable:
@@ -238,4 +283,6 @@ def _deal_out(
         columns.is_crowd[rows],
         areas[rows].astype(np.float32),
         columns.annotation_ids[rows],
+        columns.segmentations,
+        None if columns.segmentations is None else rows,
     )

@@ -6,7 +6,7 @@ The cache is trusted by the SHA-256 of the annotation file and by `FORMAT`.
 import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,6 +16,7 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
+from megdet.data import segmentations
 from megdet.data.coco_rows import (
     MARK,
     CategoryRow,
@@ -33,6 +34,7 @@ from megdet.data.coco_rows import (
     refusal,
 )
 from megdet.data.columns import Columns, id_array, id_column, ids_of, text_column, text_of
+from megdet.data.segmentations import Segmentations
 from megdet.data.user_cache import cache_file, recall, remember
 from megdet.errors import InputError, shown
 from megdet.files import is_file
@@ -65,23 +67,38 @@ class CocoColumns:
     """NaN where the file has none"""
     annotation_ids: NDArray[Any]
     """int64, or objects where one is a string or longer"""
+    segmentations: Segmentations | None = None
+    """of the same objects, where they were asked for"""
 
 
-def load_columns(file: Path) -> CocoColumns:
-    """What a COCO instances file says, from the cache where it is of the same bytes.
+def load_columns(file: Path, *, with_masks: bool = False) -> CocoColumns:
+    """What a COCO instances file says, from the cache where it is of the same bytes; with its segmentations if asked.
 
     Raises:
         InputError: the file is missing or no COCO instances file, an id is duplicate or unknown, a box is not four
-            finite numbers or has a negative size.
+            finite numbers or has a negative size, a segmentation that is asked for cannot be meant.
     """
-    cache = cache_file("annotations", file)
-    columns = recall(cache, format=FORMAT, source=_digest(file))
-    if columns is not None:
-        return _unpacked(columns)
-    content = content_of(file)
-    found = parse(file, content)
-    remember(cache, _packed(found), format=FORMAT, source=hashlib.sha256(content, usedforsecurity=False).hexdigest())
+    found = _recalled(file, _digest(file), with_masks)
+    if found is None:
+        content = content_of(file)
+        source = hashlib.sha256(content, usedforsecurity=False).hexdigest()
+        found = parse(file, content)
+        remember(cache_file("annotations", file), _packed(found), format=FORMAT, source=source)
+        if with_masks:
+            masks = segmentations.parse(file, content)
+            remember(cache_file("masks", file), masks.packed(), format=segmentations.FORMAT, source=source)
+            found = _recalled(file, source, with_masks) or replace(found, segmentations=masks)
     return found
+
+
+def _recalled(file: Path, source: str, with_masks: bool) -> CocoColumns | None:
+    """What the caches have of a file with this SHA-256, None where one of them has nothing."""
+    columns = recall(cache_file("annotations", file), format=FORMAT, source=source)
+    if columns is None or not with_masks:
+        return None if columns is None else _unpacked(columns)
+    cache = cache_file("masks", file)
+    masks = recall(cache, is_mapped=True, format=segmentations.FORMAT, source=source)
+    return None if masks is None else replace(_unpacked(columns), segmentations=segmentations.unpacked(masks, cache))
 
 
 def parse(file: Path, content: bytes) -> CocoColumns:

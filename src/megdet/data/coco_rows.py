@@ -1,6 +1,6 @@
 """The rows of a COCO instances file as they stand in it, and what can be wrong with one.
 
-Polygons are skipped while the file is decoded.
+Segmentations are skipped while the file is decoded; `megdet.data.segmentations` reads them.
 """
 
 from pathlib import Path
@@ -50,13 +50,11 @@ class CocoRows(msgspec.Struct):
     categories: list[CategoryRow]
 
 
-def read_rows(file: Path) -> object:
-    """The `CocoRows` of a file, or the JSON value in it where that is of another structure. Raises InputError."""
-    return decode(file, content_of(file))
-
-
 def decode(file: Path, content: bytes) -> object:
-    """The same, of the bytes of a file."""
+    """The `CocoRows` of a file's bytes, or the JSON value in it where that is of another structure.
+
+    Raises InputError.
+    """
     try:
         return _DECODER.decode(content.removeprefix(MARK))
     except (msgspec.MsgspecError, UnicodeError, RecursionError):
@@ -68,11 +66,13 @@ def content_of(file: Path) -> bytes:
     return read_bytes(file, LARGEST_JSON)
 
 
-def refusal(file: Path, fault: str, image_id: object = None, annotation_id: object = None) -> InputError:
-    """The InputError for a fault of a COCO file, at the ids where it is."""
+def refusal(
+    file: Path, fault: str, image_id: object = None, annotation_id: object = None, *, verb: str = "data check"
+) -> InputError:
+    """The InputError for a fault of a COCO file, at the ids where it is; `verb` lists all faults of its kind."""
     where = f", image {shown(image_id)}" if image_id is not None else ""
     where += f", annotation {shown(annotation_id)}" if annotation_id is not None else ""
-    return InputError(f"{file}{where}: {fault}; run `megdet data check` to see every problem of this file")
+    return InputError(f"{file}{where}: {fault}; run `megdet {verb}` to see every problem of this file")
 
 
 def image_fault(image: ImageRow) -> str:

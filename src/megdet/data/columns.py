@@ -29,16 +29,16 @@ def write_columns(path: Path, columns: Columns, notes: Mapping[str, str]) -> Non
     replace_file(path, save(flat, {**notes, "checksum": _checksum(flat)}), durable=False)
 
 
-def read_columns(path: Path) -> tuple[Columns, dict[str, str]]:
-    """The arrays and the text of a file. Raises OSError, and ValueError where it is damaged."""
-    columns, notes = _split(np.fromfile(path, np.uint8))
+def read_columns(path: Path, *, is_mapped: bool = False) -> tuple[Columns, dict[str, str]]:
+    """The arrays and the text of a file, read or mapped. Raises OSError, and ValueError where it is damaged."""
+    columns, notes = map_columns(path) if is_mapped else _split(np.fromfile(path, np.uint8))
     if notes.get("checksum") != _checksum(columns):
         raise ValueError("the checksum is wrong")
     return columns, notes
 
 
 def map_columns(path: Path) -> tuple[Columns, dict[str, str]]:
-    """The same without reading them: pages are loaded when they are looked at, once for all processes."""
+    """The same without a look at them: pages are loaded when they are looked at, once for all processes."""
     return _split(np.memmap(path, np.uint8, "r").view(np.ndarray))
 
 

@@ -17,13 +17,15 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from megdet.data.coco import write_coco
-from megdet.data.shapes import OUTLINES, Shape, paint, place
+from megdet.data.shapes import OUTLINES, Shape, paint, place, visible_parts
 from megdet.errors import InputError
 from megdet.files import read_json, replace_file
 
 CLASS_NAMES = tuple(OUTLINES)
 """the classes of the demo data, in the order of their category ids 1, 2, ..."""
 
+_VERSION = 2
+"""Of what is written; 1 had the polygons of whole shapes, also where another one hides a part."""
 _SPLITS = ("train", "val")
 _EIGHTHS = ((8, 4), (4, 8), (8, 8), (8, 3), (3, 8), (6, 8), (7, 3), (3, 7))
 """Heights and widths of pictures of several sizes, in eighths of the longest edge."""
@@ -136,8 +138,10 @@ def _is_complete(folder: Path, split: str, count: int, settings: DemoSettings) -
         info = read_json(file)["info"]["megdet_demo"]
     except (InputError, KeyError, TypeError) as error:
         raise InputError(f"{file}: this is not the demo data; choose another folder or remove it") from error
-    if info != _info(settings, count):
+    if not isinstance(info, dict) or {**info, "version": _VERSION} != _info(settings, count):
         raise InputError(f"{file}: demo data of other settings ({info}); choose another folder or remove it")
+    if info["version"] != _VERSION:
+        return False  # the same pictures, other annotations
     drawn = {entry.name for entry in (folder / split).glob("*.jpg")}
     return all(_file_name(index) in drawn for index in range(count))
 
@@ -146,7 +150,7 @@ def _info(settings: DemoSettings, count: int) -> dict[str, Any]:
     own = asdict(settings)
     if not settings.several_sizes:
         del own["several_sizes"]
-    return {"version": 1, "images": count, **own}
+    return {"version": _VERSION, "images": count, **own}
 
 
 def _file_name(index: int) -> str:
@@ -181,16 +185,18 @@ def _draw_file(folder: Path, split: str, settings: DemoSettings, index: int) -> 
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=92, subsampling=0)
     replace_file(folder / _file_name(index), file.getvalue(), durable=False)
-    return [_annotation(shape) for shape in shapes]
+    outlines = visible_parts(shapes, pixels.shape[:2])
+    return [_annotation(shape, outline) for shape, outline in zip(shapes, outlines, strict=True)]
 
 
-def _annotation(shape: Shape) -> dict[str, Any]:
+def _annotation(shape: Shape, visible: Any) -> dict[str, Any]:
+    """Box and area are those of the whole shape, so that scores of boxes mean the same with and without occlusion."""
     x1, y1, x2, y2 = shape.box.tolist()
     return {
         "category_id": CLASS_NAMES.index(shape.name) + 1,
         "bbox": [round(value, 2) for value in (x1, y1, x2 - x1, y2 - y1)],
         "area": round(shape.area, 2),
-        "segmentation": [shape.polygon.ravel().tolist()],
+        "segmentation": visible,
     }
 
 

@@ -1,10 +1,15 @@
 """The outlines of the demo data's classes, and how one of them is painted into a picture."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
+
+from megdet.data.masks import place_mask, rle_of
+from megdet.data.segmentations import Segmentation
 
 SUPERSAMPLING = 4
 """masks are drawn this much larger and averaged, which gives smooth edges"""
@@ -85,6 +90,20 @@ class Shape:
         """Square pixels inside the polygon (the hole of a ring is outside)."""
         x, y = self.polygon.T
         return float(abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2)
+
+
+def visible_parts(shapes: Sequence[Shape], size: tuple[int, int]) -> list[Any]:
+    """The `segmentation` of shapes from back to front: the polygon of a whole one, the pixels (RLE) of any other."""
+    is_covered, found = np.zeros(size, np.bool_), []
+    for shape in reversed(shapes):
+        mask = np.zeros(size, np.bool_)
+        outline = Segmentation((shape.polygon.astype(np.float32),), np.zeros(0, np.int32))
+        x, y, own = place_mask(outline, size, size)
+        mask[y : y + own.shape[0], x : x + own.shape[1]] = own
+        is_whole = not (mask & is_covered).any()
+        found.append([shape.polygon.ravel().tolist()] if is_whole else rle_of(mask & ~is_covered))
+        is_covered |= mask
+    return found[::-1]
 
 
 def place(name: str, radius: float, angle: float, stretch: float, centre: NDArray[np.float64]) -> Shape:

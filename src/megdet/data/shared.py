@@ -9,6 +9,7 @@ from pathlib import Path
 from megdet.data.annotations import AnnotationTable
 from megdet.data.coco import CocoDataset
 from megdet.data.columns import Columns, id_column, ids_of, map_columns, text_column, text_of, write_columns
+from megdet.data.segmentations import mapped, unpacked
 from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.files import cannot_write, reason_of
@@ -48,8 +49,12 @@ def _why(error: Exception) -> str:
 def _written(dataset: CocoDataset, opened: ExitStack) -> str:
     table = dataset.annotations
     names = (dataset.class_names, dataset.category_ids, dataset.image_ids, dataset.file_names, dataset.num_dropped)
+    masks = table.segmentations
+    masks_file = None if masks is None else masks.shared_file()
     columns: Columns = {
-        "files": text_column([str(dataset.annotations_file), str(dataset.image_folder)]),
+        "files": text_column(
+            [str(file or "") for file in (dataset.annotations_file, dataset.image_folder, masks_file)]
+        ),
         "names": text_column(names),
         "sizes": dataset.sizes,
         "counts": table.counts,
@@ -59,6 +64,8 @@ def _written(dataset: CocoDataset, opened: ExitStack) -> str:
         "areas": table.areas,
         "annotation_ids": id_column(table.annotation_ids),
     }
+    if masks is not None and table.places is not None:
+        columns |= {"places": table.places, **({} if masks_file else masks.packed())}
     try:
         folder = opened.enter_context(tempfile.TemporaryDirectory(prefix="megdet_data_"))
         file = Path(folder) / "dataset.safetensors"
@@ -70,8 +77,9 @@ def _written(dataset: CocoDataset, opened: ExitStack) -> str:
 
 def _mapped(file: Path) -> CocoDataset:
     columns, _ = map_columns(file)
-    annotations_file, image_folder = text_of(columns["files"])
+    annotations_file, image_folder, masks_file = text_of(columns["files"])
     class_names, category_ids, image_ids, file_names, num_dropped = text_of(columns["names"])
+    masks = mapped(Path(masks_file)) if masks_file else unpacked(columns) if "digest" in columns else None
     return CocoDataset(
         annotations_file=Path(annotations_file),
         image_folder=Path(image_folder),
@@ -87,6 +95,8 @@ def _mapped(file: Path) -> CocoDataset:
             columns["is_crowd"],
             columns["areas"],
             ids_of(columns["annotation_ids"]),
+            masks,
+            columns.get("places"),
         ),
         num_dropped=num_dropped,
     )

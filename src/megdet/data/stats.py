@@ -39,6 +39,8 @@ class Statistics:
     """from 32 to 96 squared"""
     num_large: int
     """96 squared and more"""
+    mask_fractions: NDArray[np.float64] | None
+    """(boxes that have a mask,): area of the mask over that of the box; None where the set was read without masks"""
 
     def quantiles(self, values: NDArray[Any]) -> tuple[float, ...]:
         """The `QUANTILES` of one of the arrays above; NaN where it is empty."""
@@ -74,4 +76,15 @@ def dataset_statistics(dataset: CocoDataset) -> Statistics:
         num_small=num_small,
         num_medium=num_up_to_medium - num_small,
         num_large=len(boxes) - num_up_to_medium,
+        mask_fractions=_mask_fractions(dataset, ~crowd, width * height),
     )
+
+
+def _mask_fractions(
+    dataset: CocoDataset, is_box: NDArray[np.bool_], box_areas: NDArray[np.float64]
+) -> NDArray[np.float64] | None:
+    found, places = dataset.annotations.segmentations, dataset.annotations.places
+    if found is None or places is None:
+        return None
+    has_mask = ~found.is_missing[places[is_box]]
+    return np.asarray(found.areas()[places[is_box]] / box_areas)[has_mask]

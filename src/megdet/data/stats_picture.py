@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from megdet.data.stats import Statistics
-from megdet.errors import InputError
+from megdet.plotting import save_figure
 
 _INK, _MUTED, _BLUE = "#1f2933", "#7b8794", "#2f6db5"
 _MAX_CLASSES_SHOWN = 20
@@ -50,11 +50,7 @@ def _plot(stats: Statistics, path: Path, title: str) -> None:
     _plot_box_sizes(figure.add_subplot(grid[0, 2]), stats)
     _plot_aspect_ratios(figure.add_subplot(grid[1, 1]), stats.aspect_ratios)
     _plot_image_sizes(figure.add_subplot(grid[1, 2]), stats.image_sizes)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=110)
-    except (OSError, ValueError) as error:  # ValueError: an unknown suffix
-        raise InputError(f"{path}: the picture cannot be written: {error}") from error
+    save_figure(figure, path, 110)
 
 
 def _count(number: int, word: str, words: str = "") -> str:

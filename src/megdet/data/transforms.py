@@ -1,6 +1,7 @@
 """From planned images to a batch: read, resize, crop, colour, flip, place on the canvas."""
 
 from collections.abc import Callable, Sequence
+from itertools import compress
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torchvision.transforms.v2 import functional as V
 from megdet.data.cache import ImageCache
 from megdet.data.coco import CocoDataset
 from megdet.data.image import read_image
+from megdet.data.masks import PlacedMask, make_masks, place_mask
 from megdet.data.plan import Crop, PlannedImage, unit_interval
 from megdet.errors import InputError
 from megdet.ops.boxes import box_area, clip_boxes
@@ -32,12 +34,14 @@ def load_batch(
 ) -> Batch:
     """The images of one micro-batch, which may be none, on a canvas of (height, width) pixels.
 
-    Crowd boxes are not targets. Raises InputError for a file that cannot be read, or has another size than in the plan.
+    Crowds are not targets. Targets have masks where the data set was read with them.
+
+    Raises InputError for a file that cannot be read, or has another size than in the plan.
     """
     # channels last like the resized images, and like the model wants them: turning them costs more than resizing
     dtype = torch.float32 if any(image.resize == "torchvision" for image in images) else torch.uint8
     pixels = torch.zeros((len(images), *canvas, 3), dtype=dtype).permute(0, 3, 1, 2)
-    boxes, labels, scales = [], [], torch.ones(len(images), 2)
+    boxes, labels, masks, scales = [], [], [], torch.ones(len(images), 2)
     for row, image in enumerate(images):
         original = dataset.sizes[image.index]
         pixels[row, :, : image.size[0], : image.size[1]] = _load(dataset, image, color_jitter, cache)
@@ -45,14 +49,18 @@ def load_batch(
         annotations = dataset.annotations[image.index]
         is_target = ~annotations.is_crowd
         own_boxes, is_left = _transform_boxes(annotations.boxes[is_target], image, scales[row])
+        is_target[is_target] = is_left.numpy()  # what a crop leaves
         boxes.append(own_boxes[is_left])
-        labels.append(torch.from_numpy(annotations.labels[is_target])[is_left])
+        labels.append(torch.from_numpy(annotations.labels[is_target]))
+        if dataset.annotations.segmentations is not None:
+            masks.append(_masks(dataset, image, is_target))
     most = max((len(own) for own in labels), default=0)
     width = max(_BOXES_MULTIPLE, -(-most // _BOXES_MULTIPLE) * _BOXES_MULTIPLE)
     targets = Targets(
         torch.zeros(len(images), width, 4),
         torch.full((len(images), width), -1),
         torch.tensor([image.seed for image in images], dtype=torch.int64),
+        None if dataset.annotations.segmentations is None else make_masks(masks, width),
     )
     for row, (own_boxes, own_labels) in enumerate(zip(boxes, labels, strict=True)):
         targets.boxes[row, : len(own_boxes)] = own_boxes
@@ -139,6 +147,16 @@ def _resized(dataset: CocoDataset, image: PlannedImage, cache: ImageCache | None
         return resize(cache.pixels(image.index, path, "decoded", read), image.resized)
     kind = "resized to {}x{}".format(*image.resized)
     return torch.from_numpy(cache.pixels(image.index, path, kind, read_and_resize)).permute(2, 0, 1)
+
+
+def _masks(dataset: CocoDataset, image: PlannedImage, is_target: NDArray[np.bool_]) -> list[PlacedMask]:
+    height, width = dataset.sizes[image.index].tolist()
+    own = compress(dataset.annotations.segmentations_of(image.index), is_target)
+    placed = [place_mask(one, (height, width), image.resized) for one in own]
+    if image.crop:
+        placed = [one.cut(image.crop.corner, image.size) for one in placed]
+    flips = {"horizontal": image.flip_horizontal, "vertical": image.flip_vertical}
+    return [one.flipped(image.size, **flips) for one in placed]
 
 
 def _transform_boxes(

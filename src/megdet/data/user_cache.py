@@ -20,10 +20,10 @@ def cache_file(kind: str, *paths: Path) -> Path:
         return Path(os.devnull) / name
 
 
-def recall(file: Path, **expected: str) -> Columns | None:
-    """What a file remembers, where it is whole and says of itself what is expected."""
+def recall(file: Path, *, is_mapped: bool = False, **expected: str) -> Columns | None:
+    """What a file remembers, where it is whole and says of itself what is expected; mapped if asked, not read."""
     try:
-        columns, notes = read_columns(file)
+        columns, notes = read_columns(file, is_mapped=is_mapped)
     except (OSError, ValueError):
         return None
     return columns if notes.items() >= expected.items() else None

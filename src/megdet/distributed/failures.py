@@ -1,16 +1,16 @@
 """A rank that fails stops the others, with its name and its reason.
 
 A collective cannot say why a peer is gone: gloo says "connection closed", NCCL waits. So the ranks leave notes in the
-store of the process group (torchrun's agent holds it, or rank 0, or a file), read by a light thread of every rank:
+store of the process group (held by torchrun's agent, rank 0 or a file). A light thread in every rank reads them:
 
-    stopped      whose fault it was, in a sentence; the first that is written stands
+    stopped      the rank at fault and its reason, in a sentence; the first one written counts
     heard        how many ranks have read it
-    roll_call    somebody lost a peer and nobody said why: who is there?
-    here/RANK    that rank's answer, as JSON: what it is doing, and where
-    told/HOST    the rank of a machine that prints why all of it end, where they are told to end (SIGTERM)
+    roll_call    a rank lost a peer and no reason is known: all ranks must answer
+    here/RANK    the answer of a rank, as JSON: what it is doing, and where
+    told/HOST    the rank that prints the reason for its machine, when its ranks get SIGTERM
 
-torchrun ends the ranks that are left by SIGTERM as soon as one of its machine has died. They find out which one it was
-and say it first; it gives them 30 seconds.
+torchrun sends SIGTERM to the other ranks of a machine as soon as one has died, and waits 30 seconds. In this time they
+find out which one it was, and one of them prints it.
 """
 
 import itertools
@@ -37,13 +37,13 @@ from megdet.errors import InputError
 
 PACKAGE = Path(__file__).parents[1]
 POLL_SECONDS = 1.0
-"""Between two looks of a rank's thread into the store."""
+"""Between two reads of the store by a rank's thread."""
 ANSWER_SECONDS = 8.0
-"""A rank that does not answer the roll call for so long is dead."""
+"""A rank that does not answer the roll call within this time counts as dead."""
 HEARD_SECONDS = 5.0
-"""Rank 0, which may hold the store, stays at most so long for the others to read why it fails."""
+"""How long rank 0, which may hold the store, waits at most until the others have read why it fails."""
 GRACE_SECONDS = 10.0
-"""A rank that is still at work so long after another one stopped is ended: it waits for what will never come."""
+"""A rank still at work this long after another one stopped is ended: it waits for a collective that never comes."""
 STORE_TIMEOUT = timedelta(seconds=30)
 
 _LOST = re.compile("timed out|timeout|connection|read error|writev|broken pipe", re.IGNORECASE)
@@ -53,12 +53,12 @@ _numbers = itertools.count()
 
 @contextmanager
 def stop_together(world: World) -> Iterator[None]:
-    """Around work that the ranks do together: none of them outlives another that failed in it.
+    """Around work that the ranks do together: if one rank fails in it, all end.
 
-    The exception of the rank that failed goes on as it is. All others, also where they only lost their connection to
-    a rank that had lost its own, raise an InputError that names the rank at fault and its reason. A rank that is not
-    in a collective, so that it learns of nothing, is ended with that line and exit code 2. Every rank of the world
-    enters and leaves it in the same order as the others.
+    The rank that failed raises its own exception. All other ranks raise an InputError that names the rank at fault and
+    its reason, even if they only lost the connection to a rank that had lost its own. A rank that is not in a
+    collective, so that it notices nothing, is ended with that line and exit code 2. All ranks must enter and leave in
+    the same order.
     """
     number = next(_numbers)
     if not torch_distributed.is_initialized():
@@ -74,7 +74,7 @@ def stop_together(world: World) -> Iterator[None]:
             watch.has_failed = True
             if not _is_lost_peer(error):
                 notes.stop(f"rank {world.rank} stopped: {_one_line(error)}")
-                notes.tells_first()  # it does, when this has gone up to the command line
+                notes.tells_first()  # the command line prints this error
                 notes.linger()
                 raise
             sentence = _whose_fault(notes, _one_line(error))
@@ -89,13 +89,13 @@ def stop_together(world: World) -> Iterator[None]:
 
 
 class _Notes:
-    """The notes of one `stop_together` in the store. A store that is gone has none, and takes none."""
+    """The notes of one `stop_together` in the store; a store that is gone has no notes and takes none."""
 
     def __init__(self, number: int, world: World) -> None:
-        store = _get_default_store().clone()  # a connection of its own: in the other one a collective may be waiting
+        store = _get_default_store().clone()  # a connection of its own: a collective may be waiting in the other one
         store.set_timeout(STORE_TIMEOUT)
-        self._store = PrefixStore(f"megdet/fate{number}", store)
-        self._lock = threading.Lock()  # of the two threads of this rank
+        self._store = PrefixStore(f"megdet/stop{number}", store)
+        self._lock = threading.Lock()  # two threads of this rank use it
         self.world = world
         self.is_gone = False
         self.stopped: str | None = None
@@ -110,13 +110,13 @@ class _Notes:
                 self.is_gone = True
 
     def stop(self, sentence: str) -> None:
-        """Write whose fault it was, unless that is known."""
+        """Write which rank is at fault and why, unless that is known."""
         with self._opened() as store:
             store.compare_set("stopped", "", sentence)
         self.read()
 
     def read(self) -> str | None:
-        """Whose fault it was, or None."""
+        """Which rank is at fault and why; None while that is not known."""
         with self._opened() as store:
             if self.stopped is None and store.check(["stopped"]):
                 self.stopped = store.get("stopped").decode()
@@ -124,14 +124,14 @@ class _Notes:
         return self.stopped
 
     def tells_first(self) -> bool:
-        """Whether no other rank of this machine tells why they end."""
+        """Whether this rank is the one of its machine that prints why they end."""
         told = []
         with self._opened() as store:
             told.append(store.compare_set(f"told/{platform.node()}", "", str(self.world.rank)).decode())
         return told in ([], [str(self.world.rank)])
 
     def linger(self) -> None:
-        """Rank 0, which may hold the store, stays until all ranks that live have read why, or HEARD_SECONDS."""
+        """Keep rank 0, which may hold the store, until all living ranks have read the reason, or for HEARD_SECONDS."""
         end, heard, living = time.monotonic() + HEARD_SECONDS, 0, self.world.size - self.num_dead
         while self.world.is_first and heard < living and time.monotonic() < end and not self.is_gone:
             time.sleep(0.1)
@@ -144,19 +144,19 @@ class _Notes:
             store.set("roll_call", "")
 
     def is_called(self) -> bool:
-        """Whether somebody asks."""
+        """Whether a rank has asked."""
         found = []
         with self._opened() as store:
             found.append(store.check(["roll_call"]))
         return any(found)
 
     def answer(self, doing: str, place: str = "") -> None:
-        """Say what this rank is doing: done, lost, waiting or busy."""
+        """Say what this rank is doing: done, lost, told to end, waiting or busy."""
         with self._opened() as store:
             store.set(f"here/{self.world.rank}", json.dumps([doing, place]))
 
     def answers(self) -> dict[int, tuple[str, str]]:
-        """What the ranks that have answered are doing, and where."""
+        """The answers so far: what a rank is doing, and where."""
         found: dict[int, tuple[str, str]] = {}
         with self._opened() as store:
             for rank in range(self.world.size):
@@ -170,19 +170,19 @@ class _Watch(threading.Thread):
     """Answers the roll call, and ends a process whose work waits for a rank that has stopped."""
 
     def __init__(self, notes: _Notes, listener: TerminationListener, main: int) -> None:
-        super().__init__(name="megdet shared fate", daemon=True)
+        super().__init__(name="megdet stop_together", daemon=True)
         self.notes, self.listener, self.main = notes, listener, main
         self.has_failed = False
         self._has_left = False
 
     def leave(self) -> None:
-        """The work is over, well or not."""
+        """Stop watching: the work has ended, well or not."""
         self._has_left = True
         self.listener.ring()
         self.join(STORE_TIMEOUT.total_seconds())
 
     def run(self) -> None:
-        """Look into the store until the work is over."""
+        """Read the store until the work has ended."""
         has_answered = False
         stopped_at: float | None = None
         while True:
@@ -192,7 +192,7 @@ class _Watch(threading.Thread):
             if self.listener.is_told_to_end and not self.has_failed:
                 self._end(_why_told_to_end(self.notes))
             if self.notes.is_gone:
-                continue  # only SIGTERM can still be heard
+                continue  # only SIGTERM can still arrive
             if self.notes.read() is None:
                 if not has_answered and not self.has_failed and self.notes.is_called():
                     has_answered = True
@@ -209,11 +209,11 @@ class _Watch(threading.Thread):
             print(f"megdet (rank {self.notes.world.rank}): {sentence}", file=sys.stderr, flush=True)
         if self.listener.is_told_to_end:
             self.notes.linger()
-        os._exit(2)  # the work hangs in a collective, where no exception reaches it
+        os._exit(2)  # the work hangs in a collective, and no exception reaches it there
 
 
 def _whose_fault(notes: _Notes, reason: str) -> str:
-    """The sentence of the rank at fault; if it left none, what the roll call tells of the collective that failed."""
+    """The sentence of the rank at fault; if it left none, what the roll call shows about the failed collective."""
     size = notes.world.size
     is_timeout = re.search("timed out|timeout", reason, re.IGNORECASE) is not None
     if sentence := _known_or_dead(notes, "lost"):
@@ -234,7 +234,7 @@ def _whose_fault(notes: _Notes, reason: str) -> str:
 
 
 def _why_told_to_end(notes: _Notes) -> str:
-    """The sentence of the rank at fault, also where it died, or that nobody is at fault."""
+    """The sentence of the rank at fault, also if it died; else that this rank was told to end."""
     told = "told to end (SIGTERM); the same command goes on from the last checkpoint, if there is one"
     if sentence := _known_or_dead(notes, "told to end"):
         return sentence
@@ -243,11 +243,11 @@ def _why_told_to_end(notes: _Notes) -> str:
 
 
 def _known_or_dead(notes: _Notes, doing: str) -> str | None:
-    """What is known of whose fault it was, after a roll call to which this rank answers what it is doing.
+    """Which rank is at fault, after a roll call in which this rank answers `doing`.
 
-    None where all ranks live and none of them knows.
+    None if all ranks are alive and none knows.
     """
-    if notes.stopped:  # rank 0, and the store with it, may have gone since
+    if notes.stopped:  # rank 0, and the store with it, may be gone by now
         return notes.stopped
     size = notes.world.size
     notes.answer(doing)
@@ -283,12 +283,12 @@ def _is_lost_peer(error: BaseException) -> bool:
 
 
 def _whereabouts(thread: int) -> tuple[str, str]:
-    """Whether a thread of this process waits in a collective or is busy elsewhere, and in which line of whose file."""
+    """Whether a thread of this process waits in a collective or is busy, and in which line of which file."""
     frame = sys._current_frames().get(thread)
     if frame is None:
         return "done", ""
     stack = traceback.extract_stack(frame, limit=60)
-    # GradientBuckets waits in a method of C++, which has no frame of its own
+    # GradientBuckets waits in a C++ method, which has no Python frame
     collectives, buckets = Path(torch_distributed.__file__).parent, PACKAGE / "distributed/gradients.py"
     files = [Path(entry.filename) for entry in stack]
     is_waiting = buckets in files or any(collectives in file.parents for file in files)

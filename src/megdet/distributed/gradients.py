@@ -2,7 +2,7 @@
 
 DistributedDataParallel rebuilds its buckets after its first step, so a new process would add numbers in another order
 than the old one did. Here the layout follows from the parameters alone and never changes. Nothing is allocated before
-it is needed: a backward leaves its gradients where autograd makes them, and a bucket is filled when it is sent.
+it is needed: gradients stay where autograd makes them, and a bucket is filled when it is sent.
 """
 
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ from megdet.distributed.world import World
 BUCKET_BYTES = 16 << 20
 """Gradients that the ranks add up in one collective."""
 _ALIGNED = 64
-"""Numbers to a multiple of which a gradient starts in its bucket: GPU kernels read aligned vectors faster."""
+"""A gradient starts in its bucket at a multiple of so many numbers: GPU kernels read aligned vectors faster."""
 
 
 class GradientBuckets:
@@ -25,8 +25,8 @@ class GradientBuckets:
     backward calls `finish()` all the same. Afterwards every `parameter.grad` is the sum over all ranks, zeros where no
     rank had one.
 
-    For the gradients of two parts of a step, `set_aside()` between them: it ends the first part as `finish()` ends the
-    second, and returns its gradients, whose sums are there after `finish()` and may travel while the second part runs.
+    For the gradients of two parts of a step, call `set_aside()` between them. It sends and returns the gradients of the
+    first part; they may travel while the second part runs, and are sums over all ranks after `finish()`.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], world: World, bucket_bytes: int = BUCKET_BYTES) -> None:
@@ -105,7 +105,7 @@ class GradientBuckets:
 
     @torch.no_grad()
     def _launch(self) -> None:
-        """Move the gradients of the next bucket into one flat tensor, of which they are views from now on; send it."""
+        """Copy the gradients of the next bucket into one flat tensor, make them views of it, and send it."""
         bucket = self.buckets[self._launched]
         flat = bucket[0].new_zeros(sum(_room(parameter) for parameter in bucket))
         start = 0

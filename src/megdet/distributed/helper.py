@@ -1,4 +1,4 @@
-"""Work beside this process, in one of its own: a task goes in, its answer or its error comes out.
+"""Work in a process beside this one: a task goes in, its answer or its error comes out.
 
     helper = start_helper(function, argument, folder=folder, device=device)
     ...                           # this process goes on
@@ -6,7 +6,7 @@
         answer = helper.answer()
 
 A helper is `python -m megdet.distributed.helper FOLDER`, which finds its task in that folder and leaves its answer
-there. It does not outlive the process that started it: `stop` ends it, and it ends itself where that one was killed.
+there. It does not outlive the process that started it: `stop` ends it, and it ends itself if that process is killed.
 """
 
 import os
@@ -29,13 +29,13 @@ from megdet.files import replace_file
 
 TASK, ANSWER = "task.pickle", "answer.pickle"
 _PARENT_SECONDS = 0.5
-"""Between two looks of a helper whether the process that started it still lives."""
+"""Between two checks of a helper whether the process that started it is still alive."""
 _LOOK_SECONDS = 0.05
 T = TypeVar("T")
 
 
 class HelperError(RuntimeError):
-    """A helper's function raised something else than an InputError; the helper has printed the traceback."""
+    """A helper's function raised an exception other than InputError; the helper has printed the traceback."""
 
 
 class HelperEndedError(HelperError):
@@ -44,16 +44,16 @@ class HelperEndedError(HelperError):
 
 @dataclass(frozen=True)
 class _Task:
-    """What a helper is told."""
+    """What a helper has to do."""
 
     parent: int
     """process that started it"""
     path: list[str]
-    """where that one finds its modules"""
+    """where that process finds its modules"""
     threads: int
     niceness: int
     call: bytes
-    """the function and its arguments, pickled on their own: they can be read where `path` is set"""
+    """the function and its arguments, pickled apart: they can only be read after `path` is set"""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Helper(Generic[T]):
     process: subprocess.Popen[bytes]
 
     def wait(self, seconds: float = 0.0) -> bool:
-        """Whether it has ended, after waiting for that at most so long."""
+        """Wait at most so long for its end; whether it has ended."""
         try:
             self.process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -72,7 +72,7 @@ class Helper(Generic[T]):
         return True
 
     def answer(self) -> T:
-        """What its function returned, after waiting for its end.
+        """Wait for its end; what its function returned.
 
         Raises:
             InputError: its function raised it.
@@ -82,7 +82,7 @@ class Helper(Generic[T]):
         code = self.process.wait()
         file = self.folder / ANSWER
         if not file.exists():
-            hint = "(out of memory?)" if code < 0 else "and said no more than what stands above"
+            hint = "(out of memory?)" if code < 0 else "and said no more than the lines above"
             raise HelperEndedError(f"its process {how_it_ended(code)} {hint}")
         kind, found = pickle.loads(file.read_bytes())
         if kind == "refused":
@@ -93,7 +93,7 @@ class Helper(Generic[T]):
         return answer
 
     def stop(self) -> None:
-        """End it, and the processes that it has started, if it goes on."""
+        """End it, and the processes that it has started, if it is still running."""
         if self.process.poll() is None:
             if os.name == "posix":
                 os.killpg(self.process.pid, signal.SIGKILL)
@@ -118,7 +118,7 @@ def start_helper(
         folder: an empty one for this helper alone; whoever made it deletes it.
         device: of its world.
         threads: of its arithmetic; 0 = as torch chooses.
-        niceness: how far it gives way to others that want a core.
+        niceness: added to its own, so that it yields the cores to other processes.
 
     Raises:
         OSError: the process cannot be started, or the folder cannot be written.
@@ -126,7 +126,7 @@ def start_helper(
     call = pickle.dumps((function, arguments))
     task = _Task(os.getpid(), list(sys.path), threads, niceness, call)
     (folder / TASK).write_bytes(pickle.dumps(task))
-    # an interpreter that has the current folder on its path may take a file of the user's for a module
+    # with the current folder on its path, an interpreter could import a file of the user by mistake
     has_folder = "" in sys.path or str(Path.cwd()) in sys.path
     place = {"RANK": "0", "LOCAL_RANK": str(device.index or 0), "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
     process = subprocess.Popen(
@@ -134,15 +134,15 @@ def start_helper(
         env={**os.environ, **place},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
-        start_new_session=True,  # an interrupt at the keyboard is for this process, which ends its helpers in order
+        start_new_session=True,  # Ctrl-C is for this process, which then ends its helpers
     )
     return Helper(folder, process)
 
 
 def answers_of(helpers: Sequence[Helper[T]]) -> list[T]:
-    """What helpers answer that work together, in their order; the first that fails stops the others.
+    """The answers of helpers that work together, in their order; the first that fails stops the others.
 
-    All have ended afterwards, also where this process is interrupted. Raises what `Helper.answer` does.
+    All have ended afterwards, also if this process is interrupted. Raises as `Helper.answer`.
     """
     running = list(helpers)
     try:
@@ -157,18 +157,18 @@ def answers_of(helpers: Sequence[Helper[T]]) -> list[T]:
 
 
 def how_it_ended(code: int) -> str:
-    """What an exit code says of a process, such as `was ended by SIGKILL`."""
+    """What an exit code says about a process, such as `was ended by SIGKILL`."""
     return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
 
 def _end_with(parent: int) -> None:
-    """End this process and those that it has started when its parent is gone, however it went."""
+    """End this process and those that it has started as soon as its parent is gone."""
     while os.getppid() == parent:
         time.sleep(_PARENT_SECONDS)
     os.killpg(0, signal.SIGKILL)
 
 
-def _outcome(call: bytes) -> bytes:
+def _answer(call: bytes) -> bytes:
     """The pickled answer of a call, or the line that says why there is none."""
     try:
         function, arguments = pickle.loads(call)
@@ -176,7 +176,7 @@ def _outcome(call: bytes) -> bytes:
     except InputError as error:
         return pickle.dumps(("refused", error))
     except Exception as error:
-        traceback.print_exc()  # a bug of ours: whoever waits says in one line that there was one
+        traceback.print_exc()  # a bug of ours; the process that waits gets one line
         return pickle.dumps(("failed", f"{type(error).__name__}: {' '.join(str(error).split())}"))
 
 
@@ -189,7 +189,7 @@ def main(folder: Path) -> None:
     sys.path[:] = task.path
     if task.threads:
         torch.set_num_threads(task.threads)
-    replace_file(folder / ANSWER, _outcome(task.call), durable=False)
+    replace_file(folder / ANSWER, _answer(task.call), durable=False)
 
 
 if __name__ == "__main__":

@@ -11,32 +11,32 @@ from megdet.distributed.world import World
 from megdet.errors import InputError
 
 _groups: dict[int, tuple[distributed.ProcessGroup | None, distributed.ProcessGroup]] = {}
-"""Of this process, by width of the lane: the process group of all ranks when it was made, and that of the lane."""
+"""Of this process, by width of the lane: the process group of all ranks at the time, and the group of the lane."""
 
 
 @dataclass(frozen=True)
 class Lane:
     """The `width` neighbouring ranks that carry one group together, this process among them.
 
-    It is a number alone, and what it stands for is looked up where it is used, so that a model that has one can be
-    copied, pickled, and loaded by another process or a later one.
+    It holds the width only; the process group is looked up when it is used. So a model with a lane can be copied,
+    pickled and loaded by another process.
     """
 
     width: int
 
     @property
     def place(self) -> int:
-        """This rank's, from 0."""
+        """The place of this rank in its lane, from 0."""
         return 0 if self.width == 1 else _rank_and_size(self.width)[0] % self.width
 
     @property
     def is_first(self) -> bool:
-        """Whether this rank speaks for its lane where every rank of it has the same number."""
+        """Whether this is the rank that contributes a number that all ranks of its lane have."""
         return self.place == 0
 
     @property
     def process_group(self) -> distributed.ProcessGroup | None:
-        """That of the lane's ranks. For a model from a file all ranks of the world make it when it is first used."""
+        """The group of the lane's ranks. With a model from a file, all ranks of the world make it at its first use."""
         _, size = _rank_and_size(self.width)
         everybody, group = _groups.get(self.width, (None, None))
         if group is not None and everybody is distributed.group.WORLD:
@@ -50,7 +50,7 @@ SINGLE_LANE = Lane(1)
 def make_lane(world: World, layout: Layout) -> Lane:
     """This rank's lane, with a process group of its own where it is more than one rank.
 
-    Every rank makes every lane's group, as torch.distributed asks; call it once a run.
+    Every rank makes every lane's group, as torch.distributed demands; call it once a run.
     """
     if layout.lane_width > 1:
         _make_groups(layout.lane_width, world.timeout)
@@ -58,10 +58,10 @@ def make_lane(world: World, layout: Layout) -> Lane:
 
 
 def lane_of_images(bn_size: int, images_per_device: int) -> Lane:
-    """This process's lane in a program of its own, whose every process carries so many images of a group at a time.
+    """The lane of this process in your own program, where each process carries so many images of a group at a time.
 
-    Every process must call it, after the process group is made, if there is one. Raises InputError where the processes
-    do not make whole groups.
+    Every process must call it, after the process group is made, if there is one. Raises InputError if the processes do
+    not make whole groups.
     """
     size = distributed.get_world_size() if distributed.is_initialized() else 1
     if images_per_device < 1 or bn_size < 1 or bn_size % images_per_device:
@@ -81,7 +81,7 @@ def lane_of_images(bn_size: int, images_per_device: int) -> Lane:
 
 
 def lane_of_all() -> Lane:
-    """All processes there are."""
+    """The lane of all processes."""
     return Lane(distributed.get_world_size()) if distributed.is_initialized() else SINGLE_LANE
 
 

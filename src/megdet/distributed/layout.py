@@ -1,4 +1,4 @@
-"""How a mini-batch is spread over devices: groups, lanes, rounds and shares (pure arithmetic, no process in sight).
+"""How a mini-batch is spread over devices: groups, lanes, rounds and shares. Pure arithmetic.
 
 A mini-batch is G groups of S images. W ranks make W / k lanes of k neighbouring ranks; a lane works through its groups
 one after another (rounds), and each of its ranks carries a share of every one of them.
@@ -59,7 +59,7 @@ class Layout:
         return range(self.lane_of(rank), self.num_groups, self.num_lanes)
 
     def share_of(self, rank: int) -> slice:
-        """Which of a group's images a rank carries; it may be none, but for the first rank of a lane."""
+        """Which of a group's images a rank carries; only the first rank of a lane always has some."""
         place, size, width = rank % self.lane_width, self.group_size, self.lane_width
         return slice(-(-place * size // width), -(-(place + 1) * size // width))
 
@@ -71,9 +71,9 @@ def possible_layouts(
     lane_width: int | None = None,
     max_images_per_device: int | None = None,
 ) -> Iterator[Layout]:
-    """Layouts of every lane width; first where the busiest rank carries the fewest images, the narrowest among equals.
+    """Layouts of every lane width, the fewest images on the busiest rank first, narrow lanes first among equals.
 
-    `lane_width` forces the width; `max_images_per_device` allows only shares of at most so many images.
+    `lane_width` forces the width; `max_images_per_device` is the most images that a share may have.
     Raises InputError when there are more ranks than images, or when no lane width fits what is forced.
     """
     batch_size = num_groups * group_size
@@ -115,7 +115,7 @@ def choose_layout(
 ) -> Layout:
     """The layout whose busiest rank carries the fewest images a step; the narrowest lanes among equals.
 
-    Raises InputError like `possible_layouts`, which is given the same.
+    The arguments and errors are those of `possible_layouts`.
     """
     return next(possible_layouts(num_groups, group_size, world_size, lane_width, max_images_per_device))
 
@@ -142,7 +142,7 @@ def better_device_counts(
                 other = choose_layout(
                     layout.num_groups, layout.group_size, world_size, lane_width, max_images_per_device
                 )
-            except InputError:  # what is forced does not fit so many devices
+            except InputError:  # a forced value does not fit so many devices
                 continue
             if other.idle < layout.idle:
                 found += 1

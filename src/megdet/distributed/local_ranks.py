@@ -34,8 +34,8 @@ def run_in_ranks(
 ) -> list[Any]:
     """`function(world, *arguments)` in `size` new processes that form a world; returns what each rank returned.
 
-    Every rank has one thread. They meet in a file, so no free port is needed, and talk by gloo, or by NCCL where
-    `device` is cuda, which takes a GPU a rank.
+    Every rank has one thread. They meet in a file, so no free port is needed, and communicate by gloo, or by NCCL where
+    `device` is cuda, which needs a GPU for each rank.
 
     Args:
         function: at the top of a module, as pickle asks.
@@ -45,11 +45,11 @@ def run_in_ranks(
         device: cpu or cuda.
 
     Raises:
-        InputError: a rank raised it; the same message.
-        RankError: a rank raised anything else, died, or went on beyond the timeout. The others are stopped.
+        InputError: a rank raised it; the message is the same.
+        RankError: a rank raised anything else, died, or exceeded the timeout. The others are stopped.
     """
     context = get_context("forkserver")
-    # what is loaded here the server loads once, and every rank finds it loaded
+    # the server imports once what is imported here, and every rank has it then
     context.set_forkserver_preload(sorted(name for name in sys.modules if name.split(".")[0] == "megdet"))
     with tempfile.TemporaryDirectory(prefix="megdet_ranks_") as name:
         folder = Path(name)
@@ -77,7 +77,7 @@ class _Task:
     device: str
     timeout: float
     environment: dict[str, str]
-    """of the caller: a server that was started earlier has that of its own start"""
+    """of the caller: a server that was started earlier has an older one"""
 
 
 def _run_rank(task: _Task, rank: int) -> None:
@@ -102,7 +102,7 @@ def _run_rank(task: _Task, rank: int) -> None:
         stop_world()
     except BaseException as error:
         _note_failure(task.folder, rank, error)
-        os._exit(1)  # a group that has lost a rank may not be left in order
+        os._exit(1)  # leaving the group in order could hang after the loss of a rank
 
 
 def _result_file(folder: Path, rank: int) -> Path:
@@ -135,7 +135,7 @@ def _wait_for(processes: Sequence[BaseProcess], folder: Path, timeout: float) ->
                 process.join()
                 del running[rank]
         if any(process.exitcode for rank, process in enumerate(processes) if rank not in running):
-            # a rank that was killed may be noticed after those that lost it
+            # a killed rank may be noticed after the ranks that lost it
             grace = time.monotonic() + _GRACE_SECONDS
             while _silent(processes, folder) is None and any(process.is_alive() for process in processes):
                 if not wait(
@@ -146,13 +146,13 @@ def _wait_for(processes: Sequence[BaseProcess], folder: Path, timeout: float) ->
 
 
 def _silent(processes: Sequence[BaseProcess], folder: Path) -> int | None:
-    """The rank that ended badly without a word, if there is one: whatever the others say, they say because of it."""
+    """The rank that ended badly without a message, if there is one: the failures of the others follow from it."""
     bad = (rank for rank, process in enumerate(processes) if process.exitcode)
     return next((rank for rank in bad if not _failure_file(folder, rank).exists()), None)
 
 
 def _raise_first(processes: Sequence[BaseProcess], folder: Path) -> None:
-    """Raise for the rank that failed first: those that waited for it fail after it, and say less."""
+    """Raise for the rank that failed first: the others fail later, because they waited for it."""
     rank = _silent(processes, folder)
     if rank is not None:
         raise RankError(f"rank {rank} of {len(processes)} {how_it_ended(processes[rank].exitcode or 0)}")

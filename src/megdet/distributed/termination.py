@@ -1,7 +1,7 @@
-"""SIGTERM, heard by a thread of this process even while its main thread waits in a collective.
+"""SIGTERM, received by a thread of this process even while its main thread waits in a collective.
 
-Python runs a signal's handler in the main thread, and not before that comes back from whatever it waits for in C++. But
-a byte is written into a pipe at once (`signal.set_wakeup_fd`), and any thread can wait for that.
+Python runs a signal handler in the main thread, and only after that returns from C++. But the signal writes a byte into
+a pipe at once (`signal.set_wakeup_fd`), and any thread can wait for that.
 """
 
 import os
@@ -16,10 +16,10 @@ _listening: "weakref.WeakSet[TerminationListener]" = weakref.WeakSet()
 
 
 class TerminationListener:
-    """While it is entered, SIGTERM ends this process no more: the thread that waits here has to.
+    """While it is entered, SIGTERM does not end this process: the thread that waits here must do it.
 
-    It changes nothing outside the main thread, where signals cannot be handled, on systems without such signals, and
-    where the program has a handler of its own.
+    It changes nothing outside the main thread, on systems without such signals, and if the program has a handler of its
+    own.
     """
 
     def __init__(self) -> None:
@@ -41,29 +41,29 @@ class TerminationListener:
         self.stop()
         self.wait(0.0)
         if self.is_told_to_end and kind is None:
-            os.kill(os.getpid(), signal.SIGTERM)  # nobody did what it asks for
+            os.kill(os.getpid(), signal.SIGTERM)  # no thread has ended the process
         os.close(self._read)
         os.close(self._write)
 
     def stop(self) -> None:
-        """Let SIGTERM end this process again."""
+        """Make SIGTERM end this process again."""
         if self._is_handling:
             self._is_handling = False
             signal.set_wakeup_fd(self._wakeup_before)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def wait(self, seconds: float) -> None:
-        """Wait so long, or until SIGTERM comes or somebody rings."""
+        """Wait so long, or until SIGTERM arrives or `ring` is called."""
         if select.select([self._read], [], [], seconds)[0] and signal.SIGTERM in os.read(self._read, 256):
             self.is_told_to_end = True
 
     def ring(self) -> None:
-        """Let the thread that waits go on."""
+        """Wake the thread that waits."""
         os.write(self._write, _RUNG)
 
 
 def _go_on(_number: int, _frame: FrameType | None) -> None:
-    """Nothing to do in the main thread: the byte in the pipe says it."""
+    """Nothing to do in the main thread: the byte in the pipe is enough."""
 
 
 def _stop_in_child() -> None:
@@ -72,5 +72,5 @@ def _stop_in_child() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    # a loading process is ended by SIGTERM, and must not write into the pipe that it has inherited
+    # SIGTERM must end a loading process, which must not write into the inherited pipe
     os.register_at_fork(after_in_child=_stop_in_child)

@@ -1,4 +1,4 @@
-"""This process among the others: rank, device, and the few collectives the rest of the program uses."""
+"""This process among the others: rank, device, and the few collectives that the rest of the program uses."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,7 +14,7 @@ from megdet.runtime import device_of_rank, prepare_process
 
 DEFAULT_TIMEOUT = timedelta(minutes=30)
 CHUNK_BYTES = 64 << 20
-"""Of a message of `World.broadcast`, but for larger tensors."""
+"""Of a message of `World.broadcast`; a larger tensor is a message of its own."""
 _MOST_RUNS = 6
 T = TypeVar("T")
 
@@ -55,7 +55,7 @@ class World:
             distributed.barrier()
 
     def together(self, work: Callable[[], T]) -> T:
-        """What `work` returns on this rank; an InputError of any rank is raised on all, so that none waits in vain."""
+        """What `work` returns on this rank; an InputError of any rank is raised on all ranks."""
         result: Any = None
         problem: InputError | None = None
         try:
@@ -68,7 +68,7 @@ class World:
         return cast(T, result)
 
     def on_first(self, work: Callable[[], T]) -> T:
-        """What `work` returns on rank 0, on every rank; an InputError of it is raised on all. It must be picklable."""
+        """What `work` returns on rank 0, for every rank; its InputError is raised on all. It must be picklable."""
         answer: list[Any] = [None, None]
         if self.is_first:
             try:
@@ -84,9 +84,10 @@ class World:
 
     @torch.no_grad()
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
-        """Overwrite tensors of this rank's device by those of rank 0, in place.
+        """Overwrite tensors on this rank's device by those of rank 0, in place.
 
-        Every rank gives as many, of the same shapes and dtypes, in any memory format. They travel in a few messages.
+        Every rank gives the same number of tensors, of the same shapes and dtypes, in any memory format. They are sent
+        in a few messages.
         """
         if self.size == 1:
             return
@@ -98,7 +99,7 @@ class World:
 
 
 def _chunks(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    """Neighbours of one dtype, up to CHUNK_BYTES together."""
+    """Consecutive tensors of one dtype, up to CHUNK_BYTES together."""
     chunk: list[Tensor] = []
     size = 0
     for tensor in tensors:
@@ -112,7 +113,7 @@ def _chunks(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
 
 
 def name_ranks(ranks: Sequence[int]) -> str:
-    """`rank 1`, or `ranks 0 to 3, 5`; they must rise. Of many runs of neighbours the first few are named."""
+    """`rank 1`, or `ranks 0 to 3, 5`; they must be in rising order. Only the first few ranges are named."""
     runs: list[list[int]] = []
     for rank in ranks:
         if runs and rank == runs[-1][-1] + 1:
@@ -129,7 +130,7 @@ def start_world(device: str = "", timeout: timedelta = DEFAULT_TIMEOUT) -> World
     """Join the processes that torchrun started (or be alone) and choose this process's device.
 
     `device` is cpu, cuda or empty for the GPU where there is one; `timeout` is how long a collective waits for another
-    rank. Raises InputError for a device that is not there, and where the ranks cannot meet.
+    rank. Raises InputError for a device that does not exist, and if the ranks cannot meet.
     """
     local_rank, size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
@@ -153,7 +154,7 @@ def start_world(device: str = "", timeout: timedelta = DEFAULT_TIMEOUT) -> World
 
 
 def _check_backend(kind: str, size: int) -> None:
-    """Refuse a torch that was built without what the ranks would talk by."""
+    """Refuse a torch that was built without the backend that the ranks need."""
     name, is_there = (
         ("NCCL", distributed.is_nccl_available) if kind == "cuda" else ("gloo", distributed.is_gloo_available)
     )

@@ -1,12 +1,12 @@
 """Cross-device batch normalisation (Sec. 3.3, Figure 3, Algorithm 1) and its frozen form.
 
-A group of `bn_size` images shares one mean and one variance, however many devices carry it. The layer is told its lane
-(the ranks that carry a group together) and needs to know nothing else. In a lane of one it computes what torch's own
-batch norm does, more exactly.
+A group of `bn_size` images shares one mean and one variance, however many devices carry it. The layer is given its lane
+(the ranks that carry a group together) and needs nothing else. In a lane of one rank it computes what torch's own batch
+norm computes, more exactly.
 
-Running statistics change once a step: a step's forwards only add up the groups' means and unbiased variances, and
-`finish_step` folds their plain mean over all groups of the mini-batch into the running ones. In a training loop that
-has no such call, a layer made with `fold_momentum` folds in every forward.
+Running statistics change once a step: the forwards of a step only add up the groups' means and unbiased variances, and
+`finish_step` folds their plain mean over all groups of the mini-batch into the running statistics. For a training loop
+without that call, a layer made with `fold_momentum` folds in every forward.
 """
 
 from collections.abc import Iterable
@@ -33,8 +33,8 @@ class CrossDeviceBatchNorm(nn.Module):
 
     In training the input is this rank's share of the group, `(n, channels, ...)` with n >= 0; every rank of the lane
     must call the layer in the same order, once a group. Statistics are weighted by the number of values of each share
-    and kept in float32 (float64 for float64 input) whatever the precision of the input. In evaluation the running ones
-    are used.
+    and kept in float32 (float64 for float64 input) whatever the precision of the input. Evaluation uses the running
+    statistics.
 
     Args:
         channels: of the input.
@@ -44,7 +44,7 @@ class CrossDeviceBatchNorm(nn.Module):
         fold_momentum: with a number, every forward folds the plain mean over the groups of all processes into the
             running statistics, with this weight; all processes must call the layer. With None, `finish_step` does.
 
-    `eval()` raises InputError where groups are left that nobody has folded.
+    `eval()` raises InputError while groups wait to be folded.
     """
 
     running_mean: Tensor
@@ -78,8 +78,8 @@ class CrossDeviceBatchNorm(nn.Module):
     ) -> Float[Tensor, "n channels *rest"]:
         """Normalise; rows where `is_valid` is false enter no statistic and come out as if they were the mean.
 
-        Raises InputError when a group has one value a channel, which has no variance; where a lane of GPUs would
-        have to wait to know, that value comes out as the bias.
+        Raises InputError when a group has one value a channel, which has no variance. A lane of GPUs would have to
+        wait to know that; there the value comes out as the bias.
         """
         has_no_group = self.lane.width == 1 and x.shape[0] == 0
         if has_no_group and self.training:
@@ -96,7 +96,7 @@ class CrossDeviceBatchNorm(nn.Module):
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch's, which has no types
     def _outside_a_graph(self, x: Tensor, is_valid: Tensor | None) -> Tensor:
-        """Never part of a compiled graph: the order of its collectives would be the compiler's choice."""
+        """Never part of a compiled graph: the compiler could reorder its collectives."""
         return self._together(x, is_valid)
 
     def _together(self, x: Tensor, is_valid: Tensor | None) -> Tensor:
@@ -115,7 +115,7 @@ class CrossDeviceBatchNorm(nn.Module):
 
     def _moments(self, x: Tensor, mask: Tensor | None) -> Moments:
         moments = lane_moments(x, mask, self.eps, self.lane, two_pass=self.two_pass)
-        # a GPU would have to wait for the answer
+        # on a GPU this would wait for the device
         if mask is None and isinstance(moments.num_values, float) and moments.num_values < 2:
             raise self._no_variance(x)
         self._remember(moments.mean, moments.unbiased_var)
@@ -124,7 +124,7 @@ class CrossDeviceBatchNorm(nn.Module):
         return moments
 
     def _local(self, x: Tensor) -> Tensor:
-        """torch's own kernel, which needs nothing from another device and waits for nothing."""
+        """torch's own kernel: no collective, and no wait for the device."""
         if x.numel() // self.channels < 2:
             raise self._no_variance(x)
         # running statistics of momentum 1 are the batch's own: its mean and its unbiased variance
@@ -158,12 +158,12 @@ class CrossDeviceBatchNorm(nn.Module):
         self._fold(mean, var)
 
     def _remember_nothing(self) -> None:
-        """This rank has no group in this forward, others may."""
+        """Fold nothing: this rank has no group in this forward, but other ranks may have one."""
         if self._folds_all_lanes():
             self._fold(*mean_over_lanes(self.running_mean, self.running_var, num_groups=0))
 
     def _folds_all_lanes(self) -> bool:
-        """Whether the groups of other lanes belong into the running statistics in every forward."""
+        """Whether every forward folds the groups of other lanes too."""
         return self.fold_momentum is not None and lane_of_all().width > self.lane.width
 
     def _fold(self, mean: Tensor, var: Tensor) -> None:
@@ -173,11 +173,11 @@ class CrossDeviceBatchNorm(nn.Module):
         self.num_batches_tracked += 1
 
     def train(self, mode: bool = True) -> Any:
-        """As of any module, but evaluation is refused while groups wait for `finish_step`."""
+        """As in any module, but evaluation is refused while groups wait for `finish_step`."""
         has_values = not self.step_mean.is_meta
         if self.training and not mode and has_values and (self.step_mean.any() or self.step_var.any()):
             raise InputError(
-                "a batch norm is to evaluate, but its running statistics lack the groups since the last finish_step: "
+                "a batch norm cannot evaluate yet: its running statistics lack the groups since the last finish_step: "
                 "call megdet.layers.batch_norm.finish_step once a step, or let every forward fold its group, with "
                 "convert_batch_norm or fold_momentum=0.1"
             )
@@ -198,7 +198,7 @@ class BatchNormAct(CrossDeviceBatchNorm):
     def forward(
         self, x: Float[Tensor, "n channels *rest"], is_valid: Bool[Tensor, " n"] | None = None
     ) -> Float[Tensor, "n channels *rest"]:
-        """Normalise, drop if the model asks for it, and activate."""
+        """Normalise, apply the model's dropout if it has one, and activate."""
         return self.act(self.drop(super().forward(x, is_valid)))  # type: ignore[no-any-return]
 
 
@@ -237,7 +237,7 @@ class FrozenBatchNormAct(FrozenBatchNorm):
         self.act, self.drop = act, drop
 
     def forward(self, x: Float[Tensor, "n channels *rest"]) -> Float[Tensor, "n channels *rest"]:
-        """Scale, shift, drop if the model asks for it, and activate."""
+        """Scale, shift, apply the model's dropout if it has one, and activate."""
         return self.act(self.drop(super().forward(x)))  # type: ignore[no-any-return]
 
 
@@ -249,7 +249,7 @@ def finish_step(modules: Iterable[nn.Module], num_groups: int, world: World) -> 
     step, after its last forward; `num_groups` counts the groups of the whole mini-batch.
     """
     found = _take_means(modules, num_groups, world)
-    if found:  # a few launches for all layers together: on a GPU the many small ones would cost more than the work
+    if found:  # a few launches for all layers: on a GPU many small ones would cost more than the work
         running = [tensor for norm, _, _ in found for tensor in (norm.running_mean, norm.running_var)]
         torch._foreach_lerp_(running, [tensor for _, *means in found for tensor in means], RUNNING_MOMENTUM)
         torch._foreach_add_([norm.num_batches_tracked for norm, _, _ in found], 1)
@@ -257,7 +257,7 @@ def finish_step(modules: Iterable[nn.Module], num_groups: int, world: World) -> 
 
 @torch.no_grad()
 def set_statistics(modules: Iterable[nn.Module], num_groups: int, world: World) -> None:
-    """Make the plain mean over all groups since the last `finish_step` the running statistics, which are forgotten.
+    """Replace the running statistics by the plain mean over all groups since the last `finish_step`.
 
     Every rank of the world must call it after its last forward; `num_groups` counts the groups of all ranks.
     """
@@ -274,13 +274,13 @@ def has_statistics(model: nn.Module) -> bool:
 def _take_means(
     modules: Iterable[nn.Module], num_groups: int, world: World
 ) -> list[tuple[CrossDeviceBatchNorm, Tensor, Tensor]]:
-    """Every layer's mean over all groups of their means and unbiased variances; the sums start again at 0."""
+    """For every layer the mean over all groups of their means and unbiased variances; the sums restart at 0."""
     norms = [module for module in modules if isinstance(module, CrossDeviceBatchNorm)]
     if not norms:
         return []
     flat = torch.cat([tensor for norm in norms for tensor in (norm.step_mean, norm.step_var)])
     if not norms[0].lane.is_first:
-        flat.zero_()  # every rank of a lane holds the same sums; one of them speaks
+        flat.zero_()  # every rank of a lane holds the same sums; only the first contributes them
     world.all_reduce(flat)
     flat /= num_groups
     parts = iter(torch.split(flat, [norm.channels for norm in norms for _ in range(2)]))

@@ -1,4 +1,4 @@
-"""Norm layers by name, and the exchange of the norm layers of any model, of this project or of yours."""
+"""Norm layers by name, and the exchange of the norm layers of any model, ours or yours."""
 
 from collections.abc import Callable
 from functools import partial
@@ -41,14 +41,15 @@ def convert_batch_norm(model: nn.Module, bn_size: int, *, images_per_device: int
         model = convert_batch_norm(model, bn_size=32, images_per_device=8)
         model = DistributedDataParallel(model)
 
-    Each forward of `images_per_device` images a process is a part of one group, which bn_size / images_per_device
-    neighbouring processes make together. Every forward folds the plain mean over the groups of all processes into the
-    running statistics with the layer's own momentum, so they are equal in all processes. DistributedDataParallel need
-    not send its buffers: `forward_sync_buffers=False`, before torch 2.13 `broadcast_buffers=False`.
+    In each forward a process carries `images_per_device` images of one group, and bn_size / images_per_device
+    neighbouring processes carry the group together. Every forward folds the plain mean over the groups of all processes
+    into the running statistics with the layer's own momentum, so they are equal in all processes.
+    DistributedDataParallel does not need to send its buffers: `forward_sync_buffers=False`, before torch 2.13
+    `broadcast_buffers=False`.
 
     Every process must call it, after the process group is made, and all must call the model in training equally often.
     Parameters stay the same objects, so an optimizer may be made before or after; buffers, eps, momentum, mode and
-    fused activations are kept, and a layer that is used twice is still one. With a `bn_size` of 0 the statistics,
+    fused activations are kept, and a layer that is used twice stays one layer. With a `bn_size` of 0 the statistics,
     weights and biases are frozen. Returns the model, or the new layer if the model is itself a batch norm. Raises
     InputError where the images do not make whole groups, and for a batch norm of a class that is not known.
     """
@@ -63,7 +64,7 @@ def exchange_norms(
     """Replace every batch norm of a model by the kind asked for, keeping its parameters, eps and fused activation.
 
     Without a lane, `batch` has fixed statistics. Returns the model, or the new layer if the model is itself a batch
-    norm. Raises InputError for a batch norm of a class that is not known, whose extra behaviour would be lost.
+    norm. Raises InputError for a batch norm of an unknown class, whose extra behaviour would be lost.
     """
     new = {
         old: _exchanged(old, kind, lane, folds_at_once)
@@ -71,7 +72,7 @@ def exchange_norms(
         if isinstance(old, nn.modules.batchnorm._BatchNorm)
     }
     for module in list(model.modules()):
-        for name, child in module._modules.items():  # named_children would name a layer that is used twice once
+        for name, child in module._modules.items():  # named_children lists a layer that is used twice only once
             if child in new:
                 module.register_module(name, new[child])
     found: nn.Module = new[model] if isinstance(model, nn.modules.batchnorm._BatchNorm) else model

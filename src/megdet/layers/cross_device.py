@@ -1,8 +1,8 @@
 """The arithmetic of cross-device batch norm: Algorithm 1 forward and its exact gradient.
 
-On the wire are one collective forward (two in the two-pass form) and one backward, each of two or three numbers a
-channel. The passes over the pixels are torch's own kernels: those of `nn.SyncBatchNorm` on a GPU, and on a CPU those
-that were measured to be the fastest for the memory format (`bench/batch_norm.py`); `moments.py` keeps them exact.
+There is one collective forward (two in the two-pass form) and one backward, each of two or three numbers a channel. The
+passes over the pixels use torch's own kernels: on a GPU those of `nn.SyncBatchNorm`, on a CPU the fastest ones measured
+for the memory format (`bench/batch_norm.py`); `moments.py` keeps them exact.
 """
 
 from typing import Any, NamedTuple
@@ -27,18 +27,18 @@ from megdet.layers.moments import (
 
 
 class Moments(NamedTuple):
-    """The statistics of a group, a number a channel: in float64 or float32 on a CPU, in float32 on a GPU."""
+    """The statistics of a group, one number a channel: in float64 or float32 on a CPU, in float32 on a GPU."""
 
     mean: Tensor
     inverse_std: Tensor
     """1 / sqrt(biased variance + eps)"""
     unbiased_var: Tensor
     num_values: Tensor | float
-    """values a channel; a tensor of shape (1,) on a GPU, which need not be waited for"""
+    """values a channel; on a GPU a tensor of shape (1,), so that nothing waits for it"""
 
 
 class CrossDeviceNorm(torch.autograd.Function):
-    """Normalise by the moments of the lane's group, on which the gradient of x depends too."""
+    """Normalise by the moments of the lane's group; the gradient of x depends on them too."""
 
     @staticmethod
     def forward(
@@ -82,7 +82,7 @@ def normalize(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, inverse_std
 
 
 def lane_moments(x: Tensor, mask: Tensor | None, eps: float, lane: Lane, *, two_pass: bool) -> Moments:
-    """The moments of the group of which `x` is this rank's share. One collective, or two in the two-pass form.
+    """The moments of the group whose share on this rank is `x`. One collective, or two in the two-pass form.
 
     Call it without gradients.
     """
@@ -99,9 +99,9 @@ def _two_pass(x: Tensor, mask: Tensor | None, lane: Lane) -> tuple[Tensor, Tenso
     x = x.to(statistics_dtype(x))
     own = (x if mask is None else x * mask).sum(other_dims(x)).to(wide_dtype(x))
     sums = _sum_over_lane(torch.cat([own, count_values(x, mask)]), lane)
-    count = sums[-1:].clamp(min=1)  # a group of padded rows alone has no value at all
+    count = sums[-1:].clamp(min=1)  # a group of padded rows only has no value
     center = (sums[:-1] / count).to(x.dtype)
-    # the centre is rounded: what it lacks is the mean of the rest
+    # the centre is rounded; the mean of the centred values corrects it
     off, square = (_sum_over_lane(centered_sums(x, mask, center).flatten(), lane) / count).chunk(2)
     return center + off, (square - off.square()).clamp(min=0), count if x.is_cuda else count.item()
 
@@ -126,7 +126,7 @@ def _merged(x: Tensor, mask: Tensor | None, lane: Lane) -> tuple[Tensor, Tensor,
 
 
 def _moments_on_gpu(x: Tensor, eps: float, lane: Lane) -> Moments:
-    """As `nn.SyncBatchNorm` finds them, but an empty share needs no wait: the first rank of a lane has no empty one."""
+    """As `nn.SyncBatchNorm` computes them, without its wait for empty shares: the first rank of a lane has none."""
     dtype, channels = statistics_dtype(x), x.shape[1]
     count = torch.full((1,), x.numel() // channels, dtype=dtype, device=x.device)
     if x.shape[0]:
@@ -152,7 +152,7 @@ def _moments_on_gpu(x: Tensor, eps: float, lane: Lane) -> Moments:
 def _gradients(
     dy: Tensor, x: Tensor, weight: Tensor, mean: Tensor, inverse_std: Tensor, count: Tensor | float, lane: Lane
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, weight and bias; the lane's ranks add up the sums that the first one needs."""
+    """Gradients of x, weight and bias; the ranks of the lane add up the sums that the gradient of x needs."""
     if x.shape[0] == 0:
         _sum_over_lane(mean.new_zeros(2 * len(mean)), lane)
         return torch.empty_like(x), torch.zeros_like(weight), torch.zeros_like(weight)
@@ -171,7 +171,7 @@ def _gradients(
     _, weight_gradient, sum_dy = torch.ops.aten.native_batch_norm_backward(
         dy, x, None, None, None, center, inverse_std.to(dtype), True, 0.0, (False, True, True)
     )
-    # the sums over dy times the normalised x; float32 has not all digits of the mean
+    # sums over dy times the normalised x, corrected for the rounding of the mean to float32
     weight_gradient = torch.addcmul(weight_gradient, (center - mean) * inverse_std, sum_dy)
     mean_dy, mean_product = (_sum_over_lane(torch.cat([sum_dy, weight_gradient]).double(), lane) / count).chunk(2)
     scale = weight * inverse_std
@@ -184,7 +184,7 @@ def _gradients(
 def _own_gradients(
     dy: Tensor, x: Tensor, weight: Tensor, mean: Tensor, inverse_std: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same by one kernel, for a lane of one on a CPU."""
+    """The same as `_gradients` by one kernel, for a lane of one rank on a CPU."""
     dtype = statistics_dtype(x)
     moments = mean.to(dtype), inverse_std.to(dtype)
     dx, weight_gradient, bias_gradient = torch.ops.aten.native_batch_norm_backward(
@@ -202,7 +202,7 @@ def _affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 
 
 def mean_over_lanes(mean: Tensor, var: Tensor, num_groups: int = 1) -> tuple[Tensor, Tensor]:
-    """The plain mean over the groups of all processes; `num_groups` is 0 where this one has none. One collective."""
+    """The plain mean over the groups of all processes; `num_groups` is 0 if this process has none. One collective."""
     own = torch.cat([mean, var]).to(wide_dtype(mean)) * num_groups
     total = _sum_over_lane(torch.cat([own, own.new_full((1,), num_groups)]), lane_of_all())
     means, variances = total[:-1].div_(total[-1]).tensor_split(2)
@@ -215,7 +215,7 @@ def _sum_over_lane(tensor: Tensor, lane: Lane) -> Tensor:
     if tensor.is_cuda:
         distributed.all_reduce(tensor, group=lane.process_group)
         return tensor
-    return _gather_over_lane(tensor, lane).sum(0)  # a third faster than gloo's all-reduce, and of one order
+    return _gather_over_lane(tensor, lane).sum(0)  # a third faster than gloo's all-reduce, in a fixed order
 
 
 def _gather_over_lane(tensor: Tensor, lane: Lane) -> Tensor:

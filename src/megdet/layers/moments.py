@@ -1,9 +1,9 @@
 """Sums over the values of each channel on a CPU, as exact as if they were taken in float64, at the speed of float32.
 
-A kernel of torch adds a channel up in one number of float32, or in a few. Over a hundred thousand values that loses
-what a variance within 1e-5 asks for, and over a channel whose mean is far from 0 beside its deviation it loses all of
-it. So the kernels are shown the input as if it had more channels, each a run of some hundred values, which costs no
-copy, and the runs are put together (Chan et al., 1983). Channels that are far from 0 even so are centred first.
+A kernel of torch adds up a channel in one number of float32, or in a few. Over a hundred thousand values that is too
+inexact for a variance within 1e-5, and useless for a channel whose mean is large beside its deviation. So the kernels
+get a view of the input with more channels, each a run of some hundred values, without a copy, and the runs are merged
+(Chan et al., 1983). Channels whose mean is still too far from 0 are centred first.
 """
 
 import math
@@ -15,17 +15,17 @@ from torch import Tensor
 RUN = 512
 """Values that are added up one after another in float32."""
 LANES = 16
-"""Numbers that torch's kernels add up side by side where the pixels of a channel follow each other."""
+"""Partial sums that torch's kernels keep side by side where the pixels of a channel are neighbours in memory."""
 SHORTEST = 64
-"""Values in a run, where the number of values allows: shorter ones cost more than they are worth."""
+"""Fewest values in a run: shorter ones cost more than they gain."""
 FAR = 4.0
-"""A mean so many deviations from 0 is too far for sums over numbers that are not centred."""
+"""A mean more than so many deviations from 0 needs centred sums."""
 
 _backward = torch.ops.aten.native_batch_norm_backward
 
 
 class Runs(NamedTuple):
-    """Views of a tensor whose dimension 1 lists runs of one channel; they are all its values."""
+    """Views of a tensor whose dimension 1 lists runs of one channel; together they hold all values."""
 
     values: list[Tensor]
     orders: list[tuple[int, int, int]]
@@ -40,7 +40,7 @@ class Runs(NamedTuple):
 def channel_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each channel, for `x` (n, channels, ...) of any memory format, n > 0.
 
-    They are in float32, or in float64 where float32 has not enough digits for the mean.
+    They are in float32, or in float64 where the mean needs more digits.
     """
     runs = runs_of(x)
     if runs is None:
@@ -57,7 +57,7 @@ def channel_moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def exact_moments(x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The same by centring a copy, for `x` on any device; where `mask` is 0 a row has no value."""
+    """Mean and biased variance by centring a copy, for `x` on any device; rows where `mask` is 0 do not count."""
     x = x.to(statistics_dtype(x))
     count = count_values(x, mask).clamp(min=1)
     center = ((x if mask is None else x * mask).sum(other_dims(x)) / count).to(x.dtype)
@@ -75,7 +75,7 @@ def centered_sums(x: Tensor, mask: Tensor | None, center: Tensor) -> Tensor:
 
 
 def runs_of(x: Tensor) -> Runs | None:
-    """All values of a tensor in runs of at most RUN values a lane; None where only shorter ones would fit its shape."""
+    """All values of a tensor in runs of at most RUN values a partial sum; None if only short ones fit its shape."""
     channels = x.shape[1]
     count = x.numel() // channels
     if not has_channels_last(x):
@@ -116,7 +116,7 @@ def _centered(runs: Runs) -> tuple[Tensor, Tensor]:
     found = []
     for part in runs.values:
         is_half = part.dtype not in (torch.float32, torch.float64)
-        # running statistics that are let go: their dtype is that of the result
+        # running statistics that nobody reads: they set the dtype of the result
         kept = part.new_zeros(part.shape[1], dtype=torch.float32) if is_half else None
         found.append(torch.batch_norm_update_stats(part, kept, kept, 0.0))
     if len(found) == 1:
@@ -129,7 +129,7 @@ def _centered(runs: Runs) -> tuple[Tensor, Tensor]:
 
 
 def _products(runs: Runs) -> tuple[Tensor, Tensor]:
-    """The same by sum x (x - m) - m sum (x - m), four times as fast where the pixels of a channel follow each other."""
+    """As `_centered`, by sum x (x - m) - m sum (x - m): four times as fast where a channel is contiguous."""
     (values,), (length,) = runs.values, runs.lengths
     total = values.sum(2).flatten().double()
     means = total / length
@@ -137,7 +137,7 @@ def _products(runs: Runs) -> tuple[Tensor, Tensor]:
     _, products, _ = _backward(
         values, values, None, center, torch.ones_like(center), None, None, False, 0.0, (False, True, False)
     )
-    # the centre is rounded: what it lacks is the mean of x - m
+    # the centre is rounded; the mean of x - m corrects it
     off = means - center
     variances = torch.addcmul(products.double() / length, off, center + off, value=-1)
     return _merged(means.view(runs.orders[0]), variances.view(runs.orders[0]))
@@ -176,7 +176,7 @@ def other_dims(x: Tensor) -> list[int]:
 
 
 def by_channel(values: Tensor, x: Tensor) -> Tensor:
-    """A value for each channel in a shape that goes with x."""
+    """A value for each channel, in a shape that broadcasts with x."""
     return values.view(1, -1, *[1] * (x.dim() - 2))
 
 

@@ -1,8 +1,8 @@
 """Sublinear memory (Chen et al., 2016): compute part of the forward again in the backward instead of keeping it.
 
-A recomputed forward has the statistics of the first one. Where a lane is several ranks they are read from a tape that
-the first forward wrote, so there is no second collective; in a lane of one they are found again, to the bit. The
-running statistics are told once. torch's own checkpointing alone would update them twice (pytorch issue 96136).
+A recomputed forward has the statistics of the first one. In a lane of several ranks it reads them from a tape that the
+first forward wrote, so there is no second collective; in a lane of one rank it computes them again, to the bit. The
+running statistics are updated once. torch's own checkpointing alone would update them twice (pytorch issue 96136).
 """
 
 import threading
@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-_ACTIVE = threading.local()  # a backward, and with it the second forward, runs in a thread of its own on a GPU
+_ACTIVE = threading.local()  # on a GPU the backward, and the second forward in it, run in another thread
 
 
 class Tape:
-    """What the norm layers of one segment found out, in the order of their calls."""
+    """The statistics that the norm layers of one segment computed, in the order of their calls."""
 
     def __init__(self) -> None:
         self._entries: list[Any] = []
@@ -30,24 +30,24 @@ class Tape:
         return self._position is not None
 
     def record(self, entry: Any) -> None:
-        """Keep what a layer found in the first forward."""
+        """Keep the statistics of a layer in the first forward."""
         self._entries.append(entry)
 
     def next(self) -> Any:
-        """What the same layer found in the first forward."""
+        """The statistics of the same layer in the first forward."""
         assert self._position is not None
         entry = self._entries[self._position]
         self._position += 1
         return entry
 
     def start(self, *, is_replayed: bool) -> None:
-        """What runs now in this thread is the first forward, or a later one."""
+        """Begin the first forward, or a later one, in this thread."""
         self._position = 0 if is_replayed else None
         _ACTIVE.tape = self
 
 
 class _Forward:
-    """The context of a forward, which a second backward through the same graph enters again."""
+    """The context of a forward; a second backward through the same graph enters it again."""
 
     def __init__(self, tape: Tape, *, is_replayed: bool) -> None:
         self.tape, self.is_replayed = tape, is_replayed
@@ -65,7 +65,7 @@ def current_tape() -> Tape | None:
 
 
 def recompute(function: Callable[..., Any], *arguments: Any) -> Any:
-    """`function(*arguments)`; the backward finds its arguments and its result and computes the rest again.
+    """`function(*arguments)`; only arguments and result are kept, and the backward computes the rest again.
 
     Inside another recomputed function, or where no gradient is asked for, it is a plain call.
     """
@@ -76,17 +76,17 @@ def recompute(function: Callable[..., Any], *arguments: Any) -> Any:
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return _Forward(tape, is_replayed=False), _Forward(tape, is_replayed=True)
 
-    # no layer of ours draws from a generator, so its state need not be kept
+    # no layer draws random numbers, so the state of the generator is not kept
     return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
 
 
 def plainly(function: Callable[..., Any], *arguments: Any) -> Any:
-    """`function(*arguments)`, with everything kept: the plan `none`."""
+    """`function(*arguments)` with everything kept, for the recompute plan `none`."""
     return function(*arguments)
 
 
 class RecomputedBlocks(nn.Sequential):
-    """A sequence of blocks of which each segment is computed again in the backward; its state dict is unchanged."""
+    """A sequence of blocks, cut into segments that the backward computes again; its state dict is unchanged."""
 
     def __init__(self, blocks: nn.Sequential, segments: Sequence[range]) -> None:
         super().__init__()
@@ -109,12 +109,12 @@ def _in_turn(blocks: Sequence[nn.Module], x: Any) -> Any:
 
 
 def sublinear_segments(inside: Sequence[int], kept: Sequence[int], ends: Sequence[int]) -> list[range]:
-    """Cut blocks into segments so that what is kept between them and the largest segment together are least.
+    """Cut blocks into segments for the least memory: the outputs kept between them plus the largest segment.
 
     Args:
         inside: bytes that each block's backward needs, its input included.
-        kept: bytes of each block's output, kept where a segment ends.
-        ends: numbers of blocks after which a segment must end, such as the last of a stage.
+        kept: bytes of each block's output, which is kept if a segment ends there.
+        ends: counts of blocks after which a segment must end, such as at the end of a stage.
 
     The search of Chen et al. (2016), Algorithm 3: fill segments up to a budget, for every budget that could matter.
     """
@@ -139,10 +139,10 @@ def sublinear_segments(inside: Sequence[int], kept: Sequence[int], ends: Sequenc
 
 
 def saved_bytes(function: Callable[[], Any], parameters: Sequence[Tensor] = ()) -> int:
-    """Bytes that the backward of `function()` would find kept, each storage once, parameters aside."""
+    """Bytes that `function()` keeps for its backward, each storage once, without the parameters."""
     known = {parameter.untyped_storage().data_ptr() for parameter in parameters}
     sizes: dict[int, int] = {}
-    alive = []  # or a storage that is freed would lend its address to the next
+    alive = []  # so that no storage is freed and its address used again
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()

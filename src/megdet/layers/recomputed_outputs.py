@@ -1,8 +1,8 @@
-"""Outputs of batch norms that are computed again in the backward instead of being kept for it.
+"""Outputs of batch norms that the backward computes again instead of keeping them.
 
-A batch norm keeps its input, from which its output follows by one multiplication and one addition a number. So a later
-layer need not keep that output, or the activation of it: both are computed again when the backward asks for them, which
-takes about a hundredth of a step. The numbers are the same to the bit, and nothing is asked of other devices.
+A batch norm keeps its input, and its output follows from that by one multiplication and one addition a number. So a
+later layer need not keep the output or its activation: both are computed again when the backward needs them, which
+takes about a hundredth of a step. The numbers are the same to the bit, and no collective is needed.
 """
 
 import threading
@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU)
-"""What may stand between a batch norm and the layer that keeps its output; all are computed in place."""
+"""Activations allowed between a batch norm and the layer that keeps its output; all are computed in place."""
 
 _STATE = threading.local()
 
 
 class Output:
-    """A tensor that can be computed again, for so many layers as were to keep it."""
+    """A tensor that can be computed again, and the number of layers that still need it."""
 
     def __init__(self, compute: Callable[[], Tensor]) -> None:
         self.compute = compute
@@ -28,12 +28,12 @@ class Output:
         self._value: Tensor | None = None
 
     def keep(self) -> "Output":
-        """Stand in for the tensor, once more."""
+        """Stand in for the tensor in one more layer."""
         self._users += 1
         return self
 
     def get(self) -> Tensor:
-        """The tensor, which is let go when the last user has asked for it."""
+        """The tensor; it is freed after the last layer has asked for it."""
         if self._value is None:
             with torch.no_grad():
                 self._value = self.compute()
@@ -45,14 +45,14 @@ class Output:
 
 
 class _Latest:
-    """The output that was computed last, and how to tell it from all other tensors."""
+    """The output that was computed last, and how to recognise it."""
 
     def __init__(self, tensor: Tensor, version: int, output: Output) -> None:
-        self.tensor = tensor.detach()  # held, or another tensor could get its address
+        self.tensor = tensor.detach()  # kept alive, so that no other tensor gets its address
         self.version, self.output = version, output
 
     def matches(self, tensor: Tensor) -> bool:
-        """Whether this is the tensor, as it was or will be after so many changes in place."""
+        """Whether this is the tensor, after the expected number of changes in place."""
         mine = self.tensor
         return (
             tensor.data_ptr() == mine.data_ptr()
@@ -65,7 +65,7 @@ class _Latest:
 
 @contextmanager
 def recompute_outputs() -> Iterator[None]:
-    """Within it, layers keep no outputs that are marked as recomputable; a recomputed segment keeps nothing anyway."""
+    """Within it, layers keep no outputs that are marked as recomputable; recomputed segments keep none anyway."""
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         yield
         return
@@ -78,13 +78,13 @@ def recompute_outputs() -> Iterator[None]:
 
 
 def mark_recomputable(tensor: Tensor, compute: Callable[[], Tensor]) -> None:
-    """Say of a tensor that was just computed how to compute it again, to the bit, from what is kept anyway."""
+    """Register how to compute a new tensor again, to the bit, from tensors that are kept anyway."""
     if not torch.compiler.is_compiling() and getattr(_STATE, "is_active", False) and tensor.requires_grad:
         _STATE.latest = _Latest(tensor, tensor._version, Output(compute))
 
 
 def mark_activations(model: nn.Module) -> None:
-    """Have the activations of a model mark their outputs, where they change a marked tensor in place."""
+    """Make the activations of a model mark their outputs when they change a marked tensor in place."""
     for module in model.modules():
         if isinstance(module, ACTIVATIONS):
             module.register_forward_pre_hook(_before_activation)
@@ -96,7 +96,7 @@ def _before_activation(activation: nn.Module, arguments: tuple[Any, ...]) -> Non
     latest: _Latest | None = _STATE.latest
     if latest is not None and activation.inplace and latest.matches(arguments[0]):
         before = latest.output.compute
-        # told before it happens, since the activation itself keeps its output
+        # before the activation runs, because the activation itself keeps its output
         _STATE.latest = _Latest(arguments[0], latest.version + 1, Output(lambda: activation(before())))
 
 

@@ -43,7 +43,8 @@ class Backbone(nn.Module):
     def __init__(self, recipe: BackboneRecipe, lane: Lane | None, recompute: RecomputePlan = "none") -> None:
         super().__init__()
         self.name = recipe.name
-        # the second network draws random numbers too: without them every seed would give other heads
+        # built twice: only timm knows which layers make the features, and the heads draw their weights after both
+        # networks: building one (or the second on the meta device, which draws nothing) would give other heads
         whole = _whole_model(recipe.name)
         try:
             body: Any = timm.create_model(recipe.name, pretrained=False, features_only=True, **_no_drops(whole))

@@ -1,4 +1,4 @@
-"""Small tensors of fixed numbers, made once a device: making one on a GPU the plain way makes the host wait."""
+"""Small tensors of fixed numbers, made once a device: made the plain way on a GPU, each would make the host wait."""
 
 from functools import lru_cache
 
@@ -14,16 +14,16 @@ def constant(numbers: Numbers, dtype: torch.dtype, device: torch.device) -> Tens
 
 
 def stream_of(device: torch.device) -> int:
-    """The stream on which work for a device is queued now; part of the key of whatever is kept from call to call.
+    """The stream on which work for a device is queued now; part of the key of every tensor kept from call to call.
 
-    What one stream makes another may see only after waiting for it.
+    A tensor made on one stream may be read on another only after waiting for it.
     """
     return int(torch.cuda.current_stream(device).cuda_stream) if device.type == "cuda" else 0
 
 
 @lru_cache(maxsize=4096)  # a canvas has about ten of its own, and a plan may have hundreds of canvases
 def _made(numbers: Numbers, dtype: torch.dtype, device: torch.device, _stream: int) -> Tensor:
-    with torch.inference_mode(False):  # training must be able to use what an evaluation made first
+    with torch.inference_mode(False):  # so that training can use a tensor that an evaluation made
         tensor = torch.tensor(numbers, dtype=dtype)
-        # a copy out of pageable memory is one that the host waits for
+        # the host waits for a copy out of pageable memory
         return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -38,7 +38,7 @@ class _OneDnnLinear(torch.autograd.Function):
         dy = gradients[0].contiguous()
         needs_x, needs_weight, _ = ctx.needs_input_grad
         weight_gradient = _product(dy.t(), x.t()) if needs_weight else None
-        # the input makes room for its own gradient: here is the peak of a step's memory
+        # free the input before its gradient is made: a step's memory peaks here
         ctx.maybe_clear_saved_tensors()
         del x
         x_gradient = _product(dy, weight.t()) if needs_x else None

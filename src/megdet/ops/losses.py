@@ -24,7 +24,7 @@ def masked_cross_entropy_logits(
     is_positive: Bool[Tensor, "images samples"],
     is_valid: Bool[Tensor, "images samples"],
 ) -> Float[Tensor, "images samples"]:
-    """Binary cross-entropy of logits, 0 where a sample stands for nothing."""
+    """Binary cross-entropy of logits, 0 for samples that are not valid."""
     loss = F.binary_cross_entropy_with_logits(logits, is_positive.to(logits.dtype), reduction="none")
     return loss * is_valid
 

@@ -25,7 +25,7 @@ class Matches:
 
 @dataclass
 class Sample:
-    """A fixed number of candidates an image: first the positives, then the negatives, then rows for nothing."""
+    """A fixed number of candidates an image: first the positives, then the negatives, then padding."""
 
     index: Int64[Tensor, "images samples"]
     is_positive: Bool[Tensor, "images samples"]

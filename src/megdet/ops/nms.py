@@ -20,8 +20,8 @@ def segmented_nms(
 ) -> Bool[Tensor, " candidates"]:
     """Which candidates survive the suppression within their own segment (an image and level, an image and class).
 
-    A candidate falls if it overlaps a better one that stays by more than `iou_threshold`; between equal scores the
-    lower index is the better one. Candidates of a negative segment stand for nothing and do not survive. Segments are
+    A candidate is suppressed if its IoU with a better one that survives exceeds `iou_threshold`; between equal scores
+    the lower index is better. Candidates of a negative segment are padding and do not survive. Segments are
     told apart by index, never by shifted coordinates: float32 boxes moved by thousands of pixels overlap differently,
     and one call over a whole batch is quadratic in its candidates. On a GPU it is one launch and nothing waits for it;
     without Triton, as on Windows, or where it cannot build, the loop below reads the lengths of the segments from the

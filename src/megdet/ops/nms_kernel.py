@@ -1,4 +1,4 @@
-"""Non-maximum suppression of many segments on a GPU in one launch, without a word to the host (Triton).
+"""Non-maximum suppression of many segments on a GPU in one launch, without waiting for the host (Triton).
 
 Imported only where the boxes are on a GPU; `ops/nms.py` has the plain form, against which this one is tested.
 """
@@ -15,7 +15,7 @@ _BLOCK = 512
 
 
 def thin_segments(boxes: Tensor, scores: Tensor, segments: Tensor, iou_threshold: float) -> Tensor:
-    """Which candidates survive within their own segment: as `segmented_nms`, of which it has the arguments."""
+    """Which candidates survive within their own segment; the arguments are those of `segmented_nms`."""
     by_score = scores.argsort(descending=True, stable=True)
     order = by_score[segments[by_score].argsort(stable=True)]
     sorted_segments = segments[order]
@@ -25,7 +25,7 @@ def thin_segments(boxes: Tensor, scores: Tensor, segments: Tensor, iou_threshold
         # as a number of the kernel's own the threshold would be rounded to float32, and a tie would fall elsewhere
         threshold = constant((iou_threshold,), torch.float64, boxes.device)
         # a program for every candidate; only the first of each segment has something to do. One stage: a load that
-        # was moved before the barrier would see who was alive a round ago. No fusion: x * y + z rounds twice here
+        # was moved before the barrier would see the state of the round before. No fusion: x * y + z rounds twice here
         _thin[(len(order),)](
             boxes[order].contiguous(),
             sorted_segments,
@@ -72,4 +72,4 @@ def _thin(boxes, segments, ends, alive, threshold, BLOCK: tl.constexpr):  # type
                     else:
                         overlap = both / union
                     tl.store(alive + j, 0, mask=is_candidate & (overlap.to(tl.float64) > iou_threshold))
-            tl.debug_barrier()  # what this round put out of the running the next one must see
+            tl.debug_barrier()  # the next round must see what this one suppressed

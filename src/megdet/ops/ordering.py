@@ -12,7 +12,7 @@ from torch import Tensor
 from megdet.ops.integer_hash import GOLDEN, MIX_1, MIX_2
 
 NEVER = torch.iinfo(torch.int64).min
-"""The key of what must not be chosen."""
+"""The key of a candidate that must not be chosen."""
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:

@@ -1,7 +1,7 @@
 """RoIAlign over all levels of a pyramid as one weighted embedding bag.
 
-The levels, channels last, are laid under one another as a table of rows, one row a pixel. A bin of a RoI is a weighted
-sum of rows: each of its sampling points is a bilinear mix of four. Forward is one `embedding_bag` of the table;
+The levels, channels last, are stacked into a table of rows, one row a pixel. A bin of a RoI is a weighted sum of rows:
+each of its sampling points is a bilinear mix of four. Forward is one `embedding_bag` of the table;
 backward sorts the taps by row (stably, so that every sum has one order) and is one `embedding_bag` of the output's
 gradient. There is no loop over levels and no scatter with atomics, and both directions are deterministic.
 """
@@ -34,7 +34,7 @@ class FeatureTable:
     def take(self, index: Int64[Tensor, " taken"]) -> Float[Tensor, "taken channels"]:
         """Rows by index; the gradient is summed per row in a fixed order.
 
-        It is added into the gradient of whatever reads the table from now on, so that the two never lie side by side.
+        It is added in place to the gradient of later readers of the table, so that there are never two of that size.
         """
         taken: Tensor
         taken, self.rows = _TakenRows.apply(self.rows, index)
@@ -42,7 +42,7 @@ class FeatureTable:
 
 
 def feature_table(levels: Sequence[Float[Tensor, "images channels _ _"]]) -> FeatureTable:
-    """Lay the levels of a pyramid under one another; a level in channels-last memory is copied as it stands."""
+    """Stack the levels of a pyramid; a level in channels-last memory is copied without a permutation."""
     images, channels = levels[0].shape[:2]
     rows = [level.permute(0, 2, 3, 1).reshape(-1, channels) for level in levels]
     heights, widths = tuple(level.shape[2] for level in levels), tuple(level.shape[3] for level in levels)
@@ -58,8 +58,8 @@ def roi_levels(
 ) -> Int64[Tensor, " rois"]:
     """The level from which each RoI is pooled, 0 the finest (Eq. 1 of the FPN paper).
 
-    A RoI of `canonical_size` pixels goes to `canonical_level`, one of half that size to the level below; one whose size
-    is no number to the finest.
+    A RoI of `canonical_size` pixels goes to `canonical_level`, one of half that size to the level below. A size that is
+    NaN goes to the finest.
     """
     size = ((rois[:, 2] - rois[:, 0]) * (rois[:, 3] - rois[:, 1])).nan_to_num(nan=0.0).clamp(min=0).sqrt()
     level = (canonical_level + torch.log2(size / canonical_size) + 1e-6).floor()
@@ -162,7 +162,7 @@ def _adaptive_taps(places: _Places, pool_size: int) -> tuple[Tensor, Tensor, Ten
 def _bilinear(points: Tensor, length: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Lower and upper pixel along one axis and their weights; both weights are 0 outside the map."""
     is_inside = (points >= -1.0) & (points <= length)
-    points = torch.where(is_inside, points, 0.0).clamp(min=0)  # outside they may be no numbers
+    points = torch.where(is_inside, points, 0.0).clamp(min=0)  # outside they may be NaN
     low = torch.minimum(points.floor().to(torch.int64), length - 1)
     high = torch.minimum(low + 1, length - 1)
     fraction = (points - low).clamp(max=1.0) * (high > low)
@@ -171,7 +171,7 @@ def _bilinear(points: Tensor, length: Tensor) -> tuple[Tensor, Tensor, Tensor, T
 
 
 class _TakenRows(torch.autograd.Function):
-    """Some rows of a table, and the table for those who read it later."""
+    """Some rows of a table, and the table for later readers."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
@@ -214,7 +214,7 @@ def _sums(rows: Tensor, index: Tensor, weights: Tensor, bags: Tensor, num_bags: 
 
 
 class _WeightedBag(torch.autograd.Function):
-    """Weighted sums of table rows. The gradient of the weights is not needed and not computed."""
+    """Weighted sums of table rows; the weights get no gradient."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, index: Tensor, weights: Tensor) -> Tensor:

@@ -1,1 +1,1 @@
-"""The paper's tables and figures: as printed, and repeated."""
+"""The paper's tables and figures: as printed, and reproduced."""

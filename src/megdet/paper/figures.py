@@ -1,19 +1,23 @@
-"""Figures in the style of a paper, one function a figure: courses of runs over epochs and hours, and sweeps by row."""
+"""Figures in the style of a paper, one function each: curves of runs over epochs and hours, and sweeps by row."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from megdet.errors import InputError
-from megdet.files import cannot_write
+from megdet.paper.report import row_label
+from megdet.paper.rows import row_name
+from megdet.paper.sweep import Outcome
+from megdet.paper.tables import TrainingRow
+from megdet.plotting import panels, save_figure
 from megdet.recipe_file import parse_recipe
 from megdet.run_folder.folder import RunFolder
 from megdet.run_folder.metrics import read_metrics
@@ -33,43 +37,17 @@ class Curve:
     epochs: tuple[float, ...]
     """where it was evaluated"""
     hours: tuple[float, ...]
-    """of training until then, on the machine that trained it"""
+    """of training until then, on the machine of the run"""
     mmap: tuple[float, ...]
     """percent"""
     decay_epochs: tuple[float, ...]
     """where the learning rate falls"""
     decay_hours: tuple[float, ...]
-    """the same in hours, as far as the run has come"""
-
-
-@dataclass(frozen=True)
-class SweepPoint:
-    """A row of a sweep beside its counterpart in the paper."""
-
-    label: str
-    paper: float | None
-    """mmAP in percent; None = the training failed"""
-    ours: float | None
-    """the same here; None = it failed or was not run"""
-    is_run: bool
-    """whether it was run here"""
-
-
-@dataclass(frozen=True)
-class RatioSeries:
-    """The part of the sampled RoIs that is positive over the epochs of a run, beside the paper's."""
-
-    label: str
-    epochs: tuple[float, ...]
-    """of the paper"""
-    ours: tuple[float, ...]
-    """percent; NaN where the run has no such epoch"""
-    paper: tuple[float, ...]
-    """percent"""
+    """where the learning rate falls, in hours, as far as the run has come"""
 
 
 def find_curve(folder: RunFolder, label: str) -> Curve | None:
-    """The curve of any run, None where nothing was evaluated. Raises InputError where the folder holds no run."""
+    """The curve of any run, None if nothing was evaluated. Raises InputError if the folder holds no run."""
     text = folder.read_recipe()
     if text is None:
         raise InputError(f"{folder.path}: no run is there (it has no recipe.yaml); name a run folder")
@@ -100,10 +78,10 @@ def find_curve(folder: RunFolder, label: str) -> Curve | None:
 def plot_curves(curves: Sequence[Curve], path: Path) -> None:
     """Figures 1 and 4: mmAP over epochs and over hours; dashed lines where the learning rate decays.
 
-    Decays that all curves share are gray, others have the colour of their curve. Raises InputError where the picture
+    Decays that all curves share are grey, others have the colour of their curve. Raises InputError if the picture
     cannot be written.
     """
-    figure, (by_epoch, by_hour) = _panels(2, (7.2, 2.9), share_y=True)
+    figure, (by_epoch, by_hour) = _panels(2, (7.2, 2.9), sharey=True)
     shared = len({curve.decay_epochs for curve in curves}) == 1
     for number, curve in enumerate(curves):
         colour, marker = COLOURS[number % len(COLOURS)], _MARKERS[number % len(_MARKERS)]
@@ -123,60 +101,61 @@ def plot_curves(curves: Sequence[Curve], path: Path) -> None:
         handles.append(Line2D([], [], color="0.55", linestyle="--", linewidth=0.9))
         labels.append("learning rate decay")
     figure.legend(handles, labels, loc="outside upper center", ncols=len(handles), fontsize=8, frameon=False)
-    _save(figure, path)
+    save_figure(figure, path, _DPI)
 
 
-def plot_sweep(points: Sequence[SweepPoint], path: Path, title: str) -> None:
+def plot_sweep(rows: Sequence[TrainingRow], outcomes: Mapping[str, Outcome], path: Path, title: str) -> None:
     """Tables 2 and 3: the mmAP of every row, the paper's on the left and ours on the right; the scales differ.
 
-    The first row is the baseline, drawn as a vertical line. A cross is a training that failed, an empty row one that
-    was not run. Raises InputError where the picture cannot be written.
+    The first row is the baseline, drawn as a vertical line. A cross is a training that failed; an empty row was not
+    run. Raises InputError if the picture cannot be written.
     """
-    figure, (paper, ours) = _panels(2, (7.2, 1.3 + 0.22 * len(points)), share_y=True)
-    _dots(paper, [point.paper for point in points], [True] * len(points), _PAPER)
-    _dots(ours, [point.ours for point in points], [point.is_run for point in points], _OURS)
+    figure, (paper, ours) = _panels(2, (7.2, 1.3 + 0.22 * len(rows)), sharey=True)
+    found = [outcomes.get(row_name(row)) for row in rows]
+    _dots(paper, [row.mmap for row in rows], [True] * len(rows), _PAPER)
+    _dots(ours, [None if own is None else own.mmap for own in found], [own is not None for own in found], _OURS)
     paper.set(xlabel="mmAP (%), paper: ResNet-50, COCO")
     ours.set(xlabel=f"mmAP (%), {title}")
-    paper.set_yticks(range(len(points)), [point.label for point in points])
-    paper.set_ylim(len(points) - 0.4, -0.6)
+    paper.set_yticks(range(len(rows)), [row_label(row) for row in rows])
+    paper.set_ylim(len(rows) - 0.4, -0.6)
     legend = [
         Line2D([], [], color="0.3", marker="o", linestyle="", markersize=4, label="trained"),
         Line2D([], [], color="0.3", marker="x", linestyle="", markersize=5, label="failed"),
         Line2D([], [], color="0.3", linestyle=":", linewidth=1, label="first row"),
     ]
     figure.legend(handles=legend, loc="outside upper center", ncols=3, fontsize=8, frameon=False)
-    _save(figure, path)
+    save_figure(figure, path, _DPI)
 
 
-def plot_ratios(series: Sequence[RatioSeries], path: Path) -> None:
+def plot_ratios(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Table 1: the positive part of the sampled RoIs at the paper's epochs, here (solid) and in the paper (dashed).
 
+    `records` have the keys epoch, batch_size, ratio (None where it is missing) and paper_ratio, both in percent.
     Raises InputError where the picture cannot be written.
     """
     figure, (axes,) = _panels(1, (4.2, 3.1))
-    for number, own in enumerate(series):
-        colour, marker = COLOURS[number % len(COLOURS)], _MARKERS[number % len(_MARKERS)]
-        axes.plot(own.epochs, own.ours, color=colour, marker=marker, markersize=4, label=own.label)
-        axes.plot(own.epochs, own.paper, color=colour, marker=marker, markersize=4, linestyle="--", fillstyle="none")
+    epochs = sorted({record["epoch"] for record in records})
+    for number, size in enumerate(sorted({record["batch_size"] for record in records})):
+        own = {record["epoch"]: record for record in records if record["batch_size"] == size}
+        ours = [math.nan if own[epoch]["ratio"] is None else own[epoch]["ratio"] for epoch in epochs]
+        style: dict[str, Any] = {"color": COLOURS[number], "marker": _MARKERS[number], "markersize": 4}
+        axes.plot(epochs, ours, label=f"{size} images", **style)
+        axes.plot(epochs, [own[epoch]["paper_ratio"] for epoch in epochs], linestyle="--", fillstyle="none", **style)
     axes.set(xlabel="epoch of the paper", ylabel="positive part of sampled RoIs (%)", ylim=(0, None))
-    axes.set_xticks(series[0].epochs, [f"{epoch:g}" for epoch in series[0].epochs])
+    axes.set_xticks(epochs)
     handles, labels = axes.get_legend_handles_labels()
     handles.append(Line2D([], [], color="0.45", marker="o", fillstyle="none", linestyle="--", markersize=4))
     axes.legend(handles, [*labels, "the paper's"], fontsize=8, frameon=False)
-    _save(figure, path)
+    save_figure(figure, path, _DPI)
 
 
-def _panels(count: int, size: tuple[float, float], *, share_y: bool = False) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = list(figure.subplots(1, count, sharey=share_y, squeeze=False)[0])
-    for axes in panels:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.22, linewidth=0.6)
+def _panels(columns: int, size: tuple[float, float], **options: Any) -> tuple[Figure, list[Axes]]:
+    figure, made = panels(columns, size, **options)
+    for axes in made:
         axes.tick_params(labelsize=8)
-        axes.xaxis.label.set_size(9)
-        axes.yaxis.label.set_size(9)
-    return figure, panels
+        axes.xaxis.label.set_fontsize(9)
+        axes.yaxis.label.set_fontsize(9)
+    return figure, made
 
 
 def _dots(axes: Axes, values: Sequence[float | None], is_run: Sequence[bool], colour: str) -> None:
@@ -200,11 +179,3 @@ def _dots(axes: Axes, values: Sequence[float | None], is_run: Sequence[bool], co
 
 def _mark_decay(axes: Axes, place: float, colour: str) -> None:
     axes.axvline(place, color=colour, linestyle="--", linewidth=0.9, alpha=0.7, zorder=0)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=_DPI)
-    except OSError as error:
-        raise cannot_write(path, error) from error

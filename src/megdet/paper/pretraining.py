@@ -1,7 +1,7 @@
-"""A backbone with weights and statistics for the sweep of scale demo, where no ImageNet weights are given.
+"""A backbone with weights and statistics for the sweep of scale demo, if no ImageNet weights are given.
 
-It stands for the paper's ImageNet pretraining: a short run on other pictures than those of the rows, of which the rows
-take over the backbone alone. Without it rows of BN size 0 would freeze the statistics of random weights.
+It replaces the paper's ImageNet pretraining: a short run on other pictures than those of the rows. The rows start from
+its backbone. Without it, rows of BN size 0 would freeze the statistics of random weights.
 """
 
 from dataclasses import replace
@@ -14,6 +14,7 @@ from megdet.data.coco import training_set
 from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.files import cannot_write, replace_file
+from megdet.model.choice import detector_class
 from megdet.paper.rows import PRETRAINING
 from megdet.recipe import Recipe
 from megdet.recipe_file import first_difference, load_recipe, parse_recipe
@@ -24,14 +25,14 @@ from megdet.training.loop import train
 from megdet.training.run import RunOptions
 
 _PLACES = {"backbone.body.": "", "backbone.last.0.": "conv_head.", "backbone.last.1.": "bn2."}
-"""Where the detector keeps the layers of MobileNetV2, and what timm calls them."""
+"""The prefixes of MobileNetV2's layers in the detector, and in timm."""
 
 
 def pretrained_backbone(folder: Path, data: Path | None, options: RunOptions, world: World) -> Path:
-    """The file of the backbone in a sweep's folder, trained first where it is missing. Every rank calls it.
+    """The file of the backbone in a sweep's folder; it is trained first if it is missing. Every rank calls it.
 
-    The pictures lie beside those of the rows, in a folder of the same name with `-hard` after it. Raises InputError
-    where the backbone that is there comes from another recipe or from other pictures.
+    Its pictures are beside those of the rows, in a folder of the same name plus `-hard`. Raises InputError if an
+    existing backbone comes from another recipe or from other pictures.
     """
     recipe = pretraining_recipe(data)
     run = RunFolder(folder / "pretraining")
@@ -63,9 +64,9 @@ def pretraining_recipe(data: Path | None) -> Recipe:
 
 
 def export_backbone(run: RunFolder, file: Path) -> None:
-    """Write the backbone of a run's newest checkpoint under timm's names, for `model.backbone.weights`.
+    """Write the backbone of a run's newest checkpoint with timm's names, for `model.backbone.weights`.
 
-    Raises InputError where the run has no checkpoint, or the file cannot be written.
+    Raises InputError if the run has no checkpoint, or the file cannot be written.
     """
     checkpoint = latest_checkpoint(run)
     if checkpoint is None:
@@ -82,7 +83,7 @@ def export_backbone(run: RunFolder, file: Path) -> None:
 
 
 def _check_origin(run: RunFolder, recipe: Recipe) -> None:
-    """Refuse the backbone of another recipe or of other pictures; pictures that are not there any more are not read."""
+    """Refuse the backbone of another recipe or of other pictures; pictures that are gone are not compared."""
     mend = f"delete {run.path} and the rows that started from it, or choose another --run folder"
     text = run.read_recipe()
     if text is None:
@@ -93,6 +94,6 @@ def _check_origin(run: RunFolder, recipe: Recipe) -> None:
     annotations, checkpoint = Path(recipe.data.train_annotations), latest_checkpoint(run)
     if checkpoint is None or not annotations.exists():
         return
-    pictures = training_set(recipe.data)
+    pictures = training_set(recipe.data, with_masks=detector_class(recipe.model).has_masks)
     if open_checkpoint(checkpoint).state.data not in ("", fingerprint(pictures)):
         raise InputError(f"{run.path} holds a backbone of other pictures or boxes than those of {annotations}: {mend}")

@@ -1,12 +1,11 @@
-"""What `megdet reproduce` says: a table for the terminal, as Markdown and as JSON, from the outcomes of the rows."""
+"""The output of `megdet reproduce`: a table for the terminal, as Markdown and as JSON, from the rows' outcomes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megdet.files import cannot_write, write_json_atomically, write_text_atomically
-from megdet.paper.figures import SweepPoint
+from megdet.files import make_folder, write_json_atomically, write_text_atomically
 from megdet.paper.rows import Item, Scale, row_name, scale_epoch_factor
 from megdet.paper.sweep import Outcome
 from megdet.paper.tables import TrainingRow
@@ -65,12 +64,9 @@ class Report:
         return f"## {self.title}\n\n{head}{body}{pictures}{notes}"
 
     def write(self, folder: Path) -> list[Path]:
-        """Write ITEM.json and ITEM.md into a folder; returns their paths. Raises InputError where it cannot."""
+        """Write ITEM.json and ITEM.md into a folder; returns their paths. Raises InputError if that fails."""
         files = [folder / f"{self.item}.json", folder / f"{self.item}.md"]
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise cannot_write(folder, error) from error
+        make_folder(folder)
         write_json_atomically(files[0], self.as_dict(), indent=2)
         write_text_atomically(files[1], self.markdown())
         return files
@@ -79,7 +75,7 @@ class Report:
 def training_report(
     item: Item, scale: Scale, rows: Sequence[TrainingRow], outcomes: Mapping[str, Outcome], pictures: list[Path]
 ) -> Report:
-    """The table of Tables 2 and 3, also for the rows that a figure draws."""
+    """The report for rows of Tables 2 and 3, also for those that a figure draws."""
     report = Report(item, scale, TRAINING_COLUMNS, [], [], [], pictures)
     for row in rows:
         outcome = outcomes.get(row_name(row))
@@ -92,7 +88,7 @@ def training_report(
 
 
 def scale_note(scale: Scale, recipe: Recipe) -> str:
-    """What a scale changes, in a sentence, from the recipe of one of its rows with the full rate."""
+    """The changes of a scale in a sentence, from the recipe of one of its rows with the full rate."""
     if scale == "coco":
         return "Scale coco: the packaged recipes of the rows as they are."
     factor = scale_epoch_factor(scale)
@@ -106,19 +102,6 @@ def scale_note(scale: Scale, recipe: Recipe) -> str:
     )
 
 
-def sweep_points(rows: Sequence[TrainingRow], outcomes: Mapping[str, Outcome]) -> list[SweepPoint]:
-    """The rows as points of `plot_sweep`."""
-    return [
-        SweepPoint(
-            row_label(row),
-            row.mmap,
-            None if (outcome := outcomes.get(row_name(row))) is None else outcome.mmap,
-            outcome is not None,
-        )
-        for row in rows
-    ]
-
-
 def row_label(row: TrainingRow) -> str:
     """A row in a picture: `16, frozen`, `256 (long), BN 16`."""
     words = [str(row.batch_size)]
@@ -128,7 +111,7 @@ def row_label(row: TrainingRow) -> str:
 
 
 def percent_text(value: float | None) -> str:
-    """A number in percent, or a dash where there is none."""
+    """A number in percent, or a dash if there is none."""
     return "-" if value is None else f"{value:.1f}"
 
 

@@ -1,9 +1,9 @@
-"""Every table and figure of the paper: train the rows that it needs, then write table and picture beside the paper's.
+"""Every table and figure of the paper: train its rows, then write table and picture beside the paper's numbers.
 
 The folder of a scale holds one run folder a row, shared by all tables and figures that need the row:
 
-    b16-bn0/ ... b256-bn16-long/   runs, with outcome.json where they are finished
-    pretraining/                   scale demo without weights: where the rows' backbone comes from
+    b16-bn0/ ... b256-bn16-long/   runs, with outcome.json if they are finished
+    pretraining/                   scale demo without weights: the run that trains the rows' backbone
     table3.md, table3.json, table3.png, ...
 """
 
@@ -16,7 +16,7 @@ from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.paper.figures import find_curve, plot_curves, plot_sweep
 from megdet.paper.pretraining import pretrained_backbone
-from megdet.paper.report import Report, row_label, scale_note, sweep_points, training_report
+from megdet.paper.report import Report, row_label, scale_note, training_report
 from megdet.paper.rows import (
     Item,
     Scale,
@@ -39,7 +39,7 @@ from megdet.training.run import RunOptions
 
 @dataclass(frozen=True)
 class Order:
-    """What is to be reproduced, where and from what."""
+    """What to reproduce, where and from which data."""
 
     item: Item
     scale: Scale
@@ -55,15 +55,15 @@ class Order:
 
 @dataclass(frozen=True)
 class _Standing:
-    """How far an order has come."""
+    """The state of an order."""
 
     order: Order
     rows: Sequence[TrainingRow]
-    """that the item needs"""
+    """the rows that the item needs"""
     recipes: Mapping[str, Recipe]
-    """of the rows, by name"""
+    """the recipes of the rows, by name"""
     outcomes: Mapping[str, Outcome]
-    """of the rows that have ended, by name"""
+    """the outcomes of the finished rows, by name"""
 
 
 def reproduce(
@@ -76,8 +76,7 @@ def reproduce(
 ) -> Report | None:
     """Train what is missing and write the item's files into the order's folder; returns the report on rank 0.
 
-    Every rank calls it. The table is written after every row. Raises InputError as `run_sweep`, and for files of the
-    user that are missing.
+    Every rank calls it. The table is written after every row. Raises InputError as `run_sweep`, and for missing files.
     """
     rows = rows_of(order.item)
     if order.rows is not None and order.item not in ("table2", "table3"):
@@ -121,7 +120,7 @@ def _report(own: _Standing, world: World, workers: int) -> Report:
     order, first = own.order, own.rows[0]
     picture = order.folder / f"{order.item}.png"
     if order.item in ("table2", "table3"):
-        plot_sweep(sweep_points(own.rows, own.outcomes), picture, f"here: scale {order.scale}")
+        plot_sweep(own.rows, own.outcomes, picture, f"here: scale {order.scale}")
         return _training_report(own, [picture])
     if order.item in ("figure1", "figure4"):
         return _curves_report(own, picture)
@@ -138,7 +137,7 @@ def _report(own: _Standing, world: World, workers: int) -> Report:
 
 
 def _curves_report(own: _Standing, picture: Path) -> Report:
-    """Figures 1 and 4: the curves that there are, and which rows have none."""
+    """Figures 1 and 4: the existing curves, and notes about rows without one."""
     found = [find_curve(RunFolder(own.order.folder / row_name(row)), row_label(row)) for row in own.rows]
     curves = [curve for curve in found if curve is not None]
     if curves:

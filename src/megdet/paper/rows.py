@@ -1,14 +1,14 @@
 """The paper's trainings as recipes at three scales: drawn shapes, blood cells, COCO.
 
 Every row of Tables 2 and 3 keeps its numbers of images: mini-batch and BN size are the paper's at every scale, and so
-are the linear scaling rule and the half rate. Not in the paper: which stages frozen rows do not train, and that batch
-norm stands in the backbone alone; both are the same at every scale. What a scale changes stands in one packaged recipe,
+are the linear scaling rule and the half rate. Not in the paper: which stages frozen rows do not train, and that only
+the backbone has batch norm; both are the same at every scale. The changes of a scale are in one packaged recipe,
 `reproduce-SCALE`, which is the row of 16 images and BN size 16:
 
     images and network   its data, backbone, pyramid and heads
-    epochs               its length over the 11 epochs of the normal policy scales both policies, decays included
-    warmup               its steps: 500 times its images in an epoch of the paper over 118,000, so that the warmup is
-                         the same part of a row's steps as in our recipes of COCO (the paper gives no number)
+    epochs               its length over the 11 epochs of the normal policy; it scales both policies and their decays
+    warmup               its steps: 500 times its images in an epoch of the paper over 118,000. So the warmup is the
+                         same part of a row's steps as in our recipes of COCO (the paper gives no number)
     rate                 its base_lr instead of 0.02
     clipping             its clip_norm, the same for every row, since runs so short have no room for a warmup that is
                          gentle enough for heads with random weights
@@ -32,14 +32,14 @@ Item = Literal["table1", "table2", "table3", "figure1", "figure2", "figure4"]
 ITEMS: tuple[Item, ...] = get_args(Item)
 
 PRETRAINING = "reproduce-demo-pretraining"
-"""The packaged recipe whose backbone the rows of scale demo start from where no weights are given."""
+"""The packaged recipe whose backbone the rows of scale demo start from if no weights are given."""
 
 _FILES = {
     "demo": ("annotations/train.json", "train", "annotations/val.json", "val"),
     "bccd": ("annotations/trainval.json", "images", "annotations/test.json", "images"),
     "coco": ("annotations/instances_train2017.json", "train2017", "annotations/instances_val2017.json", "val2017"),
 }
-"""Annotations and images to train on and to evaluate on, within the data folder of a scale."""
+"""Annotations and images for training and for evaluation, in the data folder of a scale."""
 
 
 def rows_of(item: Item) -> list[TrainingRow]:
@@ -58,7 +58,7 @@ def rows_of(item: Item) -> list[TrainingRow]:
 
 
 def row_name(row: TrainingRow) -> str:
-    """What a row's run folder is called: `b64-bn0-half`, `b256-bn16-long`."""
+    """The name of a row's run folder: `b64-bn0-half`, `b256-bn16-long`."""
     name = recipe_of(row).removeprefix("megdet-r50").removeprefix("-")
     return name or f"b{row.batch_size}-bn{row.bn_size}"
 
@@ -113,7 +113,7 @@ def scale_epoch_factor(scale: Scale) -> float:
 def data_changes(scale: Scale, folder: Path | None) -> dict[str, Any]:
     """The recipe keys that name the files of a data folder; none for the default folder, data/SCALE.
 
-    Raises InputError where files are missing that the scale does not draw, with how to get them.
+    Raises InputError for missing files, unless the scale draws them; the message says how to get them.
     """
     root = folder or Path("data") / scale
     keys = ("data.train_annotations", "data.train_images", "data.val_annotations", "data.val_images")
@@ -131,7 +131,7 @@ def data_changes(scale: Scale, folder: Path | None) -> dict[str, Any]:
 
 
 def weights_changes(scale: Scale, weights: Path | None) -> dict[str, Any]:
-    """The recipe key for the backbone's weights. Raises InputError where they are missing and needed."""
+    """The recipe key for the backbone's weights. Raises InputError if they are needed and missing."""
     if weights is not None:
         if not weights.is_file():
             raise InputError(f"--weights {weights}: no such file")
@@ -146,7 +146,7 @@ def weights_changes(scale: Scale, weights: Path | None) -> dict[str, Any]:
 
 
 def chosen_rows(rows: list[TrainingRow], names: str | None) -> list[TrainingRow]:
-    """The rows with these names, separated by commas; all without. Raises InputError for a name of no row."""
+    """The rows with these names, separated by commas; None = all. Raises InputError for an unknown name."""
     if names is None:
         return rows
     wanted = [name.strip() for name in names.split(",") if name.strip()]

@@ -1,46 +1,46 @@
 """Table 1 and Figure 2 of the paper from the runs of a sweep."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from megdet.distributed.world import World
-from megdet.paper.figures import RatioSeries, plot_ratios
+from megdet.paper.figures import plot_ratios
 from megdet.paper.report import Report
 from megdet.paper.rows import Scale, row_name, scale_epoch_factor
 from megdet.paper.sweep import Outcome
-from megdet.paper.tables import TABLE1, TrainingRow
+from megdet.paper.tables import TrainingRow
 from megdet.run_folder.folder import RunFolder
 from megdet.run_folder.metrics import read_metrics
 from megdet.studies.gradients.units import load_study
 from megdet.studies.sampling.pictures import draw_proposals, most_and_least_balanced, sampled_images
 from megdet.studies.sampling.ratios import Ratio, sampling_table
+from megdet.studies.sampling.table1 import TABLE1
 
 _SHOWN = 8
 _LOOKED_AT = 64
-"""Training images from which the most and the least balanced are shown."""
+"""Training images from which the most and the least balanced ones are chosen."""
 
 
 def ratios_report(scale: Scale, rows: Sequence[TrainingRow], folder: Path, outcomes: Mapping[str, Outcome]) -> Report:
-    """Table 1 from the rows of 16 and 256 images, and its picture; an epoch that a failed row lacks is a dash.
+    """Table 1 from the rows of 16 and 256 images, and its picture; a missing epoch of a failed row is a dash.
 
     Raises InputError as `sampling_table` for rows that did not fail.
     """
     factor = scale_epoch_factor(scale)
-    found = _ratios(rows, folder, outcomes, [round(epoch * factor) for epoch in sorted({r.epoch for r in TABLE1})])
+    found = _ratios(rows, folder, outcomes, [round(epoch * factor) for epoch in sorted({epoch for epoch, _ in TABLE1})])
     report = Report("table1", scale, ("epoch", "batch", "ratio, paper", "ratio, here", "anchors, here"), [], [], [], [])
-    for row in TABLE1:
-        epoch = round(row.epoch * factor)
-        own = next((o for o in found if (o.epoch, o.batch_size) == (epoch, row.batch_size)), None)
+    for (paper_epoch, batch_size), paper_ratio in TABLE1.items():
+        epoch = round(paper_epoch * factor)
+        own = next((o for o in found if (o.epoch, o.batch_size) == (epoch, batch_size)), None)
         ours, anchors = (None, None) if own is None else (100 * own.ratios["RoI"], 100 * own.ratios["anchor"])
-        cells = ("-" if number is None else f"{number:.2f}" for number in (row.ratio, ours, anchors))
-        report.rows.append([str(row.epoch), str(row.batch_size), *cells])
+        cells = ("-" if number is None else f"{number:.2f}" for number in (paper_ratio, ours, anchors))
+        report.rows.append([str(paper_epoch), str(batch_size), *cells])
         report.records.append(
             {
-                "epoch": row.epoch,
+                "epoch": paper_epoch,
                 "epoch_here": epoch,
-                "batch_size": row.batch_size,
-                "paper_ratio": row.ratio,
+                "batch_size": batch_size,
+                "paper_ratio": paper_ratio,
                 "ratio": ours,
                 "anchor_ratio": anchors,
             }
@@ -49,14 +49,14 @@ def ratios_report(scale: Scale, rows: Sequence[TrainingRow], folder: Path, outco
         if outcomes[name].status == "failed":
             report.notes.append(f"{name} failed here: {outcomes[name].reason}.")
     report.pictures.append(folder / "table1.png")
-    plot_ratios([_series(row.batch_size, report) for row in rows], report.pictures[0])
+    plot_ratios(report.records, report.pictures[0])
     return report
 
 
 def _ratios(
     rows: Sequence[TrainingRow], folder: Path, outcomes: Mapping[str, Outcome], epochs: list[int]
 ) -> list[Ratio]:
-    """The ratios of all epochs of the trained rows, and of those that the failed ones have finished."""
+    """The ratios of all epochs of the trained rows, and of the finished epochs of the failed ones."""
     folders = {row_name(row): RunFolder(folder / row_name(row)) for row in rows}
     trained = [own for name, own in folders.items() if outcomes[name].status == "trained"]
     found = sampling_table(trained, epochs) if trained else []
@@ -90,14 +90,4 @@ def proposals_report(scale: Scale, row: TrainingRow, folder: Path, world: World,
         [{"image": image.file_name, "ratio": 100 * image.ratio} for image in shown],
         [],
         [picture],
-    )
-
-
-def _series(batch_size: int, report: Report) -> RatioSeries:
-    own = [record for record in report.records if record["batch_size"] == batch_size]
-    return RatioSeries(
-        f"{batch_size} images",
-        tuple(float(record["epoch"]) for record in own),
-        tuple(math.nan if record["ratio"] is None else float(record["ratio"]) for record in own),
-        tuple(float(record["paper_ratio"]) for record in own),
     )

@@ -1,9 +1,9 @@
-"""A sweep: trainings one after another, each in a run folder of its own, none of them made twice.
+"""A sweep: trainings one after another, each in its own run folder and none of them twice.
 
-A finished row leaves `outcome.json` beside its metrics; the next call reads it and trains the rows that have none. A
-row that was interrupted goes on from its checkpoint like any run. A training that diverges is a result, as it is in
-Table 2 of the paper; every other error stops the sweep. Rows compare where they have one recipe, one data set and one
-file of weights; the last two are known by their content, wherever they lie.
+A finished row has an `outcome.json` beside its metrics; the next call reads it and trains the rows that have none. An
+interrupted row goes on from its checkpoint like any run. A training that diverges is a result, as in Table 2 of the
+paper; every other error stops the sweep. Rows only compare if they have their recipes, the same data and the same file
+of weights; data and weights are compared by their content, not by their paths.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ _OUTCOME, _WEIGHTS = "outcome.json", "weights.sha256"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a row."""
+    """The result of a row."""
 
     status: Literal["trained", "failed"]
     reason: str
@@ -41,23 +41,23 @@ class Outcome:
     steps: int
     """optimizer steps done"""
     hours: float
-    """of all its steps, on this machine; evaluations do not count"""
+    """of all its steps, without evaluations"""
     ranks: int
-    """processes that trained it at last"""
+    """processes at its end"""
     mmap: float | None
-    """of the last evaluation, percent; None where it failed or the data have no boxes to find"""
+    """of the last evaluation, percent; None if it failed or the data have no boxes to find"""
     ap50: float | None
-    """the same at IoU 0.5"""
+    """AP at IoU 0.5, percent"""
     mmar: float | None
     """mean recall of the last evaluation, percent"""
     train_data: str
-    """hash of the images and boxes that it was trained on"""
+    """hash of its training images and boxes"""
     val_data: str
-    """hash of those that it was evaluated on"""
+    """hash of its validation images and boxes"""
     weights: str = ""
-    """SHA-256 of the file that its backbone started from; "" = none, or the row was trained before this was noted"""
+    """SHA-256 of the file that its backbone started from; "" = none, or a row from before this was noted"""
     ranks_differ: bool = False
-    """whether it was stopped and went on with another number of processes"""
+    """whether it was stopped and resumed with another number of processes"""
 
 
 def run_sweep(
@@ -72,10 +72,10 @@ def run_sweep(
 ) -> dict[str, Outcome]:
     """Train the chosen rows (all by default) that have no outcome yet, each in `folder / name`.
 
-    Every rank calls it. Returns the outcomes that there are, of rows that were not chosen as well. `told` hears on rank
-    0 of each row to train, before it starts and after it ended, with the outcomes so far. Raises InputError, before any
-    training where possible: a row does not fit the ranks, a folder holds another recipe or was trained on other data or
-    from other weights, and everything that stops a training but its divergence.
+    Every rank calls it. Returns all outcomes, also those of rows that were not chosen. `told` is called on rank 0
+    before and after each training, with the name of the row and the outcomes so far. Raises InputError, before any
+    training where possible: if a row does not fit the ranks, if a folder holds another recipe, other data or other
+    weights, and for everything that stops a training except its divergence.
     """
     datasets = load_datasets(next(iter(rows.values())), world)
     data = fingerprint(datasets.train), fingerprint(datasets.val)
@@ -95,7 +95,7 @@ def run_sweep(
 
 
 def read_outcome(folder: RunFolder) -> Outcome | None:
-    """The outcome of a row, or None where it is not finished. Raises InputError where the file is damaged."""
+    """The outcome of a row, or None if it is not finished. Raises InputError if the file is damaged."""
     file = folder.path / _OUTCOME
     if not file.exists():
         return None
@@ -110,9 +110,9 @@ def read_outcome(folder: RunFolder) -> Outcome | None:
 def _finished(
     rows: Mapping[str, Recipe], folder: Path, data: tuple[str, str], weights: Mapping[str, str]
 ) -> dict[str, Outcome]:
-    """The outcomes that there are, after a look whether they are of these recipes, data and weights.
+    """The existing outcomes, after a check that they belong to these recipes, data and weights.
 
-    `weights` are the hashes of the files that the recipes name. A row may have found its file elsewhere.
+    `weights` are the hashes of the files that the recipes name. A row may have used a copy with another path.
     """
     found = {}
     for name, recipe in rows.items():
@@ -147,7 +147,7 @@ def _finished(
 
 
 def _weights_hash(path: str) -> str:
-    """SHA-256 of a file of weights, "" for none. Raises InputError where it cannot be read."""
+    """SHA-256 of a file of weights, "" for none. Raises InputError if it cannot be read."""
     if not path:
         return ""
     try:
@@ -158,7 +158,7 @@ def _weights_hash(path: str) -> str:
 
 
 def _started_from(folder: RunFolder, outcome: Outcome | None) -> str:
-    """The hash of a row's weights, "" where none is noted."""
+    """The hash of a row's weights, "" if none is noted."""
     if outcome is not None:
         return outcome.weights
     file = folder.path / _WEIGHTS
@@ -166,7 +166,7 @@ def _started_from(folder: RunFolder, outcome: Outcome | None) -> str:
 
 
 def _note_start(folder: RunFolder, recipe: Recipe, weights: str) -> None:
-    """Leave the hash of the weights beside a run that is not finished, and in its recipe where they are now."""
+    """Write the hash of the weights beside an unfinished run, and their present path into its recipe."""
     if weights:
         folder.create()
         write_text_atomically(folder.path / _WEIGHTS, weights + "\n")
@@ -184,7 +184,7 @@ def _check_layout(name: str, recipe: Recipe, options: RunOptions, world: World) 
 def _run_row(
     recipe: Recipe, folder: RunFolder, options: RunOptions, world: World, hashes: tuple[str, str, str], train_row: Train
 ) -> Outcome:
-    """Train a row; `hashes` are of the images to train and to evaluate on and of the weights."""
+    """Train a row; `hashes` are those of the training data, the validation data and the weights."""
     numbers, reason = None, ""
     world.on_first(partial(_note_start, folder, recipe, hashes[2]))
     try:
@@ -219,5 +219,5 @@ def _write_outcome(
 
 
 def percent(number: float) -> float | None:
-    """A COCO number in percent; None for -1, which says that the ground truth has no such box."""
+    """A COCO number in percent; None for -1, which means that the ground truth has no such box."""
     return None if number < 0 else 100 * number

@@ -1,6 +1,7 @@
-"""The numbers of the paper: Tables 1 to 3 whole, what its text says of Figures 1 and 4, the recipe of a row.
+"""The numbers of the paper: Tables 2 and 3 whole, what its text says of Figures 1 and 4, the recipe of a row.
 
-A number stands here as the paper prints it. What it leaves open is None, or a function that says what it assumes.
+Table 1 is in `studies/sampling/table1.py`. A number stands here as the paper prints it. What the paper leaves open is
+None, or a function that says what it assumes.
 """
 
 from dataclasses import dataclass
@@ -19,16 +20,6 @@ _IMAGES_PER_DEVICE = 2
 
 
 @dataclass(frozen=True)
-class RatioRow:
-    """A row of Table 1: positive against negative samples while training."""
-
-    epoch: int
-    batch_size: int
-    ratio: float
-    """percent"""
-
-
-@dataclass(frozen=True)
 class TrainingRow:
     """A row of Table 2 or 3: one training of ResNet-50 FPN on COCO."""
 
@@ -44,7 +35,7 @@ class TrainingRow:
     """None = the training failed"""
     policy: Policy = "normal"
     rate: Rate = "normal"
-    """half: half of what the linear scaling rule asks"""
+    """half: half of the rate by the linear scaling rule"""
 
     @property
     def failed(self) -> bool:
@@ -63,7 +54,7 @@ class TrainingRow:
 
     @property
     def name(self) -> str:
-        """What identifies it in its table: `16`, `64 (half rate)`, `256 (long), BN 16, 128 GPUs`."""
+        """Its name in its table: `16`, `64 (half rate)`, `256 (long), BN 16, 128 GPUs`."""
         size = f"{self.batch_size}" + (" (half rate)" if self.rate == "half" else "")
         size += " (long)" if self.policy == "long" else ""
         return size if self.table == "table2" else f"{size}, BN {self.bn_size}, {self.num_gpus} GPUs"
@@ -71,7 +62,7 @@ class TrainingRow:
 
 @dataclass(frozen=True)
 class CurveStatement:
-    """What the text says of one curve of Figure 1 or 4; the points of the curves are nowhere printed."""
+    """What the text says about one curve of Figure 1 or 4; the paper prints no points of the curves."""
 
     figure: Literal["figure1", "figure4"]
     batch_size: int
@@ -82,15 +73,6 @@ class CurveStatement:
     statement: str
     """the text, shortened"""
 
-
-TABLE1 = (
-    RatioRow(1, 16, 5.58),
-    RatioRow(1, 256, 9.82),
-    RatioRow(6, 16, 11.77),
-    RatioRow(6, 256, 16.11),
-    RatioRow(12, 16, 16.59),
-    RatioRow(12, 256, 16.91),
-)
 
 TABLE2 = (
     TrainingRow("table2", 16, 0, None, 36.2, 33.2),
@@ -129,7 +111,7 @@ FIGURES = (
     CurveStatement("figure4", 16, 16, 8, "long", "the better one at early epochs"),
     CurveStatement("figure4", 256, 16, 128, "long", "worse at early epochs, catches up after the second decay"),
 )
-"""Readings of the curves as far as the text states them. Figure 4: "the BN sizes are the same in two detectors"."""
+"""The statements of the text about the curves. Figure 4: "the BN sizes are the same in two detectors"."""
 
 
 def timed_rows() -> list[TrainingRow]:

@@ -6,8 +6,8 @@ The two constants are the part of the TITAN Xp's peak that the paper's program r
 neither more devices nor fewer epochs shorten (`fixed`). They are set by the first and the last run of BN size 16 and
 the normal policy: 16 images on 8 GPUs and 256 on 128, the two ends of the claim that the paper makes.
 
-Beside it stands a rule that knows nothing of steps, `hours = fixed + slope * epochs / GPUs`, set by the same two rows.
-It says how much of the fit is owed to the cost model.
+A plain rule, `hours = fixed + slope * epochs / GPUs`, is set by the same two rows and knows nothing about steps. It
+shows how much of the fit is due to the cost model.
 """
 
 import math
@@ -33,13 +33,13 @@ _RECOMPUTED_FROM = 32
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What the paper leaves open, as we take it."""
+    """Our assumptions about what the paper leaves open."""
 
     machine: Machine = TITAN_XP
     recompute: Recompute = "norms"
-    """what sublinear memory computes again; the paper says that it reduces the speed "slightly" """
+    """what sublinear memory computes again; by the paper it reduces the speed "slightly" """
     fixed: Literal["run", "epoch"] = "run"
-    """whether what does not shrink with the devices comes once a run or once an epoch, as an evaluation would"""
+    """whether the fixed time is needed once a run, or once an epoch like an evaluation"""
 
 
 OTHERS = {
@@ -50,12 +50,12 @@ OTHERS = {
         replace(TITAN_XP, fabric=replace(TITAN_XP.fabric, network_bandwidth=1.25 * GIGA))
     ),
 }
-"""Other readings of the paper, to see how much hangs on ours."""
+"""Other readings of the paper, to see how much depends on ours."""
 
 
 _NO_GPUS = (
-    "2 and 4 times the batch divide the paper's hours by more than 2 and 4; we assume as many GPUs more, which Table 2 "
-    "does not print, and no sum of costs scales better than linearly"
+    "2 and 4 times the batch divide the paper's hours by more than 2 and 4; we assume 2 and 4 times the GPUs, which "
+    "Table 2 does not print, and no sum of costs scales better than linearly"
 )
 _MISSED = {
     ("table2", 32, 0): _NO_GPUS,
@@ -72,7 +72,7 @@ _MISSED = {
 
 @dataclass(frozen=True)
 class Constants:
-    """What the two rows set."""
+    """The constants that the two rows set."""
 
     fraction: float
     """of the TITAN Xp's peak"""
@@ -82,7 +82,7 @@ class Constants:
 
 @dataclass(frozen=True)
 class PlainRule:
-    """hours = fixed + slope * epochs / GPUs, whatever the mini-batch, the BN size and the network."""
+    """hours = fixed + slope * epochs / GPUs, for any mini-batch, BN size and network."""
 
     fixed_hours: float
     slope: float
@@ -109,7 +109,7 @@ class Prediction:
 
     @property
     def paper_seconds(self) -> float:
-        """Of a step, if the paper's hours were spent on steps alone."""
+        """Of a step, if the paper's hours were all spent on steps."""
         return _hours(self.row) * 3600 / _num_steps(self.row)
 
     @property
@@ -148,14 +148,14 @@ class Prediction:
 
 
 def paper_layout(row: TrainingRow) -> Layout:
-    """One micro-batch a GPU, and batch norm over neighbours, which Sec. 3.3 keeps within a machine."""
+    """One micro-batch a GPU, and batch norm over neighbouring GPUs, within a machine by Sec. 3.3."""
     images = row.batch_size // row.devices
     group = row.bn_size or images
     return Layout(row.batch_size // group, group, row.devices, group // images)
 
 
 def paper_step(row: TrainingRow, machine: Machine, recompute: Recompute = "norms") -> StepTime:
-    """The step of a row: Algorithm 1 to the letter, the loss of every anchor, a canvas for every GPU's images."""
+    """The step of a row: exactly Algorithm 1, the loss of every anchor, a canvas for every GPU's images."""
     variant: Variant = "trained" if row.bn_size else "frozen"
     again: Recompute = recompute if row.bn_size >= _RECOMPUTED_FROM else "none"
     cost = published_cost(machine, variant, row.devices, is_sparse_rpn=False, recompute=again)
@@ -176,10 +176,10 @@ def predict_paper(assumptions: Assumptions | None = None) -> tuple[Constants, li
 
 
 def count_good(predictions: list[Prediction]) -> tuple[int, int]:
-    """How many trainings are predicted within GOOD, and of how many.
+    """How many trainings are predicted within GOOD, and how many there are.
 
-    The rows that set the constants are left out, and a training that stands in both tables counts once: the row of BN
-    size 0 of Table 3 is Table 2's of 16 images.
+    The rows that set the constants are left out. A training that is in both tables counts once: the row of BN size 0 in
+    Table 3 is Table 2's row of 16 images.
     """
     trainings = {
         replace(prediction.row, table="table3", num_gpus=prediction.row.devices): prediction.is_good
@@ -190,14 +190,14 @@ def count_good(predictions: list[Prediction]) -> tuple[int, int]:
 
 
 def plain_rule() -> PlainRule:
-    """The line through the two rows that calibrate."""
+    """The line through the two rows that set the constants."""
     slow, fast = CALIBRATED_BY
     slope = (_hours(slow) - _hours(fast)) / (slow.epochs / slow.devices - fast.epochs / fast.devices)
     return PlainRule(_hours(slow) - slope * slow.epochs / slow.devices, slope)
 
 
 def predict_by_rule() -> list[Prediction]:
-    """Every row of Tables 2 and 3 that has a time beside what the plain rule says; `seconds` are those of a step."""
+    """Every row of Tables 2 and 3 that has a time, beside the plain rule's prediction; `seconds` are of a step."""
     rule = plain_rule()
     predictions = []
     for row in timed_rows():
@@ -208,7 +208,7 @@ def predict_by_rule() -> list[Prediction]:
 
 @cache
 def calibrate(assumptions: Assumptions) -> Constants:
-    """The constants with which both rows come out as printed, by bisection of the fraction of the peak."""
+    """The constants that give both rows their printed hours, by bisection of the fraction of the peak."""
     slow, fast = CALIBRATED_BY  # of equal length, so the fixed hours cancel in their difference
     low, high = 1e-3, 1.0
     for _ in range(60):

@@ -1,28 +1,26 @@
-"""The picture of the paper's times against prediction."""
+"""The picture of the paper's times and their predictions."""
 
 from pathlib import Path
+from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from megdet.paper.times import GOOD, Prediction
-from megdet.planning.pictures import BLUE, GREY, ORANGE, finish_picture, number_axis
+from megdet.planning.pictures import BLUE, GREY, ORANGE, number_axis
+from megdet.plotting import panels, save_figure
 
 _COLORS = {"calibrated": "black", "Table 2": ORANGE, "Table 3": BLUE}
 
 
 def plot_paper(predictions: list[Prediction], path: Path) -> None:
-    """Hours as printed against hours as predicted, and the error of each row. Raises InputError on a bad file name."""
-    figure = Figure(figsize=(12, 5.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    hours, errors = figure.subplots(1, 2, width_ratios=(1, 1.15))
+    """Predicted hours over printed hours, and the error of each row. Raises InputError as `save_figure`."""
+    figure, (hours, errors) = panels(2, (12.0, 5.4), width_ratios=(1, 1.15))
     ends = (3.0, 200.0)
     hours.plot(ends, ends, color=GREY, linewidth=1)
     hours.fill_between(ends, [end * (1 - GOOD) for end in ends], [end * (1 + GOOD) for end in ends], color="0.92")
     for (name, color), marker in zip(_COLORS.items(), "s^o", strict=True):
         chosen = [prediction for prediction in predictions if _kind(prediction) == name]
-        places = [prediction.row.hours for prediction in chosen]
+        places: list[Any] = [prediction.row.hours for prediction in chosen]
         hours.plot(places, [prediction.hours for prediction in chosen], marker, color=color, label=name, alpha=0.85)
     hours.set(xscale="log", yscale="log", xlim=ends, ylim=ends, xlabel="the paper, hours", ylabel="predicted, hours")
     hours.set_title("training time; the band is 20%")
@@ -37,7 +35,7 @@ def plot_paper(predictions: list[Prediction], path: Path) -> None:
     errors.set_yticks(rows, names, fontsize=8)
     errors.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     errors.set(xlim=(-0.5, 0.5), ylim=(-0.7, len(predictions) - 0.3), title="(predicted - paper) / paper")
-    finish_picture(figure, [hours, errors], path)
+    save_figure(figure, path)
 
 
 def _kind(prediction: Prediction) -> str:

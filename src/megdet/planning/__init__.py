@@ -1,1 +1,1 @@
-"""What a recipe needs: described, planned from steps measured here, simulated from published numbers."""
+"""What a recipe needs: its arithmetic, a plan from steps measured here, a simulation from published numbers."""

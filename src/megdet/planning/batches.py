@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class BatchWorth:
-    """A mini-batch against its gradient noise scale B_noise, both in images, at a rate that is tuned for the batch.
+    """A mini-batch compared with the gradient noise scale B_noise, both in images, at a rate tuned for the batch.
 
     S(B) = S_min (1 + B_noise / B) steps and E(B) = E_min (1 + B / B_noise) images reach the same loss.
     """
@@ -15,15 +15,15 @@ class BatchWorth:
 
     @property
     def steps(self) -> float:
-        """Times the fewest steps for the same progress."""
+        """Steps to the same loss, as a multiple of the fewest possible."""
         return 1 + self.noise_scale / self.batch_size
 
     @property
     def examples(self) -> float:
-        """Times the fewest images for the same progress, and with them the work."""
+        """Images to the same loss, and so the work, as a multiple of the fewest possible."""
         return 1 + self.batch_size / self.noise_scale
 
     @property
     def pays(self) -> bool:
-        """Whether it is at most the noise scale: up to there twice the least work is done at most."""
+        """Whether it is at most the noise scale: then the work is at most twice the least."""
         return self.batch_size <= self.noise_scale

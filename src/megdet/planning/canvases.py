@@ -1,9 +1,9 @@
 """Stragglers by image size: how much longer the slowest of many devices takes than the mean one.
 
-The time of an image is taken as proportional to its canvas. The canvases are those of the 159 photos of `coco-mini`, a
+The time of an image is assumed proportional to its canvas. The canvases are those of the 159 photos of `coco-mini`, a
 sample of COCO train2017 and val2017, at the paper's size: the shorter edge 800 pixels, the longer one at most 1333,
-edges rounded up to 32. Images of like aspect ratio share a micro-batch, as the plan sees to, so it has one canvas, and
-the canvases of the micro-batches of a step are independent draws from this distribution.
+edges rounded up to 32. The plan puts images of like aspect ratio into one micro-batch, so it has one canvas, and the
+canvases of the micro-batches of a step are independent draws from this distribution.
 """
 
 import math
@@ -66,8 +66,8 @@ def largest_pixels() -> float:
 def slowest_of(workers: int, rounds: int = 1) -> float:
     """The expected canvas of the slowest of so many workers, as a multiple of the mean canvas.
 
-    Each adds up `rounds` independent canvases. With F the distribution function of such a sum, the largest of n has
-    F^n, whose mean is taken. Raises InputError below one worker or round.
+    Each worker adds up `rounds` independent canvases. If F is the distribution function of such a sum, the largest of n
+    sums has F^n, and this is its mean. Raises InputError below one worker or round.
     """
     if workers < 1 or rounds < 1:
         raise InputError(f"the slowest of {workers} workers in {rounds} rounds: it takes at least one of each")
@@ -84,8 +84,8 @@ def slowest_of(workers: int, rounds: int = 1) -> float:
 def _sum_distribution(chances: NDArray[np.float64], rounds: int) -> tuple[int, NDArray[np.float64]]:
     """The distribution of the sum of so many draws of 0, 1, ...: its least value, and the chances from there on.
 
-    A power of the Fourier transform, which is cyclic: sums of many draws are kept within 12 standard deviations of
-    their mean, beyond which lies less than a float64 can tell from nothing.
+    Computed as a power of the Fourier transform. That is cyclic, so sums of many draws are cut at 12 standard
+    deviations from their mean; the chance beyond is too small for float64.
     """
     draws = np.arange(len(chances))
     mean = float(draws @ chances)

@@ -1,6 +1,6 @@
-"""Counts what a detector asks of a device from its modules, on torch's meta device: shapes without numbers.
+"""Counts the work and memory of a detector from its modules, on torch's meta device: shapes without numbers.
 
-python -m megdet.planning.counting      # writes the table of counts.py again
+python -m megdet.planning.counting      # writes the table that counts.py reads
 """
 
 from dataclasses import asdict
@@ -31,7 +31,7 @@ _COCO_CLASSES = 80
 def meta_detector(recipe: Recipe, num_classes: int) -> Detector:
     """The detector of a recipe without memory for its numbers.
 
-    Raises InputError for what cannot be built.
+    Raises InputError if it cannot be built.
     """
     with torch.device("meta"):
         detector = make_detector(recipe, num_classes)
@@ -39,7 +39,7 @@ def meta_detector(recipe: Recipe, num_classes: int) -> Detector:
 
 
 def exchange_of(detector: Detector, *, gathers_sums: bool = False) -> Exchange:
-    """What travels between devices that train a detector; `gathers_sums` on CPUs."""
+    """What the devices that train a detector send in a step; `gathers_sums` is for CPUs."""
     buckets = GradientBuckets(detector.parameters(), World(0, 1, torch.device("cpu"))).buckets
     return Exchange(
         tuple(sum(p.numel() * p.element_size() for p in bucket) for bucket in buckets),

@@ -1,6 +1,6 @@
-"""What the paper's detector asks of a device: counted from its modules (`counting.py`), kept as a small table.
+"""The work and memory of the paper's detector, counted from its modules (`counting.py`) and kept as a small table.
 
-So that a simulation needs no torch. A test counts again.
+With the table a simulation needs no torch. A test counts again.
 """
 
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ from megdet.planning.step import Exchange
 
 FILE = "counts.json"
 TILE = 64
-"""Edge in pixels of the canvas that is counted: the largest stride, so that other canvases are multiples of it."""
+"""Edge in pixels of the canvas that is counted: the largest stride, so other canvases are multiples of it."""
 Variant = Literal["trained", "frozen"]
-"""With batch norm, or with fixed statistics and the first two stages frozen, as our recipes of BN size 0 have it."""
+"""With batch norm, or with fixed statistics and two frozen stages, as in our recipes of BN size 0."""
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Of one tile of an image, where nothing else is said; a FLOP is a multiplication or an addition.
+    """For one tile of an image, unless a field says otherwise; a FLOP is a multiplication or an addition.
 
     Convolutions and matrix products count; RoIAlign, NMS and losses do not.
     """
@@ -43,13 +43,13 @@ class Counts:
     kept: int
     """values that the forward keeps for the backward.
 
-    An assumption, counted: two for each value that passes through a norm layer (what the norm layer and what the next
-    convolution read), and three on each place and channel of the pyramid (the inputs of its 3 x 3 convolutions, of the
-    RPN's, and of the RPN's outputs). Of a frozen stage only what leaves it is kept, for the pyramid. Targets, RoIs and
-    the box head are small beside them.
+    This rests on an assumption: two for each value that passes through a norm layer (the inputs of the norm layer and
+    of the next convolution), and three for each place and channel of the pyramid (the inputs of its 3 x 3 convolutions,
+    of the RPN's, and of the RPN's outputs). A frozen stage keeps only its output, for the pyramid. Targets, RoIs and
+    the box head are small in comparison.
     """
     exchange: Exchange
-    """of a step of any number of images"""
+    """of a whole step, with any number of images"""
 
 
 @cache

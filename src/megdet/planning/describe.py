@@ -1,4 +1,4 @@
-"""The arithmetic that the paper is about: what a recipe means in steps, groups, devices and rates."""
+"""The arithmetic of a recipe: its steps, groups, devices and rates."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from megdet.training.schedule import learning_rate, scaled_rate, why_no_warmup
 
 _ASSUMED_CLASSES = 80
 _ASSUMED_IMAGES = 117266
-"""COCO train2017's images with boxes, for a recipe whose data is not here."""
+"""Images of COCO train2017 with boxes, for a recipe whose data are missing here."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def describe(
     *,
     count_parameters: bool = False,
 ) -> list[LayoutRow]:
-    """The rows of `megdet describe`; all but the number of parameters follow without building the detector.
+    """The rows of `megdet describe`; only the number of parameters needs the detector built.
 
     Raises InputError for a layout that cannot be.
     """
@@ -108,7 +108,7 @@ def _counted(shares: list[int]) -> str:
 
 
 def _data_rows(recipe: Recipe, add: Any) -> tuple[int, int]:
-    """Rows about the data; returns its number of images and classes, COCO's where it is not here."""
+    """Add rows about the data; returns the number of images and classes, COCO's if the data are missing here."""
     annotations = Path(recipe.data.train_annotations)
     if not annotations.is_file():
         images, classes, what = _ASSUMED_IMAGES, _ASSUMED_CLASSES, "so epochs are those of COCO train2017"
@@ -116,7 +116,7 @@ def _data_rows(recipe: Recipe, add: Any) -> tuple[int, int]:
             images, classes, what = DEMO_SETS[recipe.data.draw_demo].num_train, len(CLASS_NAMES), "it will be drawn"
         add("data", "data", None, f"{annotations} is not here, {what}: {images} images, {classes} classes")
         return images, classes
-    dataset = training_set(recipe.data)
+    dataset = training_set(recipe.data, with_masks=False)
     boxes = len(dataset.annotations.boxes)
     classes = len(dataset.class_names)
     add(

@@ -1,4 +1,4 @@
-"""What a plan is made from: steps measured here, an earlier measurement, or numbers that the user gives."""
+"""The inputs of a plan: steps measured here, an earlier measurement, or numbers from the user."""
 
 import math
 from collections.abc import Callable
@@ -30,12 +30,12 @@ _GPU_LATENCY, _GPU_BANDWIDTH = 2.7e-6, 50e9
 _GPU_SOURCE = (
     "ConnectX-7 of 400 Gb/s by NVIDIA's data sheet; a hop of a ring over the network by src/graph/tuning.cc of NCCL"
 )
-"""What is taken for GPUs where nothing else is given: one network adapter a GPU, as in a DGX H100."""
+"""Assumed for GPUs unless the user says otherwise: one network adapter a GPU, as in a DGX H100."""
 
 
 @dataclass(frozen=True)
 class Given:
-    """What the user says instead of having it measured."""
+    """Numbers from the user, instead of measured ones."""
 
     measured: Path | None = None
     """file of an earlier `megdet plan --json`"""
@@ -58,15 +58,15 @@ class Given:
 def measure_recipe(
     recipe: Recipe, layout: Layout, how: Measuring, assumptions: list[str], progress: Callable[[str], None]
 ) -> Measurement:
-    """Measure at the sizes of a layout where the user names none; raises InputError like `measure`, before it works."""
+    """Measure, by default at the sizes of a layout. Raises InputError as `measure`, before any step is made."""
     backbone = recipe.model.backbone
-    if backbone.weights:  # refused before anything is measured where they are not there
+    if backbone.weights:  # a missing file is refused before anything is measured
         pretrained_tensors(backbone.name, Path(backbone.weights))
     plans = [recipe.recompute, *(plan for plan in how.plans or ALL_PLANS if plan != recipe.recompute)]
     try:
         for plan in plans:
             meta_detector(replace(recipe, recompute=plan), 1)
-    except InputError as error:  # a backbone without blocks, which no plan but none takes
+    except InputError as error:  # a backbone without blocks has the recompute plan none only
         if how.plans:
             raise
         assumptions.append(f"no other recompute plan: {error}")
@@ -75,10 +75,10 @@ def measure_recipe(
 
 
 def measured_earlier(recipe: Recipe, path: Path) -> Measurement:
-    """An earlier measurement. Raises InputError where it is of a recipe whose steps cost something else."""
+    """An earlier measurement. Raises InputError if the steps of its recipe do not cost the same."""
     measurement = read_measurement(path)
     other = parse_recipe(measurement.recipe, str(path))
-    # what a step of a micro-batch does not depend on; frozen statistics and others are two things
+    # the step of a micro-batch does not depend on these, but on whether statistics are frozen
     other = replace(
         other,
         batch_size=recipe.batch_size,
@@ -137,7 +137,7 @@ def planner_of_measurement(
 
 
 def planner_of_numbers(recipe: Recipe, given: Given, device: str, fabric: Fabric) -> Planner:
-    """A planner of the recipe's own recompute plan from what the user says. Raises InputError."""
+    """A planner of the recipe's own recompute plan from the user's numbers. Raises InputError."""
     assert given.seconds_per_image is not None
     if (given.image_bytes is None) != (given.fixed_bytes is None):
         raise InputError("--gib-per-image and --fixed-gib go together: memory = fixed + images x that of an image")
@@ -149,7 +149,7 @@ def planner_of_numbers(recipe: Recipe, given: Given, device: str, fabric: Fabric
 
 
 def linked(measurement: Measurement | None, given: Given) -> tuple[Fabric, str]:
-    """The connection of devices as the user says, as it was measured, or as GPUs usually have it, and that in words."""
+    """The connection of the devices, as given, as measured or as usual for GPUs; and its description."""
     if measurement is None or measurement.latency is None or measurement.bandwidth is None:
         latency, bandwidth, source = _GPU_LATENCY, _GPU_BANDWIDTH, _GPU_SOURCE
     else:
@@ -167,9 +167,9 @@ def linked(measurement: Measurement | None, given: Given) -> tuple[Fabric, str]:
 
 
 def known_noise_scale(recipe: Recipe, given: Given, assumptions: list[str]) -> float | None:
-    """The gradient noise scale in images, as said or the last that a run has measured, which is then told.
+    """The gradient noise scale in images: as given, or the last one that a run has measured (noted as an assumption).
 
-    Raises InputError for a run without one, and for one whose scale is that of other groups or other data.
+    Raises InputError for a run without one, and for a run with other groups or other data.
     """
     if given.noise_from is None:
         return given.noise_scale
@@ -198,7 +198,7 @@ def known_noise_scale(recipe: Recipe, given: Given, assumptions: list[str]) -> f
 
 
 def _refuse_other_noise(recipe: Recipe, folder: RunFolder) -> None:
-    """A scale is that of groups of one size, with batch statistics or without, and of some images."""
+    """Raise InputError for a run whose noise scale does not hold here: with other groups or other images."""
     text = folder.read_recipe()
     if text is None:
         raise InputError(f"{folder.recipe} does not exist: --noise-from takes the folder of a run")

@@ -1,6 +1,6 @@
 """Layouts of a recipe on some devices: memory, time of a step and of the run, communication, and batch sizes that pay.
 
-Pure arithmetic from the costs of a step; nothing is run here.
+Pure arithmetic from the costs of a step.
 """
 
 import math
@@ -19,20 +19,20 @@ from megdet.recipe_check import check_recipe
 from megdet.run_length import decay_of, total_steps
 
 _AS_GOOD = 1.02
-"""A layout that is at most so much slower than the fastest is as good: measuring does not tell them apart."""
+"""A layout at most so much slower than the fastest counts as good: measurements do not tell them apart."""
 _DOUBLINGS = range(-3, 5)
 
 
 @dataclass(frozen=True)
 class PlannedLayout:
-    """One way to spread a mini-batch, and what it should cost."""
+    """One way to spread a mini-batch, and its predicted cost."""
 
     recompute: RecomputePlan
     layout: Layout
     bytes: float | None
     """the most that a device (on a CPU: a process) needs; None where it is not known"""
     fits: bool | None
-    """within the memory of a device; None where that was not said"""
+    """within the memory of a device; None where that is not known"""
     step: StepTime
     load_seconds: float
     """to read a step's images of the busiest rank in its loading processes"""
@@ -67,26 +67,26 @@ class PlannedLayout:
 
 @dataclass(frozen=True)
 class BatchSize:
-    """What another mini-batch would need for the same loss, against the recipe's (McCandlish et al., 2018)."""
+    """The cost of the same loss with another mini-batch, beside the recipe's (McCandlish et al., 2018)."""
 
     batch_size: int
     steps: float
-    """times the steps of the recipe"""
+    """as a multiple of the recipe's"""
     examples: float
-    """times its examples, and with them the work"""
+    """images seen, and so the work, as a multiple of the recipe's"""
     hours: float | None
-    """of the training on the same devices; None where they cannot carry it as it is forced, or no layout fits"""
+    """of the training on the same devices; None if no layout fits, or the forced one does not"""
     devices_in_step: int
     """devices in proportion to the batch"""
     hours_in_step: float | None
-    """of the training on these; None also where the proportion is no whole number of devices"""
+    """of the training on `devices_in_step`; None also if the proportion is no whole number of devices"""
     pays: bool
-    """whether it is at most the noise scale: up to there twice the least work is done at most"""
+    """whether it is at most the noise scale: then the work is at most twice the least"""
 
 
 @dataclass(frozen=True)
 class Planner:
-    """Everything that a plan is made from."""
+    """The inputs of a plan, and the predictions from them."""
 
     recipe: Recipe
     costs: Mapping[RecomputePlan, StepCost]
@@ -111,16 +111,16 @@ class Planner:
         )
         spreads = [chosen, *(other for other in others if other.lane_width <= other.group_size)]
         found = [self._planned(recipe, layout, plan) for plan in self.costs for layout in spreads]
-        # of equal ones that with the narrowest lanes, as training chooses it
+        # among equals the narrowest lanes, as training chooses
         return sorted(found, key=lambda p: (p.fits is False, p.step.total, p.layout.lane_width))
 
     def chosen_by_training(self, devices: int) -> PlannedLayout:
-        """What `megdet train` does with the recipe as it is."""
+        """The layout that `megdet train` chooses for the recipe as it is."""
         layout = recipe_layout(self.recipe, devices, self.lane_width, self.max_images_per_device)
         return self._planned(self.recipe, layout, self.recipe.recompute)
 
     def best(self, devices: int, recipe: Recipe | None = None) -> PlannedLayout | None:
-        """The fastest layout that fits, or what training chooses where that is as good; None where none fits."""
+        """The fastest layout that fits, or training's own choice if that is as good; None if none fits."""
         fitting = [p for p in self.layouts(devices, recipe) if p.fits is not False]
         if not fitting:
             return None
@@ -132,21 +132,21 @@ class Planner:
         return (own or fitting)[0]
 
     def devices_that_fit(self, plan: RecomputePlan) -> int | None:
-        """The smallest number of devices, in lanes of any width, that holds a recompute plan; None where none does."""
+        """The smallest number of devices on which a recompute plan fits, with any lanes; None if there is none."""
         return next((n for n in self._counts() if any(p.fits for p in self.layouts(n) if p.recompute == plan)), None)
 
     def devices_for(self, hours: float) -> PlannedLayout | None:
-        """The layout of the smallest number of devices whose whole run fits the hours; None where none does."""
+        """The layout on the fewest devices that finish the run within the hours; None if there is none."""
         plans = (self.best(count) for count in self._counts())
         return next((plan for plan in plans if plan is not None and plan.hours <= hours), None)
 
     def fastest(self) -> PlannedLayout | None:
-        """The layout of any number of devices whose run is the shortest; None where none fits."""
+        """The layout with the shortest run, on any number of devices; None if none fits."""
         plans = [plan for count in self._counts() if (plan := self.best(count)) is not None]
         return min(plans, key=lambda plan: plan.hours, default=None)
 
     def batch_sizes(self, devices: int, noise_scale: float) -> list[BatchSize]:
-        """The recipe's mini-batch halved and doubled, as far as the check of recipes and the images allow.
+        """The recipe's mini-batch halved and doubled, as far as the recipe check and the number of images allow.
 
         Args:
             devices: of the plan.
@@ -157,7 +157,7 @@ class Planner:
         return [self._batch_size(size, devices, noise_scale) for size in sizes if self._may_train(size)]
 
     def _may_train(self, size: int) -> bool:
-        """Whether the recipe with so many images a step is one that training takes."""
+        """Whether training accepts the recipe with so many images a step."""
         try:
             check_recipe(replace(self.recipe, batch_size=size), "the planned recipe")
         except InputError:  # not whole groups, or an odd number of them where AGVM compares halves
@@ -184,11 +184,11 @@ class Planner:
         return None if best is None else steps * total_steps(self.recipe, self.num_images) * best.step.total / 3600
 
     def _counts(self) -> Iterator[int]:
-        """Numbers of devices that may be used, with what is forced."""
+        """Numbers of devices that have a layout, with the forced values."""
         return (n for n in range(1, self.recipe.batch_size + 1) if self._can_spread(self.recipe, n))
 
     def _can_spread(self, recipe: Recipe, devices: int) -> bool:
-        """Whether there is a layout on so many devices, with what is forced."""
+        """Whether so many devices have a layout, with the forced values."""
         try:
             recipe_layout(recipe, devices, self.lane_width, self.max_images_per_device)
         except InputError:
@@ -220,9 +220,9 @@ class Planner:
 
 
 def compares_gradients(recipe: Recipe) -> bool:
-    """Whether some steps hold one more copy of the gradient, which was not measured, while they compute.
+    """Whether some steps hold one more copy of the gradient, which was not measured.
 
-    That is the half which is set aside, on a rank of the second half alone too, where it is a sum without terms; or
-    the gradient that is kept for the next step, where a mini-batch is one group.
+    It is the gradient of the first half, which every rank sets aside, also one that has groups of the second half only.
+    Where a mini-batch is one group, it is the gradient that is kept for the next step.
     """
     return recipe.optimizer.agvm or recipe.noise_interval > 0

@@ -1,7 +1,7 @@
-"""What a helper does that `measuring` starts: it makes steps of micro-batches of one size and says what they took.
+"""The work of a helper that `measuring` starts: steps with micro-batches of one size, their time and memory.
 
-Everything goes the way of a run: `make_trainer`, `train_step`, the allocator of `start_world`. The learning rate is
-so small that the weights stay where they are, and every step has the same work.
+It uses the code of a run: `make_trainer`, `train_step`, the allocator of `start_world`. The learning rate is so small
+that the weights do not move, and every step has the same work.
 """
 
 import statistics
@@ -12,16 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
-from megdet.data.annotations import AnnotationTable
-from megdet.data.coco import CocoDataset
 from megdet.distributed.layout import recipe_layout
 from megdet.distributed.world import World, start_world
 from megdet.errors import InputError
 from megdet.inference.predict import detect_batch
-from megdet.planning import pictures as pictures  # a run draws in the end: what that loads is in its memory
+from megdet.planning import pictures as pictures  # a run draws at its end, so its memory includes these modules
 from megdet.recipe import Recipe
 from megdet.structures import Batch
 from megdet.training.step import train_step
@@ -29,13 +26,13 @@ from megdet.training.trainer import Trainer, make_trainer
 
 _RATE = 1e-9
 TIMED_SECONDS = 20.0
-"""Timed steps of one kind go on for so long, ..."""
+"""The time for steps of one kind; at least one is made."""
 TIMED_STEPS = 5
-"""... and no more than so many, one at least."""
+"""The most timed steps of one kind, by default."""
 _LOOK_SECONDS = 0.002
-"""Between two looks whether all processes that measure side by side are there."""
+"""Between two checks whether all processes that measure side by side have arrived."""
 _CONTEXT_BYTES = 1 << 30
-"""As much of a GPU as a process may hold before it computes: a CUDA context usually takes less."""
+"""Memory of a GPU that a process may hold before it computes: a CUDA context usually takes less."""
 
 
 class DoesNotFitError(InputError):
@@ -44,7 +41,7 @@ class DoesNotFitError(InputError):
 
 @dataclass(frozen=True)
 class Task:
-    """What the process is told."""
+    """What the process has to measure."""
 
     recipe: Recipe
     num_classes: int
@@ -52,7 +49,7 @@ class Task:
     """of a micro-batch"""
     device: str
     batches: Path
-    """file of the Batches typical, largest and, where the evaluation is measured too, evaluation"""
+    """file with the Batches typical, largest and, if the evaluation is measured too, evaluation"""
     timed_steps: int
 
 
@@ -66,27 +63,27 @@ class Meeting:
     count: int
 
     def wait(self) -> None:
-        """Return when all are here. Where one has failed, whoever started them stops those that wait."""
+        """Return when all have arrived. If one fails, the process that started them stops the others."""
         (self.folder / f"here{self.place}").touch()
         while not all((self.folder / f"here{other}").exists() for other in range(self.count)):
             time.sleep(_LOOK_SECONDS)
 
 
 class Answer(NamedTuple):
-    """What the process found."""
+    """What the process measured."""
 
     seconds: tuple[float, float]
     """of a step of one micro-batch and of two"""
     bytes: tuple[int | None, int | None]
-    """the most until then"""
+    """of memory, the peak until then"""
     others_bytes: int
-    """what other processes held of the GPU when it began"""
+    """memory of the GPU that other processes held when it began"""
     evaluation: tuple[float, int | None] | None
-    """seconds of an image, and the most until then"""
+    """seconds of an image, and the peak of memory until then"""
 
 
 def resident_bytes(key: str) -> int | None:
-    """VmRSS or VmHWM (its peak) of this process, None on a system that does not tell it."""
+    """VmRSS or VmHWM (its peak) of this process; None where the system does not say."""
     status = Path("/proc/self/status")
     if not status.exists():
         return None
@@ -95,9 +92,9 @@ def resident_bytes(key: str) -> int | None:
 
 
 def micro_batch_recipe(recipe: Recipe, images: int) -> Recipe:
-    """The recipe whose mini-batch is one micro-batch of so many images, and which compares no gradients.
+    """The recipe with a mini-batch of one micro-batch of so many images, without comparisons of gradients.
 
-    The comparisons of one micro-batch are not those of the mini-batch; `layouts.py` adds the memory that they take.
+    They would not be those of the whole mini-batch; `layouts.py` adds their memory.
     """
     bn_size, group_size = (images, recipe.group_size) if recipe.bn_size else (0, images)
     optimizer = replace(recipe.optimizer, agvm=False)
@@ -124,10 +121,11 @@ def _measure(task: Task, meeting: Meeting) -> Answer:
     recipe = micro_batch_recipe(task.recipe, task.images)
     world = start_world(task.device)
     others = others_bytes(world.device)
-    trainer = make_trainer(recipe, _classes_alone(task.num_classes), recipe_layout(recipe, world.size), world)
+    class_names = tuple(map(str, range(task.num_classes)))
+    trainer = make_trainer(recipe, class_names, recipe_layout(recipe, world.size), world)
     batches: dict[str, Batch] = torch.load(task.batches, weights_only=False)
     typical, largest = (batches[name][: task.images].to(world.device) for name in ("typical", "largest"))
-    _step(trainer, typical, 1, world)  # it makes the momentum and lets the libraries choose their kernels
+    _step(trainer, typical, 1, world)  # it allocates the momentum, and the libraries choose their kernels
     meeting.wait()
     seconds, peaks = [], []
     for rounds in (1, 2):  # the peak never falls, so the smaller one comes first
@@ -149,18 +147,18 @@ def _measure(task: Task, meeting: Meeting) -> Answer:
 
 
 def others_bytes(device: torch.device) -> int:
-    """What other processes hold of a GPU, asked before this one computes; 0 on a CPU.
+    """The memory of a GPU that other processes hold, before this one computes; 0 on a CPU.
 
-    What is in use then holds this process's context too, whose size nobody tells: all that a context may take counts
-    as ours, since a plan that asks for too much memory does less harm than one that asks for too little.
+    The memory in use includes this process's own context, whose size is not known. The most that a context may take
+    counts as ours: a plan that asks for too much memory does less harm than one that asks for too little.
     """
     return 0 if device.type == "cpu" else max(0, _bytes_beside_torch(device) - _CONTEXT_BYTES)
 
 
 def peak_bytes(device: torch.device, others: int) -> int | None:
-    """The most memory so far: of the process on a CPU; on a GPU what torch has reserved and what is held beside it.
+    """The peak of memory so far: of the process on a CPU; on a GPU what torch has reserved, and the rest in use.
 
-    `others` is what other processes held at the start, which does not count.
+    `others` is what other processes held at the start; it does not count.
     """
     if device.type == "cpu":
         return resident_bytes("VmHWM")
@@ -168,7 +166,7 @@ def peak_bytes(device: torch.device, others: int) -> int | None:
 
 
 def _bytes_beside_torch(device: torch.device) -> int:
-    """What is in use of a GPU, by any process, but for what torch has reserved in this one."""
+    """The memory of a GPU in use by any process, without what torch has reserved in this one."""
     free, total = torch.cuda.mem_get_info(device)
     return total - free - torch.cuda.memory_reserved(device)
 
@@ -178,18 +176,10 @@ def _step(trainer: Trainer, batch: Batch, rounds: int, world: World) -> None:
 
 
 def _seconds(work: Callable[[], object], count: int) -> float:
-    """The median of at most so many calls that end with a copy to the CPU."""
+    """The median seconds of at most so many calls; each ends with a copy to the CPU."""
     taken: list[float] = []
     while len(taken) < count and sum(taken) < TIMED_SECONDS:
         started = time.perf_counter()
         work()
         taken.append(time.perf_counter() - started)
     return statistics.median(taken)
-
-
-def _classes_alone(count: int) -> CocoDataset:
-    """A data set without images: the trainer asks for its classes, the images are in a file."""
-    names, none = tuple(f"class {number}" for number in range(count)), np.zeros(0, np.int64)
-    boxes = np.zeros((0, 4), np.float32)
-    table = AnnotationTable(none, boxes, none, none.astype(np.bool_), boxes[:, 0], none)
-    return CocoDataset(Path(), Path(), names, tuple(range(count)), (), (), np.zeros((0, 2), np.int64), table)

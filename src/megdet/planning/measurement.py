@@ -1,4 +1,4 @@
-"""What was measured of a recipe on a machine, and the cost of a step that is fitted to it."""
+"""A measurement of a recipe on a machine, and the cost of a step that is fitted to it."""
 
 import math
 import sys
@@ -23,8 +23,8 @@ NotNegative = Annotated[float, msgspec.Meta(ge=0, le=sys.float_info.max)]
 
 
 @dataclass(frozen=True)
-class Point:
-    """Steps of one kind, as one process made them."""
+class TimedSteps:
+    """Steps of one kind, made by one process."""
 
     recompute: RecomputePlan
     images: Whole
@@ -32,14 +32,14 @@ class Point:
     rounds: Whole
     """micro-batches of a step"""
     seconds: Above0
-    """of a step on the typical canvas, the median; reading images is not in it"""
+    """of a step on the typical canvas, the median, without reading images"""
     bytes: Whole | None
-    """the most that the process had, with a step on the largest canvas; None where the system does not tell"""
+    """the peak of the process, with a step on the largest canvas; None where the system does not say"""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What was measured of a recipe on a machine; `--json` prints it and `--measured` reads it."""
+    """A measurement of a recipe on a machine; `--json` prints it and `--measured` reads it."""
 
     recipe: str
     """the whole recipe as YAML"""
@@ -47,7 +47,7 @@ class Measurement:
     machine: str
     """its name"""
     side_by_side: Whole
-    """processes that measured at the same time, each on a device of its own or on its share of the cores"""
+    """processes that measured at the same time, each on its own device or its share of the cores"""
     num_images: Whole
     """of the training set"""
     num_val_images: Whole0
@@ -61,25 +61,25 @@ class Measurement:
     evaluation_seconds: NotNegative
     """to detect on one validation image"""
     evaluation_bytes: Whole0 | None
-    """the most that a process had which evaluated after its steps"""
-    points: Annotated[tuple[Point, ...], msgspec.Meta(min_length=1)]
+    """the peak of a process that evaluated after its steps"""
+    points: Annotated[tuple[TimedSteps, ...], msgspec.Meta(min_length=1)]
     latency: NotNegative | None = None
     """seconds of a hop between two processes of this machine, if it was measured"""
     bandwidth: Above0 | None = None
-    """bytes a second from the one to the other"""
+    """bytes a second between the two processes"""
     others_bytes: Whole0 = 0
-    """what other processes held of the GPU when measuring began; it is in no other number"""
+    """memory of the GPU that other processes held when measuring began; no other number includes it"""
 
 
 @dataclass(frozen=True)
 class _PlanFile:
-    """What `megdet plan --json` prints, as far as it is read again."""
+    """The part of the output of `megdet plan --json` that is read again."""
 
     measurement: Measurement
 
 
 def read_measurement(path: Path) -> Measurement:
-    """The measurement in what `megdet plan --json` printed. Raises InputError, which names the key that cannot be."""
+    """The measurement in the output of `megdet plan --json`. Raises InputError, which names the wrong key."""
     try:
         return read_json(path, _PlanFile).measurement
     except InputError as error:
@@ -87,12 +87,12 @@ def read_measurement(path: Path) -> Measurement:
 
 
 def fit_costs(measurement: Measurement) -> dict[RecomputePlan, StepCost]:
-    """The cost of a step by recompute plan. Raises InputError where a plan was measured at one size alone."""
+    """The cost of a step by recompute plan. Raises InputError if one was measured at a single size."""
     plans = dict.fromkeys(point.recompute for point in measurement.points)
     return {plan: _fit([p for p in measurement.points if p.recompute == plan], measurement) for plan in plans}
 
 
-def _fit(points: Sequence[Point], measurement: Measurement) -> StepCost:
+def _fit(points: Sequence[TimedSteps], measurement: Measurement) -> StepCost:
     sizes = sorted({point.images for point in points})
     if len(sizes) < 2:
         raise InputError(
@@ -109,10 +109,10 @@ def _fit(points: Sequence[Point], measurement: Measurement) -> StepCost:
 
 
 def _least_squares(rows: Iterable[Sequence[int]], values: Sequence[float]) -> tuple[float, float, float]:
-    """The three coefficients, none below 0, with the least squares of the relative errors.
+    """Three coefficients, none below 0, with the least squares of the relative errors.
 
-    Noise may ask for a negative coefficient, which would make large or small steps free. The best one without the
-    terms that ask for it is found by trying every set of terms: there are three.
+    With noise the best fit may have a negative coefficient, which makes no sense. The best fit without negative ones is
+    found by trying every subset of the three terms.
     """
     target = np.asarray(values, dtype=np.float64)
     matrix = np.asarray(list(rows), dtype=np.float64) / target[:, None]

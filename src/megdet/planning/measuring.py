@@ -1,9 +1,9 @@
 """Measures time and memory of training steps on this machine, for the planner.
 
-Every kind of step (recompute plan, images of a micro-batch) has a helper of its own (`measured_steps.py`), since the
-peak of a process's memory never falls. On a CPU memory is the peak of resident memory of the whole process, with the
-data set that a run holds and without the processes that load its images; on a GPU the peak that torch has reserved and
-what the device holds beside it (the CUDA context), without what other processes held when a process of ours began.
+Each kind of step (recompute plan, images of a micro-batch) has its own helper (`measured_steps.py`), because the peak
+of a process's memory never falls. On a CPU memory is the peak of resident memory of the whole process, with the data
+set of a run but without the processes that load its images. On a GPU it is the peak that torch has reserved plus the
+rest in use (the CUDA context), without what other processes held at the start.
 """
 
 import os
@@ -35,7 +35,7 @@ from megdet.planning.measured_steps import (
     measure_here,
     resident_bytes,
 )
-from megdet.planning.measurement import Measurement, Point
+from megdet.planning.measurement import Measurement, TimedSteps
 from megdet.recipe import Recipe, RecomputePlan
 from megdet.recipe_file import dump_recipe
 from megdet.run_folder.environment import collect_environment
@@ -45,11 +45,11 @@ from megdet.training.datasets import Datasets, check_statistics, load_datasets
 
 _Canvas = tuple[int, int]
 _MESSAGES = 30
-"""Collectives of each size whose median is the link's time."""
+"""Collectives of each size; their median is the time of the link."""
 
 
 def say_nothing(_line: str) -> None:
-    """Where nobody wants to know what goes on."""
+    """The default for `progress`."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Measuring:
 
 
 def sizes_to_measure(layout: Layout) -> list[int]:
-    """Micro-batches worth measuring for a layout: its own or 8 images if that is fewer, half of it, and 1."""
+    """Micro-batches to measure for a layout: its own but at most 8 images, half of that, and 1."""
     largest = min(8, layout.largest_share)
     return sorted({1, -(-largest // 2), max(2, largest)})
 
@@ -78,11 +78,11 @@ def sizes_to_measure(layout: Layout) -> list[int]:
 def measure(recipe: Recipe, how: Measuring, progress: Callable[[str], None] = say_nothing) -> Measurement:
     """Time and memory of steps of this recipe here, for micro-batches of some sizes and for some recompute plans.
 
-    The first plan is measured at all sizes and the others at the smallest and the largest; the evaluation beside the
-    first. Sizes that do not fit a GPU are left out. Processes side by side have one thread each (unless
-    OMP_NUM_THREADS says otherwise) or a GPU of their own, as torchrun starts them; the slowest counts.
+    The first recompute plan is measured at all sizes, the others at the smallest and the largest; the evaluation is
+    measured with the first. Sizes that do not fit a GPU are left out. Processes side by side have one thread each
+    (unless OMP_NUM_THREADS says otherwise) or one GPU each, as torchrun starts them; the slowest counts.
 
-    Raises InputError for data that cannot be read, too few images, and a process that ends badly.
+    Raises InputError for data that cannot be read, too few images, and a process that fails.
     """
     kind = device_kind(how.device)
     before = resident_bytes("VmRSS")
@@ -95,7 +95,7 @@ def measure(recipe: Recipe, how: Measuring, progress: Callable[[str], None] = sa
     sizes = sorted(set(how.sizes))
     ends = sorted({sizes[0], sizes[-1]})
     kinds = [(recompute, size) for number, recompute in enumerate(how.plans) for size in (ends if number else sizes)]
-    points: list[Point] = []
+    points: list[TimedSteps] = []
     evaluation: tuple[float, int | None] = 0.0, None
     others = 0
     with tempfile.TemporaryDirectory(prefix="megdet_plan_") as name:
@@ -120,9 +120,9 @@ def measure(recipe: Recipe, how: Measuring, progress: Callable[[str], None] = sa
             except DoesNotFitError as error:
                 progress(f"{error}: left out")
                 continue
-            # of processes side by side the slowest and the largest count
+            # among processes side by side the slowest and the largest count
             points += [
-                Point(
+                TimedSteps(
                     recompute,
                     images,
                     rounds,
@@ -161,9 +161,9 @@ def _largest(peaks: Sequence[int | None], data_bytes: int) -> int | None:
 
 
 def _measure_together(task: Task, count: int) -> list[Answer]:
-    """What so many new processes answer that make the same steps at the same time.
+    """The answers of so many new processes that make the same steps at the same time.
 
-    Raises DoesNotFitError, and InputError for another end without an answer.
+    Raises DoesNotFitError, and InputError for any other failure.
     """
     # torchrun gives one thread to each of several processes
     threads = 1 if count > 1 and "OMP_NUM_THREADS" not in os.environ else 0
@@ -187,16 +187,16 @@ def _measure_together(task: Task, count: int) -> list[Answer]:
 
 
 def typical_canvas(counts: Mapping[_Canvas, int]) -> _Canvas:
-    """Of the canvases of an epoch, with their numbers of groups, the one whose area is nearest to the mean."""
+    """The canvas of an epoch whose area is nearest to the mean; `counts` are numbers of groups."""
     mean = sum(h * w * count for (h, w), count in counts.items()) / sum(counts.values())
     return min(counts, key=lambda canvas: (abs(canvas[0] * canvas[1] - mean), canvas))
 
 
 def measure_link(progress: Callable[[str], None] = say_nothing) -> tuple[float, float]:
-    """Seconds of a hop and bytes a second between two processes of this machine that talk by gloo."""
+    """Seconds of a hop and bytes a second between two processes of this machine over gloo."""
     progress("measuring the communication of two processes")
     small, large = run_in_ranks(_time_sums, 2)[0]
-    # an all-reduce over two ranks is two hops, in each of which a rank sends half of its bytes
+    # an all-reduce over two ranks takes two hops, and a rank sends half of its bytes in each
     return small / 2, BUCKET_BYTES / max(large - small, 1e-9)
 
 
@@ -215,7 +215,7 @@ def _time_sums(world: World) -> tuple[float, float]:
 
 
 def _batch(dataset: CocoDataset, plan: TrainingPlan, canvas: _Canvas, count: int) -> Batch:
-    """So many images of the first epoch's groups on a canvas, again and again where there are fewer."""
+    """So many images of the first epoch's groups on a canvas, repeated if there are fewer."""
     found: list[PlannedImage] = []
     for step in range(plan.epoch_end(1)):
         found += [image for group in plan.groups(step) if group.canvas == canvas for image in group.images]

@@ -1,14 +1,14 @@
 """What collectives cost: a latency a hop and a time a byte, over rings and trees of a fabric.
 
-Hops within a machine and hops between machines have their own latency. For GPUs the constants are those from which NCCL
+Hops within a machine and hops between machines have different latencies. For GPUs the constants are those by which NCCL
 chooses between its algorithms (`src/graph/tuning.cc` of NCCL 2.10, `src/graph/topo.h` of NCCL 2.28): two protocols, LL
-for small messages and Simple for large ones, the longer hops of LL within each of several machines, and the most that
-trees reach.
+for small messages and Simple for large ones, the longer hops of LL within each of several machines, and the largest
+bandwidth of trees.
 
 Left out of NCCL 2.10's model: the protocol LL128, which lies between the two; the correction of trees for medium sizes
 (0.4 to 1 of the bandwidth); rings of Simple across machines, whose latency counts 1.9 times from 64 kB for each 16
-devices on; the 235 GB/s that an A100 reaches (we: 240); the full bandwidth within machines that it reckons with for two
-of them. Also everything newer: NVLink SHARP, trees' limits by channel, the larger latencies of a call.
+devices on; the 235 GB/s that an A100 reaches (we: 240); the full bandwidth within machines that it assumes for two of
+them. Also everything newer: NVLink SHARP, limits of trees by channel, larger latencies of a call.
 """
 
 import itertools
@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 
 
 class Protocol(NamedTuple):
-    """How the bytes of one algorithm move: what a call, a hop and a byte cost."""
+    """The costs of one algorithm: of a call, a hop and a byte."""
 
     call: float
     """seconds of a call, whatever its size (NCCL's `baseLat`)"""
@@ -30,12 +30,12 @@ class Protocol(NamedTuple):
     part: float
     """part of the bus bandwidth that it reaches"""
     crowded: float = 1.0
-    """factor of a hop within a machine as soon as there are several machines"""
+    """factor of a hop within a machine if there are several machines"""
 
 
 @dataclass(frozen=True)
 class Fabric:
-    """What connects the devices."""
+    """The connection of the devices."""
 
     per_machine: int
     """devices of a machine"""
@@ -57,7 +57,7 @@ class Fabric:
         return protocol.inside * (1.0 if self.machines(devices) == 1 else protocol.crowded)
 
     def bandwidth(self, devices: int) -> float:
-        """Bytes a second that pass the narrowest place of a ring over so many devices."""
+        """Bytes a second through the slowest link of a ring over so many devices."""
         inside = self.link_bandwidth
         return inside if self.machines(devices) == 1 else min(inside, self.network_bandwidth)
 
@@ -70,15 +70,15 @@ def flat_fabric(latency: float, bandwidth: float) -> Fabric:
 
 _TREE_PART = 0.9
 _TREE_LIMITS = (110e9, 80e9)
-"""Bytes a second that trees of Simple do not pass, on up to two machines and on more (`maxTreeBw`)."""
+"""The largest bandwidth of trees of Simple in bytes a second, on up to two machines and on more (`maxTreeBw`)."""
 _HOPS = {"nvlink": (0.47, 3.4, 0.52, 28.0), "pcie": (1.0, 5.7, 1.0, 28.0)}
-"""Microseconds of a hop within a machine: of LL and Simple of a ring, of LL and Simple of a tree."""
+"""Microseconds of a hop within a machine: for LL and Simple of a ring, then for LL and Simple of a tree."""
 
 
 def nccl_fabric(
     per_machine: int, link: Literal["nvlink", "pcie"], link_bandwidth: float, network_bandwidth: float
 ) -> Fabric:
-    """Machines of GPUs that talk by NCCL; of each algorithm the protocols LL and Simple."""
+    """Machines of GPUs connected by NCCL; each algorithm has the protocols LL and Simple."""
     ring_ll, ring_simple, tree_ll, tree_simple = (1e-6 * hop for hop in _HOPS[link])
     low = Protocol(3.6e-6, ring_ll, 2.7e-6, 1 / 4, 1.8)
     simple = Protocol(8.4e-6, ring_simple, 9.6e-6, 1.0)
@@ -97,7 +97,7 @@ class Message(NamedTuple):
     num_bytes: float
     """of each device"""
     devices: int
-    """that take part"""
+    """the number that take part"""
     times: int = 1
     """in a step"""
 
@@ -130,7 +130,7 @@ def gather_seconds(num_bytes: float, devices: int, fabric: Fabric, protocol: Pro
 def tree_seconds(num_bytes: float, devices: int, fabric: Fabric, protocol: Protocol) -> float:
     """All-reduce over a double tree as NCCL's: up and down a chain in each machine and log2(m) levels of machines.
 
-    Devices of a machine and levels are rounded down as NCCL does; the bandwidth has a limit before LL loses its part.
+    Devices of a machine and levels are rounded down as in NCCL; the bandwidth is limited before LL takes its part.
     """
     machines = fabric.machines(devices)
     within = (devices // machines - 1) * fabric.hop_seconds(devices, protocol)
@@ -142,7 +142,7 @@ def tree_seconds(num_bytes: float, devices: int, fabric: Fabric, protocol: Proto
 
 @lru_cache(maxsize=4096)
 def all_reduce_seconds(num_bytes: float, devices: int, fabric: Fabric) -> float:
-    """The faster of rings and trees, each with its better protocol; one device has nothing to add."""
+    """The faster of rings and trees, each with its better protocol; 0 for one device."""
     if devices == 1:
         return 0.0
     rings = (ring_seconds(num_bytes, devices, fabric, protocol) for protocol in fabric.rings)
@@ -160,10 +160,10 @@ def all_gather_seconds(num_bytes: float, devices: int, fabric: Fabric) -> float:
 
 
 def exposed_seconds(buckets: Sequence[float], backward: float) -> float:
-    """How long a backward of so many seconds is outlasted by its buckets' all-reduces, given their seconds.
+    """How long the all-reduces of the buckets, given their seconds, go on after a backward of so many seconds.
 
-    The buckets become ready one after another at equal distances, the last one at the end of the backward, and are
-    reduced one at a time while it goes on. Where the backward is 0, nothing is hidden.
+    The buckets become ready at equal intervals, the last at the end of the backward, and are reduced one at a time
+    while it runs. If the backward is 0, nothing is hidden.
     """
     end = 0.0
     for number, seconds in enumerate(buckets, start=1):

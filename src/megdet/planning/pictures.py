@@ -1,15 +1,13 @@
-"""The picture of the simulation: how devices of today scale."""
+"""The picture of the simulation: how current devices scale."""
 
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
 
-from megdet.errors import InputError
 from megdet.planning.published import Machine
 from megdet.planning.scaling import LEAST_EFFICIENCY, Point
+from megdet.plotting import panels, save_figure
 
 BLUE, ORANGE, GREEN, GREY = "#1f6fb4", "#d9731a", "#3a923a", "0.45"
 _PARTS = (
@@ -23,10 +21,8 @@ _PARTS = (
 
 
 def plot_scaling(points: list[Point], machine: Machine, path: Path) -> None:
-    """Images a second, efficiency and the parts of a step over the devices. Raises InputError on a bad file name."""
-    figure = Figure(figsize=(13, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    speed, share, parts = figure.subplots(1, 3)
+    """Images a second, efficiency and the parts of a step over the devices. Raises InputError as `save_figure`."""
+    figure, (speed, share, parts) = panels(3, (13.0, 4.2))
     devices = [point.layout.world_size for point in points]
     ideal = points[0].images_per_second / points[0].efficiency
     speed.plot(devices, [ideal * count for count in devices], "--", color=GREY, label="linear")
@@ -55,26 +51,11 @@ def plot_scaling(points: list[Point], machine: Machine, path: Path) -> None:
         axes.set_xlabel("devices")
         axes.set_xlim(devices[0], devices[-1])
         number_axis(axes.xaxis, devices[::2])
-    finish_picture(figure, [speed, share, parts], path)
+    save_figure(figure, path)
 
 
 def number_axis(axis: Any, places: Any) -> None:
-    """Plain numbers at these places alone."""
+    """Plain numbers at these places only."""
     axis.set_major_locator(FixedLocator(list(places)))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-
-
-def finish_picture(figure: Figure, all_axes: list[Any], path: Path) -> None:
-    """Grids, and the file. Raises InputError where it cannot be written, and on a bad name."""
-    for axes in all_axes:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
-        axes.set_axisbelow(True)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
-    except ValueError:
-        raise InputError(f"{path}: no such kind of picture: name it .png, .pdf or .svg") from None

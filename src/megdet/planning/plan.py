@@ -1,4 +1,4 @@
-"""`megdet plan`: measures or takes what is given, plans, and says what it assumed."""
+"""`megdet plan`: measures, or takes given numbers, then plans and lists its assumptions."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -25,7 +25,7 @@ from megdet.runtime import device_kind
 
 @dataclass(frozen=True)
 class Limits:
-    """What the user has."""
+    """The devices, memory and time that the user has."""
 
     devices: int
     memory: float | None = None
@@ -45,16 +45,16 @@ class Plan:
     steps: int
     """of the whole run"""
     layouts: list[PlannedLayout]
-    """on the asked devices, those that fit first, the fastest first"""
+    """on the given devices: those that fit first, the fastest first"""
     chosen: PlannedLayout
-    """what training does without being told"""
+    """the choice of training without options"""
     best: PlannedLayout | None
     """the fastest that fits"""
     devices_that_fit: dict[RecomputePlan, int | None]
-    """the smallest number, where a memory was said and the recipe's own layout does not fit"""
+    """the smallest number, if a memory is given and the recipe's own layout does not fit"""
     devices_for_hours: PlannedLayout | None
     fastest: PlannedLayout | None
-    """on any number of devices, where no number fits the hours"""
+    """on any number of devices, if no number finishes within the hours"""
     noise_scale: float | None
     batch_sizes: list[BatchSize]
     measurement: Measurement | None
@@ -87,16 +87,16 @@ def make_plan(
     measuring: Measuring | None = None,
     progress: Callable[[str], None] = say_nothing,
 ) -> Plan:
-    """Measure what is not given and plan.
+    """Measure what is not given, and plan.
 
-    Raises InputError for a layout that cannot be, data that cannot be read, given numbers that do not belong to the
-    recipe, all before anything is measured; where --memory is asked and memory is not known; and like `measure`.
+    Raises InputError before anything is measured for an impossible layout, data that cannot be read, and given numbers
+    that do not belong to the recipe; for --memory if the memory of a step is not known; and as `measure`.
     """
     given, measuring = given or Given(), measuring or Measuring()
     layout = recipe_layout(recipe, limits.devices, limits.lane_width, limits.max_images_per_device)
     assumptions: list[str] = []
     noise_scale = known_noise_scale(recipe, given, assumptions)
-    # whether more than one device comes into it
+    # whether the plan needs the connection of devices
     several = limits.devices > 1 or limits.hours is not None or noise_scale is not None
     measurement = None
     if given.measured is not None:
@@ -111,7 +111,7 @@ def make_plan(
     if measurement is not None:
         planner = planner_of_measurement(recipe, measurement, measuring, fabric, assumptions)
     else:
-        kind = measuring.device or device_kind("")  # numbers of a GPU may be given where there is none
+        kind = measuring.device or device_kind("")  # numbers of a GPU may be given on a machine without one
         planner = planner_of_numbers(recipe, given, kind, fabric)
         assumptions.append("seconds of an image as given; reading images and evaluating are not in it")
     planner = replace(

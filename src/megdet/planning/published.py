@@ -1,7 +1,7 @@
-"""What a step costs by published numbers: machines of devices, each number with its source, and counted work.
+"""The cost of a step from published numbers: machines and devices, each number with its source, and counted work.
 
 Arithmetic is dense (no sparsity) with sums in float32, at the boost clock, from NVIDIA's data sheets. NVLink and PCIe
-count what NCCL reckons with (`src/graph/topo.h`): 20.0, 20.6 and 40.1 GB/s of a link of the A100, H100 and B200, of
+have the bandwidths in NCCL (`src/graph/topo.h`): 20.0, 20.6 and 40.1 GB/s of a link of the A100, H100 and B200, of
 which they have 12, 18 and 18; 12 GB/s of PCIe 3.0 x16. Networks: one card a GPU as in NVIDIA's DGX and HGX machines.
 Images are those of `canvases.py`, the detector's work that of `counts.py`.
 """
@@ -17,12 +17,12 @@ from megdet.planning.step import StepCost
 
 GIGA, TERA = 1e9, 1e12
 USABLE = 0.9
-"""Part of a device's memory that is taken as usable: the libraries and what the convolutions need for a moment take the
-rest. An assumption."""
+"""Part of a device's memory that counts as usable; libraries and short-lived buffers of convolutions take the rest. An
+assumption."""
 _STATE_NUMBERS = 3
-"""Of a trained number: itself, its gradient and its momentum in float32."""
+"""Numbers in float32 for each trained number: itself, its gradient and its momentum."""
 _FROZEN_PASSES = 2
-"""Reads and writes of a value by a norm layer with fixed statistics: read it, write it; the same for its gradient."""
+"""Reads and writes of a value by a norm layer with fixed statistics: one each, and one each for its gradient."""
 _FORWARD_PASSES, _BACKWARD_PASSES = 4, 5
 """With statistics of the batch: read for the mean, for the variance and to be normalised, write; then read value and
 gradient for two sums, read both again and write."""
@@ -41,16 +41,16 @@ class Machine:
     memory_bandwidth: float
     """published, of a device, bytes a second"""
     memory: float
-    """of a device as its data sheet has it, bytes"""
+    """of a device by its data sheet, bytes"""
     value_bytes: int
     """bytes of an activation"""
     fraction: float
-    """part of the peak that convolutions and matrix products reach"""
+    """part of the peak that convolutions and matrix products achieve"""
     overhead: float
-    """seconds of a micro-batch whatever its images: kernels launched, small kernels, waits for the host"""
+    """seconds of a micro-batch independent of its images: launches, small kernels, waits for the host"""
     fabric: Fabric
     images_per_second: float
-    """that the processors of a machine decode and resize"""
+    """decoded and resized by the processors of a machine"""
     source: str
 
 
@@ -107,7 +107,7 @@ MACHINES = {
     "h200": _dgx("H200 SXM", 989.5, (141.0, 4800.0), 18 * 20.6, 50.0, 112, _H200),
     "b200": _dgx("B200", 2250.0, (192.0, 8000.0), 18 * 40.1, 50.0, 112, _B200),
 }
-"""Devices of today in bfloat16, by the name of the option --device."""
+"""Current devices in bfloat16, by the name of the option --device."""
 
 
 def machine_of(name: str) -> Machine:
@@ -127,16 +127,15 @@ def published_cost(
 ) -> StepCost:
     """The step of the paper's detector on one of so many devices.
 
-    Convolutions and matrix products run at a fraction of the peak, norm layers at the memory's bandwidth. Memory is
-    reckoned as if nothing were computed again.
+    Convolutions and matrix products run at a fraction of the peak, norm layers at the bandwidth of the memory. The
+    bytes are those without recompute.
 
     Args:
         machine: with its devices.
         variant: of the detector.
-        devices: those of a machine share what it decodes.
-        is_sparse_rpn: whether the RPN's head and loss go back through sampled anchors alone, whose gradient is small
-            enough to count as nothing.
-        recompute: what is computed twice.
+        devices: those of a machine share its decoded images.
+        is_sparse_rpn: whether the RPN's backward covers the sampled anchors only; its cost then counts as 0.
+        recompute: what the backward computes again.
     """
     counts = detector_counts(variant)
     tiles, rate = mean_pixels() / TILE**2, machine.arithmetic * machine.fraction
@@ -146,7 +145,7 @@ def published_cost(
         backward_flops += tiles * counts.backbone
     has_statistics = bool(counts.exchange.norm_channels)
     passes, backward_passes = (_FORWARD_PASSES, _BACKWARD_PASSES) if has_statistics else (_FROZEN_PASSES,) * 2
-    # what is computed again knows its statistics: it is read and written once
+    # a recomputed norm layer has its statistics: one read and one write
     again = 0 if recompute == "none" else _FROZEN_PASSES * counts.normed
     to_seconds = tiles * machine.value_bytes / machine.memory_bandwidth
     forward = flops / rate + passes * counts.normed * to_seconds

@@ -1,4 +1,4 @@
-"""From 1 to 1,024 devices of today: time, efficiency, and where more devices or a larger batch stop paying."""
+"""Current devices from 1 to 1,024: time, efficiency, and where more devices or a larger batch stop paying."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,21 +16,21 @@ from megdet.run_length import decay_of
 COUNTS = tuple(2**power for power in range(11))
 """Devices that are simulated."""
 LEAST_EFFICIENCY = 0.5
-"""Below it more devices do not pay: half of what is paid for is not used."""
+"""Below it more devices do not pay: less than half of them is used."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What is asked of every number of devices."""
+    """The training that is simulated on every number of devices."""
 
     images_per_device: int = 8
     """of a step; the mini-batch grows with the devices, in whole BN groups"""
     bn_size: int = 32
     """images that share batch statistics; 0 = frozen statistics, the first two stages frozen too"""
     batch_size: int | None = None
-    """images of a step whatever the devices, instead of images_per_device"""
+    """images of a step on any number of devices, instead of images_per_device"""
     noise_scale: float | None = None
-    """gradient noise scale in images: a batch beyond it buys few steps for its images"""
+    """gradient noise scale in images: a batch beyond it saves few steps"""
 
 
 _IMAGES = 118_000
@@ -40,20 +40,20 @@ _NORMAL = Schedule(policy="normal")
 
 @dataclass(frozen=True)
 class Point:
-    """So many devices."""
+    """The training on one number of devices."""
 
     batch_size: int
     """images a step"""
     layout: Layout
     step: StepTime
     efficiency: float
-    """speed of a device against one device that does the same mini-batch alone, 0 to 1"""
+    """speed of a device relative to one device that does the same mini-batch alone, 0 to 1"""
     worth: BatchWorth | None
     """of the batch, where a noise scale is known"""
     memory_bytes: float
     """of a device: its state, what a micro-batch on the largest canvas keeps, and a bucket of gradients"""
     fits: bool
-    """whether the device has them"""
+    """whether the device has so much memory"""
 
     @property
     def images_per_second(self) -> float:
@@ -72,7 +72,7 @@ class Point:
 
     @property
     def why_not(self) -> str:
-        """Why it does not pay, or nothing."""
+        """Why it does not pay, or ""."""
         if not self.fits:
             return "does not fit"
         if self.efficiency < LEAST_EFFICIENCY:
@@ -107,9 +107,9 @@ class Point:
 
 
 def simulate_scaling(machine: Machine, asked: Asked) -> list[Point]:
-    """A point for every number of devices in COUNTS, with a fixed batch for as many as it has images.
+    """A point for every number of devices in COUNTS; a fixed batch allows at most as many devices as it has images.
 
-    Raises InputError when bn_size does not divide the batch.
+    Raises InputError if bn_size does not divide the batch, and for numbers that are too small.
     """
     _check(asked)
     counts = [count for count in COUNTS if asked.batch_size is None or count <= asked.batch_size]
@@ -117,9 +117,9 @@ def simulate_scaling(machine: Machine, asked: Asked) -> list[Point]:
 
 
 def last_that_pays(points: list[Point]) -> Point | None:
-    """The point before the first one that does not pay; None where the first does not.
+    """The point before the first one that does not pay; None if the first does not pay.
 
-    Where a few devices have too little memory, the first one is that of the fewest devices that have enough.
+    Points on so few devices that the training does not fit are skipped at the start.
     """
     paying = None
     for point in points:
@@ -152,9 +152,9 @@ def _point(devices: int, machine: Machine, asked: Asked) -> Point:
 
 
 def _frozen_layout(batch_size: int, devices: int, cost: StepCost, exchange: Exchange, room: float) -> Layout:
-    """Nothing has to be together: a device's share is one micro-batch, or as few equal ones as fit.
+    """A layout without groups: a device's share is one micro-batch, or as few equal ones as fit.
 
-    Shares that do not come out even are rounded up, so that the layout may have a few images more than the batch.
+    Uneven shares are rounded up, so the layout may have a few images more than the batch.
     """
     one_image = step_bytes(cost, Layout(devices, 1, devices, 1), exchange) or 0.0
     most = max(1, 1 + int((room - one_image) / cost.image_bytes))

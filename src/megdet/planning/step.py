@@ -1,10 +1,10 @@
-"""What a training step costs: one description, whether its numbers were measured here or are published.
+"""The cost of a training step, in one description for measured and published numbers.
 
     seconds = update + micro-batches + images + stragglers + collectives of batch norm and of gradients + input
     memory  = fixed (weights, momentum, gradients, libraries) + gradients that wait + images + a bucket on its way
 
-`measurement.py` fits a `StepCost` to steps that were measured; `published.py` makes one of data sheets and counts. Here
-is the arithmetic: no clock, no device, no torch.
+`measurement.py` fits a `StepCost` to measured steps; `published.py` makes one from data sheets and counts. This module
+is pure arithmetic.
 """
 
 import math
@@ -20,41 +20,41 @@ class StepCost:
     """Time and memory of a device's step: affine in the images of a micro-batch and in the number of micro-batches."""
 
     update_seconds: float
-    """of a step, whatever is in it: the optimizer"""
+    """of a step, independent of its images: the optimizer"""
     micro_batch_seconds: float
-    """of a micro-batch, whatever is in it"""
+    """of a micro-batch, independent of its images"""
     image_seconds: float
     """of an image on the mean canvas, forward and backward"""
     fixed_bytes: float | None = None
     """weights, momentum, gradients, the libraries; None where memory is not known"""
     accumulation_bytes: float = 0.0
-    """more where a step has several micro-batches: gradients that wait while the next one is computed"""
+    """added if a step has several micro-batches: gradients that wait while the next one is computed"""
     image_bytes: float = 0.0
     """of an image of a micro-batch, on the largest canvas"""
     least_bytes: float = 0.0
-    """what a process has anyway, in its evaluation"""
+    """what a process needs at least, for its evaluation"""
     backward_seconds: float = 0.0
-    """the part of image_seconds behind which gradients travel; 0 = sending overlaps with nothing"""
+    """the part of image_seconds during which gradients travel; 0 = sending overlaps with nothing"""
     load_seconds: float = 0.0
-    """until a device has its next image read and resized"""
+    """to read and resize one image for a device"""
     loads_beside: bool = True
-    """whether other processes load images while the step goes on"""
+    """whether other processes load images during the step"""
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """What the devices tell one another in a step."""
+    """What the devices send to one another in a step."""
 
     bucket_bytes: tuple[int, ...]
     """gradients, in buckets that travel one after another"""
     norm_channels: tuple[int, ...]
-    """of every layer of cross-device batch norm"""
+    """of each layer of cross-device batch norm"""
     number_bytes: int = 4
     """of a statistic: 4, or 8 in float64"""
     gathers_sums: bool = False
     """whether the backward's sums are gathered and then added, as on a CPU, instead of reduced"""
     is_two_pass: bool = False
-    """batch norm to the letter of Algorithm 1: mean and variance reduced one after the other, no running statistics"""
+    """batch norm as in Algorithm 1: mean and variance reduced one after the other, no running statistics"""
 
     @property
     def gradient_bytes(self) -> int:
@@ -68,8 +68,8 @@ class Exchange:
     def norms(self, layout: Layout) -> list[Message]:
         """Over a lane for every micro-batch and layer, and once a step over all ranks.
 
-        In the merged form of Algorithm 1 count, mean and squares are gathered forward. Two sums are added up backward,
-        of which the paper says nothing. Once a step the groups' statistics are folded into the running ones.
+        The merged form of Algorithm 1 gathers count, mean and squares forward. The backward adds up two sums, which the
+        paper does not mention. Once a step the groups' statistics are folded into the running statistics.
         """
         width, found = layout.lane_width, []
         for channels, layers in Counter(self.norm_channels).items():
@@ -92,7 +92,7 @@ class StepTime:
     images: float
     """on images of mean size"""
     overhead: float
-    """what the update and every micro-batch take whatever the images"""
+    """of the update and of every micro-batch, independent of their images"""
     stragglers: float
     """waiting for the device with the largest images"""
     norms: float
@@ -119,14 +119,14 @@ class StepTime:
 
 
 def step_time(cost: StepCost, layout: Layout, exchange: Exchange, fabric: Fabric, slowest: float = 1.0) -> StepTime:
-    """A step of a layout, as long as its busiest device takes; losses that are summed, a few numbers, are left out.
+    """The time of a step: that of its busiest device. The sum of the losses, a few numbers, is left out.
 
     Args:
         cost: of a device.
         layout: of the mini-batch.
-        exchange: what travels.
-        fabric: over what.
-        slowest: the images of the slowest device as a multiple of the mean ones.
+        exchange: what the devices send.
+        fabric: their connection.
+        slowest: the images of the slowest device as a multiple of the mean.
     """
     images = layout.busiest_images * cost.image_seconds
     overhead = cost.update_seconds + layout.rounds * cost.micro_batch_seconds
@@ -142,10 +142,10 @@ def step_time(cost: StepCost, layout: Layout, exchange: Exchange, fabric: Fabric
 
 
 def step_bytes(cost: StepCost, layout: Layout, exchange: Exchange, gradient_copies: int = 0) -> float | None:
-    """The most that a device needs, or None where it is not known."""
+    """The peak of memory of a device, or None if it is not known."""
     if cost.fixed_bytes is None:
         return None
     needed = cost.fixed_bytes + cost.accumulation_bytes * (layout.rounds > 1) + cost.image_bytes * layout.largest_share
-    # a bucket is filled from gradients that are still there
+    # while a bucket is filled, its gradients exist twice
     bucket = max(exchange.bucket_bytes, default=0) if layout.world_size > 1 else 0
     return max(needed, cost.least_bytes) + bucket + gradient_copies * exchange.gradient_bytes

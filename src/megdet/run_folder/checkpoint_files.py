@@ -9,8 +9,8 @@
 "tensors" has the hash of every .safetensors file, "state" is a RunState. Both are checked when they are read. Tensors
 are stored contiguous; a memory format such as channels_last belongs to the model that they are loaded into.
 
-A checkpoint appears under its name when all of it is on the disk: it is written into a hidden folder beside and then
-renamed. It disappears the same way round. Folders that an interrupted save left hidden are removed by the next save.
+A checkpoint is written into a hidden folder and renamed when all of it is on the disk. To delete it, it is hidden by a
+rename first. The next save removes hidden folders that an interrupted save has left.
 """
 
 import hashlib
@@ -54,7 +54,7 @@ class _Content(msgspec.Struct, forbid_unknown_fields=True):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose state has been read; its tensors are read when they are asked for."""
+    """A checkpoint whose state has been read; its tensors are read on request."""
 
     path: Path
     state: RunState
@@ -80,7 +80,7 @@ class Checkpoint:
         raise self.damaged(f"{file} is not what was saved, its SHA-256 differs from that in state.json")
 
     def damaged(self, what: str) -> InputError:
-        """The InputError that says what is wrong with it, and how to go on."""
+        """The InputError for this checkpoint: what is wrong with it, and what to do."""
         return _damaged(self.path, what)
 
 
@@ -93,7 +93,7 @@ def save_checkpoint(
 ) -> Path:
     """Write the checkpoint of this state's step, then delete the oldest ones beyond `keep`, and those of later steps.
 
-    Later steps belong to a course that the run has left, by a roll-back; a resume must not return to it.
+    Later steps are from before a roll-back of the run; a resume must not return to them.
 
     Args:
         folder: the run folder.
@@ -122,7 +122,7 @@ def save_checkpoint(
             _write(unfinished, tensors, state)
             _rename(unfinished, final)
         except Exception:
-            shutil.rmtree(unfinished, ignore_errors=True)  # a full disk must not stay full
+            shutil.rmtree(unfinished, ignore_errors=True)  # make room again on a full disk
             raise
         sync_folder(folder.checkpoints)
         for path in checkpoints(folder):
@@ -171,7 +171,7 @@ def checkpoint_path(folder: RunFolder, step: int) -> Path:
 
 
 def update_state(path: Path, state: RunState) -> None:
-    """Replace the state of a checkpoint that is there, atomically; its tensors stay. Raises InputError."""
+    """Replace the state of an existing checkpoint, atomically; its tensors stay. Raises InputError."""
     _write_content(path, _Content(_FORMAT, dict(open_checkpoint(path).hashes), state))
 
 
@@ -196,16 +196,6 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, content.state, content.tensors)
 
 
-def load_checkpoint(path: Path) -> tuple[dict[Kind, dict[str, Tensor]], RunState]:
-    """All tensors (on the CPU) and the state of a checkpoint, as they were given to `save_checkpoint`.
-
-    Raises:
-        InputError: the folder is missing, or a file in it is missing or damaged; the message names the file.
-    """
-    checkpoint = open_checkpoint(path)
-    return {kind: checkpoint.tensors(kind) for kind in checkpoint.hashes}, checkpoint.state
-
-
 def _damaged(path: Path, what: str) -> InputError:
     return InputError(
         f"the checkpoint is damaged: {what}; delete the folder {path} and run the same command again, it goes on from "
@@ -224,7 +214,7 @@ def _write(folder: Path, tensors: Mapping[Kind, Mapping[str, Tensor]], state: Ru
     _write_content(folder, _Content(_FORMAT, hashes, state))
     permissions = (folder / "state.json").stat().st_mode
     for kind in tensors:
-        # safetensors makes files for their owner alone; others may want to read a run
+        # safetensors makes files that only their owner can read
         (folder / f"{kind}.safetensors").chmod(permissions)
     sync_folder(folder)
 
@@ -247,7 +237,7 @@ def _storable(group: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _rename(unfinished: Path, final: Path) -> None:
-    """Give the new checkpoint its name; an older one of the same step makes room, and comes back if that fails."""
+    """Give the new checkpoint its name; an older one of the same step is moved away, and back if that fails."""
     if not final.exists():
         unfinished.rename(final)
         return

@@ -2,19 +2,7 @@
 
     {"sessions": [session, ...]}      one session a start of the run, the oldest first; a resume appends one
 
-A session has
-
-    started_utc    ISO 8601 with seconds, UTC
-    command        the command line, quoted for a shell; folder: where it was given
-    world_size     number of ranks; device: "cpu", "cuda", ...
-    devices        [{"name", "memory_bytes"}] of this machine's accelerators, [] on a CPU
-    cpu            {"model", "cores", "memory_bytes"}; cores are those this process may use
-    host           the machine's name; system: its operating system
-    versions       python, megdet, torch, torchvision, timm, numpy, cuda, nccl; null where there is none
-    git            {"commit", "dirty"} of the folder where the command was given, null outside of a repository;
-                   dirty: a tracked file is changed
-
-Only the machine of the process that writes, rank 0's, is described.
+docs/run_folder.md lists the keys of a session. Only the machine of rank 0, which writes the file, is described.
 """
 
 import importlib.metadata
@@ -26,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 
 from megdet.errors import InputError
@@ -34,8 +23,12 @@ from megdet.run_folder.folder import RunFolder
 from megdet.runtime import accelerators, memory_bytes, num_gpus, processor_name, usable_cores
 
 
+class _Content(msgspec.Struct):
+    sessions: list[dict[str, Any]]
+
+
 def collect_environment(world_size: int, device: str) -> dict[str, Any]:
-    """One session's entry, as described above.
+    """The entry of one session.
 
     Args:
         world_size: number of ranks of the run.
@@ -68,15 +61,14 @@ def write_environment(folder: RunFolder, session: dict[str, Any]) -> None:
 
 def read_environment(folder: RunFolder) -> list[dict[str, Any]]:
     """The sessions of a run, the oldest first. Raises InputError where the file is missing or holds something else."""
-    content = read_json(folder.environment)
-    sessions = content.get("sessions") if isinstance(content, dict) else None
-    if not isinstance(sessions, list) or not all(isinstance(session, dict) for session in sessions):
-        raise InputError(f"{folder.environment} has no list 'sessions'; remove the file, the next start writes it anew")
-    return sessions
+    try:
+        return read_json(folder.environment, _Content).sessions
+    except InputError as error:
+        raise InputError(f"{error}; remove the file, the next start writes it anew") from None
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
-    """Commit and whether a tracked file is changed; None outside of a repository, or where git does not answer."""
+    """The commit, and whether a tracked file is changed; None outside a repository, or if git does not answer."""
     commit = _git(folder, "rev-parse", "HEAD")
     status = _git(folder, "status", "--porcelain", "--untracked-files=no")
     return None if commit is None or status is None else {"commit": commit, "dirty": bool(status)}

@@ -1,17 +1,17 @@
-"""The run folder: where everything is that a run leaves behind, and how its files are written.
+"""The run folder: everything that a run leaves behind, and how its files are written.
 
 A run folder holds (docs/run_folder.md describes each format)
 
     recipe.yaml        the complete recipe, as text: `megdet train runs/a/recipe.yaml` repeats the run
     environment.json   where it ran, one entry a start               (environment.py)
-    metrics.jsonl      one line of numbers now and then              (metrics.py)
+    metrics.jsonl      the numbers of every step and evaluation      (metrics.py)
     evaluation.json    the COCO numbers of the last evaluation
     detections.json    the detections they were counted from, in the COCO result format
     checkpoints/       what a resume needs                           (checkpoint_files.py)
-    pictures/          images for the eye
+    pictures/          pictures to look at
 
 Every file but `metrics.jsonl`, which grows line by line, is written to a temporary file beside it, flushed to the disk
-and renamed, so a reader sees the old content or the new one and never a half. JSON is UTF-8 and strict: no NaN, no
+and renamed, so a reader sees the old content or the new one, never a part. JSON is UTF-8 and strict: no NaN, no
 Infinity. Where such a number may occur (metrics, the state of a checkpoint), it is one of the strings "NaN", "Infinity"
 and "-Infinity", which Python's `float()` and JavaScript's `Number()` both understand.
 """
@@ -52,7 +52,7 @@ class RunFolder:
         return f"RunFolder({str(self.path)!r})"
 
     def create(self) -> "RunFolder":
-        """Make the folder and its subfolders where they are missing, and try that they can be written.
+        """Make the folder and its subfolders if they are missing, and check that they can be written.
 
         Raises:
             InputError: the path, or one above it, is a file, or the folder cannot be written.
@@ -61,7 +61,7 @@ class RunFolder:
             probe = folder / temporary_name("probe")
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                probe.touch()  # permission bits do not tell everything: a disk may be full or mounted read-only
+                probe.touch()  # permission bits are not enough: a disk may be full or mounted read-only
                 probe.unlink()
             except OSError as error:
                 raise InputError(
@@ -70,10 +70,10 @@ class RunFolder:
         return self
 
     def lock(self) -> "FolderLock":
-        """Hold the folder against other processes until the returned lock is closed or this process ends.
+        """Lock the folder against other processes until the returned lock is closed or this process ends.
 
         Raises:
-            InputError: another process holds it.
+            InputError: another process has locked it.
         """
         path = self.checkpoints / ".lock"
         file = path.open("w")
@@ -93,26 +93,26 @@ class RunFolder:
         return lock
 
     def write_recipe(self, text: str) -> None:
-        """Keep the complete recipe of this run, YAML text. Raises InputError where it cannot be written."""
+        """Write the complete recipe of this run, as YAML. Raises InputError where it cannot be written."""
         write_text_atomically(self.recipe, text)
 
     def read_recipe(self) -> str | None:
-        """The recipe's text as it was written, or None where the folder has none yet.
+        """The text of the recipe, or None if the folder has none yet.
 
         Raises:
-            InputError: the file is there and cannot be read as UTF-8 text.
+            InputError: the file exists and cannot be read as UTF-8 text.
         """
         return read_text(self.recipe) if self.recipe.exists() else None
 
 
 class FolderLock:
-    """A run folder that this process holds against others."""
+    """A run folder that this process has locked."""
 
     def __init__(self, folder: RunFolder, path: Path, file: TextIO) -> None:
         self.folder, self._path, self._file = folder, path, file
 
     def check(self) -> None:
-        """Raise InputError where the folder is not there any more; what is written would be lost, or a folder apart."""
+        """Raise InputError if the folder was moved or deleted: what is written now would be lost."""
         try:
             is_there = os.path.samestat(os.fstat(self._file.fileno()), self._path.stat())
         except OSError:
@@ -124,14 +124,8 @@ class FolderLock:
             )
 
     def close(self) -> None:
-        """Let other processes have it."""
+        """Unlock the folder."""
         self._file.close()
-
-    def __enter__(self) -> "FolderLock":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def encode_non_finite(value: Any) -> Any:

@@ -1,11 +1,11 @@
 """metrics.jsonl: the numbers of a run over time, one JSON object a line, in the order they were written.
 
 Every line has the integer key "step": the number of optimizer steps done when it was written. The other keys are the
-caller's, and lines need not have the same ones (a training line has losses, an evaluation line has scores). A number
+caller's and differ from line to line (a training line has losses, an evaluation line has scores). A number
 that is not finite is the string "NaN", "Infinity" or "-Infinity"; `read_metrics` makes floats of them again.
 
 Each line is flushed as it is written, so the file can be followed with `tail -f`. A run that is killed may leave half a
-line at the end: readers leave it out, and the next start removes it.
+line at the end: readers skip it, and the next start removes it.
 """
 
 import json
@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from megdet.errors import InputError
-from megdet.files import cannot_write, parse_json, write_text_atomically
+from megdet.files import LARGEST_JSON, cannot_write, parse_json, read_bytes, write_text_atomically
 from megdet.run_folder.folder import decode_non_finite, encode_non_finite
 
 
@@ -24,9 +24,9 @@ class MetricsWriter:
     """Appends lines to metrics.jsonl. One process of a run, rank 0, has one.
 
     Args:
-        path: the file; it is made where it is missing.
+        path: the file; it is made if it is missing.
         resume_step: the step of the checkpoint that the run goes on from, 0 for a start from the beginning. Lines of
-            later steps, and half a line at the end, are removed: those steps are done and written again.
+            later steps, and half a line at the end, are removed: those steps are made and written again.
 
     Raises:
         InputError: the file cannot be written, or a line of it (not the last) is no JSON object with a "step".
@@ -35,13 +35,13 @@ class MetricsWriter:
     def __init__(self, path: Path, resume_step: int = 0) -> None:
         self.path = path
         if path.exists():
-            content = _read_bytes(path)
+            content = read_bytes(path, LARGEST_JSON)
             kept = [line for line, record in _parse(path, content) if record["step"] <= resume_step]
             text = "".join(line + "\n" for line in kept)
             if text.encode() != content:
                 write_text_atomically(path, text)
         try:
-            self._file = path.open("ab", buffering=0)  # a buffer that a full disk refused would be written once more
+            self._file = path.open("ab", buffering=0)  # a buffer that a full disk refused would be written again
         except OSError as error:
             raise cannot_write(path, error) from error
 
@@ -49,7 +49,7 @@ class MetricsWriter:
         """Append one line: "step" (int) and the caller's keys, with Python or numpy numbers, strings, lists, dicts.
 
         Raises:
-            ValueError: "step" is missing or no integer, which is a bug of the caller's.
+            ValueError: "step" is missing or no integer, which is a bug of the caller.
             InputError: the disk is full.
         """
         if type(record.get("step")) is not int:
@@ -82,7 +82,7 @@ class MetricsWriter:
             self.close()
         except InputError:
             if kind is None:
-                raise  # otherwise what stopped the run is told, and this is not
+                raise  # otherwise the error that stopped the run is more important
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -91,7 +91,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     Raises:
         InputError: the file is missing or unreadable, or a line (not the last) is no JSON object with a "step".
     """
-    return [record for _, record in _parse(path, _read_bytes(path))]
+    return [record for _, record in _parse(path, read_bytes(path, LARGEST_JSON))]
 
 
 def _parse(path: Path, content: bytes) -> list[tuple[str, dict[str, Any]]]:
@@ -112,12 +112,3 @@ def _parse(path: Path, content: bytes) -> list[tuple[str, dict[str, Any]]]:
             ) from error
         parsed.append((raw.decode(), record))
     return parsed
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist; check the path of the run folder") from error
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}; check its permissions") from error

@@ -1,4 +1,4 @@
-"""What a checkpoint says besides its tensors."""
+"""The state of a checkpoint besides its tensors."""
 
 from typing import Annotated, Any
 
@@ -15,7 +15,7 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     class_names: tuple[str, ...]
     """what the labels mean"""
     category_ids: tuple[int, ...]
-    """the same in the data set's file"""
+    """what the labels mean in the data set's file"""
     num_images: Count
     """of the training data; 0 for weights that were trained elsewhere"""
     data: str = ""
@@ -23,7 +23,7 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     evaluation: dict[str, Any] | None = None
     """the numbers of the last evaluation"""
     evaluated_step: int = -1
-    """the step after which it was made, -1 for none"""
+    """the step after which that evaluation was made, -1 for none"""
 
     def __post_init__(self) -> None:
         if len(self.class_names) != len(self.category_ids):

@@ -1,1 +1,1 @@
-"""What a run can be asked: its gradients, its samples, its learning rate."""
+"""Studies of a run: its gradients, its samples, its learning rate."""

@@ -1,4 +1,4 @@
-"""All ranks start from the same place: what they compare before the first step, and how a difference is told."""
+"""All ranks start from the same place: what they compare before the first step, and the message for a difference."""
 
 import platform
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ MAY_DIFFER = (
     *("data.train_annotations", "data.train_images", "data.val_annotations", "data.val_images"),
     *("data.cache", "data.cache_folder", "data.cache_gib"),
 )
-"""Keys of the recipe that may differ from host to host: where the data lie; they are compared by what is in them."""
+"""Keys of the recipe that may differ from host to host: the places of the data, which are compared by content."""
 _LONGEST_VALUE, _MOST_GROUPS, _MOST_HOSTS = 40, 3, 2
 
 
@@ -49,9 +49,9 @@ def compare_states(trainer: Trainer, step: int, world: World) -> None:
 
 
 def newest_step(folder: RunFolder, world: World) -> int | None:
-    """The step of rank 0's newest checkpoint, None where it has none; every rank calls it.
+    """The step of rank 0's newest checkpoint, None if it has none; every rank calls it.
 
-    Raises InputError on every rank where one sees a newer one than rank 0: a run must not go back by itself.
+    Raises InputError on every rank if one sees a newer checkpoint than rank 0: a run must not go back by itself.
     """
     newest = latest_checkpoint(folder)
     seen: list[int | None] = world.gather_objects(None if newest is None else checkpoint_step(newest))
@@ -63,7 +63,7 @@ def newest_step(folder: RunFolder, world: World) -> int | None:
 
 
 def _compare(facts: Mapping[str, Any], mend: str, world: World) -> None:
-    """Raise InputError on every rank where not all bring the same facts, with the first that differs."""
+    """Raise InputError on every rank unless all have the same facts; the message names the first that differs."""
     everybody: list[tuple[str, dict[str, Any]]] = world.gather_objects((platform.node(), dict(facts)))
     for fact in facts:
         ranks_of: dict[str, list[int]] = {}

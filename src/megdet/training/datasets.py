@@ -17,7 +17,7 @@ from megdet.model.choice import detector_class
 from megdet.recipe import Recipe
 
 COARSEST_STRIDE = 32
-"""Of the feature maps that have norm layers."""
+"""The largest stride of a feature map that has a norm layer."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,14 @@ class Datasets:
 
 
 def load_datasets(recipe: Recipe, world: World) -> Datasets:
-    """Read both annotation files, one process a host, after drawing the demo data set where the recipe asks for it."""
+    """Read both annotation files, by one process a host; draw the demo data set first if the recipe says so."""
     data = recipe.data
     if data.draw_demo:
         root, demo = Path(data.train_annotations).parent.parent, asdict(DEMO_SETS[data.draw_demo])
         world.on_first(lambda: draw_demo(root, **demo))
-    train_set = once_a_host(world, lambda: training_set(data))
-    val_set = once_a_host(world, lambda: validation_set(data))
+    with_masks = detector_class(recipe.model).has_masks
+    train_set = once_a_host(world, lambda: training_set(data, with_masks=with_masks))
+    val_set = once_a_host(world, lambda: validation_set(data, with_masks=with_masks))
     category_ids_for(train_set.class_names, val_set)
     if train_set.annotations.is_crowd.all():
         raise InputError(f"{data.train_annotations}: no image has a box, so there is nothing to learn")
@@ -43,16 +44,18 @@ def load_datasets(recipe: Recipe, world: World) -> Datasets:
 
 
 def fingerprint(dataset: CocoDataset) -> str:
-    """A hash of what the plan and the targets are made of: the images in their order, their sizes and their boxes."""
+    """A hash of the input of plan and targets: the images in their order, their sizes, boxes and masks."""
     table, content = dataset.annotations, hashlib.sha256(usedforsecurity=False)
     content.update(repr((dataset.image_ids, dataset.file_names, dataset.class_names)).encode())
     for column in (dataset.sizes, table.counts, table.boxes, table.labels, table.is_crowd):
         content.update(np.ascontiguousarray(column).data)
+    if table.segmentations is not None:
+        content.update(table.segmentations.digest.encode())
     return content.hexdigest()
 
 
 def check_statistics(recipe: Recipe, plan: TrainingPlan, dataset: CocoDataset) -> None:
-    """Refuse batch statistics of single values: a BN size of 1 and a feature map of one pixel."""
+    """Refuse batch statistics of a single value: a BN size of 1 with a feature map of one pixel."""
     norms = [recipe.model.norms.get(name) for name in detector_class(recipe.model).map_norms]
     if recipe.bn_size != 1 or "batch" not in norms:
         return
@@ -60,6 +63,6 @@ def check_statistics(recipe: Recipe, plan: TrainingPlan, dataset: CocoDataset) -
     if max(canvas) <= COARSEST_STRIDE:
         raise InputError(
             f"bn_size is 1 and {dataset.file_names[index]} may be resized to a canvas of {canvas[0]} x {canvas[1]} "
-            f"pixels, of which one value is left at stride {COARSEST_STRIDE}, and that has no variance: raise bn_size "
-            "or data.short_edges"
+            f"pixels, which has one value at stride {COARSEST_STRIDE} and so no variance: raise bn_size or "
+            "data.short_edges"
         )

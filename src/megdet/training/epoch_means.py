@@ -1,4 +1,4 @@
-"""The part of positive samples over an epoch, for the line that ends it in metrics.jsonl (Table 1)."""
+"""The part of positive samples in an epoch, for the line at its end in metrics.jsonl (Table 1)."""
 
 from typing import Any
 
@@ -7,10 +7,10 @@ from megdet.model.choice import detector_class
 
 
 class EpochMeans:
-    """Means over the steps of each epoch of what the steps' lines report."""
+    """Means over the steps of each epoch, from the lines of the steps."""
 
     def __init__(self, plan: TrainingPlan, done: list[dict[str, Any]]) -> None:
-        """`done` are lines of the steps before this start of the run, some of which may be of an unfinished epoch."""
+        """`done` are the lines of the steps before this start of the run; the last may be of an unfinished epoch."""
         self.plan = plan
         self.counts = detector_class(plan.recipe.model).counts
         self._own: list[dict[str, Any]] = []
@@ -19,9 +19,9 @@ class EpochMeans:
             self.add(line)
 
     def add(self, line: dict[str, Any]) -> dict[str, Any] | None:
-        """Take a step's line; returns the line of the epoch that ends with it, if one does.
+        """Take a step's line; returns the line of the epoch if one ends with this step.
 
-        Steps that are missing, because an earlier metrics.jsonl lost them, are not counted in its `steps`.
+        Its `steps` counts the lines that there are: an earlier metrics.jsonl may have lost some.
         """
         while line["step"] > self.plan.epoch_end(self._epoch):
             self._own, self._epoch = [], self._epoch + 1

@@ -1,4 +1,4 @@
-"""Starting from weights that exist: another run's, torchvision's or detectron2's."""
+"""Starting from existing weights: another run's, torchvision's or detectron2's."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -35,10 +35,10 @@ from megdet.run_folder.run_state import RunState
 def start_from_run(model: Detector, class_names: tuple[str, ...], source: str) -> None:
     """Copy the weights of another run's newest checkpoint; the class layers only where the classes are the same.
 
-    Frozen and trained batch norms may be exchanged for one another: what differs is a counter of steps.
+    Frozen and trained batch norms are interchangeable: they differ by a counter of steps only.
 
-    Raises InputError when the folder is no run, its architecture is another, or a key differs without which
-    the same weights mean another detector.
+    Raises InputError if the folder is no run, its architecture is another, or a key differs that changes the meaning of
+    the weights.
     """
     trained = load_detector(RunFolder(Path(source)), torch.device("cpu"))
     for key in ("kind", *model.same_meaning):
@@ -61,8 +61,8 @@ def start_from_run(model: Detector, class_names: tuple[str, ...], source: str) -
 def import_torchvision(file: Path, folder: RunFolder, base: Recipe, norm_eps: float, device: torch.device) -> int:
     """Make a run folder with the weights of one of torchvision's detectors; returns its number of classes.
 
-    `base` gives everything but the architecture. A file of 91 classes gets COCO's names and ids, another gets the ids
-    1, 2, ... Raises InputError when the file is of another model.
+    `base` gives everything but the architecture. A file of 91 classes gets COCO's names and ids, any other the ids 1,
+    2, ... Raises InputError if the file is of another model.
     """
     tensors = read_tensors(file, "import torchvision")
     try:

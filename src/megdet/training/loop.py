@@ -22,8 +22,8 @@ from megdet.training.step_log import StepLog
 def train(recipe: Recipe, folder: RunFolder, options: RunOptions, world: World) -> CocoNumbers:
     """Train from the newest checkpoint of the folder, or from the start, to the end; returns the last evaluation.
 
-    Every rank calls it. Raises InputError for everything a user can mend, before the first step where possible; what
-    one rank meets stops all of them.
+    Every rank calls it. Raises InputError for everything a user can mend, before the first step where possible; an
+    error on one rank stops all ranks.
     """
     with stop_together(world), open_run(recipe, world, options, folder) as run, _watched(run, folder) as watch:
         stops, evaluations = stops_of(run), watch.evaluations
@@ -35,7 +35,7 @@ def train(recipe: Recipe, folder: RunFolder, options: RunOptions, world: World) 
                 if is_read:
                     _look(run, evaluations, step)
                 continue
-            # saved first: whatever goes wrong in the evaluation, the epoch is not lost
+            # saved first, so that an error in the evaluation does not lose the epoch
             if stop.is_saved:
                 run.save(step, evaluations.needed_checkpoints)
             _look(run, evaluations, step, is_saved=stop.is_saved)
@@ -50,21 +50,21 @@ def train(recipe: Recipe, folder: RunFolder, options: RunOptions, world: World) 
 
 @dataclass(frozen=True)
 class Stop:
-    """What happens after a step at which an epoch, or the run, ends."""
+    """What to do after a step that ends an epoch or the run."""
 
     is_saved: bool
     is_evaluated: bool
 
 
 def stops_of(run: Run) -> dict[int, Stop]:
-    """The steps after which the run pauses, and what for."""
+    """The steps after which the run pauses, and what it does then."""
     plan, recipe, last = run.plan, run.recipe, run.last_step
     every = recipe.evaluation.every_epochs
     stops = {}
     for epoch in range(1, math.ceil(plan.epochs_done(last)) + 1):
         if plan.epoch_end(epoch) < last:
             is_evaluated = bool(every and epoch % every == 0)
-            # an evaluation beside the training reads its weights from their checkpoint
+            # an evaluation beside the training reads the weights from a checkpoint
             is_saved = epoch % recipe.checkpoint_epochs == 0 or (is_evaluated and run.evaluates_on is not None)
             stops[plan.epoch_end(epoch)] = Stop(is_saved, is_evaluated)
     return stops | {last: Stop(is_saved=True, is_evaluated=True)}
@@ -78,7 +78,7 @@ class _Watch:
 
 @contextmanager
 def _watched(run: Run, folder: RunFolder) -> Iterator[_Watch]:
-    """What looks at an open run: its reports, its metrics and its evaluations."""
+    """The observers of an open run: its reports, its metrics and its evaluations."""
     world, options = run.world, run.options
     with ExitStack() as opened:
         reporter = Reporter(run.recipe, run.plan, run.layout, world, folder, first_step=run.first_step)
@@ -90,14 +90,14 @@ def _watched(run: Run, folder: RunFolder) -> Iterator[_Watch]:
         if run.evaluates_on is not None and world.is_first:
             overrides, slow = overrides_beside(run.recipe, run.evaluates_on, world.device)
             background = BackgroundEvaluations(folder, run.evaluates_on, options.workers, world.device, overrides)
-            opened.enter_context(background)
+            opened.callback(background.close)
             note = f", in float32, since bfloat16 is slow there: {slow}" if slow else ""
             reporter.say(f"evaluations go on beside the training, on {run.evaluates_on}{note}")
         yield _Watch(StepLog(run, reporter, metrics), Evaluations(run, folder, reporter, metrics, background))
 
 
 def _look(run: Run, evaluations: Evaluations, step: int, *, is_saved: bool = False) -> None:
-    """See whether an evaluation beside the training is done; one that failed stops the run, which is saved before."""
+    """Check the evaluations beside the training; if one has failed, save the run and stop it."""
     try:
         evaluations.look()
     except InputError:

@@ -1,7 +1,7 @@
 """Batch-norm statistics estimated anew from the training images, with the weights as they are.
 
-The running statistics of a short run are averages over weights that have changed meanwhile, so it evaluates worse than
-it has learned. The remedy is precise BN (Wu and Johnson, "Rethinking 'Batch' in BatchNorm", 2021): statistics of the
+The running statistics of a short run are averages over weights that have changed since, so its evaluation is worse than
+its weights. The remedy is precise BN (Wu and Johnson, "Rethinking 'Batch' in BatchNorm", 2021): statistics of the
 final weights over many images. Differs from theirs: the variance is the plain mean of the groups' variances, as it is
 in our running statistics.
 """
@@ -21,13 +21,14 @@ from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.inference.trained import TrainedDetector, load_detector, read_recipe
 from megdet.layers.batch_norm import has_statistics, set_statistics
+from megdet.model.choice import detector_class
 from megdet.model.detector import Detector
 from megdet.precision import arithmetic
 from megdet.run_folder.folder import RunFolder
 from megdet.training.run import RunOptions
 
 Progress = Callable[[int, int], None]
-"""Told the mini-batches done, and how many there are."""
+"""Called with the mini-batches done, and how many there are."""
 
 
 def load_precise_detector(
@@ -40,9 +41,9 @@ def load_precise_detector(
 ) -> TrainedDetector:
     """The detector of a run's newest checkpoint with statistics of at least `num_images` images of its training plan.
 
-    They are those of the plan's first whole mini-batches, in the run's own groups. Every rank calls it; the result does
-    not depend on their number. The files of the run stay as they are. Raises InputError where the recipe has no
-    statistics to estimate, where the training data are missing or have other classes, and for a layout that cannot be.
+    They come from the plan's first whole mini-batches, in the run's own groups. Every rank calls it; the result does
+    not depend on their number. The files of the run do not change. Raises InputError if the recipe has no statistics to
+    estimate, if the training data are missing or have other classes, and for an impossible layout.
     """
     recipe = world.on_first(lambda: read_recipe(folder, overrides))
     if num_images < 1:
@@ -53,7 +54,7 @@ def load_precise_detector(
         )
     layout = recipe_layout(recipe, world.size, options.lane_width, options.max_images_per_device)
     data = recipe.data
-    dataset = once_a_host(world, lambda: training_set(data))
+    dataset = once_a_host(world, lambda: training_set(data, with_masks=detector_class(recipe.model).has_masks))
     plan = TrainingPlan(dataset.sizes, recipe)
     trained = load_detector(folder, world.device, overrides, make_lane(world, layout), world=world)
     if dataset.class_names != trained.class_names:

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on, and TensorBoard where the recipe asks for it."""
+"""The output of a run for people, and TensorBoard if the recipe asks for it."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -19,7 +19,7 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class Reporter:
-    """Prints a line every few seconds on rank 0: place, losses, rate, images a second, time left."""
+    """Prints a line every few seconds on rank 0: step, loss, rate, images a second, time left."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class Reporter:
         if not self.is_first:
             return
         if recipe.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter  # seconds of imports that few runs need
+            from torch.utils.tensorboard import SummaryWriter  # here, because it takes seconds to import
 
             self._board = SummaryWriter(str(folder.path / "tensorboard"), purge_step=first_step)
         start = f"resuming at step {first_step}" if first_step else "starting"
@@ -58,7 +58,7 @@ class Reporter:
             self.console.print(message)
 
     def steps(self, lines: list[dict[str, Any]]) -> None:
-        """Take note of some steps' metrics."""
+        """Take the metrics of some steps; print a line if it is time."""
         if not self.is_first or not lines:
             return
         self._recent += lines

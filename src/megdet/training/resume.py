@@ -1,4 +1,4 @@
-"""Where a run goes on: its folder is claimed, its newest checkpoint is checked and put back on every rank."""
+"""Resuming a run: its folder is claimed, its newest checkpoint is checked and restored on every rank."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,16 +26,16 @@ from megdet.training.trainer import Tensors, Trainer, restore_everywhere
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run is."""
+    """How far a run has come."""
 
     step: int = 0
     """steps done when it was opened"""
     numbers: CocoNumbers | None = None
     """the last evaluation"""
     evaluated_step: int = -1
-    """the step after which it was made, -1 for none"""
+    """the step after which that evaluation was made, -1 for none"""
     unevaluated: tuple[int, ...] = ()
-    """steps whose checkpoints are kept and were not evaluated, the oldest first"""
+    """steps with a checkpoint that was not evaluated, the oldest first"""
 
 
 def check_folder(folder: RunFolder, recipe: Recipe) -> None:
@@ -52,9 +52,9 @@ def check_folder(folder: RunFolder, recipe: Recipe) -> None:
 
 
 def claim_folder(folder: RunFolder, recipe: Recipe, world: World) -> FolderLock | None:
-    """Make the folder where it is missing, lock it, write the recipe into it and note this start of the run.
+    """Make the folder if it is missing, lock it, write the recipe into it and note this start of the run.
 
-    Returns the lock on rank 0; it is released when it is closed. Raises InputError when another run holds it.
+    Returns the lock on rank 0; closing it releases it. Raises InputError if another run has locked the folder.
     """
     locks: list[FolderLock] = []
 
@@ -70,7 +70,7 @@ def claim_folder(folder: RunFolder, recipe: Recipe, world: World) -> FolderLock 
 
 
 def resume(trainer: Trainer, folder: RunFolder, dataset: CocoDataset, world: World) -> Position:
-    """Go on from rank 0's newest checkpoint, if it has one: it alone reads, every rank gets its tensors.
+    """Go on from rank 0's newest checkpoint, if it has one: only rank 0 reads, every rank gets the tensors.
 
     Raises InputError, before one tensor is changed, for a checkpoint that is damaged, of other data or of another run.
     """
@@ -94,9 +94,9 @@ def resume(trainer: Trainer, folder: RunFolder, dataset: CocoDataset, world: Wor
 
 
 def read_tensors(checkpoint: Checkpoint, trainer: Trainer) -> Tensors:
-    """The tensors of a checkpoint, each of the name, shape and dtype that the trainer has after so many steps.
+    """The tensors of a checkpoint, with the names, shapes and dtypes that the trainer has after so many steps.
 
-    Raises InputError for anything missing, left over or different, and for weights that are not finite.
+    Raises InputError for a missing, surplus or different tensor, and for weights that are not finite.
     """
     layout = trainer.layout(checkpoint.state.step)
     if different := set(layout) ^ set(checkpoint.hashes):
@@ -143,4 +143,4 @@ def _is_evaluated(path: Path) -> bool:
     try:
         return open_checkpoint(path).state.evaluated_step == checkpoint_step(path)
     except InputError:
-        return True  # an old one that is damaged has no part in going on
+        return True  # a damaged old checkpoint is not needed to go on

@@ -41,7 +41,7 @@ from megdet.training.trainer import Trainer, make_trainer
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What belongs to this machine and not to the recipe; none of it changes the result."""
+    """Options of this machine, not of the recipe; none of them changes the result."""
 
     workers: int = 1
     """processes a rank that load images; 0 = the training process itself"""
@@ -52,7 +52,7 @@ class RunOptions:
     evaluate_in_background: bool = False
     """evaluate in a process of its own, while the training goes on"""
     evaluate_on: str = ""
-    """its device: cpu, cuda, cuda:N; empty = a GPU that no rank computes on where there is one, otherwise the CPU"""
+    """device of that process: cpu, cuda, cuda:N; empty = a GPU that no rank uses if there is one, else the CPU"""
     compile: bool = False
     """compile backbone, pyramid and RPN head for each canvas; the result differs by rounding only"""
 
@@ -71,11 +71,11 @@ class Run:
     position: Position
     """where it began, and its last evaluation"""
     folder: RunFolder | None = None
-    """where its checkpoints go; a run without one leaves nothing behind"""
+    """where its checkpoints go; a run without a folder saves nothing"""
     lock: FolderLock | None = None
-    """of the folder, on rank 0"""
+    """the lock of the folder, on rank 0"""
     evaluates_on: torch.device | None = None
-    """the device of evaluations beside the training; None = the ranks evaluate together, between two steps"""
+    """device of evaluations beside the training; None = all ranks evaluate together, between two steps"""
     compiled: Sequence[str] = ()
     """the parts of the detector that are compiled"""
 
@@ -85,24 +85,24 @@ class Run:
 
     @property
     def first_step(self) -> int:
-        """Where it goes on: the steps that were done before it was opened."""
+        """The steps that were done before it was opened."""
         return self.position.step
 
     @property
     def last_step(self) -> int:
-        """The steps of the whole run."""
+        """The number of steps of the whole run."""
         return total_steps(self.recipe, self.plan.num_images)
 
     def scheduled_rate(self, step: int) -> float:
-        """The learning rate of step 0, 1, ... by the recipe."""
+        """The learning rate of step 0, 1, ... from the recipe."""
         return learning_rate(self.recipe, self.plan.num_images, step)
 
     def steps(self, first: int, last: int, rate_of: Callable[[int], float] | None = None) -> Iterator[StepResult]:
-        """Make the steps from the first to before the last, on every rank; each is made when it is asked for.
+        """Make the steps `first` to `last` - 1, on every rank; each is made when its result is asked for.
 
-        `rate_of` gives the rate of a step instead of the recipe's schedule. What the caller does with a result counts
-        as time of the next step, so that waiting for a device does; `restart_clock` leaves out what does not belong.
-        Raises InputError for an image that cannot be read, and where a micro-batch does not fit the device.
+        `rate_of` replaces the learning rate of the recipe. The time that the caller spends on a result counts for the
+        next step, because it may wait for the device there; `restart_clock` leaves out other work. Raises InputError
+        for an image that cannot be read, and if a micro-batch does not fit the device.
         """
         layout, rank, groups = self.layout, self.world.rank, self.layout.groups_of(self.world.rank)
         batches = training_batches(
@@ -129,7 +129,7 @@ class Run:
             yield replace(result, seconds=self._clock - before, data_seconds=waiting.seconds)
 
     def restart_clock(self) -> None:
-        """Begin the time of the next step now."""
+        """Start the time of the next step now."""
         self._clock = time.perf_counter()
 
     @cached_property
@@ -137,7 +137,7 @@ class Run:
         return fingerprint(self.datasets.train)
 
     def state(self, step: int) -> RunState:
-        """What the checkpoint after so many steps says besides its tensors."""
+        """The state in the checkpoint after so many steps, besides its tensors."""
         train, position = self.datasets.train, self.position
         return RunState(
             step=step,
@@ -150,15 +150,15 @@ class Run:
         )
 
     def save(self, step: int, spared: Collection[int] = ()) -> None:
-        """Leave a checkpoint of the steps that are done; every rank calls it and waits for it.
+        """Save a checkpoint; every rank calls it and waits for it.
 
-        `spared` are steps whose older checkpoints stay.
+        The old checkpoints of the steps in `spared` are not deleted.
         """
         self.world.on_first(lambda: self.save_alone(step, spared))
         self.saved_step = step
 
     def save_alone(self, step: int, spared: Collection[int] = ()) -> None:
-        """The same on rank 0, for which nobody waits."""
+        """Save a checkpoint on rank 0, while no other rank waits."""
         if self.folder is None:
             raise ValueError("a run without a folder has no checkpoints")
         tensors = self.trainer.state()
@@ -166,16 +166,16 @@ class Run:
         save_checkpoint(self.folder, self.state(step), tensors, self.recipe.keep_checkpoints, spared)
 
     def check_folder(self) -> None:
-        """Raise InputError where the folder has gone or is another's."""
+        """Raise InputError if the folder was moved or deleted."""
         if self.lock is not None:
             self.lock.check()
 
     def evaluated(self, step: int, numbers: CocoNumbers) -> None:
-        """Take an evaluation as the last; rank 0 notes it in the checkpoints of this step and of later ones."""
+        """Note an evaluation as the last; rank 0 writes it into the checkpoints of this step and of later ones."""
         self.position = replace(self.position, numbers=numbers, evaluated_step=step)
         if self.folder is not None and self.world.is_first:
             for path in checkpoints(self.folder):
-                if checkpoint_step(path) >= step:  # later ones were written while this evaluation went on
+                if checkpoint_step(path) >= step:  # later ones were written during this evaluation
                     update_state(path, self.state(checkpoint_step(path)))
 
 
@@ -189,14 +189,14 @@ def open_run(
 ) -> Iterator[Run]:
     """Prepare a training, from the folder's newest checkpoint if it has one; every rank calls it.
 
-    All ranks compare where they start. The folder is locked until the run is closed.
+    The ranks check that they start from the same place. The folder is locked until the run is closed.
 
     Args:
         recipe: what is trained.
         world: all ranks.
         options: of this machine.
-        folder: of the run; without one it starts from the beginning and leaves nothing behind.
-        datasets: the recipe's, where they have been read before.
+        folder: of the run; without one it starts from the beginning and saves nothing.
+        datasets: those of the recipe, if they have been read before.
 
     Raises:
         InputError: everything that a user can mend, before the first step.
@@ -215,16 +215,16 @@ def open_run(
     plan = TrainingPlan(datasets.train.sizes, recipe)
     check_statistics(recipe, plan, datasets.train)
     is_resumed = folder is not None and newest_step(folder, world) is not None
-    trainer = make_trainer(recipe, datasets.train, layout, world, is_resumed=is_resumed)
+    trainer = make_trainer(recipe, datasets.train.class_names, layout, world, is_resumed=is_resumed)
     with ExitStack() as opened:
         lock, position = None, Position()
         if folder is not None:
             lock = claim_folder(folder, recipe, world)
             if lock is not None:
-                opened.enter_context(lock)
+                opened.callback(lock.close)
             position = resume(trainer, folder, datasets.train, world)
         compare_states(trainer, position.step, world)
-        compiled = compile_dense(trainer.model, is_told=world.is_first) if options.compile else []
+        compiled = compile_dense(trainer.model, warns=world.is_first) if options.compile else []
         place = (position, folder, lock, beside, compiled)
         yield Run(recipe, options, world, layout, datasets, plan, trainer, *place)
 

@@ -9,10 +9,10 @@ BASE_BATCH_SIZE = 16
 
 
 def scaled_rate(recipe: Recipe) -> float:
-    """The rate after warmup: base_lr * batch_size / 16 by the linear scaling rule, or base_lr times the root of it.
+    """The rate after warmup: base_lr * batch_size / 16 (linear scaling rule), or base_lr * sqrt(batch_size / 16).
 
-    The root is the rule for Adam-like optimizers, whose step does not grow with the gradient (You et al. 2020), and of
-    those who keep the variance of an update (Krizhevsky 2014).
+    The root is used with Adam-like optimizers, whose step does not grow with the gradient (You et al. 2020); it keeps
+    the variance of an update (Krizhevsky 2014).
     """
     if recipe.optimizer.scaling == "sqrt":
         return recipe.optimizer.base_lr * math.sqrt(recipe.batch_size / BASE_BATCH_SIZE)
@@ -22,9 +22,9 @@ def scaled_rate(recipe: Recipe) -> float:
 def learning_rate(recipe: Recipe, num_images: int, step: int) -> float:
     """The rate of step 0, 1, ...: warmup step by step, times the decays whose epochs have passed.
 
-    Warmup runs from warmup_start * base_lr to the scaled rate, linearly or by the same factor every step, and never
-    downwards: a mini-batch so small that its rate lies below starts at its rate. Under policy cosine the rate falls to
-    0 along half a cosine over the whole run.
+    Warmup runs from warmup_start * base_lr to the scaled rate, linearly or by the same factor every step. It never goes
+    down: a mini-batch whose scaled rate is lower starts at that rate. With policy cosine the rate falls to 0 along half
+    a cosine over the whole run.
     """
     schedule, rate = recipe.schedule, scaled_rate(recipe)
     epoch = step * recipe.batch_size / num_images
@@ -36,18 +36,18 @@ def learning_rate(recipe: Recipe, num_images: int, step: int) -> float:
         factor = math.prod(passed)
     if step < schedule.warmup_steps:
         start = min(rate, schedule.warmup_start * recipe.optimizer.base_lr)
-        progress = step / schedule.warmup_steps
+        part = step / schedule.warmup_steps
         if schedule.warmup == "exponential" and start:
-            rate = start * (rate / start) ** progress
+            rate = start * (rate / start) ** part
         else:
-            rate = start + (rate - start) * progress
+            rate = start + (rate - start) * part
     return rate * factor
 
 
 def why_no_warmup(recipe: Recipe) -> str:
-    """Why the recipe's warmup changes no rate, and how to have one that does; empty where it does or is not asked for.
+    """Why the recipe's warmup has no effect, and how to change that; empty if it has one or there is no warmup.
 
-    With the defaults it rises only for more than 16 images: it starts at base_lr, which is the rate for 16.
+    With the defaults the rate rises for more than 16 images only: it starts at base_lr, the rate for 16.
     """
     schedule, base_lr, rate = recipe.schedule, recipe.optimizer.base_lr, scaled_rate(recipe)
     if not schedule.warmup_steps or not base_lr or schedule.warmup_start * base_lr < rate:

@@ -3,11 +3,10 @@
     for each micro-batch of this rank:  loss = sum of its images' losses / batch_size;  backward
     sum the gradients over all ranks;   fold the groups' statistics;   clip;   update
 
-Where AGVM or the gradient noise scale is due, the gradients of the first and of the second half of the plan's groups
-are summed over all ranks one after the other, and their sum is the step's gradient.
+If AGVM or the gradient noise scale is due, the gradients of the first and of the second half of the plan's groups are
+summed over all ranks one after the other, and their sum is the gradient of the step.
 
-Nothing here reads a number from the device but NMS, which needs the lengths of its segments; the caller decides when to
-look at the results.
+Only NMS waits for numbers from the device, the lengths of its segments; the caller decides when to read the results.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,7 +27,7 @@ from megdet.training.trainer import Trainer
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step found. Its tensors are on the device, where nobody has waited for them."""
+    """The results of a step. Its tensors are on the device and may not be computed yet."""
 
     step: int
     """0, 1, ..."""
@@ -39,13 +38,13 @@ class StepResult:
     gradient_norm: Tensor
     """before clipping"""
     agvm: Tensor | None = None
-    """what AGVM measured, where it was due"""
+    """the measurement of AGVM, if it was due"""
     noise: Tensor | None = None
-    """what the noise scale measured, where it was due"""
+    """the measurement of the noise scale, if it was due"""
     seconds: float = 0.0
     """from the end of the step before to the end of this one"""
     data_seconds: float = 0.0
-    """of them waiting for images"""
+    """the part of `seconds` spent waiting for images"""
 
 
 def train_step(
@@ -53,7 +52,7 @@ def train_step(
 ) -> StepResult:
     """Make one update from this rank's micro-batches.
 
-    Every rank of the world calls it for every step, also with no micro-batch or with empty ones.
+    Every rank calls it for every step, also without a micro-batch or with empty ones.
 
     Args:
         trainer: changed in place.
@@ -95,7 +94,7 @@ def train_step(
 
 
 def read_results(results: Sequence[StepResult], trainer: Trainer) -> list[dict[str, Any]]:
-    """The numbers of some steps, each for its line of metrics; waits for the device."""
+    """The numbers of some steps for their lines of metrics; waits for the device."""
     values = torch.stack([torch.stack([*own.means.values(), own.gradient_norm]) for own in results]).tolist()
     lines: list[dict[str, Any]] = []
     for result, row in zip(results, values, strict=True):
@@ -130,7 +129,7 @@ def _needs_halves(trainer: Trainer, step: int) -> bool:
 
 
 def _measure(trainer: Trainer, first_half: list[Tensor] | None, step: int) -> tuple[Tensor | None, Tensor | None]:
-    """What AGVM and the noise scale see in the gradients of this step, which are not clipped yet."""
+    """The measurements of AGVM and of the noise scale, from the gradients before clipping."""
     agvm, noise, gradients = trainer.agvm, trainer.noise, trainer.buckets.gradients
     of_agvm, of_noise = None, None
     if noise is not None and not noise.compares_halves:

@@ -1,4 +1,4 @@
-"""The numbers of the steps: read from the device some steps at a time, written to metrics.jsonl, watched."""
+"""The numbers of the steps: read from the device for several steps together, checked, written to metrics.jsonl."""
 
 import math
 import time
@@ -14,18 +14,18 @@ from megdet.training.schedule import why_no_warmup
 from megdet.training.step import StepResult, read_results
 
 READ_EVERY = 20
-"""Steps whose numbers are read from the device together, ..."""
+"""Steps whose numbers are read from the device together."""
 READ_SECONDS = 10.0
-"""... unless they take longer than this."""
+"""The longest time between two reads, where READ_EVERY steps take longer."""
 
 
 class StepLog:
     """Takes the results of steps; every rank has one.
 
     Args:
-        run: whose steps they are.
-        reporter: told of every step.
-        metrics: of rank 0, None on the others.
+        run: the run of the steps.
+        reporter: gets every step.
+        metrics: on rank 0; None on the other ranks.
     """
 
     def __init__(self, run: Run, reporter: Reporter, metrics: MetricsWriter | None) -> None:
@@ -35,9 +35,9 @@ class StepLog:
         self._last_read = time.perf_counter()
 
     def add(self, result: StepResult, *, reads: bool = False) -> bool:
-        """Take a result; whether all numbers so far have been read, which `reads` asks for.
+        """Take a result; returns whether all numbers so far have been read. `reads` forces it.
 
-        Raises DivergedError: a loss or the gradient of one of these steps is not finite.
+        Raises DivergedError if a loss or the gradient of one of these steps is not finite.
         """
         self._unread.append(result)
         is_due = len(self._unread) == READ_EVERY or time.perf_counter() - self._last_read >= READ_SECONDS

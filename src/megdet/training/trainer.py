@@ -1,4 +1,4 @@
-"""Everything that a step changes: the detector, its optimizer, averages and measurements; made, saved and put back."""
+"""Everything that a step changes: the detector, its optimizer, averages and measurements; made, saved, restored."""
 
 import hashlib
 from collections.abc import Mapping
@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from megdet.data.coco import CocoDataset
 from megdet.distributed.gradients import GradientBuckets
 from megdet.distributed.lane import make_lane
 from megdet.distributed.layout import Layout
@@ -27,12 +26,12 @@ from megdet.training.optimizers.optimizer import make_optimizer, restore_state, 
 from megdet.training.optimizers.parts import parts_of
 
 Tensors = dict[Kind, dict[str, Tensor]]
-"""The tensors of a checkpoint: kind, which is the name of a file, -> name -> tensor."""
+"""The tensors of a checkpoint: kind (the name of a file) -> name -> tensor."""
 
 
 @dataclass
 class Trainer:
-    """Everything that a step changes, and the recipe that says how."""
+    """Everything that a step changes, and the recipe."""
 
     recipe: Recipe
     model: Detector
@@ -40,54 +39,47 @@ class Trainer:
     buckets: GradientBuckets
     averages: MovingAverage | None
     agvm: Agvm | None = None
-    """AGVM, where the recipe has it"""
+    """AGVM, if the recipe has it"""
     noise: NoiseScale | None = None
-    """the gradient noise scale, where the recipe measures it"""
+    """the gradient noise scale, if the recipe measures it"""
+
+    @property
+    def extras(self) -> dict[Kind, MovingAverage | Agvm | NoiseScale]:
+        """What this recipe has besides the model and its optimizer, by its kind in a checkpoint."""
+        extras: dict[Kind, MovingAverage | Agvm | NoiseScale | None] = {
+            "averages": self.averages,
+            "agvm": self.agvm,
+            "noise": self.noise,
+        }
+        return {kind: extra for kind, extra in extras.items() if extra is not None}
 
     def state(self) -> Tensors:
-        """The tensors of a checkpoint, which `restore` puts back; no copies."""
-        tensors: Tensors = {"model": self.model.state_dict(), "optimizer": state_by_name(self.model, self.optimizer)}
-        if self.averages is not None:
-            tensors["averages"] = self.averages.state()
-        if self.agvm is not None:
-            tensors["agvm"] = self.agvm.state()
-        if self.noise is not None:
-            tensors["noise"] = self.noise.state()
-        return tensors
+        """The tensors of a checkpoint, for `restore`; they are not copied."""
+        own: Tensors = {"model": self.model.state_dict(), "optimizer": state_by_name(self.model, self.optimizer)}
+        return own | {kind: extra.state() for kind, extra in self.extras.items()}
 
     def layout(self, step: int) -> Tensors:
         """Names, shapes and dtypes of `state` after so many steps, as tensors without values."""
-        layout: Tensors = {
-            "model": self.model.state_dict(),
-            "optimizer": state_layout(self.model, self.optimizer) if step else {},
-        }
-        if self.averages is not None:
-            layout["averages"] = self.averages.state()
-        if self.agvm is not None:
-            layout["agvm"] = self.agvm.state()
+        layout = self.state() | {"optimizer": state_layout(self.model, self.optimizer) if step else {}}
         if self.noise is not None:
             layout["noise"] = self.noise.layout(step)
         return {kind: {name: _without_values(t) for name, t in own.items()} for kind, own in layout.items()}
 
     def restore(self, tensors: Tensors) -> None:
-        """Put back what `state` returned; whether it fits must have been checked before."""
+        """Restore what `state` returned; the caller must have checked that it fits."""
         self.model.load_state_dict(tensors["model"])
         restore_state(self.model, self.optimizer, tensors["optimizer"])
-        if self.averages is not None:
-            self.averages.restore(tensors["averages"])
-        if self.agvm is not None:
-            self.agvm.restore(tensors["agvm"])
-        if self.noise is not None:
-            self.noise.restore(tensors["noise"])
+        for kind, extra in self.extras.items():
+            extra.restore(tensors[kind])
 
 
 def make_trainer(
-    recipe: Recipe, dataset: CocoDataset, layout: Layout, world: World, *, is_resumed: bool = False
+    recipe: Recipe, class_names: tuple[str, ...], layout: Layout, world: World, *, is_resumed: bool = False
 ) -> Trainer:
     """The detector with weights drawn from the recipe's seed, its optimizer and its gradient buckets.
 
-    Every rank has the weights of rank 0, which alone reads the files that the recipe starts from. A resumed run has all
-    its weights in its checkpoint: those files need not exist any more.
+    Every rank has the weights of rank 0; only that rank reads the files that the recipe starts from. A resumed run has
+    all its weights in its checkpoint, and those files may be gone.
     """
     lane = make_lane(world, layout)
     reads = world.is_first and not is_resumed
@@ -95,11 +87,11 @@ def make_trainer(
     def build() -> Detector:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
-            model = make_detector(recipe, len(dataset.class_names), lane)
+            model = make_detector(recipe, len(class_names), lane)
             if reads and recipe.model.backbone.weights:
                 load_pretrained(model.backbone, Path(recipe.model.backbone.weights))
             if reads and recipe.start_from:
-                start_from_run(model, dataset.class_names, recipe.start_from)
+                start_from_run(model, class_names, recipe.start_from)
         return model
 
     model = world.together(build)
@@ -110,7 +102,7 @@ def make_trainer(
 
 
 def trainer_of(recipe: Recipe, model: Detector, world: World) -> Trainer:
-    """What trains a detector that is on its device, before its first step."""
+    """The trainer of a detector that is on its device, before its first step."""
     optimizer = make_optimizer(model, recipe.optimizer)
     averages = MovingAverage(model, recipe.optimizer.ema_decay) if recipe.optimizer.ema_decay else None
     buckets = GradientBuckets(model.parameters(), world)
@@ -126,7 +118,7 @@ def trainer_of(recipe: Recipe, model: Detector, world: World) -> Trainer:
 
 
 def restore_everywhere(trainer: Trainer, tensors: Tensors, step: int, world: World) -> None:
-    """Put rank 0's tensors, which fit, into the trainer of every rank; on the others `tensors` is not looked at."""
+    """Restore the trainer of every rank from rank 0's tensors, which fit; other ranks' `tensors` are ignored."""
     if world.size > 1:
         own = tensors if world.is_first else trainer.layout(step)
         tensors = {

@@ -15,18 +15,14 @@ from megdet.studies.gradients.findings import Variance
 from megdet.studies.gradients.pictures import plot_updates, plot_variance
 from megdet.studies.gradients.units import Study, load_study
 from megdet.studies.gradients.variance import measure_variance
-from small_runs import CPU, save_run, small_recipe, write_small_set
+from small_runs import CPU, four_images_a_step, save_run
 
 MODULES = ["backbone", "fpn", "rpn", "box_head", "whole"]
 
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    folder = tmp_path_factory.mktemp("data")
-    write_small_set(folder, "train", 33, same_size=True)
-    write_small_set(folder, "val", 2, seed=1)
-    small = small_recipe(folder, batch_size=4, bn_size=2)
-    return replace(small, data=replace(small.data, short_edges=(48,)))
+    return four_images_a_step(tmp_path_factory.mktemp("data"), 33)
 
 
 def study_of(recipe: Recipe, folder: Path) -> Study:
@@ -103,7 +99,7 @@ def test_images_are_the_units_where_nothing_ties_them(recipe: Recipe, tmp_path: 
     study = study_of(replace(frozen, bn_size=0, group_size=2), tmp_path)
     found = measure_variance(study, batch=1, factors=[2], images=8)
     assert (found.unit, found.unit_images, found.images) == ("image", 1, 8)
-    assert "Nothing in the forward ties images together" in found.remark
+    assert "Images do not interact in the forward" in found.remark
     assert "share batch statistics" not in found.remark
 
 

@@ -29,7 +29,7 @@ from megdet.training import run as run_module
 from megdet.training.run import RunOptions
 from megdet.training.schedule import learning_rate
 from megdet.training.step import StepResult, train_step
-from small_runs import ALONE, small_recipe, write_small_set
+from small_runs import ALONE, four_images_a_step
 
 
 def test_a_loss_that_is_not_finite_has_diverged_at_once() -> None:
@@ -91,11 +91,7 @@ def test_a_stability_run_has_the_warmup_of_the_schedule() -> None:
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    folder = tmp_path_factory.mktemp("data")
-    write_small_set(folder, "train", 8, same_size=True)
-    write_small_set(folder, "val", 2, seed=1)
-    small = small_recipe(folder, batch_size=4, bn_size=2)
-    return replace(small, data=replace(small.data, short_edges=(48,)))
+    return four_images_a_step(tmp_path_factory.mktemp("data"), 8)
 
 
 def test_a_warmup_that_does_nothing_is_not_tried_and_the_advice_says_so(recipe: Recipe) -> None:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,6 @@ from megdet.evaluation.coco_numbers import CocoNumbers
 from megdet.recipe import Recipe
 from megdet.run_folder.folder import RunFolder
 from megdet.run_folder.metrics import read_metrics
-from megdet.run_folder.run_state import RunState
 from megdet.training import run as run_module
 from megdet.training import step_log
 from megdet.training.evaluations.background import BackgroundEvaluations, overrides_beside
@@ -29,27 +29,16 @@ from megdet.training.evaluations.evaluations import Evaluations
 from megdet.training.loop import train
 from megdet.training.run import RunOptions
 from run_folders import assert_same_run, content, evaluation_lines, steps
-from small_runs import ALONE, small_recipe, write_small_set, write_small_sets
+from small_runs import ALONE, die_when_saved, three_epochs, write_small_set
 
 FOREGROUND, BACKGROUND = RunOptions(workers=0), RunOptions(workers=0, evaluate_in_background=True)
 PATIENCE = 60.0
 Popen = subprocess.Popen
 
 
-def make_recipe(folder: Path) -> Recipe:
-    """13 images in steps of 8: epochs end at steps 2, 4 and 5."""
-    recipe = small_recipe(folder)
-    return replace(
-        recipe,
-        schedule=replace(recipe.schedule, epochs=3.0),
-        optimizer=replace(recipe.optimizer, ema_decay=0.9),
-        keep_checkpoints=1,
-    )
-
-
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: Any) -> Recipe:
-    return make_recipe(write_small_sets(tmp_path_factory.mktemp("data")))
+    return replace(three_epochs(tmp_path_factory.mktemp("data")), keep_checkpoints=1)
 
 
 @pytest.fixture(scope="module")
@@ -241,7 +230,6 @@ def test_a_training_that_stops_ends_its_evaluation(error, recipe, folder, monkey
 
 def train_until_killed(world: World, recipe: Recipe, path: Path) -> None:
     """Train, and die at once when the second epoch is saved and the evaluation of the first hangs."""
-    save = run_module.save_checkpoint
 
     def start_stopped(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
         process = Popen(*arguments, **options)
@@ -250,13 +238,8 @@ def train_until_killed(world: World, recipe: Recipe, path: Path) -> None:
             (path / "pid").write_text(str(process.pid))
         return process
 
-    def save_and_die(folder: RunFolder, state: RunState, *arguments: Any) -> None:
-        save(folder, state, *arguments)
-        if state.step == 4:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    helper.subprocess.Popen = start_stopped  # type: ignore[assignment, misc]
-    run_module.save_checkpoint = save_and_die  # type: ignore[assignment]
+    helper.subprocess.Popen = start_stopped  # type: ignore[assignment, misc]  # this process is for one test
+    die_when_saved(4)
     train(recipe, RunFolder(path), BACKGROUND, world)
 
 
@@ -327,7 +310,7 @@ def test_a_device_without_the_background_and_one_that_is_none_are_refused(recipe
 def test_a_checkpoint_that_is_not_there_is_said_in_one_line(whole, folder):
     shutil.copytree(whole[0].path, folder.path)
     cpu = torch.device("cpu")
-    with BackgroundEvaluations(folder, cpu, 0, cpu) as evaluations:
+    with closing(BackgroundEvaluations(folder, cpu, 0, cpu)) as evaluations:
         evaluations.start(3)
         evaluations.wait(PATIENCE)
         why = f"there is no checkpoint {folder.checkpoints}/step_00000003; check the path; the training is saved"
@@ -354,7 +337,7 @@ def test_the_process_computes_in_the_precision_that_it_is_told(whole, folder):
     cpu = torch.device("cpu")
     found = []
     for overrides in ({"precision": "bfloat16"}, {}):
-        with BackgroundEvaluations(folder, cpu, 0, cpu, overrides) as evaluations:
+        with closing(BackgroundEvaluations(folder, cpu, 0, cpu, overrides)) as evaluations:
             evaluations.start(5)
             evaluations.wait(PATIENCE)
             assert evaluations.poll() is not None

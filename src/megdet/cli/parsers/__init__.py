@@ -1,1 +1,1 @@
-"""The options of every verb; nothing here computes, so that help and errors come at once."""
+"""The options of every verb; quick to import, so that help and errors come at once."""

@@ -20,11 +20,13 @@ def add_data(parser: Parser) -> None:
 
     check = verbs.add_parser("check", help="list every problem of a data set", allow_abbrev=False)
     _add_dataset(check)
+    check.add_argument("--masks", action="store_true", help="what a detector with masks refuses is fatal too")
     check.add_argument("--all", action="store_true", help=f"print more than {SHOWN_OF_A_KIND} problems of one kind")
     check.set_defaults(run_verb="data:run_check")
 
     stats = verbs.add_parser("stats", help="count boxes, classes, sizes and aspect ratios", allow_abbrev=False)
     _add_dataset(stats)
+    stats.add_argument("--masks", action="store_true", help="count masks too")
     stats.add_argument("--picture", type=Path, metavar="FILE", help="draw them too (.png, .svg or .pdf)")
     stats.set_defaults(run_verb="data:run_stats")
 

@@ -87,7 +87,7 @@ def add_simulate(parser: Parser) -> None:
         "--fraction", type=number, metavar="F", help="part of the published peak, 0 to 1, default 0.163"
     )
     parser.add_argument(
-        "--overhead", type=number, metavar="MS", help="milliseconds of a micro-batch whatever its images, default 47"
+        "--overhead", type=number, metavar="MS", help="milliseconds that any micro-batch takes, default 47"
     )
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw it, as .png, .pdf or .svg")
     parser.add_argument("--json", action="store_true", help="print one JSON object; its `rows` are the paper's")

@@ -109,7 +109,7 @@ def add_reproduce(parser: Parser) -> None:
         "--weights",
         type=Path,
         metavar="FILE",
-        help="ImageNet weights: MobileNetV2 (bccd; demo trains its own where there are none), ResNet-50 (coco)",
+        help="ImageNet weights: MobileNetV2 (bccd; demo trains its own if none are given), ResNet-50 (coco)",
     )
     parser.add_argument("--rows", metavar="NAME,NAME", help="train only these rows, such as b16-bn0,b256-bn16-long")
     parser.add_argument(
@@ -136,7 +136,7 @@ def add_verify(parser: Parser) -> None:
     parser.add_argument(
         "--cases",
         metavar="NAME,NAME",
-        help="all, short, or names of cases, which a wrong one lists; default all, or base where a RECIPE is named",
+        help="all, short, or names of cases (a wrong name lists them); default all, or base if a RECIPE is named",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     take_recipe_keys(parser)

@@ -1,4 +1,4 @@
-"""Options that several verbs have, and what their help says of the keys of recipes."""
+"""Options that several verbs have, and the help on the keys of recipes."""
 
 import argparse
 from typing import NoReturn
@@ -8,12 +8,12 @@ from megdet.errors import InputError
 
 
 class Parser(argparse.ArgumentParser):
-    """An argparse parser whose errors are InputErrors, and whose help explains the keys of recipes if asked to."""
+    """An argparse parser whose errors are InputErrors and whose help can explain the keys of recipes."""
 
     explains_recipe_keys = False
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong in one line, without the usage."""
+        """Raise the error as one line, without the usage."""
         raise InputError(f"{message}; see `{self.prog} --help`")
 
     def format_help(self) -> str:
@@ -21,7 +21,7 @@ class Parser(argparse.ArgumentParser):
         own = super().format_help()
         if not self.explains_recipe_keys:
             return own
-        from megdet.recipe_help import recipe_parser  # here, because only who asks for help waits for it
+        from megdet.recipe_help import recipe_parser  # here, because only the help needs it
 
         keys = recipe_parser("recipe").format_help().split("\n\n", 1)[1]
         return f"{own}\nEvery key of the recipe is an option too (docs/recipe.md):\n\n{keys}"
@@ -39,7 +39,7 @@ def add_recipe(parser: Parser) -> None:
 
 
 def take_keys_of_run(parser: Parser, example: str, of: str = "the run's recipe") -> None:
-    """For a verb that finds its recipe made: its keys may be changed, and the help says so in one line."""
+    """For a verb with the recipe of a run: its keys may be changed, and the help says so in one line."""
     parser.epilog = f"Keys of {of} are options too, such as {example}; docs/recipe.md lists them."
     parser.set_defaults(takes_overrides=True)
 
@@ -53,7 +53,7 @@ def add_layout_options(parser: Parser) -> None:
 
 
 def add_machine_options(parser: Parser, *, trains: bool = False) -> None:
-    """Options that belong to this machine; none of them changes a result. Some are for verbs that train alone."""
+    """Options of this machine; none of them changes a result. `trains` adds those of verbs that train."""
     group = parser.add_argument_group("this machine (none of it changes the result)")
     group.add_argument("--device", default="", metavar="cpu|cuda", help="default: the GPU where there is one")
     group.add_argument("--workers", type=whole_number, metavar="N", help="processes a rank that load images")

@@ -1,4 +1,4 @@
-"""Values of options, as argparse converts them; what cannot be meant is refused with its text."""
+"""Types of option values for argparse; a wrong value is refused with its text."""
 
 import argparse
 import math

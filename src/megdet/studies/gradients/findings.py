@@ -1,4 +1,4 @@
-"""What `megdet analyse variance` finds, as numbers and for JSON."""
+"""The findings of `megdet analyse variance`, as numbers and for JSON."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,9 +13,9 @@ class Level:
     factor: int
     """k"""
     batch: int
-    """images of one"""
+    """images of a mini-batch"""
     batches: int
-    """disjoint ones that were measured"""
+    """the number of disjoint mini-batches that were measured"""
     variance: Estimate
     """of the gradient, summed over the parameters"""
     of_law: Estimate
@@ -28,7 +28,7 @@ class Update:
 
     factor: int
     updates: int
-    """of either kind that were measured"""
+    """the number of each kind that were measured"""
     small: Estimate
     """variance of the sum of k successive small updates, summed over the parameters"""
     large: Estimate
@@ -36,18 +36,18 @@ class Update:
     ratio: Estimate
     """large over small: 1 under Eq. 4"""
     law: float
-    """k r^2 times the variance of the gradient of N images, which is Eq. 4"""
+    """k r^2 times the variance of the gradient of N images, as in Eq. 4"""
     distance: float
-    """root mean square of |small - large| / |large|: what the stronger assumption of equal updates neglects"""
+    """root mean square of |small - large| / |large|: the error of assuming equal updates"""
 
 
 @dataclass(frozen=True)
 class ModuleVariance:
-    """What was measured of one module's gradient, or of the whole."""
+    """The measurements of one module's gradient, or of the whole model's."""
 
     name: str
     title: str
-    """what tables and pictures call it"""
+    """its name in tables and pictures"""
     parameters: int
     levels: tuple[Level, ...]
     updates: tuple[Update, ...]
@@ -62,7 +62,7 @@ class ModuleVariance:
 
 @dataclass(frozen=True)
 class Variance:
-    """What `megdet analyse variance` finds."""
+    """All findings of `megdet analyse variance`."""
 
     run: str
     step: int
@@ -70,9 +70,9 @@ class Variance:
     """image or group"""
     unit_images: int
     images: int
-    """measured, all different"""
+    """the number of different images"""
     blocks: int
-    """of images, one of which at a time is left out for the errors"""
+    """the number of blocks of images; for the errors, one at a time is left out"""
     rate: float
     """r"""
     optimizer: str
@@ -80,7 +80,7 @@ class Variance:
     scheduled_rate: float
     """the run's own rate in the last step before these weights"""
     overrides: dict[str, Any]
-    """keys in which the recipe that was measured is not the run's"""
+    """keys in which the measured recipe differs from the run's"""
     modules: tuple[ModuleVariance, ...]
 
     def as_dict(self) -> dict[str, Any]:
@@ -89,26 +89,26 @@ class Variance:
 
     @property
     def changes(self) -> str:
-        """In which keys the recipe is not the run's, for a title; empty where it is."""
+        """The changed keys of the recipe, for a title; empty without changes."""
         return "".join(f", {key} {value}" for key, value in self.overrides.items())
 
     @property
     def rates(self) -> str:
-        """What the rate of the updates is beside the run's own."""
+        """The rate of the updates and the run's own, in a sentence."""
         sgd = "" if self.optimizer == "sgd" else f" Updates are of plain SGD, while the run used {self.optimizer}."
         return f"Rate r {self.rate:.4g}; the run's own at step {self.step} was {self.scheduled_rate:.4g}.{sgd}"
 
     @property
     def remark(self) -> str:
-        """What the unit means for the numbers."""
+        """How the sampling unit affects the numbers."""
         if self.unit == "image":
-            return "Unit: the image. Nothing in the forward ties images together, so each gives a gradient of its own."
+            return "Unit: the image. Images do not interact in the forward, so each has a gradient of its own."
         return (
             f"Unit: the group of {self.unit_images} images. They share batch statistics, so a single image has no "
             "gradient of its own: the gradient of a group is not the mean of its images' gradients under other "
             f"statistics, and another bn_size is another function. The law holds between groups at bn_size "
-            f"{self.unit_images}; noise scales count a group as {self.unit_images} images. What sharing does: the "
+            f"{self.unit_images}; noise scales count a group as {self.unit_images} images. Effects of sharing: the "
             f"variance counted for an image is its own plus {self.unit_images - 1} times the covariance that shared "
-            "statistics make between two images of a group, and the mean is that of groups of this size, which small "
-            "groups put away from the mean of large ones."
+            "statistics cause between two images of a group, and the mean is that of groups of this size, which "
+            "differs from the mean of larger groups."
         )

@@ -1,28 +1,24 @@
 """The pictures of `megdet analyse variance`."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from megdet.files import cannot_write
+from megdet.plotting import panels, save_figure
 from megdet.studies.gradients.findings import Variance
 
 _STYLES = (("#1b6ca8", "o"), ("#d1721c", "s"), ("#3a8f3a", "^"), ("#8e44ad", "D"), ("#b03060", "v"), ("#6b6b2f", "P"))
-"""Colours and marks of the modules, in their order; they begin again where there are more."""
+"""Colours and marks of the modules, in their order; more modules use them again."""
 _STYLE_OF_WHOLE = ("#222222", "*")
 
 
 def plot_variance(found: Variance, path: Path) -> None:
-    """The variance over the size of the mini-batch, by module, with the line of the 1/N law, and what departs from it.
+    """The variance over the size of the mini-batch, by module, with the line of the 1/N law, and the ratio to it.
 
     Raises InputError where the picture cannot be written.
     """
-    figure = Figure(figsize=(9.6, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2)
+    figure, (left, right) = panels(2, (9.6, 4.2))
     sizes = np.array([level.batch for level in found.modules[0].levels])
     shifts = np.linspace(-0.06, 0.06, len(found.modules))
     for shift, module, (colour, marker) in zip(shifts, found.modules, _styles(found), strict=True):
@@ -45,13 +41,11 @@ def plot_variance(found: Variance, path: Path) -> None:
 
 
 def plot_updates(found: Variance, path: Path) -> None:
-    """The variance of one large update beside that of k small ones, by module, and how far the two are apart.
+    """The variance of one large update beside that of k small ones, by module, and the distance of the two.
 
     Raises InputError where the picture cannot be written.
     """
-    figure = Figure(figsize=(9.6, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2)
+    figure, (left, right) = panels(2, (9.6, 4.2))
     factors = [update.factor for update in found.modules[0].updates]
     places = np.arange(len(factors))
     width = 0.8 / len(found.modules)
@@ -87,7 +81,7 @@ def plot_updates(found: Variance, path: Path) -> None:
 
 
 def _styles(found: Variance) -> list[tuple[str, str]]:
-    """The colour and the mark of every module, the last of which is the whole."""
+    """The colour and the mark of every module; the last one is the whole model."""
     parts = len(found.modules) - 1
     return [*(_STYLES[number % len(_STYLES)] for number in range(parts)), _STYLE_OF_WHOLE]
 
@@ -95,16 +89,4 @@ def _styles(found: Variance) -> list[tuple[str, str]]:
 def _finish(figure: Figure, found: Variance, path: Path) -> None:
     if found.overrides:
         figure.suptitle(f"{Path(found.run).name}{found.changes}", fontsize=9)
-    for axes in figure.axes:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
     save_figure(figure, path)
-
-
-def save_figure(figure: Any, path: Path) -> None:
-    """Write a figure, making its folder. Raises InputError where it cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=120)
-    except OSError as error:
-        raise cannot_write(path, error) from error

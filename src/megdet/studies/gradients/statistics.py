@@ -1,8 +1,8 @@
-"""What the inner products of gradients tell: variances of mini-batches, their errors, the gradient noise scale.
+"""Statistics from inner products of gradients: variances of mini-batches, their errors, the gradient noise scale.
 
 A Gram matrix holds the inner products of the gradients of sampling units (images, or groups of images) in the order in
-which they were drawn. The gradient of a mini-batch is the mean over units that follow one another, so its inner
-products are block means of the matrix, and no gradient has to be kept.
+which they were drawn. The gradient of a mini-batch is the mean over consecutive units. So its inner products are block
+means of the matrix, and no gradient has to be kept.
 """
 
 import math
@@ -18,7 +18,7 @@ Numbers = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number and its standard error, of which two are a confidence of 95% (see `jackknife`)."""
+    """A number and its standard error; twice the error is a confidence of 95% (see `jackknife`)."""
 
     value: float
     error: float
@@ -32,7 +32,7 @@ class Estimate:
 
 
 def _plain(number: float, digits: int) -> str:
-    """So many significant digits, without an exponent where that is readable."""
+    """So many significant digits, without an exponent if that is readable."""
     if number and not 1e-7 < abs(number) < 1e7:
         return f"{number:.{digits}g}"
     return np.format_float_positional(float(f"{number:.{digits}g}"), trim="-")
@@ -62,8 +62,8 @@ def jackknife(
 ) -> list[Estimate]:
     """The numbers of a statistic, each with the standard error of a jackknife that leaves blocks of units out.
 
-    Blocks are of `block` units, so that what is alike within a block is not taken for independent. At least three
-    are needed; units behind the last whole block are left out. Errors are `few_blocks` times the jackknife's.
+    A block is `block` units, so that similar units of a block do not count as independent. At least three blocks are
+    needed; units after the last whole block are left out. Errors are `few_blocks` times the jackknife's.
     """
     count = len(gram) // block
     whole = gram[: count * block, : count * block]
@@ -78,10 +78,10 @@ def jackknife(
 
 
 def few_blocks(count: int) -> float:
-    """How much an error from so few blocks, at least three, is widened: Student's t over the normal's, at two sigma.
+    """The factor that widens an error from so few blocks, at least three: Student's t over the normal's, at two sigma.
 
-    Twice the error then covers 95.4% as it would with many. The quantile of count - 1 degrees of freedom is that of
-    Abramowitz and Stegun (1964), 26.7.5; from three degrees on it is good to 0.2%.
+    Twice the error then covers 95.4%, as with many blocks. The quantile for count - 1 degrees of freedom is from
+    Abramowitz and Stegun (1964), 26.7.5; from three degrees on it is exact to 0.2%.
     """
     z, freedom = 2.0, count - 1
     terms = (
@@ -102,20 +102,20 @@ class NoiseEstimate:
     """
 
     signal: Estimate
-    """|G|^2, which an estimate may find negative"""
+    """|G|^2; the estimate may be negative"""
     noise: Estimate
     """tr(S)"""
     inverse: Estimate
-    """1 / B, whose error is well behaved where the signal is weak"""
+    """1 / B; its error is well behaved even for a weak signal"""
 
     @property
     def is_resolved(self) -> bool:
-        """Whether the signal is above twice its error; else there are too few images for the scale."""
+        """Whether the signal is above twice its error; if not, the scale needs more images."""
         return self.inverse.value > 2 * self.inverse.error
 
     @property
     def scale(self) -> Estimate | None:
-        """B in images, None where the signal is not above 0."""
+        """B in images, None if the signal is not above 0."""
         if self.inverse.value <= 0:
             return None
         return Estimate(1 / self.inverse.value, self.inverse.error / self.inverse.value**2)
@@ -147,9 +147,9 @@ def noise_of_two_batches(gram: Numbers, small: int, large: int, unit_images: int
 
 
 def noise_of_units(gram: Numbers, block: int, unit_images: int) -> NoiseEstimate:
-    """The direct estimate: the sample variance of the units, and the squared mean less what of it is noise.
+    """The direct estimate: the sample variance of the units, and the squared mean minus its noise.
 
-    `block` units are left out together for the error.
+    For the error, `block` units are left out together.
     """
 
     def estimators(part: Numbers) -> Numbers:

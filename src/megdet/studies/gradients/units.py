@@ -1,8 +1,8 @@
 """Gradients of sampling units at the weights of a run's newest checkpoint, by the code that trains.
 
-A unit is what is drawn independently of the rest: an image where images do not touch each other (frozen statistics,
-group norm or none), the group of bn_size images under batch norm, whose statistics tie its images together. The
-gradient is that of the losses of Eq. 1; weight decay is the same for every mini-batch and left out.
+Units are drawn independently of each other. A unit is one image if images do not interact (frozen statistics, group
+norm or no norm). Under batch norm it is the group of bn_size images, which share statistics. The gradient is that of
+the losses of Eq. 1; weight decay is the same for every mini-batch and left out.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ from megdet.distributed.layout import recipe_layout
 from megdet.errors import InputError
 from megdet.inference.trained import load_weights, place_model, read_recipe
 from megdet.layers.batch_norm import has_statistics
-from megdet.model.choice import make_detector
+from megdet.model.choice import detector_class, make_detector
 from megdet.model.detector import Detector
 from megdet.precision import arithmetic, backward
 from megdet.recipe import Recipe
@@ -33,7 +33,7 @@ from megdet.training.datasets import fingerprint
 
 COLUMNS = 1 << 13
 """Numbers that a sketch keeps of a module's gradient: its squared norm is then off by 1.6% (one sigma)."""
-_CHUNK = 1 << 22  # entries of a gradient that a sketch takes at once, to spare memory
+_CHUNK = 1 << 22  # entries of a gradient that a sketch takes at once, to save memory
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Study:
     plan: TrainingPlan
     device: torch.device
     overrides: dict[str, Any] = field(default_factory=dict)
-    """keys in which the recipe is not the run's"""
+    """keys in which the recipe differs from the run's"""
 
     @property
     def has_groups(self) -> bool:
@@ -67,7 +67,7 @@ class Study:
 
     @property
     def disjoint_images(self) -> int:
-        """Images of these groups."""
+        """The number of images in `groups`."""
         return len(self.groups) * self.recipe.images_per_group
 
     @property
@@ -79,10 +79,10 @@ class Study:
 
 
 def load_study(folder: RunFolder, device: torch.device, overrides: dict[str, Any] | None = None) -> Study:
-    """The newest checkpoint's weights as they are trained, not their averages, and the run's training images.
+    """The trained weights of the newest checkpoint, not their averages, and the run's training images.
 
-    Raises InputError when the folder is no run or has no checkpoint, and when the training data are missing or not
-    those of the run.
+    Raises InputError if the folder is no run or has no checkpoint, and if the training data are missing or not those of
+    the run.
     """
     recipe = read_recipe(folder, overrides)
     newest = latest_checkpoint(folder)
@@ -91,7 +91,7 @@ def load_study(folder: RunFolder, device: torch.device, overrides: dict[str, Any
     checkpoint = open_checkpoint(newest)
     state = checkpoint.state
     data = recipe.data
-    dataset = training_set(data)
+    dataset = training_set(data, with_masks=detector_class(recipe.model).has_masks)
     if state.class_names != dataset.class_names:
         raise InputError(f"{data.train_annotations}: its classes are not those that the run was trained on")
     if state.data and state.data != fingerprint(dataset):
@@ -108,9 +108,9 @@ def load_study(folder: RunFolder, device: torch.device, overrides: dict[str, Any
 
 
 def disjoint_groups(plan: TrainingPlan) -> list[tuple[int, int]]:
-    """(step, group) of the first epoch's groups in the plan's order, but for those that repeat an image.
+    """(step, group) of the first epoch's groups in the plan's order, without groups that repeat an image.
 
-    A window of the plan in which one epoch ends has images of the next one as well.
+    The last window of the epoch also has images of the next one.
     """
     window = plan.recipe.plan_window
     seen: set[int] = set()
@@ -125,9 +125,9 @@ def disjoint_groups(plan: TrainingPlan) -> list[tuple[int, int]]:
 
 
 def units_of_plan(study: Study, num_units: int, workers: int) -> Iterator[Batch]:
-    """The first units of the run's plan that share no image, each on its group's canvas and with its augmentation.
+    """The first units of the run's plan that share no image, each with its group's canvas and augmentation.
 
-    There are at most `study.disjoint_images`.
+    They have at most `study.disjoint_images` images.
     """
     recipe = study.recipe
     chosen = study.groups[: -(-num_units * study.unit_images // recipe.images_per_group)]
@@ -164,12 +164,11 @@ def add_gradient(study: Study, unit: Batch, num_images: int) -> None:
 class Sketch:
     """Random projections of the gradients of each module to COLUMNS numbers.
 
-    Entries go to random columns with random signs, so inner products of sketches are those of the gradients in the
-    mean, with a relative error of sqrt(2 / COLUMNS) (one sigma) whatever the gradient (Charikar et al., "Finding
-    frequent items in data streams", 2002). The columns are those of a random permutation of each COLUMNS entries that
-    follow one another: two entries then share a column with a chance of 1 / COLUMNS, as the error needs, or of 0. It
-    is a gather and a sum, which gives the same bits on every call, and a module of no more parameters than columns
-    keeps its inner products.
+    Entries go to random columns with random signs. So inner products of sketches have those of the gradients as their
+    mean, with a relative error of sqrt(2 / COLUMNS) (one sigma) for any gradient (Charikar et al., "Finding frequent
+    items in data streams", 2002). Each run of COLUMNS entries is permuted at random over the columns: two entries then
+    share a column with a chance of 1 / COLUMNS, as the error needs, or of 0. A sketch is a gather and a sum, with the
+    same bits on every call. A module with at most as many parameters as columns keeps its inner products exactly.
 
     Args:
         trained: the parameters of each module.

@@ -1,9 +1,9 @@
 """Variance equivalence, measured (Sec. 3.2, Eq. 2-4): mini-batches of N and of kN, k small updates and one large one.
 
-Eq. 2 and 3 say that the variance of the gradient of a mini-batch falls as 1/N where images are drawn independently;
-Eq. 4 that one update of rate kr from kN images then varies as much as k updates of rate r from N images each. Both are
-measured at the weights of a run's newest checkpoint: mini-batches are disjoint and those of the run's own plan, and
-the k small updates do move the weights, which the equation neglects.
+Eq. 2 and 3 say that the variance of the gradient of a mini-batch falls as 1/N if images are drawn independently. Eq. 4
+says that one update of rate kr from kN images then varies as much as k updates of rate r from N images each. Both are
+measured at the weights of a run's newest checkpoint, with disjoint mini-batches from the run's own plan. The k small
+updates really move the weights, which the equation neglects.
 """
 
 import math
@@ -36,12 +36,12 @@ from megdet.training.schedule import learning_rate, scaled_rate
 
 FACTORS = (1, 2, 4, 8)
 FEWEST_BATCHES = 4
-"""Of the largest mini-batches, from which the errors are estimated; ..."""
+"""The fewest of the largest mini-batches from which errors are estimated."""
 BATCHES = 8
-"""... as many are taken where the data set has them."""
+"""How many of the largest mini-batches are taken, if the data set has them."""
 
 Progress = Callable[[str, int, int], None]
-"""Told what is done, how much of it, and of how much."""
+"""Called with the name of the work, how much of it is done, and how much there is."""
 
 
 def measure_variance(
@@ -54,11 +54,11 @@ def measure_variance(
     workers: int = 0,
     progress: Progress = lambda _what, _done, _of: None,
 ) -> Variance:
-    """Measure mini-batches of `batch` images (default: the recipe's) times each of the factors, of which 1 is one.
+    """Measure mini-batches of `batch` images (default: the recipe's) times 1 and times each of the factors.
 
-    `images` bounds how many are used, `rate` is r (default: the rate of `batch` images by the recipe's scaling rule,
-    after warmup, where the optimizer is SGD). Neither momentum nor clipping nor weight decay is part of it. Raises
-    InputError for too few images, for another optimizer's rate and for a gradient that is not finite.
+    `images` is the most images to use. `rate` is r; its default is the rate of `batch` images after warmup, by the
+    recipe's scaling rule, and exists for SGD only. Momentum, clipping and weight decay are not part of it. Raises
+    InputError for too few images, for a missing rate and for a gradient that is not finite.
     """
     batch = batch or study.recipe.batch_size
     factors = sorted({1, *factors})
@@ -115,17 +115,17 @@ def measure_variance(
 
 
 def _check_optimizer(study: Study) -> None:
-    """Refuse to take the rate of an optimizer whose steps are not the gradient's for that of plain SGD."""
+    """Refuse to use the rate of another optimizer than SGD for the updates, which are plain SGD's."""
     kind = study.recipe.optimizer.kind
     if kind != "sgd":
         raise InputError(
-            f"{study.folder.recipe}: optimizer.kind is {kind}, whose rates are none of plain SGD, which makes the "
-            "updates of Eq. 4: choose one with --rate"
+            f"{study.folder.recipe}: optimizer.kind is {kind}, but the updates of Eq. 4 are made by plain SGD, which "
+            "needs another rate: choose one with --rate"
         )
 
 
 def _num_blocks(study: Study, batch: int, largest: int, images: int | None) -> int:
-    """How many of the largest mini-batches are measured. Raises InputError where they are too few."""
+    """How many of the largest mini-batches are measured. Raises InputError if there are too few."""
     there, block = study.disjoint_images, batch * largest
     wanted = block * BATCHES if images is None else images
     blocks = min(wanted, there) // block
@@ -166,7 +166,7 @@ def _small_updates(
     workers: int,
     progress: Progress,
 ) -> dict[int, dict[str, Numbers]]:
-    """How far each block's successive small updates have moved the weights after k of them, by k and module."""
+    """How far the first k small updates of each block move the weights, by k and module."""
     moved: dict[int, dict[str, list[Tensor]]] = {k: {name: [] for name in study.trained} for k in factors[1:]}
     before = {name: [p.detach().clone() for p in own] for name, own in study.trained.items()}
     last = factors[-1]
@@ -222,7 +222,7 @@ def _levels(gram: Numbers, per_batch: int, factors: Sequence[int], batch: int, b
 def _update(
     factor: int, small: Numbers, units: Numbers, per_batch: int, per_block: int, rate: float, variance: float
 ) -> Update:
-    """Compare displacements (blocks, columns) by small updates with those by one large update from the same images."""
+    """Compare displacements (blocks, columns) by small updates with those of one large update from the same images."""
     first = units.reshape(len(small), per_block, -1)[:, : factor * per_batch]
     large = -factor * rate * first.mean(axis=1)
 

@@ -1,1 +1,1 @@
-"""How high the learning rate may be."""
+"""Tests of the learning rate."""

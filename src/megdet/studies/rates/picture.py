@@ -4,11 +4,9 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from megdet.studies.gradients.pictures import save_figure
+from megdet.plotting import panels, save_figure
 from megdet.studies.rates.trial import RateTest, smooth
 
 _COLOURS = ("#1b6ca8", "#d1721c", "#3a8f3a", "#8e44ad", "#b03060", "#5c6b73")
@@ -16,15 +14,11 @@ _STYLES = ("-", "--", ":", "-.")
 
 
 def plot_rate_test(found: RateTest, title: str, path: Path) -> None:
-    """The loss over a rising rate, and the losses of the stability runs. Raises InputError if it cannot be written."""
-    figure = Figure(figsize=(10.5, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2)
+    """The loss over a rising rate, and the losses of the stability runs. Raises InputError as `save_figure`."""
+    figure, (left, right) = panels(2, (10.5, 4.2))
     _draw_range(left, found)
     _draw_stability(right, found)
     for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
         axes.set_ylabel("loss")
     figure.suptitle(title, fontsize=10)
     save_figure(figure, path)
@@ -68,7 +62,7 @@ def _draw_stability(axes: Axes, found: RateTest) -> None:
         steps = np.arange(1, len(losses) + 1)
         label = f"rate {run.rate:.2g}, warmup {run.warmup_steps}: {end}"
         axes.plot(steps, drawn[-1], style, color=colour, linewidth=1.5, label=label)
-        if not run.survives:  # where the line leaves the picture, if it does
+        if not run.survives:  # at the upper edge, if the line leaves the picture
             end_height = min(drawn[-1][-1], _limits(drawn[-1])[1])
             axes.plot(steps[-1:], [end_height], "x", color=colour, markersize=9, markeredgewidth=2, clip_on=False)
     if drawn:
@@ -78,5 +72,5 @@ def _draw_stability(axes: Axes, found: RateTest) -> None:
 
 
 def _limits(losses: NDArray[np.float64]) -> tuple[float, float]:
-    """What of the losses to show: all of a run that learns, the foot of one that goes through the roof."""
+    """The range of losses to show: all of a run that learns, the lower part of one that diverges."""
     return 0.0, 1.08 * float(min(losses.max(), 2.5 * losses[0]))

@@ -1,10 +1,11 @@
-"""How high may the learning rate be: a range test, and a test of stability after warmups of several lengths.
+"""How high the learning rate may be: a range test, and a test of stability after warmups of several lengths.
 
 The range test (Smith, "Cyclical learning rates for training neural networks", 2015) lets the rate rise geometrically
 from step to step until the loss diverges. The recommended rate is that of the lowest smoothed loss, but at most a tenth
-of the one that diverged. The rate of the steepest fall is reported and not recommended: a detector's loss falls fastest
-while its new heads learn that most boxes are background, which they do at any rate. Every short run starts from the
-same weights and takes the same images, the first of the recipe's plan, so the result does not depend on the devices.
+of the rate that diverged. The rate of the steepest fall is reported but not recommended: a detector's loss falls
+fastest while its new heads learn that most boxes are background, and they learn that at any rate. Every short run
+starts from the same weights and takes the same images, the first of the recipe's plan, so the result does not depend on
+the devices.
 """
 
 import math
@@ -26,18 +27,18 @@ from megdet.training.schedule import learning_rate, scaled_rate, why_no_warmup
 from megdet.training.step import read_results
 
 SMOOTHING = 0.9
-"""Decay of the running mean of losses that is watched for divergence."""
+"""Decay of the running mean of the losses, by which divergence is detected."""
 DIVERGED = 2.0
-"""A running mean of so many times its lowest value so far has diverged."""
+"""A running mean above so many times its lowest value so far has diverged."""
 SAFETY = 10.0
-"""The recommended rate stays this factor below the one that diverged."""
+"""The recommended rate is at least this factor below the one that diverged."""
 FEWEST_STEPS = 20
-"""Of a range test: with fewer, a slope says nothing."""
+"""Of a range test: with fewer steps a slope means nothing."""
 AFTER_WARMUP = 50
 """Steps at the full rate that a stability run has to survive."""
 
 Progress = Callable[[str, int, int], None]
-"""Told which short run goes on, its steps done, and how many there are."""
+"""Called with the name of a short run, its steps done, and how many there are."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Course:
     """The losses of a short run, up to the step that diverged."""
 
     rates: tuple[float, ...]
-    """of every step that was made"""
+    """of every step"""
     losses: tuple[float, ...]
     diverged: int | None
     """the step, from 1, whose loss was not finite or whose running mean was DIVERGED times its lowest value; a step
@@ -58,15 +59,15 @@ class RangeTest:
 
     course: Course
     smoothed: tuple[float, ...]
-    """mean of each loss with its neighbours on both sides, which does not lag behind the rate"""
+    """mean of each loss with its neighbours on both sides; it does not lag behind the rate"""
     steepest: float
     """rate at which the smoothed loss falls fastest over the logarithm of the rate"""
     lowest: float
     """rate of the lowest smoothed loss"""
     highest: float | None
-    """rate at which the run diverged, None where it did not"""
+    """rate at which the run diverged, None if it did not"""
     recommended: float
-    """the lowest, but at most the highest / SAFETY"""
+    """`lowest`, but at most `highest` / SAFETY"""
 
 
 @dataclass(frozen=True)
@@ -95,17 +96,17 @@ class RateTest:
     """What `megdet lr-test` finds; rates are those of the recipe's mini-batch."""
 
     batch_size: int
-    scale: float
-    """rate over base_lr by the recipe's scaling rule"""
+    rate_over_base_lr: float
+    """by the recipe's scaling rule"""
     range_test: RangeTest
     stability: tuple[Stability, ...]
     no_warmup: str = ""
-    """why a warmup would change no rate, where it would not"""
+    """why a warmup would have no effect; empty if it has one"""
 
     @property
     def recommended_base_lr(self) -> float:
         """The recommended rate as the recipe's optimizer.base_lr."""
-        return self.range_test.recommended / self.scale
+        return self.range_test.recommended / self.rate_over_base_lr
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON; numbers that are not finite are strings."""
@@ -114,7 +115,7 @@ class RateTest:
         return dict(encode_non_finite({**asdict(self), **base_lr, "stability": stability}))
 
     def sentence(self) -> str:
-        """What to do, in a line."""
+        """The recommendation in one line."""
         test = self.range_test
         limit = (
             "did not diverge: raise --to to see where it does"
@@ -155,10 +156,10 @@ def run_rate_test(
 ) -> RateTest:
     """Run both tests; every rank calls it.
 
-    The range goes from `lowest` to `highest` in `steps` steps. The stability runs are of `rates` (default: the
-    recipe's own and the recommended one) after each of `warmups` in steps (default: none and, where it changes a rate,
-    the recipe's), and `after` steps more. Raises InputError for numbers that make no test, and for a recipe that cannot
-    be trained.
+    The range goes from `lowest` to `highest` in `steps` steps. A stability run has one of `rates` (default: the
+    recipe's own and the recommended one), one of `warmups` in steps (default: 0 and, if it has an effect, the
+    recipe's), and `after` steps more. Raises InputError for numbers that make no test, and for a recipe that cannot be
+    trained.
     """
     if not 0 < lowest < highest < math.inf:
         raise InputError(f"--from {lowest:g} --to {highest:g}: the first must be above 0 and below the second")
@@ -172,7 +173,7 @@ def run_rate_test(
         runner = _Runner(recipe, world, options, load_datasets(recipe, world), progress)
         rising = lowest * (highest / lowest) ** (np.arange(steps) / (steps - 1))
         found = read_range(runner.run("range test", rising.tolist(), warmup=0))
-        scale = scaled_rate(replace(recipe, optimizer=replace(recipe.optimizer, base_lr=1.0)))
+        ratio = scaled_rate(replace(recipe, optimizer=replace(recipe.optimizer, base_lr=1.0)))
         longest = max(warmups) if warmups else recipe.schedule.warmup_steps
         no_warmup = why_no_warmup(replace(recipe, schedule=replace(recipe.schedule, warmup_steps=longest)))
         if warmups is None:
@@ -180,21 +181,21 @@ def run_rate_test(
         stability = []
         for rate in rates or sorted({scaled_rate(recipe), found.recommended}):
             for warmup in warmups:
-                planned = stability_rates(recipe, len(runner.datasets.train), rate / scale, warmup, after)
+                planned = stability_rates(recipe, len(runner.datasets.train), rate / ratio, warmup, after)
                 course = runner.run(f"rate {rate:.3g}, warmup {warmup}", planned, warmup)
-                stability.append(Stability(rate, rate / scale, warmup, course))
-    return RateTest(recipe.batch_size, scale, found, tuple(stability), no_warmup)
+                stability.append(Stability(rate, rate / ratio, warmup, course))
+    return RateTest(recipe.batch_size, ratio, found, tuple(stability), no_warmup)
 
 
 def stability_rates(recipe: Recipe, num_images: int, base_lr: float, warmup: int, after: int) -> list[float]:
-    """The recipe's warmup in so many steps to the rate of this base_lr, and that rate for `after` steps more."""
+    """The recipe's warmup in so many steps to the rate of this base_lr, then that rate for `after` steps."""
     schedule = replace(recipe.schedule, policy="step", epochs=1.0, milestones=(), factors=(), warmup_steps=warmup)
     changed = replace(recipe, schedule=schedule, optimizer=replace(recipe.optimizer, base_lr=base_lr))
     return [learning_rate(changed, num_images, step) for step in range(warmup + after)]
 
 
 def read_range(course: Course) -> RangeTest:
-    """Read a range test's rates off its losses. Raises InputError where it diverged at once."""
+    """The rates of a range test from its losses. Raises InputError if it diverged at once."""
     rates = np.array(course.rates)
     finite = np.isfinite(course.losses)
     if finite.sum() < FEWEST_STEPS // 2:
@@ -213,7 +214,7 @@ def read_range(course: Course) -> RangeTest:
 
 
 def smooth(values: NDArray[np.float64], reach: int) -> NDArray[np.float64]:
-    """The mean of each value with its neighbours up to `reach` places away, as many on both sides as there are."""
+    """The mean of each value with its neighbours up to `reach` places away, the same number on both sides."""
     sums = np.cumsum(np.insert(values, 0, 0.0))
     places = np.arange(len(values))
     sides = np.minimum(reach, np.minimum(places, len(values) - 1 - places))
@@ -222,9 +223,9 @@ def smooth(values: NDArray[np.float64], reach: int) -> NDArray[np.float64]:
 
 
 def first_divergence(losses: Iterable[float]) -> int | None:
-    """The place, from 1, of the first loss that is not finite or brings the running mean to DIVERGED times its lowest.
+    """The place, from 1, of the first loss that diverges: not finite, or a running mean above DIVERGED x its lowest.
 
-    The running mean is exponential, of decay SMOOTHING, free of the bias of its start.
+    The running mean is exponential with decay SMOOTHING, corrected for its start.
     """
     mean, lowest = 0.0, math.inf
     for number, loss in enumerate(losses, 1):
@@ -249,10 +250,9 @@ class _Runner:
     progress: Progress
 
     def run(self, what: str, rates: Sequence[float], warmup: int) -> Course:
-        """Train with these rates until the loss diverges. Every rank makes the same steps: the losses are summed.
+        """Train with these rates until the loss diverges. Every rank makes the same steps, since losses are sums.
 
-        `warmup` is how many of the steps are warmup, after which AGVM begins to measure; it does at once in a run
-        that has none, as the range test.
+        `warmup` is the number of warmup steps, after which AGVM begins to measure; 0 in the range test.
         """
         recipe = replace(self.recipe, schedule=replace(self.recipe.schedule, warmup_steps=warmup))
         losses: list[float] = []

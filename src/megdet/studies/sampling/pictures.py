@@ -1,4 +1,4 @@
-"""Figure 2: training images with the positive and negative proposals that the box head learns from."""
+"""Figure 2: training images with the positive and negative proposals on which the box head is trained."""
 
 from dataclasses import dataclass
 from itertools import islice
@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from jaxtyping import Bool, Float, UInt8
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
@@ -18,21 +17,21 @@ from megdet.distributed.layout import recipe_layout
 from megdet.errors import InputError
 from megdet.model.detector import Samples
 from megdet.ops.integer_hash import hash_integers
+from megdet.plotting import save_figure
 from megdet.precision import arithmetic
 from megdet.structures import Batch
-from megdet.studies.gradients.pictures import save_figure
 from megdet.studies.gradients.units import Study
 
 POSITIVE, NEGATIVE, TRUTH = "#25d366", "#ff3b30", "#ffffff"
 NEGATIVES_SHOWN = 16
-"""Negative proposals drawn of an image, as the paper's figure shows some of them only."""
+"""The most negative proposals drawn in an image; the paper's figure shows only some, too."""
 _COLUMNS = 4
 _LEAST_SIDE = 2.6  # inches
 
 
 @dataclass(frozen=True)
 class SampledImage:
-    """An image as the training sees it, with the RoIs sampled for its loss; boxes in pixels of the image."""
+    """An augmented training image with the RoIs sampled for its loss; boxes in pixels of the image."""
 
     file_name: str
     pixels: UInt8[Tensor, "height width 3"]
@@ -42,7 +41,7 @@ class SampledImage:
 
     @property
     def ratio(self) -> float:
-        """The part of its RoIs that is positive; 0 where it has none."""
+        """The part of its RoIs that is positive; 0 without RoIs."""
         return float(self.is_positive.float().mean()) if len(self.rois) else 0.0
 
 
@@ -57,7 +56,7 @@ def samples_of(study: Study, batch: Batch) -> Samples:
 def sampled_images(study: Study, num_images: int, workers: int) -> list[SampledImage]:
     """The first images of the run's plan, rounded up to whole groups, each with its sample.
 
-    Raises InputError where there are fewer, or none is asked for.
+    Raises InputError if there are fewer images, or if none is asked for.
     """
     recipe = study.recipe
     if not 1 <= num_images <= len(study.dataset):
@@ -89,7 +88,7 @@ def _images_of(study: Study, batch: Batch, sampled: Samples) -> list[SampledImag
 
 
 def most_and_least_balanced(images: list[SampledImage], shown: int) -> list[SampledImage]:
-    """The most imbalanced images, then the most balanced ones: half of `shown` each, without any twice."""
+    """The most imbalanced images, then the most balanced ones: half of `shown` each, none twice."""
     ordered = sorted(images, key=lambda image: image.ratio)
     if len(ordered) <= shown:
         return ordered
@@ -104,7 +103,6 @@ def draw_proposals(images: list[SampledImage], title: str, path: Path) -> None:
     columns = min(_COLUMNS, len(images))
     rows = -(-len(images) // columns)
     figure = Figure(figsize=(columns * _LEAST_SIDE, rows * (_LEAST_SIDE + 0.3) + 0.6), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for place, axis in enumerate(axes):
         axis.set_axis_off()

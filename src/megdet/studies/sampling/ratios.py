@@ -1,8 +1,8 @@
 """Table 1: how many of the sampled RoIs and anchors are positive, by epoch and mini-batch size, of any runs.
 
 The paper does not say whether its ratio is of positives to negatives or to all. Here it is the part of the sampled
-candidates that is positive: a mean over images, then over the steps of the epoch. For RoIs it cannot exceed
-the largest part that is drawn, 25% in the baseline, as all numbers of Table 1 do not.
+candidates that is positive: a mean over images, then over the steps of the epoch. For RoIs it cannot exceed the largest
+part that is sampled, 25% in the baseline; no number of Table 1 does.
 """
 
 import math
@@ -19,23 +19,13 @@ from megdet.recipe_check import flat_keys
 from megdet.run_folder.checkpoint_files import latest_checkpoint, open_checkpoint
 from megdet.run_folder.folder import RunFolder
 from megdet.run_folder.metrics import read_metrics
-
-PAPER_EPOCHS = (1, 6, 12)
-PAPER = {
-    (1, 16): 0.0558,
-    (1, 256): 0.0982,
-    (6, 16): 0.1177,
-    (6, 256): 0.1611,
-    (12, 16): 0.1659,
-    (12, 256): 0.1691,
-}
-"""Table 1: the ratio by (epoch, mini-batch size), of 1."""
+from megdet.studies.sampling.table1 import TABLE1
 
 _SIZES = (
     *("data.short_edges", "data.max_long_edge", "data.scale_jitter", "data.scale_law"),
     *("data.crop", "data.crop_least_area", "model.kind"),
 )
-"""Keys that say what a ratio is of, beside those that the detector names: runs that differ in one do not compare."""
+"""Keys that change the meaning of a ratio, besides those that the detector names: runs must agree in all."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +37,13 @@ class Ratio:
     batch_size: int
     bn_size: int
     steps: int
-    """steps of the epoch that were found"""
+    """steps of the epoch in the metrics"""
     epoch_steps: int
-    """steps that the epoch has"""
+    """all steps of the epoch"""
     ratios: dict[str, float]
-    """what is sampled -> the part of it that is positive, of 1; Table 1 is about the first"""
+    """kind of sample -> the part that is positive, of 1; the first is that of Table 1"""
     paper: float | None
-    """Table 1's number for RoIs, where it has this epoch and mini-batch size"""
+    """Table 1's number for RoIs, if it has this epoch and mini-batch size"""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON, where the ratios are called roi_ratio and so on."""
@@ -65,9 +55,9 @@ class Ratio:
 def sampling_table(folders: Sequence[RunFolder], epochs: Sequence[int] | None = None) -> list[Ratio]:
     """The rows of Table 1 for some runs: by epoch, then in the order of the runs.
 
-    `epochs` count from 1; without them they are those of the paper (1, 6 and 12) where all runs have them, else the
-    first, the middle and the last that all runs have finished. Raises InputError for a folder without metrics or
-    without a finished epoch, for an epoch that a run has not or whose lines are lost, and for runs that do not compare.
+    `epochs` count from 1; the default are those of the paper (1, 6 and 12) if all runs have them, else the first, the
+    middle and the last that all runs have finished. Raises InputError for a folder without metrics or without a
+    finished epoch, for an epoch that a run does not have or whose lines are lost, and for runs that do not compare.
     """
     recipes = [read_recipe(folder) for folder in folders]
     check_comparable(folders, recipes)
@@ -81,7 +71,8 @@ def sampling_table(folders: Sequence[RunFolder], epochs: Sequence[int] | None = 
             raise InputError(f"{folder.metrics}: no epoch is finished yet; train on")
     if epochs is None:
         last = min(finished)
-        epochs = PAPER_EPOCHS if last >= PAPER_EPOCHS[-1] else sorted({1, (last + 1) // 2, last})
+        of_paper = sorted({epoch for epoch, _ in TABLE1})
+        epochs = of_paper if last >= of_paper[-1] else sorted({1, (last + 1) // 2, last})
     for epoch in epochs:
         for folder, own in zip(folders, finished, strict=True):
             if not 1 <= epoch <= own:
@@ -94,7 +85,7 @@ def sampling_table(folders: Sequence[RunFolder], epochs: Sequence[int] | None = 
 
 
 def check_comparable(folders: Sequence[RunFolder], recipes: Sequence[Recipe]) -> None:
-    """Refuse runs whose ratios are of other things: other data, or other keys that say what is sampled."""
+    """Refuse runs whose ratios have different meanings: other data, or other keys of the sampling."""
     first, others = folders[0], folders[1:]
     if not others:
         return
@@ -144,6 +135,7 @@ def _ratio(folder: RunFolder, recipe: Recipe, lines: list[dict[str, Any]], epoch
         counted.sample: counted.ratio(sum(line[counted.name] for line in own) / len(own), recipe.model)
         for counted in reversed(detector_class(recipe.model).counts)
     }
+    paper = TABLE1.get((epoch, recipe.batch_size)) if "RoI" in ratios else None
     return Ratio(
         str(folder.path),
         epoch,
@@ -152,18 +144,18 @@ def _ratio(folder: RunFolder, recipe: Recipe, lines: list[dict[str, Any]], epoch
         len(own),
         _steps_of_epoch(lines[-1], recipe.batch_size, epoch),
         ratios,
-        PAPER.get((epoch, recipe.batch_size)) if "RoI" in ratios else None,
+        None if paper is None else round(paper / 100, 4),
     )
 
 
 def _epoch_of(line: dict[str, Any]) -> int:
-    """The epoch, from 1, in which a step began; it ends within the next one where epochs are no whole steps."""
+    """The epoch, from 1, in which a step began; it may end in the next one."""
     began = line["epoch"] * (line["step"] - 1) / line["step"]
     return int(began + 1e-6) + 1
 
 
 def _steps_of_epoch(line: dict[str, Any], batch_size: int, epoch: int) -> int:
-    """How many steps begin in an epoch, by what any line says of the number of images."""
+    """How many steps begin in an epoch; any line of the metrics gives the number of images."""
     num_images: int = round(line["step"] * batch_size / line["epoch"])
     first, after = (math.ceil(done * num_images / batch_size) for done in (epoch - 1, epoch))
     return after - first

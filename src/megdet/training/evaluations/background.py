@@ -1,7 +1,7 @@
 """Evaluations in a process of their own, while the training goes on.
 
-Rank 0 has a `BackgroundEvaluations`. It starts a helper for a checkpoint that is written. The helper leaves its
-detections in a hidden folder of the run and answers with its numbers, which the next look of the training finds.
+Rank 0 has a `BackgroundEvaluations`, which starts a helper for a checkpoint. The helper writes its detections into a
+hidden folder of the run and answers with its numbers, which the training picks up at its next poll.
 """
 
 import shutil
@@ -28,7 +28,7 @@ from megdet.runtime import device_beside, slow_at, usable_cores
 _HIDDEN = ".evaluation_"
 _DETECTIONS = "detections.json"
 _NICENESS = 10
-"""The training, and the processes that load its images, go first where both want a core."""
+"""The training and the processes that load its images have priority."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class _Running:
 
 
 def agree_on_device(in_background: bool, evaluate_on: str, world: World) -> torch.device | None:
-    """The device of evaluations beside the training, None where all ranks evaluate together; every rank calls it.
+    """The device of evaluations beside the training, None if all ranks evaluate together; every rank calls it.
 
     Raises InputError for a device that rank 0 does not have.
     """
@@ -60,24 +60,24 @@ def agree_on_device(in_background: bool, evaluate_on: str, world: World) -> torc
 
 
 def overrides_beside(recipe: Recipe, device: torch.device, training_device: torch.device) -> tuple[dict[str, str], str]:
-    """The keys of a recipe that evaluations beside its training change, and the figures that are the reason.
+    """The keys of a recipe that evaluations beside its training change, and the speeds that are the reason.
 
-    A processor that is slow at bfloat16 evaluates a training on GPUs in float32. Beside a training on the same kind of
-    device an evaluation computes as one in the foreground.
+    A processor that is slow at bfloat16 evaluates a training on GPUs in float32. On the same kind of device as the
+    training, an evaluation computes as in the foreground.
     """
     figures = "" if device.type == training_device.type else slow_at(recipe.precision, device)
     return ({"precision": "float32"} if figures else {}), figures
 
 
 class BackgroundEvaluations:
-    """Evaluations of checkpoints of a run, one after the other in the order of `start`; closing it ends them.
+    """Evaluations of a run's checkpoints, one after the other in the order of `start`; `close` ends them.
 
     Args:
-        folder: the run folder; this process holds its lock.
-        device: what they compute on.
+        folder: the run folder; this process has locked it.
+        device: of the evaluations.
         workers: processes that load images.
-        training_device: what the training computes on. Where both are the CPU an evaluation has the training's number
-            of threads, so that it rounds like one in the foreground; beside a training on GPUs it has all cores.
+        training_device: of the training. If both are the CPU, an evaluation has the training's number of threads, so
+            that it rounds as in the foreground; beside a training on GPUs it has all cores.
         overrides: of the run's recipe, as `overrides_beside` gives them.
     """
 
@@ -98,20 +98,20 @@ class BackgroundEvaluations:
 
     @property
     def steps(self) -> list[int]:
-        """Of the evaluations that are not done, the running one first; their checkpoints must stay."""
+        """The steps of the evaluations that are not done, the running one first; their checkpoints must stay."""
         return [*([self._running.step] if self._running else []), *self._waiting]
 
     def start(self, step: int) -> None:
-        """Evaluate the checkpoint of this step, at once or when those before are done. Raises InputError."""
+        """Evaluate the checkpoint of this step, at once or after the earlier ones. Raises InputError."""
         self._waiting.append(step)
         if self._running is None:
             self._launch()
 
     def poll(self) -> Finished | None:
-        """An evaluation that is done, else None; never waits, but starts the next one.
+        """An evaluation that is done, else None; does not wait, and starts the next one.
 
         Raises:
-            InputError: the evaluation failed; with its step and its reason. It counts as not done.
+            InputError: the evaluation failed; the message has its step and its reason. It counts as not done.
         """
         if self._running is None:
             if self._waiting:
@@ -141,19 +141,13 @@ class BackgroundEvaluations:
             self._running.helper.wait(seconds)
 
     def close(self) -> None:
-        """End the running evaluation and forget those that wait; the next start of the run makes up for them."""
+        """End the running evaluation and drop the waiting ones; the next start of the run makes up for them."""
         self._waiting.clear()
         running, self._running = self._running, None
         if running is None:
             return
         running.helper.stop()
         shutil.rmtree(running.out, ignore_errors=True)
-
-    def __enter__(self) -> "BackgroundEvaluations":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _launch(self) -> None:
         step = self._waiting[0]
@@ -180,11 +174,11 @@ class BackgroundEvaluations:
 def _evaluate(
     folder: RunFolder, step: int, device: torch.device, workers: int, overrides: dict[str, str], out: Path
 ) -> Finished:
-    """Evaluate one checkpoint in a helper: its detections go into the folder `out`."""
+    """Evaluate one checkpoint, in a helper; its detections go into the folder `out`."""
     world = start_world(device.type)
     started = time.perf_counter()
     trained = load_detector(folder, world.device, overrides, step=step)
-    dataset = validation_set(trained.recipe.data)
+    dataset = validation_set(trained.recipe.data, with_masks=trained.model.has_masks)
     ids = category_ids_for(trained.class_names, dataset)
     try:
         results = detect_dataset(trained.model, trained.recipe, dataset, ids, world, workers=workers)

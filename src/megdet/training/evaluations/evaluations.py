@@ -1,4 +1,4 @@
-"""The evaluations of a run and what each leaves behind: made by all ranks together, or by a process beside them."""
+"""The evaluations of a run and their files: made by all ranks together, or by a process beside them."""
 
 import time
 from collections.abc import Iterable
@@ -20,14 +20,14 @@ from megdet.training.report import Reporter
 from megdet.training.run import Run
 
 _WAIT_SECONDS = 5.0
-"""Of rank 0 for an evaluation, between two words to the other ranks, whose patience has a limit."""
+"""Rank 0 waits so long for an evaluation between two collectives, so that the other ranks do not time out."""
 
 
 @dataclass
 class Evaluations:
-    """Makes the evaluations of a run and writes them down; every rank has one and calls the same methods.
+    """Makes the evaluations of a run and writes them to its folder; every rank calls the same methods.
 
-    Beside the training only rank 0 knows the run's last evaluation before `finish`.
+    With evaluations in the background, only rank 0 knows the last one before `finish`.
     """
 
     run: Run
@@ -36,14 +36,14 @@ class Evaluations:
     metrics: MetricsWriter | None
     """on rank 0"""
     background: BackgroundEvaluations | None
-    """on rank 0, where they go on beside the training"""
+    """on rank 0, if they are made in the background"""
 
     def __post_init__(self) -> None:
         self.world, self._has_said_to_wait = self.run.world, False
 
     @property
     def is_background(self) -> bool:
-        """Whether they go on beside the training; the same on every rank."""
+        """Whether they are made beside the training; the same on every rank."""
         return self.run.evaluates_on is not None
 
     @property
@@ -52,7 +52,7 @@ class Evaluations:
         return [] if self.background is None else self.background.steps
 
     def due(self, step: int) -> None:
-        """Evaluate the step that was just done; in the background it starts or waits, and its checkpoint is written."""
+        """Evaluate the step that was just done; in the background the checkpoint must be written already."""
         if not self.is_background:
             self._evaluate_averages(step)
         if self.background is not None:
@@ -66,7 +66,7 @@ class Evaluations:
                 )
 
     def make_up(self, steps: Iterable[int]) -> None:
-        """Evaluate the kept checkpoints of these steps, which an earlier start of the run did not come to."""
+        """Evaluate the checkpoints of these steps, which an earlier start of the run did not evaluate."""
         for step in steps:
             if self.is_background or step == self.run.first_step:
                 self.due(step)
@@ -74,16 +74,16 @@ class Evaluations:
                 self._evaluate(step, load_detector(self.folder, self.world.device, step=step, world=self.world).model)
 
     def look(self) -> None:
-        """Write down the evaluations in the background that are done; never waits.
+        """Write down the background evaluations that are done, without waiting.
 
-        Raises InputError on rank 0 where one has failed.
+        Raises InputError on rank 0 if one has failed.
         """
         while self.background is not None and (found := self.background.poll()) is not None:
             self._write_down(found.step, found.numbers, found.seconds)
             delete_old_checkpoints(self.folder, self.run.recipe.keep_checkpoints, self.background.steps)
 
     def finish(self) -> None:
-        """Wait until all evaluations are done; then every rank knows the numbers of the last."""
+        """Wait until all evaluations are done; then every rank knows the last one."""
         is_over = not self.is_background
         if waiting := self.needed_checkpoints:
             self.reporter.say(f"every step is done; waiting for the evaluation of step {', '.join(map(str, waiting))}")
@@ -95,7 +95,7 @@ class Evaluations:
             is_over, self.run.position = self.world.on_first(lambda: (not self.needed_checkpoints, self.run.position))
 
     def _evaluate_averages(self, step: int) -> None:
-        """Evaluate the trained model, with the averages as its weights where the run keeps them."""
+        """Evaluate the trained model, with the averaged weights if the run has them."""
         model, averages = self.run.trainer.model, self.run.trainer.averages
         own = {name: tensor.clone() for name, tensor in model.state_dict().items()} if averages else None
         if averages is not None:

@@ -1,1 +1,1 @@
-"""What makes a step of a gradient: optimizers, AGVM, averages of weights, the gradient noise scale."""
+"""From a gradient to a step: optimizers, AGVM, averages of weights, the gradient noise scale."""

@@ -1,4 +1,4 @@
-"""AGVM: a rate for each module of the detector, by how much its gradient varies beside the backbone's.
+"""AGVM: a rate for each module of the detector, by the variance of its gradient relative to the backbone's.
 
 Adaptive gradient variance modulator, Xue et al., "Large-batch Optimization for Dense Visual Predictions", NeurIPS 2022.
 The modules of a detector see different numbers of samples an image, so at a large mini-batch the variances of their
@@ -8,9 +8,9 @@ gradients drift apart. On the first step after warmup and every INTERVAL steps f
     s_i   = sqrt(clip((v_backbone + 1e-6) / (v_i + 1e-6), 0.5, 10))
     phi_i <- 0.97 phi_i + 0.03 s_i                                from 1
 
-and the rate of module i is phi_i times the scheduled one, at that step and all others. Under AdamW g_A and g_B are
-divided by the root of the optimizer's second moment first. The gradients are those before clipping; clipping scales
-both halves of a module alike, which a cosine does not see.
+and the rate of module i is phi_i times the scheduled one, in every step. With AdamW g_A and g_B are divided by the root
+of the optimizer's second moment first. The gradients are those before clipping; clipping would scale both halves of a
+module alike and not change the cosine.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,13 +29,13 @@ _SMALLEST = 1e-300
 
 
 class Agvm:
-    """The factors phi of all modules, which belong to a checkpoint.
+    """The factors phi of all modules, which are part of a checkpoint.
 
     Args:
         parts: the modules.
-        reference: the one among them beside which the others are seen; in the paper the backbone.
-        parameters: all trained parameters, in the order that the parts count.
-        optimizer: SGD or AdamW, each of whose groups names its "module".
+        reference: the module that the others are compared with; in the paper the backbone.
+        parameters: all trained parameters, in the order of the places in `parts`.
+        optimizer: SGD or AdamW; each of its groups names its "module".
         warmup_steps: steps before the first measurement.
         device: of the factors.
     """
@@ -58,16 +58,16 @@ class Agvm:
         return {"factors": self.factors}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Put back what `state` returned."""
+        """Restore what `state` returned."""
         self.factors.copy_(state["factors"])
 
     def is_due(self, step: int) -> bool:
-        """Whether step 0, 1, ... measures."""
+        """Whether to measure in step 0, 1, ..."""
         return step >= self.warmup_steps and (step - self.warmup_steps) % INTERVAL == 0
 
     @torch.no_grad()
     def update(self, first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
-        """Move the factors by the gradients of two equal halves, each divided by the images of both.
+        """Update the factors from the gradients of two equal halves, each divided by the images of both.
 
         Returns v and the new factors of every module, (2, modules), on the device.
         """
@@ -78,13 +78,13 @@ class Agvm:
 
     def set_rates(self, rate: float) -> None:
         """Give every group of the optimizer its module's share of the scheduled rate."""
-        # float32 in every precision, because torch's fused kernels read the rate so
+        # float32 in every precision, because torch's fused kernels read it as float32
         rates = dict(zip(self.parts, (self.factors * rate).float().unbind(), strict=True))
         for group in self.optimizer.param_groups:
             group["lr"] = rates[group["module"]]
 
     def named(self, values: Sequence[Sequence[float]]) -> dict[str, dict[str, float]]:
-        """What `update` returned, read from the device: by module, for a line of metrics."""
+        """The result of `update`, as numbers by module, for a line of metrics."""
         return {
             module: {"disagreement": disagreement, "rate_factor": factor}
             for module, disagreement, factor in zip(self.parts, *values, strict=True)
@@ -96,11 +96,11 @@ class Agvm:
             roots = self._root_moments(ours, theirs, places)
             ours, theirs = list(torch._foreach_div(ours, roots)), list(torch._foreach_div(theirs, roots))
         lengths = (dot(ours, ours) * dot(theirs, theirs)).sqrt()
-        # a gradient of nothing but zeros has no direction and agrees with none
+        # a gradient of zeros has no direction: its cosine is 0
         return 1 - dot(ours, theirs) / lengths.clamp(min=_SMALLEST)
 
     def _root_moments(self, first: list[Tensor], second: list[Tensor], places: Sequence[int]) -> list[Tensor]:
-        """The roots of AdamW's second moments; before its first step, which has none, of the halves' mean square."""
+        """The roots of AdamW's second moments; before its first step, of the mean square of the halves."""
         states: list[dict[str, Any]] = [
             self.optimizer.state[parameter] for parameter in chosen(self.parameters, places)
         ]

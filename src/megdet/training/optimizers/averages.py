@@ -1,4 +1,4 @@
-"""Averages of weights over the steps of a run (EMA), which are then evaluated."""
+"""Averages of weights over the steps of a run (EMA), which are evaluated instead of the weights."""
 
 from collections.abc import Iterator, Mapping
 
@@ -7,24 +7,24 @@ from torch import Tensor, nn
 
 
 class MovingAverage:
-    """Exponential moving average of weights and buffers; early steps average over fewer (decay (1+t)/(10+t))."""
+    """Exponential moving average of weights and buffers; the decay of early steps is (1 + t) / (10 + t)."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self.tensors = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
     def state(self) -> dict[str, Tensor]:
-        """For a checkpoint; also what is evaluated."""
+        """For a checkpoint, and for evaluations."""
         return self.tensors
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Put back what `state` returned."""
+        """Restore what `state` returned."""
         for name, tensor in state.items():
             self.tensors[name].copy_(tensor)
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        """Average the state after step 0, 1, ... in."""
+        """Add the state after step 0, 1, ... to the average."""
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
         floats: list[tuple[Tensor, Tensor]] = []
         for name, tensor in _state(model):

@@ -1,8 +1,8 @@
-"""LARS and LAMB: a step of every layer in proportion to the length of its weights.
+"""LARS and LAMB: the step of a layer is proportional to the length of its weights.
 
-A layer is one tensor of weights. Groups with "adapts" False (norm layers and biases) step without a trust ratio, as the
-published runs of both did: their few numbers have lengths that say nothing about a step. A layer whose weights or whose
-step have length 0 has the ratio 1. Nothing here reads a number from the device.
+A layer is one tensor of weights. Groups with "adapts" False (norm layers and biases) step without a trust ratio, as in
+the published runs of both: the length of their few numbers says nothing about a step. A layer whose weights or step
+have length 0 has the ratio 1. Nothing here waits for the device.
 """
 
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ class Lars(torch.optim.Optimizer):
     """You, Gitman and Ginsburg 2017, "Large Batch Training of Convolutional Networks", Algorithm 1.
 
     r = trust_coefficient * |w| / (|g| + weight_decay * |w|);   v <- momentum * v + lr * r * (g + weight_decay * w);
-    w <- w - v. The rate is inside the momentum, as in the paper, and not outside as in torch's SGD.
+    w <- w - v. The rate is inside the momentum, as in the paper; in torch's SGD it is outside.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]], momentum: float, trust_coefficient: float) -> None:
@@ -82,7 +82,7 @@ def _moving(group: dict[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def _state(optimizer: torch.optim.Optimizer, kind: str, weights: list[Tensor]) -> list[Tensor]:
-    """The state of this name of every weight, from zero on."""
+    """The state of this name for every weight, zeros at the start."""
     for weight in weights:
         if kind not in optimizer.state[weight]:
             optimizer.state[weight][kind] = torch.zeros_like(weight)
@@ -90,7 +90,7 @@ def _state(optimizer: torch.optim.Optimizer, kind: str, weights: list[Tensor]) -
 
 
 def _count(optimizer: torch.optim.Optimizer, weights: list[Tensor]) -> Tensor:
-    """Count this step in every weight's state, as torch's Adam does; returns it, the same for all."""
+    """Count this step in every weight's state, as torch's Adam does; returns the count, the same for all."""
     for weight in weights:
         if "step" not in optimizer.state[weight]:
             optimizer.state[weight]["step"] = torch.zeros((), dtype=torch.float64, device=weight.device)

@@ -16,9 +16,9 @@ _OTHER_STATE = ("exp_avg", "exp_avg_sq", "step")
 
 
 def make_optimizer(model: nn.Module, recipe: OptimizerRecipe) -> torch.optim.Optimizer:
-    """The optimizer over the trained parameters, in groups of a module of the detector, layers before norms and biases.
+    """The optimizer of the trained parameters; each module has a group of weights and one of norms and biases.
 
-    Norm layers and biases are without decay where the recipe says so, and without a trust ratio in LARS and LAMB.
+    Norm layers and biases have no decay if the recipe says so, and no trust ratio in LARS and LAMB.
     """
     members: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for path, module in model.named_modules():
@@ -48,9 +48,10 @@ def make_optimizer(model: nn.Module, recipe: OptimizerRecipe) -> torch.optim.Opt
 
 
 def state_by_name(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """What the optimizer remembers of every parameter that has moved, for a checkpoint.
+    """The state of the optimizer for every parameter that has moved, for a checkpoint.
 
-    Momentum has the name of its parameter, other kinds of state (Adam's moments and steps) that name and their own.
+    Momentum has the name of its parameter; other kinds of state (Adam's moments and steps) have their own name
+    appended.
     """
     found: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
@@ -61,7 +62,7 @@ def state_by_name(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
 
 
 def restore_state(model: nn.Module, optimizer: torch.optim.Optimizer, saved: Mapping[str, Tensor]) -> None:
-    """Put back what `state_by_name` returned."""
+    """Restore what `state_by_name` returned."""
     for name, parameter in model.named_parameters():
         keys = {_MOMENTUM: name, **{kind: f"{name}.{kind}" for kind in _OTHER_STATE}}
         for kind, key in keys.items():
@@ -78,11 +79,11 @@ def state_layout(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str
         case Lars():
             kinds = [_MOMENTUM]
         case torch.optim.AdamW():
-            kinds, steps = ["exp_avg", "exp_avg_sq"], {"step": torch.float32}  # torch counts so in its fused form
+            kinds, steps = ["exp_avg", "exp_avg_sq"], {"step": torch.float32}  # as torch counts in its fused form
         case Lamb():
             kinds, steps = ["exp_avg", "exp_avg_sq"], {"step": torch.float64}
         case _:
-            raise TypeError(f"what a {type(optimizer).__name__} remembers is not known")
+            raise TypeError(f"the state of a {type(optimizer).__name__} is not known")
     layout: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -95,6 +96,6 @@ def state_layout(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str
 
 
 def like_parameter(tensor: Tensor, parameter: nn.Parameter) -> Tensor:
-    """A copy on the device of a parameter, and in its order of memory where it has its shape."""
+    """A copy on the device of a parameter, and in its memory format if it has the same shape."""
     copy = tensor.to(parameter.device, copy=True)
     return torch.empty_like(parameter).copy_(copy) if copy.shape == parameter.shape else copy

@@ -1,7 +1,7 @@
 """The two halves of a mini-batch, and scalar products of gradients by module of the detector.
 
-A half is half of the plan's groups, whoever carries them, so it does not depend on the devices. AGVM (`agvm.py`)
-and the gradient noise scale (`noise_scale.py`) both compare the gradients of the two.
+A half is half of the plan's groups, on any ranks, so it does not depend on the devices. AGVM (`agvm.py`) and the
+gradient noise scale (`noise_scale.py`) compare the gradients of the two halves.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,20 +14,20 @@ Parts = dict[str, list[int]]
 
 
 def num_in_first_half(groups: Iterable[int], num_groups: int) -> int:
-    """How many of a rank's groups, given by their numbers, are of the first half of a step's groups.
+    """How many of a rank's groups, given by their numbers, are in the first half of the step's groups.
 
-    An odd number of groups gives the first half one more.
+    With an odd number of groups the first half has one more.
     """
     return sum(2 * group < num_groups for group in groups)
 
 
 def module_of(name: str) -> str:
-    """The module of the detector that a parameter belongs to: the first part of its name."""
+    """The module of the detector that has a parameter: the first part of its name."""
     return name.split(".", 1)[0]
 
 
 def parts_of(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Parts:
-    """The modules in the order of the detector's own, each with the places of its parameters in `parameters`."""
+    """The modules in the order of the detector, each with the places of its parameters in `parameters`."""
     places = {parameter: place for place, parameter in enumerate(parameters)}
     parts: Parts = {}
     for name, parameter in model.named_parameters():
@@ -42,7 +42,7 @@ def chosen(tensors: Sequence[Tensor], places: Sequence[int]) -> list[Tensor]:
 
 
 def dot(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
-    """The scalar product of two lists of tensors, added up in float64; nobody waits for the device."""
+    """The scalar product of two lists of tensors, added up in float64, without waiting for the device."""
     products = torch._foreach_mul(list(ours), list(theirs))
     return torch.stack([product.sum(dtype=torch.float64) for product in products]).sum()
 

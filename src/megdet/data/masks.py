@@ -1,0 +1,124 @@
+"""Masks of objects at the size of a resized image, each within a frame around its object."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from numpy.typing import NDArray
+from PIL import Image
+from pycocotools import mask as coco_masks
+
+from megdet.data.rle import pixels_of_runs, runs_of_text
+from megdet.data.segmentations import Segmentation
+from megdet.structures import Masks
+
+_BYTES_MULTIPLE = 1024
+"""The bits of a batch are padded to a multiple of so many bytes an image, so that few shapes occur."""
+
+
+class PlacedMask(NamedTuple):
+    """The pixels of an object in a frame that covers all of them; none at all where nothing of it is in the image."""
+
+    x: int
+    y: int
+    """of the upper left pixel of the frame"""
+    pixels: Bool[np.ndarray, "height width"]
+
+    def flipped(self, size: tuple[int, int], *, horizontal: bool, vertical: bool) -> "PlacedMask":
+        """The same in an image of this height and width that is flipped."""
+        height, width = self.pixels.shape
+        x = size[1] - self.x - width if horizontal else self.x
+        y = size[0] - self.y - height if vertical else self.y
+        return PlacedMask(x, y, self.pixels[:: -1 if vertical else 1, :: -1 if horizontal else 1])
+
+    def cut(self, corner: tuple[int, int], size: tuple[int, int]) -> "PlacedMask":
+        """What of it lies in a crop of this height and width whose upper left corner is at (y, x) of the image."""
+        y, x = self.y - corner[0], self.x - corner[1]
+        pixels = self.pixels[max(0, -y) : max(0, size[0] - y), max(0, -x) : max(0, size[1] - x)]
+        if not pixels.any():
+            return PlacedMask(0, 0, np.zeros((0, 0), np.bool_))
+        return PlacedMask(max(0, x), max(0, y), pixels)
+
+
+def place_mask(segmentation: Segmentation, original: tuple[int, int], size: tuple[int, int]) -> PlacedMask:
+    """The mask of an object in its image, which is resized from one height and width to another.
+
+    Polygons are scaled, then rasterised by the COCO API. Runs are resized with antialias; a pixel is the object's where
+    at least half of what it shows is. That is nearer to the scaled polygon than the nearest pixel of the file is: on
+    COCO, at half size, an IoU of 0.984 instead of 0.972 for objects of 32 px and more, 0.921 instead of 0.878 for
+    smaller. Neither makes a mask of the whole image.
+    """
+    if segmentation.polygons:
+        scale = np.array([size[1] / original[1], size[0] / original[0]])
+        outlines = [(polygon.astype(np.float64) * scale).ravel() for polygon in segmentation.polygons]
+        counts = coco_masks.merge(coco_masks.frPyObjects(outlines, *size))["counts"]
+        return _in_frame(_sound(runs_of_text(counts)), size)
+    placed = _in_frame(segmentation.runs.astype(np.int64), original)
+    return placed if original == size or not placed.pixels.size else _resized(placed, original, size)
+
+
+def rle_of(pixels: Bool[np.ndarray, "height width"]) -> dict[str, Any]:
+    """A mask of a whole image as COCO files have it: size, and compressed counts."""
+    counts: bytes = coco_masks.encode(np.asfortranarray(pixels, np.uint8))["counts"]
+    return {"size": list(pixels.shape), "counts": counts.decode()}
+
+
+def make_masks(placed: Sequence[Sequence[PlacedMask]], max_boxes: int) -> Masks:
+    """The masks of a batch: those of each of its images, in the order of its boxes."""
+    frames = np.zeros((len(placed), max_boxes, 5), np.int64)
+    packed = []
+    for row, own in enumerate(placed):
+        first = 0
+        for column, (x, y, pixels) in enumerate(own):
+            height, width = pixels.shape
+            frames[row, column] = first, x, y, width, height
+            first += pixels.size
+        packed.append(np.packbits(np.concatenate([_NO_BITS, *(mask.pixels.reshape(-1) for mask in own)])))
+    most = max((len(own) for own in packed), default=0)
+    bits = np.zeros((len(placed), max(1, -(-most // _BYTES_MULTIPLE)) * _BYTES_MULTIPLE), np.uint8)
+    for row, own_bits in enumerate(packed):
+        bits[row, : len(own_bits)] = own_bits
+    return Masks(torch.from_numpy(bits), torch.from_numpy(frames))
+
+
+_NO_BITS = np.zeros(0, np.bool_)
+
+
+def _sound(runs: NDArray[np.int64] | None) -> NDArray[np.int64]:
+    if runs is None:
+        raise ValueError("the COCO API gave no compressed runs")
+    return runs
+
+
+def _in_frame(runs: NDArray[np.int64], size: tuple[int, int]) -> PlacedMask:
+    """The pixels of the runs of an image of this height and width, in the smallest frame."""
+    ends, height = runs.cumsum(), size[0]
+    first, last = ends[: len(ends) // 2 * 2 : 2], ends[1::2] - 1
+    is_run = first <= last
+    first, last = first[is_run], last[is_run]
+    if not len(first):
+        return PlacedMask(0, 0, np.zeros((0, 0), np.bool_))
+    (x, y), (last_x, last_y) = np.divmod(first, height), np.divmod(last, height)
+    x1, x2 = int(x[0]), int(last_x[-1]) + 1
+    y1, y2 = (int(y.min()), int(last_y.max()) + 1) if (x == last_x).all() else (0, height)
+    # a run goes on in the next column only where the frame is as high as the image
+    turns = np.stack([(x - x1) * (y2 - y1) + y - y1, (last_x - x1) * (y2 - y1) + last_y - y1 + 1], axis=1).ravel()
+    own = np.diff(turns, prepend=0, append=(x2 - x1) * (y2 - y1))
+    return PlacedMask(x1, y1, pixels_of_runs(own, y2 - y1, x2 - x1))
+
+
+def _resized(placed: PlacedMask, original: tuple[int, int], size: tuple[int, int]) -> PlacedMask:
+    """The mask in the resized image, in the frame of all pixels that it touches."""
+    edges, scale = np.array(original), np.array(size) / original
+    low = np.array([placed.y, placed.x])
+    high = low + placed.pixels.shape
+    margin = np.ceil(2 * np.maximum(1, 1 / scale)).astype(int)  # what the filter sees from within the new frame
+    before, after = np.minimum(margin, low), np.minimum(margin, edges - high)
+    padded = np.pad(placed.pixels.astype(np.uint8) * 255, np.stack([before, after], axis=1))
+    new_low, new_high = np.floor(low * scale).astype(int), np.minimum(np.ceil(high * scale).astype(int), size)
+    box = np.concatenate([new_low / scale, np.minimum(new_high / scale, edges)]) - np.tile(low - before, 2)
+    (y1, x1, y2, x2), (height, width) = box.tolist(), (new_high - new_low).tolist()
+    image = Image.fromarray(padded).resize((width, height), Image.Resampling.BILINEAR, box=(x1, y1, x2, y2))
+    return PlacedMask(int(new_low[1]), int(new_low[0]), np.asarray(image) >= 128)

@@ -1,0 +1,52 @@
+"""Figures and pictures as files, written whole: a link of their name is replaced and not followed."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from megdet.errors import InputError
+from megdet.files import cannot_write, replace_file
+
+
+def panels(columns: int, size: tuple[float, float], **options: Any) -> tuple[Figure, list[Axes]]:
+    """A figure of `size` in inches, and its panels side by side, each with a grid and open above and on the right.
+
+    `options` are those of `Figure.subplots`.
+    """
+    figure = Figure(figsize=size, layout="constrained")
+    made = list(figure.subplots(1, columns, squeeze=False, **options)[0])
+    for axes in made:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+        axes.set_axisbelow(True)
+    return figure, made
+
+
+def save_figure(figure: Figure, path: Path, dpi: int = 120) -> None:
+    """Write a figure, in the format that the file's name ends with.
+
+    Raises InputError for a name of another end, and where the file cannot be written.
+    """
+
+    def save(file: io.BytesIO) -> None:
+        try:
+            figure.savefig(file, format=path.suffix[1:], dpi=dpi)
+        except ValueError:
+            raise InputError(f"{path}: no such kind of picture: name it .png, .pdf or .svg") from None
+
+    write_picture(path, save)
+
+
+def write_picture(path: Path, save: Callable[[io.BytesIO], object]) -> None:
+    """Write what `save` puts into a file, and make its folder. Raises InputError where it cannot be written."""
+    content = io.BytesIO()
+    save(content)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, content.getvalue(), durable=False)
+    except OSError as error:
+        raise cannot_write(path, error) from error

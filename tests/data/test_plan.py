@@ -301,7 +301,7 @@ def test_the_place_of_a_crop_is_drawn_by_the_image_and_changes_every_epoch():
     sizes = np.full((24, 2), 100)
 
     def places(**recipe) -> dict[tuple[int, int], tuple[int, int]]:
-        plan = TrainingPlan(sizes, Recipe(**({"batch_size": 8, "bn_size": 4} | recipe), data=data))
+        plan = TrainingPlan(sizes, Recipe(**({"batch_size": 8, "bn_size": 4, "plan_window": 3} | recipe), data=data))
         images = [i for g in steps_of(plan, 0, 48 // plan.recipe.batch_size) for i in g.images]
         return {(i.epoch, i.index): i.crop.corner for i in images}
 

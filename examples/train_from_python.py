@@ -36,9 +36,8 @@ def main() -> None:
     world = start_world()  # one process, or this rank of those that torchrun started
     folder = RunFolder(Path("runs/example"))
     numbers = train(recipe, folder, RunOptions(workers=1), world)
-    print(
-        f"mmAP {100 * numbers.AP:.1f} after {recipe.schedule.epochs:g} epochs of 64 images: far too few to learn much"
-    )
+    score = 100 * numbers.bbox.AP
+    print(f"mmAP {score:.1f} after {recipe.schedule.epochs:g} epochs of 64 images: far too few to learn much")
 
     trained = load_detector(folder, world.device)
     _, detections = detect_image(trained, data / "val" / "000000.jpg")

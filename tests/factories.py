@@ -7,12 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megdet.architecture import Anchors, Backbone, BoxHead, Fpn, Rpn
+from megdet.architecture import Anchors, Backbone, BoxHead, Fpn, MaskHead, Model, Rpn
 from megdet.architecture import FasterRcnn as FasterRcnnRecipe
+from megdet.data.masks import PlacedMask
+from megdet.data.masks import make_masks as pack_masks
 from megdet.model.choice import make_detector
 from megdet.model.faster_rcnn import FasterRcnn
 from megdet.recipe import Recipe
-from megdet.structures import Batch, Targets
+from megdet.structures import Batch, Masks, Targets
 from megdet.training.step import StepResult
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -38,6 +40,16 @@ TINY = Recipe(
 
 TINY_FROZEN = replace(TINY, bn_size=0, group_size=2)
 """The same with frozen statistics, so that images do not touch each other."""
+
+
+SMALL_MASKS = MaskHead(convolutions=2, channels=8, pool_size=5)
+"""A mask head for it."""
+
+
+def of_kind(recipe: Recipe, kind: type[Model], **sections: Any) -> Recipe:
+    """A recipe of Faster R-CNN as one of another detector that has its sections and these."""
+    own = {name: value for name, value in vars(recipe.model).items() if name != "kind"}
+    return replace(recipe, model=kind(**own, **sections))
 
 
 def with_model(recipe: Recipe, **sections: dict[str, Any]) -> Recipe:
@@ -76,6 +88,18 @@ def make_targets(*images: list[tuple[list[float], int]], width: int | None = Non
     return Targets(boxes, labels, torch.arange(len(images)) * 7919 + first_seed)
 
 
+def make_masks(*images: Tensor, width: int | None = None) -> Masks:
+    """Masks of images, each a tensor (objects, height, width) of 0 and 1, packed within the frames of what is 1."""
+    width = max((len(image) for image in images), default=0) if width is None else width
+    return pack_masks([[_in_frame(mask) for mask in image.bool()] for image in images], width)
+
+
+def _in_frame(mask: Tensor) -> PlacedMask:
+    ys, xs = mask.any(1).nonzero().flatten().tolist() or [0], mask.any(0).nonzero().flatten().tolist() or [0]
+    height, width = (ys[-1] + 1, xs[-1] + 1) if mask.any() else (0, 0)
+    return PlacedMask(xs[0], ys[0], mask[ys[0] : height, xs[0] : width].numpy())
+
+
 def tiny_batch(count: int = 2, canvas: int = 64, seed: int = 0) -> Batch:
     """`count` noisy images of several sizes on one canvas, one to three boxes each."""
     generator = torch.Generator().manual_seed(seed)
@@ -87,6 +111,24 @@ def tiny_batch(count: int = 2, canvas: int = 64, seed: int = 0) -> Batch:
         high = low + 8 + torch.rand(1 + i % 3, 2, generator=generator) * 18
         images.append([(box, j % 3) for j, box in enumerate(torch.cat([low, high], 1).tolist())])
     return Batch(pixels, sizes, make_targets(*images), tuple(range(count)), torch.ones(count, 2))
+
+
+def ellipses(boxes: torch.Tensor, canvas: tuple[int, int]) -> torch.Tensor:
+    """The mask of an ellipse in each box, (boxes, height, width)."""
+    y, x = (torch.arange(edge) + 0.5 for edge in canvas)
+    center, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
+    off_x = (x - center[:, :1]) / half[:, :1]
+    off_y = (y - center[:, 1:]) / half[:, 1:]
+    return (off_x.unsqueeze(1) ** 2 + off_y.unsqueeze(2) ** 2 <= 1).to(torch.uint8)
+
+
+def masked_batch(count: int = 3) -> Batch:
+    """Noise with an ellipse in every box."""
+    batch = tiny_batch(count)
+    boxes, is_box = batch.targets.boxes, batch.targets.is_box
+    masks = [ellipses(own[known], (64, 64)) for own, known in zip(boxes, is_box, strict=True)]
+    packed = make_masks(*masks, width=boxes.shape[1])
+    return replace(batch, targets=replace(batch.targets, masks=packed))
 
 
 def reported_by(result: StepResult) -> Tensor:

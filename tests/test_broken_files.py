@@ -34,6 +34,7 @@ VOC = """<?xml version="1.0" encoding="utf-8"?><annotation><filename>a.jpg</file
 <height>30</height></size><object><name>\u732b</name><difficult>0</difficult><bndbox><xmin>1</xmin><ymin>2</ymin>
 <xmax>10.5</xmax><ymax>20</ymax></bndbox></object></annotation>"""
 FOUND = [{"image_id": 3, "category_id": 9, "bbox": [1, 2, 10.5, 20], "score": 0.5, "more": {}}]
+LENGTHS = {"size": [30, 40], "counts": "P1b0<00000000000000000Tk0"}
 
 
 def test_mutants_are_strange_and_always_the_same() -> None:
@@ -113,6 +114,22 @@ def test_ground_truth_and_detections(tmp_path: Path, number: int) -> None:
     found.write_text(json.dumps(FOUND))
     read = reading_file(truth, partial(evaluate_files, truth, found))
     counted(map(read, mutants_of_json(two_images(), number)))
+
+
+@NUMBER
+def test_masks_of_ground_truth_and_of_detections(tmp_path: Path, number: int) -> None:
+    truth, found = tmp_path / "truth.json", tmp_path / "found.json"
+    whole, masked = two_images(), [{**own, "segmentation": LENGTHS} for own in FOUND]
+    for image in whole["images"]:
+        image |= {"height": 30, "width": 40}
+    for index, annotation in enumerate(whole["annotations"]):
+        annotation["segmentation"] = [[1, 2, 11, 2, 11.5, 22]] if index % 2 else LENGTHS
+    truth.write_text(json.dumps(whole))
+    read = reading_file(found, partial(evaluate_files, truth, found))
+    counted(map(read, mutants_of_json(masked, number)))
+    counted(map(read, mutants_of_text(json.dumps(masked).encode(), number)))
+    found.write_text(json.dumps(masked))
+    counted(map(reading_file(truth, partial(evaluate_files, truth, found)), mutants_of_json(whole, number)))
 
 
 @NUMBER

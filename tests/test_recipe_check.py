@@ -72,6 +72,32 @@ def test_what_cannot_be_trained_is_refused_by_its_key(key, value, why):
 
 
 @pytest.mark.parametrize(
+    ("key", "value", "why"),
+    [
+        ("anchors.sizes", "[8, 16, 32, 64]", "five positive sizes, for P3 to P7"),
+        ("anchors.ratios", "[]", "positive ratios"),
+        ("anchors.scales_per_octave", "0", "at least 1"),
+        ("head.prior", "0", "between 0 and 1, without them"),
+        ("head.prior", "1", "between 0 and 1, without them"),
+        ("head.negative_iou", "0.6", "must not exceed positive_iou 0.5"),
+        ("head.focal_alpha", "1.5", "between 0 and 1"),
+        ("head.focal_gamma", "-1", "not be negative"),
+        ("head.norm", "frozen", "never trained"),
+        ("head.box_loss", "iou", "choose one of smooth_l1, giou"),
+    ],
+)
+def test_what_retinanet_cannot_have_is_refused_by_its_key(key, value, why):
+    message = refusal("model: {kind: retinanet}", **{f"model__{key.replace('.', '__')}": value})
+    assert message.startswith(f"r.yaml: model.{key} is ")
+    assert why in message
+
+
+def test_whole_sizes_of_less_than_a_pixel_are_refused():
+    text = "model: {kind: retinanet, anchors: {sizes: [0.5, 16, 32, 64, 128], whole_sizes: true}}"
+    assert "model.anchors.sizes is (0.5, 16.0, 32.0, 64.0, 128.0): cut down to whole pixels" in refusal(text)
+
+
+@pytest.mark.parametrize(
     ("overrides", "message"),
     [
         ({"bn_size": "0", "group_size": "3"}, "group_size is 3: it must divide batch_size 16"),

@@ -6,7 +6,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megdet.architecture import BoxHead, FasterRcnn, Fpn
+from megdet.architecture import MODELS, BoxHead, FasterRcnn, Fpn
 from megdet.errors import InputError
 from megdet.recipe import Data, Recipe
 from megdet.recipe_file import (
@@ -111,7 +111,7 @@ def test_overrides_come_on_top_of_the_file(tmp_path):
         ("data: {mean: [0, 0, 0]}", "r.yaml: unknown key 'data.mean'; did you mean 'model.mean'?"),
         (
             "model: {kind: faster_rcn}",
-            "model.kind is 'faster_rcn': choose one of faster_rcnn; did you mean 'faster_rcnn'?",
+            f"model.kind is 'faster_rcn': choose one of {', '.join(MODELS)}; did you mean 'faster_rcnn'?",
         ),
         ("model: {kind: [1]}", "r.yaml: model.kind is [1]: choose one of faster_rcnn"),
         ("model: 3", "r.yaml: model is a section: write an indented kind: under it"),
@@ -152,6 +152,30 @@ def test_overrides_come_on_top_of_the_file(tmp_path):
 )
 def test_what_is_no_recipe_is_refused_with_its_place_and_the_nearest_name(text, message):
     assert message in refusal(text)
+
+
+@pytest.mark.parametrize(
+    ("kind", "section", "knob"),
+    [("retinanet", "rpn", "samples"), ("retinanet", "rpn", "nms_iou"), ("faster_rcnn", "head", "focal_alpha")],
+)
+def test_a_knob_of_a_part_that_the_detector_does_not_have_is_refused_with_the_kinds_that_have_it(kind, section, knob):
+    having = [name for name in MODELS if f"model.{section}.{knob}" in recipe_keys(name)]
+    assert kind not in having
+    end = (
+        f"model.kind {kind} has no such part or knob, {' and '.join(having)} {'has' if len(having) == 1 else 'have'} it"
+    )
+    message = refusal(f"model: {{kind: {kind}, {section}: {{{knob}: 1}}}}")
+    assert message == f"r.yaml: unknown key 'model.{section}': {end}"
+    message = refusal(f"model: {{kind: {kind}}}", **{f"model__{section}__{knob}": "1"})
+    assert message == f"unknown option '--model.{section}.{knob}': {end}"
+
+
+def test_a_knob_of_a_section_that_another_detector_has_more_of_is_refused_with_that_detector():
+    message = refusal("model: {anchors: {scales_per_octave: 3}}")
+    assert message.startswith(
+        "r.yaml: unknown key 'model.anchors.scales_per_octave': model.kind faster_rcnn has no such"
+    )
+    assert "retinanet" in message
 
 
 def test_text_that_is_no_yaml_is_refused_with_its_line():

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from megdet.architecture import Backbone
+from megdet.architecture import MODELS, Backbone
 from megdet.cli.main import main
 from megdet.contract.cases import chosen_cases
 from megdet.contract.verify import verify
@@ -63,14 +63,16 @@ def test_its_recipe_is_read_written_and_checked_by_its_own_dataclass(recipe: Rec
     keys = recipe_keys("single_stage")
     assert {"model.kind", "model.samples", "model.backbone.name", "model.fpn.channels"} < set(keys)
     assert not any("rpn" in key or "box_head" in key for key in keys)
-    assert refusal("model: {kind: single_stage, rpn: {samples: 3}}").startswith("r.yaml: unknown key 'model.rpn'")
+    message = refusal("model: {kind: single_stage, rpn: {samples: 3}}")
+    assert message.startswith("r.yaml: unknown key 'model.rpn': model.kind single_stage has no such part or knob, ")
+    assert "faster_rcnn" in message
     message = refusal("model: {kind: single_stage, sample: 3}")
     assert message == "r.yaml: unknown key 'model.sample'; did you mean 'model.samples'?"
     assert "model.samples is 0: it must be at least 1" in refusal("", model__kind="single_stage", model__samples="0")
-    assert "model.kind is 'single': choose one of faster_rcnn, single_stage; did" in refusal("model: {kind: single}")
+    assert f"model.kind is 'single': choose one of {', '.join(MODELS)}; did" in refusal("model: {kind: single}")
     knobs = {knob.key: knob for section in sections() for knob in section.knobs}
     assert "model.samples" in knobs
-    assert knobs["model.kind"].choices == ("faster_rcnn", "single_stage")
+    assert knobs["model.kind"].choices == tuple(MODELS)
 
 
 def test_it_trains_with_its_own_losses_and_counts(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

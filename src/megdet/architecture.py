@@ -49,6 +49,14 @@ class Fpn:
 
 
 @dataclass(frozen=True)
+class StridedFpn(Fpn):
+    """The feature pyramid of a detector of one stage: P3 to P5 from the backbone, P6 and P7 by strided convolutions."""
+
+    p6_from: Literal["c5", "p5"] = "c5"
+    """of what P6 is made: C5 as in the paper, or P5; the convolutions of P6 and P7 have no norm layer"""
+
+
+@dataclass(frozen=True)
 class Anchors:
     """The boxes that the RPN starts from, one size a level."""
 
@@ -61,10 +69,45 @@ class Anchors:
     whole_pixels: bool = True
     """round the edges of the anchors at a cell to whole pixels; false as detectron2 has them"""
 
+    @property
+    def level_sizes(self) -> tuple[tuple[float, ...], ...]:
+        """The sizes on each level."""
+        return tuple((size,) for size in self.sizes)
+
     def faults(self) -> Iterator[tuple[str, str]]:
         """(key, why) of what cannot be."""
         if len(self.sizes) != 5 or min(self.sizes) <= 0:
             yield "sizes", "it must be five positive sizes, for P2 to P6"
+        if not self.ratios or min(self.ratios) <= 0:
+            yield "ratios", "it must be positive ratios"
+
+
+@dataclass(frozen=True)
+class OctaveAnchors(Anchors):
+    """The boxes that a detector of one stage starts from, several sizes a level."""
+
+    sizes: tuple[float, ...] = (32.0, 64.0, 128.0, 256.0, 512.0)
+    """edge in pixels of the smallest square of equal area, for P3 to P7"""
+    scales_per_octave: AtLeastOne = 3
+    """sizes of a level: with 3 they are size, size * 2^(1/3) and size * 2^(2/3)"""
+    whole_sizes: bool = False
+    """cut these sizes down to whole pixels, as torchvision does"""
+    stride_from_grid: bool = False
+    """take a level's stride as canvas // grid, as torchvision does, instead of 8, 16, 32, 64, 128"""
+
+    @property
+    def level_sizes(self) -> tuple[tuple[float, ...], ...]:
+        """The sizes on each level."""
+        factors = [2 ** (i / self.scales_per_octave) for i in range(self.scales_per_octave)]
+        exact = (tuple(size * factor for factor in factors) for size in self.sizes)
+        return tuple(tuple(float(int(size)) for size in own) if self.whole_sizes else own for own in exact)
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        """(key, why) of what cannot be."""
+        if len(self.sizes) != 5 or min(self.sizes) <= 0:
+            yield "sizes", "it must be five positive sizes, for P3 to P7"
+        elif self.whole_sizes and min(self.sizes) < 1:
+            yield "sizes", "cut down to whole pixels the smallest would be 0: set model.anchors.whole_sizes false"
         if not self.ratios or min(self.ratios) <= 0:
             yield "ratios", "it must be positive ratios"
 
@@ -151,6 +194,82 @@ class BoxHead:
 
 
 @dataclass(frozen=True)
+class MaskHead:
+    """The branch that Mask R-CNN has beside the box head: RoIAlign, convolutions, a mask of every class."""
+
+    convolutions: AtLeastOne = 4
+    """3 x 3 convolutions before the map is doubled in height and width"""
+    channels: AtLeastOne = 256
+    """of each of them"""
+    norm: NormKind = "none"
+    """norm layer after each 3 x 3 convolution; batch needs bn_size > 0"""
+    pool_size: AtLeastOne = 14
+    """bins along each edge of a pooled RoI; a mask has twice as many"""
+    sampling_ratio: NotNegative = 2
+    """sampling points of a bin along each edge; 0 = one for each pixel that it spans, for which a GPU waits"""
+    aligned: bool = True
+    """shift coordinates by half a pixel, as they should be; false gives torchvision's detectors"""
+    exact_paste: bool = True
+    """paste a mask into the image where its box is; false rounds the box to whole pixels first, as torchvision does"""
+
+
+@dataclass(frozen=True)
+class Cascade:
+    """The stages of a cascade, each of which looks again at the boxes of the one before and asks more of them."""
+
+    positive_ious: tuple[float, float] = (0.6, 0.7)
+    """a box of at least this overlap is positive in the second and in the third stage; in the first, box_head's"""
+    loss_weights: tuple[float, float, float] = (1.0, 0.5, 0.25)
+    """factors of the losses of the stages; these are mmdetection's, the paper names none"""
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        """(key, why) of what cannot be."""
+        if not all(0 <= iou <= 1 for iou in self.positive_ious):
+            yield "positive_ious", "an overlap is from 0 to 1"
+        if min(self.loss_weights) < 0:
+            yield "loss_weights", "they must not be negative"
+
+
+@dataclass(frozen=True)
+class DenseHead:
+    """RetinaNet's head: two towers of convolutions over all levels, one for the classes and one for the boxes."""
+
+    convolutions: AtLeastOne = 4
+    """3 x 3 convolutions of each tower before the one that predicts"""
+    norm: NormKind = "none"
+    """norm layer after each of them; batch needs bn_size > 0 and takes its statistics of all levels together"""
+    prior: Fraction = 0.01
+    """score of every class at every anchor at the start of training"""
+    positive_iou: Fraction = 0.5
+    """an anchor of at least this overlap with a box is positive, and so is the best anchor of a box"""
+    negative_iou: Fraction = 0.4
+    """an anchor below this overlap with every box is negative; one between the two has no loss"""
+    focal_alpha: Fraction = 0.25
+    """weight of the positive terms of the focal loss; the negative ones have 1 - this"""
+    focal_gamma: NotNegativeNumber = 2.0
+    """how much the focal loss turns to what is hard; 0 = cross-entropy"""
+    box_loss: BoxLossKind = "smooth_l1"
+    """smooth_l1 of the regression targets, or giou = 1 - the generalised IoU of the boxes themselves"""
+    smooth_l1_beta: NotNegativeNumber = 0.0
+    """where smooth_l1 turns from square to linear, in units of the regression targets; 0 = L1, as torchvision"""
+    candidates: AtLeastOne = 1000
+    """best pairs of an anchor and a class, a level and image, that enter the NMS"""
+    score_threshold: Fraction = 0.05
+    """detections below this score are dropped"""
+    nms_iou: Fraction = 0.5
+    """detections of one class that overlap more are suppressed"""
+    detections: AtLeastOne = 100
+    """detections an image"""
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        """(key, why) of what cannot be."""
+        if not 0 < self.prior < 1:
+            yield "prior", "it must lie between 0 and 1, without them"
+        if self.negative_iou > self.positive_iou:
+            yield "negative_iou", f"it must not exceed positive_iou {self.positive_iou}"
+
+
+@dataclass(frozen=True)
 class Model:
     """What every detector is built from besides its classes. Each kind of detector has a subclass."""
 
@@ -178,16 +297,67 @@ class Model:
 
 
 @dataclass(frozen=True)
-class FasterRcnn(Model):
-    """Faster R-CNN on a feature pyramid, the paper's detector (Sec. 4)."""
+class TwoStage(Model):
+    """A detector that proposes boxes from a feature pyramid and looks at each a second time."""
 
-    kind: Literal["faster_rcnn"] = "faster_rcnn"
-    """which detector it is; the other keys of the section are those of this kind"""
     fpn: Fpn = field(default_factory=Fpn)
     anchors: Anchors = field(default_factory=Anchors)
     rpn: Rpn = field(default_factory=Rpn)
     box_head: BoxHead = field(default_factory=BoxHead)
 
 
-MODELS: dict[str, type[Model]] = {"faster_rcnn": FasterRcnn}
+@dataclass(frozen=True)
+class FasterRcnn(TwoStage):
+    """Faster R-CNN on a feature pyramid, the paper's detector (Sec. 4)."""
+
+    kind: Literal["faster_rcnn"] = "faster_rcnn"
+    """which detector it is; the other keys of the section are those of this kind"""
+
+
+@dataclass(frozen=True)
+class MaskRcnn(TwoStage):
+    """Mask R-CNN: Faster R-CNN with a mask for every detection (He et al., 2017)."""
+
+    kind: Literal["mask_rcnn"] = "mask_rcnn"
+    """which detector it is; the other keys of the section are those of this kind"""
+    mask_head: MaskHead = field(default_factory=MaskHead)
+
+
+@dataclass(frozen=True)
+class CascadeRcnn(TwoStage):
+    """Cascade R-CNN: three box heads one after another, trained for ever better boxes (Cai and Vasconcelos, 2018)."""
+
+    kind: Literal["cascade_rcnn"] = "cascade_rcnn"
+    """which detector it is; the other keys of the section are those of this kind"""
+    cascade: Cascade = field(default_factory=Cascade)
+
+
+@dataclass(frozen=True)
+class CascadeMaskRcnn(TwoStage):
+    """Cascade R-CNN with a mask for every detection (Cai and Vasconcelos, 2019)."""
+
+    kind: Literal["cascade_mask_rcnn"] = "cascade_mask_rcnn"
+    """which detector it is; the other keys of the section are those of this kind"""
+    cascade: Cascade = field(default_factory=Cascade)
+    mask_head: MaskHead = field(default_factory=MaskHead)
+
+
+@dataclass(frozen=True)
+class RetinaNet(Model):
+    """RetinaNet (Lin et al., 2017): one look at every anchor, a score for each class."""
+
+    kind: Literal["retinanet"] = "retinanet"
+    """which detector it is; the other keys of the section are those of this kind"""
+    fpn: StridedFpn = field(default_factory=StridedFpn)
+    anchors: OctaveAnchors = field(default_factory=OctaveAnchors)
+    head: DenseHead = field(default_factory=DenseHead)
+
+
+MODELS: dict[str, type[Model]] = {
+    "faster_rcnn": FasterRcnn,
+    "mask_rcnn": MaskRcnn,
+    "cascade_rcnn": CascadeRcnn,
+    "cascade_mask_rcnn": CascadeMaskRcnn,
+    "retinanet": RetinaNet,
+}
 """The kinds of detectors, by `model.kind`; `megdet.model.choice` has the detector of each."""

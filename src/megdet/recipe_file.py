@@ -165,8 +165,12 @@ def _refuse_unknown_keys(tree: Mapping[Any, Any], kind: str, source: str, prefix
 
 
 def _nearest_key(prefix: str, key: str, kind: str) -> str:
-    """The hint for a wrong key: its name in another section, else a similar name in this section, then anywhere."""
+    """The hint for what was meant: the kinds that have it, its name in another section, a similar name."""
     keys = list(_types(kind))
+    others = [other for other in MODELS if f"{prefix}{key}" in _types(other)]
+    if others and kind not in others:
+        has = "has" if len(others) == 1 else "have"
+        return f": model.kind {kind} has no such part or knob, {' and '.join(others)} {has} it"
     elsewhere = next((known for known in keys if known.endswith(f".{key}")), None)
     if elsewhere is not None:
         return f"; did you mean '{elsewhere}'?"

@@ -46,7 +46,7 @@ def test_scaling_is_printed_with_where_it_stops_paying(capsys: pytest.CaptureFix
     assert "B200 at 0.3 of its peak and 10 ms a micro-batch" in printed
     assert "it pays up to " in printed
     assert "1024" in printed
-    assert "warmup alone" not in printed
+    assert "warmup only" not in printed
     assert main(["simulate"]) == 0
     printed = capsys.readouterr().out
     assert "it pays up to 256 devices." in printed

@@ -1,11 +1,13 @@
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco_masks
 
-from megdet.data.rle import pixels_of_runs, runs_of_text
+from megdet.data.rle import decode_mask, encode_mask, packed_pixels, pixels_of_runs, runs_of_text
+from megdet.ops.masks import PastedMask
 
 
 def test_runs_go_down_the_columns_and_begin_outside_by_hand():
@@ -38,3 +40,67 @@ def test_what_is_no_compressed_text_gives_no_runs(text):
 def test_no_text_makes_it_fall_over(text):
     runs = runs_of_text(text)
     assert runs is None or (runs >= 0).all()
+
+
+def whole(mask: PastedMask, size: tuple[int, int]) -> np.ndarray:
+    image = np.zeros(size, dtype=np.uint8, order="F")
+    height, width = mask.pixels.shape
+    image[mask.y : mask.y + height, mask.x : mask.x + width] = mask.pixels.numpy()
+    return image
+
+
+def by_pycocotools(image: np.ndarray) -> dict:
+    rle = coco_masks.encode(np.asfortranarray(image))
+    return {"size": list(image.shape), "counts": rle["counts"].decode()}
+
+
+@st.composite
+def masks(draw):
+    size = draw(st.tuples(st.integers(1, 40), st.integers(1, 40)))
+    y, x = draw(st.integers(0, size[0] - 1)), draw(st.integers(0, size[1] - 1))
+    height, width = draw(st.integers(1, size[0] - y)), draw(st.integers(1, size[1] - x))
+    share, seed = draw(st.sampled_from([0.0, 0.1, 0.9, 1.0])), draw(st.integers(0, 2**32 - 1))
+    pixels = np.random.default_rng(seed).random((height, width)) < share
+    return PastedMask(0, x, y, torch.from_numpy(pixels)), size
+
+
+@given(masks())
+def test_a_mask_is_encoded_as_pycocotools_does_and_comes_back(drawn):
+    mask, size = drawn
+    image = whole(mask, size)
+    rle = encode_mask(mask, size)
+    assert rle == by_pycocotools(image)
+    assert np.array_equal(decode_mask(rle), image.astype(bool))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (1000, 1500)])
+def test_a_mask_without_a_pixel_is_one_run(size):
+    assert encode_mask(None, size) == by_pycocotools(np.zeros(size, np.uint8))
+
+
+def test_full_columns_that_touch_are_one_run():
+    mask = PastedMask(0, 2, 0, torch.ones(4, 3, dtype=torch.bool))
+    rle = encode_mask(mask, (4, 9))
+    assert rle == by_pycocotools(whole(mask, (4, 9)))
+    assert rle["counts"] == "8<`0"
+
+
+@given(st.lists(masks(), min_size=1, max_size=8))
+def test_packed_lengths_are_about_the_pixels_of_their_image(drawn):
+    texts = [encode_mask(mask, size)["counts"] for mask, size in drawn]
+    assert packed_pixels(texts).tolist() == [height * width for _, (height, width) in drawn]
+
+
+def test_packed_lengths_of_a_large_image_are_counted():
+    plain = {"size": [50_000, 60_000], "counts": [0, 1_234_567_890, 3, 1_765_432_107]}
+    text = coco_masks.frPyObjects(plain, 50_000, 60_000)["counts"].decode()
+    assert packed_pixels([text, "1", text]).tolist() == [3_000_000_000, 1, 3_000_000_000]
+
+
+def test_no_texts_have_no_pixels():
+    assert packed_pixels([]).tolist() == []
+
+
+@pytest.mark.parametrize("text", ["", "o", "11o", "oooooooo0", "/", "p", "1\x00", "ö", "\udcff", " "])
+def test_a_text_that_is_no_packed_lengths_is_told(text):
+    assert packed_pixels(["5", text, "6"]).tolist() == [5, -1, 6]

@@ -13,18 +13,21 @@ from rich.console import Console
 
 from data_factories import SHARED_DATA, needs_shared_data
 from megdet.errors import InputError
-from megdet.evaluation import matching
-from megdet.evaluation.coco_numbers import (
-    CocoNumbers,
-    evaluate_detections,
-    evaluate_files,
-    numbers_table,
-    per_class_table,
-)
+from megdet.evaluation import coco_numbers, counting
+from megdet.evaluation.coco_numbers import CocoNumbers, Evaluation
+from megdet.evaluation.tables import numbers_table, per_class_table
 
 KEYS = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]
 GOLDEN = [0.503647, 0.696973, 0.571667, 0.593252, 0.557991, 0.489363]
 GOLDEN += [0.386813, 0.593680, 0.595353, 0.654764, 0.603130, 0.553744]
+
+
+def evaluate_detections(truth, detections) -> CocoNumbers:
+    return coco_numbers.evaluate_detections(truth, detections).bbox
+
+
+def evaluate_files(truth, detections) -> CocoNumbers:
+    return coco_numbers.evaluate_files(truth, detections).bbox
 
 
 def ground_truth(*boxes, image_id=1, category_id=1, **keys):
@@ -127,11 +130,11 @@ def test_random_detections_get_the_numbers_of_pycocotools(seed):
         ]
 
 
-@pytest.mark.parametrize("limit", [1, 30])
-def test_how_many_pairs_are_looked_at_together_changes_no_number(limit, monkeypatch):
+@pytest.mark.parametrize("limit", [1, 2])
+def test_how_many_classes_are_counted_together_changes_no_number(limit, monkeypatch):
     truth, detections = random_task(5)
     whole = evaluate_detections(truth, detections)
-    monkeypatch.setattr(matching, "_MAX_PAIRS", limit)
+    monkeypatch.setattr(counting, "_MOST_CLASSES", limit)
     assert evaluate_detections(truth, detections) == whole
 
 
@@ -247,21 +250,24 @@ def test_the_arguments_stay_as_they_are():
 
 
 def test_the_numbers_are_json_with_the_documented_keys():
-    numbers = evaluate_detections(ground_truth((0, 0, 50, 50)), [])
+    numbers = coco_numbers.evaluate_detections(ground_truth((0, 0, 50, 50)), [])
     as_dict = json.loads(json.dumps(numbers.as_dict(), allow_nan=False))
-    assert list(as_dict) == [*KEYS, "per_class"]
-    assert list(as_dict["per_class"]["cat"]) == ["AP", "AP50", "AP75", "AR100", "num_boxes"]
+    assert list(as_dict) == ["bbox"]
+    assert list(as_dict["bbox"]) == [*KEYS, "per_class"]
+    assert list(as_dict["bbox"]["per_class"]["cat"]) == ["AP", "AP50", "AP75", "AR100", "num_boxes"]
+    assert Evaluation.from_dict(as_dict) == numbers
+    assert numbers.totals() == {"bbox": {key: as_dict["bbox"][key] for key in KEYS}}
 
 
 def test_the_tables_show_percent_and_a_dash_where_there_is_nothing():
     truth = ground_truth((0, 0, 50, 50))
     truth["categories"][1]["name"] = "[bold]犬"
     numbers = evaluate_detections(truth, [detection(0, 0, 50, 50)])
-    rows = [line.split() for line in printed(numbers_table(numbers)).splitlines()]
+    rows = [line.split() for line in printed(numbers_table(numbers, "boxes")).splitlines()]
     values = [row[1:4:2] for row in rows if len(row) > 3 and row[1][:2] in ("mm", "AP", "AR")]
     assert values[:2] == [["mmAP", "100.0"], ["mmAR", "100.0"]]
     assert ["APs", "-"] in values
-    assert "[bold]犬" in printed(per_class_table(numbers))
+    assert "[bold]犬" in printed(per_class_table(numbers, "boxes"))
 
 
 def printed(table):
@@ -353,7 +359,7 @@ def test_of_many_classes_the_first_and_the_worst_twenty_are_printed():
     found = [detection(0, 0, 50, 50, category_id=i) for i in range(100, many) if i not in missed]
     numbers = evaluate_detections(truth, found)
     assert len(numbers.per_class) == len(numbers.as_dict()["per_class"]) == many
-    table = per_class_table(numbers)
+    table = per_class_table(numbers, "boxes")
     names = [word for word in printed(table).split() if word.startswith("class0")]
     assert names == [f"class{i:05d}" for i in (*range(20), *range(5000, 5020))]
     assert "13204 classes" in printed(table)
@@ -362,10 +368,10 @@ def test_of_many_classes_the_first_and_the_worst_twenty_are_printed():
 def test_up_to_a_hundred_classes_are_all_printed():
     truth = ground_truth((0, 0, 50, 50))
     truth["categories"] = [{"id": i, "name": f"class{i}"} for i in range(1, 101)]
-    assert printed(per_class_table(evaluate_detections(truth, []))).count(" class") == 101  # and the heading
+    assert printed(per_class_table(evaluate_detections(truth, []), "boxes")).count(" class") == 101  # and the heading
 
 
 def test_a_name_cannot_command_the_terminal_or_turn_the_writing():
     truth = ground_truth((0, 0, 50, 50))
     truth["categories"][1]["name"] = "\x1b[2J\u202egpj"
-    assert "\\u001b[2J\\u202egpj" in printed(per_class_table(evaluate_detections(truth, [])))
+    assert "\\u001b[2J\\u202egpj" in printed(per_class_table(evaluate_detections(truth, []), "boxes"))

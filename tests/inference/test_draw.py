@@ -116,6 +116,46 @@ def test_other_numbers_of_labels_than_boxes_are_a_bug():
         draw_detections(grey(), boxes([1, 2, 3, 4]), [])
     with pytest.raises(ValueError, match="as many labels"):
         draw_detections(grey(), boxes([1, 2, 3, 4]), ["cat"], class_indices=[])
+    with pytest.raises(ValueError, match="as many labels"):
+        draw_detections(grey(), boxes([1, 2, 3, 4]), ["cat"], masks=[])
+
+
+def a_disc(height=480, width=640, radius=50):
+    y, x = np.ogrid[:height, :width]
+    return (y - 300) ** 2 + (x - 200) ** 2 < radius**2
+
+
+def test_a_mask_has_the_colour_of_its_class_thin_inside_and_full_along_its_outline():
+    disc = a_disc()
+    before = draw_detections(grey(), boxes([100, 200, 300, 400]), [""], class_indices=[4])
+    picture = np.asarray(
+        draw_detections(grey(), boxes([100, 200, 300, 400]), [""], class_indices=[4], masks=[disc])
+    ).astype(int)
+    changed = (picture != np.asarray(before)).any(axis=2)
+    assert np.array_equal(changed, disc), "the pixels of the mask, all of them, and no others"
+    colour = np.array(class_colour(4))
+    assert np.abs(picture[300, 200] - (0.6 * 128 + 0.4 * colour)).max() <= 1
+    is_outline = (picture == colour).all(axis=2) & disc
+    assert is_outline[300, 151]
+    assert is_outline[349, 200]
+    assert 200 < is_outline.sum() < disc.sum() / 4
+
+
+def test_a_mask_is_enlarged_with_its_image():
+    mask = np.zeros((128, 128), dtype=bool)
+    mask[40:60, 70:90] = True
+    before = draw_detections(grey(128, 128), boxes([0, 0, 128, 128]), [""], class_indices=[0])
+    picture = draw_detections(grey(128, 128), boxes([0, 0, 128, 128]), [""], class_indices=[0], masks=[mask])
+    rows, columns = np.nonzero((np.asarray(picture) != np.asarray(before)).any(axis=2))
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (160, 239, 280, 359)
+
+
+@pytest.mark.parametrize("area", [(slice(0, 0), slice(0, 0)), (slice(0, 480), slice(0, 640)), (slice(479, 480), 639)])
+def test_masks_at_the_edge_or_without_a_pixel_do_not_stop_the_drawing(area):
+    mask = np.zeros((480, 640), dtype=bool)
+    mask[area] = True
+    picture = draw_detections(grey(), boxes([10, 10, 50, 50]), ["cat"], masks=[mask])
+    assert picture.size == (640, 480)
 
 
 def test_ground_truth_stands_left_and_detections_right():

@@ -1,4 +1,5 @@
 import itertools
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from PIL import Image
 
 from megdet.data.coco import CocoDataset, load_coco, write_coco
 from megdet.data.plan import evaluation_plan
+from megdet.data.rle import decode_mask
 from megdet.errors import InputError
 from megdet.inference import predict
 from megdet.inference.predict import category_ids_for, detect_dataset, detect_image
@@ -94,8 +96,8 @@ def noise_of(sizes: list[tuple[int, int]], folder: Path) -> CocoDataset:
     return load_coco(folder / "noise.json", folder, keep_empty=True)
 
 
-def answer(monkeypatch, boxes: list[list[float]], labels: list[int]) -> None:
-    """Let the detector find these boxes, in pixels of the canvas, on every image."""
+def answer(monkeypatch, boxes: list[list[float]], labels: list[int], masks: torch.Tensor | None = None) -> None:
+    """Let the detector find these boxes, in pixels of the canvas, with these masks on every image."""
 
     def detect_batch(_model, pixels, _sizes, _precision):
         count = len(pixels)
@@ -103,6 +105,7 @@ def answer(monkeypatch, boxes: list[list[float]], labels: list[int]) -> None:
             torch.tensor(boxes).expand(count, -1, -1),
             torch.linspace(0.9, 0.1, len(labels)).expand(count, -1),
             torch.tensor(labels).expand(count, -1),
+            None if masks is None else masks.expand(count, -1, -1, -1),
         )
 
     monkeypatch.setattr(predict, "detect_batch", detect_batch)
@@ -142,6 +145,45 @@ def test_a_file_is_detected_like_the_same_image_among_others_in_the_evaluation_o
             assert ours["category_id"] == theirs["category_id"]
             assert ours["bbox"] == pytest.approx(theirs["bbox"], abs=2e-3)
             assert ours["score"] == pytest.approx(theirs["score"], abs=2e-6)
+
+
+def test_masks_are_pasted_at_the_size_of_the_file_by_hand(trained, tmp_path, monkeypatch):
+    # finer than the pixels, so that corners are not rounded
+    whole, right_half = torch.ones(64, 64), (torch.arange(64) >= 32).float().expand(64, 64)
+    # the last is outside of the image: it has a mask too, without a pixel
+    boxes = [[12.8, 6.4, 43.52, 64.0], [19.2, 12.8, 25.6, 19.2], [0, 0, 0, 0], [100.0, 70.0, 120.0, 90.0]]
+    grids = torch.stack([right_half, whole, whole, whole])
+    answer(monkeypatch, boxes, [1, 0, -1, 2], grids.unsqueeze(0))
+    _, results = detect_image(trained, save(tmp_path, "exif"))
+    assert len(results) == 3
+    # 75 px became 96 and 50 became 64: 1.28 both ways
+    expected = np.zeros((3, HEIGHT, WIDTH), dtype=bool)
+    expected[0, 5:50, 22:34] = True  # of a box from 10 to 34
+    expected[1, 10:15, 15:20] = True
+    for result, mask in zip(results, expected, strict=True):
+        assert result["segmentation"]["size"] == [HEIGHT, WIDTH]
+        assert np.array_equal(decode_mask(result["segmentation"]), mask)
+    json.dumps(results)
+
+
+def test_masks_of_a_data_set_are_pasted_at_the_size_of_each_file(trained, dataset, monkeypatch):
+    answer(monkeypatch, [[6.4, 3.2, 12.9, 32.0], [0, 0, 30, 30]], [2, 1], torch.ones(1, 2, 64, 64))
+    results = detect_dataset(trained.model, trained.recipe, dataset, [10, None, 30], ALONE, workers=0)
+    assert len(results) == len(dataset), "a detection of a class without an id is left out with its mask"
+    for result in results:
+        size = dataset.sizes[dataset.image_ids.index(result["image_id"])].tolist()
+        x, y, width, height = result["bbox"]
+        mask = decode_mask(result["segmentation"])
+        assert mask.shape == tuple(size)
+        columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+        assert len(columns) * len(rows) == mask.sum()
+        assert (columns[0], rows[0]) == pytest.approx((x, y), abs=0.51)
+        assert (columns[-1] + 1, rows[-1] + 1) == pytest.approx((x + width, y + height), abs=0.51)
+
+
+def test_results_without_masks_have_no_segmentation(trained, tmp_path):
+    _, results = detect_image(trained, save(tmp_path, "rgb"))
+    assert {key for result in results for key in result} == {"image_id", "category_id", "bbox", "score"}
 
 
 def renamed(dataset: CocoDataset, names: tuple[str, ...], ids: tuple[int, ...]) -> CocoDataset:

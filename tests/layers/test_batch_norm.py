@@ -177,6 +177,19 @@ def test_a_group_of_padded_rows_but_for_one_stays_finite(is_valid):
     assert norm.running_var.isfinite().all()
 
 
+@pytest.mark.parametrize("two_pass", [False, True])
+def test_a_group_without_a_valid_row_leaves_its_part_of_the_running_statistics(two_pass):
+    ours, _ = pair()
+    ours.two_pass = two_pass
+    before = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
+    x = torch.randn(4, 5, 3, 3, requires_grad=True)
+    ours(x, torch.zeros(4, dtype=torch.bool)).sum().backward()
+    assert x.grad.eq(0).all()
+    finish_step([ours], 1, ALONE)
+    for name in ("running_mean", "running_var"):
+        torch.testing.assert_close(ours.state_dict()[name], before[name])
+
+
 def test_a_lane_of_one_without_images_has_no_group():
     norm = CrossDeviceBatchNorm(3)
     x = torch.zeros(0, 3, 4, 4, requires_grad=True)

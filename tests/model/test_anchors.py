@@ -2,9 +2,11 @@ import pytest
 import torch
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.retinanet import _default_anchorgen
 
-from megdet.architecture import Anchors
+from megdet.architecture import Anchors, OctaveAnchors
 from megdet.model.anchors import AnchorGrid
+from megdet.model.retinanet import LEVEL_STRIDES as STRIDES
 
 CPU = torch.device("cpu")
 
@@ -55,3 +57,30 @@ def test_anchors_need_not_be_whole_pixels():
     assert rounded.tolist() == [[-11, -23, 11, 23]]
     half = torch.tensor([32 / 2**0.5 / 2, 32 * 2**0.5 / 2])
     torch.testing.assert_close(exact, torch.cat([-half, half])[None])
+
+
+@pytest.mark.parametrize("canvas", [(416, 544), (160, 224), (800, 1344)])
+def test_anchors_of_three_sizes_a_level_equal_those_of_torchvisions_retinanet(canvas):
+    recipe = OctaveAnchors(whole_sizes=True, stride_from_grid=True)
+    grids = [(canvas[0] // s, canvas[1] // s) for s in (8, 16, 32)]
+    for _ in range(2):
+        grids.append(tuple((edge + 1) // 2 for edge in grids[-1]))
+    maps = [torch.zeros(1, 1, *grid) for grid in grids]
+    (theirs,) = _default_anchorgen()(ImageList(torch.zeros(1, 3, *canvas), [canvas]), maps)
+    grid = AnchorGrid(recipe, STRIDES)
+    assert grid.per_cell == 9
+    assert torch.equal(torch.cat(grid(canvas, grids, torch.float32, CPU)), theirs)
+
+
+def test_sizes_of_an_octave_are_exact_unless_torchvisions_are_asked_for():
+    exact, whole = (OctaveAnchors(whole_sizes=whole_sizes).level_sizes for whole_sizes in (False, True))
+    assert exact[0] == pytest.approx((32, 32 * 2 ** (1 / 3), 32 * 2 ** (2 / 3)))
+    assert whole[0] == (32, 40, 50)
+    assert whole[4] == (512, 645, 812)
+    assert OctaveAnchors(scales_per_octave=1).level_sizes == Anchors().level_sizes
+
+
+def test_the_levels_of_a_detector_of_one_stage_have_their_own_strides():
+    grids = [(13, 17), (7, 9), (4, 5), (2, 3), (1, 2)]
+    anchors = AnchorGrid(OctaveAnchors(), STRIDES)((104, 136), grids, torch.float32, CPU)
+    assert [(level[9] - level[0]).tolist() for level in anchors] == [[stride, 0, stride, 0] for stride in STRIDES]

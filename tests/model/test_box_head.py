@@ -214,7 +214,7 @@ def detect(
     logits: torch.Tensor, proposals: Proposals, recipe: BoxHeadRecipe = RECIPE, deltas: torch.Tensor | None = None
 ):
     deltas = torch.zeros(*logits.shape[:2], 3, 4) if deltas is None else deltas
-    return make_head(recipe).detections(logits, deltas, proposals, torch.tensor([[64, 64]] * len(logits)))
+    return make_head(recipe).detections(logits.softmax(2), deltas, proposals, torch.tensor([[64, 64]] * len(logits)))
 
 
 def test_detections_are_thinned_within_a_class_and_sorted_by_score():

@@ -97,3 +97,45 @@ def test_weights_of_another_detector_are_refused_with_the_first_tensor_that_does
 
     with pytest.raises(InputError, match=message):
         read()
+
+
+def test_a_mask_head_makes_it_a_mask_rcnn_whose_last_convolution_is_a_layer(state):
+    head = "roi_heads.mask_head"
+    tensors = {f"{head}.mask_fcn{i}.weight": torch.full((256, 256, 3, 3), float(i)) for i in range(1, 5)}
+    tensors |= {f"{head}.mask_fcn{i}.bias": torch.zeros(256) for i in range(1, 5)}
+    tensors |= {f"{head}.deconv.weight": torch.randn(256, 256, 2, 2), f"{head}.deconv.bias": torch.zeros(256)}
+    predict = torch.randn(reference.CLASSES, 256, 1, 1)
+    tensors |= {f"{head}.predictor.weight": predict, f"{head}.predictor.bias": torch.zeros(reference.CLASSES)}
+    masked = state | tensors
+    recipe = detectron2_recipe(Recipe(), detectron2_layout(masked))
+    with torch.device("meta"):
+        wanted = make_detector(recipe, num_detectron2_classes(masked)).state_dict()
+    found = convert_detectron2_weights(masked, wanted)
+    assert recipe.model.kind == "mask_rcnn"
+    assert torch.equal(found["mask_head.logits.weight"], predict[:, :, 0, 0])
+    assert found["mask_head.convolutions.2.weight"].unique().tolist() == [3.0]
+    assert torch.equal(found["mask_head.upsample.weight"], tensors[f"{head}.deconv.weight"])
+
+
+def test_a_retinanet_has_its_anchors_ratio_by_ratio_here_and_size_by_size_there(state):
+    shapes = {
+        **{f"backbone.top_block.p{i}.weight": (256, {6: 2048, 7: 256}[i], 3, 3) for i in (6, 7)},
+        **{f"head.{kind}_subnet.{i}.weight": (256, 256, 3, 3) for kind in ("cls", "bbox") for i in (0, 2, 4, 6)},
+        "head.cls_score.weight": (9 * 2, 256, 3, 3),
+        "head.bbox_pred.weight": (9 * 4, 256, 3, 3),
+    }
+    tensors = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    tensors |= {name.replace("weight", "bias"): torch.zeros(shape[0]) for name, shape in shapes.items()}
+    tensors["head.cls_score.bias"] = torch.arange(18.0)
+    tensors |= {name: tensor for name, tensor in state.items() if name.startswith("backbone") and "fpn_" not in name}
+    tensors |= {name: tensor for name, tensor in state.items() if "fpn_" in name and "2." not in name}
+    recipe = detectron2_recipe(Recipe(), detectron2_layout(tensors))
+    assert num_detectron2_classes(tensors) == 2
+    detector = make_detector(recipe, 2)
+    found = convert_detectron2_weights(tensors, detector.state_dict())
+    # of the second size and the third ratio: the anchor is number 1 * 3 + 2 there and 2 * 3 + 1 here
+    assert found["class_tower.predict.bias"].reshape(9, 2)[2 * 3 + 1].tolist() == [(1 * 3 + 2) * 2, (1 * 3 + 2) * 2 + 1]
+    levels = detector.anchors((64, 64), [(8, 8), (4, 4), (2, 2), (1, 1), (1, 1)], torch.float32, torch.device("cpu"))
+    size = 32 * 2 ** (1 / 3)
+    width, height = size / 2**0.5, size * 2**0.5
+    torch.testing.assert_close(levels[0][2 * 3 + 1], torch.tensor([-width, -height, width, height]) / 2)

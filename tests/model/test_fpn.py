@@ -1,7 +1,8 @@
+import pytest
 import torch
 from torch import nn
 from torchvision.ops import FeaturePyramidNetwork
-from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
 from factories import relative
 from megdet.layers.batch_norm import CrossDeviceBatchNorm
@@ -34,6 +35,29 @@ def test_the_pyramid_equals_torchvisions():
         inputs = features(*canvas)
         expected = list(theirs({str(i): level for i, level in enumerate(inputs)}).values())
         pyramid = ours(inputs)
+        assert len(pyramid) == 5
+        for a, b in zip(expected, pyramid, strict=True):
+            assert relative(a, b) < 1e-5
+
+
+@pytest.mark.parametrize("p6_from", ["c5", "p5"])
+def test_the_pyramid_of_a_detector_of_one_stage_equals_torchvisions(p6_from):
+    torch.manual_seed(0)
+    channels = 5
+    ours = Fpn(WIDTHS[1:], channels, norm_factory("none"), has_norm=False, p6_from=p6_from)
+    # torchvision takes P5 where the width that it is told is that of the pyramid
+    extra = LastLevelP6P7(WIDTHS[-1] if p6_from == "c5" else channels, channels)
+    theirs = FeaturePyramidNetwork(WIDTHS[1:], channels, extra)
+    for tensor in ours.parameters():
+        nn.init.normal_(tensor, 0, 0.3)
+    names = {"lateral": "inner_blocks", "output": "layer_blocks", "p6": "extra_blocks.p6", "p7": "extra_blocks.p7"}
+    theirs.load_state_dict(
+        {f"{names[k.split('.')[0]]}.{k.split('.', 1)[1]}": tensor for k, tensor in ours.state_dict().items()}
+    )
+    for canvas in ((64, 96), (72, 104)):
+        inputs = features(*canvas)
+        expected = list(theirs({str(i): level for i, level in enumerate(inputs[1:])}).values())
+        pyramid = ours(inputs)  # C2 too, which does not enter
         assert len(pyramid) == 5
         for a, b in zip(expected, pyramid, strict=True):
             assert relative(a, b) < 1e-5

@@ -48,7 +48,7 @@ def write_run(folder: Path, schedule: Schedule, evaluated: Sequence[int] = (2, 4
         for step in range(1, 5):
             metrics.write({"step": step, "epoch": step / 2, "loss": 1.0, "seconds": 1800.0})
             if step in evaluated:
-                metrics.write({"step": step, "evaluation": {"AP": step / 10}, "seconds": 99.0})
+                metrics.write({"step": step, "evaluation": {"bbox": {"AP": step / 10}}, "seconds": 99.0})
     return run
 
 

@@ -11,7 +11,7 @@ import pytest
 from megdet.data.demo import draw_demo
 from megdet.distributed.world import World
 from megdet.errors import DivergedError, InputError
-from megdet.evaluation.coco_numbers import CocoNumbers
+from megdet.evaluation.coco_numbers import Evaluation
 from megdet.paper import reproduce as module
 from megdet.paper.report import TIMES_NOTE, Report, training_report
 from megdet.paper.reproduce import Order, reproduce
@@ -27,17 +27,17 @@ from small_runs import ALONE
 KEYS = "AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl".split()
 
 
-def fake_training(recipe: Recipe, folder: RunFolder, options: RunOptions, world: World) -> CocoNumbers:
+def fake_training(recipe: Recipe, folder: RunFolder, options: RunOptions, world: World) -> Evaluation:
     """Two epochs, an hour each; frozen statistics diverge from a rate of 0.04 on, as in the paper."""
     folder.create().write_recipe(dump_recipe(recipe))
     with MetricsWriter(folder.metrics) as metrics:
         metrics.write({"step": 1, "epoch": 1.0, "loss": 1.0, "seconds": 3600.0})
         if recipe.bn_size == 0 and recipe.optimizer.base_lr * recipe.batch_size / 16 >= 0.04:
             raise DivergedError("step 2: rpn_box is not finite")
-        metrics.write({"step": 1, "evaluation": {"AP": 0.1}, "seconds": 1.0})
+        metrics.write({"step": 1, "evaluation": {"bbox": {"AP": 0.1}}, "seconds": 1.0})
         metrics.write({"step": 2, "epoch": 2.0, "loss": 1.0, "seconds": 3600.0})
-        metrics.write({"step": 2, "evaluation": {"AP": 0.3}, "seconds": 1.0})
-    return CocoNumbers.from_dict({**dict.fromkeys(KEYS, 0.3), "AP50": 0.5, "per_class": {}})
+        metrics.write({"step": 2, "evaluation": {"bbox": {"AP": 0.3}}, "seconds": 1.0})
+    return Evaluation.from_dict({"bbox": {**dict.fromkeys(KEYS, 0.3), "AP50": 0.5, "per_class": {}}})
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def order(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ord
     return Order("table2", "demo", tmp_path / "runs", data, weights)
 
 
-def diverging_large_batch(recipe: Recipe, folder: RunFolder, options: RunOptions, world: World) -> CocoNumbers:
+def diverging_large_batch(recipe: Recipe, folder: RunFolder, options: RunOptions, world: World) -> Evaluation:
     """The ratios of Table 1 over twelve epochs of the paper, 48 of scale demo; 256 images diverge after the first."""
     folder.create().write_recipe(dump_recipe(recipe))
     with MetricsWriter(folder.metrics) as metrics:
@@ -67,8 +67,8 @@ def diverging_large_batch(recipe: Recipe, folder: RunFolder, options: RunOptions
                 raise DivergedError("step 5: rpn_box is not finite")
             numbers = {"box_head_positive": step / 400, "rpn_positive": 8.0}
             metrics.write({"step": step, "epoch": float(step), "loss": 1.0, "seconds": 3600.0, **numbers})
-        metrics.write({"step": 48, "evaluation": {"AP": 0.3}, "seconds": 1.0})
-    return CocoNumbers.from_dict({**dict.fromkeys(KEYS, 0.3), "per_class": {}})
+        metrics.write({"step": 48, "evaluation": {"bbox": {"AP": 0.3}}, "seconds": 1.0})
+    return Evaluation.from_dict({"bbox": {**dict.fromkeys(KEYS, 0.3), "per_class": {}}})
 
 
 def run(order: Order, training: Train = fake_training, **changes: Any) -> tuple[Report, list[str]]:
@@ -143,7 +143,7 @@ def test_figure_4_draws_the_curves_that_there_are_and_names_the_row_that_diverge
 
 
 def test_figure_4_is_written_without_a_picture_where_every_row_diverged(order: Order) -> None:
-    def training(recipe: Recipe, folder: RunFolder, options: RunOptions, world: World) -> CocoNumbers:
+    def training(recipe: Recipe, folder: RunFolder, options: RunOptions, world: World) -> Evaluation:
         folder.create().write_recipe(dump_recipe(recipe))
         raise DivergedError("step 1: rpn_box is not finite")
 

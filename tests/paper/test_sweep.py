@@ -11,7 +11,7 @@ import pytest
 
 from megdet.distributed.world import World
 from megdet.errors import DivergedError, InputError
-from megdet.evaluation.coco_numbers import CocoNumbers
+from megdet.evaluation.coco_numbers import Evaluation
 from megdet.paper.sweep import Outcome, read_outcome, run_sweep
 from megdet.recipe import Recipe
 from megdet.recipe_file import dump_recipe
@@ -22,8 +22,14 @@ from megdet.training.resume import check_folder
 from megdet.training.run import RunOptions
 from small_runs import ALONE, small_recipe, write_small_set
 
-NUMBERS = CocoNumbers.from_dict(
-    {**dict.fromkeys("AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl".split(), 0.25), "AP50": 0.5, "per_class": {}}
+NUMBERS = Evaluation.from_dict(
+    {
+        "bbox": {
+            **dict.fromkeys("AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl".split(), 0.25),
+            "AP50": 0.5,
+            "per_class": {},
+        }
+    }
 )
 
 
@@ -33,7 +39,7 @@ class FakeTraining:
     def __init__(self) -> None:
         self.trained: list[str] = []
 
-    def __call__(self, recipe: Recipe, folder: RunFolder, _options: RunOptions, _world: World) -> CocoNumbers:
+    def __call__(self, recipe: Recipe, folder: RunFolder, _options: RunOptions, _world: World) -> Evaluation:
         self.trained.append(folder.path.name)
         check_folder(folder, recipe)
         folder.create().write_recipe(dump_recipe(recipe))
@@ -42,7 +48,7 @@ class FakeTraining:
             if recipe.batch_size == 16:
                 raise DivergedError("step 2: rpn_box is not finite")
             metrics.write({"step": 2, "epoch": 1.0, "loss": 1.0, "seconds": 27.0})
-            metrics.write({"step": 2, "evaluation": {"AP": 0.25}, "seconds": 1000.0})
+            metrics.write({"step": 2, "evaluation": {"bbox": {"AP": 0.25}}, "seconds": 1000.0})
         return NUMBERS
 
 
@@ -99,7 +105,7 @@ def test_each_row_is_told_before_and_after(sweep: Sweep) -> None:
 
 
 def test_other_errors_stop_the_sweep_and_leave_no_outcome(sweep: Sweep, tmp_path: Path) -> None:
-    def training(recipe: Recipe, folder: RunFolder, options: RunOptions, world: World) -> CocoNumbers:
+    def training(recipe: Recipe, folder: RunFolder, options: RunOptions, world: World) -> Evaluation:
         raise InputError("the disk is full")
 
     with pytest.raises(InputError, match="the disk is full"):

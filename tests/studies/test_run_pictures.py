@@ -21,7 +21,7 @@ def test_the_course_of_a_run_is_drawn_also_before_its_first_evaluation(tmp_path:
         for step in range(1, 9)
     ]
     plot_course(steps, FasterRcnn.loss_names, tmp_path / "without.png")
-    evaluation = {"step": 8, "evaluation": {"AP": 0.5, "AP50": 0.7, "AR100": 0.6}}
+    evaluation = {"step": 8, "evaluation": {"bbox": {"AP": 0.5, "AP50": 0.7, "AR100": 0.6}}}
     plot_course([*steps, evaluation], FasterRcnn.loss_names, tmp_path / "with.png")
     with Image.open(tmp_path / "without.png") as without, Image.open(tmp_path / "with.png") as drawn:
         assert np.asarray(without).shape[2] >= 3

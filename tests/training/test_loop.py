@@ -180,7 +180,7 @@ def test_the_evaluation_left_behind_is_that_of_the_last_checkpoint(recipe, done)
     results = detect_dataset(trained.model, trained.recipe, dataset, ids, ALONE, workers=0)
     assert read_json(done.detections) == results
     assert len(results) > 10
-    assert read_json(done.evaluation)["AP"] == read_metrics(done.metrics)[-1]["evaluation"]["AP"]
+    assert read_json(done.evaluation)["bbox"]["AP"] == read_metrics(done.metrics)[-1]["evaluation"]["bbox"]["AP"]
 
 
 def test_averages_are_evaluated_and_the_weights_are_trained_on(recipe, tmp_path):

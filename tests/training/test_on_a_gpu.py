@@ -221,5 +221,5 @@ def test_a_whole_run_trains_evaluates_and_saves_on_a_gpu(world, tmp_path):
     write_small_set(tmp_path, "val", 4, seed=1)
     folder = RunFolder(tmp_path / "run")
     numbers = train(small_recipe(tmp_path, precision="bfloat16"), folder, RunOptions(workers=2), world)
-    assert 0 <= numbers.AP <= 1
+    assert 0 <= numbers.bbox.AP <= 1
     assert folder.evaluation.is_file()

@@ -13,7 +13,7 @@ from megdet.architecture import Backbone
 from megdet.distributed.local_ranks import RankError, run_in_ranks
 from megdet.distributed.world import World
 from megdet.errors import InputError
-from megdet.evaluation.coco_numbers import CocoNumbers
+from megdet.evaluation.coco_numbers import Evaluation
 from megdet.recipe import Recipe
 from megdet.run_folder.checkpoint_files import checkpoints, latest_checkpoint, open_checkpoint
 from megdet.run_folder.environment import read_environment
@@ -35,7 +35,7 @@ def train_until_killed(world: World, recipe: Recipe, folder: Path, step: int) ->
     train(recipe, RunFolder(folder), OPTIONS, world)
 
 
-def train_whole(world: World, recipe: Recipe, folder: Path) -> CocoNumbers:
+def train_whole(world: World, recipe: Recipe, folder: Path) -> Evaluation:
     return train(recipe, RunFolder(folder), OPTIONS, world)
 
 
@@ -58,7 +58,7 @@ def recipe(tmp_path_factory: Any) -> Recipe:
 
 
 @pytest.fixture(scope="module")
-def whole(recipe: Recipe, tmp_path_factory: Any) -> tuple[RunFolder, CocoNumbers]:
+def whole(recipe: Recipe, tmp_path_factory: Any) -> tuple[RunFolder, Evaluation]:
     """A run without a stop."""
     folder = RunFolder(tmp_path_factory.mktemp("whole") / "run")
     return folder, train(recipe, folder, OPTIONS, ALONE)
@@ -180,4 +180,4 @@ def test_a_checkpoint_tells_its_step_numbers_and_classes(whole):
     assert state.class_names == ("bolt", "nut", "gear")
     assert state.category_ids == (10, 20, 30)
     assert state.evaluation is not None
-    assert CocoNumbers.from_dict(state.evaluation) == whole[1]
+    assert Evaluation.from_dict(state.evaluation) == whole[1]

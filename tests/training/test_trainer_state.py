@@ -138,10 +138,10 @@ def test_an_evaluation_with_a_number_of_another_type_is_refused(
     run = RunFolder(shutil.copytree(whole.path, tmp_path / "run"))
     file = checkpoint_path(run, 2) / "state.json"
     state = json.loads(file.read_text())
-    state["state"]["evaluation"]["AP"] = "good"
+    state["state"]["evaluation"]["bbox"]["AP"] = "good"
     file.write_text(json.dumps(state))
     with pytest.raises(
-        InputError, match=r"state\.json: evaluation: AP: expected float, got str, here stands 'good'; del"
+        InputError, match=r"state\.json: evaluation: bbox\.AP: expected float, got str, here stands 'good'; del"
     ):
         resume(make(recipe), run, train_set(recipe), ALONE)
 

@@ -14,13 +14,8 @@ from megdet.data.shared import once_a_host
 from megdet.distributed.failures import stop_together
 from megdet.distributed.world import World
 from megdet.errors import InputError
-from megdet.evaluation.coco_numbers import (
-    CocoNumbers,
-    evaluate_detections,
-    evaluate_files,
-    numbers_table,
-    per_class_table,
-)
+from megdet.evaluation.coco_numbers import Evaluation, evaluate_detections, evaluate_files
+from megdet.evaluation.tables import tables
 from megdet.files import make_folder, write_json_atomically
 from megdet.inference.fold import fold_batch_norms
 from megdet.inference.predict import category_ids_for, detect_dataset, detect_image
@@ -72,7 +67,7 @@ def _evaluate_run(arguments: Arguments, folder: RunFolder, world: World) -> None
     results = detect_dataset(trained.model, trained.recipe, dataset, ids, world, workers=num_workers(arguments))
     if not world.is_first:
         return
-    numbers = evaluate_detections(dataset.annotations_file, results)
+    numbers = evaluate_detections(dataset.annotations_file, results, has_masks=trained.model.has_masks)
     out, folded = arguments.out, "-folded" if arguments.fold else ""
     if out is None and arguments.precise_bn is not None:
         out = folder.path / "evaluations" / f"{Path(annotations).stem}-precise-bn-{arguments.precise_bn}{folded}"
@@ -183,6 +178,6 @@ def _write(path: Path, value: Any) -> None:
     write_json_atomically(path, value, indent=2 if isinstance(value, dict) else None)
 
 
-def _print(numbers: CocoNumbers) -> None:
-    CONSOLE.print(numbers_table(numbers))
-    CONSOLE.print(per_class_table(numbers))
+def _print(numbers: Evaluation) -> None:
+    for table in tables(numbers):
+        CONSOLE.print(table)

@@ -8,7 +8,7 @@ from megdet.cli.machine import join_world, run_options, say
 from megdet.cli.options import CONSOLE, Arguments
 from megdet.distributed.world import World
 from megdet.errors import InputError
-from megdet.evaluation.coco_numbers import numbers_table, per_class_table
+from megdet.evaluation.tables import tables
 from megdet.inference.trained import load_detector, read_recipe
 from megdet.recipe_file import load_recipe, recipe_name
 from megdet.run_folder.folder import RunFolder
@@ -54,8 +54,8 @@ def _train(arguments: Arguments, name: str, path: Path) -> None:
     numbers = train(recipe, folder, run_options(arguments), world)
     if not world.is_first:
         return
-    CONSOLE.print(numbers_table(numbers))
-    CONSOLE.print(per_class_table(numbers))
+    for table in tables(numbers):
+        CONSOLE.print(table)
     from megdet.studies.run_pictures import draw_run  # here, because only one rank needs matplotlib
 
     pictures = draw_run(load_detector(folder, world.device), folder)

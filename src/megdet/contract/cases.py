@@ -13,6 +13,7 @@ from megdet.errors import InputError, nearest
 from megdet.model.choice import detector_class
 from megdet.recipe import Recipe, RecomputePlan
 from megdet.recipe_check import check_recipe
+from megdet.recipe_file import load_recipe
 
 
 def _same(recipe: Recipe) -> Recipe:
@@ -56,6 +57,11 @@ def _group_norm(recipe: Recipe) -> Recipe:
 def _head_norms(recipe: Recipe) -> Recipe:
     others = [section for section in recipe.model.norms if section != "backbone"]
     return replace(recipe, model=recipe.model.with_norms(dict.fromkeys(others, "batch")))
+
+
+def _detector_of(name: str) -> Callable[[Recipe], Recipe]:
+    """The detector of a packaged recipe, a small one of another kind."""
+    return lambda recipe: replace(recipe, model=load_recipe(name).model)
 
 
 def _multi_scale(recipe: Recipe) -> Recipe:
@@ -117,6 +123,7 @@ CASES = {
     "head-norms": Case("batch norm behind the backbone too", _head_norms, (3, 8)),
     "multi-scale": Case("a size for each group, scale and colour jitter", _multi_scale, (2, 8)),
     "crop": Case("large-scale jitter: crops at a place drawn for each image", _crop, (3, 8)),
+    "retinanet": Case("RetinaNet, the small one of recipe verify-retinanet", _detector_of("verify-retinanet"), (3, 8)),
     "averages": Case("averaged weights (EMA)", _averages, (4,)),
     "agvm": Case("AGVM, a rate for each module", _agvm(), (3, 8)),
     "agvm-adamw": Case(
@@ -128,6 +135,8 @@ CASES = {
     "lamb": Case("LAMB", _optimizer(kind="lamb", base_lr=1e-3, weight_decay=0.01, scaling="sqrt"), (3,)),
     "noise": Case("gradient noise scale of the halves", _noise, (3,)),
     "noise-steps": Case("gradient noise scale of successive steps", _noise_of_steps, (3,)),
+    "mask-rcnn": Case("Mask R-CNN, the small one of recipe verify-mask", _detector_of("verify-mask"), (3, 8)),
+    "cascade": Case("Cascade R-CNN with masks, recipe verify-cascade", _detector_of("verify-cascade"), (3, 8)),
     "resume-agvm": Case(
         "AGVM, stopped half-way, gone on with on another count",
         _agvm(),

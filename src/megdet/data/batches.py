@@ -119,7 +119,7 @@ def _refuse_the_dead(processes: list[BaseProcess]) -> None:
 
 
 def _has_room(num_bytes: int) -> bool:
-    """Whether the shared memory, where it is a folder, has room for a batch of so many bytes."""
+    """Whether the shared memory, if it is a folder, has room for a batch of so many bytes."""
     try:
         return shutil.disk_usage(_SHARED_MEMORY).free >= _KEPT_FREE * num_bytes
     except OSError:

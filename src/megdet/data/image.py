@@ -159,7 +159,7 @@ def _opened(path: Path) -> Iterator[tuple[Image.Image, BinaryIO]]:
 def _header(image: Image.Image) -> Header:
     width, height = image.size
     is_swapped = _orientation(image) in (5, 6, 7, 8)
-    if is_swapped and image.format != "TIFF":  # the one format of which Pillow turns the size and the pixels
+    if is_swapped and image.format != "TIFF":  # only for TIFF does Pillow itself rotate size and pixels
         height, width = width, height
     return Header(height, width, is_swapped)
 

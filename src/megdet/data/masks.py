@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from hotcoco import mask as coco_masks
 from jaxtyping import Bool
 from numpy.typing import NDArray
 from PIL import Image
-from pycocotools import mask as coco_masks
 
 from megdet.data.rle import pixels_of_runs, runs_of_text
 from megdet.data.segmentations import Segmentation
@@ -52,7 +52,7 @@ def place_mask(segmentation: Segmentation, original: tuple[int, int], size: tupl
     """
     if segmentation.polygons:
         scale = np.array([size[1] / original[1], size[0] / original[0]])
-        outlines = [(polygon.astype(np.float64) * scale).ravel() for polygon in segmentation.polygons]
+        outlines = [(polygon.astype(np.float64) * scale).ravel().tolist() for polygon in segmentation.polygons]
         counts = coco_masks.merge(coco_masks.frPyObjects(outlines, *size))["counts"]
         return _in_frame(_sound(runs_of_text(counts)), size)
     placed = _in_frame(segmentation.runs.astype(np.int64), original)

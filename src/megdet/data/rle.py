@@ -3,14 +3,23 @@
 In a file they are a list of lengths, or the compressed text of the COCO API.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
-from jaxtyping import Bool
+from hotcoco import mask as coco_masks
+from jaxtyping import Bool, Int64
 from numpy.typing import NDArray
+
+from megdet.ops.masks import PastedMask
 
 _FIRST, _LAST = ord("0"), ord("o")
 """The characters of compressed runs: six bits each."""
 _MOST_CHARACTERS = 7
 """Of one number: 35 bits, more than any image has pixels."""
+
+Rle = dict[str, Any]
+"""`size`: height and width of the image in pixels; `counts`: compressed text, or a list of lengths."""
 
 
 def runs_of_text(text: str | bytes) -> NDArray[np.int64] | None:
@@ -42,3 +51,56 @@ def runs_of_text(text: str | bytes) -> NDArray[np.int64] | None:
 def pixels_of_runs(runs: NDArray[np.integer], height: int, width: int) -> Bool[np.ndarray, "height width"]:
     """Which pixels are the object's; the runs must add up to the size."""
     return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
+
+
+def decode_mask(rle: Rle) -> Bool[np.ndarray, "height width"]:
+    """Which pixels of its image are an object's; the inverse of `encode_mask`."""
+    return coco_masks.decode(rle).astype(np.bool_)
+
+
+def encode_mask(mask: PastedMask | None, size: tuple[int, int]) -> Rle:
+    """The run lengths of an object's mask in an image of this height and width; None is a mask without a pixel.
+
+    Only the columns of the object are looked at.
+    """
+    height, width = size
+    edges = np.zeros(0, np.int64)
+    if mask is not None:
+        columns = np.zeros((mask.pixels.shape[1], height), np.bool_)
+        columns[:, mask.y : mask.y + mask.pixels.shape[0]] = mask.pixels.numpy().T
+        edges = np.flatnonzero(np.diff(columns.ravel(), prepend=False, append=False)) + mask.x * height
+    ends = np.append(edges[edges < height * width], height * width)
+    lengths = np.diff(ends, prepend=0)
+    packed = coco_masks.frPyObjects({"size": [height, width], "counts": lengths.tolist()}, height, width)
+    return {"size": [height, width], "counts": packed["counts"].decode()}
+
+
+def packed_pixels(texts: Sequence[str]) -> Int64[np.ndarray, " texts"]:
+    """How many pixels each packed `counts` is about, -1 for a text that is none: readers take a wrong number silently.
+
+    A length is written as its difference from the one before the last, in digits of 5 bits, the lowest first; a sixth
+    bit says that another digit follows, and the digits of a negative number end with the fifth bit set.
+    """
+    sound = [text if text.isascii() else "" for text in texts]
+    sizes = np.array([len(text) for text in sound], np.int64)
+    digits = np.frombuffer("".join(sound).encode(), np.uint8).astype(np.int64) - 48
+    row = np.repeat(np.arange(len(sound)), sizes)
+    follows = (digits & 32) != 0
+    ends_text = np.diff(row, append=-1) != 0
+    last = np.flatnonzero(~follows | ends_text)
+    first = np.append(0, last[:-1] + 1)[: len(last)]
+    place = np.arange(len(digits)) - np.repeat(first, last - first + 1)
+    is_broken = (digits < 0) | (digits > 63) | (follows & ends_text) | (place > 6)
+
+    place = np.minimum(place, 6)
+    numbers = np.add.reduceat((digits & 31) << (5 * place), first) if len(first) else first
+    numbers -= np.where(digits[last] & 16, 32 << (5 * place[last]), 0)
+    row = row[last]
+    count = np.bincount(row, minlength=len(sound))
+    index = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
+    used = np.where(index == 0, 1, (count[row] - index + 1) // 2)  # in so many lengths: every second from there on
+    pixels = np.zeros(len(sound), np.int64)
+    np.add.at(pixels, row, numbers * used)
+    pixels[np.repeat(np.arange(len(sound)), sizes)[is_broken]] = -1
+    pixels[sizes == 0] = -1
+    return pixels

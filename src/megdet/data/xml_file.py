@@ -10,7 +10,7 @@ from megdet.files import read_bytes
 
 _XML_ENCODING = re.compile(rb"""\s*<\?xml[^>]{0,200}?encoding\s*=\s*["']([\w.:-]{1,40})["']""")
 _ENCODINGS = re.compile("ascii|utf|iso|cp|gb|hz$|big5|shift_jis|euc_|koi8|johab|mac_|tis")
-"""Python's names of the encodings of text in use; it has others, some of which take very long."""
+"""Python's names of the text encodings in use; some of its others are very slow."""
 
 
 def parse_xml(path: Path) -> ElementTree.Element:
@@ -22,7 +22,7 @@ def parse_xml(path: Path) -> ElementTree.Element:
 
 
 def _text(path: Path) -> str:
-    """The text in the encoding that the file names; expat itself knows none of Chinese or Japanese."""
+    """The text in the encoding that the file names; expat itself knows no Chinese or Japanese ones."""
     content = read_bytes(path)
     declared = _XML_ENCODING.match(content.removeprefix(codecs.BOM_UTF8))
     is_wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from megdet.errors import InputError, shown
-from megdet.evaluation.matching import DetectionColumns, TruthColumns
+from megdet.evaluation.counting import DetectionColumns, TruthColumns
 
 _Number = Annotated[float, msgspec.Meta(ge=-1e30, le=1e30)]  # finite, and so are areas
 _Length = Annotated[float, msgspec.Meta(ge=0, le=1e30)]
@@ -21,10 +21,27 @@ _Box = tuple[_Number, _Number, _Length, _Length]
 _Id = int | str | float  # some tools write 3.0
 
 
+_Side = Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
+
+
+class Rle(msgspec.Struct, gc=False):
+    """A mask as the lengths of its runs, packed into a text or not; `size` is height and width in pixels."""
+
+    size: tuple[_Side, _Side]
+    counts: str | list[Annotated[int, msgspec.Meta(ge=0, lt=2**32)]]
+
+
 class Image(msgspec.Struct):
     """An image of the ground truth."""
 
     id: int | str
+
+
+class SizedImage(Image):
+    """An image of the ground truth with its size in pixels."""
+
+    width: _Number | None = None
+    height: _Number | None = None
 
 
 class Category(msgspec.Struct):
@@ -44,21 +61,35 @@ class Annotation(msgspec.Struct, gc=False):
     iscrowd: Literal[0, 1] | bool | None = None
 
 
+class MaskedAnnotation(Annotation, gc=False):
+    """A box with its mask: run lengths, or polygons of x, y, x, y, ... in pixels."""
+
+    segmentation: Rle | list[list[_Number]] | None = None
+
+
 class Truth(msgspec.Struct):
-    """What is read of the COCO instances format."""
+    """What is read of the COCO instances format where boxes are counted."""
 
-    images: list[Image]
-    categories: list[Category]
-    annotations: list[Annotation] = []
+    images: Sequence[Image]
+    categories: Sequence[Category]
+    annotations: Sequence[Annotation] = ()
 
 
-class Detection(msgspec.Struct, gc=False):
-    """One entry of the COCO result format."""
+class MaskedTruth(Truth):
+    """What is read where masks are counted too."""
+
+    images: Sequence[SizedImage]
+    annotations: Sequence[MaskedAnnotation] = ()
+
+
+class Detection(msgspec.Struct, gc=False, kw_only=True):
+    """One entry of the COCO result format: a box, a mask or both."""
 
     image_id: _Id
     category_id: _Id
-    bbox: _Box
+    bbox: _Box | None = None
     score: _Number
+    segmentation: Rle | None = None
 
 
 _Numbers = dict[_Id, int]
@@ -94,10 +125,16 @@ def truth_columns(truth: Truth, place: str) -> tuple[list[str], Numbering, Truth
 def detection_columns(found: Sequence[Detection], place: str, numbering: Numbering) -> DetectionColumns:
     """The detections in columns. Raises InputError, with the place, for an id that the ground truth does not have."""
     where, images, classes = f"{place}: ", f"images of {numbering.place}", f"categories of {numbering.place}"
+    bare = next((index for index, row in enumerate(found) if row.bbox is None and row.segmentation is None), None)
+    if bare is not None:
+        raise InputError(f"{where}[{bare}]: a detection needs a bbox, a segmentation or both")
+    nowhere = (0.0, 0.0, 0.0, 0.0)  # until its mask is looked at
+    boxes = np.array([nowhere if row.bbox is None else row.bbox for row in found], np.float64).reshape(-1, 4)
     return DetectionColumns(
-        boxes=np.array([box.bbox for box in found], np.float64).reshape(-1, 4),
+        boxes=boxes,
         images=_lookup([box.image_id for box in found], "image_id", numbering.images, where, images),
         classes=_lookup([box.category_id for box in found], "category_id", numbering.classes, where, classes),
+        areas=boxes[:, 2] * boxes[:, 3],
         scores=np.array([box.score for box in found], np.float64),
     )
 

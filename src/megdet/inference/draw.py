@@ -1,4 +1,4 @@
-"""Pictures of boxes: one image, ground truth beside detections, and a sheet of many.
+"""Pictures of boxes and masks: one image, ground truth beside detections, and a sheet of many.
 
 Colours belong to classes, not to pictures: class 3 has the same colour everywhere. Small images are enlarged first, so
 that names stay readable.
@@ -13,8 +13,8 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from jaxtyping import Float, UInt8
-from PIL import Image, ImageDraw, ImageFont
+from jaxtyping import Bool, Float, UInt8
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from megdet.errors import printable
 
@@ -22,6 +22,7 @@ Colour = tuple[int, int, int]
 _Rectangle = tuple[int, int, int, int]
 _PAPER: Colour = (255, 255, 255)
 _INK: Colour = (32, 33, 36)
+_MASK_OPACITY = 0.4
 _SMALLEST_SIDE = 448  # pixels of the longer side below which an image is enlarged
 
 
@@ -41,8 +42,9 @@ def draw_detections(
     labels: Sequence[str],
     scores: Float[np.ndarray, "boxes"] | None = None,
     class_indices: Sequence[int] | None = None,
+    masks: Sequence[Bool[np.ndarray, "height width"]] | None = None,
 ) -> Image.Image:
-    """The image with its boxes, class names and scores drawn on it.
+    """The image with its boxes, class names, scores and masks drawn on it.
 
     Args:
         image: RGB.
@@ -51,18 +53,20 @@ def draw_detections(
         labels: the class name of each box, in any script; signs that the font lacks appear as empty frames.
         scores: 0..1, shown in percent; where boxes crowd, plates of higher scores are placed first.
         class_indices: of each box, for its colour; without them the colour follows from the name.
+        masks: the pixels of each object; its colour lies over them, thin enough to see through, with an outline.
 
     Returns:
         An RGB picture of the image's size times `enlargement`.
 
     Raises:
-        ValueError: there are not as many labels, scores or class indices as boxes.
+        ValueError: there are not as many labels, scores, class indices or masks as boxes.
     """
     classes = [zlib.crc32(label.encode("utf-8", "replace")) % 997 for label in labels]
     classes = classes if class_indices is None else [int(index) for index in class_indices]
-    counts = {len(boxes), len(labels), len(classes), len(boxes if scores is None else scores)}
+    given = [own for own in (boxes, labels, classes, scores, masks) if own is not None]
+    counts = {len(own) for own in given}
     if len(counts) != 1:
-        raise ValueError(f"as many labels, scores and class indices as boxes are needed, not {sorted(counts)}")
+        raise ValueError(f"as many labels, scores, class indices and masks as boxes are needed, not {sorted(counts)}")
     height, width = image.shape[:2]
     factor = enlargement(width, height)
     picture = Image.fromarray(np.ascontiguousarray(image))
@@ -72,10 +76,13 @@ def draw_detections(
     side = math.sqrt(picture.width * picture.height)
     line = max(2, round(side / 220))
     font = _font(max(13, round(side / 42)))
-    canvas = ImageDraw.Draw(picture, "RGBA")
     order = np.arange(len(boxes)) if scores is None else np.argsort(-scores, kind="stable")
     visible = [int(index) for index in order if np.isfinite(boxes[index]).all()]
     corners = {index: _corners(boxes[index] * factor, picture.size) for index in visible}
+    if masks is not None:
+        for index in reversed(visible):
+            _draw_mask(picture, masks[index], factor, class_colour(classes[index]), line)
+    canvas = ImageDraw.Draw(picture, "RGBA")
     for index in reversed(visible):  # the best are drawn last, on top
         _draw_frame(canvas, corners[index], class_colour(classes[index]), line)
     plates: list[_Rectangle] = []
@@ -94,13 +101,15 @@ def side_by_side(
     scores: Float[np.ndarray, "boxes"] | None = None,
     truth_class_indices: Sequence[int] | None = None,
     class_indices: Sequence[int] | None = None,
+    truth_masks: Sequence[Bool[np.ndarray, "height width"]] | None = None,
+    masks: Sequence[Bool[np.ndarray, "height width"]] | None = None,
 ) -> Image.Image:
     """The same image twice under a heading: ground truth on the left, detections on the right.
 
     Arguments are those of `draw_detections`, for each side.
     """
-    truth = draw_detections(image, truth_boxes, truth_labels, None, truth_class_indices)
-    found = draw_detections(image, boxes, labels, scores, class_indices)
+    truth = draw_detections(image, truth_boxes, truth_labels, None, truth_class_indices, truth_masks)
+    found = draw_detections(image, boxes, labels, scores, class_indices, masks)
     return contact_sheet([truth, found], 2, [f"ground truth ({len(truth_boxes)})", f"detections ({len(boxes)})"])
 
 
@@ -176,6 +185,22 @@ def _corners(box: Float[np.ndarray, "4"], size: tuple[int, int]) -> _Rectangle:
     top, bottom = sorted((round(float(edges[1])), round(float(edges[3]))))
     left, top = min(left, size[0] - 1), min(top, size[1] - 1)
     return left, top, max(left, right - 1), max(top, bottom - 1)
+
+
+def _draw_mask(
+    picture: Image.Image, mask: Bool[np.ndarray, "height width"], factor: int, colour: Colour, line: int
+) -> None:
+    """The colour over the pixels of an object: thin inside, full along its outline, which is half a line wide."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        return
+    top, left = int(rows[0]), int(columns[0])
+    own = np.pad(mask[top : rows[-1] + 1, left : columns[-1] + 1], 1)  # so that it has an outline everywhere
+    area = Image.fromarray(own.astype(np.uint8) * 255)
+    area = area.resize((area.width * factor, area.height * factor), Image.Resampling.NEAREST)
+    inside = area.filter(ImageFilter.MinFilter(2 * max(1, line // 2) + 1))
+    strength = np.where(np.asarray(inside) > 0, round(255 * _MASK_OPACITY), np.asarray(area)).astype(np.uint8)
+    picture.paste(colour, ((left - 1) * factor, (top - 1) * factor), Image.fromarray(strength))
 
 
 def _draw_frame(canvas: ImageDraw.ImageDraw, corners: _Rectangle, colour: Colour, line: int) -> None:

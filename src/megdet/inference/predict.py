@@ -1,6 +1,7 @@
 """Detections of whole data sets and of single images."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,20 @@ from megdet.data.coco import CocoDataset
 from megdet.data.image import read_image
 from megdet.data.loader import group_batches
 from megdet.data.plan import canvas_of, evaluation_plan, evaluation_size
+from megdet.data.rle import encode_mask
 from megdet.data.transforms import RESIZE
 from megdet.distributed.world import World
 from megdet.errors import InputError, nearest
 from megdet.inference.trained import TrainedDetector
 from megdet.model.detector import Detector
+from megdet.ops.masks import paste_masks
 from megdet.precision import arithmetic
 from megdet.recipe import Precision, Recipe
 from megdet.structures import Detections
 
 Result = dict[str, Any]
-"""One detection in the COCO result format: image_id, category_id, bbox (x, y, width, height in pixels), score."""
+"""One detection in the COCO result format: image_id, category_id, bbox (x, y, width, height in pixels), score, and
+segmentation (`data.rle`) where the detector finds masks."""
 
 
 def category_ids_for(class_names: Sequence[str], dataset: CocoDataset) -> list[int | None]:
@@ -60,7 +64,7 @@ def detect_dataset(
     """All detections of a data set in the order of the evaluation plan, the same on any number of ranks.
 
     Rank r takes whole batches r, r + W, ...; every rank gets the merged list. `category_ids` are those of the model's
-    labels; detections of a label without one are left out. `progress` is told the images done on this rank.
+    labels; detections of a label without one are left out. `progress` is called with the images done on this rank.
     """
     plan = evaluation_plan(dataset.sizes, recipe)
     mine = range(world.rank, len(plan), world.size)
@@ -70,12 +74,12 @@ def detect_dataset(
     done = 0
     for number, batch in zip(mine, batches, strict=True):
         batch = batch.to(world.device)
-        detections = detect_batch(model, batch.pixels, batch.sizes, recipe.precision)
-        boxes = detections.boxes.double().cpu() / batch.scales.double().cpu().flip(1).repeat(1, 2).unsqueeze(1)
-        scores, labels = detections.scores.cpu(), detections.labels.cpu()
+        detections = _at_file_size(detect_batch(model, batch.pixels, batch.sizes, recipe.precision), batch.scales)
         results = []
         for row, index in enumerate(batch.image_index):
-            results += _results(boxes[row], scores[row], labels[row], dataset.image_ids[index], category_ids)
+            height, width = dataset.sizes[index].tolist()
+            own = detections[row : row + 1]
+            results += _results(own, (height, width), dataset.image_ids[index], category_ids)
         found.append((number, results))
         done += len(batch.image_index)
         if progress is not None:
@@ -98,10 +102,8 @@ def detect_image(trained: TrainedDetector, file: Path) -> tuple[NDArray[np.uint8
     canvas[0, :, : size[0], : size[1]] = resized
     sizes = torch.tensor([size], device=trained.device)
     detections = detect_batch(trained.model, canvas.to(trained.device), sizes, trained.recipe.precision)
-    scale = torch.tensor([size[1] / width, size[0] / height]).double().repeat(2)
-    boxes = detections.boxes[0].double().cpu() / scale
-    scores, labels = detections.scores[0].cpu(), detections.labels[0].cpu()
-    return pixels, _results(boxes, scores, labels, file.name, trained.category_ids)
+    scales = torch.tensor([[size[0] / height, size[1] / width]])
+    return pixels, _results(_at_file_size(detections, scales), (height, width), file.name, trained.category_ids)
 
 
 def detect_batch(model: Detector, pixels: Tensor, sizes: Tensor, precision: Precision) -> Detections:
@@ -110,20 +112,29 @@ def detect_batch(model: Detector, pixels: Tensor, sizes: Tensor, precision: Prec
         return model.detect(model.normalized(pixels, sizes), sizes)
 
 
+def _at_file_size(detections: Detections, scales: Tensor) -> Detections:
+    """The same on the CPU, boxes in pixels of the files; `scales` are those of a `Batch`."""
+    edges = scales.double().cpu().flip(1).repeat(1, 2).unsqueeze(1)
+    return replace(detections.map(Tensor.cpu), boxes=detections.boxes.double().cpu() / edges)
+
+
 def _results(
-    boxes: Tensor, scores: Tensor, labels: Tensor, image_id: int | str, category_ids: Sequence[int | None]
+    detections: Detections, size: tuple[int, int], image_id: int | str, category_ids: Sequence[int | None]
 ) -> list[Result]:
-    count = int((labels >= 0).sum())
-    corners = boxes[:count].tolist()
-    return [
+    """The detections of one image of this height and width in pixels."""
+    boxes, scores, labels = detections.boxes[0], detections.scores[0], detections.labels[0].tolist()
+    kept = [row for row, label in enumerate(labels) if label >= 0 and category_ids[label] is not None]
+    results = [
         {
             "image_id": image_id,
-            "category_id": category_ids[label],
+            "category_id": category_ids[labels[row]],
             "bbox": [round(x1, 3), round(y1, 3), round(x2 - x1, 3), round(y2 - y1, 3)],
             "score": round(score, 6),
         }
-        for (x1, y1, x2, y2), score, label in zip(
-            corners, scores[:count].tolist(), labels[:count].tolist(), strict=True
-        )
-        if category_ids[label] is not None
+        for row, (x1, y1, x2, y2), score in zip(kept, boxes[kept].tolist(), scores[kept].tolist(), strict=True)
     ]
+    if detections.masks is not None:
+        results = [result | {"segmentation": encode_mask(None, size)} for result in results]
+        for mask in paste_masks(detections.masks[0, kept].float(), boxes[kept], size):
+            results[mask.index]["segmentation"] = encode_mask(mask, size)
+    return results

@@ -118,7 +118,11 @@ class CrossDeviceBatchNorm(nn.Module):
         # on a GPU this would wait for the device
         if mask is None and isinstance(moments.num_values, float) and moments.num_values < 2:
             raise self._no_variance(x)
-        self._remember(moments.mean, moments.unbiased_var)
+        mean, var = moments.mean, moments.unbiased_var
+        if mask is not None:  # a group without a value leaves its part of the running statistics as it is
+            has_values = torch.as_tensor(moments.num_values, device=x.device) > 0
+            mean, var = mean.where(has_values, self.running_mean), var.where(has_values, self.running_var)
+        self._remember(mean, var)
         if (tape := current_tape()) is not None:
             tape.record(moments)
         return moments

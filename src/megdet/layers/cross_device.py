@@ -34,7 +34,7 @@ class Moments(NamedTuple):
     """1 / sqrt(biased variance + eps)"""
     unbiased_var: Tensor
     num_values: Tensor | float
-    """values a channel; on a GPU a tensor of shape (1,), so that nothing waits for it"""
+    """values a channel, 0 if all rows are padded; on a GPU a tensor of shape (1,), so that nothing waits for it"""
 
 
 class CrossDeviceNorm(torch.autograd.Function):
@@ -99,10 +99,11 @@ def _two_pass(x: Tensor, mask: Tensor | None, lane: Lane) -> tuple[Tensor, Tenso
     x = x.to(statistics_dtype(x))
     own = (x if mask is None else x * mask).sum(other_dims(x)).to(wide_dtype(x))
     sums = _sum_over_lane(torch.cat([own, count_values(x, mask)]), lane)
-    count = sums[-1:].clamp(min=1)  # a group of padded rows only has no value
-    center = (sums[:-1] / count).to(x.dtype)
+    count = sums[-1:]
+    divisor = count.clamp(min=1)  # a group of padded rows only has no value
+    center = (sums[:-1] / divisor).to(x.dtype)
     # the centre is rounded; the mean of the centred values corrects it
-    off, square = (_sum_over_lane(centered_sums(x, mask, center).flatten(), lane) / count).chunk(2)
+    off, square = (_sum_over_lane(centered_sums(x, mask, center).flatten(), lane) / divisor).chunk(2)
     return center + off, (square - off.square()).clamp(min=0), count if x.is_cuda else count.item()
 
 
@@ -118,8 +119,8 @@ def _merged(x: Tensor, mask: Tensor | None, lane: Lane) -> tuple[Tensor, Tensor,
         return mean, var, float(x.numel() // x.shape[1])
     parts = _gather_over_lane(torch.cat([count_values(x, mask), mean, var]), lane)
     counts, means, variances = parts[:, :1], parts[:, 1 : 1 + len(mean)], parts[:, 1 + len(mean) :]
-    count = counts.sum(0).clamp_(min=1)
-    weights = counts / count
+    count = counts.sum(0)
+    weights = counts / count.clamp(min=1)
     mean = (weights * means).sum(0)
     off = means - mean
     return mean, (weights * torch.addcmul(variances, off, off)).sum(0), count if x.is_cuda else count.item()
@@ -163,7 +164,7 @@ def _gradients(
         sum_dy, sum_dy_centered = _sum_over_lane(torch.cat([sum_dy, sum_dy_centered]), lane).chunk(2)
         assert isinstance(count, Tensor)
         dx = torch.batch_norm_backward_elemt(
-            dy, x, mean, inverse_std, weight, sum_dy, sum_dy_centered, count.to(torch.int32)
+            dy, x, mean, inverse_std, weight, sum_dy, sum_dy_centered, count.clamp(min=1).to(torch.int32)
         )
         return dx, weight_gradient, bias_gradient
     dtype = statistics_dtype(x)
@@ -173,7 +174,9 @@ def _gradients(
     )
     # sums over dy times the normalised x, corrected for the rounding of the mean to float32
     weight_gradient = torch.addcmul(weight_gradient, (center - mean) * inverse_std, sum_dy)
-    mean_dy, mean_product = (_sum_over_lane(torch.cat([sum_dy, weight_gradient]).double(), lane) / count).chunk(2)
+    assert isinstance(count, float)
+    sums = _sum_over_lane(torch.cat([sum_dy, weight_gradient]).double(), lane)
+    mean_dy, mean_product = (sums / max(count, 1.0)).chunk(2)
     scale = weight * inverse_std
     slope = (-scale * inverse_std * mean_product).to(dtype)
     dx = _affine(x.to(dtype), slope, (-scale * mean_dy - slope * mean).to(dtype))

@@ -1,4 +1,4 @@
-"""The anchors: at every cell of every level, one box of the level's size for each aspect ratio."""
+"""The anchors: at every cell of every level, a box of each of the level's sizes for each aspect ratio."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -15,21 +15,21 @@ _KEPT_CANVASES = 16
 
 
 class AnchorGrid:
-    """Makes the anchors of a canvas and keeps those of the last few canvases."""
+    """Makes the anchors of a canvas and keeps those of the last few canvases; `strides` are those of the levels."""
 
-    def __init__(self, recipe: AnchorsRecipe) -> None:
-        self.recipe = recipe
+    def __init__(self, recipe: AnchorsRecipe, strides: Sequence[int] = LEVEL_STRIDES) -> None:
+        self.recipe, self.strides = recipe, strides
         self._made: OrderedDict[tuple[object, ...], list[Tensor]] = OrderedDict()
 
     @property
     def per_cell(self) -> int:
         """Anchors at one cell."""
-        return len(self.recipe.ratios)
+        return len(self.recipe.ratios) * len(self.recipe.level_sizes[0])
 
     def __call__(
         self, canvas: tuple[int, int], grids: Sequence[tuple[int, int]], dtype: torch.dtype, device: torch.device
     ) -> list[Float[Tensor, "_ 4"]]:
-        """The anchors of each level, ordered by row, column, ratio; `grids` are the levels' heights and widths."""
+        """The anchors of each level, by row, column, ratio, size; `grids` are the levels' heights and widths."""
         key = (canvas, tuple(grids), dtype, device, stream_of(device))
         if key not in self._made:
             while len(self._made) >= _KEPT_CANVASES:
@@ -41,12 +41,13 @@ class AnchorGrid:
 
     def _level(self, level: int, canvas: tuple[int, int], grid: tuple[int, int], device: torch.device) -> Tensor:
         """Laid out on the device: a new canvas must not make the host wait for a copy."""
-        stride = (LEVEL_STRIDES[level], LEVEL_STRIDES[level])
+        stride = (self.strides[level], self.strides[level])
         if self.recipe.stride_from_grid:
             stride = (canvas[0] // grid[0], canvas[1] // grid[1])
-        ratios = torch.tensor(self.recipe.ratios)
-        half_height = self.recipe.sizes[level] * ratios.sqrt() / 2
-        half_width = self.recipe.sizes[level] / ratios.sqrt() / 2
+        sizes = torch.tensor(self.recipe.level_sizes[level])
+        ratios = torch.tensor(self.recipe.ratios).unsqueeze(1)
+        half_height = (sizes * ratios.sqrt() / 2).flatten()
+        half_width = (sizes / ratios.sqrt() / 2).flatten()
         cell = torch.stack([-half_width, -half_height, half_width, half_height], dim=1)
         if self.recipe.whole_pixels:
             cell = cell.round()

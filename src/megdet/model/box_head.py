@@ -14,7 +14,7 @@ from megdet.layers.batch_norm import CrossDeviceBatchNorm
 from megdet.layers.convert import NormFactory, norm_factory
 from megdet.layers.recompute import plainly
 from megdet.model.proposals import Proposals
-from megdet.ops.boxes import clip_boxes, decode_boxes, encode_boxes
+from megdet.ops.boxes import Weights, clip_boxes, decode_boxes, encode_boxes
 from megdet.ops.linear import linear
 from megdet.ops.losses import box_loss, mean_per_image
 from megdet.ops.matching import match_boxes, sample_matches
@@ -39,20 +39,33 @@ class SampledRois:
     boxes: Float[Tensor, "images samples 4"]
     labels: Int64[Tensor, "images samples"]
     deltas: Float[Tensor, "images samples 4"]
+    box_index: Int64[Tensor, "images samples"]
+    """the row of the targets that each belongs to; it means nothing where a RoI is not positive"""
     is_positive: Bool[Tensor, "images samples"]
+    """they come before the others where they were sampled"""
     is_valid: Bool[Tensor, "images samples"]
 
 
 class BoxHead(nn.Module):
-    """Fully connected layers, a classifier (background last) and a box regressor for every class.
+    """Fully connected layers, a classifier (background last) and a box regressor for every class or one for all.
 
     The first layer takes the pooled features bin by bin, each with its channels; 3 x 3 convolutions may come before.
     Norms follow the convolutions, or where there are none the fully connected layers.
     """
 
-    def __init__(self, recipe: BoxHeadRecipe, in_channels: int, num_classes: int, norm: NormFactory) -> None:
+    def __init__(
+        self,
+        recipe: BoxHeadRecipe,
+        in_channels: int,
+        num_classes: int,
+        norm: NormFactory,
+        *,
+        delta_weights: Weights = DELTA_WEIGHTS,
+        is_class_agnostic: bool = False,
+    ) -> None:
         super().__init__()
-        self.recipe, self.num_classes = recipe, num_classes
+        self.recipe, self.num_classes, self.delta_weights = recipe, num_classes, delta_weights
+        self.num_regressed = 1 if is_class_agnostic else num_classes
         bias = recipe.norm == "none"
         self.convolutions = nn.ModuleList()
         for _ in range(recipe.convolutions):
@@ -67,7 +80,7 @@ class BoxHead(nn.Module):
             self.add_module(f"norm{number}", norm(recipe.channels))
             num_inputs = recipe.channels
         self.classes = nn.Linear(recipe.channels, num_classes + 1)
-        self.deltas = nn.Linear(recipe.channels, 4 * num_classes)
+        self.deltas = nn.Linear(recipe.channels, 4 * self.num_regressed)
         for module in self.convolutions.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -89,8 +102,8 @@ class BoxHead(nn.Module):
         pool: Callable[[], Float[Tensor, "all_rois bins channels"]],
         is_valid: Bool[Tensor, "images rois"],
         recompute: Callable[..., Any] = plainly,
-    ) -> tuple[Float[Tensor, "images rois classes_and_background"], Float[Tensor, "images rois classes 4"]]:
-        """Class logits, background last, and the deltas of every class; rows of invalid RoIs mean nothing.
+    ) -> tuple[Float[Tensor, "images rois classes_and_background"], Float[Tensor, "images rois regressed 4"]]:
+        """Class logits, background last, and the deltas of every class, or of all; rows of invalid RoIs mean nothing.
 
         Args:
             pool: makes the pooled features of all RoIs, image by image.
@@ -107,11 +120,11 @@ class BoxHead(nn.Module):
             hidden = linear(self._convolved(pool, is_valid, recompute), first.weight, first.bias)
         else:
             hidden = recompute(pooled_through_first)
-        hidden = F.relu(_normalized(first_norm, hidden, is_valid))
+        hidden = F.relu(normalized_rois(first_norm, hidden, is_valid))
         for layer, norm in others:
-            hidden = F.relu(_normalized(norm, linear(hidden, layer.weight, layer.bias), is_valid))
+            hidden = F.relu(normalized_rois(norm, linear(hidden, layer.weight, layer.bias), is_valid))
         logits = self.classes(hidden).reshape(images, count, self.num_classes + 1)
-        deltas = self.deltas(hidden).reshape(images, count, self.num_classes, 4)
+        deltas = self.deltas(hidden).reshape(images, count, self.num_regressed, 4)
         return logits, deltas
 
     def _convolved(
@@ -125,7 +138,7 @@ class BoxHead(nn.Module):
 
         def through(block: Any, maps: Tensor) -> Tensor:
             convolution, norm = block
-            return F.relu(_normalized(norm, convolution(maps), is_valid))
+            return F.relu(normalized_rois(norm, convolution(maps), is_valid))
 
         def pooled_through(block: Any) -> Tensor:
             pooled = pool()
@@ -154,19 +167,33 @@ class BoxHead(nn.Module):
             matches, identities, targets.image_seeds, recipe.samples, recipe.positive_fraction, _PURPOSE
         )
         rois = boxes.gather(1, sample.index.unsqueeze(2).expand(-1, -1, 4))
-        if targets.boxes.shape[1] == 0:
-            background = torch.full_like(sample.index, self.num_classes)
-            return SampledRois(rois, background, torch.zeros_like(rois), sample.is_positive, sample.is_valid)
         box_index = matches.box_index.gather(1, sample.index)
-        labels = targets.labels.gather(1, box_index).masked_fill(~sample.is_positive, self.num_classes)
+        return self._with_targets(rois, box_index, sample.is_positive, sample.is_valid, targets)
+
+    @torch.no_grad()
+    def match(
+        self, rois: Float[Tensor, "images rois 4"], is_valid: Bool[Tensor, "images rois"], targets: Targets
+    ) -> SampledRois:
+        """All RoIs with what each should become, none left out."""
+        iou = self.recipe.positive_iou
+        matches = match_boxes(rois, targets.boxes, targets.is_box, iou, iou, keep_best=False)
+        return self._with_targets(rois, matches.box_index, matches.is_positive & is_valid, is_valid, targets)
+
+    def _with_targets(
+        self, rois: Tensor, box_index: Tensor, is_positive: Tensor, is_valid: Tensor, targets: Targets
+    ) -> SampledRois:
+        if targets.boxes.shape[1] == 0:
+            background = torch.full_like(box_index, self.num_classes)
+            return SampledRois(rois, background, torch.zeros_like(rois), box_index, is_positive, is_valid)
+        labels = targets.labels.gather(1, box_index).masked_fill(~is_positive, self.num_classes)
         matched = targets.boxes.gather(1, box_index.unsqueeze(2).expand(-1, -1, 4))
-        deltas = encode_boxes(matched, rois, DELTA_WEIGHTS)
-        return SampledRois(rois, labels, deltas, sample.is_positive, sample.is_valid)
+        deltas = encode_boxes(matched, rois, self.delta_weights)
+        return SampledRois(rois, labels, deltas, box_index, is_positive, is_valid)
 
     def losses(
         self,
         logits: Float[Tensor, "images samples classes_and_background"],
-        deltas: Float[Tensor, "images samples classes 4"],
+        deltas: Float[Tensor, "images samples regressed 4"],
         sampled: SampledRois,
     ) -> dict[str, Float[Tensor, " images"]]:
         """Class and box loss of each image, sums over its sampled RoIs divided by their number (Eq. 1).
@@ -175,11 +202,11 @@ class BoxHead(nn.Module):
         """
         classes = F.cross_entropy(logits.flatten(0, 1), sampled.labels.flatten(), reduction="none")
         classes = classes.view_as(sampled.labels) * sampled.is_valid
-        own = sampled.labels.clamp(max=self.num_classes - 1).unsqueeze(2).unsqueeze(3).expand(-1, -1, 1, 4)
+        own = sampled.labels.clamp(max=self.num_regressed - 1).unsqueeze(2).unsqueeze(3).expand(-1, -1, 1, 4)
         own_deltas = deltas.gather(2, own).squeeze(2)
         recipe = self.recipe
         regression = box_loss(
-            recipe.box_loss, own_deltas, sampled.deltas, sampled.boxes, DELTA_WEIGHTS, recipe.smooth_l1_beta
+            recipe.box_loss, own_deltas, sampled.deltas, sampled.boxes, self.delta_weights, recipe.smooth_l1_beta
         )
         regression = regression * sampled.is_positive
         return {
@@ -191,16 +218,17 @@ class BoxHead(nn.Module):
     @torch.no_grad()
     def detections(
         self,
-        logits: Float[Tensor, "images proposals classes_and_background"],
-        deltas: Float[Tensor, "images proposals classes 4"],
+        scores: Float[Tensor, "images proposals classes_and_background"],
+        deltas: Float[Tensor, "images proposals regressed 4"],
         proposals: Proposals,
         sizes: Int64[Tensor, "images 2"],
     ) -> Detections:
-        """The best boxes of all classes after NMS within each class."""
+        """The best boxes of all classes after NMS within each class, given the probabilities of the classes."""
         recipe = self.recipe
         classes = self.num_classes
-        scores = logits.softmax(2)[..., :classes] * proposals.is_valid.unsqueeze(2)
-        boxes = clip_boxes(decode_boxes(deltas, proposals.boxes.unsqueeze(2), DELTA_WEIGHTS), sizes)
+        scores = scores[..., :classes] * proposals.is_valid.unsqueeze(2)
+        boxes = clip_boxes(decode_boxes(deltas, proposals.boxes.unsqueeze(2), self.delta_weights), sizes)
+        boxes = boxes.expand(-1, -1, classes, -1)
         is_large = ((boxes[..., 2:] - boxes[..., :2]) >= SMALLEST_DETECTION).all(dim=3)
         is_candidate = (scores > recipe.score_threshold) & is_large
         image, _, label = candidates = is_candidate.nonzero(as_tuple=True)
@@ -217,8 +245,10 @@ class BoxHead(nn.Module):
         )
 
 
-def _normalized(norm: nn.Module, features: Tensor, is_valid: Tensor) -> Tensor:
-    """Padded RoIs must not enter batch statistics."""
+def normalized_rois(
+    norm: nn.Module, features: Float[Tensor, "all_rois channels *map"], is_valid: Bool[Tensor, "images rois"]
+) -> Float[Tensor, "all_rois channels *map"]:
+    """Through a norm layer; padded RoIs must not enter batch statistics."""
     if isinstance(norm, CrossDeviceBatchNorm):
         return norm(features, is_valid.flatten())  # type: ignore[no-any-return]
     return norm(features)  # type: ignore[no-any-return]

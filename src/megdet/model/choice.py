@@ -1,12 +1,18 @@
 """Which detector a recipe asks for."""
 
-from megdet.architecture import FasterRcnn, Model
+from megdet.architecture import CascadeMaskRcnn, CascadeRcnn, FasterRcnn, MaskRcnn, Model, RetinaNet
 from megdet.distributed.lane import SINGLE_LANE, Lane
-from megdet.model import faster_rcnn
+from megdet.model import cascade_rcnn, faster_rcnn, mask_rcnn, retinanet
 from megdet.model.detector import Detector
 from megdet.recipe import Recipe
 
-DETECTORS: dict[type[Model], type[Detector]] = {FasterRcnn: faster_rcnn.FasterRcnn}
+DETECTORS: dict[type[Model], type[Detector]] = {
+    FasterRcnn: faster_rcnn.FasterRcnn,
+    MaskRcnn: mask_rcnn.MaskRcnn,
+    CascadeRcnn: cascade_rcnn.CascadeRcnn,
+    CascadeMaskRcnn: cascade_rcnn.CascadeMaskRcnn,
+    RetinaNet: retinanet.RetinaNet,
+}
 """The detector of each kind of `recipe.model`."""
 
 

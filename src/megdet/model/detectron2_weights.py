@@ -11,7 +11,21 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from megdet.architecture import Anchors, Backbone, BoxHead, FasterRcnn, Fpn, Rpn
+from megdet.architecture import (
+    Anchors,
+    Backbone,
+    BoxHead,
+    DenseHead,
+    FasterRcnn,
+    Fpn,
+    MaskHead,
+    MaskRcnn,
+    Model,
+    OctaveAnchors,
+    RetinaNet,
+    Rpn,
+    StridedFpn,
+)
 from megdet.errors import InputError
 from megdet.model.torchvision_weights import bin_by_bin
 from megdet.model.weight_file import fitted
@@ -53,17 +67,48 @@ _BOX_HEAD: _Renamed = (
     (r"roi_heads\.box_predictor\.cls_score\.", "box_head.classes."),
     (r"roi_heads\.box_predictor\.bbox_pred\.", "box_head.deltas."),
 )
+_MASKS: _Renamed = (
+    (r"roi_heads\.mask_head\.mask_fcn([1-4])\.", lambda m: f"mask_head.convolutions.{int(m[1]) - 1}."),
+    (r"roi_heads\.mask_head\.deconv\.", "mask_head.upsample."),
+    (r"roi_heads\.mask_head\.predictor\.", "mask_head.logits."),
+)
+_DENSE_FPN: _Renamed = (
+    (r"backbone\.fpn_(lateral|output)([3-5])\.", lambda m: f"fpn.{m[1]}.{int(m[2]) - 3}.0."),
+    (r"backbone\.top_block\.(p[67])\.", lambda m: f"fpn.{m[1]}."),
+)
+_DENSE: _Renamed = (
+    (r"head\.cls_subnet\.([0246])\.", lambda m: f"class_tower.convolutions.{int(m[1]) // 2}."),
+    (r"head\.bbox_subnet\.([0246])\.", lambda m: f"delta_tower.convolutions.{int(m[1]) // 2}."),
+    (r"head\.cls_score\.", "class_tower.predict."),
+    (r"head\.bbox_pred\.", "delta_tower.predict."),
+)
 _CHANNELS = Fpn().channels
+_MEAN = (_MEAN_BGR[2] / 255, _MEAN_BGR[1] / 255, _MEAN_BGR[0] / 255)
+_STD = (1 / 255, 1 / 255, 1 / 255)
+_RESNET50 = Backbone(name="resnet50", stride_in_1x1=True, frozen_stages=2)
+_DENSE_ANCHORS = OctaveAnchors(whole_pixels=False)
+_ANCHORS_OF_A_CELL = _DENSE_ANCHORS.scales_per_octave * len(_DENSE_ANCHORS.ratios)
 
 
 def _faster_rcnn() -> FasterRcnn:
     return FasterRcnn(
-        mean=(_MEAN_BGR[2] / 255, _MEAN_BGR[1] / 255, _MEAN_BGR[0] / 255),
-        std=(1 / 255, 1 / 255, 1 / 255),
-        backbone=Backbone(name="resnet50", stride_in_1x1=True, frozen_stages=2),
+        mean=_MEAN,
+        std=_STD,
+        backbone=_RESNET50,
         anchors=Anchors(whole_pixels=False),
         rpn=Rpn(smooth_l1_beta=0.0, min_size=1e-9),
         box_head=BoxHead(sampling_ratio=0, smooth_l1_beta=0.0),
+    )
+
+
+def _mask_rcnn() -> MaskRcnn:
+    own = {name: value for name, value in vars(_faster_rcnn()).items() if name != "kind"}
+    return MaskRcnn(**own, mask_head=MaskHead(sampling_ratio=0))
+
+
+def _retinanet() -> RetinaNet:
+    return RetinaNet(
+        mean=_MEAN, std=_STD, backbone=_RESNET50, fpn=StridedFpn(p6_from="c5"), anchors=_DENSE_ANCHORS, head=DenseHead()
     )
 
 
@@ -72,16 +117,36 @@ class Layout:
     """How one of detectron2's detectors names its tensors, and what it is as an architecture."""
 
     mark: str
-    """a tensor that no detector before it in the table has; its rows are classes and `extra_rows` more"""
-    extra_rows: int
+    """a tensor that no detector before it in the table has"""
+    classes: str
+    """the bias that tells how many classes it has"""
+    rows_of: Callable[[int], int]
+    """how long it is for so many classes"""
     renamed: _Renamed
     """patterns for the beginnings of its names, and ours"""
-    architecture: Callable[[], FasterRcnn]
+    architecture: Callable[[], Model]
 
+
+_OF_ROIS = "roi_heads.box_predictor.cls_score.bias"
+_OF_ANCHORS = "head.cls_score.bias"
 
 LAYOUTS = {
     "R50-FPN Faster R-CNN": Layout(
-        "roi_heads.box_predictor.cls_score.bias", 1, _RESNET + _FPN + _RPN + _BOX_HEAD, _faster_rcnn
+        _OF_ROIS, _OF_ROIS, lambda classes: classes + 1, _RESNET + _FPN + _RPN + _BOX_HEAD, _faster_rcnn
+    ),
+    "R50-FPN Mask R-CNN": Layout(
+        "roi_heads.mask_head.predictor.bias",
+        _OF_ROIS,
+        lambda classes: classes + 1,
+        _RESNET + _FPN + _RPN + _BOX_HEAD + _MASKS,
+        _mask_rcnn,
+    ),
+    "R50-FPN RetinaNet": Layout(
+        _OF_ANCHORS,
+        _OF_ANCHORS,
+        lambda classes: _ANCHORS_OF_A_CELL * classes,
+        _RESNET + _DENSE_FPN + _DENSE,
+        _retinanet,
     ),
 }
 """By name; the last one whose mark is in a file is the file's."""
@@ -103,10 +168,12 @@ def detectron2_recipe(base: Recipe, layout: Layout) -> Recipe:
 def num_detectron2_classes(tensors: dict[str, Tensor]) -> int:
     """Classes without background. Raises InputError when the tensors are of another model."""
     layout = detectron2_layout(tensors)
-    shape = tuple(tensors[layout.mark].shape)
-    if len(shape) != 1 or shape[0] <= layout.extra_rows:
-        raise InputError(f"tensor {layout.mark} has shape {shape}, not one of classes: the file is of another model")
-    return shape[0] - layout.extra_rows
+    shape = tuple(tensors[layout.classes].shape) if layout.classes in tensors else ()
+    first, second = layout.rows_of(0), layout.rows_of(1)
+    classes, rest = divmod(shape[0] - first, second - first) if len(shape) == 1 else (0, 0)
+    if classes < 1 or rest:
+        raise InputError(f"tensor {layout.classes} has shape {shape}, not one of classes: the file is of another model")
+    return classes
 
 
 def convert_detectron2_weights(tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -124,7 +191,8 @@ def convert_detectron2_weights(tensors: dict[str, Tensor], wanted: dict[str, Ten
         new = next((re.sub(f"^{theirs}", ours, name) for theirs, ours in renamed if re.match(theirs, name)), None)
         if new is None:
             raise InputError(f"tensor {name} has no place in the detector: the file is of another model")
-        converted[new] = tensor
+        # a convolution of 1 x 1 is a layer here
+        converted[new] = tensor.flatten(1) if new == "mask_head.logits.weight" and tensor.dim() > 1 else tensor
     return {name: _rearranged(name, tensor).contiguous() for name, tensor in fitted(converted, wanted).items()}
 
 
@@ -147,4 +215,9 @@ def _rearranged(name: str, tensor: Tensor) -> Tensor:
         return tensor.flip(1)  # blue, green, red
     if name == "box_head.fc1.weight":
         return bin_by_bin(tensor, _CHANNELS)
+    if name.startswith(("class_tower.predict.", "delta_tower.predict.")):
+        # the anchors of a cell: there size by size, each with its ratios, here ratio by ratio
+        sizes = _DENSE_ANCHORS.scales_per_octave
+        rows = tensor.reshape(sizes, _ANCHORS_OF_A_CELL // sizes, -1, *tensor.shape[1:])
+        return rows.transpose(0, 1).flatten(0, 2)
     return tensor

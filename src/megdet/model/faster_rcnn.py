@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from megdet.architecture import FasterRcnn as FasterRcnnRecipe
+from megdet.architecture import TwoStage
 from megdet.distributed.lane import SINGLE_LANE, Lane
 from megdet.layers.convert import norm_factory
 from megdet.model.anchors import AnchorGrid
-from megdet.model.box_head import BoxHead
+from megdet.model.box_head import BoxHead, SampledRois
 from megdet.model.detector import Count, Detector, Samples
 from megdet.model.fpn import Fpn
 from megdet.model.pooling import RoiPooling
@@ -33,30 +33,33 @@ class Proposed:
     anchors: list[Float[Tensor, "_ 4"]]
 
 
-def _with_dense_loss(architecture: FasterRcnnRecipe) -> FasterRcnnRecipe:
+def _with_dense_loss(architecture: TwoStage) -> TwoStage:
     return replace(architecture, rpn=replace(architecture.rpn, sparse_loss=False))
 
 
 class FasterRcnn(Detector):
-    """Features, proposals, and a second look at every proposal."""
+    """Features, proposals, and a second look at every proposal, which is what its relatives do otherwise."""
 
-    loss_names = ("rpn_objectness", "rpn_box", "box_head_class", "box_head_box")
-    counts = (Count("rpn_positive", "anchor", "rpn.samples"), Count("box_head_positive", "RoI"))
+    loss_names: ClassVar[tuple[str, ...]] = ("rpn_objectness", "rpn_box", "box_head_class", "box_head_box")
+    counts: ClassVar[tuple[Count, ...]] = (
+        Count("rpn_positive", "anchor", "rpn.samples"),
+        Count("box_head_positive", "RoI"),
+    )
     parts: ClassVar[Mapping[str, str]] = {"backbone": "backbone", "fpn": "FPN", "rpn": "RPN", "box_head": "box head"}
-    dense_parts = ("backbone", "fpn", "rpn")
-    class_layers = ("box_head.classes", "box_head.deltas")
+    dense_parts: ClassVar[tuple[str, ...]] = ("backbone", "fpn", "rpn")
+    class_layers: ClassVar[tuple[str, ...]] = ("box_head.classes", "box_head.deltas")
     small_start: ClassVar[Mapping[str, float]] = {
         "rpn.objectness": 10,
         "rpn.deltas": 10,
         "box_head.classes": 20,
         "box_head.deltas": 20,
     }
-    same_meaning = (
+    same_meaning: ClassVar[tuple[str, ...]] = (
         *("mean", "std", "backbone.name", "backbone.last_convolution", "backbone.stride_in_1x1", "backbone.norm_eps"),
         *("anchors.sizes", "anchors.ratios", "anchors.stride_from_grid", "anchors.whole_pixels"),
         *("box_head.pool_size", "box_head.sampling_ratio", "box_head.aligned", "box_head.canonical_size"),
     )
-    sampling_keys = (
+    sampling_keys: ClassVar[tuple[str, ...]] = (
         *("anchors.sizes", "anchors.ratios", "anchors.stride_from_grid", "anchors.whole_pixels"),
         *("rpn.samples", "rpn.positive_fraction", "rpn.positive_iou", "rpn.negative_iou"),
         *("rpn.train_proposals_before_nms", "rpn.train_proposals", "rpn.nms_iou", "rpn.min_size"),
@@ -68,7 +71,7 @@ class FasterRcnn(Detector):
 
     def __init__(
         self,
-        architecture: FasterRcnnRecipe,
+        architecture: TwoStage,
         num_classes: int,
         lane: Lane | None = SINGLE_LANE,
         recompute_plan: RecomputePlan = "none",
@@ -105,11 +108,34 @@ class FasterRcnn(Detector):
         return Proposed(self.rpn.propose(logits, deltas, anchors, sizes), logits, deltas, anchors)
 
     def refine(
-        self, table: FeatureTable, boxes: Float[Tensor, "images rois 4"], is_valid: Bool[Tensor, "images rois"]
-    ) -> tuple[Float[Tensor, "images rois classes_and_background"], Float[Tensor, "images rois classes 4"]]:
-        """The second stage: class logits, background last, and deltas of every class; invalid rows mean nothing."""
-        logits, deltas = self.box_head(lambda: self.pooling(table, boxes), is_valid, self.recompute)
+        self,
+        table: FeatureTable,
+        boxes: Float[Tensor, "images rois 4"],
+        is_valid: Bool[Tensor, "images rois"],
+        head: BoxHead | None = None,
+    ) -> tuple[Float[Tensor, "images rois classes_and_background"], Float[Tensor, "images rois regressed 4"]]:
+        """The second stage, or a later one by its `head`: class logits, background last, and deltas of every class.
+
+        Invalid rows mean nothing.
+        """
+        logits, deltas = (head or self.box_head)(lambda: self.pooling(table, boxes), is_valid, self.recompute)
         return logits.to(boxes.dtype), deltas.to(boxes.dtype)
+
+    def roi_losses(
+        self,
+        table: FeatureTable,
+        sampled: SampledRois,
+        targets: Targets,  # noqa: ARG002  # what other kinds add to the second stage needs more
+        sizes: Int64[Tensor, "images 2"],  # noqa: ARG002  # the same
+    ) -> dict[str, Float[Tensor, " images"]]:
+        """The losses and counts of the second stage at its sampled RoIs, by name."""
+        logits, deltas = self.refine(table, sampled.boxes, sampled.is_valid)
+        return self.box_head.losses(logits, deltas, sampled)
+
+    def roi_detections(self, table: FeatureTable, proposals: Proposals, sizes: Int64[Tensor, "images 2"]) -> Detections:
+        """What the second stage finds at the proposals."""
+        logits, deltas = self.refine(table, proposals.boxes, proposals.is_valid)
+        return self.box_head.detections(logits.softmax(2), deltas, proposals, sizes)
 
     def losses(
         self,
@@ -124,18 +150,15 @@ class FasterRcnn(Detector):
         table = feature_table(pyramid)
         losses = self.rpn.losses(found.logits, found.deltas, found.anchors, targets, table)
         sampled = self.box_head.sample(found.proposals, targets)
-        logits, deltas = self.refine(table, sampled.boxes, sampled.is_valid)
-        return losses | self.box_head.losses(logits, deltas, sampled)
+        return losses | self.roi_losses(table, sampled, targets, sizes)
 
     @torch.no_grad()
     def detect(self, images: Float[Tensor, "images 3 height width"], sizes: Int64[Tensor, "images 2"]) -> Detections:
         """What is on normalised images; in evaluation mode."""
         pyramid = self.features(images)
         proposals = self.propose(pyramid, _canvas(images), sizes).proposals
-        if not images.is_cuda:  # a GPU would have to wait, a CPU computes every row
-            proposals = proposals.shortened(least=self.box_head.recipe.detections)
-        logits, deltas = self.refine(feature_table(pyramid), proposals.boxes, proposals.is_valid)
-        return self.box_head.detections(logits, deltas, proposals, sizes)
+        proposals = proposals.shortened(least=self.box_head.recipe.detections)
+        return self.roi_detections(feature_table(pyramid), proposals, sizes)
 
     @torch.no_grad()
     def samples(

@@ -1,6 +1,7 @@
-"""The feature pyramid network (Lin et al., CVPR 2017): P2 to P6."""
+"""The feature pyramid network (Lin et al., CVPR 2017): P2 to P6, or P3 to P7."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -10,10 +11,28 @@ from megdet.layers.convert import NormFactory
 
 
 class Fpn(nn.Module):
-    """A top-down path with lateral connections; P6 takes every second pixel of P5."""
+    """A top-down path with lateral connections, and coarser levels on top of it.
 
-    def __init__(self, in_channels: Sequence[int], channels: int, norm: NormFactory, *, has_norm: bool) -> None:
+    Args:
+        in_channels: of the features that enter, the last ones of the backbone's.
+        channels: of every level.
+        norm: after each convolution of the path.
+        has_norm: whether that is a layer; the convolutions then have no bias.
+        p6_from: the map that a convolution of stride 2 makes P6 of, and another one P7 of P6 (RetinaNet); without it
+            P6 takes every second pixel of P5, and there is no P7.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        channels: int,
+        norm: NormFactory,
+        *,
+        has_norm: bool,
+        p6_from: Literal["c5", "p5"] | None = None,
+    ) -> None:
         super().__init__()
+        self.p6_from = p6_from
         bias = not has_norm
         self.lateral = nn.ModuleList(
             nn.Sequential(nn.Conv2d(width, channels, 1, bias=bias), norm(channels)) for width in in_channels
@@ -21,6 +40,9 @@ class Fpn(nn.Module):
         self.output = nn.ModuleList(
             nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1, bias=bias), norm(channels)) for _ in in_channels
         )
+        if p6_from is not None:
+            self.p6 = nn.Conv2d(in_channels[-1] if p6_from == "c5" else channels, channels, 3, 2, 1)
+            self.p7 = nn.Conv2d(channels, channels, 3, 2, 1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_uniform_(module.weight, a=1)
@@ -28,11 +50,15 @@ class Fpn(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, features: list[Float[Tensor, "images _ _ _"]]) -> list[Float[Tensor, "images channels _ _"]]:
-        """P2, P3, P4, P5 and P6 of C2, C3, C4 and C5."""
+        """P2 to P6 of C2 to C5, or P3 to P7 of C3 to C5; finer features than those that enter are left out."""
+        features = features[-len(self.lateral) :]
         merged = self.lateral[-1](features[-1])
         pyramid = [self.output[-1](merged)]
         for level in range(len(features) - 2, -1, -1):
             lateral = self.lateral[level](features[level])
             merged = lateral + F.interpolate(merged, size=lateral.shape[-2:], mode="nearest")
             pyramid.insert(0, self.output[level](merged))
-        return [*pyramid, pyramid[-1][:, :, ::2, ::2]]
+        if self.p6_from is None:
+            return [*pyramid, pyramid[-1][:, :, ::2, ::2]]
+        p6 = self.p6(features[-1] if self.p6_from == "c5" else pyramid[-1])
+        return [*pyramid, p6, self.p7(F.relu(p6))]

@@ -18,8 +18,16 @@ class Proposals:
     is_valid: Bool[Tensor, "images proposals"]
 
     def shortened(self, least: int) -> "Proposals":
-        """Without the columns beyond `least` that stand for nothing in every image; it waits for their number."""
-        if len(self.is_valid) == 0:
-            return self
-        width = max(least, int(self.is_valid.sum(1).max()))
+        """Without the columns after `least` that are padding in every image; a GPU keeps all of them."""
+        width = filled_columns(self.is_valid, least)
         return Proposals(self.boxes[:, :width], self.identities[:, :width], self.is_valid[:, :width])
+
+
+def filled_columns(is_valid: Bool[Tensor, "images columns"], least: int) -> int:
+    """How many columns hold something in any image, which come first, but not less than `least` of them.
+
+    A CPU computes every row, so fewer are better. A GPU would have to wait for the number: there it is all of them.
+    """
+    if is_valid.is_cuda or not len(is_valid):
+        return is_valid.shape[1]
+    return min(is_valid.shape[1], max(least, int(is_valid.sum(1).max())))

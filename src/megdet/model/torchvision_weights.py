@@ -7,7 +7,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from megdet.architecture import Anchors, Backbone, BoxHead, FasterRcnn, Fpn, Rpn
+from megdet.architecture import (
+    Anchors,
+    Backbone,
+    BoxHead,
+    DenseHead,
+    FasterRcnn,
+    Fpn,
+    MaskHead,
+    MaskRcnn,
+    NormKind,
+    OctaveAnchors,
+    RetinaNet,
+    Rpn,
+    StridedFpn,
+)
 from megdet.errors import InputError
 from megdet.model.weight_file import fitted
 from megdet.recipe import Recipe
@@ -34,6 +48,22 @@ _PREDICTOR: _Renamed = (
     ("roi_heads.box_predictor.cls_score.", "box_head.classes."),
     ("roi_heads.box_predictor.bbox_pred.", "box_head.deltas."),
 )
+_MASKS: _Renamed = (
+    *((f"roi_heads.mask_head.{i}.0.", f"mask_head.convolutions.{i}.") for i in range(4)),
+    *((f"roi_heads.mask_head.{i}.1.", f"mask_head.norms.{i}.") for i in range(4)),
+    *((f"roi_heads.mask_head.mask_fcn{i + 1}.", f"mask_head.convolutions.{i}.") for i in range(4)),  # COCO_V1 and older
+    ("roi_heads.mask_predictor.conv5_mask.", "mask_head.upsample."),
+    ("roi_heads.mask_predictor.mask_fcn_logits.", "mask_head.logits."),
+)
+_TOWERS = (("classification_head", "class_tower", "cls_logits"), ("regression_head", "delta_tower", "bbox_reg"))
+_DENSE: _Renamed = (
+    ("backbone.fpn.extra_blocks.", "fpn."),
+    *((f"head.{theirs}.{predicts}.", f"{ours}.predict.") for theirs, ours, predicts in _TOWERS),
+    *((f"head.{theirs}.conv.{i}.0.", f"{ours}.convolutions.{i}.") for theirs, ours, _ in _TOWERS for i in range(4)),
+    *((f"head.{theirs}.conv.{i}.1.", f"{ours}.norms.{i}.") for theirs, ours, _ in _TOWERS for i in range(4)),
+    # COCO_V1 and other files from before torchvision 0.13 have the activations in the same row
+    *((f"head.{theirs}.conv.{2 * i}.", f"{ours}.convolutions.{i}.") for theirs, ours, _ in _TOWERS for i in range(4)),
+)
 _CHANNELS = Fpn().channels
 
 
@@ -53,19 +83,89 @@ def _architecture(base: Recipe, norm_eps: float) -> FasterRcnn:
     )
 
 
-def _resized(recipe: Recipe) -> Recipe:
-    return replace(recipe, data=replace(recipe.data, resize="torchvision"))
-
-
-def _faster_rcnn_v2(base: Recipe, norm_eps: float) -> Recipe:
-    """Batch norm in the backbone, the pyramid and the box head, which more training needs statistics for."""
-    model = replace(
+def _architecture_v2(base: Recipe, norm_eps: float) -> FasterRcnn:
+    return replace(
         _architecture(base, norm_eps),
         fpn=Fpn(norm="batch"),
         rpn=Rpn(convolutions=2, train_proposals=2000),
         box_head=BoxHead(convolutions=4, layers=1, norm="batch", aligned=False),
     )
-    return _resized(replace(base, bn_size=base.bn_size or base.batch_size, model=model))
+
+
+def _with_masks(model: FasterRcnn, norm: NormKind) -> MaskRcnn:
+    own = {name: value for name, value in vars(model).items() if name != "kind"}
+    return MaskRcnn(**own, mask_head=MaskHead(norm=norm, aligned=False, exact_paste=False))
+
+
+def _resized(recipe: Recipe) -> Recipe:
+    return replace(recipe, data=replace(recipe.data, resize="torchvision"))
+
+
+def _faster_rcnn_v2(base: Recipe, norm_eps: float) -> Recipe:
+    """Batch norm in the backbone, the pyramid and the heads, which more training needs statistics for."""
+    bn_size = base.bn_size or base.batch_size
+    return _resized(replace(base, bn_size=bn_size, model=_architecture_v2(base, norm_eps)))
+
+
+def _mask_rcnn(base: Recipe, norm_eps: float) -> Recipe:
+    """The same as Faster R-CNN with masks."""
+    recipe = _faster_rcnn(base, norm_eps)
+    return replace(recipe, model=_with_masks(_architecture(base, norm_eps), "none"))
+
+
+def _mask_rcnn_v2(base: Recipe, norm_eps: float) -> Recipe:
+    """The same as its Faster R-CNN with masks."""
+    recipe = _faster_rcnn_v2(base, norm_eps)
+    return replace(recipe, model=_with_masks(_architecture_v2(base, norm_eps), "batch"))
+
+
+def _retinanet(base: Recipe, norm_eps: float) -> Recipe:
+    """Frozen norms in the backbone, none behind it; P6 of P5."""
+    return _with_dense_head(base, norm_eps, StridedFpn(p6_from="p5"), DenseHead(detections=300))
+
+
+def _retinanet_v2(base: Recipe, norm_eps: float) -> Recipe:
+    """Frozen norms in the backbone, group norm in the head; P6 of C5, and boxes learnt by their GIoU."""
+    head = DenseHead(norm="group", box_loss="giou", detections=300)
+    return _with_dense_head(base, norm_eps, StridedFpn(p6_from="c5"), head)
+
+
+def _with_dense_head(base: Recipe, norm_eps: float, fpn: StridedFpn, head: DenseHead) -> Recipe:
+    recipe = _faster_rcnn(base, norm_eps)
+    model = RetinaNet(
+        mean=recipe.model.mean,
+        std=recipe.model.std,
+        backbone=recipe.model.backbone,
+        fpn=fpn,
+        anchors=OctaveAnchors(whole_sizes=True, stride_from_grid=True),
+        head=head,
+    )
+    return replace(recipe, model=model)
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The tensor that tells how many classes a detector has: it has rows for each, those of the background first."""
+
+    name: str
+    per_class: int
+    """rows of a class"""
+    row: tuple[int, ...]
+    """the shape of a row"""
+
+    def number(self, tensors: dict[str, Tensor]) -> int:
+        """Classes without background. Raises InputError for a shape that is not of this detector."""
+        shape = tuple(tensors[self.name].shape) if self.name in tensors else ()
+        rows = shape[0] if shape else 0
+        if shape[1:] != self.row or rows % self.per_class or rows < 2 * self.per_class:
+            first = "classes + 1" if self.per_class == 1 else f"{self.per_class} * (classes + 1)"
+            wanted = ", ".join([first, *map(str, self.row)])
+            raise InputError(f"tensor {self.name} has shape {shape}, not ({wanted}): the file is of another model")
+        return rows // self.per_class - 1
+
+
+_OF_ROIS = Classes("roi_heads.box_predictor.cls_score.weight", 1, (BoxHead().channels,))
+_OF_ANCHORS = Classes("head.classification_head.cls_logits.weight", 9, (_CHANNELS, 3, 3))
 
 
 @dataclass(frozen=True)
@@ -78,6 +178,7 @@ class Layout:
     """its beginnings of names, and ours"""
     recipe: Callable[[Recipe, float], Recipe]
     """a recipe with its architecture and resizing, of one that says the rest and of the eps of the backbone's norms"""
+    classes: Classes = _OF_ROIS
 
 
 LAYOUTS = {
@@ -86,6 +187,18 @@ LAYOUTS = {
     ),
     "fasterrcnn_resnet50_fpn_v2": Layout(
         "roi_heads.box_head.5.weight", _PYRAMID + _RPN + _CONVOLVED + _PREDICTOR, _faster_rcnn_v2
+    ),
+    "maskrcnn_resnet50_fpn": Layout(
+        "roi_heads.mask_predictor.mask_fcn_logits.weight",
+        _PYRAMID + _RPN + _TWO_LAYERS + _PREDICTOR + _MASKS,
+        _mask_rcnn,
+    ),
+    "maskrcnn_resnet50_fpn_v2": Layout(
+        "roi_heads.mask_head.0.1.weight", _PYRAMID + _RPN + _CONVOLVED + _PREDICTOR + _MASKS, _mask_rcnn_v2
+    ),
+    "retinanet_resnet50_fpn": Layout(_OF_ANCHORS.name, _PYRAMID + _DENSE, _retinanet, _OF_ANCHORS),
+    "retinanet_resnet50_fpn_v2": Layout(
+        "head.classification_head.conv.0.1.weight", _PYRAMID + _DENSE, _retinanet_v2, _OF_ANCHORS
     ),
 }
 """By the name of the function in torchvision.models.detection; the last one whose mark is in a file is the file's."""
@@ -107,16 +220,7 @@ def torchvision_recipe(base: Recipe, norm_eps: float, name: str = "fasterrcnn_re
 
 def num_torchvision_classes(tensors: dict[str, Tensor]) -> int:
     """Classes without background. Raises InputError when the tensors are of another model."""
-    name = "roi_heads.box_predictor.cls_score.weight"
-    if name not in tensors:
-        raise InputError(f"the file holds no {name}: it is not a state dict of torchvision's Faster R-CNN")
-    shape = tuple(tensors[name].shape)
-    channels = BoxHead().channels
-    if len(shape) != 2 or shape[0] < 2 or shape[1] != channels:
-        raise InputError(
-            f"tensor {name} has shape {shape}, not (classes + 1, {channels}): the file is of another model"
-        )
-    return shape[0] - 1
+    return layout_of(tensors).classes.number(tensors)
 
 
 def convert_torchvision_weights(tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -125,24 +229,35 @@ def convert_torchvision_weights(tensors: dict[str, Tensor], wanted: dict[str, Te
     Torchvision has the background first, boxes for it too, and flattens pooled features channel by channel.
     Raises InputError with the first tensor that is missing, left over or of another shape.
     """
-    num_classes = num_torchvision_classes(tensors)
-    renamed = layout_of(tensors).renamed
+    layout = layout_of(tensors)
+    num_classes = layout.classes.number(tensors)
     converted = {}
     for name, tensor in tensors.items():
-        new = next((ours + name.removeprefix(theirs) for theirs, ours in renamed if name.startswith(theirs)), None)
-        if new is not None and new.startswith("fpn.") and new.count(".") == 3:
+        new = next(
+            (ours + name.removeprefix(theirs) for theirs, ours in layout.renamed if name.startswith(theirs)), None
+        )
+        if new is not None and new.startswith(("fpn.lateral.", "fpn.output.")) and new.count(".") == 3:
             level, kind = new.split(".")[2:]  # files from before torchvision 0.13 lack the inner index
             new = f"{new.rsplit('.', 2)[0]}.{level}.0.{kind}"
         if new is None:
-            raise InputError(
-                f"tensor {name} has no place in a ResNet-50 FPN Faster R-CNN: the file is of another model"
-            )
+            known = next(name for name, own in LAYOUTS.items() if own is layout)
+            raise InputError(f"tensor {name} has no place in a {known}: the file is of another model")
         if new.endswith("num_batches_tracked") and new not in wanted:
             continue  # where we freeze the statistics
-        if new.startswith("box_head.deltas.") and tensor.dim() and len(tensor) == 4 * (num_classes + 1):
-            tensor = tensor[4:]
-        converted[new] = tensor
+        converted[new] = _without_background(new, tensor, num_classes)
     return {name: _rearranged(name, tensor).contiguous() for name, tensor in fitted(converted, wanted).items()}
+
+
+def _without_background(name: str, tensor: Tensor, num_classes: int) -> Tensor:
+    """A tensor without what the background has there and not with us; the softmax of a box head has it, too."""
+    rows = len(tensor) if tensor.dim() else 0
+    if name.startswith("box_head.deltas.") and rows == 4 * (num_classes + 1):
+        return tensor[4:]
+    if name.startswith("mask_head.logits.") and rows == num_classes + 1:
+        return tensor[1:].flatten(1) if tensor.dim() > 1 else tensor[1:]
+    if name.startswith("class_tower.predict.") and rows and rows % (num_classes + 1) == 0:
+        return tensor.reshape(-1, num_classes + 1, *tensor.shape[1:])[:, 1:].flatten(0, 1)
+    return tensor
 
 
 def _rearranged(name: str, tensor: Tensor) -> Tensor:

@@ -59,7 +59,9 @@ def find_curve(folder: RunFolder, label: str) -> Curve | None:
     )
     epochs = {line["step"]: line["epoch"] for line in steps}
     found = [
-        line for line in lines if "evaluation" in line and line["step"] in epochs and line["evaluation"]["AP"] >= 0
+        line
+        for line in lines
+        if "evaluation" in line and line["step"] in epochs and line["evaluation"]["bbox"]["AP"] >= 0
     ]
     if not found:
         return None
@@ -69,7 +71,7 @@ def find_curve(folder: RunFolder, label: str) -> Curve | None:
         label,
         tuple(float(epochs[line["step"]]) for line in found),
         tuple(float(hours[line["step"]]) for line in found),
-        tuple(100 * float(line["evaluation"]["AP"]) for line in found),
+        tuple(100 * float(line["evaluation"]["bbox"]["AP"]) for line in found),
         tuple(decays),
         tuple(float(hours[step]) for step in passed if step is not None),
     )

@@ -16,7 +16,7 @@ from typing import Literal
 from megdet.distributed.layout import recipe_layout
 from megdet.distributed.world import World
 from megdet.errors import DivergedError, InputError
-from megdet.evaluation.coco_numbers import CocoNumbers
+from megdet.evaluation.coco_numbers import Evaluation
 from megdet.files import read_json, read_text, reason_of, write_json_atomically, write_text_atomically
 from megdet.recipe import Recipe
 from megdet.recipe_file import dump_recipe, first_difference, parse_recipe
@@ -27,7 +27,7 @@ from megdet.training.datasets import fingerprint, load_datasets
 from megdet.training.loop import train
 from megdet.training.run import RunOptions
 
-Train = Callable[[Recipe, RunFolder, RunOptions, World], CocoNumbers]
+Train = Callable[[Recipe, RunFolder, RunOptions, World], Evaluation]
 _OUTCOME, _WEIGHTS = "outcome.json", "weights.sha256"
 
 
@@ -196,7 +196,7 @@ def _run_row(
 
 
 def _write_outcome(
-    folder: RunFolder, numbers: CocoNumbers | None, reason: str, ranks: int, hashes: tuple[str, str, str]
+    folder: RunFolder, numbers: Evaluation | None, reason: str, ranks: int, hashes: tuple[str, str, str]
 ) -> Outcome:
     steps = [line for line in read_metrics(folder.metrics) if "loss" in line] if folder.metrics.exists() else []
     starts = read_environment(folder) if folder.environment.exists() else []
@@ -206,9 +206,9 @@ def _write_outcome(
         steps=steps[-1]["step"] if steps else 0,
         hours=sum(line["seconds"] for line in steps) / 3600,
         ranks=ranks,
-        mmap=None if numbers is None else percent(numbers.AP),
-        ap50=None if numbers is None else percent(numbers.AP50),
-        mmar=None if numbers is None else percent(numbers.AR100),
+        mmap=None if numbers is None else percent(numbers.bbox.AP),
+        ap50=None if numbers is None else percent(numbers.bbox.AP50),
+        mmar=None if numbers is None else percent(numbers.bbox.AR100),
         train_data=hashes[0],
         val_data=hashes[1],
         weights=hashes[2],

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from megdet.data.coco import validation_set
+from megdet.data.coco import CocoDataset, validation_set
+from megdet.data.masks import place_mask
+from megdet.data.rle import decode_mask
 from megdet.inference.draw import contact_sheet, draw_detections, side_by_side
 from megdet.inference.predict import Result, detect_image
 from megdet.inference.trained import TrainedDetector
@@ -26,20 +28,17 @@ def draw_run(trained: TrainedDetector, folder: RunFolder) -> list[Path]:
     plot_course(read_metrics(folder.metrics), trained.model.loss_names, course)
     dataset = validation_set(trained.recipe.data, with_masks=trained.model.has_masks)
     sheet = []
-    for index in np.linspace(0, len(dataset) - 1, min(_SHOWN, len(dataset))).round().astype(int):
-        pixels, results = detect_image(trained, dataset.image_path(int(index)))
-        truth = dataset.annotations[int(index)]
-        boxes, names, scores, classes = _shown(results, trained, _SHOWN_SCORE)
+    for index in np.linspace(0, len(dataset) - 1, min(_SHOWN, len(dataset))).round().astype(int).tolist():
+        pixels, results = detect_image(trained, dataset.image_path(index))
+        truth = dataset.annotations[index]
         sheet.append(
             side_by_side(
                 pixels,
                 truth.boxes,
                 [dataset.class_names[label] for label in truth.labels],
-                boxes,
-                names,
-                scores,
-                [trained.class_names.index(dataset.class_names[label]) for label in truth.labels],
-                classes,
+                truth_class_indices=[trained.class_names.index(dataset.class_names[label]) for label in truth.labels],
+                truth_masks=_masks_of_truth(dataset, index),
+                **_shown(results, trained, _SHOWN_SCORE),
             )
         )
     detections = folder.pictures / "detections.png"
@@ -51,8 +50,7 @@ def save_picture(
     path: Path, pixels: NDArray[np.uint8], results: list[Result], trained: TrainedDetector, score: float
 ) -> None:
     """Draw the detections of at least `score` on an image and save it as PNG. Raises InputError."""
-    boxes, names, scores, classes = _shown(results, trained, score)
-    picture = draw_detections(pixels, boxes, names, scores, classes)
+    picture = draw_detections(pixels, **_shown(results, trained, score))
     write_picture(path, lambda file: picture.save(file, "png"))
 
 
@@ -72,22 +70,43 @@ def plot_course(metrics: list[dict[str, Any]], losses_of: Sequence[str], path: P
     rate.plot(places, [line["learning_rate"] for line in steps], color="0.3")
     rate.set(xlabel="epoch", title="learning rate", ylim=(0, None))
     where = [epochs[line["step"]] for line in evaluations]
-    for key, name in (("AP", "mmAP"), ("AP50", "AP50"), ("AR100", "mmAR")):
-        numbers.plot(where, [100 * line["evaluation"][key] for line in evaluations], "o-", label=name)
+    of_masks = [line for line in evaluations if "segm" in line["evaluation"]]
+    for kind, key, name in (
+        ("bbox", "AP", "mmAP"),
+        ("bbox", "AP50", "AP50"),
+        ("bbox", "AR100", "mmAR"),
+        *([("segm", "AP", "mask mmAP")] if of_masks else []),
+    ):
+        numbers.plot(where, [100 * line["evaluation"][kind][key] for line in evaluations], "o-", label=name)
     numbers.set(xlabel="epoch", title="validation", ylim=(0, 100))
     numbers.legend(fontsize=8, frameon=False)
     save_figure(figure, path)
 
 
-def _shown(
-    results: list[Result], trained: TrainedDetector, score: float
-) -> tuple[NDArray[np.float64], list[str], NDArray[np.float64], list[int]]:
+def _masks_of_truth(dataset: CocoDataset, index: int) -> list[NDArray[np.bool_]] | None:
+    """The masks of an image's objects, at the size of its file; None where they have not been read."""
+    if dataset.annotations.segmentations is None:
+        return None
+    height, width = dataset.sizes[index].tolist()
+    masks = []
+    for segmentation in dataset.annotations.segmentations_of(index):
+        x, y, pixels = place_mask(segmentation, (height, width), (height, width))
+        mask = np.zeros((height, width), np.bool_)
+        mask[y : y + pixels.shape[0], x : x + pixels.shape[1]] = pixels
+        masks.append(mask)
+    return masks
+
+
+def _shown(results: list[Result], trained: TrainedDetector, score: float) -> dict[str, Any]:
+    """What `draw_detections` takes, of the results of at least this score."""
     shown = [result for result in results if result["score"] >= score]
     corners = [(x, y, x + width, y + height) for x, y, width, height in (result["bbox"] for result in shown)]
     classes = [trained.category_ids.index(result["category_id"]) for result in shown]
-    return (
-        np.array(corners, dtype=np.float64).reshape(-1, 4),
-        [trained.class_names[label] for label in classes],
-        np.array([result["score"] for result in shown], dtype=np.float64),
-        classes,
-    )
+    masks = [decode_mask(result["segmentation"]) for result in shown if "segmentation" in result]
+    return {
+        "boxes": np.array(corners, dtype=np.float64).reshape(-1, 4),
+        "labels": [trained.class_names[label] for label in classes],
+        "scores": np.array([result["score"] for result in shown], dtype=np.float64),
+        "class_indices": classes,
+        "masks": masks or None,
+    }

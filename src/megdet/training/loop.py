@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from megdet.distributed.failures import stop_together
 from megdet.distributed.world import World
 from megdet.errors import InputError
-from megdet.evaluation.coco_numbers import CocoNumbers
+from megdet.evaluation.coco_numbers import Evaluation
 from megdet.recipe import Recipe
 from megdet.run_folder.folder import RunFolder
 from megdet.run_folder.metrics import MetricsWriter
@@ -19,7 +19,7 @@ from megdet.training.run import Run, RunOptions, open_run
 from megdet.training.step_log import StepLog
 
 
-def train(recipe: Recipe, folder: RunFolder, options: RunOptions, world: World) -> CocoNumbers:
+def train(recipe: Recipe, folder: RunFolder, options: RunOptions, world: World) -> Evaluation:
     """Train from the newest checkpoint of the folder, or from the start, to the end; returns the last evaluation.
 
     Every rank calls it. Raises InputError for everything a user can mend, before the first step where possible; an

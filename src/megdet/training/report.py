@@ -7,7 +7,7 @@ from typing import Any
 from megdet.data.plan import TrainingPlan
 from megdet.distributed.layout import Layout
 from megdet.distributed.world import World
-from megdet.evaluation.coco_numbers import CocoNumbers
+from megdet.evaluation.coco_numbers import Evaluation
 from megdet.model.choice import detector_class
 from megdet.recipe import Recipe
 from megdet.run_folder.folder import RunFolder
@@ -79,19 +79,22 @@ class Reporter:
         if shares:
             self.say(f"epoch {means['epoch']}: positive are {' and '.join(shares)} (mean of {means['steps']} steps)")
 
-    def evaluated(self, step: int, numbers: CocoNumbers, seconds: float) -> None:
+    def evaluated(self, step: int, numbers: Evaluation, seconds: float) -> None:
         """Print the numbers of an evaluation."""
         if not self.is_first:
             return
         if self._recent:
             self._print(self._recent[-1])
         if self._board is not None:
-            for name in ("AP", "AP50", "AP75", "AR100"):
-                self._board.add_scalar(f"evaluation/{name}", getattr(numbers, name), step)
+            for kind, of_kind in numbers.totals().items():
+                for name in ("AP", "AP50", "AP75", "AR100"):
+                    self._board.add_scalar(f"evaluation/{kind}/{name}", of_kind[name], step)
             self._board.flush()
+        bbox, segm = numbers.bbox, numbers.segm
+        of_masks = "" if segm is None else f"; masks: mmAP {_percent(segm.AP)}, AP50 {_percent(segm.AP50)}"
         self.console.print(
-            f"epoch {self.plan.epochs_done(step):.2f}: mmAP {_percent(numbers.AP)}, AP50 {_percent(numbers.AP50)}, "
-            f"mmAR {_percent(numbers.AR100)} (evaluated in {seconds:.0f} s)"
+            f"epoch {self.plan.epochs_done(step):.2f}: mmAP {_percent(bbox.AP)}, AP50 {_percent(bbox.AP50)}, "
+            f"mmAR {_percent(bbox.AR100)}{of_masks} (evaluated in {seconds:.0f} s)"
         )
         self._printed = time.monotonic()
 

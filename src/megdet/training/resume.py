@@ -6,7 +6,7 @@ from pathlib import Path
 from megdet.data.coco import CocoDataset
 from megdet.distributed.world import World
 from megdet.errors import InputError
-from megdet.evaluation.coco_numbers import CocoNumbers
+from megdet.evaluation.coco_numbers import Evaluation
 from megdet.files import delete_leftovers
 from megdet.recipe import Recipe
 from megdet.recipe_file import dump_recipe, first_difference, parse_recipe
@@ -30,7 +30,7 @@ class Position:
 
     step: int = 0
     """steps done when it was opened"""
-    numbers: CocoNumbers | None = None
+    numbers: Evaluation | None = None
     """the last evaluation"""
     evaluated_step: int = -1
     """the step after which that evaluation was made, -1 for none"""
@@ -129,12 +129,10 @@ def _check_data(checkpoint: Checkpoint, dataset: CocoDataset) -> None:
         )
 
 
-def _numbers(checkpoint: Checkpoint) -> CocoNumbers | None:
+def _numbers(checkpoint: Checkpoint) -> Evaluation | None:
     values = checkpoint.state.evaluation
     try:
-        return (
-            None if values is None else CocoNumbers.from_dict(values, f"{checkpoint.path / 'state.json'}: evaluation")
-        )
+        return None if values is None else Evaluation.from_dict(values, f"{checkpoint.path / 'state.json'}: evaluation")
     except InputError as error:
         raise checkpoint.damaged(str(error)) from None
 

@@ -22,7 +22,7 @@ from megdet.data.plan import TrainingPlan
 from megdet.distributed.layout import Layout, recipe_layout
 from megdet.distributed.world import World
 from megdet.errors import InputError
-from megdet.evaluation.coco_numbers import CocoNumbers
+from megdet.evaluation.coco_numbers import Evaluation
 from megdet.recipe import Recipe
 from megdet.run_folder.checkpoint_files import checkpoint_step, checkpoints, save_checkpoint, update_state
 from megdet.run_folder.folder import FolderLock, RunFolder
@@ -170,7 +170,7 @@ class Run:
         if self.lock is not None:
             self.lock.check()
 
-    def evaluated(self, step: int, numbers: CocoNumbers) -> None:
+    def evaluated(self, step: int, numbers: Evaluation) -> None:
         """Note an evaluation as the last; rank 0 writes it into the checkpoints of this step and of later ones."""
         self.position = replace(self.position, numbers=numbers, evaluated_step=step)
         if self.folder is not None and self.world.is_first:

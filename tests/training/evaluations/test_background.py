@@ -18,7 +18,7 @@ from megdet.distributed import helper
 from megdet.distributed.local_ranks import RankError, run_in_ranks
 from megdet.distributed.world import World
 from megdet.errors import InputError
-from megdet.evaluation.coco_numbers import CocoNumbers
+from megdet.evaluation.coco_numbers import Evaluation
 from megdet.recipe import Recipe
 from megdet.run_folder.folder import RunFolder
 from megdet.run_folder.metrics import read_metrics
@@ -42,7 +42,7 @@ def recipe(tmp_path_factory: Any) -> Recipe:
 
 
 @pytest.fixture(scope="module")
-def whole(recipe: Recipe, tmp_path_factory: Any) -> tuple[RunFolder, CocoNumbers]:
+def whole(recipe: Recipe, tmp_path_factory: Any) -> tuple[RunFolder, Evaluation]:
     """The run with its evaluations in the foreground."""
     folder = RunFolder(tmp_path_factory.mktemp("whole") / "run")
     return folder, train(recipe, folder, FOREGROUND, ALONE)
@@ -275,7 +275,7 @@ def test_a_killed_run_that_goes_on_makes_up_for_every_evaluation(options, killed
     assert_same_run(folder, whole[0])
 
 
-def train_with(world: World, recipe: Recipe, path: Path, options: list[RunOptions]) -> CocoNumbers:
+def train_with(world: World, recipe: Recipe, path: Path, options: list[RunOptions]) -> Evaluation:
     return train(recipe, RunFolder(path), options[world.rank], world)
 
 

@@ -36,7 +36,8 @@ def add_import(parser: Parser) -> None:
     parser.add_argument(
         "source",
         choices=["torchvision", "detectron2"],
-        help="torchvision's fasterrcnn_resnet50_fpn or its _v2; detectron2's R50-FPN Faster R-CNN",
+        help="torchvision's fasterrcnn_resnet50_fpn, maskrcnn_resnet50_fpn or retinanet_resnet50_fpn, or its _v2; "
+        "detectron2's R50-FPN Faster R-CNN, Mask R-CNN or RetinaNet",
     )
     parser.add_argument("weights", type=Path, metavar="WEIGHTS", help="its state dict (.pth, .safetensors or .pkl)")
     parser.add_argument("--run", type=Path, required=True, metavar="FOLDER", help="run folder to make")

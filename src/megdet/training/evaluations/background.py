@@ -17,7 +17,7 @@ from megdet.data.coco import validation_set
 from megdet.distributed.helper import Helper, HelperError, start_helper
 from megdet.distributed.world import World, start_world
 from megdet.errors import InputError
-from megdet.evaluation.coco_numbers import CocoNumbers, evaluate_detections
+from megdet.evaluation.coco_numbers import Evaluation, evaluate_detections
 from megdet.files import cannot_write, write_json_atomically
 from megdet.inference.predict import category_ids_for, detect_dataset
 from megdet.inference.trained import load_detector
@@ -36,7 +36,7 @@ class Finished:
     """An evaluation that is done; its detections are in the run folder."""
 
     step: int
-    numbers: CocoNumbers
+    numbers: Evaluation
     seconds: float
 
 
@@ -186,6 +186,6 @@ def _evaluate(
         raise InputError(
             f"{trained.recipe.evaluation.batch_size} images do not fit {world.device}: choose another --evaluate-on"
         ) from None
-    numbers = evaluate_detections(dataset.annotations_file, results)
+    numbers = evaluate_detections(dataset.annotations_file, results, has_masks=trained.model.has_masks)
     write_json_atomically(out / _DETECTIONS, results)
     return Finished(step, numbers, time.perf_counter() - started)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from megdet.errors import InputError
-from megdet.evaluation.coco_numbers import CocoNumbers, evaluate_detections
+from megdet.evaluation.coco_numbers import Evaluation, evaluate_detections
 from megdet.files import write_json_atomically
 from megdet.inference.predict import category_ids_for, detect_dataset
 from megdet.inference.trained import load_detector
@@ -116,14 +116,15 @@ class Evaluations:
                 f"the evaluation of step {step}: {recipe.evaluation.batch_size} images do not fit "
                 f"{self.world.device}: lower evaluation.batch_size"
             ) from None
-        numbers = self.world.on_first(lambda: evaluate_detections(val.annotations_file, results))
+        numbers = self.world.on_first(
+            lambda: evaluate_detections(val.annotations_file, results, has_masks=model.has_masks)
+        )
         self.world.on_first(lambda: write_json_atomically(self.folder.detections, results))
         self._write_down(step, numbers, time.perf_counter() - started)
 
-    def _write_down(self, step: int, numbers: CocoNumbers, seconds: float) -> None:
+    def _write_down(self, step: int, numbers: Evaluation, seconds: float) -> None:
         if self.metrics is not None:
-            of_all = {key: value for key, value in numbers.as_dict().items() if key != "per_class"}
-            self.metrics.write({"step": step, "evaluation": of_all, "seconds": round(seconds, 3)})
+            self.metrics.write({"step": step, "evaluation": numbers.totals(), "seconds": round(seconds, 3)})
             write_json_atomically(self.folder.evaluation, numbers.as_dict(), indent=2)
         self.run.evaluated(step, numbers)
         self.reporter.evaluated(step, numbers, seconds)

@@ -1,0 +1,69 @@
+"""The towers of a detector of one stage: the same convolutions on every level, a prediction for every anchor."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from megdet.layers.batch_norm import CrossDeviceBatchNorm
+from megdet.layers.convert import NormFactory
+
+
+class Tower(nn.Module):
+    """3 x 3 convolutions, shared by all levels, and one that predicts so many numbers for each anchor of a cell.
+
+    Args:
+        channels: of every level and convolution.
+        convolutions: before the one that predicts.
+        anchors_per_cell: anchors of a cell, which have neighbouring outputs.
+        outputs: numbers of an anchor.
+        norm: after each convolution but the last.
+        has_norm: whether that is a layer; these convolutions then have no bias.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        convolutions: int,
+        anchors_per_cell: int,
+        outputs: int,
+        norm: NormFactory,
+        *,
+        has_norm: bool,
+    ) -> None:
+        super().__init__()
+        self.outputs = outputs
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(channels, channels, 3, padding=1, bias=not has_norm) for _ in range(convolutions)
+        )
+        self.norms = nn.ModuleList(norm(channels) for _ in range(convolutions))
+        self.predict = nn.Conv2d(channels, anchors_per_cell * outputs, 3, padding=1)
+        for layer in (*self.convolutions, self.predict):
+            nn.init.normal_(layer.weight, std=0.01)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+    def forward(
+        self, pyramid: Sequence[Float[Tensor, "images channels _ _"]]
+    ) -> list[Float[Tensor, "images _ outputs"]]:
+        """The outputs of every anchor of each level, ordered as the anchors are."""
+        levels = list(pyramid)
+        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+            levels = _normalized(norm, [convolution(level) for level in levels])
+        return [self.predict(level).permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, self.outputs)) for level in levels]
+
+
+def _normalized(norm: nn.Module, levels: list[Tensor]) -> list[Tensor]:
+    """The levels, normalised and cut at 0; batch statistics are those of all levels together.
+
+    Statistics for each level would not fit the one running pair.
+    """
+    if not (isinstance(norm, CrossDeviceBatchNorm) and norm.training):
+        return [F.relu_(norm(level)) for level in levels]
+    # a row a pixel, so that maps in channels-last memory are copied once and need not be turned
+    joined = torch.cat([level.permute(0, 2, 3, 1).flatten(1, 2) for level in levels], 1)
+    joined = F.relu(norm(joined.transpose(1, 2).unsqueeze(3)))
+    parts = torch.split(joined, [level.shape[2] * level.shape[3] for level in levels], 2)
+    return [part.reshape(level.shape) for part, level in zip(parts, levels, strict=True)]

@@ -1,0 +1,128 @@
+"""Masks of detections, from a grid over a box to the pixels of an image.
+
+What is sampled lies in a frame of whole pixels around its box, and frames of like size are sampled together: the memory
+that it takes depends neither on the size of the image nor on the number of objects.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+from torch.nn import functional as F
+
+THRESHOLD = 0.5
+"""A pixel belongs to an object that is at least so probable."""
+_MOST_PIXELS = 1 << 22
+"""Of frames that are sampled together: 16 MB in float32."""
+_FEW_PIXELS = 1 << 15
+"""A frame counts as so large at least: below it a call costs more than its pixels."""
+
+
+@dataclass(frozen=True)
+class PastedMask:
+    """The pixels of one object within a frame; all others of the image are not its."""
+
+    index: int
+    """which of the masks it is"""
+    x: int
+    y: int
+    """column and row of the image where the frame begins"""
+    pixels: Bool[Tensor, "height width"]
+
+
+def paste_masks(
+    probabilities: Float[Tensor, "masks rows columns"],
+    boxes: Float[Tensor, "masks 4"],
+    size: tuple[int, int],
+    *,
+    exact: bool = True,
+) -> Iterator[PastedMask]:
+    """Which pixels of an image belong to each object; not in the order given, and nothing for one without a pixel.
+
+    Args:
+        probabilities: 0 to 1, on a grid over each box.
+        boxes: x1, y1, x2, y2 in pixels of the image; they may reach out of it.
+        size: height and width of the image in pixels.
+        exact: a pixel has the value of the grid at the pixel's centre, bilinear and 0 beyond the grid, and nothing is
+            outside its box (as detectron2 pastes). Otherwise a grid with a border of zeros is resized to its box in
+            whole pixels: the result of torchvision's `paste_masks_in_image`. That takes memory for the whole of a box,
+            so let boxes end at their image.
+    """
+    return _exactly(probabilities, boxes, size) if exact else _rounded(probabilities, boxes, size)
+
+
+def _exactly(
+    probabilities: Float[Tensor, "masks rows columns"], boxes: Float[Tensor, "masks 4"], size: tuple[int, int]
+) -> Iterator[PastedMask]:
+    """Interpolation of a grid in y and x is a product with a matrix on either side, of two numbers a pixel."""
+    frames = _frames(boxes, size)
+    corners = frames.tolist()
+    for rows in _alike(corners):
+        height = max(corners[row][3] - corners[row][1] for row in rows)
+        width = max(corners[row][2] - corners[row][0] for row in rows)
+        index = torch.tensor(rows, device=boxes.device)
+        grids = probabilities[index]
+        x = _weights(boxes[index, 0::2], frames[index, 0], width, grids.shape[2]).to(grids.dtype)
+        y = _weights(boxes[index, 1::2], frames[index, 1], height, grids.shape[1]).to(grids.dtype)
+        pixels = y @ grids @ x.mT >= THRESHOLD
+        for own, row in zip(pixels, rows, strict=True):
+            x1, y1, x2, y2 = corners[row]
+            yield PastedMask(row, x1, y1, own[: y2 - y1, : x2 - x1])
+
+
+def _frames(boxes: Float[Tensor, "masks 4"], size: tuple[int, int]) -> Int64[Tensor, "masks 4"]:
+    """The pixels of the image whose centres are in each box: first column and row, last ones + 1."""
+    height, width = size
+    limits = boxes.new_tensor([width, height], dtype=torch.float64)
+    first, last = boxes[:, :2].double(), boxes[:, 2:].double()
+    is_box = (torch.isfinite(first) & torch.isfinite(last) & (last > first)).all(dim=1, keepdim=True)
+    start = torch.minimum((first - 0.5).ceil().clamp(min=0), limits)
+    end = torch.minimum((last - 0.5).floor() + 1, limits)
+    return torch.where(is_box, torch.cat([start, torch.maximum(start, end)], dim=1), 0.0).long()
+
+
+def _alike(corners: list[list[int]]) -> Iterator[list[int]]:
+    """Groups of frames that have pixels; a group is not much more than its frames when all are of the largest size."""
+    sides = [(y2 - y1, x2 - x1) for x1, y1, x2, y2 in corners]
+    found = [index for index, (height, width) in enumerate(sides) if height and width]
+    found.sort(key=lambda index: (sides[index][0].bit_length(), sides[index][1]))
+    group: list[int] = []
+    used = height = width = 0
+    for index in found:
+        own = max(_FEW_PIXELS, sides[index][0] * sides[index][1])
+        tallest, widest = max(height, sides[index][0]), max(width, sides[index][1])
+        padded = (len(group) + 1) * tallest * widest
+        if group and padded > min(2 * (used + own), _MOST_PIXELS):
+            yield group
+            group, used, (tallest, widest) = [], 0, sides[index]
+        group.append(index)
+        used, height, width = used + own, tallest, widest
+    if group:
+        yield group
+
+
+def _weights(
+    edges: Float[Tensor, "masks 2"], first: Int64[Tensor, " masks"], count: int, cells: int
+) -> Float[Tensor, "masks count cells"]:
+    """How much of each cell of a grid between two edges is in each pixel from the first one on; in one direction."""
+    start, end = edges.double().unsqueeze(2).unbind(1)
+    centres = first.unsqueeze(1) + torch.arange(count, device=edges.device) + 0.5
+    place = (centres - start) / (end - start) * cells - 0.5  # 0 is the centre of the first cell
+    return (1 - (place.unsqueeze(2) - torch.arange(cells, device=edges.device)).abs()).clamp_(min=0)
+
+
+def _rounded(
+    probabilities: Float[Tensor, "masks rows columns"], boxes: Float[Tensor, "masks 4"], size: tuple[int, int]
+) -> Iterator[PastedMask]:
+    """Each is resized to another size, by the very function that torchvision calls."""
+    grids, cells = F.pad(probabilities, (1, 1, 1, 1)), probabilities.shape[2]
+    centre, half = (boxes[:, 2:] + boxes[:, :2]) * 0.5, (boxes[:, 2:] - boxes[:, :2]) * 0.5 * ((cells + 2) / cells)
+    is_box = torch.isfinite(boxes).all(dim=1) & (boxes[:, 2:] >= boxes[:, :2]).all(dim=1)
+    corners = torch.where(is_box.unsqueeze(1), torch.cat([centre - half, centre + half], dim=1), -9.0).long().tolist()
+    for index, (x1, y1, x2, y2) in enumerate(corners):
+        left, top, right, bottom = max(x1, 0), max(y1, 0), min(x2 + 1, size[1]), min(y2 + 1, size[0])
+        if left < right and top < bottom:
+            whole = F.interpolate(grids[index, None, None], (y2 - y1 + 1, x2 - x1 + 1), mode="bilinear")[0, 0]
+            yield PastedMask(index, left, top, whole[top - y1 : bottom - y1, left - x1 : right - x1] >= THRESHOLD)

@@ -1,6 +1,7 @@
 """Every reader of files that others write gives a result or one clear line, whatever stands in the file."""
 
 import json
+import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
@@ -161,10 +162,13 @@ def test_files_of_a_run(tmp_path: Path, number: int) -> None:
 
 @NUMBER
 @pytest.mark.filterwarnings("ignore")  # torch's words about formats of its past
-@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+@pytest.mark.parametrize("suffix", ["pth", "safetensors", "pkl"])
 def test_weights(tmp_path: Path, number: int, suffix: str) -> None:
     file = tmp_path / f"weights.{suffix}"
     tensors = {"a.weight": torch.ones(2, 3), "b.bias": torch.zeros(4)}
-    torch.save(tensors, file) if suffix == "pth" else save_file(tensors, file)
+    if suffix == "pkl":
+        file.write_bytes(pickle.dumps({name: tensor.numpy() for name, tensor in tensors.items()}))
+    else:
+        torch.save(tensors, file) if suffix == "pth" else save_file(tensors, file)
     read = reading_file(file, lambda: read_tensors(file, "backbone.weights"))
     counted(map(read, mutants_of_text(file.read_bytes(), number)))

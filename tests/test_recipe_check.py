@@ -8,13 +8,16 @@ from recipe_refusals import refusal
 AT_LEAST_ONE = """batch_size group_size plan_window checkpoint_epochs keep_checkpoints data.max_long_edge
 data.max_pixels data.canvas_multiple model.fpn.channels model.rpn.samples model.rpn.train_proposals_before_nms
 model.rpn.train_proposals model.rpn.test_proposals_before_nms model.rpn.test_proposals
-model.box_head.channels model.box_head.pool_size model.box_head.sampling_ratio model.box_head.samples
-model.box_head.detections evaluation.batch_size""".split()
+model.box_head.channels model.box_head.pool_size model.box_head.samples
+model.box_head.detections model.box_head.layers model.box_head.convolution_channels model.rpn.convolutions
+evaluation.batch_size""".split()
 NOT_NEGATIVE = """bn_size seed model.backbone.frozen_stages evaluation.every_epochs schedule.warmup_steps
 data.color_jitter model.backbone.norm_eps
-model.rpn.smooth_l1_beta model.rpn.min_size model.box_head.smooth_l1_beta optimizer.base_lr
+model.box_head.convolutions model.box_head.sampling_ratio model.rpn.smooth_l1_beta model.rpn.min_size
+model.box_head.smooth_l1_beta optimizer.base_lr
 optimizer.weight_decay optimizer.clip_norm schedule.warmup_start data.cache_gib noise_interval""".split()
-FRACTIONS = """data.horizontal_flip data.vertical_flip model.rpn.positive_fraction model.rpn.positive_iou
+FRACTIONS = """data.crop_least_area data.horizontal_flip data.vertical_flip model.rpn.positive_fraction
+model.rpn.positive_iou
 model.rpn.negative_iou model.rpn.nms_iou model.box_head.positive_fraction model.box_head.positive_iou
 model.box_head.score_threshold model.box_head.nms_iou""".split()
 
@@ -31,6 +34,8 @@ model.box_head.score_threshold model.box_head.nms_iou""".split()
         ("data.max_pixels", "178956971", "Pillow refuses more than 178956970"),
         ("data.scale_jitter", "[0, 1]", "two positive factors, the smaller first"),
         ("data.scale_jitter", "[2, 1]", "two positive factors, the smaller first"),
+        ("data.crop", "[640]", "two positive lengths, height and width, or empty"),
+        ("data.crop", "[640, 0]", "two positive lengths, height and width, or empty"),
         ("model.std", "[1, 0, 1]", "every value must be positive"),
         ("model.anchors.sizes", "[8, 16, 32, 64]", "five positive sizes"),
         ("model.anchors.sizes", "[8, 16, 32, 64, 0]", "five positive sizes"),
@@ -145,6 +150,7 @@ def test_whole_sizes_of_less_than_a_pixel_are_refused():
             {"schedule.warmup": "exponential", "schedule.warmup_start": "0"},
             "schedule.warmup_start is 0.0: an exponential warmup cannot rise from 0",
         ),
+        ({"data.cache": "resized", "data.crop": "[64, 64]"}, "another place in every epoch (data.crop): cache decoded"),
         ({"data.cache": "resized", "data.scale_jitter": "[0.5, 1]"}, "data.cache is resized: an image is drawn at"),
         ({"data.cache": "decoded", "data.cache_folder": ""}, "data.cache_folder is : an empty name"),
     ],

@@ -10,9 +10,12 @@ from torchvision.models.detection import fasterrcnn_resnet50_fpn, maskrcnn_resne
 CLASSES = 5
 
 
-def their_detector(eps: float, *, has_masks: bool = False, **options: Any) -> nn.Module:
+def their_detector(
+    eps: float, *, has_masks: bool = False, make: Callable[..., Any] | None = None, **options: Any
+) -> nn.Module:
     """Random weights, statistics that are not trivial, and logits of a size that finds something."""
-    model = _random(maskrcnn_resnet50_fpn if has_masks else fasterrcnn_resnet50_fpn, eps, options)
+    make = make or (maskrcnn_resnet50_fpn if has_masks else fasterrcnn_resnet50_fpn)
+    model = _random(make, eps, options)
     with torch.no_grad():
         model.rpn.head.cls_logits.weight.mul_(3)
         model.rpn.head.bbox_pred.weight.mul_(3)

@@ -23,6 +23,8 @@ class Backbone:
     """file of trained weights, torchvision's or timm's tensors (.pth or .safetensors); empty = random weights"""
     last_convolution: bool = False
     """put the 1 x 1 convolution that the model has before its classifier on its last features (MobileNet has one)"""
+    stride_in_1x1: bool = False
+    """a bottleneck halves the map in its first 1 x 1 convolution, as in the first ResNets, not in its 3 x 3 one"""
     norm: NormKind = "batch"
     """batch = statistics over bn_size images (frozen where bn_size is 0), frozen, group or none"""
     norm_eps: NotNegativeNumber | None = None
@@ -88,6 +90,8 @@ class Anchors:
     """height over width"""
     stride_from_grid: bool = False
     """take a level's stride as canvas // grid, as torchvision does, instead of 4, 8, 16, 32, 64"""
+    whole_pixels: bool = True
+    """round the edges of the anchors at a cell to whole pixels; false as detectron2 has them"""
 
     @property
     def level_sizes(self) -> tuple[tuple[float, ...], ...]:
@@ -158,8 +162,10 @@ class OctaveAnchors(Anchors):
 class Rpn:
     """The region proposal network."""
 
+    convolutions: AtLeastOne = 1
+    """3 x 3 convolutions before the two layers that predict"""
     norm: NormKind = "none"
-    """norm layer after the 3 x 3 convolution; batch needs bn_size > 0"""
+    """norm layer after each 3 x 3 convolution; batch needs bn_size > 0"""
     sparse_loss: bool = True
     """backpropagate only through the cells of sampled anchors: the same gradient, less work; norm none only"""
     samples: AtLeastOne = 256
@@ -170,8 +176,10 @@ class Rpn:
     """an anchor of at least this overlap with a box is positive"""
     negative_iou: Fraction = 0.3
     """an anchor below this overlap with every box is negative"""
+    box_loss: BoxLossKind = "smooth_l1"
+    """smooth_l1 of the regression targets, or giou = 1 - the generalised IoU of the boxes themselves"""
     smooth_l1_beta: NotNegativeNumber = 1 / 9
-    """where the box loss turns from square to linear, in units of the regression targets"""
+    """where smooth_l1 turns from square to linear, in units of the regression targets"""
     train_proposals_before_nms: AtLeastOne = 2000
     """best anchors a level and image that enter the NMS while training"""
     train_proposals: AtLeastOne = 1000
@@ -201,8 +209,10 @@ class RoiHead:
     """largest part of the samples that is positive"""
     positive_iou: Fraction = 0.5
     """a RoI of at least this overlap with a box is positive, any other negative"""
+    box_loss: BoxLossKind = "smooth_l1"
+    """smooth_l1 of the regression targets, or giou = 1 - the generalised IoU of the boxes themselves"""
     smooth_l1_beta: NotNegativeNumber = 1 / 9
-    """where the box loss turns from square to linear, in units of the regression targets"""
+    """where smooth_l1 turns from square to linear, in units of the regression targets"""
     score_threshold: Fraction = 0.05
     """detections below this score are dropped"""
     nms_iou: Fraction = 0.5
@@ -213,16 +223,22 @@ class RoiHead:
 
 @dataclass(frozen=True)
 class BoxHead(RoiHead):
-    """The second stage: RoIAlign, two fully connected layers, classes and boxes."""
+    """The second stage: RoIAlign, convolutions if asked for, fully connected layers, classes and boxes."""
 
+    convolutions: NotNegative = 0
+    """3 x 3 convolutions on the pooled features before the fully connected layers"""
+    convolution_channels: AtLeastOne = 256
+    """their channels"""
+    layers: AtLeastOne = 2
+    """fully connected layers"""
     channels: AtLeastOne = 1024
     """width of the fully connected layers"""
     norm: NormKind = "none"
-    """norm layer after each fully connected layer; batch needs bn_size > 0"""
+    """norm layer after each convolution, or where there are none each fully connected layer; batch needs bn_size > 0"""
     pool_size: AtLeastOne = 7
     """bins along each edge of a pooled RoI"""
-    sampling_ratio: AtLeastOne = 2
-    """sampling points of a bin along each edge"""
+    sampling_ratio: NotNegative = 2
+    """sampling points of a bin along each edge; 0 = one for each pixel that it spans, for which a GPU waits"""
     aligned: bool = True
     """shift coordinates by half a pixel, as they should be; false gives torchvision's detectors"""
     canonical_size: float = 224.0
@@ -255,8 +271,8 @@ class MaskHead:
     """norm layer after each 3 x 3 convolution; batch needs bn_size > 0"""
     pool_size: AtLeastOne = 14
     """bins along each edge of a pooled RoI; a mask has twice as many"""
-    sampling_ratio: AtLeastOne = 2
-    """sampling points of a bin along each edge"""
+    sampling_ratio: NotNegative = 2
+    """sampling points of a bin along each edge; 0 = one for each pixel that it spans, for which a GPU waits"""
     aligned: bool = True
     """shift coordinates by half a pixel, as they should be; false gives torchvision's detectors"""
     exact_paste: bool = True

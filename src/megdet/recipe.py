@@ -14,6 +14,7 @@ from megdet.bounds import AtLeastOne, Fraction, NotNegative, NotNegativeNumber
 
 OptimizerKind = Literal["sgd", "adamw", "lars", "lamb"]
 ResizeKind = Literal["antialias", "torchvision"]
+ScaleLaw = Literal["logarithm", "factor"]
 Precision = Literal["float32", "tf32", "bfloat16", "float64"]
 RecomputePlan = Literal["none", "block", "stage", "sqrt"]
 
@@ -43,7 +44,13 @@ class Data:
     max_long_edge: AtLeastOne = 1333
     """the longer edge is not resized beyond this many pixels (times the factor of scale_jitter)"""
     scale_jitter: tuple[float, float] = (1.0, 1.0)
-    """each training group draws a factor between these two, uniform in its logarithm, that multiplies its size"""
+    """each training group draws a factor between these two that multiplies its size"""
+    scale_law: ScaleLaw = "logarithm"
+    """what is uniform in that draw: the factor's logarithm, or the factor itself, as large-scale jitter has it"""
+    crop: tuple[int, ...] = ()
+    """height and width: training images are resized to fit, times that factor, and cut where larger; empty = no crop"""
+    crop_least_area: Fraction = 0.0
+    """a box of which the crop leaves a smaller part of its area is no target; 0 = those that are cut off whole"""
     resize: ResizeKind = "antialias"
     """antialias = bilinear as Pillow's, sizes rounded; torchvision = as its detectors: no antialias, sizes cut down"""
     horizontal_flip: Fraction = 0.5

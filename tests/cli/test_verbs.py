@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import torchvision
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import detectron2_reference
 from cli_runs import OVERRIDES, TinyData, make_data
 from data_factories import two_images, with_masks, write_set
 from factories import SHARED_DATA
@@ -149,6 +151,16 @@ def test_importing_torchvision_makes_a_run_that_detects(tmp_path: Path, data: Ti
     picture = next(data.val_images.iterdir())
     assert main(["detect", str(run), str(picture)]) == 0
     assert (run / "pictures/detect" / f"{picture.stem}.png").is_file()
+
+
+def test_importing_detectron2_makes_a_run_that_detects(tmp_path: Path, data: TinyData) -> None:
+    arrays = {name: tensor.numpy() for name, tensor in detectron2_reference.random_state().items()}
+    (tmp_path / "model.pkl").write_bytes(pickle.dumps({"model": arrays}))
+    run = tmp_path / "run"
+    options = ["--run", str(run), "--data.short_edges", "[64]"]
+    assert main(["import", "detectron2", str(tmp_path / "model.pkl"), *options]) == 0
+    assert load_recipe(str(run / "recipe.yaml")).model.backbone.stride_in_1x1
+    assert main(["detect", str(run), str(next(data.val_images.iterdir()))]) == 0
 
 
 def test_convert_check_and_stats_go_through_from_the_example(tmp_path: Path) -> None:

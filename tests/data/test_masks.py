@@ -24,7 +24,7 @@ from data_factories import (
 from megdet.data.cache import image_cache
 from megdet.data.coco import load_coco
 from megdet.data.masks import place_mask
-from megdet.data.plan import PlannedImage
+from megdet.data.plan import Crop, PlannedImage
 from megdet.data.segmentations import Segmentation
 from megdet.data.transforms import load_batch, make_masks
 from megdet.recipe import Data
@@ -240,3 +240,28 @@ def test_masks_of_coco_mini_are_those_of_the_coco_api_at_the_size_of_the_canvas(
             else:
                 assert found.mean() == pytest.approx(expected.mean(), rel=0.02)
     assert num_polygons > 500
+
+
+@given(st.integers(1, 40), st.integers(1, 60), st.integers(0, 30), st.integers(0, 30))
+def test_a_cut_mask_has_the_pixels_that_lie_in_the_crop(height, width, top, left):
+    placed = place_mask(polygons([12.0, 9.0, 50.0, 20.0, 30.0, 38.0], [3, 3, 9, 3, 9, 9]), (70, 90), (70, 90))
+    cut = placed.cut((top, left), (height, width))
+    expected = on_canvas(placed, (70, 90))[top : top + height, left : left + width]
+    assert np.array_equal(on_canvas(cut, (height, width)), expected)
+    assert expected.any() or cut.pixels.size == 0
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_the_masks_of_a_crop_are_those_of_the_whole_image_and_belong_to_its_boxes(dataset, flip):
+    whole = load(dataset, (3, (64, 80), {}))
+    crop = Crop((64, 80), (35, 10), 0.1)
+    cut = load(dataset, (3, (14, 60), {"crop": crop, "flip_horizontal": flip}))
+    masks, boxes = unpacked_masks(whole)[0][:, 35:49, 10:70], whole.targets.boxes[0]
+    low, high = torch.tensor([10.0, 35.0]), torch.tensor([70.0, 49.0])
+    inside = (boxes[:, 2:].minimum(high) - boxes[:, :2].maximum(low)).clamp(min=0).prod(1)
+    is_left = ((inside > 0) & (inside >= 0.1 * (boxes[:, 2:] - boxes[:, :2]).prod(1))).numpy()
+    assert 0 < is_left.sum() < whole.targets.is_box.sum()
+    assert cut.targets.is_box.sum() == is_left.sum()
+    found = unpacked_masks(cut)[0][: is_left.sum(), :14, :60]
+    assert found.any()
+    assert np.array_equal(found, masks[is_left][:, :, :: -1 if flip else 1])

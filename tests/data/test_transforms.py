@@ -9,7 +9,7 @@ from PIL import Image
 
 from data_factories import box_row, image_row
 from megdet.data.coco import CocoDataset, load_coco, write_coco
-from megdet.data.plan import PlannedImage
+from megdet.data.plan import Crop, PlannedImage
 from megdet.data.transforms import load_batch, resize, resize_as_torchvision
 from megdet.structures import Batch
 
@@ -167,3 +167,69 @@ def test_a_batch_resized_as_torchvision_has_floats_and_the_same_boxes_flips_and_
         assert (theirs.pixels - plain.pixels).abs().max() <= 4
         assert theirs.pixels[:, :, 40:].abs().max() == 0
         assert 100 < theirs.pixels.max() <= 255
+
+
+WHOLE = (40, 80)
+"""Image 0 at twice its size; its boxes are then 8, 4, 28, 16 and 40, 20, 80, 40."""
+
+
+@pytest.mark.parametrize(
+    ("flips", "first", "second"),
+    [
+        ({}, [0, 0, 18, 10], [30, 14, 40, 30]),
+        ({"flip_horizontal": True}, [22, 0, 40, 10], [0, 14, 10, 30]),
+        ({"flip_vertical": True}, [0, 20, 18, 30], [30, 0, 40, 16]),
+    ],
+)
+def test_boxes_are_moved_and_cut_at_the_crop_by_hand(dataset, flips, first, second):
+    batch = load_one(dataset, 0, (30, 40), crop=Crop(WHOLE, (6, 10), 0.0), **flips)
+    assert batch.targets.boxes[0, :2].tolist() == [first, second]
+    assert batch.targets.labels[0].tolist() == [1, 0, *[-1] * 6]
+    assert batch.scales.tolist() == [[2.0, 2.0]]
+    assert batch.sizes.tolist() == [[30, 40]]
+
+
+@pytest.mark.parametrize(
+    ("corner", "least", "labels"),
+    [
+        ((6, 10), 0.2, [1, 0]),  # 180 of 240 and 160 of 800 pixels are left
+        ((6, 10), 0.21, [1]),
+        ((6, 10), 0.8, []),
+        ((4, 8), 1.0, [1]),  # whole
+        ((0, 0), 0.0, [1]),  # the second one touches the crop with its edge
+        ((10, 28), 0.0, [0]),
+    ],
+)
+def test_boxes_of_which_too_little_is_left_are_no_targets(dataset, corner, least, labels):
+    targets = load_one(dataset, 0, (30, 40), crop=Crop(WHOLE, corner, least)).targets
+    assert targets.labels[targets.is_box].tolist() == labels
+    assert not targets.boxes[~targets.is_box].any()
+
+
+def test_an_image_without_a_box_left_is_a_target_without_boxes(dataset):
+    batch = load_one(dataset, 0, (4, 40), crop=Crop(WHOLE, (0, 40), 0.0))
+    assert not batch.targets.is_box.any()
+    assert batch.pixels[0, :, :4, :40].any()
+
+
+@pytest.mark.parametrize("resize", ["antialias", "torchvision"])
+def test_a_crop_holds_the_pixels_of_the_whole_resized_image(dataset, resize):
+    whole = load_one(dataset, 0, WHOLE, resize=resize).pixels[0]
+    crop = Crop(WHOLE, (6, 10), 0.0)
+    pixels = load_one(dataset, 0, (30, 40), crop=crop, resize=resize).pixels[0]
+    assert torch.equal(pixels[:, :30, :40], whole[:, 6:36, 10:50])
+    assert not pixels[:, 30:].any()
+    assert not pixels[:, :, 40:].any()
+    flipped = load_one(dataset, 0, (30, 40), crop=crop, resize=resize, flip_horizontal=True).pixels[0]
+    assert torch.equal(flipped[:, :30, :40], whole[:, 6:36, 10:50].flip(2))
+
+
+@given(st.integers(1, 60), st.integers(1, 90), st.floats(0, 1), st.data())
+def test_targets_of_a_crop_lie_in_it_and_have_an_area(dataset, height, width, least, data):
+    corner = data.draw(st.integers(0, 60 - height)), data.draw(st.integers(0, 90 - width))
+    targets = load_one(dataset, 0, (height, width), crop=Crop((60, 90), corner, least)).targets
+    boxes = targets.boxes[targets.is_box]
+    assert (boxes >= 0).all()
+    assert (boxes[:, 2] <= width).all()
+    assert (boxes[:, 3] <= height).all()
+    assert ((boxes[:, 2:] - boxes[:, :2]) > 0).all()

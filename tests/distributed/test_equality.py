@@ -34,6 +34,15 @@ def recipes(folder: Path) -> dict[str, Recipe]:
             model=batch.model.with_norms({"rpn": "batch", "box_head": "batch"}),
             optimizer=replace(batch.optimizer, clip_norm=0.5, ema_decay=0.9, decay_norm_and_bias=False),
         ),
+        "modern": with_model(
+            replace(
+                batch,
+                data=replace(batch.data, crop=(48, 64), scale_jitter=(0.5, 2.0), scale_law="factor"),
+                model=batch.model.with_norms({"rpn": "batch", "box_head": "batch"}),
+            ),
+            rpn={"convolutions": 2, "box_loss": "giou"},
+            box_head={"convolutions": 2, "convolution_channels": 8, "layers": 1, "box_loss": "giou"},
+        ),
         # from its third step on; with three lanes one rank has nothing of either half
         "agvm and noise": replace(
             batch, noise_interval=2, optimizer=replace(batch.optimizer, agvm=True, clip_norm=5.0)

@@ -50,6 +50,16 @@ def test_anchors_are_made_once_for_each_canvas_and_precision():
     assert len(grid((64, 32), [(h, -(-w // 2)) for h, w in grids], torch.float32, CPU)[0]) == 16 * 8 * 3
 
 
+def test_anchors_need_not_be_whole_pixels():
+    (rounded,), (exact,) = (
+        AnchorGrid(Anchors(sizes=(32.0,), ratios=(2.0,), whole_pixels=whole))((4, 4), [(1, 1)], torch.float32, CPU)
+        for whole in (True, False)
+    )
+    assert rounded.tolist() == [[-11, -23, 11, 23]]
+    half = torch.tensor([32 / 2**0.5 / 2, 32 * 2**0.5 / 2])
+    torch.testing.assert_close(exact, torch.cat([-half, half])[None])
+
+
 @pytest.mark.parametrize("canvas", [(416, 544), (160, 224), (800, 1344)])
 def test_anchors_of_three_sizes_a_level_equal_those_of_torchvisions_retinanet(canvas):
     recipe = OctaveAnchors(whole_sizes=True, stride_from_grid=True)

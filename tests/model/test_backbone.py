@@ -56,6 +56,26 @@ def test_features_equal_those_of_torchvisions_network():
         assert relative(a, b) < 1e-5
 
 
+def test_strides_can_stand_in_the_1x1_convolutions_of_bottlenecks():
+    theirs = torchvision.models.resnet50(weights=None).eval()
+    ours = make(name="resnet50", stride_in_1x1=True).eval()
+    ours.body.load_state_dict({k: v for k, v in theirs.state_dict().items() if not k.startswith("fc.")})
+    for stage in (theirs.layer2, theirs.layer3, theirs.layer4):
+        stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
+    x = torch.randn(1, 3, 64, 64)
+    expected = theirs.layer1(theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(x)))))
+    found = ours(x)
+    for stage, own in zip((theirs.layer2, theirs.layer3, theirs.layer4), found[1:], strict=True):
+        expected = stage(expected)
+        assert relative(expected, own) < 1e-4
+    assert relative(found[2], make(name="resnet50").eval()(x)[2]) > 0.1
+
+
+def test_a_backbone_without_bottlenecks_has_no_strides_to_move():
+    with pytest.raises(InputError, match="stride_in_1x1: resnet18 has no bottleneck"):
+        make(stride_in_1x1=True)
+
+
 @pytest.mark.parametrize(
     ("name", "stages", "is_frozen"),
     [

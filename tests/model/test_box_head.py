@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead
 
 from factories import TINY, make_targets, random_boxes
 from megdet.architecture import BoxHead as BoxHeadRecipe
@@ -13,6 +14,7 @@ from megdet.distributed.lane import SINGLE_LANE
 from megdet.distributed.world import World
 from megdet.layers.batch_norm import finish_step
 from megdet.layers.convert import norm_factory
+from megdet.layers.recompute import plainly, recompute
 from megdet.model.box_head import BoxHead
 from megdet.model.pooling import RoiPooling
 from megdet.model.proposals import Proposals
@@ -127,6 +129,86 @@ def test_padded_rois_stay_out_of_batch_statistics():
         states.append((head.state_dict(), logits[:, :6]))
     torch.testing.assert_close(states[0], states[1])
     assert states[0][0]["norm1.running_mean"].abs().max() > 0
+
+
+CONVOLVED = replace(RECIPE, convolutions=2, convolution_channels=6, layers=1)
+
+
+def test_convolutions_come_before_the_fully_connected_layers_as_in_torchvisions_head():
+    head = make_head(replace(CONVOLVED, norm="batch"), bn_size=2)
+    norm = partial(torch.nn.BatchNorm2d, momentum=1.0)
+    theirs = FastRCNNConvFCHead((4, 3, 3), [6, 6], [8], norm_layer=norm)
+    with torch.no_grad():
+        for block, own in zip(head.convolutions, theirs, strict=False):
+            own[0].weight.copy_(block[0].weight)
+        theirs[3].weight.copy_(head.fc1.weight.reshape(8, 9, 6).transpose(1, 2).flatten(1))
+        theirs[3].bias.copy_(head.fc1.bias)
+    pooled = torch.randn(10, 9, 4)
+    logits, deltas = head(lambda: pooled, torch.ones(2, 5, dtype=torch.bool))
+    hidden = theirs(pooled.transpose(1, 2).reshape(10, 4, 3, 3))
+    torch.testing.assert_close(logits.flatten(0, 1), head.classes(hidden))
+    torch.testing.assert_close(deltas.reshape(10, -1), head.deltas(hidden))
+    finish_step(head.modules(), 1, World(0, 1, torch.device("cpu")))
+    mean = theirs[1][1].running_mean  # momentum 1: the group's own
+    torch.testing.assert_close(head.convolutions[1][1].running_mean, 0.1 * mean)
+    assert isinstance(head.norm1, torch.nn.Identity)
+
+
+def test_padded_rois_stay_out_of_the_statistics_of_convolutions():
+    torch.manual_seed(1)
+    pooled = torch.randn(9, 9, 4)
+    found = []
+    for count in (9, 6):
+        head = make_head(replace(CONVOLVED, norm="batch"), bn_size=2)
+        rows = pooled[:count].clone()
+        rows[6:] *= 1000
+        logits, _ = head(lambda rows=rows: rows, torch.arange(count).unsqueeze(0) < 6)
+        logits[:, :6].square().sum().backward()
+        finish_step(head.modules(), 1, World(0, 1, torch.device("cpu")))
+        found.append((head.state_dict(), logits[:, :6], [p.grad for p in head.parameters() if p.grad is not None]))
+    torch.testing.assert_close(found[0], found[1])
+    assert found[0][0]["convolutions.1.1.running_mean"].abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("recipe", "norm"),
+    [
+        *((recipe, norm) for recipe in (RECIPE, CONVOLVED, replace(RECIPE, layers=3)) for norm in ("batch", "none")),
+        (CONVOLVED, "group"),
+    ],
+)
+def test_a_recomputed_head_has_the_same_results_gradients_and_statistics(recipe, norm):
+    torch.manual_seed(1)
+    start = torch.randn(10, 9, 4)
+    found = []
+    for plan in (plainly, recompute):
+        head = make_head(replace(recipe, norm=norm), bn_size=2)
+        pooled = start.clone().requires_grad_()
+        logits, deltas = head(lambda pooled=pooled: pooled * 2, torch.arange(5).expand(2, -1) < 4, plan)
+        (logits.square().sum() + deltas.sum()).backward()
+        finish_step(head.modules(), 1, World(0, 1, torch.device("cpu")))
+        found.append((head.state_dict(), logits, pooled.grad, [p.grad for p in head.parameters()]))
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+    assert found[0][2].abs().max() > 0
+
+
+def test_a_head_of_no_rois_passes_through():
+    head = make_head(replace(CONVOLVED, norm="batch"), bn_size=2)
+    pooled = torch.zeros(0, 9, 4, requires_grad=True)
+    logits, deltas = head(lambda: pooled, torch.ones(0, 5, dtype=torch.bool))
+    assert (logits.shape, deltas.shape) == ((0, 5, 4), (0, 5, 3, 4))
+    (logits.sum() + deltas.sum()).backward()
+
+
+def test_the_boxes_themselves_are_compared_where_the_recipe_asks_for_giou():
+    head = make_head(replace(RECIPE, samples=4, box_loss="giou"), num_classes=2)
+    near = torch.tensor([[[0.0, 0.0, 10.0, 10.0], [50.0, 50.0, 60.0, 60.0]]])
+    sampled = head.sample(make_proposals(near), make_targets([([1.0, 0.0, 11.0, 10.0], 1)]))
+    deltas = torch.full((1, 4, 2, 4), 7.0)
+    deltas[..., 1, :] = 0.0  # of its own class: the RoI as it is
+    losses = head.losses(torch.zeros(1, 4, 3), deltas, sampled)
+    overlap = float(box_iou(sampled.boxes[0, :1], torch.tensor([[1.0, 0.0, 11.0, 10.0]])))
+    torch.testing.assert_close(losses["box_head_box"], torch.tensor([(1 - overlap) / 2]))
 
 
 def detect(

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torchvision.models.detection import maskrcnn_resnet50_fpn_v2
 from torchvision.models.detection.image_list import ImageList
 
 from factories import (
@@ -53,8 +54,11 @@ def noise() -> torch.Tensor:
     return torch.randn(1, 3, *CANVAS, generator=torch.Generator().manual_seed(1))
 
 
-def test_the_same_weights_detect_the_same_boxes_and_masks(theirs):
-    ours = our_detector(theirs, torchvision_recipe(Recipe(), 1e-5, "maskrcnn_resnet50_fpn"))
+@pytest.mark.parametrize("name", ["maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2"])
+def test_the_same_weights_detect_the_same_boxes_and_masks(theirs, name):
+    if name.endswith("v2"):
+        theirs = their_detector(1e-5, has_masks=True, make=maskrcnn_resnet50_fpn_v2)
+    ours = our_detector(theirs, torchvision_recipe(Recipe(), 1e-5, name))
     x = noise()
     with torch.no_grad():
         features = theirs.backbone(x)

@@ -119,12 +119,12 @@ def test_what_diverged_becomes_no_proposal_and_no_number(poison):
     assert proposals.is_valid[1].sum() > proposals.is_valid[0].sum() > 0
 
 
-@pytest.mark.parametrize("samples", [32, 5000])
-def test_the_sparse_loss_equals_the_dense_one_with_all_its_gradients(samples):
+@pytest.mark.parametrize(("samples", "convolutions"), [(32, 1), (5000, 1), (32, 2), (5000, 2), (32, 3)])
+def test_the_sparse_loss_equals_the_dense_one_with_all_its_gradients(samples, convolutions):
     batch = tiny_batch(3)
     found = {}
     for sparse in (True, False):
-        recipe = with_model(TINY_FROZEN, rpn={"sparse_loss": sparse, "samples": samples})
+        recipe = with_model(TINY_FROZEN, rpn={"sparse_loss": sparse, "samples": samples, "convolutions": convolutions})
         detector = tiny_detector(recipe).double()
         losses = detector(batch)
         sum(losses[name].sum() for name in FasterRcnn.loss_names).backward()
@@ -133,7 +133,8 @@ def test_the_sparse_loss_equals_the_dense_one_with_all_its_gradients(samples):
     assert min(found[True]["rpn_positive"]) > 0
     for name, value in found[False].items():
         assert relative(value, found[True][name]) < 1e-12, name
-    assert all(found[True][f"rpn.{layer}.weight"].abs().max() > 0 for layer in ("conv", "objectness", "deltas"))
+    layers = (*("conv", "conv2", "conv3")[:convolutions], "objectness", "deltas")
+    assert all(found[True][f"rpn.{layer}.weight"].abs().max() > 0 for layer in layers)
 
 
 def test_the_sparse_loss_gives_the_dense_pass_no_gradient():
@@ -180,6 +181,35 @@ def test_batch_statistics_of_the_head_are_those_of_all_levels_together():
     rpn.norm.running_var.copy_(values.var(1, correction=0))
     for a, b in zip(trained, rpn.eval()(pyramid)[0], strict=True):
         torch.testing.assert_close(a, b)  # what was trained is what is tested
+
+
+def test_each_convolution_has_a_norm_of_its_own_over_all_levels():
+    rpn = make_rpn(RpnRecipe(norm="batch", convolutions=2), bn_size=2)
+    pyramid = tiny_pyramid()
+    logits, _ = rpn(pyramid)
+
+    @torch.no_grad()
+    def by_hand(norm: torch.nn.Module, levels: list[torch.Tensor]) -> list[torch.Tensor]:
+        values = torch.cat([level.flatten(2) for level in levels], 2)
+        mean, var = values.mean((0, 2)), values.var((0, 2), correction=0)
+        return [
+            F.relu(F.batch_norm(level, mean, var, norm.weight, norm.bias, False, 0.0, norm.eps)) for level in levels
+        ]
+
+    hidden = by_hand(rpn.norm, [rpn.conv(level) for level in pyramid])
+    hidden = by_hand(rpn.norm2, [rpn.conv2(level) for level in hidden])
+    for level, found in zip(hidden, logits, strict=True):
+        expected = rpn.objectness(level).permute(0, 2, 3, 1).flatten(1)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_boxes_themselves_are_compared_where_the_recipe_asks_for_giou():
+    rpn = make_rpn(RpnRecipe(sparse_loss=False, samples=4, box_loss="giou"))
+    anchors = [torch.tensor([[0.0, 0.0, 10.0, 10.0], [50.0, 0.0, 60.0, 10.0]])]
+    targets = make_targets([([1.0, 0.0, 11.0, 10.0], 0)])
+    logits, deltas = [torch.zeros(1, 2)], [torch.zeros(1, 2, 4)]  # the anchors as they are
+    losses = rpn.losses(logits, deltas, anchors, targets, feature_table([torch.zeros(1, 4, 1, 1)]))
+    torch.testing.assert_close(losses["rpn_box"], torch.tensor([(1 - 9 / 11) / 2]))  # the hull is the union
 
 
 def test_the_sample_of_an_image_does_not_depend_on_its_neighbours():

@@ -1,9 +1,13 @@
 """Torchvision's own detector is the reference: same weights, same image, same detections, losses and gradients."""
 
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
 import pytest
 import torch
-from torch import nn
-from torchvision.models.detection import fasterrcnn_resnet50_fpn
+from torch import Tensor, nn
+from torchvision.models.detection import fasterrcnn_resnet50_fpn, fasterrcnn_resnet50_fpn_v2
 from torchvision.models.detection.image_list import ImageList
 
 from factories import relative, with_model
@@ -11,7 +15,12 @@ from megdet.errors import InputError
 from megdet.model.choice import make_detector
 from megdet.model.detector import Detector
 from megdet.model.faster_rcnn import FasterRcnn
-from megdet.model.torchvision_weights import convert_torchvision_weights, num_torchvision_classes, torchvision_recipe
+from megdet.model.torchvision_weights import (
+    convert_torchvision_weights,
+    layout_of,
+    num_torchvision_classes,
+    torchvision_recipe,
+)
 from megdet.recipe import Recipe
 from megdet.structures import Targets
 from torchvision_models import CLASSES, their_detector
@@ -33,15 +42,37 @@ def our_detector(theirs: nn.Module, recipe: Recipe) -> Detector:
     return ours.eval()
 
 
-@pytest.fixture(scope="module", params=[0.0, 1e-5], ids=["eps 0", "eps 1e-5"])
-def theirs_and_eps(request: pytest.FixtureRequest) -> tuple[nn.Module, float]:
-    return their_detector(request.param), request.param
+@dataclass
+class Pair:
+    """A detector of theirs, and the recipe of the same in ours with frozen statistics."""
+
+    theirs: Any
+    recipe: Recipe
+
+    @property
+    def first_layer(self) -> nn.Module:
+        """The first fully connected layer of their box head."""
+        head = self.theirs.roi_heads.box_head
+        return head.fc6 if hasattr(head, "fc6") else head[5]
+
+
+_PAIRS: dict[str, tuple[Callable[..., Any], float]] = {
+    "eps 0": (fasterrcnn_resnet50_fpn, 0.0),
+    "eps 1e-5": (fasterrcnn_resnet50_fpn, 1e-5),
+    "v2": (fasterrcnn_resnet50_fpn_v2, 1e-5),
+}
+
+
+@pytest.fixture(scope="module", params=list(_PAIRS))
+def pair(request: pytest.FixtureRequest) -> Pair:
+    make, eps = _PAIRS[request.param]
+    theirs = their_detector(eps, make)
+    return Pair(theirs, replace(layout_of(theirs.state_dict()).recipe(Recipe(), eps), bn_size=0))
 
 
 @pytest.mark.parametrize("canvas", [CANVAS, (192, 256)], ids=["odd P6", "even P6"])
-def test_the_same_weights_detect_the_same(theirs_and_eps, canvas):
-    theirs, eps = theirs_and_eps
-    ours = our_detector(theirs, torchvision_recipe(Recipe(), eps))
+def test_the_same_weights_detect_the_same(pair, canvas):
+    theirs, ours = pair.theirs, our_detector(pair.theirs, pair.recipe)
     x = torch.randn(1, 3, *canvas, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         features = theirs.backbone(x)
@@ -58,14 +89,9 @@ def test_the_same_weights_detect_the_same(theirs_and_eps, canvas):
     assert (found.boxes[0, :count] - expected["boxes"]).abs().max() < 1e-2
 
 
-@pytest.fixture(scope="module")
-def their_losses(theirs_and_eps: tuple[nn.Module, float]) -> dict[str, torch.Tensor]:
+def losses_of(theirs: Any) -> dict[str, Tensor]:
     """Losses with sampling that takes everything; their gradients are left in the model."""
-    theirs, _ = theirs_and_eps
-    theirs.train()
-    for module in theirs.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.eval()
+    theirs.zero_grad()
     for sampler in (theirs.rpn.fg_bg_sampler, theirs.roi_heads.fg_bg_sampler):
         sampler.batch_size_per_image, sampler.positive_fraction = ALL, 0.5
     theirs.rpn._post_nms_top_n["training"] = PROPOSALS
@@ -80,34 +106,87 @@ def their_losses(theirs_and_eps: tuple[nn.Module, float]) -> dict[str, torch.Ten
     return {ours: losses[name].detach().reshape(1) for ours, name in THEIR_LOSSES.items()}
 
 
-@pytest.mark.parametrize("sparse", [True, False], ids=["sparse", "dense"])
-def test_the_same_weights_have_the_same_losses_and_gradients(theirs_and_eps, their_losses, sparse):
-    theirs, eps = theirs_and_eps
-    recipe = torchvision_recipe(Recipe(), eps)
-    recipe = with_model(
+@pytest.fixture(scope="module")
+def their_losses(pair: Pair) -> dict[str, Tensor]:
+    """With the running statistics."""
+    pair.theirs.train()
+    for module in pair.theirs.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    return losses_of(pair.theirs)
+
+
+def sampled_all(recipe: Recipe, **rpn: Any) -> Recipe:
+    """The recipe with sampling that takes everything and leaves rows over, which stand for nothing."""
+    return with_model(
         recipe,
-        rpn={"sparse_loss": sparse, "samples": 10_000, "train_proposals": PROPOSALS},
+        rpn={"samples": 10_000, "train_proposals": PROPOSALS} | rpn,
         box_head={"samples": 2 * PROPOSALS, "positive_fraction": 0.5},
     )
-    ours = our_detector(theirs, recipe).train()
+
+
+@pytest.mark.parametrize("sparse", [True, False], ids=["sparse", "dense"])
+def test_the_same_weights_have_the_same_losses_and_gradients(pair, their_losses, sparse):
+    theirs = pair.theirs
+    ours = our_detector(theirs, sampled_all(pair.recipe, sparse_loss=sparse)).train()
     x = torch.randn(1, 3, *CANVAS, generator=torch.Generator().manual_seed(1))
     found = ours.losses(x, torch.tensor([CANVAS]), Targets(BOXES[None], LABELS[None] - 1, torch.tensor([5])))
     sum(found[name].sum() for name in FasterRcnn.loss_names).backward()
     assert found["rpn_positive"] > len(BOXES)
     assert found["box_head_positive"] > len(BOXES) / (PROPOSALS + len(BOXES))  # proposals, not the truth alone
     for name, expected in their_losses.items():
-        assert expected > 1e-3
+        assert expected > 1e-4
         assert relative(expected, found[name]) < 1e-4, name
+    assert ours.rpn.is_sparse == sparse
     fc1 = ours.box_head.fc1.weight.grad.reshape(1024, 49, 256).transpose(1, 2).flatten(1)
     for name, a, b in (
         ("rpn.conv", theirs.rpn.head.conv[0][0].weight.grad, ours.rpn.conv.weight.grad),
         ("rpn.deltas", theirs.rpn.head.bbox_pred.weight.grad, ours.rpn.deltas.weight.grad),
         ("fpn.output", theirs.backbone.fpn.layer_blocks[1][0].weight.grad, ours.fpn.output[1][0].weight.grad),
         ("layer3", theirs.backbone.body.layer3[0].conv2.weight.grad, ours.backbone.body.layer3[0].conv2.weight.grad),
-        ("fc1", theirs.roi_heads.box_head.fc6.weight.grad, fc1),
+        ("fc1", pair.first_layer.weight.grad, fc1),
     ):
         assert relative(a, b) < 1e-3, name
     assert ours.backbone.body.layer1[0].conv1.weight.grad is None
+
+
+@pytest.fixture
+def v2_in_float64() -> Iterator[Any]:
+    theirs = their_detector(1e-5, fasterrcnn_resnet50_fpn_v2).double()
+    torch.set_default_dtype(torch.float64)  # their anchors and proposals follow it
+    yield theirs
+    torch.set_default_dtype(torch.float32)
+
+
+def test_batch_statistics_of_a_v2_detector_are_torchvisions_while_it_trains(v2_in_float64):
+    theirs = v2_in_float64
+    recipe = layout_of(theirs.state_dict()).recipe(Recipe(), 1e-5)
+    assert recipe.bn_size == 16
+    ours = our_detector(theirs, with_model(sampled_all(recipe), backbone={"frozen_stages": 0})).double().train()
+    expected = losses_of(theirs.train())
+    x = torch.randn(1, 3, *CANVAS, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = ours.losses(x, torch.tensor([CANVAS]), Targets(BOXES[None].double(), LABELS[None] - 1, torch.tensor([5])))
+    sum(found[name].sum() for name in FasterRcnn.loss_names).backward()
+    for name, loss in expected.items():
+        assert relative(loss, found[name]) < 1e-8, name
+    convolutions = [
+        (block[0], own[0]) for block, own in zip(theirs.roi_heads.box_head, ours.box_head.convolutions, strict=False)
+    ]
+    pairs = [*convolutions, (theirs.rpn.head.conv[0][0], ours.rpn.conv), (theirs.rpn.head.conv[1][0], ours.rpn.conv2)]
+    pairs += [(theirs.backbone.fpn.inner_blocks[0][0], ours.fpn.lateral[0][0])]
+    pairs += [(theirs.backbone.body.conv1, ours.backbone.body.conv1)]
+    for a, b in pairs:
+        assert relative(a.weight.grad, b.weight.grad) < 1e-6, a
+
+
+def test_a_v2_file_gives_counters_too_where_its_statistics_are_trained():
+    theirs = fasterrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None, num_classes=CLASSES + 1)
+    tensors = theirs.state_dict()
+    tensors["backbone.fpn.inner_blocks.0.1.num_batches_tracked"] += 7
+    ours = make_detector(torchvision_recipe(Recipe(), 1e-5, "fasterrcnn_resnet50_fpn_v2"), CLASSES)
+    converted = convert_torchvision_weights(tensors, ours.state_dict())
+    assert list(converted) == list(ours.state_dict())
+    assert converted["fpn.lateral.0.1.num_batches_tracked"] == 7
 
 
 @pytest.fixture(scope="module")
@@ -142,8 +221,8 @@ def without_fpn(tensors: dict[str, torch.Tensor]) -> None:
     del tensors["backbone.fpn.inner_blocks.3.0.weight"]
 
 
-def with_a_mask_head(tensors: dict[str, torch.Tensor]) -> None:
-    tensors["roi_heads.mask_head.0.0.weight"] = torch.zeros(1)
+def with_a_keypoint_head(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["roi_heads.keypoint_head.0.weight"] = torch.zeros(1)
 
 
 def with_a_deeper_stage(tensors: dict[str, torch.Tensor]) -> None:
@@ -178,7 +257,7 @@ def with_other_biases(tensors: dict[str, torch.Tensor]) -> None:
         (with_a_flat_layer, r"tensor for box_head.fc1.weight has shape \(7,\)"),
         (with_other_biases, r"tensor for box_head.classes.bias has shape \(\), not \(6,\)"),
         (without_fpn, "no tensor for fpn.lateral.3.0.weight"),
-        (with_a_mask_head, "roi_heads.mask_head.0.0.weight has no place"),
+        (with_a_keypoint_head, "roi_heads.keypoint_head.0.weight has no place"),
         (with_a_deeper_stage, "no place for the file's backbone.body.layer3.6.conv1.weight"),
         (with_a_thinner_layer, "rpn.conv.weight has shape"),
     ],
@@ -195,6 +274,8 @@ def test_weights_of_another_detector_are_refused_with_the_first_tensor_that_does
 def test_a_file_without_a_classifier_is_refused():
     with pytest.raises(InputError, match="not a state dict of"):
         num_torchvision_classes({"fc.weight": torch.zeros(1)})
+    with pytest.raises(InputError, match=r"not a state dict of a detector of .*fasterrcnn_resnet50_fpn_v2"):
+        layout_of({"fc.weight": torch.zeros(1)})
 
 
 @pytest.mark.parametrize("shape", [(), (6,), (1, 1024), (6, 1023), (6, 1024, 1), (0, 1024)])

@@ -1,9 +1,11 @@
 """Files of weights that anybody may have made."""
 
+import pickle
 import warnings
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -89,3 +91,30 @@ def test_a_tensor_of_another_shape_or_kind_does_not_fit() -> None:
     assert misfit("a", torch.ones(2, 3, dtype=torch.float16), wanted) == ""
     assert "has shape (3, 2), not (2, 3)" in misfit("a", torch.ones(3, 2), wanted)
     assert "holds torch.int64, not torch.float32" in misfit("a", torch.ones(2, 3, dtype=torch.int64), wanted)
+
+
+def test_arrays_of_a_pickle_are_tensors_in_this_machines_order_of_bytes(tmp_path: Path) -> None:
+    arrays = {"a": np.arange(6, dtype=">f4").reshape(2, 3), "b": np.asfortranarray(np.ones((2, 3)))}
+    for content in (arrays, {"model": arrays, "__author__": "somebody"}):
+        (tmp_path / "a.pkl").write_bytes(pickle.dumps(content))
+        found = read_tensors(tmp_path / "a.pkl", "weights")
+        assert found["a"].tolist() == [[0, 1, 2], [3, 4, 5]]
+        assert found["b"].dtype == torch.float64
+        assert found["b"].is_contiguous()
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (b"cposix\nsystem\n(S'echo'\ntR.", "cannot be used: it asks for posix.system"),
+        (pickle.dumps({"a": np.ones(2), "b": "text"}), "holds no plain dictionary of tensors"),
+        (pickle.dumps({"a": np.array([np.nan])}), "not finite"),
+        (pickle.dumps({3: np.ones(2)}), "its name is no text"),
+        (pickle.dumps([1]), "cannot be used: it holds no dictionary"),
+        (pickle.dumps({"a": np.ones(2)})[:-9], "cannot be used: it is no whole pickle"),
+    ],
+)
+def test_a_pickle_of_more_than_finite_arrays_is_refused_in_one_line(tmp_path: Path, content: bytes, fault: str) -> None:
+    (tmp_path / "a.pkl").write_bytes(content)
+    with pytest.raises(InputError, match=rf"weights .*a\.pkl: .*{fault}"):
+        read_tensors(tmp_path / "a.pkl", "weights")

@@ -49,7 +49,7 @@ def test_one_sample_in_the_middle_of_a_ramp_is_read_by_hand():
 
 
 @pytest.mark.parametrize("aligned", [False, True])
-@pytest.mark.parametrize(("pool_size", "sampling_ratio"), [(7, 2), (3, 1), (2, 3)])
+@pytest.mark.parametrize(("pool_size", "sampling_ratio"), [(7, 2), (3, 1), (2, 3), (7, 0), (2, 0)])
 def test_values_and_gradients_equal_torchvisions_on_every_level(aligned, pool_size, sampling_ratio):
     levels = pyramid()
     rois = awkward_rois(24)

@@ -13,7 +13,7 @@ from megdet.inference.trained import load_detector, read_recipe
 from megdet.recipe_file import load_recipe, recipe_name
 from megdet.run_folder.folder import RunFolder
 from megdet.runtime import measure_speeds, slow_at
-from megdet.training.initial_weights import import_torchvision
+from megdet.training.initial_weights import import_detectron2, import_torchvision
 from megdet.training.loop import train
 
 
@@ -66,10 +66,14 @@ def _train(arguments: Arguments, name: str, path: Path) -> None:
 
 
 def run_import(arguments: Arguments) -> None:
-    """Make a run folder of torchvision's weights."""
+    """Make a run folder of torchvision's or detectron2's weights."""
     base = load_recipe("megdet-r50", {"bn_size": "0", **arguments.overrides})
     folder = RunFolder(arguments.run)
     if folder.read_recipe() is not None:
         raise InputError(f"{folder.path}: it holds a run already; choose another --run folder")
-    classes = import_torchvision(arguments.weights, folder, base, arguments.norm_eps, torch.device("cpu"))
+    cpu = torch.device("cpu")
+    if arguments.source == "torchvision":
+        classes = import_torchvision(arguments.weights, folder, base, arguments.norm_eps, cpu)
+    else:
+        classes = import_detectron2(arguments.weights, folder, base, cpu)
     CONSOLE.print(f"{folder.path}: {classes} classes; try `megdet detect {folder.path} IMAGE`")

@@ -70,6 +70,12 @@ def _multi_scale(recipe: Recipe) -> Recipe:
     return replace(recipe, data=replace(data, max_long_edge=recipe.data.max_long_edge * 2, color_jitter=0.4))
 
 
+def _crop(recipe: Recipe) -> Recipe:
+    edge = recipe.data.short_edges[-1]
+    data = replace(recipe.data, crop=(edge, edge), scale_jitter=(0.3, 2.0), scale_law="factor", crop_least_area=0.1)
+    return replace(recipe, data=data)
+
+
 def _averages(recipe: Recipe) -> Recipe:
     return replace(recipe, optimizer=replace(recipe.optimizer, ema_decay=0.9))
 
@@ -116,6 +122,7 @@ CASES = {
     "group-norm": Case("group norm in the backbone", _group_norm, (4,)),
     "head-norms": Case("batch norm behind the backbone too", _head_norms, (3, 8)),
     "multi-scale": Case("a size for each group, scale and colour jitter", _multi_scale, (2, 8)),
+    "crop": Case("large-scale jitter: crops at a place drawn for each image", _crop, (3, 8)),
     "retinanet": Case("RetinaNet, the small one of recipe verify-retinanet", _detector_of("verify-retinanet"), (3, 8)),
     "rfcn": Case("R-FCN, deformable, the small one of recipe verify-rfcn", _detector_of("verify-rfcn"), (3, 8)),
     "averages": Case("averaged weights (EMA)", _averages, (4,)),

@@ -274,7 +274,7 @@ def _by_name(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> Iterator[tup
 
 
 def of_detections(ours: Sequence[Result], theirs: Sequence[Result]) -> Iterator[tuple[str, float]]:
-    """How far two lists of detections are apart, by what is compared; infinite where they are not of the same objects."""
+    """How far two lists of detections are apart, by what is compared; infinite where the objects are others."""
     identities = [[(own["image_id"], own["category_id"]) for own in found] for found in (ours, theirs)]
     if identities[0] != identities[1]:
         yield "images and categories", math.inf

@@ -27,6 +27,14 @@ class PlacedMask(NamedTuple):
         y = size[0] - self.y - height if vertical else self.y
         return PlacedMask(x, y, self.pixels[:: -1 if vertical else 1, :: -1 if horizontal else 1])
 
+    def cut(self, corner: tuple[int, int], size: tuple[int, int]) -> "PlacedMask":
+        """What of it lies in a crop of this height and width whose upper left corner is at (y, x) of the image."""
+        y, x = self.y - corner[0], self.x - corner[1]
+        pixels = self.pixels[max(0, -y) : max(0, size[0] - y), max(0, -x) : max(0, size[1] - x)]
+        if not pixels.any():
+            return PlacedMask(0, 0, np.zeros((0, 0), np.bool_))
+        return PlacedMask(max(0, x), max(0, y), pixels)
+
 
 def place_mask(segmentation: Segmentation, original: tuple[int, int], size: tuple[int, int]) -> PlacedMask:
     """The mask of an object in its image, which is resized from one height and width to another.

@@ -25,8 +25,19 @@ from megdet.ops.integer_hash import hash_integers
 from megdet.recipe import Data, Recipe, ResizeKind
 from megdet.run_length import total_steps
 
-_ORDER, _WINDOW, _IMAGE, _HORIZONTAL, _VERTICAL = range(1, 6)
+_ORDER, _WINDOW, _IMAGE, _HORIZONTAL, _VERTICAL, _CROP_TOP, _CROP_LEFT = range(1, 8)
 """Purposes of random numbers, so that no two share a stream."""
+
+
+class Crop(NamedTuple):
+    """What is cut out of a resized image."""
+
+    whole: tuple[int, int]
+    """height and width in pixels of the resized image"""
+    corner: tuple[int, int]
+    """y and x in it of the crop's upper left corner"""
+    least_area: float
+    """part of a box's area that must be left, or it is no target"""
 
 
 @dataclass(frozen=True)
@@ -39,11 +50,18 @@ class PlannedImage:
     seed: int
     """signed 64-bit number of (recipe seed, epoch, index), from which all its randomness is drawn"""
     size: tuple[int, int]
-    """height and width in pixels after resizing"""
+    """height and width in pixels on the canvas, after resizing and cropping"""
     flip_horizontal: bool = False
     flip_vertical: bool = False
     resize: ResizeKind = "antialias"
     """how it is resized"""
+    crop: Crop | None = None
+    """what is cut out of it before it is flipped"""
+
+    @property
+    def resized(self) -> tuple[int, int]:
+        """Height and width in pixels of the whole image after resizing."""
+        return self.crop.whole if self.crop else self.size
 
 
 @dataclass(frozen=True)
@@ -94,9 +112,10 @@ class TrainingPlan:
     def smallest_canvas(self) -> tuple[int, tuple[int, int]]:
         """The image that has the fewest pixels when it is resized as small as the recipe allows, and its canvas."""
         data = self.recipe.data
-        factor = min(data.scale_jitter)
-        edge, longest = min(data.short_edges) * factor, data.max_long_edge * factor
-        canvases = [canvas_of(resized(int(h), int(w), edge, longest, data.resize), data) for h, w in self.sizes]
+        edge, factor = min(data.short_edges), min(data.scale_jitter)
+        canvases = [
+            canvas_of(_cut(training_size(int(h), int(w), edge, factor, data), data), data) for h, w in self.sizes
+        ]
         index = min(range(len(canvases)), key=lambda i: canvases[i][0] * canvases[i][1])
         return index, canvases[index]
 
@@ -163,15 +182,21 @@ class TrainingPlan:
     def _image(self, index: int, epoch: int, short_edge: int, factor: float) -> PlannedImage:
         data = self.recipe.data
         seed = hash_integers(self.recipe.seed, _IMAGE, epoch, index)
-        height, width = int(self.sizes[index, 0]), int(self.sizes[index, 1])
+        whole = training_size(int(self.sizes[index, 0]), int(self.sizes[index, 1]), short_edge, factor, data)
+        size = _cut(whole, data)
+        top, left = (
+            math.floor(unit_interval(seed, purpose) * (length - cut + 1))
+            for purpose, length, cut in zip((_CROP_TOP, _CROP_LEFT), whole, size, strict=True)
+        )
         return PlannedImage(
             index,
             epoch,
             seed,
-            resized(height, width, short_edge * factor, data.max_long_edge * factor, data.resize),
+            size,
             unit_interval(seed, _HORIZONTAL) < data.horizontal_flip,
             unit_interval(seed, _VERTICAL) < data.vertical_flip,
             data.resize,
+            Crop(whole, (top, left), data.crop_least_area) if size != whole else None,
         )
 
 
@@ -197,6 +222,24 @@ def evaluation_size(height: int, width: int, data: Data) -> tuple[int, int]:
     return resized(height, width, data.short_edges[-1], data.max_long_edge, data.resize)
 
 
+def training_size(height: int, width: int, short_edge: int, factor: float, data: Data) -> tuple[int, int]:
+    """Height and width in pixels to which an image is resized for training, before a crop.
+
+    `short_edge` and `factor` are the draws of its group; where the recipe has a crop the image fits it at factor 1.
+    """
+    if not data.crop:
+        return resized(height, width, short_edge * factor, data.max_long_edge * factor, data.resize)
+    scale = min(data.crop[0] / height, data.crop[1] / width)
+    return resized(height, width, scale * factor * min(height, width), math.inf, data.resize)
+
+
+def _cut(size: tuple[int, int], data: Data) -> tuple[int, int]:
+    """What a crop leaves of an image of this height and width."""
+    if not data.crop:
+        return size
+    return min(size[0], data.crop[0]), min(size[1], data.crop[1])
+
+
 def resized(
     height: int, width: int, short_edge: int | float, max_long_edge: int | float, kind: ResizeKind = "antialias"
 ) -> tuple[int, int]:
@@ -217,6 +260,8 @@ def unit_interval(seed: int, purpose: int) -> float:
 def _draw_scale(data: Data, random: np.random.Generator) -> tuple[int, float]:
     short_edge = data.short_edges[int(random.integers(len(data.short_edges)))]
     low, high = data.scale_jitter
+    if data.scale_law == "factor":
+        return short_edge, float(random.uniform(low, high))
     return short_edge, float(np.exp(random.uniform(np.log(low), np.log(high))))
 
 

@@ -1,4 +1,4 @@
-"""From planned images to a batch: read, resize, colour, flip, place on the canvas."""
+"""From planned images to a batch: read, resize, crop, colour, flip, place on the canvas."""
 
 from collections.abc import Callable, Sequence
 from itertools import compress
@@ -6,7 +6,7 @@ from itertools import compress
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float32, UInt8
+from jaxtyping import Bool, Float32, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2 import functional as V
@@ -15,8 +15,9 @@ from megdet.data.cache import ImageCache
 from megdet.data.coco import CocoDataset
 from megdet.data.image import read_image
 from megdet.data.masks import PlacedMask, place_mask
-from megdet.data.plan import PlannedImage, unit_interval
+from megdet.data.plan import Crop, PlannedImage, unit_interval
 from megdet.errors import InputError
+from megdet.ops.boxes import box_area, clip_boxes
 from megdet.structures import Batch, Masks, Targets
 
 _BRIGHTNESS, _CONTRAST, _SATURATION = range(11, 14)
@@ -44,10 +45,12 @@ def load_batch(
     for row, image in enumerate(images):
         original = dataset.sizes[image.index]
         pixels[row, :, : image.size[0], : image.size[1]] = _load(dataset, image, color_jitter, cache)
-        scales[row] = torch.tensor([image.size[0] / original[0], image.size[1] / original[1]])
+        scales[row] = torch.tensor([image.resized[0] / original[0], image.resized[1] / original[1]])
         annotations = dataset.annotations[image.index]
         is_target = ~annotations.is_crowd
-        boxes.append(_transform_boxes(annotations.boxes[is_target], image, scales[row]))
+        own_boxes, is_left = _transform_boxes(annotations.boxes[is_target], image, scales[row])
+        is_target[is_target] = is_left.numpy()  # what a crop leaves
+        boxes.append(own_boxes[is_left])
         labels.append(torch.from_numpy(annotations.labels[is_target]))
         if dataset.annotations.segmentations is not None:
             masks.append(_masks(dataset, image, is_target))
@@ -124,6 +127,9 @@ def _load(dataset: CocoDataset, image: PlannedImage, color_jitter: float, cache:
             f"{error}: put a sound picture of {width} x {height} pixels in its place and give the same command again; "
             "without the image it is another data set, on which start_from goes on in a new run"
         ) from None
+    if image.crop:
+        (top, left), (height, width) = image.crop.corner, image.size
+        pixels = pixels[:, top : top + height, left : left + width]
     if color_jitter:
         pixels = _jittered(pixels, image, color_jitter)
     axes = [axis for axis, flipped in ((1, image.flip_vertical), (2, image.flip_horizontal)) if flipped]
@@ -151,28 +157,47 @@ def _resized(dataset: CocoDataset, image: PlannedImage, cache: ImageCache | None
         return read_image(path, size=(height, width))
 
     def read_and_resize() -> NDArray[np.uint8]:
-        return resize(read(), image.size).permute(1, 2, 0).numpy()
+        return resize(read(), image.resized).permute(1, 2, 0).numpy()
 
     if cache is None:
-        return resize(read(), image.size)
+        return resize(read(), image.resized)
     if not cache.is_resized:
-        return resize(cache.pixels(image.index, path, "decoded", read), image.size)
-    kind = "resized to {}x{}".format(*image.size)
+        return resize(cache.pixels(image.index, path, "decoded", read), image.resized)
+    kind = "resized to {}x{}".format(*image.resized)
     return torch.from_numpy(cache.pixels(image.index, path, kind, read_and_resize)).permute(2, 0, 1)
 
 
 def _masks(dataset: CocoDataset, image: PlannedImage, is_target: NDArray[np.bool_]) -> list[PlacedMask]:
     height, width = dataset.sizes[image.index].tolist()
     own = compress(dataset.annotations.segmentations_of(image.index), is_target)
+    placed = [place_mask(one, (height, width), image.resized) for one in own]
+    if image.crop:
+        placed = [one.cut(image.crop.corner, image.size) for one in placed]
     flips = {"horizontal": image.flip_horizontal, "vertical": image.flip_vertical}
-    return [place_mask(one, (height, width), image.size).flipped(image.size, **flips) for one in own]
+    return [one.flipped(image.size, **flips) for one in placed]
 
 
-def _transform_boxes(boxes: Float32[np.ndarray, "boxes 4"], image: PlannedImage, scale: Tensor) -> Tensor:
+def _transform_boxes(
+    boxes: Float32[np.ndarray, "boxes 4"], image: PlannedImage, scale: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The boxes of a file as they lie on the canvas, and which of them a crop leaves enough of."""
     scaled = torch.from_numpy(boxes) * scale.flip(0).repeat(2)
     height, width = image.size
+    is_left = torch.ones(len(scaled), dtype=torch.bool)
+    if image.crop:
+        scaled, is_left = _cut_boxes(scaled, image.crop, image.size)
     if image.flip_horizontal:
         scaled = torch.stack([width - scaled[:, 2], scaled[:, 1], width - scaled[:, 0], scaled[:, 3]], dim=1)
     if image.flip_vertical:
         scaled = torch.stack([scaled[:, 0], height - scaled[:, 3], scaled[:, 2], height - scaled[:, 1]], dim=1)
-    return scaled
+    return scaled, is_left
+
+
+def _cut_boxes(
+    boxes: Float32[Tensor, "boxes 4"], crop: Crop, size: tuple[int, int]
+) -> tuple[Float32[Tensor, "boxes 4"], Bool[Tensor, " boxes"]]:
+    """Boxes of a resized image as they lie in its crop, cut at its borders, and which have enough area left."""
+    moved = boxes - torch.tensor(crop.corner).flip(0).repeat(2)
+    cut = clip_boxes(moved[None], torch.tensor([size]))[0]
+    left = box_area(cut)
+    return cut, (left > 0) & (left >= crop.least_area * box_area(boxes))

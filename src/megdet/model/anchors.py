@@ -48,8 +48,9 @@ class AnchorGrid:
         ratios = torch.tensor(self.recipe.ratios).unsqueeze(1)
         half_height = (sizes * ratios.sqrt() / 2).flatten()
         half_width = (sizes / ratios.sqrt() / 2).flatten()
-        # whole pixels, as in Faster R-CNN and torchvision
-        cell = torch.stack([-half_width, -half_height, half_width, half_height], dim=1).round()
+        cell = torch.stack([-half_width, -half_height, half_width, half_height], dim=1)
+        if self.recipe.whole_pixels:
+            cell = cell.round()
         cell = constant(tuple(tuple(row) for row in cell.tolist()), torch.float32, device)
         y = torch.arange(grid[0], dtype=torch.float32, device=device) * stride[0]
         x = torch.arange(grid[1], dtype=torch.float32, device=device) * stride[1]

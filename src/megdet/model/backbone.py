@@ -10,6 +10,7 @@ from typing import Any
 import timm
 import torch
 from jaxtyping import Float
+from timm.models.resnet import Bottleneck
 from torch import Tensor, nn
 
 from megdet.architecture import Backbone as BackboneRecipe
@@ -84,6 +85,8 @@ class Backbone(nn.Module):
             self.channels[-1] = whole.conv_head.out_channels
         _refuse_random_layers(self.body, recipe.name)
         _refuse_random_layers(self.last, recipe.name)
+        if recipe.stride_in_1x1:
+            _stride_in_1x1(self.body, recipe.name)
         if recipe.norm_eps is not None:
             _set_eps(self, recipe.norm_eps)
         deform_stages(self.body, recipe)
@@ -285,6 +288,20 @@ def _copy_shared(whole: nn.Module, body: nn.Module) -> None:
         joined = {name.replace(".", "_"): tensor for name, tensor in source.items()}
         pairs = {name: joined[name.replace(".", "_")] for name in target}
     body.load_state_dict(pairs)
+
+
+def _stride_in_1x1(model: nn.Module, name: str) -> None:
+    """Move the strides of bottlenecks from their 3 x 3 convolution to the 1 x 1 before it.
+
+    Raises InputError for a network that has no such strides.
+    """
+    blocks = [block for block in model.modules() if type(block) is Bottleneck and block.conv2.stride != (1, 1)]
+    if not blocks:
+        raise InputError(
+            f"model.backbone.stride_in_1x1: {name} has no bottleneck with a stride in its 3 x 3 convolution"
+        )
+    for block in blocks:
+        block.conv1.stride, block.conv2.stride = block.conv2.stride, (1, 1)
 
 
 def _set_eps(model: nn.Module, eps: float) -> None:

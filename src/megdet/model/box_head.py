@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from megdet.architecture import BoxHead as BoxHeadRecipe
 from megdet.layers.batch_norm import CrossDeviceBatchNorm
-from megdet.layers.convert import NormFactory
+from megdet.layers.convert import NormFactory, norm_factory
 from megdet.layers.recompute import plainly
 from megdet.model.roi_head import DELTA_WEIGHTS, RoiHead
 from megdet.ops.boxes import Weights
@@ -17,9 +17,10 @@ from megdet.ops.linear import linear
 
 
 class BoxHead(RoiHead):
-    """Two fully connected layers, a classifier (background last) and a box regressor for every class or one for all.
+    """Fully connected layers, a classifier (background last) and a box regressor for every class or one for all.
 
-    The first layer takes the pooled features bin by bin, each with its channels.
+    The first layer takes the pooled features bin by bin, each with its channels; 3 x 3 convolutions may come before.
+    Norms follow the convolutions, or where there are none the fully connected layers.
     """
 
     recipe: BoxHeadRecipe
@@ -36,19 +37,35 @@ class BoxHead(RoiHead):
     ) -> None:
         super().__init__(recipe, num_classes, delta_weights=delta_weights, is_class_agnostic=is_class_agnostic)
         bias = recipe.norm == "none"
-        self.fc1 = nn.Linear(in_channels * recipe.pool_size**2, recipe.channels, bias=bias)
-        self.norm1 = norm(recipe.channels)
-        self.fc2 = nn.Linear(recipe.channels, recipe.channels, bias=bias)
-        self.norm2 = norm(recipe.channels)
+        self.convolutions = nn.ModuleList()
+        for _ in range(recipe.convolutions):
+            width = recipe.convolution_channels
+            self.convolutions.append(nn.Sequential(nn.Conv2d(in_channels, width, 3, padding=1, bias=bias), norm(width)))
+            in_channels = width
+        if recipe.convolutions:
+            bias, norm = True, norm_factory("none")
+        num_inputs = in_channels * recipe.pool_size**2
+        for number in range(1, recipe.layers + 1):
+            self.add_module(f"fc{number}", nn.Linear(num_inputs, recipe.channels, bias=bias))
+            self.add_module(f"norm{number}", norm(recipe.channels))
+            num_inputs = recipe.channels
         self.classes = nn.Linear(recipe.channels, num_classes + 1)
         self.deltas = nn.Linear(recipe.channels, 4 * self.num_regressed)
-        for layer in (self.fc1, self.fc2):
+        for module in self.convolutions.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        for layer, _ in self._connected():
             nn.init.kaiming_uniform_(layer.weight, a=1)
         nn.init.normal_(self.classes.weight, std=0.01)
         nn.init.normal_(self.deltas.weight, std=0.001)
-        for layer in (self.fc1, self.fc2, self.classes, self.deltas):
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+    def _connected(self) -> list[tuple[Any, Any]]:
+        """The fully connected layers and their norms."""
+        numbers = range(1, self.recipe.layers + 1)
+        return [(getattr(self, f"fc{number}"), getattr(self, f"norm{number}")) for number in numbers]
 
     def forward(
         self,
@@ -64,15 +81,44 @@ class BoxHead(RoiHead):
             recompute: `recompute(function)` may call `pool` again in the backward instead of keeping what it made.
         """
         images, count = is_valid.shape
+        (first, first_norm), *others = self._connected()
 
-        def pooled_through_fc1() -> Tensor:  # together, or the pooled features would be kept as what fc1 was given
-            return linear(pool().flatten(1), self.fc1.weight, self.fc1.bias)
+        def pooled_through_first() -> Tensor:  # together, or the pooled features would be kept as what it was given
+            return linear(pool().flatten(1), first.weight, first.bias)
 
-        hidden = F.relu(normalized_rois(self.norm1, recompute(pooled_through_fc1), is_valid))
-        hidden = F.relu(normalized_rois(self.norm2, linear(hidden, self.fc2.weight, self.fc2.bias), is_valid))
+        if self.recipe.convolutions:
+            hidden = linear(self._convolved(pool, is_valid, recompute), first.weight, first.bias)
+        else:
+            hidden = recompute(pooled_through_first)
+        hidden = F.relu(normalized_rois(first_norm, hidden, is_valid))
+        for layer, norm in others:
+            hidden = F.relu(normalized_rois(norm, linear(hidden, layer.weight, layer.bias), is_valid))
         logits = self.classes(hidden).reshape(images, count, self.num_classes + 1)
         deltas = self.deltas(hidden).reshape(images, count, self.num_regressed, 4)
         return logits, deltas
+
+    def _convolved(
+        self,
+        pool: Callable[[], Float[Tensor, "all_rois bins channels"]],
+        is_valid: Bool[Tensor, "images rois"],
+        recompute: Callable[..., Any],
+    ) -> Float[Tensor, "all_rois inputs"]:
+        """The pooled features through all convolutions, bin by bin; of each one only the result may be kept."""
+        edge = self.recipe.pool_size
+
+        def through(block: Any, maps: Tensor) -> Tensor:
+            convolution, norm = block
+            return F.relu(normalized_rois(norm, convolution(maps), is_valid))
+
+        def pooled_through(block: Any) -> Tensor:
+            pooled = pool()
+            return through(block, pooled.reshape(len(pooled), edge, edge, pooled.shape[2]).permute(0, 3, 1, 2))
+
+        first, *others = self.convolutions
+        maps = recompute(pooled_through, first)
+        for block in others:
+            maps = recompute(through, block, maps)
+        return maps.permute(0, 2, 3, 1).flatten(1)  # type: ignore[no-any-return]  # `recompute` has no types
 
 
 def normalized_rois(

@@ -19,7 +19,7 @@ from megdet.structures import Batch, Detections, Targets
 
 BACKBONE_MEANING = (
     *("mean", "std", "backbone.name", "backbone.last_convolution", "backbone.norm_eps", "backbone.output_stride"),
-    *("backbone.deformable_stages", "backbone.deformable_modulated"),
+    *("backbone.stride_in_1x1", "backbone.deformable_stages", "backbone.deformable_modulated"),
 )
 """The keys, within `recipe.model`, without which the same weights of a backbone mean other features."""
 

@@ -58,11 +58,11 @@ class FasterRcnn(Detector):
     }
     same_meaning: ClassVar[tuple[str, ...]] = (
         *BACKBONE_MEANING,
-        *("anchors.sizes", "anchors.ratios", "anchors.stride_from_grid"),
+        *("anchors.sizes", "anchors.ratios", "anchors.stride_from_grid", "anchors.whole_pixels"),
         *("box_head.pool_size", "box_head.sampling_ratio", "box_head.aligned", "box_head.canonical_size"),
     )
     sampling_keys: ClassVar[tuple[str, ...]] = (
-        *("anchors.sizes", "anchors.ratios", "anchors.stride_from_grid"),
+        *("anchors.sizes", "anchors.ratios", "anchors.stride_from_grid", "anchors.whole_pixels"),
         *("rpn.samples", "rpn.positive_fraction", "rpn.positive_iou", "rpn.negative_iou"),
         *("rpn.train_proposals_before_nms", "rpn.train_proposals", "rpn.nms_iou", "rpn.min_size"),
         *("box_head.samples", "box_head.positive_fraction", "box_head.positive_iou"),

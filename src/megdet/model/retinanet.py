@@ -62,10 +62,11 @@ class RetinaNet(Detector):
         *(*BACKBONE_MEANING, "fpn.p6_from"),
         *("anchors.sizes", "anchors.scales_per_octave", "anchors.whole_sizes", "anchors.ratios"),
         "anchors.stride_from_grid",
+        "anchors.whole_pixels",
     )
     sampling_keys = (
         *("anchors.sizes", "anchors.scales_per_octave", "anchors.whole_sizes", "anchors.ratios"),
-        *("anchors.stride_from_grid", "head.positive_iou", "head.negative_iou"),
+        *("anchors.stride_from_grid", "anchors.whole_pixels", "head.positive_iou", "head.negative_iou"),
     )
 
     def __init__(

@@ -36,7 +36,7 @@ class Rfcn(Detector):
     small_start: ClassVar[Mapping[str, float]] = FasterRcnn.small_start
     same_meaning = (
         *BACKBONE_MEANING,
-        *("anchors.sizes", "anchors.ratios", "anchors.stride_from_grid"),
+        *("anchors.sizes", "anchors.ratios", "anchors.stride_from_grid", "anchors.whole_pixels"),
         *("box_head.pool_size", "box_head.sampling_ratio"),
     )
     map_norms = ("backbone", "rpn", "box_head")

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from megdet.architecture import RoiHead as RoiHeadRecipe
 from megdet.model.proposals import Proposals
 from megdet.ops.boxes import Weights, clip_boxes, decode_boxes, encode_boxes
-from megdet.ops.losses import mean_per_image, smooth_l1
+from megdet.ops.losses import box_loss, mean_per_image
 from megdet.ops.matching import match_boxes, sample_matches
 from megdet.ops.nms import segmented_nms
 from megdet.ops.ordering import NEVER, score_keys, top
@@ -109,7 +109,11 @@ class RoiHead(nn.Module):
         classes = classes.view_as(sampled.labels) * sampled.is_valid
         own = sampled.labels.clamp(max=self.num_regressed - 1).unsqueeze(2).unsqueeze(3).expand(-1, -1, 1, 4)
         own_deltas = deltas.gather(2, own).squeeze(2)
-        regression = smooth_l1(own_deltas, sampled.deltas, self.recipe.smooth_l1_beta).sum(2) * sampled.is_positive
+        recipe = self.recipe
+        regression = box_loss(
+            recipe.box_loss, own_deltas, sampled.deltas, sampled.boxes, self.delta_weights, recipe.smooth_l1_beta
+        )
+        regression = regression * sampled.is_positive
         return {
             "box_head_class": mean_per_image(classes, sampled.is_valid),
             "box_head_box": mean_per_image(regression, sampled.is_valid),

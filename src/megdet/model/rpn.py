@@ -1,6 +1,7 @@
 """The region proposal network (Ren et al., 2015) on a pyramid."""
 
 from itertools import accumulate
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -14,7 +15,7 @@ from megdet.model.proposals import Proposals
 from megdet.ops.boxes import clip_boxes, decode_boxes, encode_boxes
 from megdet.ops.constants import constant
 from megdet.ops.linear import linear
-from megdet.ops.losses import masked_cross_entropy_logits, mean_per_image, smooth_l1
+from megdet.ops.losses import box_loss, masked_cross_entropy_logits, mean_per_image
 from megdet.ops.matching import match_boxes, sample_matches
 from megdet.ops.nms import segmented_nms
 from megdet.ops.ordering import NEVER, score_keys, top
@@ -25,39 +26,39 @@ DELTA_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
 
 
 class Rpn(nn.Module):
-    """A 3 x 3 convolution and two 1 x 1 ones, shared by all levels."""
+    """3 x 3 convolutions, one by default, and two 1 x 1 ones, shared by all levels."""
 
     def __init__(self, recipe: RpnRecipe, channels: int, anchors_per_cell: int, norm: NormFactory) -> None:
         super().__init__()
         self.recipe = recipe
         self.is_sparse = recipe.sparse_loss and recipe.norm == "none"
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=recipe.norm == "none")
-        self.norm = norm(channels)
+        for number in range(1, recipe.convolutions + 1):
+            own = nn.Conv2d(channels, channels, 3, padding=1, bias=recipe.norm == "none")
+            self.add_module("conv" if number == 1 else f"conv{number}", own)
+            self.add_module("norm" if number == 1 else f"norm{number}", norm(channels))
         self.objectness = nn.Conv2d(channels, anchors_per_cell, 1)
         self.deltas = nn.Conv2d(channels, 4 * anchors_per_cell, 1)
-        for layer in (self.conv, self.objectness, self.deltas):
+        for layer in (*(convolution for convolution, _ in self._convolutions()), self.objectness, self.deltas):
             nn.init.normal_(layer.weight, std=0.01)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+
+    def _convolutions(self) -> list[tuple[Any, Any]]:
+        """The 3 x 3 convolutions and their norms."""
+        ends = ["", *range(2, self.recipe.convolutions + 1)]
+        return [(getattr(self, f"conv{end}"), getattr(self, f"norm{end}")) for end in ends]
 
     def forward(
         self, pyramid: list[Float[Tensor, "images channels _ _"]]
     ) -> tuple[list[Float[Tensor, "images _"]], list[Float[Tensor, "images _ 4"]]]:
         """Objectness logits and deltas of every anchor of each level, ordered as the anchors are."""
-        logits, deltas = [], []
-        for hidden in self._normalized([self.conv(level) for level in pyramid]):
-            hidden = F.relu(hidden)
+        logits, deltas, maps = [], [], pyramid
+        for convolution, norm in self._convolutions():
+            maps = [F.relu(hidden) for hidden in _normalized(norm, [convolution(level) for level in maps])]
+        for hidden in maps:
             logits.append(self.objectness(hidden).permute(0, 2, 3, 1).flatten(1))
             deltas.append(self.deltas(hidden).permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, 4)))
         return logits, deltas
-
-    def _normalized(self, hidden: list[Tensor]) -> list[Tensor]:
-        """Batch statistics are those of all levels together: five pairs would not fit the one running pair."""
-        if not isinstance(self.norm, CrossDeviceBatchNorm):
-            return [self.norm(level) for level in hidden]
-        joined = self.norm(torch.cat([level.flatten(2) for level in hidden], 2))
-        parts = joined.split([level.shape[2] * level.shape[3] for level in hidden], 2)
-        return [part.reshape(level.shape) for part, level in zip(parts, hidden, strict=True)]
 
     @torch.no_grad()
     def propose(
@@ -135,7 +136,15 @@ class Rpn(nn.Module):
         wanted = encode_boxes(matched, all_anchors[sample.index], DELTA_WEIGHTS)
         sampled_logits, sampled_deltas = sampled_logits.to(wanted.dtype), sampled_deltas.to(wanted.dtype)
         objectness = masked_cross_entropy_logits(sampled_logits, sample.is_positive, sample.is_valid)
-        regression = smooth_l1(sampled_deltas, wanted, recipe.smooth_l1_beta).sum(2) * sample.is_positive
+        regression = box_loss(
+            recipe.box_loss,
+            sampled_deltas,
+            wanted,
+            all_anchors[sample.index],
+            DELTA_WEIGHTS,
+            recipe.smooth_l1_beta,
+        )
+        regression = regression * sample.is_positive
         return {
             "rpn_objectness": mean_per_image(objectness, sample.is_valid),
             "rpn_box": mean_per_image(regression, sample.is_valid),
@@ -145,7 +154,11 @@ class Rpn(nn.Module):
     def _head_at(
         self, table: FeatureTable, index: Tensor, level_lengths: list[int]
     ) -> tuple[Float[Tensor, "images samples"], Float[Tensor, "images samples 4"]]:
-        """The head's outputs at some anchors: gather the 3 x 3 patches around their cells, multiply once."""
+        """The head's outputs at some anchors: gather the patches around their cells that they depend on.
+
+        A patch reaches a pixel further for every convolution, and each makes it a pixel smaller; the last one is a
+        matrix product.
+        """
         images, samples = index.shape
         per_cell = self.objectness.out_channels
         device = index.device
@@ -156,7 +169,9 @@ class Rpn(nn.Module):
         heights = constant(table.heights, torch.int64, device)[level]
         widths = constant(table.widths, torch.int64, device)[level]
         starts = constant(table.starts, torch.int64, device)[level]
-        offsets = torch.arange(3, device=index.device) - 1
+        *first, (last, _) = self._convolutions()
+        reach = len(first) + 1
+        offsets = torch.arange(-reach, reach + 1, device=index.device)
         y = (cell // widths).unsqueeze(2) + offsets
         x = (cell % widths).unsqueeze(2) + offsets
         is_inside = ((y >= 0) & (y < heights.unsqueeze(2))).unsqueeze(3) & (
@@ -165,11 +180,26 @@ class Rpn(nn.Module):
         image = torch.arange(images, device=index.device).unsqueeze(1)
         base = (starts + image * heights * widths).reshape(images, samples, 1, 1)
         rows = base + y.unsqueeze(3) * widths.reshape(images, samples, 1, 1) + x.unsqueeze(2)
-        weight = self.conv.weight.permute(0, 2, 3, 1).flatten(1)
-        patches = table.take(rows.masked_fill(~is_inside, 0).reshape(-1)).reshape(images * samples, weight.shape[1])
-        hidden = F.relu(linear(patches, weight, self.conv.bias))
+        patches = table.take(rows.masked_fill(~is_inside, 0).reshape(-1))
+        patches = patches.reshape(images * samples, len(offsets), len(offsets), patches.shape[1])
+        for convolution, _ in first:
+            is_inside = is_inside[:, :, 1:-1, 1:-1]
+            maps = F.relu(F.conv2d(patches.permute(0, 3, 1, 2), convolution.weight, convolution.bias))
+            # beyond the map the next convolution sees its padding, not what this one would make there
+            patches = maps.permute(0, 2, 3, 1) * is_inside.flatten(0, 1).unsqueeze(3)
+        weight = last.weight.permute(0, 2, 3, 1).flatten(1)
+        hidden = F.relu(linear(patches.reshape(images * samples, weight.shape[1]), weight, last.bias))
         slot = (index % per_cell).reshape(-1, 1)  # levels hold whole cells, so this is the anchor's place in its cell
         logits = F.linear(hidden, self.objectness.weight.flatten(1), self.objectness.bias).gather(1, slot)
         deltas = F.linear(hidden, self.deltas.weight.flatten(1), self.deltas.bias).reshape(-1, per_cell, 4)
         own = deltas.gather(1, slot.unsqueeze(2).expand(-1, -1, 4))
         return logits.reshape(images, samples), own.reshape(images, samples, 4)
+
+
+def _normalized(norm: nn.Module, hidden: list[Tensor]) -> list[Tensor]:
+    """Batch statistics are those of all levels together: five pairs would not fit the one running pair."""
+    if not isinstance(norm, CrossDeviceBatchNorm):
+        return [norm(level) for level in hidden]
+    joined = norm(torch.cat([level.flatten(2) for level in hidden], 2))
+    parts = joined.split([level.shape[2] * level.shape[3] for level in hidden], 2)
+    return [part.reshape(level.shape) for part, level in zip(parts, hidden, strict=True)]

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from megdet.architecture import (
@@ -15,13 +16,14 @@ from megdet.architecture import (
     Fpn,
     MaskHead,
     MaskRcnn,
+    NormKind,
     OctaveAnchors,
     RetinaNet,
     Rpn,
     StridedFpn,
 )
 from megdet.errors import InputError
-from megdet.model.weight_file import misfit
+from megdet.model.weight_file import fitted
 from megdet.recipe import Recipe
 
 _Renamed = tuple[tuple[str, str], ...]
@@ -32,17 +34,23 @@ _PYRAMID: _Renamed = (
 )
 _RPN: _Renamed = (
     ("rpn.head.conv.0.0.", "rpn.conv."),
+    ("rpn.head.conv.1.0.", "rpn.conv2."),
     ("rpn.head.conv.", "rpn.conv."),  # files from before torchvision 0.13
     ("rpn.head.cls_logits.", "rpn.objectness."),
     ("rpn.head.bbox_pred.", "rpn.deltas."),
 )
 _TWO_LAYERS: _Renamed = (("roi_heads.box_head.fc6.", "box_head.fc1."), ("roi_heads.box_head.fc7.", "box_head.fc2."))
+_CONVOLVED: _Renamed = (
+    *((f"roi_heads.box_head.{i}.", f"box_head.convolutions.{i}.") for i in range(4)),
+    ("roi_heads.box_head.5.", "box_head.fc1."),
+)
 _PREDICTOR: _Renamed = (
     ("roi_heads.box_predictor.cls_score.", "box_head.classes."),
     ("roi_heads.box_predictor.bbox_pred.", "box_head.deltas."),
 )
 _MASKS: _Renamed = (
     *((f"roi_heads.mask_head.{i}.0.", f"mask_head.convolutions.{i}.") for i in range(4)),
+    *((f"roi_heads.mask_head.{i}.1.", f"mask_head.norms.{i}.") for i in range(4)),
     *((f"roi_heads.mask_head.mask_fcn{i + 1}.", f"mask_head.convolutions.{i}.") for i in range(4)),  # COCO_V1 and older
     ("roi_heads.mask_predictor.conv5_mask.", "mask_head.upsample."),
     ("roi_heads.mask_predictor.mask_fcn_logits.", "mask_head.logits."),
@@ -61,26 +69,54 @@ _CHANNELS = Fpn().channels
 
 def _faster_rcnn(base: Recipe, norm_eps: float) -> Recipe:
     """Frozen norms in the backbone, none behind it."""
-    return replace(
-        base,
-        bn_size=0,
-        data=replace(base.data, resize="torchvision"),
-        model=FasterRcnn(
-            mean=base.model.mean,
-            std=base.model.std,
-            backbone=Backbone(name="resnet50", norm="batch", norm_eps=norm_eps, frozen_stages=2),
-            anchors=Anchors(stride_from_grid=True),
-            rpn=Rpn(train_proposals=2000),
-            box_head=BoxHead(aligned=False),
-        ),
+    return _resized(replace(base, bn_size=0, model=_architecture(base, norm_eps)))
+
+
+def _architecture(base: Recipe, norm_eps: float) -> FasterRcnn:
+    return FasterRcnn(
+        mean=base.model.mean,
+        std=base.model.std,
+        backbone=Backbone(name="resnet50", norm="batch", norm_eps=norm_eps, frozen_stages=2),
+        anchors=Anchors(stride_from_grid=True),
+        rpn=Rpn(train_proposals=2000),
+        box_head=BoxHead(aligned=False),
     )
 
 
+def _architecture_v2(base: Recipe, norm_eps: float) -> FasterRcnn:
+    return replace(
+        _architecture(base, norm_eps),
+        fpn=Fpn(norm="batch"),
+        rpn=Rpn(convolutions=2, train_proposals=2000),
+        box_head=BoxHead(convolutions=4, layers=1, norm="batch", aligned=False),
+    )
+
+
+def _with_masks(model: FasterRcnn, norm: NormKind) -> MaskRcnn:
+    own = {name: value for name, value in vars(model).items() if name != "kind"}
+    return MaskRcnn(**own, mask_head=MaskHead(norm=norm, aligned=False, exact_paste=False))
+
+
+def _resized(recipe: Recipe) -> Recipe:
+    return replace(recipe, data=replace(recipe.data, resize="torchvision"))
+
+
+def _faster_rcnn_v2(base: Recipe, norm_eps: float) -> Recipe:
+    """Batch norm in the backbone, the pyramid and the heads, which more training needs statistics for."""
+    bn_size = base.bn_size or base.batch_size
+    return _resized(replace(base, bn_size=bn_size, model=_architecture_v2(base, norm_eps)))
+
+
 def _mask_rcnn(base: Recipe, norm_eps: float) -> Recipe:
-    """The same with masks."""
+    """The same as Faster R-CNN with masks."""
     recipe = _faster_rcnn(base, norm_eps)
-    own = {name: value for name, value in vars(recipe.model).items() if name != "kind"}
-    return replace(recipe, model=MaskRcnn(**own, mask_head=MaskHead(aligned=False, exact_paste=False)))
+    return replace(recipe, model=_with_masks(_architecture(base, norm_eps), "none"))
+
+
+def _mask_rcnn_v2(base: Recipe, norm_eps: float) -> Recipe:
+    """The same as its Faster R-CNN with masks."""
+    recipe = _faster_rcnn_v2(base, norm_eps)
+    return replace(recipe, model=_with_masks(_architecture_v2(base, norm_eps), "batch"))
 
 
 def _retinanet(base: Recipe, norm_eps: float) -> Recipe:
@@ -149,10 +185,16 @@ LAYOUTS = {
     "fasterrcnn_resnet50_fpn": Layout(
         "roi_heads.box_head.fc6.weight", _PYRAMID + _RPN + _TWO_LAYERS + _PREDICTOR, _faster_rcnn
     ),
+    "fasterrcnn_resnet50_fpn_v2": Layout(
+        "roi_heads.box_head.5.weight", _PYRAMID + _RPN + _CONVOLVED + _PREDICTOR, _faster_rcnn_v2
+    ),
     "maskrcnn_resnet50_fpn": Layout(
         "roi_heads.mask_predictor.mask_fcn_logits.weight",
         _PYRAMID + _RPN + _TWO_LAYERS + _PREDICTOR + _MASKS,
         _mask_rcnn,
+    ),
+    "maskrcnn_resnet50_fpn_v2": Layout(
+        "roi_heads.mask_head.0.1.weight", _PYRAMID + _RPN + _CONVOLVED + _PREDICTOR + _MASKS, _mask_rcnn_v2
     ),
     "retinanet_resnet50_fpn": Layout(_OF_ANCHORS.name, _PYRAMID + _DENSE, _retinanet, _OF_ANCHORS),
     "retinanet_resnet50_fpn_v2": Layout(
@@ -200,19 +242,10 @@ def convert_torchvision_weights(tensors: dict[str, Tensor], wanted: dict[str, Te
         if new is None:
             known = next(name for name, own in LAYOUTS.items() if own is layout)
             raise InputError(f"tensor {name} has no place in a {known}: the file is of another model")
-        if new.endswith("num_batches_tracked"):
-            continue
+        if new.endswith("num_batches_tracked") and new not in wanted:
+            continue  # where we freeze the statistics
         converted[new] = _without_background(new, tensor, num_classes)
-    left_over = next((name for name in converted if name not in wanted), None)
-    if left_over is not None:
-        raise InputError(f"the detector has no place for the file's {left_over}: the file is of another model")
-    for name, tensor in wanted.items():
-        if name not in converted:
-            raise InputError(f"the file has no tensor for {name}: it is of another model")
-        fault = misfit(name, converted[name], tensor)
-        if fault:
-            raise InputError(f"{fault}: the file is of another model")
-    return {name: _rearranged(name, converted[name]).contiguous() for name in wanted}
+    return {name: _rearranged(name, tensor).contiguous() for name, tensor in fitted(converted, wanted).items()}
 
 
 def _without_background(name: str, tensor: Tensor, num_classes: int) -> Tensor:
@@ -230,7 +263,12 @@ def _without_background(name: str, tensor: Tensor, num_classes: int) -> Tensor:
 def _rearranged(name: str, tensor: Tensor) -> Tensor:
     """A tensor of the right shape with its values in our order."""
     if name == "box_head.fc1.weight":
-        return tensor.reshape(len(tensor), _CHANNELS, -1).transpose(1, 2).flatten(1)
+        return bin_by_bin(tensor, _CHANNELS)
     if name.startswith("box_head.classes."):
         return torch.cat([tensor[1:], tensor[:1]])
     return tensor
+
+
+def bin_by_bin(weight: Float[Tensor, "outputs inputs"], channels: int) -> Float[Tensor, "outputs inputs"]:
+    """The weight of a layer that takes pooled features channel by channel, for features bin by bin."""
+    return weight.reshape(len(weight), channels, -1).transpose(1, 2).flatten(1)

@@ -1,22 +1,27 @@
 """Files of weights that were trained elsewhere, by anybody: what is in them is looked at before it is used.
 
-Nothing in a file is run: safetensors holds tensors alone, and `torch.load` gets `weights_only`.
+Nothing in a file is run: safetensors holds tensors alone, `torch.load` gets `weights_only`, and a pickle of arrays is
+read by a machine that knows nothing else.
 """
 
 import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from megdet.errors import InputError, shown
-from megdet.files import is_file
+from megdet.files import is_file, read_bytes
+from megdet.model.array_pickle import ArrayPickleError, read_array_pickle
 from megdet.tensor_file import load_tensors
+
+_LARGEST_PICKLE = 4 << 30
 
 
 def read_tensors(file: Path, key: str) -> dict[str, Tensor]:
-    """The tensors of a .pth or .safetensors file by name; `key` says in messages what asked for it.
+    """The tensors of a .pth, .safetensors or .pkl file by name; `key` says in messages what asked for it.
 
     Raises InputError where the file is no dictionary of plain tensors: dense ones with memory of their own, which no
     quantization packs, of finite numbers.
@@ -27,10 +32,16 @@ def read_tensors(file: Path, key: str) -> dict[str, Tensor]:
     try:
         if file.suffix == ".safetensors":
             content = load_tensors(file)
+        elif file.suffix == ".pkl":
+            content = _tensors_of_pickle(file)
         else:
             with file.open("rb") as opened:  # torch opens no path that is not UTF-8
                 _refuse_compressed(opened)
                 content = torch.load(opened, "cpu", weights_only=True)
+    except InputError:
+        raise
+    except ArrayPickleError as error:
+        raise InputError(f"{key} {file}: it cannot be used: {error}") from None
     except Exception:  # whatever torch says of it, such as how to load it unsafely, helps nobody here
         raise InputError(f"{key} {file}: neither a safetensors file nor tensors saved by torch.save") from None
     for inner in ("state_dict", "model"):
@@ -45,6 +56,18 @@ def read_tensors(file: Path, key: str) -> dict[str, Tensor]:
     return content
 
 
+def _tensors_of_pickle(file: Path) -> dict[Any, Any]:
+    """The arrays of detectron2's files as tensors; in a file of more than arrays they are under `model`."""
+    content = read_array_pickle(read_bytes(file, _LARGEST_PICKLE))
+    content = content["model"] if isinstance(content.get("model"), dict) else content
+    return {
+        name: torch.from_numpy(np.array(value, value.dtype.newbyteorder("="), order="C"))
+        if isinstance(value, np.ndarray)
+        else value
+        for name, value in content.items()
+    }
+
+
 def _refuse_compressed(opened: BinaryIO) -> None:
     """Raise ValueError for an archive whose content may be a thousand times as large; torch never writes one."""
     if zipfile.is_zipfile(opened):
@@ -52,6 +75,23 @@ def _refuse_compressed(opened: BinaryIO) -> None:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                 raise ValueError("compressed")
     opened.seek(0)
+
+
+def fitted(tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a file, by our names, in the order of a model's.
+
+    Raises InputError with the first that is left over, missing or of another shape or kind.
+    """
+    left_over = next((name for name in tensors if name not in wanted), None)
+    if left_over is not None:
+        raise InputError(f"the detector has no place for the file's {left_over}: the file is of another model")
+    for name, tensor in wanted.items():
+        if name not in tensors:
+            raise InputError(f"the file has no tensor for {name}: it is of another model")
+        fault = misfit(name, tensors[name], tensor)
+        if fault:
+            raise InputError(f"{fault}: the file is of another model")
+    return {name: tensors[name] for name in wanted}
 
 
 def misfit(name: str, tensor: Tensor, wanted: Tensor) -> str:

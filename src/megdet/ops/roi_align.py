@@ -16,7 +16,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from megdet.ops.constants import constant
-from megdet.ops.weighted_bag import weighted_bags
+from megdet.ops.weighted_bag import ragged_bags, weighted_bags
 
 
 @dataclass
@@ -80,12 +80,18 @@ def roi_align(
     """Pool each RoI to pool_size x pool_size bins, row by row, from its level (Mask R-CNN, Sec. 3).
 
     `rois` are in pixels of the image and get no gradient. The value of a bin is the mean of sampling_ratio^2 bilinear
-    samples, as in `torchvision.ops.roi_align`; points more than a pixel outside the map count as zero, and so do all
+    samples, as in `torchvision.ops.roi_align`; with a ratio of 0 as many along an edge as the pixels that the bin spans
+    there, rounded up, for whose number a GPU is waited for. Points more than a pixel outside the map count as zero,
+    and so do all
     those of a RoI with a coordinate that is not finite. `aligned` shifts by the half pixel between the corner and the
     centre of a pixel.
     """
-    index, weights = _taps(table, strides, rois.detach(), image_index, levels, pool_size, sampling_ratio, aligned)
-    return weighted_bags(table.rows, index, weights).reshape(rois.shape[0], pool_size * pool_size, table.rows.shape[1])
+    places = _Places(table, strides, rois.detach(), image_index, levels, aligned)
+    if sampling_ratio:
+        bins = weighted_bags(table.rows, *_taps(places, pool_size, sampling_ratio))
+    else:
+        bins = ragged_bags(table.rows, *_adaptive_taps(places, pool_size), len(rois) * pool_size**2)
+    return bins.reshape(rois.shape[0], pool_size * pool_size, table.rows.shape[1])
 
 
 def position_sensitive_roi_align(
@@ -107,37 +113,44 @@ def position_sensitive_roi_align(
     rows = maps.permute(0, 2, 3, 1).reshape(images * height * width * bins, channels // bins)
     table = FeatureTable(rows, (height,), (width,), (0,))
     level = torch.zeros_like(image_index)
-    pixel, weights = _taps(table, (stride,), rois.detach(), image_index, level, pool_size, sampling_ratio, aligned=True)
+    places = _Places(table, (stride,), rois.detach(), image_index, level, aligned=True)
+    pixel, weights = _taps(places, pool_size, sampling_ratio)
     own_bin = torch.arange(bins, device=maps.device).repeat(len(rois)).unsqueeze(1)
     return weighted_bags(rows, pixel * bins + own_bin, weights).reshape(len(rois), bins, channels // bins)
 
 
-def _taps(
-    table: FeatureTable,
-    strides: Sequence[int],
-    rois: Tensor,
-    image_index: Tensor,
-    levels: Tensor,
-    pool_size: int,
-    sampling_ratio: int,
-    aligned: bool,
-) -> tuple[Tensor, Tensor]:
+class _Places:
+    """Where each RoI lies on its level: upper left corner and size, (rois, 2) in x and y, and the map's own numbers."""
+
+    def __init__(
+        self,
+        table: FeatureTable,
+        strides: Sequence[int],
+        rois: Tensor,
+        image_index: Tensor,
+        levels: Tensor,
+        aligned: bool,
+    ) -> None:
+        device, work = rois.device, torch.float64 if rois.dtype == torch.float64 else torch.float32
+        shape = constant((table.heights, table.widths), torch.int64, device)[:, levels]
+        self.height, self.width = shape[0], shape[1]
+        scale = constant(tuple(1.0 / stride for stride in strides), work, device)[levels].unsqueeze(1)
+        scaled = rois.to(work) * scale - (0.5 if aligned else 0.0)
+        scaled = scaled.where(rois.isfinite().all(1, keepdim=True), math.nan)  # so that all of its points are outside
+        self.low, self.size = scaled[:, :2], scaled[:, 2:] - scaled[:, :2]
+        if not aligned:
+            self.size = self.size.clamp(min=1.0)
+        self.start = constant(table.starts, torch.int64, device)[levels] + image_index * self.height * self.width
+
+
+def _taps(places: _Places, pool_size: int, sampling_ratio: int) -> tuple[Tensor, Tensor]:
     """Rows and weights of every bin, both (rois * bins, 4 * sampling_ratio^2)."""
-    device, work = rois.device, torch.float64 if rois.dtype == torch.float64 else torch.float32
-    shape = constant((table.heights, table.widths), torch.int64, device)[:, levels]
-    height, width = shape[0], shape[1]
-    scale = constant(tuple(1.0 / stride for stride in strides), work, device)[levels].unsqueeze(1)
-    scaled = rois.to(work) * scale - (0.5 if aligned else 0.0)
-    scaled = scaled.where(rois.isfinite().all(1, keepdim=True), math.nan)  # so that all of its points are outside
-    low, size = scaled[:, :2], scaled[:, 2:] - scaled[:, :2]
-    if not aligned:
-        size = size.clamp(min=1.0)
+    width, start, low = places.width, places.start, places.low
     count = pool_size * sampling_ratio
-    steps = (torch.arange(count, device=device, dtype=work) + 0.5) / count
-    points = low.unsqueeze(2) + size.unsqueeze(2) * steps
+    steps = (torch.arange(count, device=low.device, dtype=low.dtype) + 0.5) / count
+    points = low.unsqueeze(2) + places.size.unsqueeze(2) * steps
     x_low, x_high, x_weight_low, x_weight_high = _bilinear(points[:, 0], width.unsqueeze(1))
-    y_low, y_high, y_weight_low, y_weight_high = _bilinear(points[:, 1], height.unsqueeze(1))
-    start = constant(table.starts, torch.int64, device)[levels] + image_index * height * width
+    y_low, y_high, y_weight_low, y_weight_high = _bilinear(points[:, 1], places.height.unsqueeze(1))
     y_rows = torch.stack([y_low, y_high], 2) * width.reshape(-1, 1, 1) + start.reshape(-1, 1, 1)
     taps = 2 * sampling_ratio
     shape_y, shape_x = (-1, pool_size, 1, taps, 1), (-1, 1, pool_size, 1, taps)
@@ -146,6 +159,28 @@ def _taps(
     x_weights = torch.stack([x_weight_low, x_weight_high], 2).reshape(shape_x)
     weights = y_weights * x_weights * (1.0 / sampling_ratio**2)
     return index.reshape(-1, taps * taps), weights.reshape(-1, taps * taps)
+
+
+def _adaptive_taps(places: _Places, pool_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows and weights of all samples, four a sample, and the bin of each tap; bins follow one another."""
+    device, bins = places.low.device, pool_size**2
+    samples = (places.size / pool_size).nan_to_num(nan=1.0).ceil().clamp(min=0).to(torch.int64)  # of a bin, x and y
+    per_bin = samples.prod(1)
+    bin_of = torch.repeat_interleave(torch.arange(len(per_bin) * bins, device=device), per_bin.repeat_interleave(bins))
+    roi, own_bin = bin_of // bins, bin_of % bins
+    first = (per_bin.cumsum(0) - per_bin)[roi] * bins + own_bin * per_bin[roi]
+    place = torch.arange(len(bin_of), device=device) - first
+    across = samples[roi]
+    step = torch.stack([place % across[:, 0], place // across[:, 0]], 1)
+    own = torch.stack([own_bin % pool_size, own_bin // pool_size], 1)
+    low, size = places.low[roi], places.size[roi]
+    points = low + size * ((own + (step.to(low.dtype) + 0.5) / across) / pool_size)
+    x_low, x_high, *x_weights = _bilinear(points[:, 0], places.width[roi])
+    y_low, y_high, *y_weights = _bilinear(points[:, 1], places.height[roi])
+    rows = torch.stack([y_low, y_low, y_high, y_high], 1) * places.width[roi].unsqueeze(1)
+    index = rows + torch.stack([x_low, x_high, x_low, x_high], 1) + places.start[roi].unsqueeze(1)
+    weights = torch.stack([y * x for y in y_weights for x in x_weights], 1) / per_bin[roi].unsqueeze(1)
+    return index.flatten(), weights.flatten(), bin_of.repeat_interleave(4)
 
 
 def _bilinear(points: Tensor, length: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -69,7 +69,12 @@ def count(recipe: Recipe) -> Counts:
         detector.rpn(levels)
     with FlopCounterMode(display=False) as backward:
         torch.autograd.backward([level.sum() for level in levels])
-    head = sum(layer.weight.numel() for layer in detector.box_head.modules() if isinstance(layer, nn.Linear))
+    bins = detector.box_head.recipe.pool_size**2
+    head = sum(
+        layer.weight.numel() * (bins if isinstance(layer, nn.Conv2d) else 1)
+        for layer in detector.box_head.modules()
+        if isinstance(layer, nn.Linear | nn.Conv2d)
+    )
     normed_backward = sum(values for values, has_gradient in normed if has_gradient)
     left_frozen = sum(feature.numel() for feature in features if not feature.requires_grad)
     return Counts(

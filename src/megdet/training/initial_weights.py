@@ -1,14 +1,22 @@
-"""Starting from existing weights: another run's, or torchvision's."""
+"""Starting from existing weights: another run's, torchvision's or detectron2's."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 from megdet.errors import InputError
 from megdet.inference.trained import load_detector, load_weights
 from megdet.model.choice import make_detector
 from megdet.model.detector import Detector, value_of
+from megdet.model.detectron2_weights import (
+    convert_detectron2_weights,
+    detectron2_layout,
+    detectron2_recipe,
+    num_detectron2_classes,
+)
 from megdet.model.torchvision_weights import (
     convert_torchvision_weights,
     layout_of,
@@ -59,21 +67,61 @@ def import_torchvision(file: Path, folder: RunFolder, base: Recipe, norm_eps: fl
     tensors = read_tensors(file, "import torchvision")
     try:
         recipe, num_classes = layout_of(tensors).recipe(base, norm_eps), num_torchvision_classes(tensors)
-        check_recipe(recipe, "import torchvision")
-        with torch.device("meta"):  # shapes without memory: every tensor is checked before anything is built
-            wanted = make_detector(recipe, num_classes).state_dict()
-        converted = convert_torchvision_weights(tensors, wanted)
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
-    model = make_detector(recipe, num_classes)
+    names = _coco_names() if num_classes == len(_coco_names()) else _numbered(num_classes)
+    names = {number: f"unused {number}" if name == "N/A" else name for number, name in names.items()}
+    return _make_run(file, folder, recipe, names, tensors, convert_torchvision_weights, device)
+
+
+def import_detectron2(file: Path, folder: RunFolder, base: Recipe, device: torch.device) -> int:
+    """Make a run folder with the weights of one of detectron2's detectors; returns its number of classes.
+
+    `base` gives everything but the architecture. A file of 80 classes gets COCO's names and ids, another gets the ids
+    1, 2, ... Raises InputError when the file is of another model.
+    """
+    tensors = read_tensors(file, "import detectron2")
+    try:
+        recipe = detectron2_recipe(base, detectron2_layout(tensors))
+        num_classes = num_detectron2_classes(tensors)
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None
+    names = {number: name for number, name in _coco_names().items() if name != "N/A"}
+    names = names if num_classes == len(names) else _numbered(num_classes)
+    return _make_run(file, folder, recipe, names, tensors, convert_detectron2_weights, device)
+
+
+def _coco_names() -> dict[int, str]:
+    """COCO's classes by id, N/A where an id has none."""
+    return dict(enumerate(FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"][1:], start=1))
+
+
+def _numbered(count: int) -> dict[int, str]:
+    return {number: f"class {number}" for number in range(1, count + 1)}
+
+
+def _make_run(
+    file: Path,
+    folder: RunFolder,
+    recipe: Recipe,
+    names: dict[int, str],
+    tensors: dict[str, Tensor],
+    convert: Callable[[dict[str, Tensor], dict[str, Tensor]], dict[str, Tensor]],
+    device: torch.device,
+) -> int:
+    """Write the run of a recipe, with classes by id, whose weights `convert` makes of a file's tensors."""
+    check_recipe(recipe, "import")
+    try:
+        with torch.device("meta"):  # shapes without memory: nothing is built before every tensor is looked at
+            wanted = make_detector(recipe, len(names)).state_dict()
+        converted = convert(tensors, wanted)
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None
+    model = make_detector(recipe, len(names))
     load_weights(model, converted, str(file))
-    category_ids = list(range(1, num_classes + 1))
-    coco = list(FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"])[1:]
-    names = coco if len(coco) == num_classes else [f"class {number}" for number in category_ids]
-    names = [f"unused {number}" if name == "N/A" else name for name, number in zip(names, category_ids, strict=True)]
     folder.create()
     folder.write_recipe(dump_recipe(recipe))
     write_environment(folder, collect_environment(1, str(device)))
-    state = RunState(step=0, class_names=tuple(names), category_ids=tuple(category_ids), num_images=0)
+    state = RunState(step=0, class_names=tuple(names.values()), category_ids=tuple(names), num_images=0)
     save_checkpoint(folder, state, {"model": model.state_dict(), "optimizer": {}}, keep=1)
-    return num_classes
+    return len(names)

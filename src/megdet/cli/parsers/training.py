@@ -35,10 +35,11 @@ def add_import(parser: Parser) -> None:
     """The options of `import`."""
     parser.add_argument(
         "source",
-        choices=["torchvision"],
-        help="torchvision's fasterrcnn_resnet50_fpn, maskrcnn_resnet50_fpn, retinanet_resnet50_fpn or its _v2",
+        choices=["torchvision", "detectron2"],
+        help="torchvision's fasterrcnn_resnet50_fpn, maskrcnn_resnet50_fpn or retinanet_resnet50_fpn, or its _v2; "
+        "detectron2's R50-FPN Faster R-CNN, Mask R-CNN or RetinaNet",
     )
-    parser.add_argument("weights", type=Path, metavar="WEIGHTS", help="its state dict (.pth or .safetensors)")
+    parser.add_argument("weights", type=Path, metavar="WEIGHTS", help="its state dict (.pth, .safetensors or .pkl)")
     parser.add_argument("--run", type=Path, required=True, metavar="FOLDER", help="run folder to make")
     parser.add_argument(
         "--norm-eps",

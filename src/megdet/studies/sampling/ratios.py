@@ -21,7 +21,10 @@ from megdet.run_folder.folder import RunFolder
 from megdet.run_folder.metrics import read_metrics
 from megdet.studies.sampling.table1 import TABLE1
 
-_SIZES = ("data.short_edges", "data.max_long_edge", "data.scale_jitter", "model.kind")
+_SIZES = (
+    *("data.short_edges", "data.max_long_edge", "data.scale_jitter", "data.scale_law"),
+    *("data.crop", "data.crop_least_area", "model.kind"),
+)
 """Keys that change the meaning of a ratio, besides those that the detector names: runs must agree in all."""
 
 

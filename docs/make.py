@@ -16,7 +16,7 @@ def knobs_page() -> str:
     lines = [
         "# Every knob of a recipe",
         "",
-        "Written by `make docs` from `src/megdet/recipe.py` and `architecture.py`.",
+        "Written by `make docs` from `recipe.py`, `architecture.py` and `architecture_parts.py`.",
         "A key is written `section: {key: value}` in YAML and",
         "`--section.key value` on the command line. The sections of `model` are those of the detector that",
         "`model.kind` names.",

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from megdet.architecture import MODELS, Model
-from megdet.architecture import Anchors as AnchorsRecipe
-from megdet.architecture import Fpn as FpnRecipe
+from megdet.architecture_parts import Anchors as AnchorsRecipe
+from megdet.architecture_parts import Fpn as FpnRecipe
 from megdet.bounds import AtLeastOne, Fraction
 from megdet.layers.convert import norm_factory
 from megdet.model import choice

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from data_factories import box_row, triangle
 from factories import TINY, reported_by
-from megdet.architecture import Backbone
+from megdet.architecture_parts import Backbone
 from megdet.contract.run import make_every_layer_count
 from megdet.contract.verify import relative_difference
 from megdet.data.coco import CocoDataset, load_coco, write_coco

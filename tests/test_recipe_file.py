@@ -6,7 +6,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megdet.architecture import MODELS, BoxHead, FasterRcnn, Fpn
+from megdet.architecture import MODELS, FasterRcnn
+from megdet.architecture_parts import BoxHead, Fpn
 from megdet.errors import InputError
 from megdet.recipe import Data, Recipe
 from megdet.recipe_file import (

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from megdet.architecture import MODELS, Backbone
+from megdet.architecture import MODELS
+from megdet.architecture_parts import Backbone
 from megdet.cli.main import main
 from megdet.contract.cases import chosen_cases
 from megdet.contract.verify import verify

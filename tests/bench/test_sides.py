@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from factories import with_model
-from megdet.architecture import BoxHead, Rpn
+from megdet.architecture_parts import BoxHead, Rpn
 from megdet.inference.trained import place_model
 from megdet.layers.batch_norm import CrossDeviceBatchNorm
 from megdet.model.choice import make_detector

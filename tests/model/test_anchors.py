@@ -4,7 +4,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.retinanet import _default_anchorgen
 
-from megdet.architecture import Anchors, OctaveAnchors
+from megdet.architecture_parts import Anchors, OctaveAnchors
 from megdet.model.anchors import AnchorGrid
 
 CPU = torch.device("cpu")

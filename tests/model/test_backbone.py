@@ -14,7 +14,7 @@ from timm.models import build_model_with_cfg
 from torch import nn
 
 from factories import SHARED_DATA, relative
-from megdet.architecture import Backbone as BackboneRecipe
+from megdet.architecture_parts import Backbone as BackboneRecipe
 from megdet.distributed.lane import SINGLE_LANE, Lane
 from megdet.errors import InputError
 from megdet.layers.batch_norm import CrossDeviceBatchNorm, FrozenBatchNorm

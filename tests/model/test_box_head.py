@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead
 
 from factories import TINY, make_targets, random_boxes
-from megdet.architecture import BoxHead as BoxHeadRecipe
+from megdet.architecture_parts import BoxHead as BoxHeadRecipe
 from megdet.distributed.lane import SINGLE_LANE
 from megdet.distributed.world import World
 from megdet.layers.batch_norm import finish_step

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from factories import TINY, gradients, make_targets, relative, tiny_batch, with_model
-from megdet.architecture import Backbone, DenseHead, OctaveAnchors, StridedFpn
 from megdet.architecture import RetinaNet as RetinaNetRecipe
+from megdet.architecture_parts import Backbone, DenseHead, OctaveAnchors, StridedFpn
 from megdet.layers.batch_norm import CrossDeviceBatchNorm
 from megdet.model.choice import make_detector
 from megdet.model.retinanet import RetinaNet, best_pairs

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from torchvision.ops import ps_roi_align
 
 from factories import TINY, gradients, make_targets, relative, tiny_batch
-from megdet.architecture import AtrousBackbone, PositionSensitiveHead, Rfcn, SingleLevelAnchors
+from megdet.architecture import Rfcn
+from megdet.architecture_parts import AtrousBackbone, PositionSensitiveHead, SingleLevelAnchors
 from megdet.contract.verify import verify
 from megdet.inference.fold import fold_batch_norms
 from megdet.layers.batch_norm import CrossDeviceBatchNorm

@@ -3,8 +3,8 @@ import torch
 from torch.nn import functional as F
 
 from factories import TINY, TINY_FROZEN, gradients, make_targets, relative, tiny_batch, tiny_detector, with_model
-from megdet.architecture import Anchors
-from megdet.architecture import Rpn as RpnRecipe
+from megdet.architecture_parts import Anchors
+from megdet.architecture_parts import Rpn as RpnRecipe
 from megdet.distributed.lane import SINGLE_LANE
 from megdet.distributed.world import World
 from megdet.layers.batch_norm import finish_step

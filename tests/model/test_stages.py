@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from factories import TINY, relative, tiny_detector, with_model
-from megdet.architecture import Backbone as BackboneRecipe
 from megdet.architecture import FasterRcnn, Model
+from megdet.architecture_parts import Backbone as BackboneRecipe
 from megdet.bounds import faults_of
 from megdet.distributed.lane import SINGLE_LANE, Lane
 from megdet.errors import InputError

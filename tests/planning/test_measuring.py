@@ -14,7 +14,7 @@ import torch
 
 from cli_runs import make_data
 from factories import TINY
-from megdet.architecture import Backbone
+from megdet.architecture_parts import Backbone
 from megdet.cli.main import main
 from megdet.errors import InputError
 from megdet.planning import measured_steps

@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 
-from megdet.architecture import Backbone
+from megdet.architecture_parts import Backbone
 from megdet.distributed.local_ranks import RankError, run_in_ranks
 from megdet.distributed.world import World
 from megdet.errors import InputError

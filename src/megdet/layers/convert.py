@@ -7,7 +7,7 @@ from typing import Any
 from timm.layers.norm_act import BatchNormAct2d
 from torch import nn
 
-from megdet.architecture import NormKind
+from megdet.architecture_parts import NormKind
 from megdet.distributed.lane import SINGLE_LANE, Lane, lane_of_images
 from megdet.errors import InputError
 from megdet.layers.batch_norm import (

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from megdet.architecture import Anchors as AnchorsRecipe
+from megdet.architecture_parts import Anchors as AnchorsRecipe
 from megdet.ops.constants import constant, stream_of
 
 LEVEL_STRIDES = (4, 8, 16, 32, 64)

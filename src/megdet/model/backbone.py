@@ -13,7 +13,7 @@ from jaxtyping import Float
 from timm.models.resnet import Bottleneck
 from torch import Tensor, nn
 
-from megdet.architecture import Backbone as BackboneRecipe
+from megdet.architecture_parts import Backbone as BackboneRecipe
 from megdet.distributed.lane import Lane
 from megdet.errors import InputError, nearest
 from megdet.layers.batch_norm import FrozenBatchNorm

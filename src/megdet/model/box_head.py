@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from megdet.architecture import BoxHead as BoxHeadRecipe
+from megdet.architecture_parts import BoxHead as BoxHeadRecipe
 from megdet.layers.batch_norm import CrossDeviceBatchNorm
 from megdet.layers.convert import NormFactory, norm_factory
 from megdet.layers.recompute import plainly

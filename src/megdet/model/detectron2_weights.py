@@ -11,18 +11,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from megdet.architecture import (
+from megdet.architecture import FasterRcnn, MaskRcnn, Model, RetinaNet
+from megdet.architecture_parts import (
     Anchors,
     Backbone,
     BoxHead,
     DenseHead,
-    FasterRcnn,
     Fpn,
     MaskHead,
-    MaskRcnn,
-    Model,
     OctaveAnchors,
-    RetinaNet,
     Rpn,
     StridedFpn,
 )

@@ -10,8 +10,8 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from megdet.architecture import BoxHead as BoxHeadRecipe
-from megdet.architecture import MaskHead as MaskHeadRecipe
+from megdet.architecture_parts import BoxHead as BoxHeadRecipe
+from megdet.architecture_parts import MaskHead as MaskHeadRecipe
 from megdet.layers.convert import NormFactory
 from megdet.layers.recompute import plainly
 from megdet.model.box_head import normalized_rois

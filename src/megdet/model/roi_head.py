@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from megdet.architecture import RoiHead as RoiHeadRecipe
+from megdet.architecture_parts import RoiHead as RoiHeadRecipe
 from megdet.model.proposals import Proposals
 from megdet.ops.boxes import Weights, clip_boxes, decode_boxes, encode_boxes
 from megdet.ops.losses import box_loss, mean_per_image

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from megdet.architecture import Rpn as RpnRecipe
+from megdet.architecture_parts import Rpn as RpnRecipe
 from megdet.layers.batch_norm import CrossDeviceBatchNorm
 from megdet.layers.convert import NormFactory
 from megdet.model.proposals import Proposals

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from megdet.architecture import Backbone as BackboneRecipe
+from megdet.architecture_parts import Backbone as BackboneRecipe
 from megdet.errors import InputError
 from megdet.layers.convert import exchange_norms
 from megdet.layers.deformable import DeformableConv2d

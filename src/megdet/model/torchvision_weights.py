@@ -7,18 +7,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from megdet.architecture import (
+from megdet.architecture import FasterRcnn, MaskRcnn, RetinaNet
+from megdet.architecture_parts import (
     Anchors,
     Backbone,
     BoxHead,
     DenseHead,
-    FasterRcnn,
     Fpn,
     MaskHead,
-    MaskRcnn,
     NormKind,
     OctaveAnchors,
-    RetinaNet,
     Rpn,
     StridedFpn,
 )

@@ -5,7 +5,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from megdet.architecture import BoxLossKind
+from megdet.architecture_parts import BoxLossKind
 from megdet.ops.boxes import Weights, box_area, decode_boxes, paired_intersection
 
 _GIOU_EPS = 1e-7

@@ -1,4 +1,4 @@
-"""What every key of a recipe means, from the docstrings under the fields of `recipe.py` and both files of `architecture`."""
+"""What every key of a recipe means, from the docstrings under the fields of its dataclasses."""
 
 import argparse
 import ast

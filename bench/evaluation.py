@@ -1,16 +1,19 @@
 """The COCO numbers of many detections: ours beside pycocotools, each in a process of its own, in turn.
 
     python bench/evaluation.py --images 5000 --detections 500000
+    python bench/evaluation.py --images 5000 --detections 100000 --kind segm
 
 Both sides read the same two files, of a drawn set like COCO: 80 classes (V3Det has 13,204), some 7 boxes an image,
-detections near the boxes and far from them. Prints the seconds from the files to the numbers, the ratio and each
-process's peak memory.
+detections near the boxes and far from them. With `--kind segm` the objects are ellipses: polygons in the ground truth,
+run lengths in the detections, which have no boxes; ours counts the boxes around them as well. Prints the seconds from
+the files to the numbers, the ratio and each process's peak memory.
 """
 
 import argparse
 import contextlib
 import io
 import json
+import math
 import resource
 import statistics
 import subprocess
@@ -29,15 +32,16 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--detections", type=int, default=500_000)
     parser.add_argument("--classes", type=int, default=80)
+    parser.add_argument("--kind", choices=["bbox", "segm"], default="bbox", help="what overlaps: boxes or masks")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each side, in turn")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--task", choices=["draw", "pycocotools", "megdet"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.task == "draw":
-        draw(options.folder, options.images, options.detections, options.classes)
+        draw(options.folder, options.images, options.detections, options.classes, options.kind)
     elif options.task:
-        print(json.dumps(run(options.task, options.folder)))
+        print(json.dumps(run(options.task, options.folder, options.kind)))
     else:
         with tempfile.TemporaryDirectory() as folder:
             # this process stays small: a child's peak counts from the memory of its parent
@@ -51,17 +55,17 @@ def main() -> None:
 
 def child(options: argparse.Namespace, task: str, folder: str) -> str:
     command = [sys.executable, __file__, "--task", task, "--folder", folder]
-    for key in ("images", "detections", "classes"):
+    for key in ("images", "detections", "classes", "kind"):
         command += [f"--{key}", str(getattr(options, key))]
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
-def run(side: str, folder: Path) -> dict[str, Any]:
+def run(side: str, folder: Path, kind: str) -> dict[str, Any]:
     """Seconds of the clock and of the processor, peak memory of the process in bytes and the twelve numbers."""
     evaluate = with_pycocotools if side == "pycocotools" else with_megdet
     before = peak()
     started, worked = time.perf_counter(), time.process_time()
-    numbers = evaluate(folder)
+    numbers = evaluate(folder, kind)
     return {
         "seconds": time.perf_counter() - started,
         "processor_seconds": time.process_time() - worked,
@@ -76,13 +80,13 @@ def peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def with_pycocotools(folder: Path) -> list[float]:
+def with_pycocotools(folder: Path, kind: str) -> list[float]:
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(str(folder / TRUTH))
-        evaluation = COCOeval(truth, truth.loadRes(str(folder / FOUND)), "bbox")
+        evaluation = COCOeval(truth, truth.loadRes(str(folder / FOUND)), kind)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -90,14 +94,14 @@ def with_pycocotools(folder: Path) -> list[float]:
     return numbers
 
 
-def with_megdet(folder: Path) -> list[float]:
+def with_megdet(folder: Path, kind: str) -> list[float]:
     from megdet.evaluation.coco_numbers import evaluate_files
 
-    numbers = evaluate_files(folder / TRUTH, folder / FOUND)
-    return [getattr(numbers, key) for key in KEYS]
+    numbers = evaluate_files(folder / TRUTH, folder / FOUND).as_dict()[kind]
+    return [numbers[key] for key in KEYS]
 
 
-def draw(folder: Path, num_images: int, num_detections: int, num_classes: int) -> None:
+def draw(folder: Path, num_images: int, num_detections: int, num_classes: int, kind: str) -> None:
     """A set whose classes are as uneven as in nature; half of the detections are near a box."""
     import numpy as np
 
@@ -130,6 +134,10 @@ def draw(folder: Path, num_images: int, num_detections: int, num_classes: int) -
             )
         ],
     }
+    if kind == "segm":
+        for annotation in truth["annotations"]:
+            outline = ellipse(annotation["bbox"])
+            annotation["segmentation"] = run_lengths(outline) if annotation["iscrowd"] else [outline]
     (folder / TRUTH).write_text(json.dumps(truth))
 
     image = np.sort(random.integers(0, num_images, num_detections))
@@ -149,7 +157,25 @@ def draw(folder: Path, num_images: int, num_detections: int, num_classes: int) -
         {"image_id": 3 * i + 1, "category_id": c + 1, "bbox": box, "score": s}
         for i, c, box, s in zip(image.tolist(), found.tolist(), boxes, score.round(6).tolist(), strict=True)
     ]
+    if kind == "segm":
+        for detection in detections:
+            detection["segmentation"] = run_lengths(ellipse(detection.pop("bbox")))
     (folder / FOUND).write_text(json.dumps(detections))
+
+
+def ellipse(box: list[float]) -> list[float]:
+    """The outline of the ellipse in a box, cut at the image."""
+    x, y, width, height = box
+    angles = [step * math.pi / 12 for step in range(24)]
+    points = ((x + width / 2 * (1 + math.cos(a)), y + height / 2 * (1 + math.sin(a))) for a in angles)
+    return [edge for px, py in points for edge in (min(max(px, 0.0), 640.0), min(max(py, 0.0), 480.0))]
+
+
+def run_lengths(outline: list[float]) -> dict[str, Any]:
+    from hotcoco import mask
+
+    (painted,) = mask.frPyObjects([outline], 480, 640)
+    return {"size": [480, 640], "counts": painted["counts"].decode()}
 
 
 def report(options: argparse.Namespace, results: dict[str, list[dict[str, Any]]]) -> None:
@@ -167,6 +193,7 @@ def report(options: argparse.Namespace, results: dict[str, list[dict[str, Any]]]
         "images": options.images,
         "detections": options.detections,
         "classes": options.classes,
+        "kind": options.kind,
         "rounds": options.rounds,
         "ratio": median["pycocotools"]["seconds"] / median["megdet"]["seconds"],
         "ratio_spread": [min(ratios), max(ratios)],

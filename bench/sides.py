@@ -1,4 +1,4 @@
-"""Both sides of a comparison with torchvision's Faster R-CNN, made of one recipe, so that they do the same work.
+"""Both sides of a comparison with a detector of torchvision's, made of one recipe, so that they do the same work.
 
 A side is named by what it is: `torchvision fp32`, `torchvision channels_last`, `torchvision channels_last bf16`,
 `megdet fp32`, `megdet bf16`, on a GPU also `megdet tf32` and `megdet compiled`.
@@ -7,6 +7,7 @@ A side is named by what it is: `torchvision fp32`, `torchvision channels_last`, 
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torchvision
@@ -51,9 +52,9 @@ def use_cudnn(name: str) -> None:
     torch.backends.cudnn.benchmark = not is_ours and "channels_last" in name
 
 
-def shared_recipe(batch: int, precision: str = "float32") -> Recipe:
+def shared_recipe(batch: int, precision: str = "float32", kind: str = "faster_rcnn") -> Recipe:
     """torchvision's architecture and numbers, with every weight and batch norm trained over the whole mini-batch."""
-    recipe = torchvision_recipe(replace(Recipe(), precision=precision), norm_eps=1e-5)
+    recipe = torchvision_recipe(replace(Recipe(), precision=precision), 1e-5, THEIRS[kind][0])
     optimizer = replace(recipe.optimizer, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
     model = replace(recipe.model, backbone=replace(recipe.model.backbone, frozen_stages=0))
     return replace(recipe, batch_size=batch, bn_size=batch, model=model, optimizer=optimizer)
@@ -61,32 +62,58 @@ def shared_recipe(batch: int, precision: str = "float32") -> Recipe:
 
 def torchvision_detector(recipe: Recipe, height: int, width: int) -> nn.Module:
     """torchvision's detector with the recipe's numbers; its own resizing leaves images of this size as they are."""
-    rpn, head = recipe.model.rpn, recipe.model.box_head
+    name, numbers = THEIRS[recipe.model.kind]
     torch.manual_seed(0)
-    model: nn.Module = torchvision.models.detection.fasterrcnn_resnet50_fpn(
+    model: nn.Module = getattr(torchvision.models.detection, name)(
         weights=None,
         weights_backbone=None,  # without trained weights every layer and every batch norm is trained
         num_classes=NUM_CLASSES + 1,
         min_size=min(height, width),
         max_size=max(height, width),
-        rpn_pre_nms_top_n_train=rpn.train_proposals_before_nms,
-        rpn_post_nms_top_n_train=rpn.train_proposals,
-        rpn_pre_nms_top_n_test=rpn.test_proposals_before_nms,
-        rpn_post_nms_top_n_test=rpn.test_proposals,
-        rpn_nms_thresh=rpn.nms_iou,
-        rpn_fg_iou_thresh=rpn.positive_iou,
-        rpn_bg_iou_thresh=rpn.negative_iou,
-        rpn_batch_size_per_image=rpn.samples,
-        rpn_positive_fraction=rpn.positive_fraction,
-        box_score_thresh=head.score_threshold,
-        box_nms_thresh=head.nms_iou,
-        box_detections_per_img=head.detections,
-        box_fg_iou_thresh=head.positive_iou,
-        box_bg_iou_thresh=head.positive_iou,
-        box_batch_size_per_image=head.samples,
-        box_positive_fraction=head.positive_fraction,
+        **numbers(recipe.model),
     )
     return model
+
+
+def _two_stage_numbers(model: Any) -> dict[str, Any]:
+    rpn, head = model.rpn, model.box_head
+    return {
+        "rpn_pre_nms_top_n_train": rpn.train_proposals_before_nms,
+        "rpn_post_nms_top_n_train": rpn.train_proposals,
+        "rpn_pre_nms_top_n_test": rpn.test_proposals_before_nms,
+        "rpn_post_nms_top_n_test": rpn.test_proposals,
+        "rpn_nms_thresh": rpn.nms_iou,
+        "rpn_fg_iou_thresh": rpn.positive_iou,
+        "rpn_bg_iou_thresh": rpn.negative_iou,
+        "rpn_batch_size_per_image": rpn.samples,
+        "rpn_positive_fraction": rpn.positive_fraction,
+        "box_score_thresh": head.score_threshold,
+        "box_nms_thresh": head.nms_iou,
+        "box_detections_per_img": head.detections,
+        "box_fg_iou_thresh": head.positive_iou,
+        "box_bg_iou_thresh": head.positive_iou,
+        "box_batch_size_per_image": head.samples,
+        "box_positive_fraction": head.positive_fraction,
+    }
+
+
+def _retinanet_numbers(model: Any) -> dict[str, Any]:
+    head = model.head
+    return {
+        "score_thresh": head.score_threshold,
+        "nms_thresh": head.nms_iou,
+        "detections_per_img": head.detections,
+        "fg_iou_thresh": head.positive_iou,
+        "bg_iou_thresh": head.negative_iou,
+        "topk_candidates": head.candidates,
+    }
+
+
+THEIRS: dict[str, tuple[str, Callable[[Any], dict[str, Any]]]] = {
+    "faster_rcnn": ("fasterrcnn_resnet50_fpn", _two_stage_numbers),
+    "retinanet": ("retinanet_resnet50_fpn", _retinanet_numbers),
+}
+"""torchvision's detector of each kind, and its arguments for the numbers of a recipe's."""
 
 
 def copy_weights(source: nn.Module, model: Detector) -> None:

@@ -1,15 +1,16 @@
-"""A training step of ours beside torchvision's: ResNet-50 FPN Faster R-CNN, same images, same boxes, in turn.
+"""A training step of ours beside torchvision's: a detector on ResNet-50 FPN, same images, same boxes, in turn.
 
     python bench/train_step.py --size 320 --batch 2 --precision fp32
+    python bench/train_step.py --size 320 --batch 2 --model retinanet
     python bench/train_step.py --size 320 --batch 2 --one-process
 
 Each side has a process of its own, as its users have it, and they step in turn. With `--one-process` all share one, so
 that torchvision gains from our allocator's habit of keeping freed memory (`distributed/world.py`).
 
-Both sides: the same random weights, trained batch norm, 2,000 proposals, 8 boxes an image, SGD with momentum; all of
-it comes from one recipe (`sides.py`). Ours gets 8-bit images and normalises them, as in training. Prints the median
-seconds of a step, images a second and `ratio`, torchvision fp32's time over ours. Compare ratios: the speed of a
-machine drifts.
+Both sides: the same random weights, trained batch norm, 8 boxes an image, SGD with momentum, and with Faster R-CNN, the
+default, 2,000 proposals; all of it comes from one recipe (`sides.py`). Ours gets 8-bit images and normalises them, as
+in training. Prints the median seconds of a step, images a second and `ratio`, torchvision fp32's time over ours.
+Compare ratios: the speed of a machine drifts.
 `fraction_of_limit` is how much of the machine's arithmetic our step uses: its FLOPs a second over those of one
 3 x 3 convolution, timed in the same rounds. Convolutions and matrix products alone count, a multiply-add as two FLOPs;
 RoIAlign, batch norm, activations, sorting, NMS, the losses' sums and the optimizer take time but have none.
@@ -27,7 +28,7 @@ import torchvision
 from rich.console import Console
 from rich.table import Table
 from rounds import SideProcess, in_turn, serve, summary
-from sides import BOXES, NUM_CLASSES, environment_of, shared_recipe, start_side, training_step
+from sides import BOXES, NUM_CLASSES, THEIRS, environment_of, shared_recipe, start_side, training_step
 from torch.utils.flop_counter import FlopCounterMode
 
 from megdet.distributed.world import start_world
@@ -40,6 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, default=320, help="width and height of the images in pixels")
     parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--model", choices=list(THEIRS), default="faster_rcnn", help="kind of detector")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of our side")
     parser.add_argument("--rounds", type=int, default=5, help="counted steps of each side, in turn")
     parser.add_argument("--one-process", action="store_true", help="all sides in this process")
@@ -47,20 +49,20 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     if options.side:
-        serve(make_side(options.side, options.size, options.batch))
+        serve(make_side(options.side, options.size, options.batch, options.model))
         return
     ours = f"megdet {options.precision}"
     names = ["torchvision fp32", "torchvision channels_last", "torchvision channels_last bf16", ours]
     if options.precision == "fp32":
         names.remove("torchvision channels_last bf16")
-    step = make_side(ours, options.size, options.batch)
+    step = make_side(ours, options.size, options.batch, options.model)
     with flop_counter() as counter:
         step()
     sides: dict[str, Callable[[], object]] = {}
-    shape = ["--size", str(options.size), "--batch", str(options.batch)]
+    shape = ["--size", str(options.size), "--batch", str(options.batch), "--model", options.model]
     for name in names:
         if options.one_process:
-            sides[name] = step if name == ours else make_side(name, options.size, options.batch)
+            sides[name] = step if name == ours else make_side(name, options.size, options.batch, options.model)
         else:
             sides[name] = SideProcess(__file__, "--side", name, *shape, environment=environment_of(name))
     device = start_world().device
@@ -72,12 +74,12 @@ def main() -> None:
     report(options, times, counter.get_total_flops(), conv_flops)
 
 
-def make_side(name: str, size: int, batch: int) -> Callable[[], object]:
+def make_side(name: str, size: int, batch: int, kind: str) -> Callable[[], object]:
     """The step of a side by its name."""
     start_side(name)
     images, boxes, labels, _ = make_images(size, batch)
     precision = "bfloat16" if name.endswith("bf16") else "float32"
-    return training_step(name, shared_recipe(batch, precision), images, boxes, labels)
+    return training_step(name, shared_recipe(batch, precision, kind), images, boxes, labels)
 
 
 def make_images(
@@ -119,6 +121,7 @@ def report(options: argparse.Namespace, times: dict[str, list[float]], flops: in
     figures = summary(times, "torchvision fp32")
     medians, side = figures["seconds"], f"megdet {options.precision}"
     result = {
+        "model": options.model,
         "size": options.size,
         "batch": options.batch,
         "precision": options.precision,
@@ -153,7 +156,8 @@ def report(options: argparse.Namespace, times: dict[str, list[float]], flops: in
     console = Console()
     console.print(table)
     console.print(
-        f"{options.size} px, batch {options.batch}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+        f"{options.model}, {options.size} px, batch {options.batch}, {torch.get_num_threads()} threads, "
+        f"torch {torch.__version__}"
     )
     console.print(
         f"{side}: {flops / 1e9:.0f} GFLOP a step, {100 * result['fraction_of_limit']:.0f}% of the speed of a "

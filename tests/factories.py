@@ -10,7 +10,7 @@ from torch import Tensor
 from megdet.architecture import Anchors, Backbone, BoxHead, Fpn, MaskHead, Model, Rpn
 from megdet.architecture import FasterRcnn as FasterRcnnRecipe
 from megdet.data.masks import PlacedMask
-from megdet.data.masks import make_masks as pack_masks
+from megdet.data.transforms import make_masks as pack_masks
 from megdet.model.choice import make_detector
 from megdet.model.faster_rcnn import FasterRcnn
 from megdet.recipe import Recipe

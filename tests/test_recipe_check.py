@@ -92,6 +92,24 @@ def test_what_retinanet_cannot_have_is_refused_by_its_key(key, value, why):
     assert why in message
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "why"),
+    [
+        ("anchors.sizes", "[]", "it must be positive sizes"),
+        ("anchors.sizes", "[32, 0]", "it must be positive sizes"),
+        ("anchors.ratios", "[]", "positive ratios"),
+        ("backbone.output_stride", "4", "it must be 32, 16 or 8"),
+        ("backbone.deformable_stages", "[2]", "some of the stages 3, 4 and 5"),
+        ("box_head.pool_size", "0", "at least 1"),
+        ("box_head.norm", "frozen", "never trained"),
+    ],
+)
+def test_what_rfcn_cannot_have_is_refused_by_its_key(key, value, why):
+    message = refusal("model: {kind: rfcn}", **{f"model__{key.replace('.', '__')}": value})
+    assert message.startswith(f"r.yaml: model.{key} is ")
+    assert why in message
+
+
 def test_whole_sizes_of_less_than_a_pixel_are_refused():
     text = "model: {kind: retinanet, anchors: {sizes: [0.5, 16, 32, 64, 128], whole_sizes: true}}"
     assert "model.anchors.sizes is (0.5, 16.0, 32.0, 64.0, 128.0): cut down to whole pixels" in refusal(text)

@@ -15,7 +15,7 @@ BoxLossKind = Literal["smooth_l1", "giou"]
 
 @dataclass(frozen=True)
 class Backbone:
-    """The network that turns an image into features at strides 4 to 32."""
+    """The network that turns an image into features C2 to C5 at strides 4 to 32."""
 
     name: str = "resnet50"
     """any timm model that offers features at these strides; its drop rates are set to 0 (the contract)"""
@@ -31,11 +31,35 @@ class Backbone:
     """eps of the norm layers, instead of the model's own; torchvision's COCO_V1 detectors have 0"""
     frozen_stages: NotNegative = 0
     """the stem (1) and the next stages (2 to 5) that are not trained; 2 in recipes of BN size 0 (ours)"""
+    output_stride: int = 32
+    """the largest stride, 32, 16 or 8: with 16 the last stage is atrous (dilated, not strided), with 8 the last two"""
+    deformable_stages: tuple[int, ...] = ()
+    """the stages (3 to 5, counted as above) whose 3 x 3 convolutions are deformable"""
+    deformable_modulated: bool = False
+    """weigh every sample of a deformable convolution too (its version 2)"""
 
     def faults(self) -> Iterator[tuple[str, str]]:
         """(key, why) of what cannot be."""
         if self.frozen_stages > 5:
             yield "frozen_stages", "a backbone has a stem and four stages: at most 5"
+        if self.output_stride not in (32, 16, 8):
+            yield "output_stride", "it must be 32, 16 or 8"
+        stages = self.deformable_stages
+        if len({*stages}) < len(stages) or not {*stages} <= {3, 4, 5}:
+            yield "deformable_stages", "it must be some of the stages 3, 4 and 5, each once"
+        if any(stage <= self.frozen_stages for stage in stages):
+            frozen = f"frozen_stages is {self.frozen_stages}"
+            yield "deformable_stages", f"{frozen}, and the offsets of a frozen stage would stay 0: choose later stages"
+        if self.deformable_modulated and not stages:
+            yield "deformable_modulated", "no stage is deformable: name some in deformable_stages"
+
+
+@dataclass(frozen=True)
+class AtrousBackbone(Backbone):
+    """The network that turns an image into features, its last stage atrous."""
+
+    output_stride: int = 16
+    """the largest stride, 32, 16 or 8: with 16 the last stage is atrous (dilated, not strided), with 8 the last two"""
 
 
 @dataclass(frozen=True)
@@ -78,6 +102,28 @@ class Anchors:
         """(key, why) of what cannot be."""
         if len(self.sizes) != 5 or min(self.sizes) <= 0:
             yield "sizes", "it must be five positive sizes, for P2 to P6"
+        if not self.ratios or min(self.ratios) <= 0:
+            yield "ratios", "it must be positive ratios"
+
+
+@dataclass(frozen=True)
+class SingleLevelAnchors(Anchors):
+    """The boxes that the RPN of a detector without a pyramid starts from, all sizes at every cell of one level."""
+
+    sizes: tuple[float, ...] = (64.0, 128.0, 256.0, 512.0)
+    """edge in pixels of the square of equal area"""
+    stride_from_grid: bool = False
+    """take the stride as canvas // grid instead of 16"""
+
+    @property
+    def level_sizes(self) -> tuple[tuple[float, ...], ...]:
+        """The sizes on each level."""
+        return (self.sizes,)
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        """(key, why) of what cannot be."""
+        if not self.sizes or min(self.sizes) <= 0:
+            yield "sizes", "it must be positive sizes"
         if not self.ratios or min(self.ratios) <= 0:
             yield "ratios", "it must be positive ratios"
 
@@ -154,7 +200,29 @@ class Rpn:
 
 
 @dataclass(frozen=True)
-class BoxHead:
+class RoiHead:
+    """What every head of the second stage has: the RoIs of its loss, and which detections it keeps."""
+
+    samples: AtLeastOne = 512
+    """RoIs an image in the loss"""
+    positive_fraction: Fraction = 0.25
+    """largest part of the samples that is positive"""
+    positive_iou: Fraction = 0.5
+    """a RoI of at least this overlap with a box is positive, any other negative"""
+    box_loss: BoxLossKind = "smooth_l1"
+    """smooth_l1 of the regression targets, or giou = 1 - the generalised IoU of the boxes themselves"""
+    smooth_l1_beta: NotNegativeNumber = 1 / 9
+    """where smooth_l1 turns from square to linear, in units of the regression targets"""
+    score_threshold: Fraction = 0.05
+    """detections below this score are dropped"""
+    nms_iou: Fraction = 0.5
+    """detections of one class that overlap more are suppressed"""
+    detections: AtLeastOne = 100
+    """detections an image"""
+
+
+@dataclass(frozen=True)
+class BoxHead(RoiHead):
     """The second stage: RoIAlign, convolutions if asked for, fully connected layers, classes and boxes."""
 
     convolutions: NotNegative = 0
@@ -175,22 +243,20 @@ class BoxHead:
     """shift coordinates by half a pixel, as they should be; false gives torchvision's detectors"""
     canonical_size: float = 224.0
     """edge of the RoI that is pooled from P4 (Eq. 1 of the FPN paper)"""
-    samples: AtLeastOne = 512
-    """RoIs an image in the loss"""
-    positive_fraction: Fraction = 0.25
-    """largest part of the samples that is positive"""
-    positive_iou: Fraction = 0.5
-    """a RoI of at least this overlap with a box is positive, any other negative"""
-    box_loss: BoxLossKind = "smooth_l1"
-    """smooth_l1 of the regression targets, or giou = 1 - the generalised IoU of the boxes themselves"""
-    smooth_l1_beta: NotNegativeNumber = 1 / 9
-    """where smooth_l1 turns from square to linear, in units of the regression targets"""
-    score_threshold: Fraction = 0.05
-    """detections below this score are dropped"""
-    nms_iou: Fraction = 0.5
-    """detections of one class that overlap more are suppressed"""
-    detections: AtLeastOne = 100
-    """detections an image"""
+
+
+@dataclass(frozen=True)
+class PositionSensitiveHead(RoiHead):
+    """The second stage of R-FCN: maps of every class and of boxes for each bin of a RoI, pooled and averaged."""
+
+    channels: AtLeastOne = 1024
+    """of the 1 x 1 convolution before the maps"""
+    norm: NormKind = "none"
+    """norm layer after it; batch needs bn_size > 0"""
+    pool_size: AtLeastOne = 7
+    """bins along each edge of a RoI, the paper's k; there are k^2 (classes + 1 + 4) maps"""
+    sampling_ratio: AtLeastOne = 2
+    """sampling points of a bin along each edge"""
 
 
 @dataclass(frozen=True)
@@ -353,11 +419,24 @@ class RetinaNet(Model):
     head: DenseHead = field(default_factory=DenseHead)
 
 
+@dataclass(frozen=True)
+class Rfcn(Model):
+    """R-FCN (Dai et al., 2016): no layer has weights behind the pooling of the RoIs."""
+
+    kind: Literal["rfcn"] = "rfcn"
+    """which detector it is; the other keys of the section are those of this kind"""
+    backbone: AtrousBackbone = field(default_factory=AtrousBackbone)
+    anchors: SingleLevelAnchors = field(default_factory=SingleLevelAnchors)
+    rpn: Rpn = field(default_factory=Rpn)
+    box_head: PositionSensitiveHead = field(default_factory=PositionSensitiveHead)
+
+
 MODELS: dict[str, type[Model]] = {
     "faster_rcnn": FasterRcnn,
     "mask_rcnn": MaskRcnn,
     "cascade_rcnn": CascadeRcnn,
     "cascade_mask_rcnn": CascadeMaskRcnn,
     "retinanet": RetinaNet,
+    "rfcn": Rfcn,
 }
 """The kinds of detectors, by `model.kind`; `megdet.model.choice` has the detector of each."""

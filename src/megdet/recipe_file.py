@@ -165,12 +165,11 @@ def _refuse_unknown_keys(tree: Mapping[Any, Any], kind: str, source: str, prefix
 
 
 def _nearest_key(prefix: str, key: str, kind: str) -> str:
-    """The hint for what was meant: the kinds that have it, its name in another section, a similar name."""
+    """The hint for a wrong key: the kinds of detectors that have it, its name in another section, a similar name."""
     keys = list(_types(kind))
     others = [other for other in MODELS if f"{prefix}{key}" in _types(other)]
     if others and kind not in others:
-        has = "has" if len(others) == 1 else "have"
-        return f": model.kind {kind} has no such part or knob, {' and '.join(others)} {has} it"
+        return f": model.kind {kind} has no such part or knob; it is of {', '.join(others)}"
     elsewhere = next((known for known in keys if known.endswith(f".{key}")), None)
     if elsewhere is not None:
         return f"; did you mean '{elsewhere}'?"

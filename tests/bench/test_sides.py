@@ -104,6 +104,41 @@ def test_both_sides_have_the_same_losses_at_their_first_step(script: Script) -> 
     )
 
 
+def test_torchvisions_retinanet_has_every_number_of_the_recipe(script: Script) -> None:
+    sides = script("sides")
+    recipe = sides.shared_recipe(2, kind="retinanet")
+    numbers = {"score_threshold": 0.2, "nms_iou": 0.45, "detections": 7, "candidates": 11}
+    recipe = with_model(recipe, head={**numbers, "positive_iou": 0.55, "negative_iou": 0.3})
+    theirs = sides.torchvision_detector(recipe, HEIGHT, WIDTH)
+    assert (theirs.score_thresh, theirs.nms_thresh) == (0.2, 0.45)
+    assert (theirs.detections_per_img, theirs.topk_candidates) == (7, 11)
+    assert (theirs.proposal_matcher.high_threshold, theirs.proposal_matcher.low_threshold) == (0.55, 0.3)
+    assert (theirs.transform.min_size, theirs.transform.max_size) == ((HEIGHT,), WIDTH)
+
+
+def test_both_retinanets_train_the_same_weights_and_have_the_same_losses_at_their_first_step(script: Script) -> None:
+    sides = script("sides")
+    recipe = sides.shared_recipe(1, kind="retinanet")
+    theirs = sides.torchvision_detector(recipe, HEIGHT, WIDTH).train()
+    bias = theirs.head.classification_head.cls_logits.bias
+    with torch.no_grad():  # torchvision scores the background too, which no anchor shows
+        bias.reshape(9, -1)[:, 0] = -100
+    ours = make_detector(recipe, sides.NUM_CLASSES)
+    trained = [sum(p.numel() for p in model.parameters() if p.requires_grad) for model in (theirs, ours)]
+    assert trained[0] - 9 * (256 * 9 + 1) == trained[1]
+    sides.copy_weights(theirs, ours)
+    place_model(ours, torch.device("cpu"), recipe.precision)
+    ours.train()
+    images = torch.rand(1, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(1))
+    boxes = torch.tensor([[[10.0, 12.0, 60.0, 70.0], [40.0, 20.0, 120.0, 90.0]]])
+    labels = torch.tensor([[3, 5]])
+    found = theirs(list(images), [{"boxes": boxes[0], "labels": labels[0] + 1}])
+    mean, std = (torch.tensor(value).reshape(3, 1, 1) for value in (recipe.model.mean, recipe.model.std))
+    own = ours.losses((images - mean) / std, torch.tensor([[HEIGHT, WIDTH]]), Targets(boxes, labels, torch.tensor([5])))
+    assert own["class_focal"].item() == pytest.approx(found["classification"].item(), rel=1e-4)
+    assert own["anchor_box"].item() == pytest.approx(found["bbox_regression"].item(), rel=1e-4)
+
+
 @pytest.mark.parametrize(
     ("name", "deterministic", "benchmark"),
     [

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import detectron2_reference
 from cli_runs import OVERRIDES, TinyData, make_data
+from data_factories import two_images, with_masks, write_set
 from factories import SHARED_DATA
 from megdet.cli.main import main
 from megdet.recipe_file import dump_recipe, load_recipe
@@ -172,6 +174,22 @@ def test_convert_check_and_stats_go_through_from_the_example(tmp_path: Path) -> 
         assert picture.width > 600
 
 
+def test_check_and_stats_tell_of_masks_where_they_are_asked_for(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    document = with_masks(two_images())
+    files = [str(file) for file in write_set(tmp_path, document)]
+    assert main(["data", "check", *files, "--masks"]) == 0
+    assert main(["data", "stats", *files, "--masks"]) == 0
+    assert re.search(r"masks\W+2 of 2 boxes have one", capsys.readouterr().out)
+    document["annotations"][0]["segmentation"] = [[1, 2, 3, 4]]
+    write_set(tmp_path, document)
+    assert main(["data", "check", *files]) == 0
+    assert "warning: " in capsys.readouterr().out
+    assert main(["data", "check", *files, "--masks"]) == 2
+    assert "annotation 11: segmentation has a polygon [1, 2, 3, 4] of 2 points" in capsys.readouterr().out
+
+
 def test_the_golden_numbers_come_out_of_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     folder = SHARED_DATA / "coco_eval_golden"
     if not folder.is_dir():
@@ -228,7 +246,7 @@ def test_tensorboard_gets_the_metrics_where_the_recipe_asks_for_it(data: TinyDat
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
     assert [event.value for event in events.Scalars("train/loss")] == pytest.approx(losses)
-    assert len(events.Scalars("evaluation/AP")) == 1
+    assert len(events.Scalars("evaluation/bbox/AP")) == 1
     variances = [line["noise"]["backbone"]["variance"] for line in lines if "noise" in line]
     assert variances
     assert [event.value for event in events.Scalars("train/noise/backbone/variance")] == pytest.approx(variances)

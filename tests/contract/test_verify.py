@@ -70,6 +70,23 @@ def test_the_short_form_passes_and_compares_what_it_says(recipe):
     assert LeftOut("lane-2", (1, 2, 3), "not asked for") in verdict.left_out
 
 
+@pytest.mark.distributed
+def test_a_detector_of_another_kind_passes_as_a_case(recipe):
+    verdict = verify(recipe, (1, 3), cases=("retinanet",), steps=2)
+    check(verdict)
+    assert [(row.devices, row.compared_with) for row in verdict.rows] == [(1, "nothing"), (3, "another layout")]
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_retinanet_passes_in_every_layout_and_with_every_norm(recipe):
+    small = replace(recipe, model=load_recipe("verify-retinanet").model)
+    verdict = verify(
+        small, (1, 2, 3), cases=("base", "head-norms", "bn-all", "lane-2", "recompute-stage", "resume"), steps=4
+    )
+    check(verdict)
+
+
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_every_case_passes_on_all_device_counts(recipe):

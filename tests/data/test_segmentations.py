@@ -160,6 +160,7 @@ POLYGON = [1, 1, 9, 1, 9, 9]
         ([[1, 1, 9, 1, 9, "9"]], "with a value that is not a finite number"),
         ([[1, 1, 9, 1, 9, True]], "with a value that is not a finite number"),
         ([[1, 1, 9, 1, 9, None]], "with a value that is not a finite number"),
+        ([[0, 0, 1, *[40, 0, 0, 30] * 200_000, 9]], r"whose outline is 1.6e\+07 pixels long"),
         (POLYGON, "1 in the place of a polygon"),
         ("abc", "segmentation is 'abc', neither a list of polygons nor an RLE"),
         (7, "segmentation is 7, neither"),

@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from rich.console import Console
 
 from data_factories import SHARED_DATA, needs_shared_data
 from megdet.errors import InputError
 from megdet.evaluation.coco_numbers import Evaluation, evaluate_detections, evaluate_files
+from megdet.evaluation.tables import tables
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools
 
@@ -255,6 +257,20 @@ def test_files_are_evaluated_by_masks_if_the_detections_have_some(tmp_path):
     bare = [{key: value for key, value in own.items() if key != "segmentation"} for own in found_of(mask)]
     found.write_text(json.dumps(bare))
     assert list(evaluate_files(truth, found).as_dict()) == ["bbox"]
+
+
+def test_the_tables_are_of_boxes_and_then_of_masks():
+    numbers = evaluated(truth_of(encoded(box_mask(0, 0, 20, 20))), found_of(encoded(box_mask(0, 0, 15, 20))))
+    console = Console(width=100, file=io.StringIO())
+    for table in tables(numbers):
+        console.print(table)
+    printed = console.file.getvalue()
+    titles = ["COCO numbers, boxes", "Classes, boxes", "COCO numbers, masks", "Classes, masks"]
+    places = [printed.index(title) for title in titles]
+    assert places == sorted(places)
+    assert "60.0" in printed[places[2] :]
+    assert "60.0" not in printed[: places[2]]
+    assert len(tables(Evaluation(numbers.bbox))) == 2
 
 
 GOOD = encoded(box_mask(0, 0, 10, 10))

@@ -8,6 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+from factories import SMALL_MASKS, of_kind
+from megdet.architecture import MaskRcnn
 from megdet.data.coco import CocoDataset, load_coco, write_coco
 from megdet.data.plan import evaluation_plan
 from megdet.data.rle import decode_mask
@@ -15,6 +17,7 @@ from megdet.errors import InputError
 from megdet.inference import predict
 from megdet.inference.predict import category_ids_for, detect_dataset, detect_image
 from megdet.inference.trained import TrainedDetector, load_detector
+from megdet.model.choice import make_detector
 from megdet.recipe import Recipe
 from megdet.structures import Detections
 from small_runs import ALONE, CPU, save_run, small_recipe, val_set, write_small_set
@@ -179,6 +182,27 @@ def test_masks_of_a_data_set_are_pasted_at_the_size_of_each_file(trained, datase
         assert len(columns) * len(rows) == mask.sum()
         assert (columns[0], rows[0]) == pytest.approx((x, y), abs=0.51)
         assert (columns[-1] + 1, rows[-1] + 1) == pytest.approx((x + width, y + height), abs=0.51)
+
+
+@pytest.mark.parametrize("is_exact", [True, False])
+def test_the_recipe_says_how_masks_are_pasted(trained, dataset, tmp_path, is_exact):
+    small = replace(SMALL_MASKS, exact_paste=is_exact)
+    with_masks = of_kind(trained.recipe, MaskRcnn, mask_head=small)
+    detector = replace(trained, model=make_detector(with_masks, 3).double().eval(), recipe=with_masks)
+    assert detector.model.exact_paste == is_exact
+    asked = []
+
+    def paste(_masks, _boxes, _size, *, exact):
+        asked.append(exact)
+        return iter(())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(predict, "paste_masks", paste)
+        _, results = detect_image(detector, save(tmp_path, "rgb"))
+        assert asked == [is_exact]
+        results += detect_dataset(detector.model, with_masks, dataset, [10, 20, 30], ALONE, workers=0)
+    assert asked == [is_exact] * (1 + len(dataset))
+    assert all("segmentation" in result for result in results)
 
 
 def test_results_without_masks_have_no_segmentation(trained, tmp_path):

@@ -6,9 +6,10 @@ from torchvision.models.detection.retinanet import _default_anchorgen
 
 from megdet.architecture import Anchors, OctaveAnchors
 from megdet.model.anchors import AnchorGrid
-from megdet.model.retinanet import LEVEL_STRIDES as STRIDES
 
 CPU = torch.device("cpu")
+STRIDES = (8, 16, 32, 64, 128)
+"""Of P3 to P7."""
 
 
 def test_the_anchors_of_a_cell_are_those_of_hand_arithmetic():

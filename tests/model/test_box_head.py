@@ -15,9 +15,10 @@ from megdet.distributed.world import World
 from megdet.layers.batch_norm import finish_step
 from megdet.layers.convert import norm_factory
 from megdet.layers.recompute import plainly, recompute
-from megdet.model.box_head import DELTA_WEIGHTS, BoxHead
+from megdet.model.box_head import BoxHead
 from megdet.model.pooling import RoiPooling
 from megdet.model.proposals import Proposals
+from megdet.model.roi_head import DELTA_WEIGHTS
 from megdet.ops.boxes import box_iou, decode_boxes
 from megdet.ops.roi_align import feature_table
 

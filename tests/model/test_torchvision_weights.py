@@ -66,7 +66,7 @@ _PAIRS: dict[str, tuple[Callable[..., Any], float]] = {
 @pytest.fixture(scope="module", params=list(_PAIRS))
 def pair(request: pytest.FixtureRequest) -> Pair:
     make, eps = _PAIRS[request.param]
-    theirs = their_detector(eps, make)
+    theirs = their_detector(eps, make=make)
     return Pair(theirs, replace(layout_of(theirs.state_dict()).recipe(Recipe(), eps), bn_size=0))
 
 
@@ -152,7 +152,7 @@ def test_the_same_weights_have_the_same_losses_and_gradients(pair, their_losses,
 
 @pytest.fixture
 def v2_in_float64() -> Iterator[Any]:
-    theirs = their_detector(1e-5, fasterrcnn_resnet50_fpn_v2).double()
+    theirs = their_detector(1e-5, make=fasterrcnn_resnet50_fpn_v2).double()
     torch.set_default_dtype(torch.float64)  # their anchors and proposals follow it
     yield theirs
     torch.set_default_dtype(torch.float32)
@@ -280,6 +280,7 @@ def test_a_file_without_a_classifier_is_refused():
 
 @pytest.mark.parametrize("shape", [(), (6,), (1, 1024), (6, 1023), (6, 1024, 1), (0, 1024)])
 def test_a_classifier_of_another_shape_is_refused(shape):
-    tensors = {"roi_heads.box_predictor.cls_score.weight": torch.zeros(shape)}
+    layer = "roi_heads.box_head.fc6.weight"  # by which the file is known
+    tensors = {layer: torch.zeros(1), "roi_heads.box_predictor.cls_score.weight": torch.zeros(shape)}
     with pytest.raises(InputError, match=r"not \(classes \+ 1, 1024\)"):
         num_torchvision_classes(tensors)

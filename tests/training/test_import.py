@@ -10,7 +10,12 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
-from torchvision.models.detection import fasterrcnn_resnet50_fpn_v2
+from torchvision.models.detection import RetinaNet as TheirRetinaNet
+from torchvision.models.detection import (
+    fasterrcnn_resnet50_fpn_v2,
+    retinanet_resnet50_fpn,
+    retinanet_resnet50_fpn_v2,
+)
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.transforms.functional import pil_to_tensor
 
@@ -26,16 +31,19 @@ from megdet.recipe import Data, Recipe
 from megdet.run_folder.folder import RunFolder
 from megdet.training.initial_weights import import_detectron2, import_torchvision
 from small_runs import CPU, val_set
-from torchvision_models import CLASSES, their_detector
+from torchvision_models import CLASSES, their_detector, their_retinanet
 
 PHOTOS = SHARED_DATA / "photos"
 MINI = SHARED_DATA / "coco_mini"
 SMALL = Data(short_edges=(240,), max_long_edge=400)
 
 
-@pytest.fixture(scope="module")
-def theirs() -> nn.Module:
-    return their_detector(1e-5, min_size=240, max_size=400)
+@pytest.fixture(scope="module", params=["faster_rcnn", "retinanet", "retinanet_v2"])
+def theirs(request: pytest.FixtureRequest) -> nn.Module:
+    sizes = {"min_size": 240, "max_size": 400}
+    if request.param == "faster_rcnn":
+        return their_detector(1e-5, **sizes)
+    return their_retinanet({"retinanet": retinanet_resnet50_fpn}.get(request.param, retinanet_resnet50_fpn_v2), **sizes)
 
 
 @pytest.fixture(scope="module")
@@ -65,16 +73,17 @@ def test_an_imported_detector_finds_in_a_file_what_torchvision_finds_in_it(their
         with torch.no_grad():
             (expected,) = theirs([photo(path)])
         _, results = detect_image(imported, path)
-        assert len(results) == len(expected["boxes"])
-        boxes = torch.tensor([result["bbox"] for result in results], dtype=torch.float64)
+        boxes = torch.tensor([result["bbox"] for result in results], dtype=torch.float64).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
-        difference = (boxes[:, None] - expected["boxes"].double()).abs().amax(dim=2)
-        pairs = difference.argmin(dim=0)  # two of almost the same score may have changed places
-        assert sorted(pairs.tolist()) == list(range(len(results))), path
-        assert difference.amin(dim=0).max() < 3e-3, path
-        labels, scores = (torch.tensor([result[key] for result in results])[pairs] for key in ("category_id", "score"))
-        assert torch.equal(labels, expected["labels"])
-        assert (scores - expected["scores"]).abs().max() < 1e-5, path
+        labels, scores = (torch.tensor([result[key] for result in results]) for key in ("category_id", "score"))
+        is_same = (boxes[:, None] - expected["boxes"].double()).abs().amax(dim=2) < 3e-3
+        is_same &= labels[:, None] == expected["labels"]
+        is_same &= (scores[:, None] - expected["scores"]).abs() < 1e-5
+        # of RetinaNet's thousands of candidates some pairs overlap by the threshold of NMS to the last digit
+        allowed = len(results) // 100 if isinstance(theirs, TheirRetinaNet) else 0
+        assert len(results) == len(expected["boxes"]), path
+        assert (~is_same.any(dim=0)).sum() <= allowed, path
+        assert (~is_same.any(dim=1)).sum() <= allowed, path
         found += len(results)
     assert found > 100
 

@@ -124,6 +124,7 @@ CASES = {
     "multi-scale": Case("a size for each group, scale and colour jitter", _multi_scale, (2, 8)),
     "crop": Case("large-scale jitter: crops at a place drawn for each image", _crop, (3, 8)),
     "retinanet": Case("RetinaNet, the small one of recipe verify-retinanet", _detector_of("verify-retinanet"), (3, 8)),
+    "rfcn": Case("R-FCN, deformable, the small one of recipe verify-rfcn", _detector_of("verify-rfcn"), (3, 8)),
     "averages": Case("averaged weights (EMA)", _averages, (4,)),
     "agvm": Case("AGVM, a rate for each module", _agvm(), (3, 8)),
     "agvm-adamw": Case(

@@ -104,8 +104,8 @@ def make_every_layer_count(trainer: Trainer) -> None:
     """
     with torch.no_grad():
         for parameter in trainer.model.backbone.parameters():
-            if not parameter.any():
-                parameter.fill_(0.5)
+            if not parameter.any():  # of a layer's inputs it makes their mean, halved
+                parameter.fill_(0.5 / parameter[0].numel())
         for layer, factor in trainer.model.small_start.items():
             trainer.model.get_parameter(f"{layer}.weight").mul_(factor)
     if trainer.averages is not None:

@@ -22,6 +22,8 @@ from megdet.data.coco_rows import (
     CategoryRow,
     CocoRows,
     ImageRow,
+    Length,
+    Number,
     ObjectRow,
     area_fault,
     box_fault,
@@ -141,22 +143,19 @@ def _digest(file: Path) -> str:
     return hashlib.sha256(content_of(file), usedforsecurity=False).hexdigest()  # which says why it cannot be read
 
 
-_Number = Annotated[float, Meta(gt=-1e30, lt=1e30)]
-
-
 class _SoundImage(ImageRow, kw_only=True, gc=False):
     id: int | str
     file_name: Annotated[str, Meta(min_length=1)]
-    width: _Number | None = None
-    height: _Number | None = None
+    width: Number | None = None
+    height: Number | None = None
 
 
 class _SoundObject(ObjectRow, kw_only=True, gc=False):
     id: int | str
     image_id: int | str
     category_id: int
-    bbox: Annotated[list[_Number], Meta(min_length=4, max_length=4)]
-    area: Annotated[float, Meta(ge=0, lt=1e30)] | None = None
+    bbox: Annotated[list[Number], Meta(min_length=4, max_length=4)]
+    area: Length | None = None
     iscrowd: Literal[0, 1] | None = None
 
 

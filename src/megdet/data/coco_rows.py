@@ -4,7 +4,7 @@ Segmentations are skipped while the file is decoded; `megdet.data.segmentations`
 """
 
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Annotated, Any, TypeGuard
 
 import msgspec
 
@@ -13,6 +13,11 @@ from megdet.files import LARGEST_JSON, parse_json, read_bytes
 
 MARK = b"\xef\xbb\xbf"
 """What some editors put before the first byte of a text in UTF-8."""
+
+Number = Annotated[float, msgspec.Meta(gt=-1e30, lt=1e30)]
+"""A number of pixels: finite, and so are the areas made of it."""
+Length = Annotated[float, msgspec.Meta(ge=0, lt=1e30)]
+"""A side of a box, or an area."""
 
 
 class ImageRow(msgspec.Struct, gc=False):

@@ -1,10 +1,8 @@
 """Masks of objects at the size of a resized image, each within a frame around its object."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import torch
 from hotcoco import mask as coco_masks
 from jaxtyping import Bool
 from numpy.typing import NDArray
@@ -12,10 +10,6 @@ from PIL import Image
 
 from megdet.data.rle import pixels_of_runs, runs_of_text
 from megdet.data.segmentations import Segmentation
-from megdet.structures import Masks
-
-_BYTES_MULTIPLE = 1024
-"""The bits of a batch are padded to a multiple of so many bytes an image, so that few shapes occur."""
 
 
 class PlacedMask(NamedTuple):
@@ -57,33 +51,6 @@ def place_mask(segmentation: Segmentation, original: tuple[int, int], size: tupl
         return _in_frame(_sound(runs_of_text(counts)), size)
     placed = _in_frame(segmentation.runs.astype(np.int64), original)
     return placed if original == size or not placed.pixels.size else _resized(placed, original, size)
-
-
-def rle_of(pixels: Bool[np.ndarray, "height width"]) -> dict[str, Any]:
-    """A mask of a whole image as COCO files have it: size, and compressed counts."""
-    counts: bytes = coco_masks.encode(np.asfortranarray(pixels, np.uint8))["counts"]
-    return {"size": list(pixels.shape), "counts": counts.decode()}
-
-
-def make_masks(placed: Sequence[Sequence[PlacedMask]], max_boxes: int) -> Masks:
-    """The masks of a batch: those of each of its images, in the order of its boxes."""
-    frames = np.zeros((len(placed), max_boxes, 5), np.int64)
-    packed = []
-    for row, own in enumerate(placed):
-        first = 0
-        for column, (x, y, pixels) in enumerate(own):
-            height, width = pixels.shape
-            frames[row, column] = first, x, y, width, height
-            first += pixels.size
-        packed.append(np.packbits(np.concatenate([_NO_BITS, *(mask.pixels.reshape(-1) for mask in own)])))
-    most = max((len(own) for own in packed), default=0)
-    bits = np.zeros((len(placed), max(1, -(-most // _BYTES_MULTIPLE)) * _BYTES_MULTIPLE), np.uint8)
-    for row, own_bits in enumerate(packed):
-        bits[row, : len(own_bits)] = own_bits
-    return Masks(torch.from_numpy(bits), torch.from_numpy(frames))
-
-
-_NO_BITS = np.zeros(0, np.bool_)
 
 
 def _sound(runs: NDArray[np.int64] | None) -> NDArray[np.int64]:

@@ -11,8 +11,6 @@ from hotcoco import mask as coco_masks
 from jaxtyping import Bool, Int64
 from numpy.typing import NDArray
 
-from megdet.ops.masks import PastedMask
-
 _FIRST, _LAST = ord("0"), ord("o")
 """The characters of compressed runs: six bits each."""
 _MOST_CHARACTERS = 7
@@ -58,17 +56,15 @@ def decode_mask(rle: Rle) -> Bool[np.ndarray, "height width"]:
     return coco_masks.decode(rle).astype(np.bool_)
 
 
-def encode_mask(mask: PastedMask | None, size: tuple[int, int]) -> Rle:
-    """The run lengths of an object's mask in an image of this height and width; None is a mask without a pixel.
+def encode_mask(pixels: Bool[np.ndarray, "rows columns"], x: int, y: int, size: tuple[int, int]) -> Rle:
+    """The runs of an object in an image of this height and width; its pixels are in a frame that begins at x, y.
 
-    Only the columns of the object are looked at.
+    Only the columns of the frame are looked at.
     """
     height, width = size
-    edges = np.zeros(0, np.int64)
-    if mask is not None:
-        columns = np.zeros((mask.pixels.shape[1], height), np.bool_)
-        columns[:, mask.y : mask.y + mask.pixels.shape[0]] = mask.pixels.numpy().T
-        edges = np.flatnonzero(np.diff(columns.ravel(), prepend=False, append=False)) + mask.x * height
+    columns = np.zeros((pixels.shape[1], height), np.bool_)
+    columns[:, y : y + pixels.shape[0]] = pixels.T
+    edges = np.flatnonzero(np.diff(columns.ravel(), prepend=False, append=False)) + x * height
     ends = np.append(edges[edges < height * width], height * width)
     lengths = np.diff(ends, prepend=0)
     packed = coco_masks.frPyObjects({"size": [height, width], "counts": lengths.tolist()}, height, width)

@@ -17,7 +17,7 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from megdet.data.coco_rows import MARK, is_number, refusal
+from megdet.data.coco_rows import MARK, Number, is_number, refusal
 from megdet.data.columns import Columns, map_columns, text_column, text_of
 from megdet.data.rle import runs_of_text
 from megdet.errors import shown
@@ -25,8 +25,10 @@ from megdet.errors import shown
 FORMAT = "1"
 """Of the columns; another number where they come to mean something else."""
 
-_AT_ONCE = 4096
-"""Objects whose numbers are Python's at the same time, 30 times as large as in a column."""
+_AT_ONCE = 1024
+"""Objects whose numbers are Python's at the same time, several times as large as in a column."""
+_LONGEST_OUTLINE = 1e7
+"""Pixels: the COCO API takes a hundred bytes for each of them."""
 _MOST_PIXELS = (1 << 31) - 1
 """Of one run and of an edge."""
 
@@ -152,6 +154,9 @@ def segmentation_fault(value: object) -> str:
             return f"segmentation has a polygon {shown(polygon)} of {len(polygon)} numbers: x and y must be pairs"
         if len(polygon) < 6:
             return f"segmentation has a polygon {shown(polygon)} of {len(polygon) // 2} points, it takes 3"
+        length = _length(np.array(polygon, np.float64).reshape(-1, 2))
+        if length > _LONGEST_OUTLINE:
+            return f"segmentation has a polygon whose outline is {length:.3g} pixels long, more than 10 million"
     return ""
 
 
@@ -172,6 +177,11 @@ def _rle_fault(size: object, counts: object) -> str:
     if sum(runs) != size[0] * size[1]:
         return f"segmentation is an RLE whose counts add up to {sum(runs)} pixels, not to {size[0]} x {size[1]}"
     return ""
+
+
+def _length(points: NDArray[np.floating]) -> float:
+    """How long a line through points is, in pixels along the longer axis."""
+    return float(np.abs(np.diff(points.astype(np.float64), axis=0)).max(axis=1, initial=0).sum())
 
 
 def _is_count(value: object) -> bool:
@@ -208,7 +218,12 @@ def far_fault(bounds: Sequence[float], size: tuple[int, int]) -> str:
 def parse(file: Path, content: bytes) -> Segmentations:
     """Those of the bytes of a file whose other columns are sound. Raises InputError for the first that cannot be."""
     rows = outline_rows(content)
-    parts = [_columns(_values(file, rows[i : i + _AT_ONCE])) for i in range(0, max(len(rows), 1), _AT_ONCE)]
+    parts = []
+    for start in range(0, max(len(rows), 1), _AT_ONCE):
+        own = rows[start : start + _AT_ONCE]
+        parts.append(_columns(_values(file, own)))
+        if _length(parts[-1]["vertices"]) > _LONGEST_OUTLINE:
+            _checked(file, own)  # one of them alone may be as long
     columns: Columns = {}
     for name in list(parts[0]):
         column = np.concatenate([part.pop(name) for part in parts])
@@ -225,8 +240,7 @@ class _Rle(msgspec.Struct, gc=False):
     counts: str | list[int]
 
 
-_Number = Annotated[float, Meta(gt=-1e30, lt=1e30)]
-_Polygon = Annotated[list[_Number], Meta(min_length=6)]
+_Polygon = Annotated[list[Number], Meta(min_length=6)]
 _Value = list[_Polygon] | _Rle | None
 
 
@@ -263,6 +277,11 @@ def _values(file: Path, rows: Sequence[OutlineRow]) -> list[_Value]:
         values = _VALUES.decode(b"[" + b",".join(row.segmentation for row in rows) + b"]")
         if all(_is_sound(value) for value in values):
             return values
+    return _checked(file, rows)
+
+
+def _checked(file: Path, rows: Sequence[OutlineRow]) -> list[_Value]:
+    """The same, every one of which was looked at."""
     found: list[_Value] = []
     for row in rows:
         value = row.value()

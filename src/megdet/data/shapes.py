@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from megdet.data.masks import place_mask, rle_of
+from megdet.data.masks import place_mask
+from megdet.data.rle import encode_mask
 from megdet.data.segmentations import Segmentation
 
 SUPERSAMPLING = 4
@@ -101,7 +102,7 @@ def visible_parts(shapes: Sequence[Shape], size: tuple[int, int]) -> list[Any]:
         x, y, own = place_mask(outline, size, size)
         mask[y : y + own.shape[0], x : x + own.shape[1]] = own
         is_whole = not (mask & is_covered).any()
-        found.append([shape.polygon.ravel().tolist()] if is_whole else rle_of(mask & ~is_covered))
+        found.append([shape.polygon.ravel().tolist()] if is_whole else encode_mask(mask & ~is_covered, 0, 0, size))
         is_covered |= mask
     return found[::-1]
 

@@ -14,15 +14,15 @@ from torchvision.transforms.v2 import functional as V
 from megdet.data.cache import ImageCache
 from megdet.data.coco import CocoDataset
 from megdet.data.image import read_image
-from megdet.data.masks import PlacedMask, make_masks, place_mask
+from megdet.data.masks import PlacedMask, place_mask
 from megdet.data.plan import Crop, PlannedImage, unit_interval
 from megdet.errors import InputError
 from megdet.ops.boxes import box_area, clip_boxes
-from megdet.structures import Batch, Targets
+from megdet.structures import Batch, Masks, Targets
 
 _BRIGHTNESS, _CONTRAST, _SATURATION = range(11, 14)
-_BOXES_MULTIPLE = 8
-"""Targets are padded to a multiple of so many boxes, so that few shapes occur."""
+_BOXES_MULTIPLE, _BYTES_MULTIPLE = 8, 1024
+"""Targets are padded to a multiple of so many boxes, and masks of so many bytes an image, so that few shapes occur."""
 
 
 def load_batch(
@@ -72,6 +72,24 @@ def load_batch(
         tuple(image.index for image in images),
         scales,
     )
+
+
+def make_masks(placed: Sequence[Sequence[PlacedMask]], max_boxes: int) -> Masks:
+    """The masks of a batch: those of each of its images, in the order of its boxes."""
+    frames = np.zeros((len(placed), max_boxes, 5), np.int64)
+    packed = []
+    for row, own in enumerate(placed):
+        first = 0
+        for column, (x, y, pixels) in enumerate(own):
+            height, width = pixels.shape
+            frames[row, column] = first, x, y, width, height
+            first += pixels.size
+        packed.append(np.packbits(np.concatenate([np.zeros(0, np.bool_), *(mask.pixels.reshape(-1) for mask in own)])))
+    most = max((len(own) for own in packed), default=0)
+    bits = np.zeros((len(placed), max(1, -(-most // _BYTES_MULTIPLE)) * _BYTES_MULTIPLE), np.uint8)
+    for row, own_bits in enumerate(packed):
+        bits[row, : len(own_bits)] = own_bits
+    return Masks(torch.from_numpy(bits), torch.from_numpy(frames))
 
 
 def resize(

@@ -147,6 +147,7 @@ def _evaluate(
     names, numbering, truth = truth_columns(truth_rows, truth_place)
     found = detection_columns(found_rows, place, numbering)
     if not isinstance(truth_rows, MaskedTruth):
+        del truth_rows, found_rows  # counting needs the memory
         return Evaluation(_count(truth, found, names, "bbox"))
     masked = with_masks(truth_rows, truth, found_rows, found, numbering, place)
     return Evaluation(

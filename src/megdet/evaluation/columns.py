@@ -12,12 +12,11 @@ import msgspec
 import numpy as np
 from jaxtyping import Int64
 
+from megdet.data.coco_rows import Length, Number
 from megdet.errors import InputError, shown
 from megdet.evaluation.counting import DetectionColumns, TruthColumns
 
-_Number = Annotated[float, msgspec.Meta(ge=-1e30, le=1e30)]  # finite, and so are areas
-_Length = Annotated[float, msgspec.Meta(ge=0, le=1e30)]
-_Box = tuple[_Number, _Number, _Length, _Length]
+_Box = tuple[Number, Number, Length, Length]
 _Id = int | str | float  # some tools write 3.0
 
 
@@ -40,8 +39,8 @@ class Image(msgspec.Struct):
 class SizedImage(Image):
     """An image of the ground truth with its size in pixels."""
 
-    width: _Number | None = None
-    height: _Number | None = None
+    width: Number | None = None
+    height: Number | None = None
 
 
 class Category(msgspec.Struct):
@@ -57,14 +56,14 @@ class Annotation(msgspec.Struct, gc=False):
     image_id: _Id
     category_id: _Id
     bbox: _Box
-    area: _Length | None = None
+    area: Length | None = None
     iscrowd: Literal[0, 1] | bool | None = None
 
 
 class MaskedAnnotation(Annotation, gc=False):
     """A box with its mask: run lengths, or polygons of x, y, x, y, ... in pixels."""
 
-    segmentation: Rle | list[list[_Number]] | None = None
+    segmentation: Rle | list[list[Number]] | None = None
 
 
 class Truth(msgspec.Struct):
@@ -88,7 +87,7 @@ class Detection(msgspec.Struct, gc=False, kw_only=True):
     image_id: _Id
     category_id: _Id
     bbox: _Box | None = None
-    score: _Number
+    score: Number
     segmentation: Rle | None = None
 
 

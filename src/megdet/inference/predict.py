@@ -79,7 +79,7 @@ def detect_dataset(
         for row, index in enumerate(batch.image_index):
             height, width = dataset.sizes[index].tolist()
             own = detections[row : row + 1]
-            results += _results(own, (height, width), dataset.image_ids[index], category_ids)
+            results += _results(own, (height, width), dataset.image_ids[index], category_ids, exact=model.exact_paste)
         found.append((number, results))
         done += len(batch.image_index)
         if progress is not None:
@@ -103,7 +103,9 @@ def detect_image(trained: TrainedDetector, file: Path) -> tuple[NDArray[np.uint8
     sizes = torch.tensor([size], device=trained.device)
     detections = detect_batch(trained.model, canvas.to(trained.device), sizes, trained.recipe.precision)
     scales = torch.tensor([[size[0] / height, size[1] / width]])
-    return pixels, _results(_at_file_size(detections, scales), (height, width), file.name, trained.category_ids)
+    found = _at_file_size(detections, scales)
+    exact = trained.model.exact_paste
+    return pixels, _results(found, (height, width), file.name, trained.category_ids, exact=exact)
 
 
 def detect_batch(model: Detector, pixels: Tensor, sizes: Tensor, precision: Precision) -> Detections:
@@ -119,9 +121,14 @@ def _at_file_size(detections: Detections, scales: Tensor) -> Detections:
 
 
 def _results(
-    detections: Detections, size: tuple[int, int], image_id: int | str, category_ids: Sequence[int | None]
+    detections: Detections,
+    size: tuple[int, int],
+    image_id: int | str,
+    category_ids: Sequence[int | None],
+    *,
+    exact: bool,
 ) -> list[Result]:
-    """The detections of one image of this height and width in pixels."""
+    """The detections of one image of this height and width in pixels; `exact` is that of `paste_masks`."""
     boxes, scores, labels = detections.boxes[0], detections.scores[0], detections.labels[0].tolist()
     kept = [row for row, label in enumerate(labels) if label >= 0 and category_ids[label] is not None]
     results = [
@@ -134,7 +141,8 @@ def _results(
         for row, (x1, y1, x2, y2), score in zip(kept, boxes[kept].tolist(), scores[kept].tolist(), strict=True)
     ]
     if detections.masks is not None:
-        results = [result | {"segmentation": encode_mask(None, size)} for result in results]
-        for mask in paste_masks(detections.masks[0, kept].float(), boxes[kept], size):
-            results[mask.index]["segmentation"] = encode_mask(mask, size)
+        nothing = encode_mask(np.zeros((0, 0), np.bool_), 0, 0, size)
+        results = [result | {"segmentation": nothing} for result in results]
+        for mask in paste_masks(detections.masks[0, kept].float(), boxes[kept], size, exact=exact):
+            results[mask.index]["segmentation"] = encode_mask(mask.pixels.numpy(), mask.x, mask.y, size)
     return results

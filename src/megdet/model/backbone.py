@@ -1,7 +1,8 @@
-"""The backbone: any timm model that offers features at strides 4, 8, 16 and 32."""
+"""The backbone: any timm model that offers features at strides 4, 8, 16 and 32, or is atrous from one of them on."""
 
 import inspect
 import itertools
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from megdet.layers.batch_norm import FrozenBatchNorm
 from megdet.layers.convert import exchange_norms
 from megdet.layers.recompute import RecomputedBlocks, saved_bytes, sublinear_segments
 from megdet.layers.recomputed_outputs import mark_activations, recompute_outputs
+from megdet.model.stages import deform_stages, freeze_stages
 from megdet.model.weight_file import misfit, read_tensors
 from megdet.recipe import RecomputePlan
 
@@ -47,20 +49,24 @@ class Backbone(nn.Module):
         # networks: building one (or the second on the meta device, which draws nothing) would give other heads
         whole = _whole_model(recipe.name)
         try:
-            body: Any = timm.create_model(recipe.name, pretrained=False, features_only=True, **_no_drops(whole))
+            body: Any = timm.create_model(
+                recipe.name, pretrained=False, features_only=True, **_no_drops(whole), **_atrous(whole, recipe)
+            )
         except RuntimeError:
             raise InputError(
                 f"model.backbone.name {recipe.name}: this timm model offers no features by stride"
             ) from None
+        self.strides = tuple(min(stride, recipe.output_stride) for stride in STRIDES)
+        """of C2 to C5"""
         reductions = body.feature_info.reduction()
-        if any(stride not in reductions for stride in STRIDES):
-            raise InputError(f"model.backbone.name {recipe.name}: its features have strides {reductions}, not 4 to 32")
+        self.picked = _last_of(self.strides, reductions)
+        if len(self.picked) < len(STRIDES):
+            wanted = "4 to 32" if recipe.output_stride == STRIDES[-1] else ", ".join(map(str, self.strides))
+            raise InputError(f"model.backbone.name {recipe.name}: its features have strides {reductions}, not {wanted}")
         if getattr(body, "output_fmt", "NCHW") != "NCHW":
             raise InputError(
                 f"model.backbone.name {recipe.name}: its features have their channels last, which is not supported"
             )
-        last_of = {stride: index for index, stride in enumerate(reductions)}
-        self.picked = [last_of[stride] for stride in STRIDES]
         self.channels = [body.feature_info.channels()[index] for index in self.picked]
         try:
             _copy_shared(whole, body)
@@ -83,40 +89,19 @@ class Backbone(nn.Module):
             _stride_in_1x1(self.body, recipe.name)
         if recipe.norm_eps is not None:
             _set_eps(self, recipe.norm_eps)
-        self._freeze(recipe.frozen_stages)
+        deform_stages(self.body, recipe)
+        freeze_stages(self.body, recipe.frozen_stages)
         exchange_norms(self, recipe.norm, lane)
         mark_activations(self)
         if recompute != "none":
             recompute_blocks(self.body, recompute, recipe.name)
 
     def forward(self, images: Float[Tensor, "images 3 height width"]) -> list[Float[Tensor, "images _ _ _"]]:
-        """The features at strides 4, 8, 16 and 32."""
+        """The features, whose strides are 4, 8, 16 and 32, or at most `output_stride`."""
         with recompute_outputs():
             features = self.body(images)
         c2, c3, c4, c5 = (features[index] for index in self.picked)
         return [c2, c3, c4, self.last(c5)]
-
-    def _freeze(self, stages: int) -> None:
-        """Stop the training of the first stages and freeze their statistics; the stem is stage 1."""
-        if not stages:
-            return
-        names = [name for name, _ in self.body.named_modules()]
-        ends = []
-        for info in self.body.feature_info.info:
-            module = info["module"].replace(".", "_") if info["module"] not in names else info["module"]
-            inside = [i for i, name in enumerate(names) if name == module or name.startswith(f"{module}.")]
-            if not inside:
-                raise InputError(
-                    f"model.backbone.frozen_stages {stages}: the stages of this backbone are not known; set it to 0"
-                )
-            ends.append(inside[-1])
-        for position, (name, module) in enumerate(list(self.body.named_modules())):
-            stage = 1 + sum(end < position for end in ends)
-            if name and stage <= stages:
-                for parameter in module.parameters(recurse=False):
-                    parameter.requires_grad_(False)
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    self.body.set_submodule(name, exchange_norms(module, "frozen"))
 
 
 def recompute_blocks(body: nn.Module, plan: RecomputePlan, name: str) -> None:
@@ -248,6 +233,28 @@ def _no_drops(model: nn.Module) -> dict[str, Any]:
     """What builds a model of this class without dropout and stochastic depth: every drop rate that it takes, at 0."""
     taken = inspect.signature(type(model).__init__).parameters
     return {name: 0.0 for name in taken if "drop" in name and name.endswith("rate")}
+
+
+def _atrous(model: nn.Module, recipe: BackboneRecipe) -> dict[str, Any]:
+    """What keeps the stride of a model's features at the recipe's: dilated convolutions (Chen et al., 2015)."""
+    if recipe.output_stride == STRIDES[-1]:
+        return {}
+    if "output_stride" not in inspect.signature(type(model).__init__).parameters:
+        raise InputError(
+            f"model.backbone.output_stride {recipe.output_stride}: timm builds {recipe.name} with stride 32 alone"
+        )
+    return {"output_stride": recipe.output_stride}
+
+
+def _last_of(strides: Sequence[int], reductions: Sequence[int]) -> list[int]:
+    """For each stride the last map that has it and comes before that of the next; fewer where one is missing."""
+    picked: list[int] = []
+    end = len(reductions)
+    for stride in reversed(strides):
+        end = next((index for index in range(end - 1, -1, -1) if reductions[index] == stride), -1)
+        if end >= 0:
+            picked.insert(0, end)
+    return picked
 
 
 def _refuse_random_layers(model: nn.Module, name: str) -> None:

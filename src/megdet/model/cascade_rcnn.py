@@ -16,11 +16,12 @@ from megdet.architecture import CascadeMaskRcnn as CascadeMaskRcnnRecipe
 from megdet.architecture import CascadeRcnn as CascadeRcnnRecipe
 from megdet.distributed.lane import SINGLE_LANE, Lane
 from megdet.layers.convert import norm_factory
-from megdet.model.box_head import DELTA_WEIGHTS, BoxHead, SampledRois
+from megdet.model.box_head import BoxHead
 from megdet.model.detector import Count
 from megdet.model.faster_rcnn import FasterRcnn
 from megdet.model.mask_rcnn import MaskRcnn
 from megdet.model.proposals import Proposals
+from megdet.model.roi_head import DELTA_WEIGHTS, SampledRois
 from megdet.ops.boxes import Weights, clip_boxes, decode_boxes
 from megdet.ops.roi_align import FeatureTable
 from megdet.recipe import RecomputePlan

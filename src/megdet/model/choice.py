@@ -1,8 +1,8 @@
 """Which detector a recipe asks for."""
 
-from megdet.architecture import CascadeMaskRcnn, CascadeRcnn, FasterRcnn, MaskRcnn, Model, RetinaNet
+from megdet.architecture import CascadeMaskRcnn, CascadeRcnn, FasterRcnn, MaskRcnn, Model, RetinaNet, Rfcn
 from megdet.distributed.lane import SINGLE_LANE, Lane
-from megdet.model import cascade_rcnn, faster_rcnn, mask_rcnn, retinanet
+from megdet.model import cascade_rcnn, faster_rcnn, mask_rcnn, retinanet, rfcn
 from megdet.model.detector import Detector
 from megdet.recipe import Recipe
 
@@ -12,6 +12,7 @@ DETECTORS: dict[type[Model], type[Detector]] = {
     CascadeRcnn: cascade_rcnn.CascadeRcnn,
     CascadeMaskRcnn: cascade_rcnn.CascadeMaskRcnn,
     RetinaNet: retinanet.RetinaNet,
+    Rfcn: rfcn.Rfcn,
 }
 """The detector of each kind of `recipe.model`."""
 

@@ -17,6 +17,12 @@ from megdet.ops.constants import constant
 from megdet.recipe import RecomputePlan
 from megdet.structures import Batch, Detections, Targets
 
+BACKBONE_MEANING = (
+    *("mean", "std", "backbone.name", "backbone.last_convolution", "backbone.norm_eps", "backbone.output_stride"),
+    *("backbone.deformable_stages", "backbone.deformable_modulated", "backbone.stride_in_1x1"),
+)
+"""The keys, within `recipe.model`, without which the same weights of a backbone mean other features."""
+
 
 @dataclass(frozen=True)
 class Count:
@@ -89,6 +95,11 @@ class Detector(nn.Module, ABC):
         self.recompute = recompute if recompute_plan != "none" else plainly
         self.compiled: dict[str, Callable[..., Any]] = {}
         """what training calls instead of the forward of some of the dense parts"""
+
+    @property
+    def exact_paste(self) -> bool:
+        """Whether its masks go into an image where their boxes are, not where these are in whole pixels."""
+        return True
 
     @classmethod
     def reported(cls) -> tuple[str, ...]:

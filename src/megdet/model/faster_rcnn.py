@@ -12,11 +12,12 @@ from megdet.architecture import TwoStage
 from megdet.distributed.lane import SINGLE_LANE, Lane
 from megdet.layers.convert import norm_factory
 from megdet.model.anchors import AnchorGrid
-from megdet.model.box_head import BoxHead, SampledRois
-from megdet.model.detector import Count, Detector, Samples
+from megdet.model.box_head import BoxHead
+from megdet.model.detector import BACKBONE_MEANING, Count, Detector, Samples
 from megdet.model.fpn import Fpn
 from megdet.model.pooling import RoiPooling
 from megdet.model.proposals import Proposals
+from megdet.model.roi_head import SampledRois
 from megdet.model.rpn import Rpn
 from megdet.ops.roi_align import FeatureTable, feature_table
 from megdet.recipe import RecomputePlan
@@ -33,7 +34,8 @@ class Proposed:
     anchors: list[Float[Tensor, "_ 4"]]
 
 
-def _with_dense_loss(architecture: TwoStage) -> TwoStage:
+def with_dense_loss(architecture: Any) -> Any:
+    """The `recipe.model` of a detector with an RPN whose loss is computed on dense maps."""
     return replace(architecture, rpn=replace(architecture.rpn, sparse_loss=False))
 
 
@@ -55,7 +57,7 @@ class FasterRcnn(Detector):
         "box_head.deltas": 20,
     }
     same_meaning: ClassVar[tuple[str, ...]] = (
-        *("mean", "std", "backbone.name", "backbone.last_convolution", "backbone.stride_in_1x1", "backbone.norm_eps"),
+        *BACKBONE_MEANING,
         *("anchors.sizes", "anchors.ratios", "anchors.stride_from_grid", "anchors.whole_pixels"),
         *("box_head.pool_size", "box_head.sampling_ratio", "box_head.aligned", "box_head.canonical_size"),
     )
@@ -66,7 +68,7 @@ class FasterRcnn(Detector):
         *("box_head.samples", "box_head.positive_fraction", "box_head.positive_iou"),
     )
     equal_variants: ClassVar[Mapping[str, tuple[str, Callable[[Any], Any]]]] = {
-        "dense-rpn": ("the RPN's loss on dense maps", _with_dense_loss)
+        "dense-rpn": ("the RPN's loss on dense maps", with_dense_loss)
     }
 
     def __init__(
@@ -79,10 +81,11 @@ class FasterRcnn(Detector):
         super().__init__(architecture, num_classes, lane, recompute_plan)
         fpn, rpn, box_head = architecture.fpn, architecture.rpn, architecture.box_head
         self.fpn = Fpn(self.backbone.channels, fpn.channels, norm_factory(fpn.norm, lane), has_norm=fpn.norm != "none")
-        self.anchors = AnchorGrid(architecture.anchors)
+        strides = (*self.backbone.strides, 2 * self.backbone.strides[-1])
+        self.anchors = AnchorGrid(architecture.anchors, strides)
         self.rpn = Rpn(rpn, fpn.channels, self.anchors.per_cell, norm_factory(rpn.norm, lane))
         self.pooling = RoiPooling(
-            box_head.pool_size, box_head.sampling_ratio, box_head.aligned, box_head.canonical_size
+            box_head.pool_size, box_head.sampling_ratio, box_head.aligned, box_head.canonical_size, strides
         )
         self.box_head = BoxHead(box_head, fpn.channels, num_classes, norm_factory(box_head.norm, lane))
 

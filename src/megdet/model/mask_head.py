@@ -14,10 +14,10 @@ from megdet.architecture import BoxHead as BoxHeadRecipe
 from megdet.architecture import MaskHead as MaskHeadRecipe
 from megdet.layers.convert import NormFactory
 from megdet.layers.recompute import plainly
-from megdet.model.anchors import LEVEL_STRIDES
-from megdet.model.box_head import SampledRois, normalized_rois
+from megdet.model.box_head import normalized_rois
 from megdet.model.pooling import RoiPooling
 from megdet.model.proposals import filled_columns
+from megdet.model.roi_head import SampledRois
 from megdet.ops.linear import linear
 from megdet.ops.losses import mean_per_image
 from megdet.ops.mask_targets import mask_targets
@@ -36,15 +36,24 @@ class MaskHead(nn.Module):
         in_channels: of the pyramid.
         num_classes: without the background.
         norm: makes the norm layers.
+        strides: of the levels of the pyramid.
     """
 
     def __init__(
-        self, recipe: MaskHeadRecipe, box_head: BoxHeadRecipe, in_channels: int, num_classes: int, norm: NormFactory
+        self,
+        recipe: MaskHeadRecipe,
+        box_head: BoxHeadRecipe,
+        in_channels: int,
+        num_classes: int,
+        norm: NormFactory,
+        strides: tuple[int, ...],
     ) -> None:
         super().__init__()
         self.recipe, self.num_classes = recipe, num_classes
         self.most_positives = max(1, int(box_head.samples * box_head.positive_fraction))
-        self.pooling = RoiPooling(recipe.pool_size, recipe.sampling_ratio, recipe.aligned, box_head.canonical_size)
+        self.pooling = RoiPooling(
+            recipe.pool_size, recipe.sampling_ratio, recipe.aligned, box_head.canonical_size, strides
+        )
         widths = [in_channels, *[recipe.channels] * recipe.convolutions]
         self.convolutions = nn.ModuleList(
             nn.Conv2d(before, after, 3, padding=1, bias=recipe.norm == "none") for before, after in pairwise(widths)
@@ -118,7 +127,8 @@ class MaskHead(nn.Module):
         if masks.frames.shape[1]:
             is_valid = is_valid & (masks.frames[..., 3].gather(1, box_index) > 0)
         logits = self(partial(self.pooling, table, rois), labels, is_valid, recompute).to(rois.dtype)
-        canvas = table.heights[0] * LEVEL_STRIDES[0], table.widths[0] * LEVEL_STRIDES[0]
+        stride = self.pooling.strides[0]
+        canvas = table.heights[0] * stride, table.widths[0] * stride
         wanted = mask_targets(masks, box_index, rois, sizes, canvas, logits.shape[-1])
         values = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean((2, 3)) * is_valid
         return {"mask_head": mean_per_image(values, is_valid)}

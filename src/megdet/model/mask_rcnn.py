@@ -11,10 +11,10 @@ from megdet.architecture import CascadeMaskRcnn as CascadeMaskRcnnRecipe
 from megdet.architecture import MaskRcnn as MaskRcnnRecipe
 from megdet.distributed.lane import SINGLE_LANE, Lane
 from megdet.layers.convert import norm_factory
-from megdet.model.box_head import SampledRois
 from megdet.model.faster_rcnn import FasterRcnn
 from megdet.model.mask_head import MaskHead
 from megdet.model.proposals import Proposals
+from megdet.model.roi_head import SampledRois
 from megdet.ops.roi_align import FeatureTable
 from megdet.recipe import RecomputePlan
 from megdet.structures import Detections, Targets
@@ -42,7 +42,13 @@ class MaskRcnn(FasterRcnn):
     ) -> None:
         super().__init__(architecture, num_classes, lane, recompute_plan)
         own, channels = architecture.mask_head, architecture.fpn.channels
-        self.mask_head = MaskHead(own, architecture.box_head, channels, num_classes, norm_factory(own.norm, lane))
+        norm, strides = norm_factory(own.norm, lane), self.pooling.strides
+        self.mask_head = MaskHead(own, architecture.box_head, channels, num_classes, norm, strides)
+
+    @property
+    def exact_paste(self) -> bool:
+        """Whether its masks go into an image where their boxes are, not where these are in whole pixels."""
+        return self.mask_head.recipe.exact_paste
 
     def roi_losses(
         self, table: FeatureTable, sampled: SampledRois, targets: Targets, sizes: Int64[Tensor, "images 2"]

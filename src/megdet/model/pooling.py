@@ -25,6 +25,8 @@ class RoiPooling:
     """shift coordinates by half a pixel, as they should be"""
     canonical_size: float
     """edge in pixels of the RoI that is pooled from P4"""
+    strides: tuple[int, ...] = LEVEL_STRIDES
+    """of the levels of the pyramid"""
 
     def __call__(
         self, table: FeatureTable, rois: Float[Tensor, "images rois 4"]
@@ -36,7 +38,7 @@ class RoiPooling:
         levels = roi_levels(flat, POOLED_LEVELS, self.canonical_size)
         return roi_align(
             table,
-            LEVEL_STRIDES,
+            self.strides,
             flat,
             image_index,
             levels,

@@ -15,7 +15,7 @@ from megdet.distributed.lane import SINGLE_LANE, Lane
 from megdet.layers.convert import norm_factory
 from megdet.model.anchors import AnchorGrid
 from megdet.model.dense_head import Tower
-from megdet.model.detector import Count, Detector, Samples
+from megdet.model.detector import BACKBONE_MEANING, Count, Detector, Samples
 from megdet.model.fpn import Fpn
 from megdet.ops.boxes import clip_boxes, decode_boxes, encode_boxes
 from megdet.ops.focal_loss import focal_loss
@@ -27,8 +27,6 @@ from megdet.recipe import RecomputePlan
 from megdet.structures import Detections, Targets
 
 DELTA_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
-LEVEL_STRIDES = (8, 16, 32, 64, 128)
-"""P3 to P7."""
 SAMPLES_SHOWN = 256
 """Anchors an image in `samples`, of the many that its loss looks at."""
 
@@ -45,8 +43,8 @@ class Predicted:
 class RetinaNet(Detector):
     """A score for each class and a better box at every anchor.
 
-    Differs from the paper: the losses of an image are divided by the number of its own positive anchors, and then
-    averaged over the images, as torchvision does it; the paper and detectron2 divide by those of the mini-batch.
+    The losses of an image are divided by the number of its own positive anchors (Sec. 4), then averaged over the
+    images, as torchvision does it. Detectron2 divides by those of a device's images, which is another gradient.
     """
 
     loss_names = ("class_focal", "anchor_box")
@@ -61,8 +59,8 @@ class RetinaNet(Detector):
     class_layers = ("class_tower.predict",)
     small_start: ClassVar[Mapping[str, float]] = {"class_tower.predict": 10, "delta_tower.predict": 10}
     same_meaning = (
-        *("mean", "std", "backbone.name", "backbone.last_convolution", "backbone.stride_in_1x1", "backbone.norm_eps"),
-        *("fpn.p6_from", "anchors.sizes", "anchors.scales_per_octave", "anchors.whole_sizes", "anchors.ratios"),
+        *(*BACKBONE_MEANING, "fpn.p6_from"),
+        *("anchors.sizes", "anchors.scales_per_octave", "anchors.whole_sizes", "anchors.ratios"),
         *("anchors.stride_from_grid", "anchors.whole_pixels"),
     )
     sampling_keys = (
@@ -87,7 +85,8 @@ class RetinaNet(Detector):
             has_norm=fpn.norm != "none",
             p6_from=fpn.p6_from,
         )
-        self.anchors = AnchorGrid(architecture.anchors, LEVEL_STRIDES)
+        *_, last = strides = self.backbone.strides[1:]
+        self.anchors = AnchorGrid(architecture.anchors, (*strides, 2 * last, 4 * last))
         norm = norm_factory(head.norm, lane)
         self.class_tower, self.delta_tower = (
             Tower(fpn.channels, head.convolutions, self.anchors.per_cell, outputs, norm, has_norm=head.norm != "none")

@@ -121,17 +121,17 @@ def _mask_rcnn_v2(base: Recipe, norm_eps: float) -> Recipe:
 
 def _retinanet(base: Recipe, norm_eps: float) -> Recipe:
     """Frozen norms in the backbone, none behind it; P6 of P5."""
-    return _with_dense_head(base, norm_eps, StridedFpn(p6_from="p5"), DenseHead(detections=300))
+    return _with_towers(_faster_rcnn(base, norm_eps), StridedFpn(p6_from="p5"), DenseHead(detections=300))
 
 
 def _retinanet_v2(base: Recipe, norm_eps: float) -> Recipe:
     """Frozen norms in the backbone, group norm in the head; P6 of C5, and boxes learnt by their GIoU."""
     head = DenseHead(norm="group", box_loss="giou", detections=300)
-    return _with_dense_head(base, norm_eps, StridedFpn(p6_from="c5"), head)
+    return _with_towers(_faster_rcnn(base, norm_eps), StridedFpn(p6_from="c5"), head)
 
 
-def _with_dense_head(base: Recipe, norm_eps: float, fpn: StridedFpn, head: DenseHead) -> Recipe:
-    recipe = _faster_rcnn(base, norm_eps)
+def _with_towers(recipe: Recipe, fpn: StridedFpn, head: DenseHead) -> Recipe:
+    """The recipe with a RetinaNet on its backbone."""
     model = RetinaNet(
         mean=recipe.model.mean,
         std=recipe.model.std,

@@ -16,7 +16,7 @@ THRESHOLD = 0.5
 """A pixel belongs to an object that is at least so probable."""
 _MOST_PIXELS = 1 << 22
 """Of frames that are sampled together: 16 MB in float32."""
-_FEW_PIXELS = 1 << 15
+_FEW_PIXELS = 1 << 13
 """A frame counts as so large at least: below it a call costs more than its pixels."""
 
 
@@ -64,8 +64,8 @@ def _exactly(
         width = max(corners[row][2] - corners[row][0] for row in rows)
         index = torch.tensor(rows, device=boxes.device)
         grids = probabilities[index]
-        x = _weights(boxes[index, 0::2], frames[index, 0], width, grids.shape[2]).to(grids.dtype)
-        y = _weights(boxes[index, 1::2], frames[index, 1], height, grids.shape[1]).to(grids.dtype)
+        x = _weights(boxes[index, 0::2], frames[index, 0], width, grids.shape[2], grids.dtype)
+        y = _weights(boxes[index, 1::2], frames[index, 1], height, grids.shape[1], grids.dtype)
         pixels = y @ grids @ x.mT >= THRESHOLD
         for own, row in zip(pixels, rows, strict=True):
             x1, y1, x2, y2 = corners[row]
@@ -104,13 +104,14 @@ def _alike(corners: list[list[int]]) -> Iterator[list[int]]:
 
 
 def _weights(
-    edges: Float[Tensor, "masks 2"], first: Int64[Tensor, " masks"], count: int, cells: int
+    edges: Float[Tensor, "masks 2"], first: Int64[Tensor, " masks"], count: int, cells: int, dtype: torch.dtype
 ) -> Float[Tensor, "masks count cells"]:
     """How much of each cell of a grid between two edges is in each pixel from the first one on; in one direction."""
     start, end = edges.double().unsqueeze(2).unbind(1)
     centres = first.unsqueeze(1) + torch.arange(count, device=edges.device) + 0.5
     place = (centres - start) / (end - start) * cells - 0.5  # 0 is the centre of the first cell
-    return (1 - (place.unsqueeze(2) - torch.arange(cells, device=edges.device)).abs()).clamp_(min=0)
+    distance = place.to(dtype).unsqueeze(2) - torch.arange(cells, device=edges.device, dtype=dtype)
+    return distance.abs_().neg_().add_(1).clamp_(min=0)
 
 
 def _rounded(

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
-from torch.nn import functional as F
 
 from megdet.ops.constants import constant
+from megdet.ops.weighted_bag import ragged_bags, weighted_bags
 
 
 @dataclass
@@ -86,13 +86,37 @@ def roi_align(
     those of a RoI with a coordinate that is not finite. `aligned` shifts by the half pixel between the corner and the
     centre of a pixel.
     """
-    places = _Places(table, strides, rois.detach(), image_index, levels, aligned)
-    bins: Tensor
+    places = _Places(table, strides, rois.detach(), image_index, levels, aligned=aligned)
     if sampling_ratio:
-        bins = _WeightedBag.apply(table.rows, *_taps(places, pool_size, sampling_ratio))
+        bins = weighted_bags(table.rows, *_taps(places, pool_size, sampling_ratio))
     else:
-        bins = _RaggedBag.apply(table.rows, *_adaptive_taps(places, pool_size), len(rois) * pool_size**2)
+        bins = ragged_bags(table.rows, *_adaptive_taps(places, pool_size), len(rois) * pool_size**2)
     return bins.reshape(rois.shape[0], pool_size * pool_size, table.rows.shape[1])
+
+
+def position_sensitive_roi_align(
+    maps: Float[Tensor, "images channels_of_all_bins height width"],
+    stride: int,
+    rois: Float[Tensor, "rois 4"],
+    image_index: Int64[Tensor, " rois"],
+    pool_size: int,
+    sampling_ratio: int,
+) -> Float[Tensor, "rois bins channels"]:
+    """Pool each RoI to pool_size x pool_size bins, each from channels of its own (R-FCN, Sec. 3).
+
+    The channels of the first bin come first. Differs from the paper: a bin is the mean of bilinear samples, as
+    RoIAlign's and `torchvision.ops.ps_roi_align`'s, not of whole pixels.
+    """
+    images, channels, height, width = maps.shape
+    bins = pool_size * pool_size
+    # a pixel has a row for each bin
+    rows = maps.permute(0, 2, 3, 1).reshape(images * height * width * bins, channels // bins)
+    table = FeatureTable(rows, (height,), (width,), (0,))
+    level = torch.zeros_like(image_index)
+    places = _Places(table, (stride,), rois.detach(), image_index, level, aligned=True)
+    pixel, weights = _taps(places, pool_size, sampling_ratio)
+    own_bin = torch.arange(bins, device=maps.device).repeat(len(rois)).unsqueeze(1)
+    return weighted_bags(rows, pixel * bins + own_bin, weights).reshape(len(rois), bins, channels // bins)
 
 
 class _Places:
@@ -105,6 +129,7 @@ class _Places:
         rois: Tensor,
         image_index: Tensor,
         levels: Tensor,
+        *,
         aligned: bool,
     ) -> None:
         device, work = rois.device, torch.float64 if rois.dtype == torch.float64 else torch.float32
@@ -185,57 +210,3 @@ class _TakenRows(torch.autograd.Function):
         if of_table.is_cuda:  # sorts first; adding by index would not have one order there
             return of_table.index_put_((index,), of_taken, accumulate=True), None
         return of_table.index_add_(0, index, of_taken), None
-
-
-class _RaggedBag(torch.autograd.Function):
-    """Weighted sums of table rows, another number of them for each bin; both directions have one order of adding."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, index: Tensor, weights: Tensor, bins: Tensor, num_bins: int) -> Tensor:
-        weights = weights.to(rows.dtype)
-        ctx.save_for_backward(index, weights, bins)
-        ctx.num_rows = rows.shape[0]
-        return _sums(rows, index, weights, bins, num_bins)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        index, weights, bins = ctx.saved_tensors
-        sorted_rows, order = index.sort(stable=True)
-        table = _sums(gradient.contiguous(), bins[order], weights[order], sorted_rows, ctx.num_rows)
-        return table, None, None, None, None
-
-
-def _sums(rows: Tensor, index: Tensor, weights: Tensor, bags: Tensor, num_bags: int) -> Tensor:
-    """For each bag the weighted sum of the rows that `index` names for it; `bags` rise."""
-    if not len(index):
-        return rows.new_zeros(num_bags, rows.shape[1])
-    offsets = torch.searchsorted(bags, torch.arange(num_bags, device=index.device))
-    return F.embedding_bag(index, rows, offsets, mode="sum", per_sample_weights=weights)
-
-
-class _WeightedBag(torch.autograd.Function):
-    """Weighted sums of table rows; the weights get no gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, index: Tensor, weights: Tensor) -> Tensor:
-        weights = weights.to(rows.dtype)
-        ctx.save_for_backward(index, weights)
-        ctx.num_rows = rows.shape[0]
-        if index.shape[0] == 0:
-            return rows.new_zeros(0, rows.shape[1])
-        return F.embedding_bag(index, rows, mode="sum", per_sample_weights=weights)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        index, weights = ctx.saved_tensors
-        num_rows: int = ctx.num_rows
-        if index.shape[0] == 0:
-            return gradient.new_zeros(num_rows, gradient.shape[1]), None, None
-        taps = index.shape[1]
-        sorted_rows, order = index.reshape(-1).sort(stable=True)
-        offsets = torch.searchsorted(sorted_rows, torch.arange(num_rows, device=index.device))
-        bins = order // taps if taps & (taps - 1) else order >> int(math.log2(taps))
-        table = F.embedding_bag(
-            bins, gradient.contiguous(), offsets, mode="sum", per_sample_weights=weights.reshape(-1)[order]
-        )
-        return table, None, None

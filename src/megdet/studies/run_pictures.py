@@ -37,7 +37,7 @@ def draw_run(trained: TrainedDetector, folder: RunFolder) -> list[Path]:
                 truth.boxes,
                 [dataset.class_names[label] for label in truth.labels],
                 truth_class_indices=[trained.class_names.index(dataset.class_names[label]) for label in truth.labels],
-                truth_masks=_masks_of_truth(dataset, index),
+                truth_masks=masks_of_truth(dataset, index),
                 **_shown(results, trained, _SHOWN_SCORE),
             )
         )
@@ -83,7 +83,7 @@ def plot_course(metrics: list[dict[str, Any]], losses_of: Sequence[str], path: P
     save_figure(figure, path)
 
 
-def _masks_of_truth(dataset: CocoDataset, index: int) -> list[NDArray[np.bool_]] | None:
+def masks_of_truth(dataset: CocoDataset, index: int) -> list[NDArray[np.bool_]] | None:
     """The masks of an image's objects, at the size of its file; None where they have not been read."""
     if dataset.annotations.segmentations is None:
         return None

@@ -46,7 +46,7 @@ def add_import(parser: Parser) -> None:
         type=number,
         default=1e-5,
         metavar="EPS",
-        help="0 for COCO_V1 of torchvision's fasterrcnn_resnet50_fpn and what was fine-tuned from it (default 1e-5)",
+        help="0 for torchvision's COCO_V1 files but those of a _v2, and what was fine-tuned from them (default 1e-5)",
     )
     take_keys_of_run(parser, "--data.short_edges [640]")
     parser.set_defaults(run_verb="training:run_import")

@@ -1,0 +1,55 @@
+"""The second stage of R-FCN (Dai et al., 2016): maps for each bin of a RoI, whose mean over the bins is the vote."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from megdet.architecture import PositionSensitiveHead as HeadRecipe
+from megdet.layers.convert import NormFactory
+from megdet.model.roi_head import RoiHead
+from megdet.ops.roi_align import position_sensitive_roi_align
+
+
+class PositionSensitiveHead(RoiHead):
+    """Three 1 x 1 convolutions for the whole image; what is done for each RoI has no weights.
+
+    `classes` has a map for every class and the background of each bin, `deltas` four of each bin for all classes
+    together, those of the first bin first.
+    """
+
+    recipe: HeadRecipe
+
+    def __init__(self, recipe: HeadRecipe, in_channels: int, stride: int, num_classes: int, norm: NormFactory) -> None:
+        super().__init__(recipe, num_classes, is_class_agnostic=True)
+        self.stride = stride
+        bins = recipe.pool_size**2
+        self.conv = nn.Conv2d(in_channels, recipe.channels, 1, bias=recipe.norm == "none")
+        self.norm = norm(recipe.channels)
+        self.classes = nn.Conv2d(recipe.channels, bins * (num_classes + 1), 1)
+        self.deltas = nn.Conv2d(recipe.channels, bins * 4, 1)
+        nn.init.kaiming_uniform_(self.conv.weight, a=1)
+        for layer in (self.classes, self.deltas):
+            nn.init.normal_(layer.weight, std=0.01)
+        for layer in (self.conv, self.classes, self.deltas):
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, features: Float[Tensor, "images _ _ _"]) -> list[Float[Tensor, "images _ _ _"]]:
+        """The maps of classes and of boxes."""
+        hidden = F.relu(self.norm(self.conv(features)))
+        return [self.classes(hidden), self.deltas(hidden)]
+
+    def vote(
+        self, maps: list[Float[Tensor, "images _ _ _"]], rois: Float[Tensor, "images rois 4"]
+    ) -> tuple[Float[Tensor, "images rois classes_and_background"], Float[Tensor, "images rois 1 4"]]:
+        """Class logits, background last, and deltas of all classes together: the means over the bins of each RoI."""
+        images, count = rois.shape[:2]
+        image_index = torch.arange(images, device=rois.device).repeat_interleave(count)
+        logits, deltas = (
+            position_sensitive_roi_align(
+                own, self.stride, rois.reshape(-1, 4), image_index, self.recipe.pool_size, self.recipe.sampling_ratio
+            ).mean(1, dtype=rois.dtype)
+            for own in maps
+        )
+        return logits.reshape(images, count, self.num_classes + 1), deltas.reshape(images, count, 1, 4)

@@ -1,0 +1,116 @@
+"""R-FCN (Dai et al., 2016): an RPN on C4, and position-sensitive maps of an atrous C5 on which RoIs only vote."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from megdet.architecture import Rfcn as RfcnRecipe
+from megdet.distributed.lane import SINGLE_LANE, Lane
+from megdet.layers.convert import norm_factory
+from megdet.model.anchors import AnchorGrid
+from megdet.model.detector import BACKBONE_MEANING, Detector, Samples
+from megdet.model.faster_rcnn import FasterRcnn, Proposed, with_dense_loss
+from megdet.model.position_sensitive_head import PositionSensitiveHead
+from megdet.model.rpn import Rpn
+from megdet.ops.roi_align import feature_table
+from megdet.recipe import RecomputePlan
+from megdet.structures import Detections, Targets
+
+
+class Rfcn(Detector):
+    """Features and maps, proposals, and a vote for every proposal.
+
+    Differs from the paper: the RPN's hidden layer is as wide as C4, not 512 channels, and RoIs are sampled at random,
+    not by their loss.
+    """
+
+    loss_names = FasterRcnn.loss_names
+    counts = FasterRcnn.counts
+    parts: ClassVar[Mapping[str, str]] = {"backbone": "backbone", "rpn": "RPN", "box_head": "score maps"}
+    dense_parts = ("backbone", "rpn", "box_head")
+    class_layers = ("box_head.classes",)
+    small_start: ClassVar[Mapping[str, float]] = FasterRcnn.small_start
+    same_meaning = (
+        *BACKBONE_MEANING,
+        *("anchors.sizes", "anchors.ratios", "anchors.stride_from_grid"),
+        *("box_head.pool_size", "box_head.sampling_ratio"),
+    )
+    map_norms = ("backbone", "rpn", "box_head")
+    sampling_keys = FasterRcnn.sampling_keys
+    equal_variants: ClassVar[Mapping[str, tuple[str, Callable[[Any], Any]]]] = {
+        "dense-rpn": ("the RPN's loss on dense maps", with_dense_loss)
+    }
+
+    def __init__(
+        self,
+        architecture: RfcnRecipe,
+        num_classes: int,
+        lane: Lane | None = SINGLE_LANE,
+        recompute_plan: RecomputePlan = "none",
+    ) -> None:
+        super().__init__(architecture, num_classes, lane, recompute_plan)
+        rpn, box_head = architecture.rpn, architecture.box_head
+        (*_, c4, c5), (*_, stride, stride_of_maps) = self.backbone.channels, self.backbone.strides
+        self.anchors = AnchorGrid(architecture.anchors, (stride,))
+        self.rpn = Rpn(rpn, c4, self.anchors.per_cell, norm_factory(rpn.norm, lane))
+        norm = norm_factory(box_head.norm, lane)
+        self.box_head = PositionSensitiveHead(box_head, c5, stride_of_maps, num_classes, norm)
+
+    def features(self, images: Float[Tensor, "images 3 height width"]) -> list[Float[Tensor, "images _ _ _"]]:
+        """C4 of normalised images, and the maps of classes and of boxes that C5 becomes."""
+        _, _, c4, c5 = self.dense_part("backbone")(images)
+        return [c4, *self.recompute(self.dense_part("box_head"), c5)]
+
+    def propose(
+        self,
+        c4: Float[Tensor, "images _ _ _"],
+        images: Float[Tensor, "images 3 height width"],
+        sizes: Int64[Tensor, "images 2"],
+    ) -> Proposed:
+        """The first stage: where something may be on the canvas of these images.
+
+        Its logits and deltas carry no gradient where the loss is computed at the sampled anchors alone.
+        """
+        canvas, grid = (images.shape[2], images.shape[3]), (c4.shape[2], c4.shape[3])
+        anchors = self.anchors(canvas, [grid], next(self.parameters()).dtype, c4.device)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.rpn.is_sparse):
+            logits, deltas = self.dense_part("rpn")([c4])
+        return Proposed(self.rpn.propose(logits, deltas, anchors, sizes), logits, deltas, anchors)
+
+    def losses(
+        self,
+        images: Float[Tensor, "images 3 height width"],
+        sizes: Int64[Tensor, "images 2"],
+        targets: Targets,
+    ) -> dict[str, Float[Tensor, " images"]]:
+        """The losses and counts of normalised images, by name."""
+        targets = replace(targets, boxes=targets.boxes.to(images.dtype))
+        c4, *maps = self.features(images)
+        found = self.propose(c4, images, sizes)
+        losses = self.rpn.losses(found.logits, found.deltas, found.anchors, targets, feature_table([c4]))
+        sampled = self.box_head.sample(found.proposals, targets)
+        logits, deltas = self.box_head.vote(maps, sampled.boxes)
+        return losses | self.box_head.losses(logits, deltas, sampled)
+
+    @torch.no_grad()
+    def detect(self, images: Float[Tensor, "images 3 height width"], sizes: Int64[Tensor, "images 2"]) -> Detections:
+        """What is on normalised images; in evaluation mode."""
+        c4, *maps = self.features(images)
+        proposals = self.propose(c4, images, sizes).proposals
+        proposals = proposals.shortened(least=self.box_head.recipe.detections)
+        logits, deltas = self.box_head.vote(maps, proposals.boxes)
+        return self.box_head.detections(logits.softmax(2), deltas, proposals, sizes)
+
+    @torch.no_grad()
+    def samples(
+        self, images: Float[Tensor, "images 3 height width"], sizes: Int64[Tensor, "images 2"], targets: Targets
+    ) -> Samples:
+        """The RoIs that the second stage's loss of normalised images looks at."""
+        targets = replace(targets, boxes=targets.boxes.to(images.dtype))
+        proposals = self.propose(self.features(images)[0], images, sizes).proposals
+        sampled = self.box_head.sample(proposals, targets)
+        return Samples(sampled.boxes, sampled.is_positive, sampled.is_valid)

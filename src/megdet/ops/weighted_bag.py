@@ -1,0 +1,90 @@
+"""Weighted sums of the rows of a table, whose gradients have one order of addition on every device."""
+
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def weighted_bags(
+    rows: Float[Tensor, "rows channels"], index: Int64[Tensor, "bags taps"], weights: Float[Tensor, "bags taps"]
+) -> Float[Tensor, "bags channels"]:
+    """Row b is the sum over t of weights[b, t] * rows[index[b, t]]; both the rows and the weights may get gradients.
+
+    The backward sorts the taps by row, stably, so there is no scatter with atomics.
+    """
+    return _WeightedBags.apply(rows, index, weights)  # type: ignore[no-any-return]  # `apply` of torch's has no types
+
+
+class _WeightedBags(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+        ctx.weights_dtype, ctx.num_rows = weights.dtype, rows.shape[0]
+        weights = weights.to(rows.dtype)
+        ctx.save_for_backward(index, weights, rows if ctx.needs_input_grad[2] else None)
+        if index.shape[0] == 0:
+            return rows.new_zeros(0, rows.shape[1])
+        return F.embedding_bag(index, rows, mode="sum", per_sample_weights=weights)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
+        index, weights, rows = ctx.saved_tensors
+        of_rows = of_weights = None
+        gradient = gradient.contiguous()
+        if ctx.needs_input_grad[0]:
+            of_rows = _gradient_of_rows(gradient, index, weights, ctx.num_rows)
+        if ctx.needs_input_grad[2]:
+            taps = [(rows[own] * gradient).sum(1, dtype=ctx.weights_dtype) for own in index.unbind(1)]
+            of_weights = torch.stack(taps, 1)
+        return of_rows, None, of_weights
+
+
+def _gradient_of_rows(gradient: Tensor, index: Tensor, weights: Tensor, num_rows: int) -> Tensor:
+    if index.shape[0] == 0:
+        return gradient.new_zeros(num_rows, gradient.shape[1])
+    taps = index.shape[1]
+    sorted_rows, order = index.reshape(-1).sort(stable=True)
+    offsets = torch.searchsorted(sorted_rows, torch.arange(num_rows, device=index.device))
+    bags = order // taps if taps & (taps - 1) else order >> int(math.log2(taps))
+    return F.embedding_bag(bags, gradient, offsets, mode="sum", per_sample_weights=weights.reshape(-1)[order])
+
+
+def ragged_bags(
+    rows: Float[Tensor, "rows channels"],
+    index: Int64[Tensor, " taps"],
+    weights: Float[Tensor, " taps"],
+    bags: Int64[Tensor, " taps"],
+    num_bags: int,
+) -> Float[Tensor, "bags channels"]:
+    """The same with another number of taps in each bag: tap t is in bag `bags[t]`, and `bags` rise.
+
+    The weights get no gradient.
+    """
+    return _RaggedBags.apply(rows, index, weights, bags, num_bags)  # type: ignore[no-any-return]  # as above
+
+
+class _RaggedBags(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, index: Tensor, weights: Tensor, bags: Tensor, num_bags: int) -> Tensor:
+        weights = weights.to(rows.dtype)
+        ctx.save_for_backward(index, weights, bags)
+        ctx.num_rows = rows.shape[0]
+        return _sums(rows, index, weights, bags, num_bags)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        index, weights, bags = ctx.saved_tensors
+        sorted_rows, order = index.sort(stable=True)
+        of_rows = _sums(gradient.contiguous(), bags[order], weights[order], sorted_rows, ctx.num_rows)
+        return of_rows, None, None, None, None
+
+
+def _sums(rows: Tensor, index: Tensor, weights: Tensor, bags: Tensor, num_bags: int) -> Tensor:
+    """For each bag the weighted sum of the rows that `index` names for it; `bags` rise."""
+    if not len(index):
+        return rows.new_zeros(num_bags, rows.shape[1])
+    offsets = torch.searchsorted(bags, torch.arange(num_bags, device=index.device))
+    return F.embedding_bag(index, rows, offsets, mode="sum", per_sample_weights=weights)

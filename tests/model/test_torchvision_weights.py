@@ -158,6 +158,7 @@ def v2_in_float64() -> Iterator[Any]:
     torch.set_default_dtype(torch.float32)
 
 
+@pytest.mark.slow
 def test_batch_statistics_of_a_v2_detector_are_torchvisions_while_it_trains(v2_in_float64):
     theirs = v2_in_float64
     recipe = layout_of(theirs.state_dict()).recipe(Recipe(), 1e-5)

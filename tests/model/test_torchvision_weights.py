@@ -66,7 +66,7 @@ _PAIRS: dict[str, tuple[Callable[..., Any], float]] = {
 @pytest.fixture(scope="module", params=list(_PAIRS))
 def pair(request: pytest.FixtureRequest) -> Pair:
     make, eps = _PAIRS[request.param]
-    theirs = their_detector(eps, make)
+    theirs = their_detector(eps, make=make)
     return Pair(theirs, replace(layout_of(theirs.state_dict()).recipe(Recipe(), eps), bn_size=0))
 
 
@@ -152,12 +152,13 @@ def test_the_same_weights_have_the_same_losses_and_gradients(pair, their_losses,
 
 @pytest.fixture
 def v2_in_float64() -> Iterator[Any]:
-    theirs = their_detector(1e-5, fasterrcnn_resnet50_fpn_v2).double()
+    theirs = their_detector(1e-5, make=fasterrcnn_resnet50_fpn_v2).double()
     torch.set_default_dtype(torch.float64)  # their anchors and proposals follow it
     yield theirs
     torch.set_default_dtype(torch.float32)
 
 
+@pytest.mark.slow
 def test_batch_statistics_of_a_v2_detector_are_torchvisions_while_it_trains(v2_in_float64):
     theirs = v2_in_float64
     recipe = layout_of(theirs.state_dict()).recipe(Recipe(), 1e-5)

@@ -19,17 +19,6 @@ def weighted_bags(
     return _WeightedBags.apply(rows, index, weights)  # type: ignore[no-any-return]  # `apply` of torch's has no types
 
 
-def ragged_bags(
-    rows: Float[Tensor, "rows channels"],
-    index: Int64[Tensor, " taps"],
-    weights: Float[Tensor, " taps"],
-    bags: Int64[Tensor, " taps"],
-    num_bags: int,
-) -> Float[Tensor, "bags channels"]:
-    """The same with another number of taps a bag: `bags` rises and has the bag of each. The weights get no gradient."""
-    return _RaggedBags.apply(rows, index, weights, bags, num_bags)  # type: ignore[no-any-return]  # as above
-
-
 class _WeightedBags(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, index: Tensor, weights: Tensor) -> Tensor:
@@ -63,22 +52,34 @@ def _gradient_of_rows(gradient: Tensor, index: Tensor, weights: Tensor, num_rows
     return F.embedding_bag(bags, gradient, offsets, mode="sum", per_sample_weights=weights.reshape(-1)[order])
 
 
-class _RaggedBags(torch.autograd.Function):
-    """Weighted sums of table rows, another number of them for each bin; both directions have one order of adding."""
+def ragged_bags(
+    rows: Float[Tensor, "rows channels"],
+    index: Int64[Tensor, " taps"],
+    weights: Float[Tensor, " taps"],
+    bags: Int64[Tensor, " taps"],
+    num_bags: int,
+) -> Float[Tensor, "bags channels"]:
+    """The same with another number of taps in each bag: tap t is in bag `bags[t]`, and `bags` rise.
 
+    The weights get no gradient.
+    """
+    return _RaggedBags.apply(rows, index, weights, bags, num_bags)  # type: ignore[no-any-return]  # as above
+
+
+class _RaggedBags(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, index: Tensor, weights: Tensor, bins: Tensor, num_bins: int) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, index: Tensor, weights: Tensor, bags: Tensor, num_bags: int) -> Tensor:
         weights = weights.to(rows.dtype)
-        ctx.save_for_backward(index, weights, bins)
+        ctx.save_for_backward(index, weights, bags)
         ctx.num_rows = rows.shape[0]
-        return _sums(rows, index, weights, bins, num_bins)
+        return _sums(rows, index, weights, bags, num_bags)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        index, weights, bins = ctx.saved_tensors
+        index, weights, bags = ctx.saved_tensors
         sorted_rows, order = index.sort(stable=True)
-        table = _sums(gradient.contiguous(), bins[order], weights[order], sorted_rows, ctx.num_rows)
-        return table, None, None, None, None
+        of_rows = _sums(gradient.contiguous(), bags[order], weights[order], sorted_rows, ctx.num_rows)
+        return of_rows, None, None, None, None
 
 
 def _sums(rows: Tensor, index: Tensor, weights: Tensor, bags: Tensor, num_bags: int) -> Tensor:

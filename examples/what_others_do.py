@@ -36,7 +36,7 @@ def rank_local_normalizers(trainer: Trainer, world: World) -> None:
     def mean_of_rank(values: Tensor, is_valid: Tensor) -> Tensor:
         return values.sum(1) / is_valid.sum().clamp(min=1) * images_a_rank
 
-    for name in ("megdet.model.rpn", "megdet.model.box_head"):
+    for name in ("megdet.model.rpn", "megdet.model.roi_head"):
         module: Any = importlib.import_module(name)
         module.mean_per_image = mean_of_rank
 

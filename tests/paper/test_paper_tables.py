@@ -26,7 +26,7 @@ def test_the_header_of_a_rows_recipe_says_its_numbers(row: TrainingRow) -> None:
 
 
 def test_every_recipe_of_the_paper_is_a_row() -> None:
-    paper = {name for name in packaged_recipes() if name.startswith("megdet-r50")}
+    paper = {name for name in packaged_recipes() if name.startswith("megdet-r50")} - {"megdet-r50-modern"}
     assert {recipe_of(row) for row in TABLE2 + TABLE3} == paper
 
 

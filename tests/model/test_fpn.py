@@ -63,6 +63,22 @@ def test_the_pyramid_of_a_detector_of_one_stage_equals_torchvisions(p6_from):
             assert relative(a, b) < 1e-5
 
 
+@pytest.mark.parametrize("p6_from", ["c5", "p5"])
+@pytest.mark.parametrize("canvas", [(32, 32), (96, 32), (64, 64)])
+def test_coarse_levels_a_pixel_wide_have_finite_gradients_in_bfloat16(p6_from, canvas):
+    fpn = Fpn(WIDTHS[1:], 16, norm_factory("none"), has_norm=False, p6_from=p6_from)
+    fpn = fpn.to(memory_format=torch.channels_last)
+    for _ in range(5):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = sum(level.float().sum() for level in fpn(features(*canvas)))
+        # What torch gives out next was written by these
+        spoilt = [torch.full((size,), float("nan")) for size in (500, 2_000, 5_000, 20_000, 100_000) for _ in range(3)]
+        del spoilt
+        fpn.zero_grad()
+        loss.backward()
+        assert all(weights.grad.isfinite().all() for weights in fpn.parameters())
+
+
 def test_every_convolution_gets_its_own_norm_and_then_no_bias():
     fpn = Fpn(WIDTHS, 8, norm_factory("batch"), has_norm=True)
     assert sum(isinstance(module, CrossDeviceBatchNorm) for module in fpn.modules()) == 8

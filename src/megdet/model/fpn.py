@@ -41,8 +41,8 @@ class Fpn(nn.Module):
             nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1, bias=bias), norm(channels)) for _ in in_channels
         )
         if p6_from is not None:
-            self.p6 = nn.Conv2d(in_channels[-1] if p6_from == "c5" else channels, channels, 3, 2, 1)
-            self.p7 = nn.Conv2d(channels, channels, 3, 2, 1)
+            self.p6 = nn.Conv2d(in_channels[-1] if p6_from == "c5" else channels, channels, 3, 2)
+            self.p7 = nn.Conv2d(channels, channels, 3, 2)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_uniform_(module.weight, a=1)
@@ -60,5 +60,13 @@ class Fpn(nn.Module):
             pyramid.insert(0, self.output[level](merged))
         if self.p6_from is None:
             return [*pyramid, pyramid[-1][:, :, ::2, ::2]]
-        p6 = self.p6(features[-1] if self.p6_from == "c5" else pyramid[-1])
-        return [*pyramid, p6, self.p7(F.relu(p6))]
+        p6 = self.p6(with_border(features[-1] if self.p6_from == "c5" else pyramid[-1]))
+        return [*pyramid, p6, self.p7(with_border(F.relu(p6)))]
+
+
+def with_border(features: Float[Tensor, "images channels height width"]) -> Float[Tensor, "images channels _ _"]:
+    """A pixel of zeros around `features`, for a convolution of stride 2 that has no padding of its own.
+
+    With its own, oneDNN finds the weights' gradient of a map one pixel wide with bfloat16 memory that nobody wrote.
+    """
+    return F.pad(features, (1, 1, 1, 1))

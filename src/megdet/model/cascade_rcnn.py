@@ -21,6 +21,7 @@ from megdet.model.detector import Count
 from megdet.model.faster_rcnn import FasterRcnn
 from megdet.model.mask_rcnn import MaskRcnn
 from megdet.model.proposals import Proposals
+from megdet.model.repeated_looks import Looked, detections_of_looks
 from megdet.model.roi_head import DELTA_WEIGHTS, SampledRois
 from megdet.ops.boxes import Weights, clip_boxes, decode_boxes
 from megdet.ops.roi_align import FeatureTable
@@ -102,10 +103,14 @@ class CascadeRcnn(FasterRcnn):
             _, deltas = self.refine(table, proposals.boxes, proposals.is_valid, head)
             boxes, is_valid = self.moved(head, deltas, proposals.boxes, proposals.is_valid, sizes)
             proposals = replace(proposals, boxes=boxes, is_valid=is_valid)
-        pooled = self.pooling(table, proposals.boxes)
-        looks = [head(lambda: pooled, proposals.is_valid) for head in self.heads]
-        scores = torch.stack([logits.to(proposals.boxes.dtype).softmax(2) for logits, _ in looks]).mean(0)
-        return last.detections(scores, looks[-1][1].to(proposals.boxes.dtype), proposals, sizes)
+
+        def look(boxes: Tensor, is_valid: Tensor) -> Looked:
+            pooled = self.pooling(table, boxes)
+            looks = [head(lambda: pooled, is_valid) for head in self.heads]
+            scores = torch.stack([logits.to(boxes.dtype).softmax(2) for logits, _ in looks]).mean(0)
+            return scores, looks[-1][1].to(boxes.dtype)
+
+        return detections_of_looks(last, look, proposals, sizes)
 
     @torch.no_grad()
     def moved(

@@ -17,6 +17,7 @@ from megdet.model.detector import BACKBONE_MEANING, Count, Detector, Samples
 from megdet.model.fpn import Fpn
 from megdet.model.pooling import RoiPooling
 from megdet.model.proposals import Proposals
+from megdet.model.repeated_looks import Looked, detections_of_looks
 from megdet.model.roi_head import SampledRois
 from megdet.model.rpn import Rpn
 from megdet.ops.roi_align import FeatureTable, feature_table
@@ -137,8 +138,12 @@ class FasterRcnn(Detector):
 
     def roi_detections(self, table: FeatureTable, proposals: Proposals, sizes: Int64[Tensor, "images 2"]) -> Detections:
         """What the second stage finds at the proposals."""
-        logits, deltas = self.refine(table, proposals.boxes, proposals.is_valid)
-        return self.box_head.detections(logits.softmax(2), deltas, proposals, sizes)
+
+        def look(boxes: Tensor, is_valid: Tensor) -> Looked:
+            logits, deltas = self.refine(table, boxes, is_valid)
+            return logits.softmax(2), deltas
+
+        return detections_of_looks(self.box_head, look, proposals, sizes)
 
     def losses(
         self,

@@ -15,6 +15,7 @@ from megdet.model.anchors import AnchorGrid
 from megdet.model.detector import BACKBONE_MEANING, Detector, Samples
 from megdet.model.faster_rcnn import FasterRcnn, Proposed, with_dense_loss
 from megdet.model.position_sensitive_head import PositionSensitiveHead
+from megdet.model.repeated_looks import Looked, detections_of_looks
 from megdet.model.rpn import Rpn
 from megdet.ops.roi_align import feature_table
 from megdet.recipe import RecomputePlan
@@ -102,8 +103,12 @@ class Rfcn(Detector):
         c4, *maps = self.features(images)
         proposals = self.propose(c4, images, sizes).proposals
         proposals = proposals.shortened(least=self.box_head.recipe.detections)
-        logits, deltas = self.box_head.vote(maps, proposals.boxes)
-        return self.box_head.detections(logits.softmax(2), deltas, proposals, sizes)
+
+        def look(boxes: Tensor, is_valid: Tensor) -> Looked:  # noqa: ARG001  # rows without a box mean nothing
+            logits, deltas = self.box_head.vote(maps, boxes)
+            return logits.softmax(2), deltas
+
+        return detections_of_looks(self.box_head, look, proposals, sizes)
 
     @torch.no_grad()
     def samples(

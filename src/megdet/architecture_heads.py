@@ -37,6 +37,10 @@ class RoiHead:
     """detections of one class that overlap more are suppressed"""
     detections: AtLeastOne = 100
     """detections an image"""
+    test_iterations: NotNegative = 0
+    """how often the second stage looks again at its own detections, while testing"""
+    vote_iou: Fraction = 0.0
+    """boxes of one class that overlap a detection at least so much vote for its place; 0 = no vote"""
 
     def faults(self) -> Iterator[tuple[str, str]]:
         """(key, why) of what cannot be."""

@@ -67,7 +67,17 @@ def _detector_of(name: str) -> Callable[[Recipe], Recipe]:
 def _multi_scale(recipe: Recipe) -> Recipe:
     edge = recipe.data.short_edges[-1]
     data = replace(recipe.data, short_edges=(edge * 3 // 4, edge, edge * 3 // 2), scale_jitter=(0.8, 1.25))
-    return replace(recipe, data=replace(data, max_long_edge=recipe.data.max_long_edge * 2, color_jitter=0.4))
+    looks = replace(recipe.evaluation, scales=(edge * 3 // 4, edge), flip=True)
+    data = replace(data, max_long_edge=recipe.data.max_long_edge * 2, color_jitter=0.4)
+    return replace(_repeated_looks(recipe), data=data, evaluation=looks)
+
+
+def _repeated_looks(recipe: Recipe) -> Recipe:
+    """Iterative box regression and box voting, where the detector has a second stage."""
+    box_head = getattr(recipe.model, "box_head", None)
+    if box_head is None:
+        return recipe
+    return replace(recipe, model=replace(recipe.model, box_head=replace(box_head, test_iterations=1, vote_iou=0.5)))
 
 
 def _crop(recipe: Recipe) -> Recipe:
@@ -121,7 +131,7 @@ CASES = {
     "frozen": Case("frozen statistics (BN size 0)", _frozen, (3, 8)),
     "group-norm": Case("group norm in the backbone", _group_norm, (4,)),
     "head-norms": Case("batch norm behind the backbone too", _head_norms, (3, 8)),
-    "multi-scale": Case("a size for each group, scale and colour jitter", _multi_scale, (2, 8)),
+    "multi-scale": Case("scale and colour jitter; detection at two scales, mirrored, with votes", _multi_scale, (2, 8)),
     "crop": Case("large-scale jitter: crops at a place drawn for each image", _crop, (3, 8)),
     "retinanet": Case("RetinaNet, the small one of recipe verify-retinanet", _detector_of("verify-retinanet"), (3, 8)),
     "rfcn": Case("R-FCN, deformable, the small one of recipe verify-rfcn", _detector_of("verify-rfcn"), (3, 8)),

@@ -23,7 +23,8 @@ from megdet.model.detector import Count
 from megdet.model.faster_rcnn import FasterRcnn
 from megdet.model.mask_rcnn import MaskRcnn
 from megdet.model.proposals import Proposals
-from megdet.model.roi_head import DELTA_WEIGHTS, Look, SampledRois
+from megdet.model.repeated_looks import Looked, detections_of_looks
+from megdet.model.roi_head import DELTA_WEIGHTS, Outputs, SampledRois
 from megdet.ops.boxes import Weights, clip_boxes, decode_boxes
 from megdet.ops.roi_align import FeatureTable
 from megdet.recipe import RecomputePlan
@@ -85,7 +86,7 @@ class CascadeRcnn(FasterRcnn):
         self,
         table: FeatureTable,
         sampled: SampledRois,
-        seen: Look | None,
+        seen: Outputs | None,
         targets: Targets,
         sizes: Int64[Tensor, "images 2"],
     ) -> dict[str, Float[Tensor, " images"]]:
@@ -113,11 +114,15 @@ class CascadeRcnn(FasterRcnn):
             _, deltas = self.refine(table, sizes, proposals.boxes, proposals.is_valid, head)
             boxes, is_valid = self.moved(head, deltas, proposals.boxes, proposals.is_valid, sizes)
             proposals = replace(proposals, boxes=boxes, is_valid=is_valid)
-        pool = _pooled(partial(self.pooling, table, proposals.boxes))
-        around = {name: _pooled(own) for name, own in self.around(table, sizes, proposals.boxes).items()}
-        looks = [head(pool, proposals.is_valid, around=around) for head in self.heads]
-        scores = torch.stack([logits.to(proposals.boxes.dtype).softmax(2) for logits, _ in looks]).mean(0)
-        return last.detections(scores, looks[-1][1].to(proposals.boxes.dtype), proposals, sizes)
+
+        def look(boxes: Tensor, is_valid: Tensor) -> Looked:
+            pool = _pooled(partial(self.pooling, table, boxes))
+            around = {name: _pooled(own) for name, own in self.around(table, sizes, boxes).items()}
+            looks = [head(pool, is_valid, around=around) for head in self.heads]
+            scores = torch.stack([logits.to(boxes.dtype).softmax(2) for logits, _ in looks]).mean(0)
+            return scores, looks[-1][1].to(boxes.dtype)
+
+        return detections_of_looks(last, look, proposals, sizes)
 
     @torch.no_grad()
     def moved(

@@ -20,7 +20,8 @@ from megdet.model.hard_rois import choose_rois
 from megdet.model.pooling import RoiPooling
 from megdet.model.proposals import Proposals
 from megdet.model.regions import region_boxes
-from megdet.model.roi_head import Look, SampledRois
+from megdet.model.repeated_looks import Looked, detections_of_looks
+from megdet.model.roi_head import Outputs, SampledRois
 from megdet.model.rpn import Rpn
 from megdet.ops.roi_align import FeatureTable, feature_table
 from megdet.recipe import RecomputePlan
@@ -127,7 +128,7 @@ class FasterRcnn(Detector):
         boxes: Float[Tensor, "images rois 4"],
         is_valid: Bool[Tensor, "images rois"],
         head: BoxHead | None = None,
-    ) -> Look:
+    ) -> Outputs:
         """The second stage, or a later one by its `head`: class logits, background last, and deltas of every class.
 
         Invalid rows mean nothing.
@@ -152,7 +153,7 @@ class FasterRcnn(Detector):
         self,
         table: FeatureTable,
         sampled: SampledRois,
-        seen: Look | None,
+        seen: Outputs | None,
         targets: Targets,  # noqa: ARG002  # what other kinds add to the second stage needs more
         sizes: Int64[Tensor, "images 2"],
     ) -> dict[str, Float[Tensor, " images"]]:
@@ -165,8 +166,12 @@ class FasterRcnn(Detector):
 
     def roi_detections(self, table: FeatureTable, proposals: Proposals, sizes: Int64[Tensor, "images 2"]) -> Detections:
         """What the second stage finds at the proposals."""
-        logits, deltas = self.refine(table, sizes, proposals.boxes, proposals.is_valid)
-        return self.box_head.detections(logits.softmax(2), deltas, proposals, sizes)
+
+        def look(boxes: Tensor, is_valid: Tensor) -> Looked:
+            logits, deltas = self.refine(table, sizes, boxes, is_valid)
+            return logits.softmax(2), deltas
+
+        return detections_of_looks(self.box_head, look, proposals, sizes)
 
     def losses(
         self,

@@ -17,15 +17,15 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from megdet.model.proposals import Proposals
-from megdet.model.roi_head import Look, RoiHead, SampledRois
+from megdet.model.roi_head import Outputs, RoiHead, SampledRois
 from megdet.ops.nms import segmented_nms
 from megdet.ops.ordering import NEVER, score_keys, top
 from megdet.structures import Targets
 
 
 def choose_rois(
-    head: RoiHead, look: Callable[[Tensor, Tensor], Look], proposals: Proposals, targets: Targets
-) -> tuple[SampledRois, Look | None]:
+    head: RoiHead, look: Callable[[Tensor, Tensor], Outputs], proposals: Proposals, targets: Targets
+) -> tuple[SampledRois, Outputs | None]:
     """The RoIs of a head's loss, and what it said of them if it has looked at them already.
 
     Args:

@@ -14,7 +14,7 @@ from megdet.layers.convert import norm_factory
 from megdet.model.faster_rcnn import FasterRcnn
 from megdet.model.mask_head import MaskHead
 from megdet.model.proposals import Proposals
-from megdet.model.roi_head import Look, SampledRois
+from megdet.model.roi_head import Outputs, SampledRois
 from megdet.ops.roi_align import FeatureTable
 from megdet.recipe import RecomputePlan
 from megdet.structures import Detections, Targets
@@ -54,7 +54,7 @@ class MaskRcnn(FasterRcnn):
         self,
         table: FeatureTable,
         sampled: SampledRois,
-        seen: Look | None,
+        seen: Outputs | None,
         targets: Targets,
         sizes: Int64[Tensor, "images 2"],
     ) -> dict[str, Float[Tensor, " images"]]:

@@ -17,6 +17,7 @@ from megdet.model.faster_rcnn import FasterRcnn, Proposed, with_dense_loss
 from megdet.model.hard_rois import choose_rois
 from megdet.model.position_sensitive_head import PositionSensitiveHead
 from megdet.model.proposals import Proposals
+from megdet.model.repeated_looks import Looked, detections_of_looks
 from megdet.model.roi_head import SampledRois
 from megdet.model.rpn import Rpn
 from megdet.ops.roi_align import feature_table
@@ -105,8 +106,12 @@ class Rfcn(Detector):
         c4, *maps = self.features(images)
         proposals = self.propose(c4, images, sizes).proposals
         proposals = proposals.shortened(least=self.box_head.recipe.detections)
-        logits, deltas = self.box_head.vote(maps, proposals.boxes)
-        return self.box_head.detections(logits.softmax(2), deltas, proposals, sizes)
+
+        def look(boxes: Tensor, is_valid: Tensor) -> Looked:  # noqa: ARG001  # rows without a box mean nothing
+            logits, deltas = self.box_head.vote(maps, boxes)
+            return logits.softmax(2), deltas
+
+        return detections_of_looks(self.box_head, look, proposals, sizes)
 
     @torch.no_grad()
     def samples(

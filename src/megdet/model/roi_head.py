@@ -22,7 +22,7 @@ _FIRST_TRUTH_IDENTITY = 1 << 40
 """Ground-truth boxes join the proposals under identities that no anchor has."""
 _PURPOSE = 1
 """Of the draw, so that it does not repeat the RPN's draw of the same anchors."""
-Look = tuple[Float[Tensor, "images rois classes_and_background"], Float[Tensor, "images rois regressed 4"]]
+Outputs = tuple[Float[Tensor, "images rois classes_and_background"], Float[Tensor, "images rois regressed 4"]]
 """What a head says of RoIs: class logits, background last, and deltas of every class, or of all together."""
 
 

@@ -99,6 +99,16 @@ SECTIONS = (
         "next step.",
     ),
     Section(
+        "A training step of other detectors",
+        "Mask R-CNN and RetinaNet on ResNet-50 FPN beside torchvision's, as above: Mask R-CNN learns the ellipse in "
+        "each box; RetinaNet has one stage, no proposals and no samples.",
+        {
+            f"train_step/{kind}": f"train_step.py --size 320 --batch 2 --model {kind}"
+            for kind in ("mask_rcnn", "retinanet")
+        },
+        tables.train_step,
+    ),
+    Section(
         "Memory",
         "The most that a training step of the same model needs, less what the process has after its imports (on a "
         "GPU: of what was allocated). Every side runs in processes of its own, recompute off.",

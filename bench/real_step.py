@@ -9,7 +9,7 @@ from megdet.inference.trained import place_model
 from megdet.model.choice import make_detector
 from megdet.model.detector import Detector
 from megdet.recipe import Recipe
-from megdet.structures import Batch, Targets
+from megdet.structures import Batch, Masks, Targets
 from megdet.training.step import train_step
 from megdet.training.trainer import trainer_of
 
@@ -21,6 +21,7 @@ def real_step(
     num_classes: int,
     recipe: Recipe,
     prepare: Callable[[Detector], object] = lambda _: None,
+    masks: Masks | None = None,
 ) -> Callable[[], object]:
     """A whole step of random weights at a rate of 1e-4.
 
@@ -31,6 +32,7 @@ def real_step(
         num_classes: of the detector.
         recipe: its mini-batch is the images.
         prepare: what happens to the detector before its first step.
+        masks: of the boxes, for a detector that learns from them; on the device.
     """
     count, world = len(images), start_world()
     model = make_detector(recipe, num_classes)
@@ -44,6 +46,6 @@ def real_step(
     batches = []
     for start in range(0, count, group):
         own = slice(start, start + group)
-        targets = Targets(boxes[own], labels[own], seeds[own])
+        targets = Targets(boxes[own], labels[own], seeds[own], None if masks is None else masks[own])
         batches.append(Batch(pixels[own], sizes, targets, tuple(range(start, start + group)), scales))
     return lambda: train_step(trainer, batches, range(len(batches)), 1e-4, 0, world)

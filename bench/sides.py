@@ -4,6 +4,7 @@ A side is named by what it is: `torchvision fp32`, `torchvision channels_last`, 
 `megdet fp32`, `megdet bf16`, on a GPU also `megdet tf32` and `megdet compiled`.
 """
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,11 +16,14 @@ from real_step import real_step
 from torch import nn
 
 from megdet import SPIN_COUNT, runtime
+from megdet.data.masks import PlacedMask
+from megdet.data.transforms import make_masks
 from megdet.distributed.world import start_world
 from megdet.model.detector import Detector
 from megdet.model.torchvision_weights import convert_torchvision_weights, torchvision_recipe
 from megdet.precision import arithmetic, backward
 from megdet.recipe import Recipe
+from megdet.structures import Masks
 
 NUM_CLASSES = 80
 BOXES = 8
@@ -111,6 +115,7 @@ def _retinanet_numbers(model: Any) -> dict[str, Any]:
 
 THEIRS: dict[str, tuple[str, Callable[[Any], dict[str, Any]]]] = {
     "faster_rcnn": ("fasterrcnn_resnet50_fpn", _two_stage_numbers),
+    "mask_rcnn": ("maskrcnn_resnet50_fpn", _two_stage_numbers),
     "retinanet": ("retinanet_resnet50_fpn", _retinanet_numbers),
 }
 """torchvision's detector of each kind, and its arguments for the numbers of a recipe's."""
@@ -137,21 +142,23 @@ def training_step(
         name: of the side; its precision, where it is ours, is the recipe's.
         recipe: for both sides.
         images: (batch, 3, height, width) on the device.
-        boxes: (batch, boxes, 4) in pixels.
+        boxes: (batch, boxes, 4) in pixels; a detector with masks learns the ellipse in each.
         labels: (batch, boxes), from 0.
         prepare: what happens to our detector before its first step.
     """
     height, width = images.shape[2:]
     theirs = torchvision_detector(recipe, height, width)
+    pixels = ellipses(boxes, height, width) if recipe.model.kind == "mask_rcnn" else None
     if name.startswith("megdet"):
 
         def with_weights(model: Detector) -> None:
             copy_weights(theirs, model)
             prepare(model)
 
-        step = real_step(images, boxes, labels, NUM_CLASSES, recipe, with_weights)
+        masks = None if pixels is None else packed(pixels, boxes)
+        step = real_step(images, boxes, labels, NUM_CLASSES, recipe, with_weights, masks)
     else:
-        step = _torchvision_step(name, theirs, recipe.precision, images, boxes, labels)
+        step = _torchvision_step(name, theirs, recipe.precision, images, boxes, labels, pixels)
 
     def with_flags() -> object:
         use_cudnn(name)
@@ -160,14 +167,39 @@ def training_step(
     return with_flags
 
 
+def ellipses(boxes: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """The pixels of the ellipse in each box, (batch, boxes, height, width)."""
+    x1, y1, x2, y2 = boxes[..., None, None].unbind(2)
+    y, x = (torch.arange(edge, device=boxes.device) + 0.5 for edge in (height, width))
+    return ((2 * x - x1 - x2) / (x2 - x1)) ** 2 + ((2 * y[:, None] - y1 - y2) / (y2 - y1)) ** 2 <= 1
+
+
+def packed(pixels: torch.Tensor, boxes: torch.Tensor) -> Masks:
+    """Masks of whole images, each in a frame around its box, as the loader gives them."""
+    placed = []
+    for own, frames in zip(pixels.cpu(), boxes.cpu(), strict=True):
+        edges = [(int(x1), int(y1), math.ceil(x2), math.ceil(y2)) for x1, y1, x2, y2 in frames.tolist()]
+        rows = zip(own, edges, strict=True)
+        placed.append([PlacedMask(x1, y1, mask[y1:y2, x1:x2].numpy()) for mask, (x1, y1, x2, y2) in rows])
+    return make_masks(placed, boxes.shape[1]).to(boxes.device)
+
+
 def _torchvision_step(
-    name: str, model: nn.Module, precision: str, images: torch.Tensor, boxes: torch.Tensor, labels: torch.Tensor
+    name: str,
+    model: nn.Module,
+    precision: str,
+    images: torch.Tensor,
+    boxes: torch.Tensor,
+    labels: torch.Tensor,
+    pixels: torch.Tensor | None,
 ) -> Callable[[], object]:
     """The step of torchvision's reference script."""
     model.to(images.device)
     if "channels_last" in name:
         model = model.to(memory_format=torch.channels_last)
     targets = [{"boxes": b, "labels": label + 1} for b, label in zip(boxes, labels, strict=True)]
+    if pixels is not None:
+        targets = [target | {"masks": own.to(torch.uint8)} for target, own in zip(targets, pixels, strict=True)]
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
 
     def step() -> None:

@@ -54,7 +54,8 @@ def train_step(result: Result) -> list[str]:
         f"{result['limit_flops_per_second'] / 1e9:.0f} GFLOP/s ({result['precision']}); {result['rounds']} rounds"
     )
     own = "each side in a process of its own" if result["processes"] == "own" else "all sides in one process"
-    return [*against_torchvision(result), "", f"{limit}, {own}."]
+    kind = result.get("model", "faster_rcnn")  # which results from before there were others do not say
+    return [*against_torchvision(result), "", f"{kind}: {limit}, {own}."]
 
 
 def busy_machine(result: Result) -> list[str]:

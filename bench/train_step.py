@@ -7,9 +7,10 @@
 Each side has a process of its own, as its users have it, and they step in turn. With `--one-process` all share one, so
 that torchvision gains from our allocator's habit of keeping freed memory (`distributed/world.py`).
 
-Both sides: the same random weights, trained batch norm, 8 boxes an image, SGD with momentum, and with Faster R-CNN, the
-default, 2,000 proposals; all of it comes from one recipe (`sides.py`). Ours gets 8-bit images and normalises them, as
-in training. Prints the median seconds of a step, images a second and `ratio`, torchvision fp32's time over ours.
+Both sides: the same random weights, trained batch norm, 8 boxes an image (with Mask R-CNN the ellipse in each), SGD
+with momentum, and with a second stage 2,000 proposals; all of it comes from one recipe (`sides.py`). Ours gets 8-bit
+images and normalises them, as in training. Prints the median seconds of a step, images a second and `ratio`,
+torchvision fp32's time over ours.
 Compare ratios: the speed of a machine drifts.
 `fraction_of_limit` is how much of the machine's arithmetic our step uses: its FLOPs a second over those of one
 3 x 3 convolution, timed in the same rounds. Convolutions and matrix products alone count, a multiply-add as two FLOPs;

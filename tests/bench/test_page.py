@@ -88,6 +88,14 @@ def test_a_prediction_stands_beside_the_real_run(script: Script, results: dict[s
 def test_the_sections_stand_in_their_order(script: Script) -> None:
     titles = re.findall(r"^## (.*)", script("page").write_page({}), flags=re.MULTILINE)
     assert titles == [
-        *("A training step", "Memory", "Inference", "A busy machine", "Cross-device batch norm", "Recompute"),
+        *(
+            "A training step",
+            "A training step of other detectors",
+            "Memory",
+            "Inference",
+            "A busy machine",
+            "Cross-device batch norm",
+            "Recompute",
+        ),
         *("Input", "Starting on a large data set", "Evaluation", "Gradient noise scale", "Planner", "Start", "GPU"),
     ]

@@ -1,5 +1,6 @@
 """Both sides of a comparison with torchvision are configured alike."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from types import ModuleType
@@ -13,7 +14,6 @@ from megdet.architecture_parts import BoxHead, Rpn
 from megdet.inference.trained import place_model
 from megdet.layers.batch_norm import CrossDeviceBatchNorm
 from megdet.model.choice import make_detector
-from megdet.model.faster_rcnn import FasterRcnn
 from megdet.structures import Targets
 
 Script = Callable[[str], ModuleType]
@@ -81,10 +81,11 @@ def test_both_sides_train_the_same_weights_and_normalize_over_the_batch(script: 
     assert recipe.bn_size == recipe.batch_size == 2
 
 
-def test_both_sides_have_the_same_losses_at_their_first_step(script: Script) -> None:
+@pytest.mark.parametrize("kind", ["faster_rcnn", "mask_rcnn"])
+def test_both_sides_have_the_same_losses_at_their_first_step(script: Script, kind: str) -> None:
     """Every anchor and proposal is sampled, so that no draw differs; the RPN's boxes alone are many."""
     sides = script("sides")
-    recipe = sides.shared_recipe(1)
+    recipe = sides.shared_recipe(1, kind=kind)
     everything = {"samples": 4000, "positive_fraction": 1.0}
     recipe = with_model(recipe, rpn=everything, box_head=everything)
     theirs = sides.torchvision_detector(recipe, HEIGHT, WIDTH).train()
@@ -95,11 +96,15 @@ def test_both_sides_have_the_same_losses_at_their_first_step(script: Script) -> 
     images = torch.rand(1, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(1))
     boxes = torch.tensor([[[10.0, 12.0, 60.0, 70.0], [40.0, 20.0, 120.0, 90.0]]])
     labels = torch.tensor([[3, 5]])
-    found = theirs(list(images), [{"boxes": boxes[0], "labels": labels[0] + 1}])
+    pixels = sides.ellipses(boxes, HEIGHT, WIDTH)
+    assert pixels[0, 0].sum() == pytest.approx(math.pi / 4 * 50 * 58, rel=0.01)
+    found = theirs(list(images), [{"boxes": boxes[0], "labels": labels[0] + 1, "masks": pixels[0].to(torch.uint8)}])
     mean, std = (torch.tensor(value).reshape(3, 1, 1) for value in (recipe.model.mean, recipe.model.std))
-    own = ours.losses((images - mean) / std, torch.tensor([[HEIGHT, WIDTH]]), Targets(boxes, labels, torch.tensor([5])))
-    their_names = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg")
-    assert [own[name].sum().item() for name in FasterRcnn.loss_names] == pytest.approx(
+    targets = Targets(boxes, labels, torch.tensor([5]), sides.packed(pixels, boxes))
+    own = ours.losses((images - mean) / std, torch.tensor([[HEIGHT, WIDTH]]), targets)
+    their_names = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", "loss_mask")
+    their_names = their_names[: len(ours.loss_names)]
+    assert [own[name].sum().item() for name in ours.loss_names] == pytest.approx(
         [found[name].item() for name in their_names], rel=1e-4
     )
 

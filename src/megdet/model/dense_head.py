@@ -2,13 +2,11 @@
 
 from collections.abc import Sequence
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from megdet.layers.batch_norm import CrossDeviceBatchNorm
 from megdet.layers.convert import NormFactory
+from megdet.layers.level_norm import normalized_levels
 
 
 class Tower(nn.Module):
@@ -51,19 +49,5 @@ class Tower(nn.Module):
         """The outputs of every anchor of each level, ordered as the anchors are."""
         levels = list(pyramid)
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
-            levels = _normalized(norm, [convolution(level) for level in levels])
+            levels = normalized_levels(norm, [convolution(level) for level in levels])
         return [self.predict(level).permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, self.outputs)) for level in levels]
-
-
-def _normalized(norm: nn.Module, levels: list[Tensor]) -> list[Tensor]:
-    """The levels, normalised and cut at 0; batch statistics are those of all levels together.
-
-    Statistics for each level would not fit the one running pair.
-    """
-    if not (isinstance(norm, CrossDeviceBatchNorm) and norm.training):
-        return [F.relu_(norm(level)) for level in levels]
-    # a row a pixel, so that maps in channels-last memory are copied once and need not be turned
-    joined = torch.cat([level.permute(0, 2, 3, 1).flatten(1, 2) for level in levels], 1)
-    joined = F.relu(norm(joined.transpose(1, 2).unsqueeze(3)))
-    parts = torch.split(joined, [level.shape[2] * level.shape[3] for level in levels], 2)
-    return [part.reshape(level.shape) for part, level in zip(parts, levels, strict=True)]

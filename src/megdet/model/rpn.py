@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from megdet.architecture_parts import Rpn as RpnRecipe
-from megdet.layers.batch_norm import CrossDeviceBatchNorm
 from megdet.layers.convert import NormFactory
+from megdet.layers.level_norm import normalized_levels
 from megdet.model.proposals import Proposals
 from megdet.ops.boxes import clip_boxes, decode_boxes, encode_boxes
 from megdet.ops.constants import constant
@@ -54,7 +54,7 @@ class Rpn(nn.Module):
         """Objectness logits and deltas of every anchor of each level, ordered as the anchors are."""
         logits, deltas, maps = [], [], pyramid
         for convolution, norm in self._convolutions():
-            maps = [F.relu(hidden) for hidden in _normalized(norm, [convolution(level) for level in maps])]
+            maps = normalized_levels(norm, [convolution(level) for level in maps])
         for hidden in maps:
             logits.append(self.objectness(hidden).permute(0, 2, 3, 1).flatten(1))
             deltas.append(self.deltas(hidden).permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, 4)))
@@ -194,12 +194,3 @@ class Rpn(nn.Module):
         deltas = F.linear(hidden, self.deltas.weight.flatten(1), self.deltas.bias).reshape(-1, per_cell, 4)
         own = deltas.gather(1, slot.unsqueeze(2).expand(-1, -1, 4))
         return logits.reshape(images, samples), own.reshape(images, samples, 4)
-
-
-def _normalized(norm: nn.Module, hidden: list[Tensor]) -> list[Tensor]:
-    """Batch statistics are those of all levels together: five pairs would not fit the one running pair."""
-    if not isinstance(norm, CrossDeviceBatchNorm):
-        return [norm(level) for level in hidden]
-    joined = norm(torch.cat([level.flatten(2) for level in hidden], 2))
-    parts = joined.split([level.shape[2] * level.shape[3] for level in hidden], 2)
-    return [part.reshape(level.shape) for part, level in zip(parts, hidden, strict=True)]

@@ -4,18 +4,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from megdet.architecture_heads import BoxHead, Cascade, MaskHead, PositionSensitiveHead
 from megdet.architecture_parts import (
     Anchors,
     AtrousBackbone,
     Backbone,
-    BoxHead,
-    Cascade,
     DenseHead,
     Fpn,
-    MaskHead,
     NormKind,
     OctaveAnchors,
-    PositionSensitiveHead,
     Rpn,
     SingleLevelAnchors,
     StridedFpn,

@@ -1,6 +1,6 @@
 """The recipe: every knob of a training run, its default and its meaning, on one page.
 
-The kinds of `model` are in `architecture.py`, their sections in `architecture_parts.py`.
+The kinds of `model` are in `architecture.py`, their sections in `architecture_parts.py` and `architecture_heads.py`.
 
 A recipe counts images and never devices. The defaults are the paper's baseline: ResNet-50 FPN, 16 images a step, batch
 norm over 16 images, SGD with momentum 0.9, weight decay 1e-4, rate 0.02 for 16 images and the `normal` policy (Sec. 4).

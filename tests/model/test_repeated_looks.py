@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from factories import TINY_FROZEN, relative, tiny_batch
-from megdet.architecture_parts import RoiHead as RoiHeadRecipe
+from megdet.architecture_heads import RoiHead as RoiHeadRecipe
 from megdet.model.choice import make_detector
 from megdet.model.proposals import Proposals
 from megdet.model.repeated_looks import detections_of_looks

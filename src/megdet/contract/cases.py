@@ -77,7 +77,8 @@ def _repeated_looks(recipe: Recipe) -> Recipe:
     model: Any = recipe.model
     if not hasattr(model, "box_head"):
         return recipe
-    return replace(recipe, model=replace(model, box_head=replace(model.box_head, test_iterations=1, vote_iou=0.5)))
+    box_head = replace(model.box_head, test_iterations=1, vote_iou=0.5)
+    return replace(recipe, model=replace(model, box_head=box_head))
 
 
 def _crop(recipe: Recipe) -> Recipe:

@@ -74,10 +74,11 @@ def _multi_scale(recipe: Recipe) -> Recipe:
 
 def _repeated_looks(recipe: Recipe) -> Recipe:
     """Iterative box regression and box voting, where the detector has a second stage."""
-    box_head = getattr(recipe.model, "box_head", None)
-    if box_head is None:
+    model: Any = recipe.model
+    if not hasattr(model, "box_head"):
         return recipe
-    return replace(recipe, model=replace(recipe.model, box_head=replace(box_head, test_iterations=1, vote_iou=0.5)))
+    box_head = replace(model.box_head, test_iterations=1, vote_iou=0.5)
+    return replace(recipe, model=replace(model, box_head=box_head))
 
 
 def _crop(recipe: Recipe) -> Recipe:

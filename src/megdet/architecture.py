@@ -17,6 +17,7 @@ from megdet.architecture_parts import (
     OctaveAnchors,
     PositionSensitiveHead,
     Rpn,
+    Segmentation,
     SingleLevelAnchors,
     StridedFpn,
 )
@@ -57,6 +58,7 @@ class TwoStage(Model):
     anchors: Anchors = field(default_factory=Anchors)
     rpn: Rpn = field(default_factory=Rpn)
     box_head: BoxHead = field(default_factory=BoxHead)
+    segmentation: Segmentation = field(default_factory=Segmentation)
 
 
 @dataclass(frozen=True)

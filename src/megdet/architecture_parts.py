@@ -70,6 +70,13 @@ class Fpn:
     """channels of every level"""
     norm: NormKind = "none"
     """norm layer after each convolution; batch needs bn_size > 0"""
+    large_kernel: NotNegative = 0
+    """k of global convolutions (k x 1, 1 x k) as lateral connections, with boundary refinement; 0 = 1 x 1 ones"""
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        """(key, why) of what cannot be."""
+        if self.large_kernel and (self.large_kernel < 3 or self.large_kernel % 2 == 0):
+            yield "large_kernel", "it must be an odd number from 3 on, or 0"
 
 
 @dataclass(frozen=True)
@@ -200,6 +207,20 @@ class Rpn:
 
 
 @dataclass(frozen=True)
+class Segmentation:
+    """The branch that learns which class every place shows, and adds what it sees to the feature pyramid."""
+
+    enabled: bool = False
+    """have one; it learns from the masks of the objects, and from the box of an object that has no mask"""
+    convolutions: AtLeastOne = 2
+    """3 x 3 convolutions on the mean of all levels, at the stride of P3"""
+    norm: NormKind = "none"
+    """norm layer after each of them; batch needs bn_size > 0"""
+    loss_weight: NotNegativeNumber = 0.2
+    """factor of its loss; this is HTC's, the papers of segmentation supervision differ"""
+
+
+@dataclass(frozen=True)
 class RoiHead:
     """What every head of the second stage has: the RoIs of its loss, and which detections it keeps."""
 
@@ -250,13 +271,26 @@ class PositionSensitiveHead(RoiHead):
     """The second stage of R-FCN: maps of every class and of boxes for each bin of a RoI, pooled and averaged."""
 
     channels: AtLeastOne = 1024
-    """of the 1 x 1 convolution before the maps"""
+    """of the 1 x 1 convolution before the maps; a light head has none"""
     norm: NormKind = "none"
-    """norm layer after it; batch needs bn_size > 0"""
+    """norm layer after it, or after the large kernel of a light head; batch needs bn_size > 0"""
     pool_size: AtLeastOne = 7
     """bins along each edge of a RoI, the paper's k; there are k^2 (classes + 1 + 4) maps"""
     sampling_ratio: AtLeastOne = 2
     """sampling points of a bin along each edge"""
+    light_kernel: NotNegative = 0
+    """k of the global convolution that makes a light head's thin map, 15 in its paper; 0 = maps that vote, as in R-FCN"""
+    light_channels: AtLeastOne = 256
+    """of it between its two steps; 64 in the small models of its paper"""
+    thin_channels: AtLeastOne = 10
+    """of the thin map, for each bin"""
+    layer_channels: AtLeastOne = 2048
+    """width of the fully connected layer behind the pooling of a light head"""
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        """(key, why) of what cannot be."""
+        if self.light_kernel and (self.light_kernel < 3 or self.light_kernel % 2 == 0):
+            yield "light_kernel", "it must be an odd number from 3 on, or 0"
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from megdet.architecture import Model
+from megdet.architecture import FasterRcnn, Model, Rfcn
 from megdet.contract.run import Training
 from megdet.errors import InputError, nearest
 from megdet.model.choice import detector_class
@@ -62,6 +62,23 @@ def _head_norms(recipe: Recipe) -> Recipe:
 def _detector_of(name: str) -> Callable[[Recipe], Recipe]:
     """The detector of a packaged recipe, a small one of another kind."""
     return lambda recipe: replace(recipe, model=load_recipe(name).model)
+
+
+def _strong_features(recipe: Recipe) -> Recipe:
+    """Faster R-CNN of recipe verify with what the winning entry puts before the heads."""
+    model = load_recipe("verify").model
+    assert isinstance(model, FasterRcnn)
+    backbone = replace(model.backbone, name="test_byobnet", output_stride=16)
+    fpn = replace(model.fpn, large_kernel=5)
+    segmentation = replace(model.segmentation, enabled=True, norm="batch")
+    return replace(recipe, model=replace(model, backbone=backbone, fpn=fpn, segmentation=segmentation))
+
+
+def _light_head(recipe: Recipe) -> Recipe:
+    model = load_recipe("verify-rfcn").model
+    assert isinstance(model, Rfcn)
+    head = replace(model.box_head, light_kernel=5, light_channels=8, thin_channels=2, layer_channels=16)
+    return replace(recipe, model=replace(model, box_head=head))
 
 
 def _multi_scale(recipe: Recipe) -> Recipe:
@@ -125,6 +142,12 @@ CASES = {
     "crop": Case("large-scale jitter: crops at a place drawn for each image", _crop, (3, 8)),
     "retinanet": Case("RetinaNet, the small one of recipe verify-retinanet", _detector_of("verify-retinanet"), (3, 8)),
     "rfcn": Case("R-FCN, deformable, the small one of recipe verify-rfcn", _detector_of("verify-rfcn"), (3, 8)),
+    "light-head": Case("R-FCN with a light head", _light_head, (3,)),
+    "strong-features": Case(
+        "atrous backbone with groups and squeeze-and-excitation, large kernels, segmentation branch",
+        _strong_features,
+        (3, 8),
+    ),
     "averages": Case("averaged weights (EMA)", _averages, (4,)),
     "agvm": Case("AGVM, a rate for each module", _agvm(), (3, 8)),
     "agvm-adamw": Case(

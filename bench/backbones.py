@@ -131,7 +131,7 @@ def table(rows: list[dict[str, Any]], options: argparse.Namespace) -> str:
         f"Images of {options.size} x {options.size} pixels, {options.batch} a step, {options.precision}, torch "
         f"{torch.__version__}, {rows[0]['device']}.",
         "",
-        "| `backbone.name` | weights, millions: backbone, all | GFLOPs: backbone, dense part | peak of a step, MiB | a step |",
+        "| `backbone.name` | weights, millions: backbone, all | GFLOPs: backbone, dense part | peak, MiB | a step |",
         "|---|---|---|---|---|",
     ]
     for row in rows:

@@ -7,7 +7,8 @@ from torchvision.ops import ps_roi_align
 
 from factories import TINY, gradients, random_boxes, relative, tiny_batch
 from megdet.architecture import Rfcn
-from megdet.architecture_parts import AtrousBackbone, PositionSensitiveHead, SingleLevelAnchors
+from megdet.architecture_heads import PositionSensitiveHead
+from megdet.architecture_parts import AtrousBackbone, SingleLevelAnchors
 from megdet.bounds import faults_of
 from megdet.distributed.lane import SINGLE_LANE
 from megdet.layers.convert import norm_factory

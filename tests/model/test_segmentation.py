@@ -1,6 +1,7 @@
 """The segmentation branch, alone and in every detector that may have it."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,13 +21,16 @@ from factories import (
     with_model,
 )
 from megdet.architecture import CascadeMaskRcnn, MaskRcnn, Rfcn
-from megdet.architecture_parts import Cascade
+from megdet.architecture_heads import Cascade
 from megdet.architecture_parts import Segmentation as SegmentationRecipe
+from megdet.bounds import faults_of
+from megdet.contract.verify import verify
 from megdet.layers.convert import norm_factory
 from megdet.model.choice import make_detector, mask_use
 from megdet.model.segmentation import Segmentation, resized
 from megdet.ops.roi_align import feature_table
 from megdet.ops.semantic_targets import semantic_targets
+from megdet.recipe_file import load_recipe
 
 STRIDES = (4, 8, 16, 32, 64)
 ON = {"enabled": True, "convolutions": 1}
@@ -198,3 +202,30 @@ def test_without_it_a_detector_is_what_it_was_and_new_classes_start_its_layer_of
     changed = {name.rpartition(".")[0] for name in shapes[0] if shapes[0][name] != shapes[1][name]}
     assert changed == set(make_detector(FROZEN, 3).class_layers)
     assert "segmentation.classes" in changed
+
+
+def test_keys_of_a_branch_that_is_not_there_are_refused():
+    why = "there is no branch that would use it: set model.segmentation.enabled true"
+    model = with_model(TINY, segmentation={"norm": "batch", "loss_weight": 0.5}).model
+    assert list(faults_of(model, "model.")) == [
+        ("model.segmentation.norm", why),
+        ("model.segmentation.loss_weight", why),
+    ]
+    assert "segmentation" not in model.norms
+    assert RECIPES["group"].model.norms["segmentation"] == "group"
+    assert list(faults_of(RECIPES["group"].model, "model.")) == []
+
+
+@pytest.mark.distributed
+def test_the_result_of_the_features_and_of_a_light_head_does_not_depend_on_the_devices(tmp_path: Path) -> None:
+    places = {
+        "data.train_annotations": tmp_path / "annotations/train.json",
+        "data.train_images": tmp_path / "train",
+        "data.val_annotations": tmp_path / "annotations/val.json",
+        "data.val_images": tmp_path / "val",
+    }
+    recipe = load_recipe("verify", {key: str(path) for key, path in places.items()})
+    verdict = verify(recipe, (1, 2), cases=("features", "light-head"), steps=2)
+    assert verdict.passes, verdict.sentence()
+    assert verdict.worst.difference < 1e-9
+    assert verdict.count("another layout") >= 2

@@ -14,8 +14,12 @@ from megdet.layers.convert import norm_factory
 from megdet.model.anchors import AnchorGrid
 from megdet.model.detector import BACKBONE_MEANING, Detector, Samples
 from megdet.model.faster_rcnn import FasterRcnn, Proposed, with_dense_loss
+from megdet.model.hard_rois import choose_rois
 from megdet.model.light_head import LightHead
 from megdet.model.position_sensitive_head import PositionSensitiveHead
+from megdet.model.proposals import Proposals
+from megdet.model.repeated_looks import Looked, detections_of_looks
+from megdet.model.roi_head import SampledRois
 from megdet.model.rpn import Rpn
 from megdet.ops.roi_align import feature_table
 from megdet.recipe import RecomputePlan
@@ -25,8 +29,8 @@ from megdet.structures import Detections, Targets
 class Rfcn(Detector):
     """Features and maps, proposals, and a vote for every proposal, or a light head's look at it.
 
-    Differs from the paper: the RPN's hidden layer is as wide as C4, not 512 channels, and RoIs are sampled at random,
-    not by their loss.
+    Differs from the paper: the RPN's hidden layer is as wide as C4, not 512 channels. Its RoIs are those of greatest
+    loss where `box_head.sampling` is hard, which is not the default.
     """
 
     loss_names = FasterRcnn.loss_names
@@ -94,7 +98,7 @@ class Rfcn(Detector):
         c4, *maps = self.features(images)
         found = self.propose(c4, images, sizes)
         losses = self.rpn.losses(found.logits, found.deltas, found.anchors, targets, feature_table([c4]))
-        sampled = self.box_head.sample(found.proposals, targets)
+        sampled = self.chosen(maps, found.proposals, targets)
         logits, deltas = self.box_head.vote(maps, sampled.boxes)
         return losses | self.box_head.losses(logits, deltas, sampled)
 
@@ -104,8 +108,12 @@ class Rfcn(Detector):
         c4, *maps = self.features(images)
         proposals = self.propose(c4, images, sizes).proposals
         proposals = proposals.shortened(least=self.box_head.recipe.detections)
-        logits, deltas = self.box_head.vote(maps, proposals.boxes)
-        return self.box_head.detections(logits.softmax(2), deltas, proposals, sizes)
+
+        def look(boxes: Tensor, is_valid: Tensor) -> Looked:  # noqa: ARG001  # rows without a box mean nothing
+            logits, deltas = self.box_head.vote(maps, boxes)
+            return logits.softmax(2), deltas
+
+        return detections_of_looks(self.box_head, look, proposals, sizes)
 
     @torch.no_grad()
     def samples(
@@ -113,6 +121,11 @@ class Rfcn(Detector):
     ) -> Samples:
         """The RoIs that the second stage's loss of normalised images looks at."""
         targets = replace(targets, boxes=targets.boxes.to(images.dtype))
-        proposals = self.propose(self.features(images)[0], images, sizes).proposals
-        sampled = self.box_head.sample(proposals, targets)
+        c4, *maps = self.features(images)
+        sampled = self.chosen(maps, self.propose(c4, images, sizes).proposals, targets)
         return Samples(sampled.boxes, sampled.is_positive, sampled.is_valid)
+
+    def chosen(self, maps: list[Float[Tensor, "images _ _ _"]], proposals: Proposals, targets: Targets) -> SampledRois:
+        """The RoIs of the second stage's loss; a vote for one does not depend on the others."""
+        chosen, _ = choose_rois(self.box_head, lambda boxes, _: self.box_head.vote(maps, boxes), proposals, targets)
+        return chosen

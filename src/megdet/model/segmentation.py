@@ -66,11 +66,10 @@ class Segmentation(nn.Module):
     ) -> tuple[list[Float[Tensor, "images channels _ _"]], Float[Tensor, "images height width classes_and_background"]]:
         """The levels with what the branch saw added, and the logits of the classes, background last."""
         height, width = pyramid[GRID_LEVEL].shape[2:]
-        levels = [
-            resized(level, stride, self.stride, (height, width))
-            for level, stride in zip(pyramid, self.strides, strict=True)
-        ]
-        hidden = torch.stack(levels).mean(0)
+        total = torch.zeros_like(pyramid[GRID_LEVEL])
+        for level, stride in zip(pyramid, self.strides, strict=True):  # all of them stacked would be five times as much
+            total = total + resized(level, stride, self.stride, (height, width))
+        hidden = total / len(pyramid)
         for convolution in self.convolutions:
             hidden = F.relu(convolution(hidden))
         seen = self.feedback(hidden)

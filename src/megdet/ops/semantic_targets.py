@@ -13,7 +13,7 @@ from megdet.structures import Masks, Targets
 
 _PLACES_AT_ONCE = 1 << 21
 """Pairs of an object and a cell that are looked at together on a CPU, unless one object has more cells."""
-_PLACES_AT_ONCE_ON_GPU = 1 << 26
+_PLACES_AT_ONCE_ON_GPU = 1 << 23
 
 
 @torch.no_grad()

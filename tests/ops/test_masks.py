@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
-from factories import random_boxes
 from megdet.ops import masks
 from megdet.ops.masks import paste_masks, resampled_masks
 
@@ -160,13 +159,11 @@ def test_a_mask_over_another_box_has_the_values_of_its_places_by_hand():
 
 
 def test_a_mask_over_another_box_is_that_of_a_grid_sample():
-    generator = torch.Generator().manual_seed(0)
-    grids = torch.rand(20, 7, 7, generator=generator)
-    boxes, others = (random_boxes(20, generator=generator) for _ in range(2))
+    own, boxes, others = grids(20), random_boxes(20, 1), random_boxes(20, 2)
     centres = (torch.arange(7) + 0.5) / 7
     size = (boxes[:, 2:] - boxes[:, :2]).unsqueeze(1)
     places = others[:, None, :2] + centres[:, None] * (others[:, None, 2:] - others[:, None, :2])
     x, y = (2 * (places - boxes[:, None, :2]) / size - 1).unbind(2)
     where = torch.stack([x.unsqueeze(1).expand(-1, 7, -1), y.unsqueeze(2).expand(-1, -1, 7)], 3)
-    expected = F.grid_sample(grids.unsqueeze(1), where, padding_mode="zeros", align_corners=False).squeeze(1)
-    torch.testing.assert_close(resampled_masks(grids, boxes, others), expected, atol=1e-4, rtol=1e-4)
+    expected = F.grid_sample(own.unsqueeze(1), where, padding_mode="zeros", align_corners=False).squeeze(1)
+    torch.testing.assert_close(resampled_masks(own, boxes, others), expected, atol=1e-4, rtol=1e-4)

@@ -34,8 +34,8 @@ PARTS = (
     Part("ohem", "OHEM [35]", {"model.box_head.sampling": "hard", "model.box_head.hard_nms_iou": 0.7}),
     Part("atrous", "atrous convolution [40, 2]", {"model.backbone.output_stride": 16}),
     Part("base-model", "stronger base models [38, 18]", {"model.backbone.name": "seresnet18"}),
-#    Part("large-kernel", "large kernel [28]", {"model.fpn.large_kernel": 7}),
-#    Part("segmentation", "segmentation supervision [27, 34]", {"model.segmentation.enabled": True}),
+    Part("large-kernel", "large kernel [28]", {"model.fpn.large_kernel": 7}),
+    Part("segmentation", "segmentation supervision [27, 34]", {"model.segmentation.enabled": True}),
     Part(
         "structure",
         "diverse network structure [12, 32, 36]",

@@ -135,7 +135,10 @@ CASES = {
     "multi-scale": Case("scale and colour jitter; detection at two scales, mirrored, with votes", _multi_scale, (2, 8)),
     "crop": Case("large-scale jitter: crops at a place drawn for each image", _crop, (3, 8)),
     "retinanet": Case("RetinaNet, the small one of recipe verify-retinanet", _detector_of("verify-retinanet"), (3, 8)),
-    "rfcn": Case("R-FCN, deformable, the small one of recipe verify-rfcn", _detector_of("verify-rfcn"), (3, 8)),
+    "rfcn": Case("R-FCN, deformable, hard RoIs, recipe verify-rfcn", _detector_of("verify-rfcn"), (3, 8)),
+    "heads": Case(
+        "hard RoIs, inception, maxout, regions and context, recipe verify-heads", _detector_of("verify-heads"), (3, 8)
+    ),
     "features": Case(
         "groups, squeeze-and-excitation, atrous, large kernels, segmentation, recipe verify-features",
         _detector_of("verify-features"),

@@ -16,7 +16,7 @@ _WHERE = {
     "enlarged": (-0.4, -0.4, 1.4, 1.4),
 }
 """x1, y1, x2, y2 in widths and heights of the RoI from its upper left corner. The halves, the centre (half as wide and
-high) and the factor 1.8 of the enlarged box are the first paper's; the factor is the second paper's largest too."""
+high) and the factor 1.8 of the enlarged box are those of Gidaris and Komodakis."""
 assert tuple(_WHERE) == REGIONS
 
 

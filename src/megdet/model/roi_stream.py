@@ -45,8 +45,8 @@ def through_first_layer(
         is_valid: which RoIs stand for something.
         recompute: keeps of each function that it calls only what it is given and what comes out.
         pool_size: bins along each edge.
-        scales: with 2 the larger value of both remains, behind the first convolution, whose weights they share, or
-            where there is none at once (maxout; Ren et al., 2015, Sec. 3.3, compare places).
+        scales: with 2 the larger value of both remains (the maxout of Ren et al., 2015): behind the first convolution,
+            whose weights they share, or where there is none at once.
     """
     if not convolutions:
 

@@ -35,7 +35,11 @@ PARTS = (
     Part("atrous", "atrous convolution [40, 2]", {"model.backbone.output_stride": 16}),
     Part("base-model", "stronger base models [38, 18]", {"model.backbone.name": "seresnet18"}),
     Part("large-kernel", "large kernel [28]", {"model.fpn.large_kernel": 7}),
-    Part("segmentation", "segmentation supervision [27, 34]", {"model.segmentation.enabled": True}),
+    Part(
+        "segmentation",
+        "segmentation supervision [27, 34]",
+        {"model.segmentation.enabled": True, "model.segmentation.norm": "batch"},
+    ),
     Part(
         "structure",
         "diverse network structure [12, 32, 36]",

@@ -32,7 +32,9 @@ def run_ensemble(arguments: Arguments) -> None:
     by_class = None
     if arguments.class_weights is not None:
         by_class = read_json(arguments.class_weights, dict[str, list[float]])
-    names: dict[Id, str] = {} if info is None else {**info.classes}
+    names: dict[Id, str] = {}
+    if info is not None:
+        names.update((identity, name) for identity, name in info.classes.items())
     weights = member_weights(len(members), class_ids, arguments.weights, by_class, names)
     options = arguments.given("iou", "vote_iou", "most")
     results = merged_members(members, class_ids, weights, arguments.method, **options)
@@ -70,7 +72,10 @@ def _common_annotations(arguments: Arguments) -> Path | None:
                 "with --annotations which file both are about"
             )
     found = next(iter(files.values()), None)
-    return Path(found) if found is not None and Path(found).is_file() else None
+    if found is not None and not Path(found).is_file():
+        CONSOLE.print(f"no numbers: {found}, on which {next(iter(files))} is evaluated, is not here (--annotations)")
+        return None
+    return None if found is None else Path(found)
 
 
 def run_submit(arguments: Arguments) -> None:

@@ -139,6 +139,12 @@ CASES = {
     "heads": Case(
         "hard RoIs, inception, maxout, regions and context, recipe verify-heads", _detector_of("verify-heads"), (3, 8)
     ),
+    "features": Case(
+        "groups, squeeze-and-excitation, atrous, large kernels, segmentation, recipe verify-features",
+        _detector_of("verify-features"),
+        (3, 8),
+    ),
+    "light-head": Case("R-FCN with a light head, recipe verify-light-head", _detector_of("verify-light-head"), (3,)),
     "averages": Case("averaged weights (EMA)", _averages, (4,)),
     "agvm": Case("AGVM, a rate for each module", _agvm(), (3, 8)),
     "agvm-adamw": Case(

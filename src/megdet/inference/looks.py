@@ -52,7 +52,9 @@ def together(looks: Sequence[Detections], recipe: Evaluation) -> Detections:
     """
     if len(looks) == 1:
         return looks[0]
-    boxes, scores, labels = (torch.cat([getattr(look, name) for look in looks], 1) for name in _COLUMNS)
+    boxes = torch.cat([look.boxes for look in looks], 1)
+    scores = torch.cat([look.scores for look in looks], 1)
+    labels = torch.cat([look.labels for look in looks], 1)
     member = torch.cat([torch.full((look.labels.shape[1],), number) for number, look in enumerate(looks)])
     image, column = (labels >= 0).nonzero(as_tuple=True)
     num_classes = 1 + int(labels.max()) if labels.numel() else 1
@@ -80,6 +82,3 @@ def together(looks: Sequence[Detections], recipe: Evaluation) -> Detections:
     return Detections(
         padded(found.boxes, 0), padded(found.scores, 0), padded(candidates.labels[found.index], -1), masks
     )
-
-
-_COLUMNS = ("boxes", "scores", "labels")

@@ -19,6 +19,9 @@ from megdet.architecture_parts import (
     StridedFpn,
 )
 
+MaskUse = Literal["none", "any", "all"]
+"""Which masks of its training data a detector learns from: none, those that there are, or one of every object."""
+
 
 @dataclass(frozen=True)
 class Model:

@@ -74,11 +74,12 @@ def _multi_scale(recipe: Recipe) -> Recipe:
 
 def _repeated_looks(recipe: Recipe) -> Recipe:
     """Iterative box regression and box voting, where the detector has a second stage."""
-    model: Any = recipe.model
-    if not hasattr(model, "box_head"):
-        return recipe
-    box_head = replace(model.box_head, test_iterations=1, vote_iou=0.5)
-    return replace(recipe, model=replace(model, box_head=box_head))
+    looks = {
+        name: replace(section, test_iterations=1, vote_iou=0.5)
+        for name, section in vars(recipe.model).items()
+        if hasattr(section, "test_iterations")
+    }
+    return replace(recipe, model=replace(recipe.model, **looks))
 
 
 def _crop(recipe: Recipe) -> Recipe:

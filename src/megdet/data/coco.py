@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from megdet.architecture import MaskUse
 from megdet.data.annotations import AnnotationTable
 from megdet.data.coco_file import CocoColumns, load_columns
 from megdet.data.coco_rows import refusal
@@ -24,7 +25,6 @@ from megdet.data.segmentations import Segmentations, far_fault, rle_size_fault
 from megdet.errors import InputError, shown
 from megdet.files import replace_file
 from megdet.recipe import Data
-from megdet.structures import MaskUse
 
 EDGE_TOLERANCE = 1.0
 """pixels: boxes of labelling tools end up to one pixel outside their image"""

@@ -1,11 +1,20 @@
 """Which detector a recipe asks for."""
 
-from megdet.architecture import CascadeMaskRcnn, CascadeRcnn, FasterRcnn, MaskRcnn, Model, RetinaNet, Rfcn, TwoStage
+from megdet.architecture import (
+    CascadeMaskRcnn,
+    CascadeRcnn,
+    FasterRcnn,
+    MaskRcnn,
+    MaskUse,
+    Model,
+    RetinaNet,
+    Rfcn,
+    TwoStage,
+)
 from megdet.distributed.lane import SINGLE_LANE, Lane
 from megdet.model import cascade_rcnn, faster_rcnn, mask_rcnn, retinanet, rfcn
 from megdet.model.detector import Detector
 from megdet.recipe import Recipe
-from megdet.structures import MaskUse
 
 DETECTORS: dict[type[Model], type[Detector]] = {
     FasterRcnn: faster_rcnn.FasterRcnn,

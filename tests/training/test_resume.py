@@ -1,6 +1,9 @@
 """Stop anywhere, go on with the same command, also on another number of ranks: the run is the one without a stop."""
 
+import os
 import shutil
+import signal
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ import torch
 from megdet.architecture_parts import Backbone
 from megdet.distributed.local_ranks import RankError, run_in_ranks
 from megdet.distributed.world import World
-from megdet.errors import InputError
+from megdet.errors import InputError, StoppedError
 from megdet.evaluation.coco_numbers import Evaluation
 from megdet.recipe import Recipe
 from megdet.run_folder.checkpoint_files import checkpoints, latest_checkpoint, open_checkpoint
@@ -93,6 +96,56 @@ def test_a_killed_run_that_goes_on_ends_bitwise_where_one_without_a_stop_does(re
     assert numbers == whole[1]
     assert stopped.detections.read_text() == whole[0].detections.read_text()
     assert len(read_environment(stopped)) == 2
+
+
+@pytest.fixture
+def default_interrupt() -> Iterator[None]:
+    """As at a terminal: whoever started the tests may have ignored interrupts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there are no such signals here")
+def test_signals_anywhere_in_an_epoch_lose_no_step_and_leave_the_run_without_a_stop(
+    recipe, whole, tmp_path, monkeypatch, default_interrupt
+):
+    folder, make, evaluate = RunFolder(tmp_path / "run"), run_module.train_step, evaluations.detect_dataset
+    done: list[int] = []
+
+    def told(step: int, number: int | None) -> None:
+        def stepping(*arguments: Any) -> Any:
+            done.append(arguments[4] + 1)
+            if done[-1] == step:
+                os.kill(os.getpid(), number or signal.SIGTERM)
+            return make(*arguments)
+
+        monkeypatch.setattr(run_module, "train_step", stepping)
+
+    for number, code, step in ((signal.SIGUSR1, 75, 1), (signal.SIGINT, 130, 3), (signal.SIGTERM, 143, 4)):
+        told(step, number)
+        with pytest.raises(StoppedError, match=rf"step {step} of 5 is saved, the same command goes on") as stopped:
+            train(recipe, folder, OPTIONS, ALONE)
+        assert stopped.value.code == code
+        newest = latest_checkpoint(folder)
+        assert newest is not None
+        assert open_checkpoint(newest).state.step == step
+
+    def evaluating(*arguments: Any, **options: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*arguments, **options)
+
+    told(-1, None)
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluations, "detect_dataset", evaluating)  # that of step 4 is still due
+        with pytest.raises(StoppedError, match=r"^stopped by SIGTERM; the same command goes on from the last"):
+            train(recipe, folder, OPTIONS, ALONE)
+    assert train(recipe, folder, OPTIONS, ALONE) == whole[1]
+    assert done == [1, 2, 3, 4, 5], "no step is made again"
+    ours, theirs = end_of(whole[0]), end_of(folder)
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+    assert timeless(folder) == timeless(whole[0]), "the means of the epochs too"
+    assert folder.detections.read_text() == whole[0].detections.read_text()
 
 
 @pytest.mark.distributed

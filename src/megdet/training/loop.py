@@ -12,6 +12,7 @@ from megdet.evaluation.coco_numbers import Evaluation
 from megdet.recipe import Recipe
 from megdet.run_folder.folder import RunFolder
 from megdet.run_folder.metrics import MetricsWriter
+from megdet.training.agreement import Agreement
 from megdet.training.evaluations.background import BackgroundEvaluations, overrides_beside
 from megdet.training.evaluations.evaluations import Evaluations
 from megdet.training.report import Reporter
@@ -23,25 +24,35 @@ def train(recipe: Recipe, folder: RunFolder, options: RunOptions, world: World) 
     """Train from the newest checkpoint of the folder, or from the start, to the end; returns the last evaluation.
 
     Every rank calls it. Raises InputError for everything a user can mend, before the first step where possible; an
-    error on one rank stops all ranks.
+    error on one rank stops all ranks. SIGTERM, SIGUSR1 and Ctrl-C on any rank stop all after the same step, which is
+    saved, or at once outside the steps, where nothing is lost: it raises StoppedError.
     """
-    with stop_together(world), open_run(recipe, world, options, folder) as run, _watched(run, folder) as watch:
-        stops, evaluations = stops_of(run), watch.evaluations
+    with (
+        stop_together(world, heeds_signals=True) as signals,
+        open_run(recipe, world, options, folder) as run,
+        _watched(run, folder) as watch,
+    ):
+        stops, evaluations, agreed = stops_of(run), watch.evaluations, Agreement(world, signals)
         evaluations.make_up(step for step in run.position.unevaluated if step in stops and stops[step].is_evaluated)
-        for result in run.steps(run.first_step, run.last_step):
-            step, stop = result.step + 1, stops.get(result.step + 1)
-            is_read = watch.log.add(result, reads=stop is not None)
-            if stop is None:
-                if is_read:
-                    _look(run, evaluations, step)
-                continue
-            # saved first, so that an error in the evaluation does not lose the epoch
-            if stop.is_saved:
-                run.save(step, evaluations.needed_checkpoints)
-            _look(run, evaluations, step, is_saved=stop.is_saved)
-            if stop.is_evaluated:
-                evaluations.due(step)
-            run.restart_clock()
+        with signals.heeded():
+            for result in run.steps(run.first_step, run.last_step, notes=agreed.own):
+                step, stop = result.step + 1, stops.get(result.step + 1)
+                agreed.read(result)
+                is_read = watch.log.add(result, reads=stop is not None or agreed.signal is not None)
+                if agreed.signal is not None:
+                    run.save(step, evaluations.needed_checkpoints)
+                    raise agreed.error(f"step {step} of {run.last_step} is saved, the same command goes on from there")
+                if stop is None:
+                    if is_read:
+                        _look(run, evaluations, step)
+                    continue
+                if stop.is_saved:
+                    run.save(step, evaluations.needed_checkpoints)
+                _look(run, evaluations, step, is_saved=stop.is_saved)
+                if stop.is_evaluated:
+                    with signals.heeded(False):
+                        evaluations.due(step)
+                run.restart_clock()
         evaluations.finish()
     if run.position.numbers is None:
         raise InputError(f"{folder.path}: the run is over but has no evaluation: run `megdet evaluate {folder.path}`")
@@ -64,8 +75,8 @@ def stops_of(run: Run) -> dict[int, Stop]:
     for epoch in range(1, math.ceil(plan.epochs_done(last)) + 1):
         if plan.epoch_end(epoch) < last:
             is_evaluated = bool(every and epoch % every == 0)
-            # an evaluation beside the training reads the weights from a checkpoint
-            is_saved = epoch % recipe.checkpoint_epochs == 0 or (is_evaluated and run.evaluates_on is not None)
+            # saved before it is evaluated: an error or a stop in the evaluation must not lose the epoch
+            is_saved = epoch % recipe.checkpoint_epochs == 0 or is_evaluated
             stops[plan.epoch_end(epoch)] = Stop(is_saved, is_evaluated)
     return stops | {last: Stop(is_saved=True, is_evaluated=True)}
 

@@ -97,12 +97,19 @@ class Run:
         """The learning rate of step 0, 1, ... from the recipe."""
         return learning_rate(self.recipe, self.plan.num_images, step)
 
-    def steps(self, first: int, last: int, rate_of: Callable[[int], float] | None = None) -> Iterator[StepResult]:
+    def steps(
+        self,
+        first: int,
+        last: int,
+        rate_of: Callable[[int], float] | None = None,
+        notes: Callable[[], Sequence[bool]] | None = None,
+    ) -> Iterator[StepResult]:
         """Make the steps `first` to `last` - 1, on every rank; each is made when its result is asked for.
 
-        `rate_of` replaces the learning rate of the recipe. The time that the caller spends on a result counts for the
-        next step, because it may wait for the device there; `restart_clock` leaves out other work. Raises InputError
-        for an image that cannot be read, and if a micro-batch does not fit the device.
+        `rate_of` replaces the learning rate of the recipe; `notes` are those of `train_step`. The time that the caller
+        spends on a result counts for the next step, because it may wait for the device there; `restart_clock` leaves
+        out other work. Raises InputError for an image that cannot be read, and if a micro-batch does not fit the
+        device.
         """
         layout, rank, groups = self.layout, self.world.rank, self.layout.groups_of(self.world.rank)
         batches = training_batches(
@@ -119,7 +126,7 @@ class Run:
             waiting = _Waiting(batches)
             rate = (rate_of or self.scheduled_rate)(step)
             try:
-                result = train_step(self.trainer, islice(waiting, len(groups)), groups, rate, step, self.world)
+                result = train_step(self.trainer, islice(waiting, len(groups)), groups, rate, step, self.world, notes)
             except torch.OutOfMemoryError:
                 raise InputError(
                     f"a micro-batch of {layout.largest_share} images does not fit {self.world.device}: use more "

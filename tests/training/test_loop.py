@@ -204,16 +204,16 @@ def test_epochs_between_evaluations_and_checkpoints_are_the_recipes(recipe, tmp_
         schedule=replace(recipe.schedule, epochs=4.5),
         evaluation=replace(recipe.evaluation, every_epochs=3),
         checkpoint_epochs=2,
-        keep_checkpoints=9,
+        keep_checkpoints=1,
+        keep_best=False,
+        keep_every_epochs=2,
     )
     folder = RunFolder(tmp_path / "run")
     train(rare, folder, OPTIONS, ALONE)
     plan = TrainingPlan(torch.full((13, 2), 64).numpy(), rare)
     ends = [plan.epoch_end(epoch) for epoch in (2, 3, 4, 4.5)]
     assert ends == [4, 5, 7, 8]
-    assert [path.name for path in checkpoints(folder)] == [
-        f"step_0000000{step}" for step in (4, 5, 7, 8)
-    ]  # 5 is evaluated
+    assert [path.name for path in checkpoints(folder)] == [f"step_0000000{step}" for step in (4, 7, 8)]
     assert [line["step"] for line in read_metrics(folder.metrics) if "evaluation" in line] == [5, 8]
 
 

@@ -16,7 +16,8 @@ def knobs_page() -> str:
     lines = [
         "# Every knob of a recipe",
         "",
-        "Written by `make docs` from `recipe.py`, `architecture.py` and `architecture_parts.py`.",
+        "Written by `make docs` from `recipe.py`, `architecture.py`, `architecture_parts.py` and",
+        "`architecture_heads.py`.",
         "A key is written `section: {key: value}` in YAML and",
         "`--section.key value` on the command line. The sections of `model` are those of the detector that",
         "`model.kind` names.",

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from megdet.architecture import FasterRcnn as FasterRcnnRecipe
 from megdet.architecture import Model
-from megdet.architecture_parts import Anchors, Backbone, BoxHead, Fpn, MaskHead, Rpn
+from megdet.architecture_heads import BoxHead, MaskHead
+from megdet.architecture_parts import Anchors, Backbone, Fpn, Rpn
 from megdet.data.masks import PlacedMask
 from megdet.data.transforms import make_masks as pack_masks
 from megdet.model.choice import make_detector

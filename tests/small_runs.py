@@ -20,7 +20,7 @@ from megdet.data.coco import CocoDataset, load_coco, write_coco
 from megdet.distributed.layout import choose_layout
 from megdet.distributed.world import World
 from megdet.inference.trained import place_model
-from megdet.model.choice import detector_class, make_detector
+from megdet.model.choice import make_detector, mask_use
 from megdet.model.detector import Detector
 from megdet.recipe import Data, Evaluation, Optimizer, Recipe, Schedule
 from megdet.recipe_file import dump_recipe
@@ -127,8 +127,8 @@ def small_recipe(folder: Path, **changes: Any) -> Recipe:
 
 
 def train_set(recipe: Recipe, *, with_masks: bool | None = None) -> CocoDataset:
-    """With masks where the detector has some, if nothing else is asked for."""
-    asked = detector_class(recipe.model).has_masks if with_masks is None else with_masks
+    """With masks where the detector learns from some, if nothing else is asked for."""
+    asked = mask_use(recipe.model) != "none" if with_masks is None else with_masks
     files = Path(recipe.data.train_annotations), Path(recipe.data.train_images)
     return load_coco(*files, keep_empty=False, with_masks=asked)
 

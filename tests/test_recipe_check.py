@@ -10,16 +10,17 @@ data.max_pixels data.canvas_multiple model.fpn.channels model.rpn.samples model.
 model.rpn.train_proposals model.rpn.test_proposals_before_nms model.rpn.test_proposals
 model.box_head.channels model.box_head.pool_size model.box_head.samples
 model.box_head.detections model.box_head.layers model.box_head.convolution_channels model.rpn.convolutions
-evaluation.batch_size""".split()
+evaluation.batch_size evaluation.merged_detections""".split()
 NOT_NEGATIVE = """bn_size seed model.backbone.frozen_stages evaluation.every_epochs schedule.warmup_steps
 data.color_jitter model.backbone.norm_eps
 model.box_head.convolutions model.box_head.sampling_ratio model.rpn.smooth_l1_beta model.rpn.min_size
-model.box_head.smooth_l1_beta optimizer.base_lr
+model.box_head.smooth_l1_beta model.box_head.test_iterations optimizer.base_lr
 optimizer.weight_decay optimizer.clip_norm schedule.warmup_start data.cache_gib noise_interval""".split()
 FRACTIONS = """data.crop_least_area data.horizontal_flip data.vertical_flip model.rpn.positive_fraction
 model.rpn.positive_iou
 model.rpn.negative_iou model.rpn.nms_iou model.box_head.positive_fraction model.box_head.positive_iou
-model.box_head.score_threshold model.box_head.nms_iou""".split()
+model.box_head.score_threshold model.box_head.nms_iou model.box_head.vote_iou evaluation.merge_iou
+evaluation.vote_iou""".split()
 
 
 @pytest.mark.parametrize(
@@ -36,6 +37,11 @@ model.box_head.score_threshold model.box_head.nms_iou""".split()
         ("data.scale_jitter", "[2, 1]", "two positive factors, the smaller first"),
         ("data.crop", "[640]", "two positive lengths, height and width, or empty"),
         ("data.crop", "[640, 0]", "two positive lengths, height and width, or empty"),
+        ("evaluation.scales", "[600, 600]", "positive lengths, each once"),
+        ("evaluation.scales", "[0]", "positive lengths, each once"),
+        ("evaluation.object_ranges", "[[0, 90], [30, 1e5]]", "a range for each of the 1 scales"),
+        ("evaluation.object_ranges", "[[90, 90]]", "two sizes that rise"),
+        ("evaluation.object_ranges", "[[-1, 90]]", "two sizes that rise"),
         ("model.std", "[1, 0, 1]", "every value must be positive"),
         ("model.anchors.sizes", "[8, 16, 32, 64]", "five positive sizes"),
         ("model.anchors.sizes", "[8, 16, 32, 64, 0]", "five positive sizes"),

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megdet.architecture import MODELS, FasterRcnn
-from megdet.architecture_parts import BoxHead, Fpn
+from megdet.architecture_heads import BoxHead
+from megdet.architecture_parts import Fpn
 from megdet.errors import InputError
 from megdet.recipe import Data, Recipe
 from megdet.recipe_file import (

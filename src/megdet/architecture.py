@@ -4,19 +4,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from megdet.architecture_heads import BoxHead, Cascade, MaskHead, PositionSensitiveHead
 from megdet.architecture_parts import (
     Anchors,
     AtrousBackbone,
     Backbone,
-    BoxHead,
-    Cascade,
     DenseHead,
     Fpn,
-    MaskHead,
     NormKind,
     OctaveAnchors,
-    PositionSensitiveHead,
     Rpn,
+    Segmentation,
     SingleLevelAnchors,
     StridedFpn,
 )
@@ -36,8 +34,12 @@ class Model:
 
     @property
     def norms(self) -> dict[str, NormKind]:
-        """The norm layers asked for, by the section that asks."""
-        return {name: section.norm for name, section in vars(self).items() if hasattr(section, "norm")}
+        """The norm layers asked for, by the section that asks; one of a part that is not there asks for none."""
+        return {
+            name: section.norm
+            for name, section in vars(self).items()
+            if hasattr(section, "norm") and getattr(section, "enabled", True)
+        }
 
     def with_norms(self, norms: Mapping[str, NormKind]) -> "Model":
         """The same with other norm layers in some sections."""
@@ -57,6 +59,7 @@ class TwoStage(Model):
     anchors: Anchors = field(default_factory=Anchors)
     rpn: Rpn = field(default_factory=Rpn)
     box_head: BoxHead = field(default_factory=BoxHead)
+    segmentation: Segmentation = field(default_factory=Segmentation)
 
 
 @dataclass(frozen=True)

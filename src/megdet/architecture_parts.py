@@ -70,6 +70,13 @@ class Fpn:
     """channels of every level"""
     norm: NormKind = "none"
     """norm layer after each convolution; batch needs bn_size > 0"""
+    large_kernel: NotNegative = 0
+    """k of global convolutions (k x 1, 1 x k) as lateral connections, with boundary refinement; 0 = 1 x 1 ones"""
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        """(key, why) of what cannot be."""
+        if self.large_kernel and (self.large_kernel < 3 or self.large_kernel % 2 == 0):
+            yield "large_kernel", "it must be an odd number from 3 on, or 0"
 
 
 @dataclass(frozen=True)
@@ -200,100 +207,23 @@ class Rpn:
 
 
 @dataclass(frozen=True)
-class RoiHead:
-    """What every head of the second stage has: the RoIs of its loss, and which detections it keeps."""
+class Segmentation:
+    """The branch that learns which class every place shows, and adds what it sees to the feature pyramid."""
 
-    samples: AtLeastOne = 512
-    """RoIs an image in the loss"""
-    positive_fraction: Fraction = 0.25
-    """largest part of the samples that is positive"""
-    positive_iou: Fraction = 0.5
-    """a RoI of at least this overlap with a box is positive, any other negative"""
-    box_loss: BoxLossKind = "smooth_l1"
-    """smooth_l1 of the regression targets, or giou = 1 - the generalised IoU of the boxes themselves"""
-    smooth_l1_beta: NotNegativeNumber = 1 / 9
-    """where smooth_l1 turns from square to linear, in units of the regression targets"""
-    score_threshold: Fraction = 0.05
-    """detections below this score are dropped"""
-    nms_iou: Fraction = 0.5
-    """detections of one class that overlap more are suppressed"""
-    detections: AtLeastOne = 100
-    """detections an image"""
-
-
-@dataclass(frozen=True)
-class BoxHead(RoiHead):
-    """The second stage: RoIAlign, convolutions if asked for, fully connected layers, classes and boxes."""
-
-    convolutions: NotNegative = 0
-    """3 x 3 convolutions on the pooled features before the fully connected layers"""
-    convolution_channels: AtLeastOne = 256
-    """their channels"""
-    layers: AtLeastOne = 2
-    """fully connected layers"""
-    channels: AtLeastOne = 1024
-    """width of the fully connected layers"""
+    enabled: bool = False
+    """have one; it learns from the masks of the objects, and from the box of an object that has no mask"""
+    convolutions: AtLeastOne = 2
+    """3 x 3 convolutions on the mean of all levels, at the stride of P3"""
     norm: NormKind = "none"
-    """norm layer after each convolution, or where there are none each fully connected layer; batch needs bn_size > 0"""
-    pool_size: AtLeastOne = 7
-    """bins along each edge of a pooled RoI"""
-    sampling_ratio: NotNegative = 2
-    """sampling points of a bin along each edge; 0 = one for each pixel that it spans, for which a GPU waits"""
-    aligned: bool = True
-    """shift coordinates by half a pixel, as they should be; false gives torchvision's detectors"""
-    canonical_size: float = 224.0
-    """edge of the RoI that is pooled from P4 (Eq. 1 of the FPN paper)"""
-
-
-@dataclass(frozen=True)
-class PositionSensitiveHead(RoiHead):
-    """The second stage of R-FCN: maps of every class and of boxes for each bin of a RoI, pooled and averaged."""
-
-    channels: AtLeastOne = 1024
-    """of the 1 x 1 convolution before the maps"""
-    norm: NormKind = "none"
-    """norm layer after it; batch needs bn_size > 0"""
-    pool_size: AtLeastOne = 7
-    """bins along each edge of a RoI, the paper's k; there are k^2 (classes + 1 + 4) maps"""
-    sampling_ratio: AtLeastOne = 2
-    """sampling points of a bin along each edge"""
-
-
-@dataclass(frozen=True)
-class MaskHead:
-    """The branch that Mask R-CNN has beside the box head: RoIAlign, convolutions, a mask of every class."""
-
-    convolutions: AtLeastOne = 4
-    """3 x 3 convolutions before the map is doubled in height and width"""
-    channels: AtLeastOne = 256
-    """of each of them"""
-    norm: NormKind = "none"
-    """norm layer after each 3 x 3 convolution; batch needs bn_size > 0"""
-    pool_size: AtLeastOne = 14
-    """bins along each edge of a pooled RoI; a mask has twice as many"""
-    sampling_ratio: NotNegative = 2
-    """sampling points of a bin along each edge; 0 = one for each pixel that it spans, for which a GPU waits"""
-    aligned: bool = True
-    """shift coordinates by half a pixel, as they should be; false gives torchvision's detectors"""
-    exact_paste: bool = True
-    """paste a mask into the image where its box is; false rounds the box to whole pixels first, as torchvision does"""
-
-
-@dataclass(frozen=True)
-class Cascade:
-    """The stages of a cascade, each of which looks again at the boxes of the one before and asks more of them."""
-
-    positive_ious: tuple[float, float] = (0.6, 0.7)
-    """a box of at least this overlap is positive in the second and in the third stage; in the first, box_head's"""
-    loss_weights: tuple[float, float, float] = (1.0, 0.5, 0.25)
-    """factors of the losses of the stages; these are mmdetection's, the paper names none"""
+    """norm layer after each of them; batch needs bn_size > 0"""
+    loss_weight: NotNegativeNumber = 0.2
+    """factor of its loss; this is HTC's, the papers of segmentation supervision differ"""
 
     def faults(self) -> Iterator[tuple[str, str]]:
         """(key, why) of what cannot be."""
-        if not all(0 <= iou <= 1 for iou in self.positive_ious):
-            yield "positive_ious", "an overlap is from 0 to 1"
-        if min(self.loss_weights) < 0:
-            yield "loss_weights", "they must not be negative"
+        for key, value in vars(self).items():
+            if not self.enabled and value != getattr(Segmentation(), key):
+                yield key, "there is no branch that would use it: set model.segmentation.enabled true"
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,14 @@
 """The recipe: every knob of a training run, its default and its meaning, on one page.
 
-The kinds of `model` are in `architecture.py`, their sections in `architecture_parts.py`.
+The kinds of `model` are in `architecture.py`, their sections in `architecture_parts.py` and `architecture_heads.py`.
 
 A recipe counts images and never devices. The defaults are the paper's baseline: ResNet-50 FPN, 16 images a step, batch
 norm over 16 images, SGD with momentum 0.9, weight decay 1e-4, rate 0.02 for 16 images and the `normal` policy (Sec. 4).
 A derived number (the learning rate, the steps of an epoch) is a function of the recipe, never a field of it.
 """
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -18,6 +20,7 @@ ResizeKind = Literal["antialias", "torchvision"]
 ScaleLaw = Literal["logarithm", "factor"]
 Precision = Literal["float32", "tf32", "bfloat16", "float64"]
 RecomputePlan = Literal["none", "block", "stage", "sqrt"]
+MergeKind = Literal["vote", "nms", "soft-nms", "gaussian-soft-nms", "wbf"]
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,32 @@ class Evaluation:
     """epochs between evaluations; 0 = only at the end"""
     batch_size: AtLeastOne = 8
     """images that share one forward, at most; each is on the canvas of its own size"""
+    scales: tuple[int, ...] = ()
+    """lengths in pixels of the shorter edge at which every image is looked at; empty = the last of data.short_edges"""
+    flip: bool = False
+    """look at every image mirrored left to right too, at every scale"""
+    object_ranges: tuple[tuple[float, float], ...] = ()
+    """for each scale from which to which size of an object, the root of its area in pixels of the file, it counts"""
+    merge: MergeKind = "vote"
+    """how the detections of several looks become one: vote, nms, soft-nms, gaussian-soft-nms or wbf"""
+    merge_iou: Fraction = 0.5
+    """detections of one class that overlap more are one object"""
+    vote_iou: Fraction = 0.5
+    """with merge vote: those that overlap the best one at least so much vote for its place"""
+    merged_detections: AtLeastOne = 100
+    """detections an image that are left of several looks"""
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        """(key, why) of what cannot be."""
+        if min(self.scales, default=1) < 1 or len({*self.scales}) < len(self.scales):
+            yield "scales", "they must be positive lengths, each once"
+        if self.object_ranges and len(self.object_ranges) != max(1, len(self.scales)):
+            yield "object_ranges", f"it must have a range for each of the {max(1, len(self.scales))} scales"
+        for low, high in self.object_ranges:
+            if not 0 <= low < high < math.inf:
+                yield "object_ranges", "a range is two sizes that rise; a very large one, such as 1e5, is no bound"
+        if self.object_ranges and self.merge == "wbf":
+            yield "merge", "wbf lowers the score of what some looks do not count (object_ranges): choose vote"
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from torch import Tensor
 
 _R = TypeVar("_R", bound="Rows")
+MaskUse = Literal["none", "any", "all"]
+"""Which masks of its training data a detector learns from: none, those that there are, or one of every object."""
 
 
 @dataclass

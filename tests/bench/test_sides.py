@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from factories import with_model
-from megdet.architecture_parts import BoxHead, Rpn
+from megdet.architecture_heads import BoxHead
+from megdet.architecture_parts import Rpn
 from megdet.inference.trained import place_model
 from megdet.layers.batch_norm import CrossDeviceBatchNorm
 from megdet.model.choice import make_detector

@@ -73,8 +73,9 @@ def test_the_short_form_passes_and_compares_what_it_says(recipe):
 
 
 @pytest.mark.distributed
-def test_a_detector_of_another_kind_passes_as_a_case(recipe):
-    verdict = verify(recipe, (1, 3), cases=("retinanet",), steps=2)
+@pytest.mark.parametrize("case", ["retinanet", "heads"])
+def test_a_detector_of_another_kind_passes_as_a_case(recipe, case):
+    verdict = verify(recipe, (1, 3), cases=(case,), steps=2)
     check(verdict)
     assert [(row.devices, row.compared_with) for row in verdict.rows] == [(1, "nothing"), (3, "another layout")]
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead
 
 from factories import TINY, make_targets, random_boxes
-from megdet.architecture_parts import BoxHead as BoxHeadRecipe
+from megdet.architecture_heads import BoxHead as BoxHeadRecipe
 from megdet.distributed.lane import SINGLE_LANE
 from megdet.distributed.world import World
 from megdet.layers.batch_norm import finish_step
@@ -170,11 +170,82 @@ def test_padded_rois_stay_out_of_the_statistics_of_convolutions():
     assert found[0][0]["convolutions.1.1.running_mean"].abs().max() > 0
 
 
+INCEPTION = replace(RECIPE, convolutions=1, convolution_channels=8, block="inception")
+AROUND = replace(CONVOLVED, regions=("left", "enlarged"), global_context=True)
+
+
+def with_all_streams(head: BoxHead, pooled: torch.Tensor, *others: torch.Tensor, plan=plainly):
+    """What a head with regions says of RoIs whose features, and those around, are these."""
+    is_valid = torch.arange(5).expand(2, -1) < 4
+    around = {name: lambda rows=rows: rows for name, rows in zip(head.around, others, strict=True)}
+    return head(lambda: pooled, is_valid, plan, around)
+
+
+def test_features_around_a_roi_and_of_its_image_join_its_own_before_the_first_layer():
+    head = make_head(replace(RECIPE, regions=("left", "enlarged"), global_context=True))
+    pooled, left, enlarged, images = (
+        torch.randn(10, 9, 4),
+        torch.randn(10, 9, 4),
+        torch.randn(10, 9, 4),
+        torch.randn(2, 9, 4),
+    )
+    logits, deltas = with_all_streams(head, pooled, left, enlarged, images)
+    joined = torch.cat([pooled, left, enlarged, images.repeat_interleave(5, 0)], 1).flatten(1)
+    weight = torch.cat([head.fc1.weight, *(stream.fc1.weight for stream in head.around.values())], 1)
+    hidden = F.relu(head.fc2(F.relu(F.linear(joined, weight, head.fc1.bias))))
+    torch.testing.assert_close(logits.flatten(0, 1), head.classes(hidden))
+    torch.testing.assert_close(deltas.reshape(10, -1), head.deltas(hidden))
+    bound = (3 / weight.shape[1]) ** 0.5  # as one layer of all inputs starts
+    assert 0.9 * bound < weight.abs().max() <= bound
+
+
+def test_convolutions_around_a_roi_have_weights_of_their_own():
+    head, plain = make_head(AROUND), make_head(CONVOLVED)
+    plain.load_state_dict({name: own for name, own in head.state_dict().items() if not name.startswith("around.")})
+    rows = [torch.randn(10, 9, 4), torch.randn(10, 9, 4), torch.randn(10, 9, 4), torch.randn(2, 9, 4)]
+    logits, _ = with_all_streams(head, *rows)
+    captured = []
+    plain.norm1.register_forward_hook(lambda _module, given, _result: captured.append(given[0]))
+    plain(lambda: rows[0], torch.ones(2, 5, dtype=torch.bool))
+    for stream, pooled in zip(head.around.values(), rows[1:], strict=True):
+        own = make_head(CONVOLVED)
+        own.convolutions, own.fc1.weight = stream.convolutions, stream.fc1.weight
+        torch.nn.init.zeros_(own.fc1.bias)
+        own.norm1.register_forward_hook(lambda _module, given, _result: captured.append(given[0]))
+        own(lambda pooled=pooled: pooled, torch.ones(2, len(pooled) // 2, dtype=torch.bool))
+    total = captured[0] + captured[1] + captured[2] + captured[3].repeat_interleave(5, 0)
+    torch.testing.assert_close(logits.flatten(0, 1), head.classes(F.relu(total)))
+
+
+@pytest.mark.parametrize("recipe", [RECIPE, CONVOLVED, INCEPTION], ids=["layers", "convolutions", "inception"])
+def test_of_two_scales_the_larger_value_remains_behind_the_first_convolution(recipe):
+    head, plain = make_head(replace(recipe, maxout=True)), make_head(recipe)
+    plain.load_state_dict(head.state_dict())
+    pooled = torch.randn(20, 9, 4)
+    logits, _ = head(lambda: pooled, torch.ones(2, 5, dtype=torch.bool))
+    if not recipe.convolutions:
+        wanted, _ = plain(lambda: torch.maximum(pooled[:10], pooled[10:]), torch.ones(2, 5, dtype=torch.bool))
+    else:
+        maps = pooled.transpose(1, 2).reshape(20, 4, 3, 3)
+        maps = head.convolutions[0](maps, torch.ones(4, 5, dtype=torch.bool))
+        maps = torch.maximum(maps[:10], maps[10:])
+        for convolution in head.convolutions[1:]:
+            maps = convolution(maps, torch.ones(2, 5, dtype=torch.bool))
+        hidden = F.relu(head.fc1(maps.permute(0, 2, 3, 1).flatten(1)))
+        hidden = F.relu(head.fc2(hidden)) if recipe.layers > 1 else hidden
+        wanted = head.classes(hidden).reshape(2, 5, 4)
+    torch.testing.assert_close(logits, wanted)
+    halves = [plain(lambda rows=rows: rows, torch.ones(2, 5, dtype=torch.bool))[0] for rows in pooled.chunk(2)]
+    assert all((logits - half).abs().max() > 1e-4 for half in halves)
+
+
 @pytest.mark.parametrize(
     ("recipe", "norm"),
     [
         *((recipe, norm) for recipe in (RECIPE, CONVOLVED, replace(RECIPE, layers=3)) for norm in ("batch", "none")),
         (CONVOLVED, "group"),
+        (INCEPTION, "batch"),
+        (replace(INCEPTION, maxout=True), "batch"),
     ],
 )
 def test_a_recomputed_head_has_the_same_results_gradients_and_statistics(recipe, norm):
@@ -183,13 +254,29 @@ def test_a_recomputed_head_has_the_same_results_gradients_and_statistics(recipe,
     found = []
     for plan in (plainly, recompute):
         head = make_head(replace(recipe, norm=norm), bn_size=2)
-        pooled = start.clone().requires_grad_()
+        pooled = start.repeat(head.scales, 1, 1).requires_grad_()
         logits, deltas = head(lambda pooled=pooled: pooled * 2, torch.arange(5).expand(2, -1) < 4, plan)
         (logits.square().sum() + deltas.sum()).backward()
         finish_step(head.modules(), 1, World(0, 1, torch.device("cpu")))
         found.append((head.state_dict(), logits, pooled.grad, [p.grad for p in head.parameters()]))
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
     assert found[0][2].abs().max() > 0
+
+
+@pytest.mark.parametrize("norm", ["batch", "none"])
+def test_recomputed_streams_have_the_same_results_gradients_and_statistics(norm):
+    torch.manual_seed(1)
+    start = [torch.randn(count, 9, 4) for count in (20, 20, 20, 2)]
+    found = []
+    for plan in (plainly, recompute):
+        head = make_head(replace(AROUND, norm=norm, maxout=True), bn_size=2)
+        rows = [own.clone().requires_grad_() for own in start]
+        logits, deltas = with_all_streams(head, *rows, plan=plan)
+        (logits.square().sum() + deltas.sum()).backward()
+        finish_step(head.modules(), 1, World(0, 1, torch.device("cpu")))
+        found.append((head.state_dict(), logits, [r.grad for r in rows], [p.grad for p in head.parameters()]))
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+    assert min(float(own.abs().max()) for own in found[0][2]) > 0
 
 
 def test_a_head_of_no_rois_passes_through():

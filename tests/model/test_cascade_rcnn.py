@@ -23,7 +23,7 @@ from factories import (
 )
 from megdet.architecture import CascadeMaskRcnn as CascadeMaskRcnnRecipe
 from megdet.architecture import CascadeRcnn as CascadeRcnnRecipe
-from megdet.architecture_parts import Cascade as CascadeRecipe
+from megdet.architecture_heads import Cascade as CascadeRecipe
 from megdet.layers.batch_norm import CrossDeviceBatchNorm
 from megdet.model.box_head import BoxHead
 from megdet.model.cascade_rcnn import STAGES, CascadeMaskRcnn, CascadeRcnn, stage_weights

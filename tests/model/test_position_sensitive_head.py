@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from factories import random_boxes, relative
-from megdet.architecture_parts import PositionSensitiveHead as HeadRecipe
+from megdet.architecture_heads import PositionSensitiveHead as HeadRecipe
 from megdet.distributed.lane import SINGLE_LANE
 from megdet.layers.batch_norm import CrossDeviceBatchNorm
 from megdet.layers.convert import norm_factory

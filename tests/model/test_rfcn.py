@@ -11,7 +11,8 @@ from torchvision.ops import ps_roi_align
 
 from factories import TINY, gradients, make_targets, relative, tiny_batch
 from megdet.architecture import Rfcn
-from megdet.architecture_parts import AtrousBackbone, PositionSensitiveHead, SingleLevelAnchors
+from megdet.architecture_heads import PositionSensitiveHead
+from megdet.architecture_parts import AtrousBackbone, SingleLevelAnchors
 from megdet.contract.verify import verify
 from megdet.inference.fold import fold_batch_norms
 from megdet.layers.batch_norm import CrossDeviceBatchNorm

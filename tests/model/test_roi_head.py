@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from factories import make_targets
-from megdet.architecture_parts import RoiHead as RoiHeadRecipe
+from megdet.architecture_heads import RoiHead as RoiHeadRecipe
 from megdet.model.proposals import Proposals
 from megdet.model.roi_head import DELTA_WEIGHTS, RoiHead
 from megdet.ops.boxes import decode_boxes

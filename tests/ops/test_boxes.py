@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from factories import random_boxes, relative
-from megdet.ops.boxes import LARGEST_LOG_SCALE, box_area, box_iou, clip_boxes, decode_boxes, encode_boxes
+from megdet.ops.boxes import (
+    LARGEST_LOG_SCALE,
+    box_area,
+    box_iou,
+    clip_boxes,
+    decode_boxes,
+    encode_boxes,
+    mirrored_boxes,
+)
 
 BOX = st.tuples(*[st.floats(-500, 500)] * 2, *[st.floats(0.5, 500)] * 2).map(
     lambda b: (b[0], b[1], b[0] + b[2], b[1] + b[3])
@@ -98,3 +106,11 @@ def test_boxes_are_cut_at_the_borders_of_their_own_image():
     assert clip_boxes(boxes, sizes).tolist() == [[[0.0, 3.0, 60.0, 40.0]], [[0.0, 3.0, 50.0, 90.0]]]
     four = boxes.reshape(2, 1, 1, 4).expand(2, 3, 2, 4)
     assert torch.equal(clip_boxes(four, sizes)[:, 1, 1], clip_boxes(boxes, sizes)[:, 0])
+
+
+def test_a_mirrored_box_by_hand_and_twice_mirrored():
+    boxes = torch.tensor([[1.0, 2.0, 4.0, 8.0], [0.0, 0.0, 10.0, 5.0]])
+    assert mirrored_boxes(boxes, 10).tolist() == [[6, 2, 9, 8], [0, 0, 10, 5]]
+    assert torch.equal(mirrored_boxes(mirrored_boxes(boxes, 10), 10), boxes)
+    several = mirrored_boxes(boxes.expand(2, -1, -1), torch.tensor([[10], [20]]))
+    assert several[1].tolist() == [[16, 2, 19, 8], [10, 0, 20, 5]]

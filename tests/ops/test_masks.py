@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from megdet.ops import masks
-from megdet.ops.masks import paste_masks
+from megdet.ops.masks import paste_masks, resampled_masks
 
 HEIGHT, WIDTH = 60, 90
 AWKWARD = [
@@ -145,3 +145,25 @@ def test_groups_hold_each_frame_once_and_are_of_like_size():
         padded = len(group) * sides[group, 0].max() * sides[group, 1].max()
         own = np.maximum(sides[group].prod(axis=1), masks._FEW_PIXELS).sum()
         assert len(group) == 1 or padded <= min(2 * own, masks._MOST_PIXELS)
+
+
+def test_a_mask_over_another_box_has_the_values_of_its_places_by_hand():
+    grid = torch.tensor([[[0.0, 1.0], [0.5, 0.25]]])
+    same = resampled_masks(grid, torch.tensor([[2.0, 3, 6, 9]]), torch.tensor([[2.0, 3, 6, 9]]))
+    torch.testing.assert_close(same, grid)
+    # a box of the right half: its cells' centres are at 0.75 and 1.25 cells behind the first one's centre
+    right = resampled_masks(grid, torch.tensor([[0.0, 0, 4, 4]]), torch.tensor([[2.0, 0, 4, 4]]))
+    torch.testing.assert_close(right, torch.tensor([[[0.75, 0.75], [0.5 * 0.25 + 0.25 * 0.75, 0.25 * 0.75]]]))
+    beyond = resampled_masks(grid, torch.tensor([[0.0, 0, 4, 4]]), torch.tensor([[8.0, 0, 12, 4]]))
+    assert not beyond.any()
+
+
+def test_a_mask_over_another_box_is_that_of_a_grid_sample():
+    own, boxes, others = grids(20), random_boxes(20, 1), random_boxes(20, 2)
+    centres = (torch.arange(7) + 0.5) / 7
+    size = (boxes[:, 2:] - boxes[:, :2]).unsqueeze(1)
+    places = others[:, None, :2] + centres[:, None] * (others[:, None, 2:] - others[:, None, :2])
+    x, y = (2 * (places - boxes[:, None, :2]) / size - 1).unbind(2)
+    where = torch.stack([x.unsqueeze(1).expand(-1, 7, -1), y.unsqueeze(2).expand(-1, -1, 7)], 3)
+    expected = F.grid_sample(own.unsqueeze(1), where, padding_mode="zeros", align_corners=False).squeeze(1)
+    torch.testing.assert_close(resampled_masks(own, boxes, others), expected, atol=1e-4, rtol=1e-4)

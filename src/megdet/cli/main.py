@@ -38,6 +38,8 @@ VERBS = {
     "import": Verb("make a run folder of weights trained elsewhere", "training:add_import"),
     "evaluate": Verb("the COCO numbers of a run or of a file", "results:add_evaluate"),
     "detect": Verb("draw what a run finds on pictures", "results:add_detect"),
+    "ensemble": Verb("merge what several runs found, without looking again", "entries:add_ensemble"),
+    "submit": Verb("the zip of detections that the COCO server takes, checked", "entries:add_submit"),
     "data": Verb("draw, check, describe and convert data sets", "data:add_data"),
     "analyse": Verb("measure a run: variance of gradients, sampling ratios", "science:add_analyse"),
     "lr-test": Verb("learning-rate range test, and which warmup survives which rate", "science:add_lr_test"),

@@ -42,9 +42,9 @@ def run_evaluate(arguments: Arguments) -> None:
         if not (arguments.ground_truth and arguments.detections) or arguments.run or arguments.data:
             raise InputError("files are evaluated with both --ground-truth and --detections, without a RUN")
         numbers = evaluate_files(existing_file(arguments.ground_truth), existing_file(arguments.detections))
-        _print(numbers)
+        print_numbers(numbers)
         if arguments.out is not None:
-            _write(arguments.out / "evaluation.json", numbers.as_dict())
+            write_result(arguments.out / "evaluation.json", numbers.as_dict())
         return
     if not arguments.run:
         raise InputError("name a RUN folder, or --ground-truth and --detections")
@@ -59,7 +59,7 @@ def _evaluate_run(arguments: Arguments, folder: RunFolder, world: World) -> None
         trained = _load_precise(arguments, folder, world, overrides)
     else:
         trained = load_detector(folder, world.device, overrides, world=world)
-    _fold(arguments, trained, world)
+    fold_if_asked(arguments, trained, world)
     annotations, images = arguments.data or (trained.recipe.data.val_annotations, trained.recipe.data.val_images)
     data = replace(trained.recipe.data, val_annotations=annotations, val_images=images)
     dataset = once_a_host(world, lambda: validation_set(data, with_masks=trained.model.has_masks))
@@ -74,9 +74,9 @@ def _evaluate_run(arguments: Arguments, folder: RunFolder, world: World) -> None
     if out is None:
         own = not arguments.data and not arguments.overrides and not arguments.fold
         out = folder.path if own else folder.path / "evaluations" / f"{Path(annotations).stem}{folded}"
-    _write(out / folder.detections.name, results)
-    _write(out / folder.evaluation.name, numbers.as_dict())
-    _print(numbers)
+    write_result(out / folder.detections.name, results)
+    write_result(out / folder.evaluation.name, numbers.as_dict())
+    print_numbers(numbers)
     CONSOLE.print(f"numbers     {out / folder.evaluation.name}\ndetections  {out / folder.detections.name}")
 
 
@@ -97,7 +97,8 @@ def _slowness(overrides: dict[str, str], folder: RunFolder, world: World) -> str
     return slow_at(read_recipe(folder, overrides).precision, world.device)
 
 
-def _fold(arguments: Arguments, trained: TrainedDetector, world: World) -> None:
+def fold_if_asked(arguments: Arguments, trained: TrainedDetector, world: World) -> None:
+    """Fold the batch norms of a detector where `--fold` is given; prints how many."""
     if arguments.fold:
         say(world, f"{fold_batch_norms(trained.model)} batch norms folded; the checkpoint keeps them")
 
@@ -129,7 +130,7 @@ def run_detect(arguments: Arguments) -> None:
     world = join_world(arguments)
     folder = RunFolder(Path(arguments.run))
     trained = load_detector(folder, world.device, overrides_here(arguments.overrides, folder, world))
-    _fold(arguments, trained, world)
+    fold_if_asked(arguments, trained, world)
     out = arguments.out or folder.pictures / "detect"
     names = dict(zip(trained.category_ids, trained.class_names, strict=True))
     found: list[tuple[Path, list[dict[str, Any]]]] = []
@@ -145,7 +146,7 @@ def run_detect(arguments: Arguments) -> None:
         drawn = sum(result["score"] >= arguments.score for result in results)
         CONSOLE.print(f"{picture}: {drawn} of {len(results)} detections drawn")
         found.append((picture, [{**result, "category": names[result["category_id"]]} for result in results]))
-    _write(out / "detections.json", [result for _, results in found for result in results])
+    write_result(out / "detections.json", [result for _, results in found for result in results])
     CONSOLE.print(f"{out / 'detections.json'}")
     if unreadable:
         raise InputError(f"{len(unreadable)} of {len(files)} images could not be read: {'; '.join(unreadable)}")
@@ -173,11 +174,13 @@ def _image_files(paths: list[Path]) -> list[Path]:
     return files
 
 
-def _write(path: Path, value: Any) -> None:
+def write_result(path: Path, value: Any) -> None:
+    """Write detections or numbers as JSON, making the folder."""
     make_folder(path.parent)
     write_json_atomically(path, value, indent=2 if isinstance(value, dict) else None)
 
 
-def _print(numbers: Evaluation) -> None:
+def print_numbers(numbers: Evaluation) -> None:
+    """The tables of an evaluation."""
     for table in tables(numbers):
         CONSOLE.print(table)

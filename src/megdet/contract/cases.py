@@ -67,7 +67,18 @@ def _detector_of(name: str) -> Callable[[Recipe], Recipe]:
 def _multi_scale(recipe: Recipe) -> Recipe:
     edge = recipe.data.short_edges[-1]
     data = replace(recipe.data, short_edges=(edge * 3 // 4, edge, edge * 3 // 2), scale_jitter=(0.8, 1.25))
-    return replace(recipe, data=replace(data, max_long_edge=recipe.data.max_long_edge * 2, color_jitter=0.4))
+    looks = replace(recipe.evaluation, scales=(edge * 3 // 4, edge), flip=True)
+    data = replace(data, max_long_edge=recipe.data.max_long_edge * 2, color_jitter=0.4)
+    return replace(_repeated_looks(recipe), data=data, evaluation=looks)
+
+
+def _repeated_looks(recipe: Recipe) -> Recipe:
+    """Iterative box regression and box voting, where the detector has a second stage."""
+    model: Any = recipe.model
+    if not hasattr(model, "box_head"):
+        return recipe
+    box_head = replace(model.box_head, test_iterations=1, vote_iou=0.5)
+    return replace(recipe, model=replace(model, box_head=box_head))
 
 
 def _crop(recipe: Recipe) -> Recipe:
@@ -121,10 +132,19 @@ CASES = {
     "frozen": Case("frozen statistics (BN size 0)", _frozen, (3, 8)),
     "group-norm": Case("group norm in the backbone", _group_norm, (4,)),
     "head-norms": Case("batch norm behind the backbone too", _head_norms, (3, 8)),
-    "multi-scale": Case("a size for each group, scale and colour jitter", _multi_scale, (2, 8)),
+    "multi-scale": Case("scale and colour jitter; detection at two scales, mirrored, with votes", _multi_scale, (2, 8)),
     "crop": Case("large-scale jitter: crops at a place drawn for each image", _crop, (3, 8)),
     "retinanet": Case("RetinaNet, the small one of recipe verify-retinanet", _detector_of("verify-retinanet"), (3, 8)),
-    "rfcn": Case("R-FCN, deformable, the small one of recipe verify-rfcn", _detector_of("verify-rfcn"), (3, 8)),
+    "rfcn": Case("R-FCN, deformable, hard RoIs, recipe verify-rfcn", _detector_of("verify-rfcn"), (3, 8)),
+    "heads": Case(
+        "hard RoIs, inception, maxout, regions and context, recipe verify-heads", _detector_of("verify-heads"), (3, 8)
+    ),
+    "features": Case(
+        "groups, squeeze-and-excitation, atrous, large kernels, segmentation, recipe verify-features",
+        _detector_of("verify-features"),
+        (3, 8),
+    ),
+    "light-head": Case("R-FCN with a light head, recipe verify-light-head", _detector_of("verify-light-head"), (3,)),
     "averages": Case("averaged weights (EMA)", _averages, (4,)),
     "agvm": Case("AGVM, a rate for each module", _agvm(), (3, 8)),
     "agvm-adamw": Case(

@@ -201,25 +201,40 @@ class TrainingPlan:
 
 
 def evaluation_plan(sizes: Int64[np.ndarray, "images 2"], recipe: Recipe) -> list[PlannedGroup]:
-    """Every image once, each on its own canvas, in batches of one canvas; ranks take whole batches.
+    """Every image once at each scale, each on its own canvas, in batches of one canvas; ranks take whole batches.
 
-    What is found in an image depends on no other image of the data set, so `detect` finds the same in its file alone.
+    The groups of the scales of one batch stand together, in the order of the scales, and have the same images: they
+    share a canvas at every scale. What is found in an image depends on no other image of the data set, so `detect`
+    finds the same in its file alone.
     """
-    data, most = recipe.data, recipe.evaluation.batch_size
-    of_canvas: dict[tuple[int, int], list[PlannedImage]] = {}
+    data, most, scales = recipe.data, recipe.evaluation.batch_size, evaluation_scales(recipe)
+    alike: dict[tuple[tuple[int, int], ...], list[tuple[PlannedImage, ...]]] = {}
     for index, (height, width) in enumerate(sizes.tolist()):
-        size = evaluation_size(height, width, data)
-        of_canvas.setdefault(canvas_of(size, data), []).append(PlannedImage(index, 0, 0, size, resize=data.resize))
+        own = [evaluation_size(height, width, data, edge) for edge in scales]
+        planned = tuple(PlannedImage(index, 0, 0, size, resize=data.resize) for size in own)
+        alike.setdefault(tuple(canvas_of(size, data) for size in own), []).append(planned)
     return [
-        PlannedGroup(canvas, tuple(images[start : start + most]))
-        for canvas, images in sorted(of_canvas.items())
+        PlannedGroup(canvas, tuple(image[scale] for image in images[start : start + most]))
+        for canvases, images in sorted(alike.items())
         for start in range(0, len(images), most)
+        for scale, canvas in enumerate(canvases)
     ]
 
 
-def evaluation_size(height: int, width: int, data: Data) -> tuple[int, int]:
-    """Height and width in pixels to which an image is resized for evaluation."""
-    return resized(height, width, data.short_edges[-1], data.max_long_edge, data.resize)
+def evaluation_scales(recipe: Recipe) -> tuple[int, ...]:
+    """The lengths in pixels of the shorter edge at which an image is evaluated."""
+    return recipe.evaluation.scales or recipe.data.short_edges[-1:]
+
+
+def evaluation_size(height: int, width: int, data: Data, short_edge: int | None = None) -> tuple[int, int]:
+    """Height and width in pixels to which an image is resized for evaluation.
+
+    At another shorter edge than the recipe's own, the most of the longer edge grows or shrinks with it, so that an
+    image has the same shape at every scale.
+    """
+    edge = data.short_edges[-1]
+    short_edge = short_edge or edge
+    return resized(height, width, short_edge, data.max_long_edge * short_edge / edge, data.resize)
 
 
 def training_size(height: int, width: int, short_edge: int, factor: float, data: Data) -> tuple[int, int]:

@@ -71,6 +71,32 @@ def encode_mask(pixels: Bool[np.ndarray, "rows columns"], x: int, y: int, size: 
     return {"size": [height, width], "counts": packed["counts"].decode()}
 
 
+def voted_mask(masks: Sequence[Rle], weights: Sequence[float]) -> Rle:
+    """The pixels that lie in masks of at least half of all weight; all masks are of one image, `counts` compressed.
+
+    Only the ends of runs are looked at, no pixel. Raises ValueError for `counts` that are no compressed runs.
+    """
+    ends, steps = [], []
+    for mask, weight in zip(masks, weights, strict=True):
+        runs = runs_of_text(mask["counts"])
+        if runs is None:
+            raise ValueError(f"no compressed runs: {mask['counts']}")
+        ends.append(runs.cumsum()[:-1])  # the last run ends with the image
+        steps.append(weight * (1.0 - 2.0 * (np.arange(len(runs) - 1) % 2)))
+    height, width = masks[0]["size"]
+    places = np.concatenate(ends)
+    order = places.argsort(kind="stable")
+    places, level = places[order], np.concatenate(steps)[order].cumsum()
+    is_last = np.append(places[1:] != places[:-1], True)[: len(places)]
+    places, level = places[is_last], level[is_last]
+    half = (0.5 - 1e-9) * sum(weights)  # what is half but for rounding is half
+    is_inside = level >= half
+    turns = np.flatnonzero(np.diff(is_inside, prepend=False))
+    runs = np.diff(places[turns], prepend=0, append=height * width)
+    packed = coco_masks.frPyObjects({"size": [height, width], "counts": runs.tolist()}, height, width)
+    return {"size": [height, width], "counts": packed["counts"].decode()}
+
+
 def packed_pixels(texts: Sequence[str]) -> Int64[np.ndarray, " texts"]:
     """How many pixels each packed `counts` is about, -1 for a text that is none: readers take a wrong number silently.
 

@@ -17,7 +17,7 @@ from megdet.data.image import read_image
 from megdet.data.masks import PlacedMask, place_mask
 from megdet.data.plan import Crop, PlannedImage, unit_interval
 from megdet.errors import InputError
-from megdet.ops.boxes import box_area, clip_boxes
+from megdet.ops.boxes import box_area, clip_boxes, mirrored_boxes
 from megdet.structures import Batch, Masks, Targets
 
 _BRIGHTNESS, _CONTRAST, _SATURATION = range(11, 14)
@@ -187,7 +187,7 @@ def _transform_boxes(
     if image.crop:
         scaled, is_left = _cut_boxes(scaled, image.crop, image.size)
     if image.flip_horizontal:
-        scaled = torch.stack([width - scaled[:, 2], scaled[:, 1], width - scaled[:, 0], scaled[:, 3]], dim=1)
+        scaled = mirrored_boxes(scaled, width)
     if image.flip_vertical:
         scaled = torch.stack([scaled[:, 0], height - scaled[:, 3], scaled[:, 2], height - scaled[:, 1]], dim=1)
     return scaled, is_left

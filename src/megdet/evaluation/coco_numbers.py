@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from megdet.evaluation.columns import Detection, MaskedTruth, Truth, detection_columns, truth_columns
+from megdet.data.result_rows import Detection
+from megdet.evaluation.columns import MaskedTruth, Truth, detection_columns, truth_columns
 from megdet.evaluation.counting import (
     MAX_DETECTIONS,
     DetectionColumns,

@@ -6,28 +6,16 @@ Ids of any type become 0, 1, 2, ... in ascending order: equal scores are ranked 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
 import msgspec
 import numpy as np
 from jaxtyping import Int64
 
 from megdet.data.coco_rows import Length, Number
+from megdet.data.result_rows import Box, Detection, Id, Rle
 from megdet.errors import InputError, shown
 from megdet.evaluation.counting import DetectionColumns, TruthColumns
-
-_Box = tuple[Number, Number, Length, Length]
-_Id = int | str | float  # some tools write 3.0
-
-
-_Side = Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
-
-
-class Rle(msgspec.Struct, gc=False):
-    """A mask as the lengths of its runs, packed into a text or not; `size` is height and width in pixels."""
-
-    size: tuple[_Side, _Side]
-    counts: str | list[Annotated[int, msgspec.Meta(ge=0, lt=2**32)]]
 
 
 class Image(msgspec.Struct):
@@ -53,9 +41,9 @@ class Category(msgspec.Struct):
 class Annotation(msgspec.Struct, gc=False):
     """A box of the ground truth: x, y, width, height in pixels; `area` in square pixels may be that of a mask."""
 
-    image_id: _Id
-    category_id: _Id
-    bbox: _Box
+    image_id: Id
+    category_id: Id
+    bbox: Box
     area: Length | None = None
     iscrowd: Literal[0, 1] | bool | None = None
 
@@ -81,17 +69,7 @@ class MaskedTruth(Truth):
     annotations: Sequence[MaskedAnnotation] = ()
 
 
-class Detection(msgspec.Struct, gc=False, kw_only=True):
-    """One entry of the COCO result format: a box, a mask or both."""
-
-    image_id: _Id
-    category_id: _Id
-    bbox: _Box | None = None
-    score: Number
-    segmentation: Rle | None = None
-
-
-_Numbers = dict[_Id, int]
+_Numbers = dict[Id, int]
 
 
 @dataclass(frozen=True)
@@ -150,7 +128,7 @@ def _number(records: Sequence[Image | Category], kind: str, place: str) -> _Numb
     return {identity: number for number, identity in enumerate(ordered)}
 
 
-def _lookup(ids: Sequence[_Id], key: str, numbers: _Numbers, where: str, among: str) -> Int64[np.ndarray, " rows"]:
+def _lookup(ids: Sequence[Id], key: str, numbers: _Numbers, where: str, among: str) -> Int64[np.ndarray, " rows"]:
     found = [numbers.get(identity) for identity in ids]
     if None not in found:
         return np.array(found, np.int64)

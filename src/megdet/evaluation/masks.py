@@ -11,11 +11,12 @@ import numpy as np
 from hotcoco import mask as coco_masks
 from jaxtyping import Float64
 
+from megdet.data.result_rows import Detection, Rle
 from megdet.data.rle import Rle as RunLengths
 from megdet.data.rle import packed_pixels
 from megdet.data.segmentations import far_fault, rle_size_fault, segmentation_fault
 from megdet.errors import InputError, shown
-from megdet.evaluation.columns import Detection, MaskedAnnotation, MaskedTruth, Numbering, Rle
+from megdet.evaluation.columns import MaskedAnnotation, MaskedTruth, Numbering
 from megdet.evaluation.counting import DetectionColumns, Objects, TruthColumns
 
 _TOGETHER = 1 << 12  # run lengths that are looked at together: a limit of memory

@@ -1,5 +1,6 @@
 """Detections of whole data sets and of single images."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +14,12 @@ from torch import Tensor
 from megdet.data.coco import CocoDataset
 from megdet.data.image import read_image
 from megdet.data.loader import group_batches
-from megdet.data.plan import canvas_of, evaluation_plan, evaluation_size
+from megdet.data.plan import canvas_of, evaluation_plan, evaluation_scales, evaluation_size
 from megdet.data.rle import encode_mask
 from megdet.data.transforms import RESIZE
 from megdet.distributed.world import World
 from megdet.errors import InputError, nearest
+from megdet.inference.looks import mirrored_detections, mirrored_pixels, together, within
 from megdet.inference.trained import TrainedDetector
 from megdet.model.detector import Detector
 from megdet.ops.masks import paste_masks
@@ -63,18 +65,23 @@ def detect_dataset(
 ) -> list[Result]:
     """All detections of a data set in the order of the evaluation plan, the same on any number of ranks.
 
-    Rank r takes whole batches r, r + W, ...; every rank gets the merged list. `category_ids` are those of the model's
-    labels; detections of a label without one are left out. `progress` is called with the images done on this rank.
+    Rank r takes whole batches r, r + W, ... with all looks at them; every rank gets the merged list. `category_ids` are
+    those of the model's labels; detections of a label without one are left out. `progress` is called with the images
+    done on this rank.
     """
-    plan = evaluation_plan(dataset.sizes, recipe)
-    mine = range(world.rank, len(plan), world.size)
+    plan, num_scales = evaluation_plan(dataset.sizes, recipe), len(evaluation_scales(recipe))
+    mine = range(world.rank, len(plan) // num_scales, world.size)
     model.eval()
     found: list[tuple[int, list[Result]]] = []
-    batches = group_batches(dataset, [plan[i] for i in mine], workers=workers, device=world.device)
-    done = 0
-    for number, batch in zip(mine, batches, strict=True):
+    groups = [plan[number * num_scales + scale] for number in mine for scale in range(num_scales)]
+    batches = group_batches(dataset, groups, workers=workers, device=world.device)
+    done, looks = 0, list[Detections]()
+    for (number, scale), batch in zip(itertools.product(mine, range(num_scales)), batches, strict=True):
         batch = batch.to(world.device)
-        detections = _at_file_size(detect_batch(model, batch.pixels, batch.sizes, recipe.precision), batch.scales)
+        looks += _looks(model, recipe, scale, batch.pixels, batch.sizes, batch.scales)
+        if scale < num_scales - 1:
+            continue
+        detections, looks = together(looks, recipe.evaluation), []
         results = []
         for row, index in enumerate(batch.image_index):
             height, width = dataset.sizes[index].tolist()
@@ -96,14 +103,16 @@ def detect_image(trained: TrainedDetector, file: Path) -> tuple[NDArray[np.uint8
     data = trained.recipe.data
     pixels = read_image(file, max_pixels=data.max_pixels)
     height, width = pixels.shape[:2]
-    size = evaluation_size(height, width, data)
-    resized = RESIZE[data.resize](pixels, size)
-    canvas = torch.zeros(1, 3, *canvas_of(size, data), dtype=resized.dtype)
-    canvas[0, :, : size[0], : size[1]] = resized
-    sizes = torch.tensor([size], device=trained.device)
-    detections = detect_batch(trained.model, canvas.to(trained.device), sizes, trained.recipe.precision)
-    scales = torch.tensor([[size[0] / height, size[1] / width]])
-    found = _at_file_size(detections, scales)
+    looks = []
+    for scale, edge in enumerate(evaluation_scales(trained.recipe)):
+        size = evaluation_size(height, width, data, edge)
+        resized = RESIZE[data.resize](pixels, size)
+        canvas = torch.zeros(1, 3, *canvas_of(size, data), dtype=resized.dtype)
+        canvas[0, :, : size[0], : size[1]] = resized
+        sizes = torch.tensor([size], device=trained.device)
+        scales = torch.tensor([[size[0] / height, size[1] / width]])
+        looks += _looks(trained.model, trained.recipe, scale, canvas.to(trained.device), sizes, scales)
+    found = together(looks, trained.recipe.evaluation)
     exact = trained.model.exact_paste
     return pixels, _results(found, (height, width), file.name, trained.category_ids, exact=exact)
 
@@ -112,6 +121,19 @@ def detect_batch(model: Detector, pixels: Tensor, sizes: Tensor, precision: Prec
     """Detections of one batch on the model's device, in the precision of its recipe."""
     with torch.inference_mode(), arithmetic(precision, pixels.device):
         return model.detect(model.normalized(pixels, sizes), sizes)
+
+
+def _looks(
+    model: Detector, recipe: Recipe, scale: int, pixels: Tensor, sizes: Tensor, scales: Tensor
+) -> list[Detections]:
+    """What is found in a batch at one of the scales, and in the mirrored batch if asked for; boxes as in the files."""
+    found = [detect_batch(model, pixels, sizes, recipe.precision)]
+    if recipe.evaluation.flip:
+        mirrored = detect_batch(model, mirrored_pixels(pixels, sizes), sizes, recipe.precision)
+        found.append(mirrored_detections(mirrored, sizes))
+    found = [_at_file_size(look, scales) for look in found]
+    ranges = recipe.evaluation.object_ranges
+    return [within(look, ranges[scale]) for look in found] if ranges else found
 
 
 def _at_file_size(detections: Detections, scales: Tensor) -> Detections:

@@ -1,12 +1,13 @@
 """Cascade R-CNN (Cai and Vasconcelos, 2018): three box heads one after another, each trained for better boxes.
 
 Every stage moves the boxes of the one before, whatever their class, and the next one calls positive only what overlaps
-an object more. All moved boxes go on, none is sampled anew: the first stage has drawn by the anchors' identities.
+an object more. All moved boxes go on, none is sampled anew: the first stage has drawn by the anchors' identities, or
+chosen what is hard for it, and the later ones learn from the same RoIs.
 """
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import ClassVar
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -16,12 +17,13 @@ from megdet.architecture import CascadeMaskRcnn as CascadeMaskRcnnRecipe
 from megdet.architecture import CascadeRcnn as CascadeRcnnRecipe
 from megdet.distributed.lane import SINGLE_LANE, Lane
 from megdet.layers.convert import norm_factory
-from megdet.model.box_head import BoxHead
+from megdet.model.box_head import BoxHead, Pool
 from megdet.model.detector import Count
 from megdet.model.faster_rcnn import FasterRcnn
 from megdet.model.mask_rcnn import MaskRcnn
 from megdet.model.proposals import Proposals
-from megdet.model.roi_head import DELTA_WEIGHTS, SampledRois
+from megdet.model.repeated_looks import Looked, detections_of_looks
+from megdet.model.roi_head import DELTA_WEIGHTS, Outputs, SampledRois
 from megdet.ops.boxes import Weights, clip_boxes, decode_boxes
 from megdet.ops.roi_align import FeatureTable
 from megdet.recipe import RecomputePlan
@@ -39,13 +41,13 @@ class CascadeRcnn(FasterRcnn):
         *(f"{stage}_{term}" for stage in STAGES for term in ("class", "box")),
     )
     counts = (FasterRcnn.counts[0], *(Count(f"{stage}_positive", "RoI") for stage in STAGES))
-    parts: ClassVar[Mapping[str, str]] = {
+    parts: Mapping[str, str] = {
         **FasterRcnn.parts,
         "box_head_2": "second box head",
         "box_head_3": "third box head",
     }
     class_layers = tuple(f"{stage}.classes" for stage in STAGES)
-    small_start: ClassVar[Mapping[str, float]] = {
+    small_start: Mapping[str, float] = {
         **FasterRcnn.small_start,
         **{f"{stage}.{layer}": 20 for stage in STAGES for layer in ("classes", "deltas")},
     }
@@ -80,12 +82,21 @@ class CascadeRcnn(FasterRcnn):
         return [getattr(self, stage) for stage in STAGES]
 
     def roi_losses(
-        self, table: FeatureTable, sampled: SampledRois, targets: Targets, sizes: Int64[Tensor, "images 2"]
+        self,
+        table: FeatureTable,
+        sampled: SampledRois,
+        seen: Outputs | None,
+        targets: Targets,
+        sizes: Int64[Tensor, "images 2"],
     ) -> dict[str, Float[Tensor, " images"]]:
-        """The losses and counts of all stages, by name: the first at its sampled RoIs, each next at those moved."""
+        """The losses and counts of all stages, by name: the first at its sampled RoIs, each next at those moved.
+
+        `seen` is what the first head said of them if it has looked at them already.
+        """
         losses = {}
         for stage, head, weight in zip(STAGES, self.heads, self.loss_weights, strict=True):
-            logits, deltas = self.refine(table, sampled.boxes, sampled.is_valid, head)
+            logits, deltas = seen or self.refine(table, sizes, sampled.boxes, sampled.is_valid, head)
+            seen = None
             found = head.losses(logits, deltas, sampled)
             losses[f"{stage}_class"] = weight * found["box_head_class"]
             losses[f"{stage}_box"] = weight * found["box_head_box"]
@@ -99,13 +110,18 @@ class CascadeRcnn(FasterRcnn):
         """What the last stage finds; its scores are the mean over all heads, each at the last stage's boxes."""
         *earlier, last = self.heads
         for head in earlier:
-            _, deltas = self.refine(table, proposals.boxes, proposals.is_valid, head)
+            _, deltas = self.refine(table, sizes, proposals.boxes, proposals.is_valid, head)
             boxes, is_valid = self.moved(head, deltas, proposals.boxes, proposals.is_valid, sizes)
             proposals = replace(proposals, boxes=boxes, is_valid=is_valid)
-        pooled = self.pooling(table, proposals.boxes)
-        looks = [head(lambda: pooled, proposals.is_valid) for head in self.heads]
-        scores = torch.stack([logits.to(proposals.boxes.dtype).softmax(2) for logits, _ in looks]).mean(0)
-        return last.detections(scores, looks[-1][1].to(proposals.boxes.dtype), proposals, sizes)
+
+        def look(boxes: Tensor, is_valid: Tensor) -> Looked:
+            pool = _pooled(partial(self.pooling, table, boxes))
+            around = {name: _pooled(own) for name, own in self.around(table, sizes, boxes).items()}
+            looks = [head(pool, is_valid, around=around) for head in self.heads]
+            scores = torch.stack([logits.to(boxes.dtype).softmax(2) for logits, _ in looks]).mean(0)
+            return scores, looks[-1][1].to(boxes.dtype)
+
+        return detections_of_looks(last, look, proposals, sizes)
 
     @torch.no_grad()
     def moved(
@@ -131,9 +147,9 @@ class CascadeMaskRcnn(MaskRcnn, CascadeRcnn):
 
     loss_names = (*CascadeRcnn.loss_names, "mask_head")
     counts = CascadeRcnn.counts
-    parts: ClassVar[Mapping[str, str]] = {**CascadeRcnn.parts, **MaskRcnn.parts}
+    parts: Mapping[str, str] = {**CascadeRcnn.parts, **MaskRcnn.parts}
     class_layers = (*CascadeRcnn.class_layers, "mask_head.logits")
-    small_start: ClassVar[Mapping[str, float]] = {**CascadeRcnn.small_start, **MaskRcnn.small_start}
+    small_start: Mapping[str, float] = {**CascadeRcnn.small_start, **MaskRcnn.small_start}
     same_meaning = MaskRcnn.same_meaning
     sampling_keys = CascadeRcnn.sampling_keys
 
@@ -142,3 +158,9 @@ def stage_weights(number: int) -> Weights:
     """The factors of a stage's deltas, as in detectron2: what one stage leaves to the next is ever smaller."""
     x, y, width, height = (number * weight for weight in DELTA_WEIGHTS)
     return x, y, width, height
+
+
+def _pooled(pool: Pool) -> Pool:
+    """The same, pooled once for all who ask."""
+    pooled = pool()
+    return lambda: pooled

@@ -12,17 +12,8 @@ import torch
 from torch import Tensor
 
 from megdet.architecture import FasterRcnn, MaskRcnn, Model, RetinaNet
-from megdet.architecture_parts import (
-    Anchors,
-    Backbone,
-    BoxHead,
-    DenseHead,
-    Fpn,
-    MaskHead,
-    OctaveAnchors,
-    Rpn,
-    StridedFpn,
-)
+from megdet.architecture_heads import BoxHead, MaskHead
+from megdet.architecture_parts import Anchors, Backbone, DenseHead, Fpn, OctaveAnchors, Rpn, StridedFpn
 from megdet.errors import InputError
 from megdet.model.torchvision_weights import bin_by_bin
 from megdet.model.weight_file import fitted

@@ -10,13 +10,13 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from megdet.architecture_parts import BoxHead as BoxHeadRecipe
-from megdet.architecture_parts import MaskHead as MaskHeadRecipe
+from megdet.architecture_heads import BoxHead as BoxHeadRecipe
+from megdet.architecture_heads import MaskHead as MaskHeadRecipe
 from megdet.layers.convert import NormFactory
 from megdet.layers.recompute import plainly
-from megdet.model.box_head import normalized_rois
 from megdet.model.pooling import RoiPooling
 from megdet.model.proposals import filled_columns
+from megdet.model.roi_blocks import normalized_rois
 from megdet.model.roi_head import SampledRois
 from megdet.ops.linear import linear
 from megdet.ops.losses import mean_per_image
@@ -50,7 +50,8 @@ class MaskHead(nn.Module):
     ) -> None:
         super().__init__()
         self.recipe, self.num_classes = recipe, num_classes
-        self.most_positives = max(1, int(box_head.samples * box_head.positive_fraction))
+        part = 1.0 if box_head.sampling == "hard" else box_head.positive_fraction
+        self.most_positives = max(1, int(box_head.samples * part))
         self.pooling = RoiPooling(
             recipe.pool_size, recipe.sampling_ratio, recipe.aligned, box_head.canonical_size, strides
         )

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import ClassVar
 
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -14,7 +13,7 @@ from megdet.layers.convert import norm_factory
 from megdet.model.faster_rcnn import FasterRcnn
 from megdet.model.mask_head import MaskHead
 from megdet.model.proposals import Proposals
-from megdet.model.roi_head import SampledRois
+from megdet.model.roi_head import Outputs, SampledRois
 from megdet.ops.roi_align import FeatureTable
 from megdet.recipe import RecomputePlan
 from megdet.structures import Detections, Targets
@@ -25,9 +24,9 @@ class MaskRcnn(FasterRcnn):
 
     loss_names = (*FasterRcnn.loss_names, "mask_head")
     has_masks = True
-    parts: ClassVar[Mapping[str, str]] = {**FasterRcnn.parts, "mask_head": "mask head"}
+    parts: Mapping[str, str] = {**FasterRcnn.parts, "mask_head": "mask head"}
     class_layers = (*FasterRcnn.class_layers, "mask_head.logits")
-    small_start: ClassVar[Mapping[str, float]] = {**FasterRcnn.small_start, "mask_head.logits": 20}
+    small_start: Mapping[str, float] = {**FasterRcnn.small_start, "mask_head.logits": 20}
     same_meaning = (
         *FasterRcnn.same_meaning,
         *("mask_head.pool_size", "mask_head.sampling_ratio", "mask_head.aligned"),
@@ -51,11 +50,16 @@ class MaskRcnn(FasterRcnn):
         return self.mask_head.recipe.exact_paste
 
     def roi_losses(
-        self, table: FeatureTable, sampled: SampledRois, targets: Targets, sizes: Int64[Tensor, "images 2"]
+        self,
+        table: FeatureTable,
+        sampled: SampledRois,
+        seen: Outputs | None,
+        targets: Targets,
+        sizes: Int64[Tensor, "images 2"],
     ) -> dict[str, Float[Tensor, " images"]]:
         """The losses and counts of the second stage at its sampled RoIs, by name."""
         assert targets.masks is not None, "the loader makes them for a detector that has masks"
-        losses = super().roi_losses(table, sampled, targets, sizes)
+        losses = super().roi_losses(table, sampled, seen, targets, sizes)
         return losses | self.mask_head.losses(table, sampled, targets.masks, sizes, self.recompute)
 
     def roi_detections(self, table: FeatureTable, proposals: Proposals, sizes: Int64[Tensor, "images 2"]) -> Detections:

@@ -3,14 +3,17 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from megdet.model.anchors import LEVEL_STRIDES
-from megdet.ops.roi_align import FeatureTable, roi_align, roi_levels
+from megdet.ops.constants import constant
+from megdet.ops.roi_align import FeatureTable, roi_align, roi_level_pairs, roi_levels
 
 POOLED_LEVELS = 4
 """P2 to P5."""
+_POINTS_OF_IMAGES = 2
+"""Sampling points of a bin of a whole image along each edge where a RoI's follow from its size."""
 
 
 @dataclass(frozen=True)
@@ -27,15 +30,24 @@ class RoiPooling:
     """edge in pixels of the RoI that is pooled from P4"""
     strides: tuple[int, ...] = LEVEL_STRIDES
     """of the levels of the pyramid"""
+    two_levels: bool = False
+    """pool from the two neighbouring levels next to the RoI's size"""
 
     def __call__(
         self, table: FeatureTable, rois: Float[Tensor, "images rois 4"]
-    ) -> Float[Tensor, "all_rois bins channels"]:
-        """The pooled features of the RoIs of all images, one after the other, bin by bin."""
+    ) -> Float[Tensor, "pooled_rois bins channels"]:
+        """The pooled features of the RoIs of all images, one after the other, bin by bin.
+
+        With two levels those of all RoIs from the finer one come first, then those of all from the coarser.
+        """
         images, count = rois.shape[:2]
         flat = rois.reshape(-1, 4)
         image_index = torch.arange(images, device=rois.device).repeat_interleave(count)
-        levels = roi_levels(flat, POOLED_LEVELS, self.canonical_size)
+        if not self.two_levels:
+            levels = roi_levels(flat, POOLED_LEVELS, self.canonical_size)
+        else:
+            levels = roi_level_pairs(flat, POOLED_LEVELS, self.canonical_size).flatten()
+            flat, image_index = flat.repeat(2, 1), image_index.repeat(2)
         return roi_align(
             table,
             self.strides,
@@ -46,3 +58,20 @@ class RoiPooling:
             self.sampling_ratio,
             aligned=self.aligned,
         )
+
+    def of_images(self, table: FeatureTable, sizes: Int64[Tensor, "images 2"]) -> Float[Tensor, "images bins channels"]:
+        """The pooled features of whole images, each as one RoI (He et al., 2016, appendix B), without the canvas.
+
+        Where an edge has fewer pixels on its level than there are sampling points, the RoI is as much smaller as keeps
+        the outer points from reaching beyond the outer pixels. So no value of the canvas around an image is read.
+        """
+        dtype = torch.float64 if table.rows.dtype == torch.float64 else torch.float32
+        edges = sizes.flip(1).to(dtype)
+        levels = roi_levels(torch.cat([torch.zeros_like(edges), edges], 1), POOLED_LEVELS, self.canonical_size)
+        ratio = self.sampling_ratio or _POINTS_OF_IMAGES
+        points = self.pool_size * ratio
+        stride = constant(self.strides, dtype, edges.device)[levels].unsqueeze(1)
+        margin = ((points * stride - edges) / (2 * max(points - 1, 1))).clamp(min=0).minimum(edges / 2)
+        image_index = torch.arange(len(sizes), device=sizes.device)
+        rois = torch.cat([margin, edges - margin], 1)
+        return roi_align(table, self.strides, rois, image_index, levels, self.pool_size, ratio, aligned=True)

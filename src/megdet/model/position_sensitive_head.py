@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from megdet.architecture_parts import PositionSensitiveHead as HeadRecipe
+from megdet.architecture_heads import PositionSensitiveHead as HeadRecipe
 from megdet.layers.convert import NormFactory
 from megdet.model.roi_head import RoiHead
 from megdet.ops.roi_align import position_sensitive_roi_align

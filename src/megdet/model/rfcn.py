@@ -14,7 +14,12 @@ from megdet.layers.convert import norm_factory
 from megdet.model.anchors import AnchorGrid
 from megdet.model.detector import BACKBONE_MEANING, Detector, Samples
 from megdet.model.faster_rcnn import FasterRcnn, Proposed, with_dense_loss
+from megdet.model.hard_rois import choose_rois
+from megdet.model.light_head import LightHead
 from megdet.model.position_sensitive_head import PositionSensitiveHead
+from megdet.model.proposals import Proposals
+from megdet.model.repeated_looks import Looked, detections_of_looks
+from megdet.model.roi_head import SampledRois
 from megdet.model.rpn import Rpn
 from megdet.ops.roi_align import feature_table
 from megdet.recipe import RecomputePlan
@@ -22,18 +27,18 @@ from megdet.structures import Detections, Targets
 
 
 class Rfcn(Detector):
-    """Features and maps, proposals, and a vote for every proposal.
+    """Features and maps, proposals, and a vote for every proposal, or a light head's look at it.
 
-    Differs from the paper: the RPN's hidden layer is as wide as C4, not 512 channels, and RoIs are sampled at random,
-    not by their loss.
+    Differs from the paper: the RPN's hidden layer is as wide as C4, not 512 channels. Its RoIs are those of greatest
+    loss where `box_head.sampling` is hard, which is not the default.
     """
 
     loss_names = FasterRcnn.loss_names
     counts = FasterRcnn.counts
-    parts: ClassVar[Mapping[str, str]] = {"backbone": "backbone", "rpn": "RPN", "box_head": "score maps"}
+    parts: Mapping[str, str] = {"backbone": "backbone", "rpn": "RPN", "box_head": "score maps"}
     dense_parts = ("backbone", "rpn", "box_head")
     class_layers = ("box_head.classes",)
-    small_start: ClassVar[Mapping[str, float]] = FasterRcnn.small_start
+    small_start: Mapping[str, float] = FasterRcnn.small_start
     same_meaning = (
         *BACKBONE_MEANING,
         *("anchors.sizes", "anchors.ratios", "anchors.stride_from_grid", "anchors.whole_pixels"),
@@ -58,7 +63,8 @@ class Rfcn(Detector):
         self.anchors = AnchorGrid(architecture.anchors, (stride,))
         self.rpn = Rpn(rpn, c4, self.anchors.per_cell, norm_factory(rpn.norm, lane))
         norm = norm_factory(box_head.norm, lane)
-        self.box_head = PositionSensitiveHead(box_head, c5, stride_of_maps, num_classes, norm)
+        head = LightHead if box_head.light_kernel else PositionSensitiveHead
+        self.box_head: LightHead | PositionSensitiveHead = head(box_head, c5, stride_of_maps, num_classes, norm)
 
     def features(self, images: Float[Tensor, "images 3 height width"]) -> list[Float[Tensor, "images _ _ _"]]:
         """C4 of normalised images, and the maps of classes and of boxes that C5 becomes."""
@@ -92,7 +98,7 @@ class Rfcn(Detector):
         c4, *maps = self.features(images)
         found = self.propose(c4, images, sizes)
         losses = self.rpn.losses(found.logits, found.deltas, found.anchors, targets, feature_table([c4]))
-        sampled = self.box_head.sample(found.proposals, targets)
+        sampled = self.chosen(maps, found.proposals, targets)
         logits, deltas = self.box_head.vote(maps, sampled.boxes)
         return losses | self.box_head.losses(logits, deltas, sampled)
 
@@ -102,8 +108,12 @@ class Rfcn(Detector):
         c4, *maps = self.features(images)
         proposals = self.propose(c4, images, sizes).proposals
         proposals = proposals.shortened(least=self.box_head.recipe.detections)
-        logits, deltas = self.box_head.vote(maps, proposals.boxes)
-        return self.box_head.detections(logits.softmax(2), deltas, proposals, sizes)
+
+        def look(boxes: Tensor, is_valid: Tensor) -> Looked:  # noqa: ARG001  # rows without a box mean nothing
+            logits, deltas = self.box_head.vote(maps, boxes)
+            return logits.softmax(2), deltas
+
+        return detections_of_looks(self.box_head, look, proposals, sizes)
 
     @torch.no_grad()
     def samples(
@@ -111,6 +121,11 @@ class Rfcn(Detector):
     ) -> Samples:
         """The RoIs that the second stage's loss of normalised images looks at."""
         targets = replace(targets, boxes=targets.boxes.to(images.dtype))
-        proposals = self.propose(self.features(images)[0], images, sizes).proposals
-        sampled = self.box_head.sample(proposals, targets)
+        c4, *maps = self.features(images)
+        sampled = self.chosen(maps, self.propose(c4, images, sizes).proposals, targets)
         return Samples(sampled.boxes, sampled.is_positive, sampled.is_valid)
+
+    def chosen(self, maps: list[Float[Tensor, "images _ _ _"]], proposals: Proposals, targets: Targets) -> SampledRois:
+        """The RoIs of the second stage's loss; a vote for one does not depend on the others."""
+        chosen, _ = choose_rois(self.box_head, lambda boxes, _: self.box_head.vote(maps, boxes), proposals, targets)
+        return chosen

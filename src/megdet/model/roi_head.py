@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from megdet.architecture_parts import RoiHead as RoiHeadRecipe
+from megdet.architecture_heads import RoiHead as RoiHeadRecipe
 from megdet.model.proposals import Proposals
 from megdet.ops.boxes import Weights, clip_boxes, decode_boxes, encode_boxes
 from megdet.ops.losses import box_loss, mean_per_image
@@ -20,10 +20,10 @@ DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 SMALLEST_DETECTION = 1e-2
 _FIRST_TRUTH_IDENTITY = 1 << 40
 """Ground-truth boxes join the proposals under identities that no anchor has."""
-
-
 _PURPOSE = 1
 """Of the draw, so that it does not repeat the RPN's draw of the same anchors."""
+Outputs = tuple[Float[Tensor, "images rois classes_and_background"], Float[Tensor, "images rois regressed 4"]]
+"""What a head says of RoIs: class logits, background last, and deltas of every class, or of all together."""
 
 
 @dataclass
@@ -39,9 +39,24 @@ class SampledRois:
     """they come before the others where they were sampled"""
     is_valid: Bool[Tensor, "images samples"]
 
+    def at(self, index: Int64[Tensor, "images chosen"], is_valid: Bool[Tensor, "images chosen"]) -> "SampledRois":
+        """Some of them by their places; rows that are not valid mean nothing."""
+        corners = index.unsqueeze(2).expand(-1, -1, 4)
+        return SampledRois(
+            self.boxes.gather(1, corners),
+            self.labels.gather(1, index),
+            self.deltas.gather(1, corners),
+            self.box_index.gather(1, index),
+            self.is_positive.gather(1, index) & is_valid,
+            is_valid,
+        )
+
 
 class RoiHead(nn.Module):
     """A head that gives every RoI class logits, background last, and deltas of every class or of all together."""
+
+    rois_share_statistics = False
+    """whether what it says of a RoI depends on the others of the group, as behind a batch norm"""
 
     def __init__(
         self,
@@ -59,10 +74,9 @@ class RoiHead(nn.Module):
     def sample(self, proposals: Proposals, targets: Targets) -> SampledRois:
         """Join the ground truth to the proposals, match them, and sample a fixed number an image."""
         recipe = self.recipe
+        boxes, is_candidate = _joined(proposals, targets)
         places = torch.arange(targets.boxes.shape[1], device=targets.boxes.device) + _FIRST_TRUTH_IDENTITY
-        boxes = torch.cat([proposals.boxes, targets.boxes], 1)
         identities = torch.cat([proposals.identities, places.expand(len(boxes), -1)], 1)
-        is_candidate = torch.cat([proposals.is_valid, targets.is_box], 1)
         matches = match_boxes(
             boxes, targets.boxes, targets.is_box, recipe.positive_iou, recipe.positive_iou, keep_best=False
         )
@@ -74,6 +88,10 @@ class RoiHead(nn.Module):
         rois = boxes.gather(1, sample.index.unsqueeze(2).expand(-1, -1, 4))
         box_index = matches.box_index.gather(1, sample.index)
         return self._with_targets(rois, box_index, sample.is_positive, sample.is_valid, targets)
+
+    def candidates(self, proposals: Proposals, targets: Targets) -> SampledRois:
+        """The proposals and, behind them, the ground truth, with what each should become, none left out."""
+        return self.match(*_joined(proposals, targets), targets)
 
     @torch.no_grad()
     def match(
@@ -95,6 +113,23 @@ class RoiHead(nn.Module):
         deltas = encode_boxes(matched, rois, self.delta_weights)
         return SampledRois(rois, labels, deltas, box_index, is_positive, is_valid)
 
+    def terms(
+        self,
+        logits: Float[Tensor, "images samples classes_and_background"],
+        deltas: Float[Tensor, "images samples regressed 4"],
+        sampled: SampledRois,
+    ) -> tuple[Float[Tensor, "images samples"], Float[Tensor, "images samples"]]:
+        """Class and box loss of each RoI; 0 where it is not valid, the box loss also where it is not positive."""
+        classes = F.cross_entropy(logits.flatten(0, 1), sampled.labels.flatten(), reduction="none")
+        classes = classes.view_as(sampled.labels) * sampled.is_valid
+        own = sampled.labels.clamp(max=self.num_regressed - 1).unsqueeze(2).unsqueeze(3).expand(-1, -1, 1, 4)
+        own_deltas = deltas.gather(2, own).squeeze(2)
+        recipe = self.recipe
+        regression = box_loss(
+            recipe.box_loss, own_deltas, sampled.deltas, sampled.boxes, self.delta_weights, recipe.smooth_l1_beta
+        )
+        return classes, regression * sampled.is_positive
+
     def losses(
         self,
         logits: Float[Tensor, "images samples classes_and_background"],
@@ -105,15 +140,7 @@ class RoiHead(nn.Module):
 
         `box_head_positive` is the part of the sampled RoIs that is positive (Table 1).
         """
-        classes = F.cross_entropy(logits.flatten(0, 1), sampled.labels.flatten(), reduction="none")
-        classes = classes.view_as(sampled.labels) * sampled.is_valid
-        own = sampled.labels.clamp(max=self.num_regressed - 1).unsqueeze(2).unsqueeze(3).expand(-1, -1, 1, 4)
-        own_deltas = deltas.gather(2, own).squeeze(2)
-        recipe = self.recipe
-        regression = box_loss(
-            recipe.box_loss, own_deltas, sampled.deltas, sampled.boxes, self.delta_weights, recipe.smooth_l1_beta
-        )
-        regression = regression * sampled.is_positive
+        classes, regression = self.terms(logits, deltas, sampled)
         return {
             "box_head_class": mean_per_image(classes, sampled.is_valid),
             "box_head_box": mean_per_image(regression, sampled.is_valid),
@@ -148,3 +175,11 @@ class RoiHead(nn.Module):
             scores.flatten(1).gather(1, index).masked_fill(~is_found, 0),
             (index % classes).masked_fill(~is_found, -1),
         )
+
+
+def _joined(
+    proposals: Proposals, targets: Targets
+) -> tuple[Float[Tensor, "images rois 4"], Bool[Tensor, "images rois"]]:
+    """Proposals and ground truth one after another, and which of them are boxes."""
+    boxes = torch.cat([proposals.boxes, targets.boxes], 1)
+    return boxes, torch.cat([proposals.is_valid, targets.is_box], 1)

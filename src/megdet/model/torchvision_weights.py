@@ -8,18 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from megdet.architecture import FasterRcnn, MaskRcnn, RetinaNet
-from megdet.architecture_parts import (
-    Anchors,
-    Backbone,
-    BoxHead,
-    DenseHead,
-    Fpn,
-    MaskHead,
-    NormKind,
-    OctaveAnchors,
-    Rpn,
-    StridedFpn,
-)
+from megdet.architecture_heads import BoxHead, MaskHead
+from megdet.architecture_parts import Anchors, Backbone, DenseHead, Fpn, NormKind, OctaveAnchors, Rpn, StridedFpn
 from megdet.errors import InputError
 from megdet.model.weight_file import fitted
 from megdet.recipe import Recipe

@@ -63,6 +63,13 @@ def decode_boxes(
     return torch.cat([box_center - half, box_center + half], dim=-1)
 
 
+def mirrored_boxes(
+    boxes: Float[Tensor, "*#batch 4"], width: int | Float[Tensor, "*#batch"] | Int64[Tensor, "*#batch"]
+) -> Float[Tensor, "*batch 4"]:
+    """Boxes in an image of this width in pixels after it is mirrored left to right; its own inverse."""
+    return torch.stack([width - boxes[..., 2], boxes[..., 1], width - boxes[..., 0], boxes[..., 3]], dim=-1)
+
+
 def clip_boxes(
     boxes: Float[Tensor, "images *boxes 4"], sizes: Int64[Tensor, "images 2"]
 ) -> Float[Tensor, "images *boxes 4"]:

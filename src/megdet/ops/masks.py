@@ -72,6 +72,31 @@ def _exactly(
             yield PastedMask(row, x1, y1, own[: y2 - y1, : x2 - x1])
 
 
+def resampled_masks(
+    probabilities: Float[Tensor, "masks rows columns"],
+    boxes: Float[Tensor, "masks 4"],
+    others: Float[Tensor, "masks 4"],
+) -> Float[Tensor, "masks rows columns"]:
+    """The same masks on grids of as many cells over other boxes: bilinear between the centres of their cells.
+
+    As with `paste_masks` they are 0 beyond the grids.
+    """
+    rows, columns = probabilities.shape[1:]
+    x = _cell_weights(boxes[:, 0::2], others[:, 0::2], columns, probabilities.dtype)
+    y = _cell_weights(boxes[:, 1::2], others[:, 1::2], rows, probabilities.dtype)
+    return y @ probabilities @ x.mT
+
+
+def _cell_weights(
+    edges: Float[Tensor, "masks 2"], others: Float[Tensor, "masks 2"], cells: int, dtype: torch.dtype
+) -> Float[Tensor, "masks cells cells"]:
+    """How much of each cell of a grid between two edges is in each cell between two others; in one direction."""
+    start, end = edges.double().unsqueeze(2).unbind(1)
+    first, last = others.double().unsqueeze(2).unbind(1)
+    centres = first + (torch.arange(cells, device=edges.device) + 0.5) / cells * (last - first)
+    return _weights_at(centres, start, end, cells, dtype)
+
+
 def _frames(boxes: Float[Tensor, "masks 4"], size: tuple[int, int]) -> Int64[Tensor, "masks 4"]:
     """The pixels of the image whose centres are in each box: first column and row, last ones + 1."""
     height, width = size
@@ -109,8 +134,12 @@ def _weights(
     """How much of each cell of a grid between two edges is in each pixel from the first one on; in one direction."""
     start, end = edges.double().unsqueeze(2).unbind(1)
     centres = first.unsqueeze(1) + torch.arange(count, device=edges.device) + 0.5
+    return _weights_at(centres, start, end, cells, dtype)
+
+
+def _weights_at(centres: Tensor, start: Tensor, end: Tensor, cells: int, dtype: torch.dtype) -> Tensor:
     place = (centres - start) / (end - start) * cells - 0.5  # 0 is the centre of the first cell
-    distance = place.to(dtype).unsqueeze(2) - torch.arange(cells, device=edges.device, dtype=dtype)
+    distance = place.to(dtype).unsqueeze(2) - torch.arange(cells, device=centres.device, dtype=dtype)
     return distance.abs_().neg_().add_(1).clamp_(min=0)
 
 

@@ -61,9 +61,26 @@ def roi_levels(
     A RoI of `canonical_size` pixels goes to `canonical_level`, one of half that size to the level below. A size that is
     NaN goes to the finest.
     """
-    size = ((rois[:, 2] - rois[:, 0]) * (rois[:, 3] - rois[:, 1])).nan_to_num(nan=0.0).clamp(min=0).sqrt()
-    level = (canonical_level + torch.log2(size / canonical_size) + 1e-6).floor()
+    level = _fitting_level(rois, canonical_size, canonical_level).floor()
     return level.clamp(min=0, max=num_levels - 1).to(torch.int64)
+
+
+def roi_level_pairs(
+    rois: Float[Tensor, "rois 4"], num_levels: int, canonical_size: float, canonical_level: int = 2
+) -> Int64[Tensor, "2 rois"]:
+    """The two neighbouring levels next to each RoI's size, the finer one first; one of them is that of `roi_levels`.
+
+    The other is the finer one for a RoI in the smaller half of its level's sizes, by their logarithm, else the coarser.
+    """
+    coarser = (_fitting_level(rois, canonical_size, canonical_level) + 0.5).floor()
+    coarser = coarser.clamp(min=1, max=num_levels - 1).to(torch.int64)
+    return torch.stack([coarser - 1, coarser])
+
+
+def _fitting_level(rois: Tensor, canonical_size: float, canonical_level: int) -> Tensor:
+    """The level that fits each RoI's size, with a fraction."""
+    size = ((rois[:, 2] - rois[:, 0]) * (rois[:, 3] - rois[:, 1])).nan_to_num(nan=0.0).clamp(min=0).sqrt()
+    return canonical_level + torch.log2(size / canonical_size) + 1e-6
 
 
 def roi_align(

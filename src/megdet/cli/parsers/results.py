@@ -5,7 +5,8 @@ from pathlib import Path
 from megdet.cli.parsers.shared import Parser, add_layout_options, add_machine_options, take_keys_of_run
 from megdet.cli.parsers.values import whole_number
 
-_EXAMPLE = "--evaluation.batch_size 4"
+EXAMPLE = "--evaluation.batch_size 4"
+"""Of a key of a run's recipe that may be changed."""
 
 
 def add_evaluate(parser: Parser) -> None:
@@ -23,10 +24,10 @@ def add_evaluate(parser: Parser) -> None:
         metavar="IMAGES",
         help="estimate the batch-norm statistics anew from so many training images, rounded up to whole mini-batches",
     )
-    _add_fold(parser)
+    add_fold(parser)
     add_layout_options(parser)
     add_machine_options(parser)
-    take_keys_of_run(parser, _EXAMPLE)
+    take_keys_of_run(parser, EXAMPLE)
     parser.set_defaults(run_verb="results:run_evaluate")
 
 
@@ -36,13 +37,14 @@ def add_detect(parser: Parser) -> None:
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="default RUN/pictures/detect")
     parser.add_argument("--score", type=float, default=0.5, metavar="S", help="draw from this score on, default 0.5")
-    _add_fold(parser)
+    add_fold(parser)
     add_machine_options(parser)
-    take_keys_of_run(parser, _EXAMPLE)
+    take_keys_of_run(parser, EXAMPLE)
     parser.set_defaults(run_verb="results:run_detect")
 
 
-def _add_fold(parser: Parser) -> None:
+def add_fold(parser: Parser) -> None:
+    """Whether batch norms are folded."""
     parser.add_argument(
         "--fold",
         action="store_true",

@@ -37,6 +37,19 @@ def number(text: str) -> float:
     return found
 
 
+def numbers(text: str) -> tuple[float, ...]:
+    """Finite numbers between commas."""
+    return tuple(number(word) for word in text.split(","))
+
+
+def fraction(text: str) -> float:
+    """A number between 0 and 1."""
+    found = number(text)
+    if not 0 <= found <= 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not between 0 and 1")
+    return found
+
+
 def positive(text: str) -> float:
     """A finite number above 0."""
     found = _float(text)

@@ -1,0 +1,100 @@
+"""Iterative box regression and box voting when testing (Gidaris and Komodakis, 2015, Sec. 4; the paper's [9]).
+
+The second stage looks again at its own detections, each for its own class, and again at what it made of them. The boxes
+of all looks together go through the NMS, and those that overlap a survivor vote for its place.
+Differs from the source, which looks again at all boxes and not only at those that survive the NMS.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from megdet.model.proposals import Proposals
+from megdet.model.roi_head import SMALLEST_DETECTION, RoiHead
+from megdet.ops.box_voting import voted_boxes
+from megdet.ops.boxes import clip_boxes, decode_boxes
+from megdet.ops.nms import segmented_nms
+from megdet.structures import Detections
+
+Looked = tuple[Float[Tensor, "images rois classes_and_background"], Float[Tensor, "images rois regressed 4"]]
+Look = Callable[[Float[Tensor, "images rois 4"], Bool[Tensor, "images rois"]], Looked]
+"""Probabilities of the classes, background last, and deltas of RoIs; rows of invalid ones mean nothing."""
+
+
+@torch.no_grad()
+def detections_of_looks(
+    head: RoiHead, look: Look, proposals: Proposals, sizes: Int64[Tensor, "images 2"]
+) -> Detections:
+    """What a second stage finds at the proposals, after as many looks and the vote that its recipe asks for.
+
+    Without either it is `head.detections` of one look.
+    """
+    recipe = head.recipe
+    scores, deltas = look(proposals.boxes, proposals.is_valid)
+    if not recipe.test_iterations and not recipe.vote_iou:
+        return head.detections(scores, deltas, proposals, sizes)
+    found = _candidates(head, scores, deltas, proposals.boxes, proposals.is_valid.unsqueeze(2), sizes)
+    best = _best(head, found, len(sizes))
+    for _ in range(recipe.test_iterations):
+        is_own = best.labels.unsqueeze(2) == torch.arange(head.num_classes, device=sizes.device)
+        scores, deltas = look(best.boxes, best.labels >= 0)
+        again = _candidates(head, scores, deltas, best.boxes, is_own, sizes)
+        best = _best(head, again, len(sizes))
+        found = found.joined(again)
+    return _best(head, found, len(sizes), recipe.vote_iou)
+
+
+@dataclass(frozen=True)
+class _Candidates:
+    """Boxes above the threshold of scores, one a row; the rows of an image in the order of its RoIs and classes."""
+
+    images: Int64[Tensor, " rows"]
+    labels: Int64[Tensor, " rows"]
+    boxes: Float[Tensor, "rows 4"]
+    scores: Float[Tensor, " rows"]
+
+    def joined(self, others: "_Candidates") -> "_Candidates":
+        """These, then the others."""
+        return _Candidates(*(torch.cat([own, vars(others)[name]]) for name, own in vars(self).items()))
+
+
+def _candidates(
+    head: RoiHead,
+    scores: Tensor,
+    deltas: Tensor,
+    rois: Tensor,
+    is_asked: Bool[Tensor, "images rois _"],
+    sizes: Tensor,
+) -> _Candidates:
+    """The boxes of the classes that are asked for."""
+    classes = head.num_classes
+    boxes = clip_boxes(decode_boxes(deltas, rois.unsqueeze(2), head.delta_weights), sizes)
+    boxes = boxes.expand(-1, -1, classes, -1)
+    is_large = ((boxes[..., 2:] - boxes[..., :2]) >= SMALLEST_DETECTION).all(dim=3)
+    own = scores[..., :classes]
+    place = ((own > head.recipe.score_threshold) & is_large & is_asked).nonzero(as_tuple=True)
+    return _Candidates(place[0], place[2], boxes[place], own[place])
+
+
+def _best(head: RoiHead, found: _Candidates, num_images: int, vote_iou: float = 0.0) -> Detections:
+    """The best boxes of each image after NMS within each class, in their places as voted if asked for."""
+    segments = found.images * head.num_classes + found.labels
+    candidates = found.boxes, found.scores, segments
+    keep = segmented_nms(*candidates, head.recipe.nms_iou)
+    boxes = voted_boxes(*candidates, vote_iou) if vote_iou else found.boxes
+    kept = keep.nonzero().flatten()
+    kept = kept[found.scores[kept].argsort(descending=True, stable=True)]
+    kept = kept[found.images[kept].argsort(stable=True)]
+    image = found.images[kept]
+    counts = torch.zeros(num_images, dtype=torch.int64, device=kept.device).scatter_add(0, image, torch.ones_like(kept))
+    rank = torch.arange(len(kept), device=kept.device) - (counts.cumsum(0) - counts)[image]
+    is_left = rank < head.recipe.detections
+    place, kept = (image[is_left], rank[is_left]), kept[is_left]
+    shape = num_images, head.recipe.detections
+    result = Detections(boxes.new_zeros(*shape, 4), boxes.new_zeros(shape), torch.full(shape, -1, device=boxes.device))
+    result.boxes[place], result.scores[place] = boxes[kept], found.scores[kept]
+    result.labels[place] = found.labels[kept]
+    return result

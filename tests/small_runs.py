@@ -27,7 +27,7 @@ from megdet.recipe_file import dump_recipe
 from megdet.run_folder.checkpoint_files import save_checkpoint
 from megdet.run_folder.folder import RunFolder
 from megdet.run_folder.run_state import RunState
-from megdet.training import run as run_module
+from megdet.training import checkpoint_writer
 from megdet.training.optimizers.optimizer import state_by_name
 from megdet.training.run import RunOptions, open_run
 from megdet.training.trainer import Tensors, Trainer, make_trainer
@@ -61,14 +61,14 @@ def four_images_a_step(folder: Path, images: int) -> Recipe:
 
 def die_when_saved(step: int) -> None:
     """Let this process be killed when it has saved the checkpoint of a step."""
-    save = run_module.save_checkpoint
+    save = checkpoint_writer.save_checkpoint
 
     def save_and_die(folder: RunFolder, state: RunState, *arguments: Any) -> Any:
         save(folder, state, *arguments)
         if state.step == step:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    run_module.save_checkpoint = save_and_die  # type: ignore[assignment]  # this process is for one test
+    checkpoint_writer.save_checkpoint = save_and_die  # type: ignore[assignment]  # this process is for one test
 
 
 def write_small_set(folder: Path, split: str, count: int, seed: int = 0, same_size: bool = False) -> None:

@@ -189,15 +189,13 @@ def test_new_classes_start_only_the_maps_of_classes_anew():
     assert changed == set(detector.class_layers)
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize(
     ("name", "cases"),
     [
         ("verify", ("rfcn",)),
-        pytest.param(
-            *("verify-rfcn", ("base", "lane-2", "recompute-block", "head-norms", "dense-rpn", "resume")),
-            marks=pytest.mark.slow,
-        ),
+        ("verify-rfcn", ("base", "lane-2", "recompute-block", "head-norms", "dense-rpn", "resume")),
     ],
 )
 def test_the_result_of_a_deformable_rfcn_does_not_depend_on_the_devices(name, cases, tmp_path: Path) -> None:

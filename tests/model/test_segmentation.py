@@ -216,6 +216,7 @@ def test_keys_of_a_branch_that_is_not_there_are_refused():
     assert list(faults_of(RECIPES["group"].model, "model.")) == []
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_the_result_of_the_features_and_of_a_light_head_does_not_depend_on_the_devices(tmp_path: Path) -> None:
     places = {

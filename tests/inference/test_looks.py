@@ -130,6 +130,24 @@ def test_boxes_of_two_looks_and_their_masks_vote_by_hand():
     assert soft.scores[0].tolist() == pytest.approx([0.75, 0.5, 0.25 * (1 - 6 / 10)])
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_detector_of_any_precision_may_look_several_times(run, dataset, precision):
+    single = load_detector(run[0], CPU, {"precision": precision})
+    found = found_in(looking(single, flip=True, merge="vote"), dataset)
+    assert len(found) > 20
+    assert found != found_in(single, dataset)
+
+
+def test_images_in_which_nothing_is_found_stay_empty():
+    nothing = Detections(
+        torch.zeros(2, 3, 4).double(), torch.zeros(2, 3), torch.full((2, 3), -1), torch.zeros(2, 3, 4, 4)
+    )
+    found = together([nothing, nothing], Evaluation())
+    assert found.boxes.shape == (2, 0, 4)
+    assert found.masks is not None
+    assert found.masks.shape == (2, 0, 4, 4)
+
+
 def test_objects_outside_their_range_do_not_count():
     found = detections(([0, 0, 9, 4], 0.9, 1), ([0, 0, 10, 10], 0.8, 0), ([0, 0, 90, 40], 0.7, 2))
     assert within(found, (6.0, 60.0)).labels.tolist() == [[1, 0, -1]]

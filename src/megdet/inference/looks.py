@@ -53,12 +53,12 @@ def together(looks: Sequence[Detections], recipe: Evaluation) -> Detections:
     if len(looks) == 1:
         return looks[0]
     boxes = torch.cat([look.boxes for look in looks], 1)
-    scores = torch.cat([look.scores for look in looks], 1)
+    scores = torch.cat([look.scores for look in looks], 1).double()  # as the boxes, whatever the detector's format
     labels = torch.cat([look.labels for look in looks], 1)
     member = torch.cat([torch.full((look.labels.shape[1],), number) for number, look in enumerate(looks)])
     image, column = (labels >= 0).nonzero(as_tuple=True)
-    num_classes = 1 + int(labels.max()) if labels.numel() else 1
-    weights = torch.ones(len(looks), max(1, num_classes), dtype=scores.dtype)
+    num_classes = 1 + int(labels.max()) if len(image) else 1
+    weights = torch.ones(len(looks), num_classes, dtype=scores.dtype)
     own = image, column
     candidates = Candidates(image, labels[own], boxes[own], scores[own], member[column], weights)
     found = merge(candidates, recipe.merge, recipe.merge_iou, recipe.vote_iou, recipe.merged_detections)

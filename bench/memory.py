@@ -81,7 +81,7 @@ def peak_mib(options: argparse.Namespace) -> float:
     """Peak of a few steps of one side, less what the process had after its imports."""
     start_side("megdet" if options.side == "megdet as run" else "torchvision")  # what is freed is handed back
     images, boxes, labels, device = make_images(options.size, options.batch)
-    before = _status("VmRSS")
+    before = resident_mib("VmRSS")
     recipe = shared_recipe(options.batch, PRECISIONS[options.precision])
     name = f"{options.side.removesuffix(AS_RUN)} {options.precision}"
     step = training_step(name, recipe, images, boxes, labels)
@@ -89,10 +89,10 @@ def peak_mib(options: argparse.Namespace) -> float:
         step()
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
-    return _status("VmHWM") - before
+    return resident_mib("VmHWM") - before
 
 
-def _status(key: str) -> float:
+def resident_mib(key: str) -> float:
     """MiB of an entry of this process's status."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:")) / 1024

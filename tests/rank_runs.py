@@ -22,7 +22,10 @@ from megdet.training import run as run_module
 
 @dataclass(frozen=True)
 class Sabotage:
-    """One rank fails in its second step: by `input_error`, `bug`, `kill`, `told`, `freeze` or `hang`."""
+    """One rank fails in its second step: by `input_error`, `bug`, `kill`, `told`, `freeze` or `hang`.
+
+    With `told_early` it is told before the first.
+    """
 
     how: str
     rank: int
@@ -97,6 +100,17 @@ def _rank(rank: int, words: list[str], size: int, port: int, folder: Path, sabot
 def break_step(how: str, folder: Path) -> None:
     """Let this process fail in its second step, and note when."""
     step = run_module.train_step
+    if how == "told_early":
+        make = run_module.make_trainer
+
+        def told(*arguments: Any, **options: Any) -> Any:
+            (folder / "failed_at").write_text(str(time.time()))
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+            return make(*arguments, **options)
+
+        run_module.make_trainer = told
+        return
 
     def broken_step(*arguments: Any) -> Any:
         if arguments[4] == 1:
@@ -144,7 +158,6 @@ def fail(how: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         case "told":  # as by a batch system
             os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(300)
         case "freeze":  # as a machine that is suspended
             os.kill(os.getpid(), signal.SIGSTOP)
         case "hang":

@@ -20,14 +20,14 @@ from megdet.data.coco import CocoDataset, load_coco, write_coco
 from megdet.distributed.layout import choose_layout
 from megdet.distributed.world import World
 from megdet.inference.trained import place_model
-from megdet.model.choice import detector_class, make_detector
+from megdet.model.choice import make_detector, mask_use
 from megdet.model.detector import Detector
 from megdet.recipe import Data, Evaluation, Optimizer, Recipe, Schedule
 from megdet.recipe_file import dump_recipe
 from megdet.run_folder.checkpoint_files import save_checkpoint
 from megdet.run_folder.folder import RunFolder
 from megdet.run_folder.run_state import RunState
-from megdet.training import run as run_module
+from megdet.training import checkpoint_writer
 from megdet.training.optimizers.optimizer import state_by_name
 from megdet.training.run import RunOptions, open_run
 from megdet.training.trainer import Tensors, Trainer, make_trainer
@@ -61,14 +61,14 @@ def four_images_a_step(folder: Path, images: int) -> Recipe:
 
 def die_when_saved(step: int) -> None:
     """Let this process be killed when it has saved the checkpoint of a step."""
-    save = run_module.save_checkpoint
+    save = checkpoint_writer.save_checkpoint
 
     def save_and_die(folder: RunFolder, state: RunState, *arguments: Any) -> Any:
         save(folder, state, *arguments)
         if state.step == step:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    run_module.save_checkpoint = save_and_die  # type: ignore[assignment]  # this process is for one test
+    checkpoint_writer.save_checkpoint = save_and_die  # type: ignore[assignment]  # this process is for one test
 
 
 def write_small_set(folder: Path, split: str, count: int, seed: int = 0, same_size: bool = False) -> None:
@@ -127,8 +127,8 @@ def small_recipe(folder: Path, **changes: Any) -> Recipe:
 
 
 def train_set(recipe: Recipe, *, with_masks: bool | None = None) -> CocoDataset:
-    """With masks where the detector has some, if nothing else is asked for."""
-    asked = detector_class(recipe.model).has_masks if with_masks is None else with_masks
+    """With masks where the detector learns from some, if nothing else is asked for."""
+    asked = mask_use(recipe.model) != "none" if with_masks is None else with_masks
     files = Path(recipe.data.train_annotations), Path(recipe.data.train_images)
     return load_coco(*files, keep_empty=False, with_masks=asked)
 

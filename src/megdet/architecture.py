@@ -14,9 +14,13 @@ from megdet.architecture_parts import (
     NormKind,
     OctaveAnchors,
     Rpn,
+    Segmentation,
     SingleLevelAnchors,
     StridedFpn,
 )
+
+MaskUse = Literal["none", "any", "all"]
+"""Which masks of its training data a detector learns from: none, those that there are, or one of every object."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +37,12 @@ class Model:
 
     @property
     def norms(self) -> dict[str, NormKind]:
-        """The norm layers asked for, by the section that asks."""
-        return {name: section.norm for name, section in vars(self).items() if hasattr(section, "norm")}
+        """The norm layers asked for, by the section that asks; one of a part that is not there asks for none."""
+        return {
+            name: section.norm
+            for name, section in vars(self).items()
+            if hasattr(section, "norm") and getattr(section, "enabled", True)
+        }
 
     def with_norms(self, norms: Mapping[str, NormKind]) -> "Model":
         """The same with other norm layers in some sections."""
@@ -54,6 +62,7 @@ class TwoStage(Model):
     anchors: Anchors = field(default_factory=Anchors)
     rpn: Rpn = field(default_factory=Rpn)
     box_head: BoxHead = field(default_factory=BoxHead)
+    segmentation: Segmentation = field(default_factory=Segmentation)
 
 
 @dataclass(frozen=True)

@@ -95,13 +95,27 @@ class PositionSensitiveHead(RoiHead):
     """The second stage of R-FCN: maps of every class and of boxes for each bin of a RoI, pooled and averaged."""
 
     channels: AtLeastOne = 1024
-    """of the 1 x 1 convolution before the maps"""
+    """of the 1 x 1 convolution before the maps; a light head has none"""
     norm: NormKind = "none"
-    """norm layer after it; batch needs bn_size > 0"""
+    """norm layer after it, or after the large kernel of a light head; batch needs bn_size > 0"""
     pool_size: AtLeastOne = 7
     """bins along each edge of a RoI, the paper's k; there are k^2 (classes + 1 + 4) maps"""
     sampling_ratio: AtLeastOne = 2
     """sampling points of a bin along each edge"""
+    light_kernel: NotNegative = 0
+    """k of the global convolution of a light head, 15 in its paper; 0 = there is none, the maps vote as in R-FCN"""
+    light_channels: AtLeastOne = 256
+    """of it between its two steps; 64 in the small models of its paper"""
+    thin_channels: AtLeastOne = 10
+    """of the thin map that it makes, for each bin"""
+    layer_channels: AtLeastOne = 2048
+    """width of the fully connected layer behind the pooling of a light head"""
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        """(key, why) of what cannot be."""
+        yield from super().faults()
+        if self.light_kernel and (self.light_kernel < 3 or self.light_kernel % 2 == 0):
+            yield "light_kernel", "it must be an odd number from 3 on, or 0"
 
 
 @dataclass(frozen=True)

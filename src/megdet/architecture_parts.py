@@ -70,6 +70,13 @@ class Fpn:
     """channels of every level"""
     norm: NormKind = "none"
     """norm layer after each convolution; batch needs bn_size > 0"""
+    large_kernel: NotNegative = 0
+    """k of global convolutions (k x 1, 1 x k) as lateral connections, with boundary refinement; 0 = 1 x 1 ones"""
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        """(key, why) of what cannot be."""
+        if self.large_kernel and (self.large_kernel < 3 or self.large_kernel % 2 == 0):
+            yield "large_kernel", "it must be an odd number from 3 on, or 0"
 
 
 @dataclass(frozen=True)
@@ -197,6 +204,26 @@ class Rpn:
         """(key, why) of what cannot be."""
         if self.negative_iou > self.positive_iou:
             yield "negative_iou", f"it must not exceed positive_iou {self.positive_iou}"
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """The branch that learns which class every place shows, and adds what it sees to the feature pyramid."""
+
+    enabled: bool = False
+    """have one; it learns from the masks of the objects, and from the box of an object that has no mask"""
+    convolutions: AtLeastOne = 2
+    """3 x 3 convolutions on the mean of all levels, at the stride of P3"""
+    norm: NormKind = "none"
+    """norm layer after each of them; batch needs bn_size > 0"""
+    loss_weight: NotNegativeNumber = 0.2
+    """factor of its loss; this is HTC's, the papers of segmentation supervision differ"""
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        """(key, why) of what cannot be."""
+        for key, value in vars(self).items():
+            if not self.enabled and value != getattr(Segmentation(), key):
+                yield key, "there is no branch that would use it: set model.segmentation.enabled true"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The one exception for what a user can mend; everything else that is raised is a bug of ours.
+"""The one exception for what a user can mend; everything else that is raised is a bug of ours, or a stop by a signal.
 
 A message may quote anybody's file, so all messages are made printable and short here, in one place.
 """
@@ -29,6 +29,14 @@ class InputError(Exception):
 
 class DivergedError(InputError):
     """A training whose loss or gradient is no longer finite; a sweep notes it as a result and goes on."""
+
+
+class StoppedError(KeyboardInterrupt):
+    """A signal has stopped the program in order. The command line prints the message and exits with the code."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

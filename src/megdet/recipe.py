@@ -182,9 +182,17 @@ class Recipe:
     seed: NotNegative = 0
     """the one seed of weights, order, augmentation and sampling"""
     checkpoint_epochs: AtLeastOne = 1
-    """epochs between checkpoints"""
+    """epochs between checkpoints; an epoch that is evaluated always has one"""
+    checkpoint_steps: NotNegative = 0
+    """steps between checkpoints, beside those of epochs; 0 = none"""
+    checkpoint_minutes: NotNegativeNumber = 20.0
+    """minutes between checkpoints, beside those of epochs and steps; 0 = none"""
     keep_checkpoints: AtLeastOne = 2
-    """checkpoints that are kept"""
+    """newest checkpoints that are kept"""
+    keep_best: bool = True
+    """keep the checkpoint with the highest mmAP of boxes too"""
+    keep_every_epochs: NotNegative = 0
+    """keep the checkpoint of every so many epochs too; 0 = none"""
     start_from: str = ""
     """folder of another run to start from its newest weights; class layers start anew where classes differ"""
     tensorboard: bool = False

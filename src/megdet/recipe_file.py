@@ -84,7 +84,8 @@ def dump_recipe(recipe: Recipe) -> str:
 
 
 WITHOUT_EFFECT = (
-    *("checkpoint_epochs", "keep_checkpoints", "tensorboard", "recompute", "evaluation.every_epochs", "data.draw_demo"),
+    *("checkpoint_epochs", "checkpoint_steps", "checkpoint_minutes", "keep_checkpoints", "keep_best"),
+    *("keep_every_epochs", "tensorboard", "recompute", "evaluation.every_epochs", "data.draw_demo"),
     *("data.train_annotations", "data.train_images", "data.val_annotations", "data.val_images"),
     *("data.cache", "data.cache_folder", "data.cache_gib"),
 )

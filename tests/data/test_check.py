@@ -248,7 +248,7 @@ def test_a_set_has_all_its_masks_exactly_if_it_has_no_fatal_problem(sound_set, v
     is_refused = any(problem.fatal for problem in check_dataset(file, images, with_masks=True))
     data = Data(train_annotations=str(file), train_images=str(images))
     with pytest.raises(InputError) if is_refused else contextlib.nullcontext():
-        training_set(data, with_masks=True)
+        training_set(data, masks="all")
 
 
 def test_boxes_drawn_before_the_exif_rotation_are_fatal(tmp_path):

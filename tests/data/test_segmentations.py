@@ -1,6 +1,7 @@
 import json
 import pickle
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -234,13 +235,26 @@ def test_a_detector_with_masks_refuses_data_without_in_one_line(tmp_path):
     del document["annotations"][2]["segmentation"]
     document["annotations"][0]["segmentation"] = []
     data = recipe_data(*write_set(tmp_path, document))
-    for load_set in (training_set, validation_set):
+    for load_set in (partial(training_set, masks="all"), partial(validation_set, with_masks=True)):
         with pytest.raises(InputError, match=r"image 3, annotation 11: it has no segmentation, like 2 of 3 ") as caught:
-            load_set(data, with_masks=True)
+            load_set(data)
         assert "\n" not in str(caught.value)
-        assert len(load_set(data, with_masks=False)) == 2
+    assert len(training_set(data, masks="none")) == len(validation_set(data, with_masks=False)) == 2
     data = recipe_data(*write_set(tmp_path, with_masks(document)))
-    assert len(training_set(data, with_masks=True)) == len(validation_set(data, with_masks=True)) == 2
+    assert len(training_set(data, masks="all")) == len(validation_set(data, with_masks=True)) == 2
+
+
+def test_any_masks_are_those_that_there_are_and_an_object_without_has_an_empty_one(tmp_path):
+    document = with_masks(two_images())
+    del document["annotations"][2]["segmentation"]
+    dataset = training_set(recipe_data(*write_set(tmp_path, document)), masks="any")
+    missing = [
+        not (own.polygons or len(own.runs))
+        for index in range(len(dataset))
+        for own in dataset.annotations.segmentations_of(index)
+    ]
+    assert sorted(missing) == [False, False, True]
+    assert training_set(recipe_data(*write_set(tmp_path, document)), masks="none").annotations.segmentations is None
 
 
 def test_the_fingerprint_follows_the_masks_where_they_were_asked_for(tmp_path):

@@ -1,6 +1,12 @@
 """A rank that fails stops the others: real processes, each of them looked at."""
 
+import os
+import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -8,6 +14,8 @@ import pytest
 from cli_runs import OVERRIDES, TinyData, make_data
 from megdet.cli.main import main
 from megdet.distributed.failures import stop_together
+from megdet.run_folder.checkpoint_files import checkpoints
+from megdet.run_folder.folder import RunFolder
 from rank_runs import Sabotage, run_ranks, run_torchrun
 from small_runs import ALONE
 
@@ -133,12 +141,45 @@ def test_under_torchrun_one_line_of_ours_names_the_rank_that_was_killed(
     assert line.endswith(f": rank {rank} died without a word (killed, or out of memory?)")
 
 
-def test_a_rank_that_is_told_to_end_says_so_and_takes_the_others_with_it(data: TinyData, tmp_path: Path) -> None:
-    first, second = run_ranks(train(data, tmp_path), 2, tmp_path, Sabotage("told", 1))
-    assert (first.code, second.code) == (2, 2)
-    assert first.seconds < LIMIT
-    assert second.seconds < LIMIT
-    assert second.line == (
-        "megdet (rank 1): told to end (SIGTERM); the same command goes on from the last checkpoint, if there is one"
-    )
-    assert first.line.startswith("megdet: rank 1 was told to end (SIGTERM)")
+def test_a_signal_to_one_rank_stops_all_after_the_same_step_which_is_saved(data: TinyData, tmp_path: Path) -> None:
+    first, second = run_ranks(train(data, tmp_path, "--workers", 1), 2, tmp_path, Sabotage("told", 1))
+    assert (first.code, second.code) == (143, 143)
+    assert max(first.seconds, second.seconds) < 10
+    assert first.line == (
+        "megdet: stopped by SIGTERM: step 2 of 3 is saved, the same command goes on from there"
+    )  # the epoch ends at step 3
+    assert not lines_of_ours(second.errors)
+    assert [path.name for path in checkpoints(RunFolder(tmp_path / "run"))] == ["step_00000002"]
+
+
+@pytest.mark.slow
+def test_a_notice_to_torchrun_stops_all_ranks_and_their_loading_processes_in_order(
+    data: TinyData, tmp_path: Path
+) -> None:
+    words = [*train(data, tmp_path, "--workers", 1), "--schedule.epochs", "100"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, "--signals-to-handle", "SIGTERM,SIGINT,SIGUSR1", "-m", "megdet", "--", *map(str, words)]
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    ) as process:
+        assert process.stderr is not None
+        errors = []
+        for line in process.stderr:
+            errors.append(line)
+            if "step " in line and "/300" in line:
+                process.send_signal(signal.SIGUSR1)
+                break
+        started = time.monotonic()
+        errors += process.stderr.readlines()
+        process.wait(60)
+    assert time.monotonic() - started < 20, "torchrun itself takes some of them"
+    (line,) = lines_of_ours("".join(errors))
+    assert re.search(r"stopped by SIGUSR1: step (\d+) of 300 is saved", line), line
+
+
+def test_a_signal_outside_the_steps_ends_all_ranks_at_once(data: TinyData, tmp_path: Path) -> None:
+    ends = run_ranks(train(data, tmp_path), 2, tmp_path, Sabotage("told_early", 1))
+    assert [ended.code for ended in ends] == [143, 143]
+    assert max(ended.seconds for ended in ends) < 10
+    (line,) = lines_of_ours("".join(ended.errors for ended in ends))
+    assert line.startswith("megdet (rank 1): stopped by SIGTERM; the same command goes on from the last checkpoint")

@@ -149,7 +149,7 @@ def looks(detector: Detector, batch: Batch):
         proposals = detector.propose(maps[0], images, batch.sizes).proposals
         return proposals, lambda boxes, _: detector.box_head.vote(maps[1:], boxes)
     proposals = detector.propose(maps, (64, 64), batch.sizes).proposals
-    return proposals, partial(detector.refine, feature_table(maps))
+    return proposals, partial(detector.refine, feature_table(maps), batch.sizes)
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)

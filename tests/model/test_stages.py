@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -6,14 +7,16 @@ import torch
 from torch import nn
 
 from factories import TINY, relative, tiny_detector, with_model
-from megdet.architecture import FasterRcnn, Model
+from megdet.architecture import FasterRcnn, Model, RetinaNet
 from megdet.architecture_parts import Backbone as BackboneRecipe
+from megdet.architecture_parts import StridedFpn
 from megdet.bounds import faults_of
 from megdet.distributed.lane import SINGLE_LANE, Lane
 from megdet.errors import InputError
 from megdet.layers.batch_norm import CrossDeviceBatchNorm
 from megdet.layers.deformable import DeformableConv2d
 from megdet.model.backbone import Backbone, load_pretrained
+from megdet.model.choice import make_detector
 from megdet.ops.roi_align import feature_table, roi_levels
 from megdet.recipe import RecomputePlan
 
@@ -145,7 +148,7 @@ def test_knobs_that_would_do_nothing_are_refused():
     assert faults(deformable_stages=(4, 5), frozen_stages=3, deformable_modulated=True, output_stride=8) == []
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "mobilenetv2_100", "convnext_atto", "regnetx_002"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "mobilenetv2_100", "convnext_atto", "mobilenetv3_small_050"])
 @pytest.mark.parametrize("output_stride", [16, 8])
 def test_an_atrous_backbone_keeps_its_stride_and_its_weights(name, output_stride):
     plain, atrous = make(name=name).eval(), make(name=name, output_stride=output_stride).eval()
@@ -169,7 +172,10 @@ def test_every_second_pixel_of_an_atrous_stage_is_that_of_the_strided_one():
     assert relative(plain(x)[2], atrous(x)[2]) == 0
 
 
-@pytest.mark.parametrize(("output_stride", "strides"), [(32, (4, 8, 16, 32, 64)), (16, (4, 8, 16, 16, 32))])
+@pytest.mark.parametrize(
+    ("output_stride", "strides"),
+    [(32, (4, 8, 16, 32, 64)), (16, (4, 8, 16, 16, 32)), (8, (4, 8, 8, 8, 16))],
+)
 def test_anchors_and_pooling_of_a_pyramid_follow_the_strides_of_its_backbone(output_stride, strides):
     detector = tiny_detector(with_model(TINY, backbone={"name": "test_resnet", "output_stride": output_stride})).eval()
     pyramid = detector.features(torch.zeros(1, 3, 128, 128))
@@ -187,9 +193,30 @@ def test_anchors_and_pooling_of_a_pyramid_follow_the_strides_of_its_backbone(out
         torch.testing.assert_close(bins.reshape(7, 7)[:, inside], middles[inside].expand(7, -1))
 
 
-def test_a_backbone_that_timm_builds_with_stride_32_alone_is_refused():
-    assert refusal(name="densenet121", output_stride=16) == (
-        "model.backbone.output_stride 16: timm builds densenet121 with stride 32 alone"
+@pytest.mark.parametrize(("output_stride", "strides"), [(16, (8, 16, 16, 32, 64)), (8, (8, 8, 8, 16, 32))])
+def test_the_levels_of_an_atrous_retinanet_have_the_strides_of_its_anchors(output_stride, strides):
+    backbone = BackboneRecipe(name="test_resnet", output_stride=output_stride)
+    recipe = replace(TINY, model=RetinaNet(backbone=backbone, fpn=StridedFpn(channels=8)))
+    detector = make_detector(recipe, 2).eval()
+    assert detector.anchors.strides == strides
+    assert [level.shape[2] for level in detector.features(torch.zeros(1, 3, 128, 128))] == [128 // s for s in strides]
+
+
+@pytest.mark.parametrize("output_stride", [16, 8])
+def test_the_merged_levels_of_an_atrous_pyramid_are_sums_pixel_by_pixel(output_stride):
+    """Between levels of one stride nothing is enlarged: P4 is the 3 x 3 convolution of C4's and C5's laterals."""
+    detector = tiny_detector(with_model(TINY, backbone={"name": "test_resnet", "output_stride": output_stride})).eval()
+    x, fpn = torch.randn(1, 3, 64, 96), detector.fpn
+    _, _, c4, c5 = detector.backbone(x)
+    expected = fpn.output[2](fpn.lateral[2](c4) + fpn.lateral[3](c5))
+    assert relative(expected, detector.features(x)[2]) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["densenet121", "dla34", "botnet26t_256"])
+def test_a_backbone_that_timm_does_not_build_atrous_is_refused(name):
+    """The first takes no stride, the second asserts that it is 32, the third has a weight for each place of the map."""
+    assert refusal(name=name, output_stride=16) == (
+        f"model.backbone.output_stride 16: timm does not build {name} with it: set it to 32 or choose another backbone"
     )
 
 

@@ -13,6 +13,7 @@ import torch
 
 from megdet.errors import InputError
 from megdet.run_folder.checkpoint_files import (
+    DamagedError,
     Kind,
     checkpoint_step,
     checkpoints,
@@ -20,6 +21,7 @@ from megdet.run_folder.checkpoint_files import (
     latest_checkpoint,
     open_checkpoint,
     save_checkpoint,
+    set_aside,
     update_state,
 )
 from megdet.run_folder.folder import RunFolder
@@ -210,6 +212,25 @@ def test_one_flipped_bit_is_noticed(folder):
     (path / "model.safetensors").write_bytes(content)
     with pytest.raises(InputError, match=r"model\.safetensors is not what was saved"):
         load_checkpoint(path)
+
+
+def test_a_state_that_reads_well_and_is_not_what_was_saved_is_noticed(folder):
+    path = save(folder, 5, num_images=1)
+    text = (path / "state.json").read_text()
+    (path / "state.json").write_text(text.replace('"num_images": 1', '"num_images": 7'))
+    with pytest.raises(DamagedError, match=r"state\.json is not what was saved, its SHA-256 differs"):
+        open_checkpoint(path)
+    update_state(save(folder, 6), run_state(6, evaluated_step=6))
+    assert open_checkpoint(folder.checkpoints / "step_00000006").state.evaluated_step == 6
+
+
+def test_a_damaged_checkpoint_that_is_set_aside_is_none_any_more(folder):
+    save(folder, 4)
+    for _ in range(2):  # the second replaces the first
+        assert names_in(folder) in (["step_00000004"], ["damaged_step_00000005", "step_00000004"])
+        aside = set_aside(save(folder, 5))
+        assert aside.name == "damaged_step_00000005"
+        assert latest_checkpoint(folder) == folder.checkpoints / "step_00000004"
 
 
 def of(**changes):

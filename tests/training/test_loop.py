@@ -204,7 +204,9 @@ def test_epochs_between_evaluations_and_checkpoints_are_the_recipes(recipe, tmp_
         schedule=replace(recipe.schedule, epochs=4.5),
         evaluation=replace(recipe.evaluation, every_epochs=3),
         checkpoint_epochs=2,
-        keep_checkpoints=9,
+        keep_checkpoints=1,
+        keep_best=False,
+        keep_every_epochs=2,
     )
     folder = RunFolder(tmp_path / "run")
     train(rare, folder, OPTIONS, ALONE)

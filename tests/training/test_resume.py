@@ -1,9 +1,13 @@
 """Stop anywhere, go on with the same command, also on another number of ranks: the run is the one without a stop."""
 
+import os
 import shutil
+import signal
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import timm
@@ -12,17 +16,19 @@ import torch
 from megdet.architecture_parts import Backbone
 from megdet.distributed.local_ranks import RankError, run_in_ranks
 from megdet.distributed.world import World
-from megdet.errors import InputError
+from megdet.errors import InputError, StoppedError
 from megdet.evaluation.coco_numbers import Evaluation
 from megdet.recipe import Recipe
-from megdet.run_folder.checkpoint_files import checkpoints, latest_checkpoint, open_checkpoint
+from megdet.run_folder.checkpoint_files import checkpoint_step, checkpoints, latest_checkpoint, open_checkpoint
 from megdet.run_folder.environment import read_environment
 from megdet.run_folder.folder import RunFolder
 from megdet.run_folder.metrics import read_metrics
+from megdet.run_folder.run_state import RunState
+from megdet.training import checkpoint_writer
 from megdet.training import run as run_module
 from megdet.training.evaluations import evaluations
 from megdet.training.loop import train
-from megdet.training.run import RunOptions
+from megdet.training.run import RunOptions, open_run
 from run_folders import load_checkpoint
 from small_runs import ALONE, die_when_saved, furthest, small_recipe, three_epochs, write_small_set
 
@@ -66,11 +72,12 @@ def whole(recipe: Recipe, tmp_path_factory: Any) -> tuple[RunFolder, Evaluation]
 
 @pytest.fixture(scope="module")
 def killed(recipe: Recipe, tmp_path_factory: Any) -> Path:
-    """A run that was killed when its first epoch was saved."""
+    """A run that was killed when step 3, in the middle of an epoch, was saved."""
     folder: Path = tmp_path_factory.mktemp("killed")
     with pytest.raises(RankError, match="rank 0 of 1 was ended by SIGKILL"):
-        run_in_ranks(train_until_killed, 1, recipe, folder / "run", 2)
-    assert [path.name for path in checkpoints(RunFolder(folder / "run"))] == ["step_00000002"]
+        run_in_ranks(train_until_killed, 1, replace(recipe, checkpoint_steps=1), folder / "run", 3)
+    names = [path.name for path in checkpoints(RunFolder(folder / "run"))]
+    assert names == ["step_00000002", "step_00000003"]
     return folder / "run"
 
 
@@ -83,7 +90,7 @@ def stopped(killed: Path, tmp_path: Path) -> RunFolder:
 @pytest.mark.distributed
 def test_a_killed_run_that_goes_on_ends_bitwise_where_one_without_a_stop_does(recipe, whole, stopped):
     with stopped.metrics.open("a") as file:  # of a step that was done and not saved, and half a line
-        file.write('{"step": 3, "loss": 99.0}\n{"step": 4, "lo')
+        file.write('{"step": 4, "loss": 99.0}\n{"step": 5, "lo')
     numbers = train(recipe, stopped, OPTIONS, ALONE)
     ours, theirs = end_of(whole[0]), end_of(stopped)
     assert ours.keys() == theirs.keys()
@@ -93,6 +100,100 @@ def test_a_killed_run_that_goes_on_ends_bitwise_where_one_without_a_stop_does(re
     assert numbers == whole[1]
     assert stopped.detections.read_text() == whole[0].detections.read_text()
     assert len(read_environment(stopped)) == 2
+
+
+@pytest.mark.distributed
+def test_a_rotten_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(recipe, whole, stopped, capsys):
+    rotten = stopped.checkpoints / "step_00000003/optimizer.safetensors"
+    content = bytearray(rotten.read_bytes())
+    content[-1] ^= 1
+    rotten.write_bytes(content)
+    train(recipe, stopped, OPTIONS, ALONE)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "optimizer.safetensors is not what was saved" in said
+    assert "the run goes on from that of step 2" in said
+    assert (stopped.checkpoints / "damaged_step_00000003/model.safetensors").exists()
+    ours, theirs = end_of(whole[0]), end_of(stopped)
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+    assert timeless(stopped) == timeless(whole[0])
+
+
+@pytest.mark.distributed
+def test_a_run_whose_checkpoints_are_all_damaged_is_refused_and_changes_nothing(recipe, stopped):
+    for path in checkpoints(stopped):
+        (path / "model.safetensors").write_bytes(b"")
+    before = {path: path.read_bytes() for path in stopped.checkpoints.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=r"damaged: .*step_00000003/model\.safetensors is not what was saved"):
+        train(recipe, stopped, OPTIONS, ALONE)
+    assert before == {path: path.read_bytes() for path in stopped.checkpoints.rglob("*") if path.is_file()}
+
+
+def test_a_disk_that_is_full_for_a_while_costs_checkpoints_and_not_the_run(recipe, whole, tmp_path, capsys):
+    save, full, folder = checkpoint_writer.save_checkpoint, (2, 3), RunFolder(tmp_path / "run")
+
+    def filling(own: RunFolder, state: RunState, *arguments: Any) -> Any:
+        if state.step in full:
+            raise InputError("No space left on device")
+        return save(own, state, *arguments)
+
+    with mock.patch.object(checkpoint_writer, "save_checkpoint", filling):
+        train(replace(recipe, checkpoint_steps=1), folder, OPTIONS, ALONE)
+    said = " ".join(capsys.readouterr().err.split())
+    for step in full:
+        assert said.count(f"the checkpoint of step {step} is not saved: No space left on device; the run goes on") == 1
+    assert said.count("not saved") == 2
+    ours, theirs = end_of(whole[0]), end_of(folder)
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+@pytest.fixture
+def default_interrupt() -> Iterator[None]:
+    """As at a terminal: whoever started the tests may have ignored interrupts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there are no such signals here")
+def test_signals_anywhere_in_an_epoch_lose_no_step_and_leave_the_run_without_a_stop(
+    recipe, whole, tmp_path, monkeypatch, default_interrupt
+):
+    folder, make, evaluate = RunFolder(tmp_path / "run"), run_module.train_step, evaluations.detect_dataset
+    done: list[int] = []
+
+    def told(step: int, number: int | None) -> None:
+        def stepping(*arguments: Any) -> Any:
+            done.append(arguments[4] + 1)
+            if done[-1] == step:
+                os.kill(os.getpid(), number or signal.SIGTERM)
+            return make(*arguments)
+
+        monkeypatch.setattr(run_module, "train_step", stepping)
+
+    for number, code, step in ((signal.SIGUSR1, 75, 1), (signal.SIGINT, 130, 3), (signal.SIGTERM, 143, 4)):
+        told(step, number)
+        with pytest.raises(StoppedError, match=rf"step {step} of 5 is saved, the same command goes on") as stopped:
+            train(recipe, folder, OPTIONS, ALONE)
+        assert stopped.value.code == code
+        newest = latest_checkpoint(folder)
+        assert newest is not None
+        assert open_checkpoint(newest).state.step == step
+
+    def evaluating(*arguments: Any, **options: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*arguments, **options)
+
+    told(-1, None)
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluations, "detect_dataset", evaluating)  # that of step 4 is still due
+        with pytest.raises(StoppedError, match=r"^stopped by SIGTERM; the same command goes on from the last"):
+            train(recipe, folder, OPTIONS, ALONE)
+    assert train(recipe, folder, OPTIONS, ALONE) == whole[1]
+    assert done == [1, 2, 3, 4, 5], "no step is made again"
+    ours, theirs = end_of(whole[0]), end_of(folder)
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+    assert timeless(folder) == timeless(whole[0]), "the means of the epochs too"
+    assert folder.detections.read_text() == whole[0].detections.read_text()
 
 
 @pytest.mark.distributed
@@ -183,3 +284,20 @@ def test_a_checkpoint_tells_its_step_numbers_and_classes(whole):
     assert state.category_ids == (10, 20, 30)
     assert state.evaluation is not None
     assert Evaluation.from_dict(state.evaluation) == whole[1]
+    scores = {line["step"]: line["evaluation"]["bbox"]["AP"] for line in timeless(whole[0]) if "evaluation" in line}
+    assert state.best_score == max(scores.values())
+    assert state.best_step == max(scores, key=lambda step: scores[step])
+
+
+def test_the_best_checkpoint_stays_beside_the_newest(recipe, whole, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    found = []
+    with open_run(replace(recipe, keep_checkpoints=1), ALONE, OPTIONS, folder) as run:
+        for step in (1, 2, 3, 4, 5):
+            run.recipe = replace(run.recipe, keep_best=step < 5)
+            run.save(step)
+            if step < 3:
+                run.evaluated(step, replace(whole[1], bbox=replace(whole[1].bbox, AP=0.9 / step)))
+            assert run.kept_step == step
+            found.append([checkpoint_step(path) for path in checkpoints(folder)])
+    assert found == [[1], [1, 2], [1, 3], [1, 4], [5]]

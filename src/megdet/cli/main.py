@@ -5,6 +5,7 @@ A verb's modules are imported when it is called, because torch takes seconds to 
 
 import errno
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -12,9 +13,12 @@ from typing import Any, NamedTuple
 
 from megdet import __version__
 from megdet.cli.parsers.shared import Parser
-from megdet.errors import InputError, nearest
+from megdet.distributed.termination import TerminationListener
+from megdet.errors import InputError, StoppedError, nearest
 
 _PROGRAM = "megdet"
+_NOTICES = tuple(int(getattr(signal, name)) for name in ("SIGUSR1", "SIGTERM") if hasattr(signal, name))
+"""What a scheduler sends; a training has its own answer from its start on."""
 _STOPPED = f"{_PROGRAM}: interrupted; the same command goes on from the last checkpoint, if there is one"
 
 
@@ -67,18 +71,25 @@ def make_parser(called: str | None) -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, or 2 for what the user can mend."""
+    """Run one command; returns the exit code.
+
+    It is 0, 2 for what the user can mend, or that of a signal: 130 (Ctrl-C), and for a training 143 (SIGTERM) and 75
+    (SIGUSR1: to be started again).
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         from megdet.terminal import allow_any_character  # here: an interrupt of the import is handled below
 
         allow_any_character()
-        _run(words)
+        trains = bool(words) and words[0] in ("train", "demo")
+        with TerminationListener(_NOTICES if trains else (), raises=True):
+            _run(words)
     except InputError as error:
-        rank = int(os.environ.get("RANK", "0"))
-        where = f"{_PROGRAM}: " if rank == 0 else f"{_PROGRAM} (rank {rank}): "
-        print(f"{where}{error}", file=sys.stderr)
+        _complain(error)
         return 2
+    except StoppedError as error:
+        _complain(error)
+        return error.code
     except KeyboardInterrupt:
         print(_STOPPED, file=sys.stderr)
         return 130
@@ -96,6 +107,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if world := sys.modules.get("megdet.distributed.world"):
             world.stop_world()
     return 0
+
+
+def _complain(error: BaseException) -> None:
+    rank = int(os.environ.get("RANK", "0"))
+    where = f"{_PROGRAM}: " if rank == 0 else f"{_PROGRAM} (rank {rank}): "
+    print(f"{where}{error}", file=sys.stderr)
 
 
 def _run(words: list[str]) -> None:

@@ -74,11 +74,12 @@ def _multi_scale(recipe: Recipe) -> Recipe:
 
 def _repeated_looks(recipe: Recipe) -> Recipe:
     """Iterative box regression and box voting, where the detector has a second stage."""
-    model: Any = recipe.model
-    if not hasattr(model, "box_head"):
-        return recipe
-    box_head = replace(model.box_head, test_iterations=1, vote_iou=0.5)
-    return replace(recipe, model=replace(model, box_head=box_head))
+    looks = {
+        name: replace(section, test_iterations=1, vote_iou=0.5)
+        for name, section in vars(recipe.model).items()
+        if hasattr(section, "test_iterations")
+    }
+    return replace(recipe, model=replace(recipe.model, **looks))
 
 
 def _crop(recipe: Recipe) -> Recipe:
@@ -139,6 +140,12 @@ CASES = {
     "heads": Case(
         "hard RoIs, inception, maxout, regions and context, recipe verify-heads", _detector_of("verify-heads"), (3, 8)
     ),
+    "features": Case(
+        "groups, squeeze-and-excitation, atrous, large kernels, segmentation, recipe verify-features",
+        _detector_of("verify-features"),
+        (3, 8),
+    ),
+    "light-head": Case("R-FCN with a light head, recipe verify-light-head", _detector_of("verify-light-head"), (3,)),
     "averages": Case("averaged weights (EMA)", _averages, (4,)),
     "agvm": Case("AGVM, a rate for each module", _agvm(), (3, 8)),
     "agvm-adamw": Case(

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from torch.utils.data import DataLoader, get_worker_info
 
+from megdet.distributed.termination import blocked_signals, end_by_parent_only
 from megdet.errors import InputError
 from megdet.structures import Batch
 
@@ -73,7 +74,8 @@ def received(loader: "DataLoader[Any]") -> Iterator[Loaded]:
     """
     before = set(multiprocessing.active_children())
     handler = signal.getsignal(signal.SIGCHLD)
-    items = iter(loader)
+    with blocked_signals():
+        items = iter(loader)
     processes = [process for process in multiprocessing.active_children() if process not in before]
     if threading.current_thread() is threading.main_thread():
         # torch's own handler raises wherever the training happens to be; here a dead process is noticed in its turn
@@ -84,6 +86,11 @@ def received(loader: "DataLoader[Any]") -> Iterator[Loaded]:
         except StopIteration:
             return
         yield pickle.loads(item.loaded) if isinstance(item, Pickled) else item
+
+
+def prepare_process(_number: int) -> None:
+    """Let a process that loads images live on when a signal reaches the whole run; its loader ends it."""
+    end_by_parent_only()
 
 
 def _next(items: Iterator[Any], processes: list[BaseProcess]) -> Loaded | Pickled:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from megdet.architecture import MaskUse
 from megdet.data.annotations import AnnotationTable
 from megdet.data.coco_file import CocoColumns, load_columns
 from megdet.data.coco_rows import refusal
@@ -60,17 +61,18 @@ class CocoDataset:
         return self.image_folder / self.file_names[index]
 
 
-def training_set(data: Data, *, with_masks: bool) -> CocoDataset:
-    """The images that a recipe trains on; with masks every object has one, a crowd too. Raises InputError."""
+def training_set(data: Data, *, masks: MaskUse) -> CocoDataset:
+    """The images that a recipe trains on; with all masks every object has one, a crowd too. Raises InputError."""
     dataset = load_coco(
         Path(data.train_annotations),
         Path(data.train_images),
         keep_empty=data.keep_empty_images,
         max_pixels=data.max_pixels,
         allow_outside_files=data.allow_outside_files,
-        with_masks=with_masks,
+        with_masks=masks != "none",
     )
-    _refuse_missing_masks(dataset)
+    if masks == "all":
+        _refuse_missing_masks(dataset)
     return dataset
 
 

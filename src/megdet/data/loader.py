@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from megdet.data.batches import LOOK_SECONDS, Loaded, Pickled, handed_over, received
+from megdet.data.batches import LOOK_SECONDS, Loaded, Pickled, handed_over, prepare_process, received
 from megdet.data.cache import ImageCache, image_cache
 from megdet.data.coco import CocoDataset
 from megdet.data.plan import PlannedGroup, PlannedImage, TrainingPlan
@@ -118,6 +118,7 @@ def _iterate(items: Dataset[Loaded | Pickled], order: Any, workers: int, device:
         pin_memory=device.type == "cuda",
         multiprocessing_context=method,
         timeout=LOOK_SECONDS if workers else 0,
+        worker_init_fn=prepare_process,
     )
     said: set[str] = set()
     ahead: tuple[Batch, torch.cuda.Event] | None = None

@@ -1,23 +1,17 @@
 """A rank that fails stops the others, with its name and its reason.
 
 A collective cannot say why a peer is gone: gloo says "connection closed", NCCL waits. So the ranks leave notes in the
-store of the process group (held by torchrun's agent, rank 0 or a file). A light thread in every rank reads them:
-
-    stopped      the rank at fault and its reason, in a sentence; the first one written counts
-    heard        how many ranks have read it
-    roll_call    a rank lost a peer and no reason is known: all ranks must answer
-    here/RANK    the answer of a rank, as JSON: what it is doing, and where
-    told/HOST    the rank that prints the reason for its machine, when its ranks get SIGTERM
+store of the process group, and a light thread in every rank reads them.
 
 torchrun sends SIGTERM to the other ranks of a machine as soon as one has died, and waits 30 seconds. In this time they
-find out which one it was, and one of them prints it.
+find out which one it was, and one of them prints it. If all are alive, SIGTERM is from outside. So are SIGUSR1 and
+Ctrl-C. Then a training stops in order, at a step on which all ranks agree (`training/stopping.py`); anything else ends.
 """
 
 import itertools
-import json
 import os
-import platform
 import re
+import signal
 import sys
 import threading
 import time
@@ -29,22 +23,19 @@ from pathlib import Path
 
 from torch import distributed as torch_distributed
 from torch.distributed import DistError
-from torch.distributed.distributed_c10d import PrefixStore, Store, _get_default_store
 
-from megdet.distributed.termination import TerminationListener
+from megdet.distributed.notes import STORE_TIMEOUT, Notes
+from megdet.distributed.termination import STOP_SIGNALS, TerminationListener, exit_code, stopped_by
 from megdet.distributed.world import World, name_ranks
-from megdet.errors import InputError
+from megdet.errors import InputError, StoppedError
 
 PACKAGE = Path(__file__).parents[1]
 POLL_SECONDS = 1.0
 """Between two reads of the store by a rank's thread."""
 ANSWER_SECONDS = 8.0
 """A rank that does not answer the roll call within this time counts as dead."""
-HEARD_SECONDS = 5.0
-"""How long rank 0, which may hold the store, waits at most until the others have read why it fails."""
 GRACE_SECONDS = 10.0
 """A rank still at work this long after another one stopped is ended: it waits for a collective that never comes."""
-STORE_TIMEOUT = timedelta(seconds=30)
 
 _LOST = re.compile("timed out|timeout|connection|read error|writev|broken pipe", re.IGNORECASE)
 _LONGEST_REASON = 1000
@@ -52,24 +43,41 @@ _numbers = itertools.count()
 
 
 @contextmanager
-def stop_together(world: World) -> Iterator[None]:
+def stop_together(world: World, *, heeds_signals: bool = False) -> Iterator[TerminationListener]:
     """Around work that the ranks do together: if one rank fails in it, all end.
 
     The rank that failed raises its own exception. All other ranks raise an InputError that names the rank at fault and
     its reason, even if they only lost the connection to a rank that had lost its own. A rank that is not in a
     collective, so that it notices nothing, is ended with that line and exit code 2. All ranks must enter and leave in
     the same order.
+
+    It yields the listener to SIGTERM, which ends all ranks with exit code 143. With `heeds_signals` it listens to
+    SIGUSR1 and Ctrl-C as well, and where the caller has said `listener.heeded()`, they are for the caller: all ranks
+    must agree, set `is_agreed` and raise StoppedError; rank 0's is the one that is raised.
     """
     number = next(_numbers)
     if not torch_distributed.is_initialized():
-        yield
+        with TerminationListener(STOP_SIGNALS if heeds_signals else (), raises=True) as listener:
+            yield listener
         return
-    notes = _Notes(number, world)
-    with TerminationListener() as listener:
+    notes = Notes(number, world)
+    with TerminationListener(STOP_SIGNALS if heeds_signals else (signal.SIGTERM,)) as listener:
         watch = _Watch(notes, listener, threading.get_ident())
         watch.start()
         try:
-            yield
+            yield listener
+        except StoppedError as error:
+            watch.has_failed = True
+            if listener.is_agreed:
+                notes.leave_in_order()
+                is_silent = not world.is_first
+            else:
+                notes.stop(_stopped_rank(world, error), error.code)
+                is_silent = not notes.tells_first()
+                notes.linger()
+            if is_silent:
+                raise SystemExit(error.code) from None
+            raise
         except BaseException as error:
             watch.has_failed = True
             if not _is_lost_peer(error):
@@ -79,101 +87,25 @@ def stop_together(world: World) -> Iterator[None]:
                 raise
             sentence = _whose_fault(notes, _one_line(error))
             notes.linger()
-            if listener.is_told_to_end and not notes.tells_first():
-                raise SystemExit(2) from None
-            raise InputError(sentence) from None
+            is_by_signal = bool(listener.told) or notes.code != 2
+            if is_by_signal and not notes.tells_first():
+                raise SystemExit(notes.code) from None
+            raise (InputError(sentence) if notes.code == 2 else StoppedError(sentence, notes.code)) from None
         else:
             notes.answer("done")
         finally:
             watch.leave()
 
 
-class _Notes:
-    """The notes of one `stop_together` in the store; a store that is gone has no notes and takes none."""
-
-    def __init__(self, number: int, world: World) -> None:
-        store = _get_default_store().clone()  # a connection of its own: a collective may be waiting in the other one
-        store.set_timeout(STORE_TIMEOUT)
-        self._store = PrefixStore(f"megdet/stop{number}", store)
-        self._lock = threading.Lock()  # two threads of this rank use it
-        self.world = world
-        self.is_gone = False
-        self.stopped: str | None = None
-        self.num_dead = 0
-
-    @contextmanager
-    def _opened(self) -> Iterator[Store]:
-        with self._lock:
-            try:
-                yield self._store
-            except RuntimeError:
-                self.is_gone = True
-
-    def stop(self, sentence: str) -> None:
-        """Write which rank is at fault and why, unless that is known."""
-        with self._opened() as store:
-            store.compare_set("stopped", "", sentence)
-        self.read()
-
-    def read(self) -> str | None:
-        """Which rank is at fault and why; None while that is not known."""
-        with self._opened() as store:
-            if self.stopped is None and store.check(["stopped"]):
-                self.stopped = store.get("stopped").decode()
-                store.add("heard", 1)
-        return self.stopped
-
-    def tells_first(self) -> bool:
-        """Whether this rank is the one of its machine that prints why they end."""
-        told = []
-        with self._opened() as store:
-            told.append(store.compare_set(f"told/{platform.node()}", "", str(self.world.rank)).decode())
-        return told in ([], [str(self.world.rank)])
-
-    def linger(self) -> None:
-        """Keep rank 0, which may hold the store, until all living ranks have read the reason, or for HEARD_SECONDS."""
-        end, heard, living = time.monotonic() + HEARD_SECONDS, 0, self.world.size - self.num_dead
-        while self.world.is_first and heard < living and time.monotonic() < end and not self.is_gone:
-            time.sleep(0.1)
-            with self._opened() as store:
-                heard = store.add("heard", 0)
-
-    def call_the_roll(self) -> None:
-        """Ask every rank for an answer."""
-        with self._opened() as store:
-            store.set("roll_call", "")
-
-    def is_called(self) -> bool:
-        """Whether a rank has asked."""
-        found = []
-        with self._opened() as store:
-            found.append(store.check(["roll_call"]))
-        return any(found)
-
-    def answer(self, doing: str, place: str = "") -> None:
-        """Say what this rank is doing: done, lost, told to end, waiting or busy."""
-        with self._opened() as store:
-            store.set(f"here/{self.world.rank}", json.dumps([doing, place]))
-
-    def answers(self) -> dict[int, tuple[str, str]]:
-        """The answers so far: what a rank is doing, and where."""
-        found: dict[int, tuple[str, str]] = {}
-        with self._opened() as store:
-            for rank in range(self.world.size):
-                if store.check([f"here/{rank}"]):
-                    doing, place = json.loads(store.get(f"here/{rank}"))
-                    found[rank] = doing, place
-        return found
-
-
 class _Watch(threading.Thread):
     """Answers the roll call, and ends a process whose work waits for a rank that has stopped."""
 
-    def __init__(self, notes: _Notes, listener: TerminationListener, main: int) -> None:
+    def __init__(self, notes: Notes, listener: TerminationListener, main: int) -> None:
         super().__init__(name="megdet stop_together", daemon=True)
         self.notes, self.listener, self.main = notes, listener, main
         self.has_failed = False
         self._has_left = False
+        self._has_called = False
 
     def leave(self) -> None:
         """Stop watching: the work has ended, well or not."""
@@ -189,30 +121,48 @@ class _Watch(threading.Thread):
             self.listener.wait(POLL_SECONDS)
             if self._has_left:
                 return
-            if self.listener.is_told_to_end and not self.has_failed:
-                self._end(_why_told_to_end(self.notes))
+            if self.listener.told.count(signal.SIGINT) > 1:
+                os._exit(exit_code(signal.SIGINT))
+            if self.listener.told and not self.has_failed and not self.listener.is_agreed:
+                self._obey()
             if self.notes.is_gone:
-                continue  # only SIGTERM can still arrive
+                continue  # only a signal can still arrive
             if self.notes.read() is None:
                 if not has_answered and not self.has_failed and self.notes.is_called():
                     has_answered = True
                     self.notes.answer(*_whereabouts(self.main))
                 continue
             stopped_at = stopped_at or time.monotonic()
-            if time.monotonic() - stopped_at > GRACE_SECONDS:
-                self._end(str(self.notes.stopped))
+            if self.notes.code != 2 or time.monotonic() - stopped_at > GRACE_SECONDS:
+                self._end(str(self.notes.stopped), self.notes.code)
 
-    def _end(self, sentence: str) -> None:
-        if self._has_left or self.has_failed:
+    def _obey(self) -> None:
+        """End this rank by the signal that it was told, unless the main thread heeds it, and all ranks live."""
+        if self.listener.is_told_to_end and not self._has_called:
+            self._has_called = True  # torchrun sends SIGTERM when a rank has died
+            if sentence := _known_or_dead(self.notes, "told to end"):
+                self._end(sentence, self.notes.code)
+        if not self.listener.is_heeded:
+            stopped = stopped_by(self.listener.told[0])
+            self.notes.stop(_stopped_rank(self.notes.world, stopped), stopped.code)
+            self._end(str(stopped), stopped.code)
+
+    def _end(self, sentence: str, code: int) -> None:
+        if self._has_left or self.has_failed or self.listener.is_agreed:
             return
-        if not self.listener.is_told_to_end or self.notes.tells_first():
+        is_by_signal = bool(self.listener.told) or code != 2
+        if not is_by_signal or self.notes.tells_first():
             print(f"megdet (rank {self.notes.world.rank}): {sentence}", file=sys.stderr, flush=True)
-        if self.listener.is_told_to_end:
+        if is_by_signal:
             self.notes.linger()
-        os._exit(2)  # the work hangs in a collective, and no exception reaches it there
+        os._exit(code)  # the work hangs in a collective, and no exception reaches it there
 
 
-def _whose_fault(notes: _Notes, reason: str) -> str:
+def _stopped_rank(world: World, stopped: StoppedError) -> str:
+    return f"rank {world.rank} was {stopped}"
+
+
+def _whose_fault(notes: Notes, reason: str) -> str:
     """The sentence of the rank at fault; if it left none, what the roll call shows about the failed collective."""
     size = notes.world.size
     is_timeout = re.search("timed out|timeout", reason, re.IGNORECASE) is not None
@@ -233,16 +183,7 @@ def _whose_fault(notes: _Notes, reason: str) -> str:
     return notes.read() or sentence
 
 
-def _why_told_to_end(notes: _Notes) -> str:
-    """The sentence of the rank at fault, also if it died; else that this rank was told to end."""
-    told = "told to end (SIGTERM); the same command goes on from the last checkpoint, if there is one"
-    if sentence := _known_or_dead(notes, "told to end"):
-        return sentence
-    notes.stop(f"rank {notes.world.rank} was {told}")
-    return told
-
-
-def _known_or_dead(notes: _Notes, doing: str) -> str | None:
+def _known_or_dead(notes: Notes, doing: str) -> str | None:
     """Which rank is at fault, after a roll call in which this rank answers `doing`.
 
     None if all ranks are alive and none knows.

@@ -24,6 +24,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
+from megdet.distributed.termination import STOP_SIGNALS, blocked_signals
 from megdet.errors import InputError
 from megdet.files import replace_file
 
@@ -129,13 +130,14 @@ def start_helper(
     # with the current folder on its path, an interpreter could import a file of the user by mistake
     has_folder = "" in sys.path or str(Path.cwd()) in sys.path
     place = {"RANK": "0", "LOCAL_RANK": str(device.index or 0), "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
-    process = subprocess.Popen(
-        [sys.executable, *([] if has_folder else ["-P"]), "-m", __name__, str(folder)],
-        env={**os.environ, **place},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        start_new_session=True,  # Ctrl-C is for this process, which then ends its helpers
-    )
+    with blocked_signals():
+        process = subprocess.Popen(
+            [sys.executable, *([] if has_folder else ["-P"]), "-m", __name__, str(folder)],
+            env={**os.environ, **place},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is for this process, which then ends its helpers
+        )
     return Helper(folder, process)
 
 
@@ -184,6 +186,8 @@ def main(folder: Path) -> None:
     """Do the task of the folder and leave the answer there."""
     task: _Task = pickle.loads((folder / TASK).read_bytes())
     if os.name == "posix":
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)  # a scheduler sends them to every process of a run
         threading.Thread(target=_end_with, args=(task.parent,), daemon=True).start()
         os.nice(task.niceness)
     sys.path[:] = task.path

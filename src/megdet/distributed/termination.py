@@ -1,76 +1,184 @@
-"""SIGTERM, received by a thread of this process even while its main thread waits in a collective.
+"""Signals that ask this process to stop: SIGTERM, SIGUSR1 (the notice of a scheduler) and SIGINT (Ctrl-C).
 
 Python runs a signal handler in the main thread, and only after that returns from C++. But the signal writes a byte into
-a pipe at once (`signal.set_wakeup_fd`), and any thread can wait for that.
+a pipe at once (`signal.set_wakeup_fd`), and any thread can wait for that, while the main thread waits in a collective.
 """
 
+import multiprocessing
 import os
 import select
 import signal
 import threading
 import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from types import FrameType
 
+from megdet.errors import StoppedError
+
+STOP_SIGNALS: tuple[int, ...] = tuple(
+    int(getattr(signal, name)) for name in ("SIGUSR1", "SIGTERM", "SIGINT") if hasattr(signal, name)
+)
+"""Those that this system has; where several have arrived, the first in this order decides about the exit code."""
+_EXIT_CODES = {"SIGUSR1": 75, "SIGTERM": 143, "SIGINT": 130}
 _RUNG = b"\0"
 _listening: "weakref.WeakSet[TerminationListener]" = weakref.WeakSet()
 
 
-class TerminationListener:
-    """While it is entered, SIGTERM does not end this process: the thread that waits here must do it.
+def signal_name(number: int) -> str:
+    """SIGTERM, SIGUSR1, or Ctrl-C for SIGINT."""
+    return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
 
-    It changes nothing outside the main thread, on systems without such signals, and if the program has a handler of its
-    own.
+
+def exit_code(number: int) -> int:
+    """With what a process ends that such a signal has stopped: 75 (to be started again), 143 or 130."""
+    return _EXIT_CODES[signal.Signals(number).name]
+
+
+def stopped_by(number: int) -> StoppedError:
+    """The exception for a signal that stops a program outside the steps of a training."""
+    return StoppedError(
+        f"stopped by {signal_name(number)}; the same command goes on from the last checkpoint, if there is one",
+        exit_code(number),
+    )
+
+
+class TerminationListener:
+    """While it is entered, these signals do not end this process: the program heeds them, or a thread that waits here.
+
+    It changes nothing outside the main thread, on systems without such signals, and for a signal of which the program
+    has a handler of its own.
+
+    Args:
+        signals: what it listens to.
+        raises: raise StoppedError in the main thread, unless the signal is `heeded` there.
     """
 
-    def __init__(self) -> None:
-        self.is_told_to_end = False
-        self._is_handling = False
+    def __init__(self, signals: Sequence[int] = (signal.SIGTERM,), *, raises: bool = False) -> None:
+        self.signals, self.raises = signals, raises
+        self.told: list[int] = []
+        """the signals that `wait` has seen, in their order"""
+        self.asked: list[int] = []
+        """the signals that the main thread has seen"""
+        self.is_heeded = False
+        """whether the main thread looks at `asked` by itself"""
+        self.is_agreed = False
+        """whether all ranks have agreed to stop, so that they end in order"""
+        self._before: dict[int, object] = {}
         self._read, self._write = os.pipe()
 
+    @property
+    def is_told_to_end(self) -> bool:
+        """Whether `wait` has seen SIGTERM."""
+        return signal.SIGTERM in self.told
+
     def __enter__(self) -> "TerminationListener":
-        is_main = threading.current_thread() is threading.main_thread()
-        if os.name == "posix" and is_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        if os.name == "posix" and threading.current_thread() is threading.main_thread():
+            self._before = {number: own for number in self.signals if _is_free(own := signal.getsignal(number))}
+        if self._before:
             os.set_blocking(self._write, False)
-            signal.signal(signal.SIGTERM, _go_on)
             self._wakeup_before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-            self._is_handling = True
+            for number in self._before:
+                signal.signal(number, self._on_signal)
             _listening.add(self)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.stop()
         self.wait(0.0)
-        if self.is_told_to_end and kind is None:
-            os.kill(os.getpid(), signal.SIGTERM)  # no thread has ended the process
+        if self.told and kind is None:
+            os.kill(os.getpid(), self.told[0])  # nobody has ended the process
         os.close(self._read)
         os.close(self._write)
 
-    def stop(self) -> None:
-        """Make SIGTERM end this process again."""
-        if self._is_handling:
-            self._is_handling = False
-            signal.set_wakeup_fd(self._wakeup_before)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    def stop(self, *, in_child: bool = False) -> None:
+        """Give the signals their old handlers again, or those of a new process."""
+        before, self._before = self._before, {}
+        if before:
+            signal.set_wakeup_fd(-1 if in_child else self._wakeup_before)
+        for number, handler in before.items():
+            default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            signal.signal(number, default if in_child else handler)  # type: ignore[arg-type]  # getsignal gave it
 
     def wait(self, seconds: float) -> None:
-        """Wait so long, or until SIGTERM arrives or `ring` is called."""
-        if select.select([self._read], [], [], seconds)[0] and signal.SIGTERM in os.read(self._read, 256):
-            self.is_told_to_end = True
+        """Wait so long, or until a signal arrives or `ring` is called."""
+        if select.select([self._read], [], [], seconds)[0]:
+            self.told += [number for number in os.read(self._read, 256) if number in self.signals]
 
     def ring(self) -> None:
         """Wake the thread that waits."""
         os.write(self._write, _RUNG)
 
+    @contextmanager
+    def heeded(self, heeds: bool = True) -> Iterator[None]:
+        """For a block, let signals wait until the main thread looks at `asked`, or not.
 
-def _go_on(_number: int, _frame: FrameType | None) -> None:
-    """Nothing to do in the main thread: the byte in the pipe is enough."""
+        Raises StoppedError where one is waiting while nobody looks.
+        """
+        before, self.is_heeded = self.is_heeded, heeds
+        self._refuse_to_wait()
+        try:
+            yield
+        finally:
+            self.is_heeded = before
+        self._refuse_to_wait()
+
+    def _refuse_to_wait(self) -> None:
+        if self.asked and not self.is_heeded:
+            raise stopped_by(self.asked[0])
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        self.asked.append(number)
+        if number == signal.SIGINT:
+            signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
+        if self.raises:
+            self._refuse_to_wait()
+
+
+@contextmanager
+def blocked_signals() -> Iterator[None]:
+    """Around the start of a process: it must not end by a signal to the whole group, because this one decides when.
+
+    A launcher, a terminal or a scheduler sends its signals to all processes of a run, those that load images too.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # its start would unblock them
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def end_by_parent_only() -> None:
+    """In a process that was started with `blocked_signals`: SIGTERM ends it where its parent has sent it."""
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        threading.Thread(target=_wait_for_parent, name="megdet end_by_parent_only", daemon=True).start()
+
+
+def _wait_for_parent() -> None:
+    parent = multiprocessing.parent_process()  # behind a fork server it is not the one that has forked
+    parent_id = os.getppid() if parent is None else parent.pid
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent_id:
+        pass
+    os._exit(0)
+
+
+def _is_free(handler: object) -> bool:
+    """Whether a signal is not the program's own affair."""
+    is_default = handler in (signal.SIG_DFL, signal.default_int_handler)
+    return is_default or isinstance(getattr(handler, "__self__", None), TerminationListener)
 
 
 def _stop_in_child() -> None:
     for listener in list(_listening):
-        listener.stop()
+        listener.stop(in_child=True)
 
 
 if hasattr(os, "register_at_fork"):
-    # SIGTERM must end a loading process, which must not write into the inherited pipe
+    # a forked process must not write into the inherited pipe
     os.register_at_fork(after_in_child=_stop_in_child)

@@ -48,14 +48,7 @@ class Backbone(nn.Module):
         # built twice: only timm knows which layers make the features, and the heads draw their weights after both
         # networks: building one (or the second on the meta device, which draws nothing) would give other heads
         whole = _whole_model(recipe.name)
-        try:
-            body: Any = timm.create_model(
-                recipe.name, pretrained=False, features_only=True, **_no_drops(whole), **_atrous(whole, recipe)
-            )
-        except RuntimeError:
-            raise InputError(
-                f"model.backbone.name {recipe.name}: this timm model offers no features by stride"
-            ) from None
+        body = _features(whole, recipe)
         self.strides = tuple(min(stride, recipe.output_stride) for stride in STRIDES)
         """of C2 to C5"""
         reductions = body.feature_info.reduction()
@@ -74,6 +67,10 @@ class Backbone(nn.Module):
             raise InputError(
                 f"model.backbone.name {recipe.name}: its features have a layer {error} of their own"
             ) from None
+        except RuntimeError:  # some layers have a weight for each place of the map, which is another map now
+            if recipe.output_stride == STRIDES[-1]:
+                raise
+            raise _not_atrous(recipe) from None
         self.body: Any = body
         self.last = nn.Sequential()
         if recipe.last_convolution:
@@ -229,21 +226,33 @@ def _whole_model(name: str) -> Any:
     return timm.create_model(name, pretrained=False)
 
 
+def _features(whole: nn.Module, recipe: BackboneRecipe) -> Any:
+    """timm's network that gives the features of a whole one, its last stages dilated if asked for (Chen et al., 2015).
+
+    Raises InputError where timm builds none, or not with the recipe's largest stride.
+    """
+    atrous: dict[str, Any] = {} if recipe.output_stride == STRIDES[-1] else {"output_stride": recipe.output_stride}
+    try:
+        return timm.create_model(recipe.name, pretrained=False, features_only=True, **_no_drops(whole), **atrous)
+    except RuntimeError:
+        raise InputError(f"model.backbone.name {recipe.name}: this timm model offers no features by stride") from None
+    except (TypeError, AssertionError):  # it knows no such argument, or has blocks that cannot be dilated
+        if not atrous:
+            raise
+        raise _not_atrous(recipe) from None
+
+
+def _not_atrous(recipe: BackboneRecipe) -> InputError:
+    return InputError(
+        f"model.backbone.output_stride {recipe.output_stride}: timm does not build {recipe.name} with it: set it to 32 "
+        "or choose another backbone"
+    )
+
+
 def _no_drops(model: nn.Module) -> dict[str, Any]:
     """What builds a model of this class without dropout and stochastic depth: every drop rate that it takes, at 0."""
     taken = inspect.signature(type(model).__init__).parameters
     return {name: 0.0 for name in taken if "drop" in name and name.endswith("rate")}
-
-
-def _atrous(model: nn.Module, recipe: BackboneRecipe) -> dict[str, Any]:
-    """What keeps the stride of a model's features at the recipe's: dilated convolutions (Chen et al., 2015)."""
-    if recipe.output_stride == STRIDES[-1]:
-        return {}
-    if "output_stride" not in inspect.signature(type(model).__init__).parameters:
-        raise InputError(
-            f"model.backbone.output_stride {recipe.output_stride}: timm builds {recipe.name} with stride 32 alone"
-        )
-    return {"output_stride": recipe.output_stride}
 
 
 def _last_of(strides: Sequence[int], reductions: Sequence[int]) -> list[int]:

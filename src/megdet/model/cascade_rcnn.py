@@ -8,7 +8,6 @@ chosen what is hard for it, and the later ones learn from the same RoIs.
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -42,13 +41,13 @@ class CascadeRcnn(FasterRcnn):
         *(f"{stage}_{term}" for stage in STAGES for term in ("class", "box")),
     )
     counts = (FasterRcnn.counts[0], *(Count(f"{stage}_positive", "RoI") for stage in STAGES))
-    parts: ClassVar[Mapping[str, str]] = {
+    parts: Mapping[str, str] = {
         **FasterRcnn.parts,
         "box_head_2": "second box head",
         "box_head_3": "third box head",
     }
     class_layers = tuple(f"{stage}.classes" for stage in STAGES)
-    small_start: ClassVar[Mapping[str, float]] = {
+    small_start: Mapping[str, float] = {
         **FasterRcnn.small_start,
         **{f"{stage}.{layer}": 20 for stage in STAGES for layer in ("classes", "deltas")},
     }
@@ -148,9 +147,9 @@ class CascadeMaskRcnn(MaskRcnn, CascadeRcnn):
 
     loss_names = (*CascadeRcnn.loss_names, "mask_head")
     counts = CascadeRcnn.counts
-    parts: ClassVar[Mapping[str, str]] = {**CascadeRcnn.parts, **MaskRcnn.parts}
+    parts: Mapping[str, str] = {**CascadeRcnn.parts, **MaskRcnn.parts}
     class_layers = (*CascadeRcnn.class_layers, "mask_head.logits")
-    small_start: ClassVar[Mapping[str, float]] = {**CascadeRcnn.small_start, **MaskRcnn.small_start}
+    small_start: Mapping[str, float] = {**CascadeRcnn.small_start, **MaskRcnn.small_start}
     same_meaning = MaskRcnn.same_meaning
     sampling_keys = CascadeRcnn.sampling_keys
 

@@ -1,6 +1,16 @@
 """Which detector a recipe asks for."""
 
-from megdet.architecture import CascadeMaskRcnn, CascadeRcnn, FasterRcnn, MaskRcnn, Model, RetinaNet, Rfcn
+from megdet.architecture import (
+    CascadeMaskRcnn,
+    CascadeRcnn,
+    FasterRcnn,
+    MaskRcnn,
+    MaskUse,
+    Model,
+    RetinaNet,
+    Rfcn,
+    TwoStage,
+)
 from megdet.distributed.lane import SINGLE_LANE, Lane
 from megdet.model import cascade_rcnn, faster_rcnn, mask_rcnn, retinanet, rfcn
 from megdet.model.detector import Detector
@@ -20,6 +30,13 @@ DETECTORS: dict[type[Model], type[Detector]] = {
 def detector_class(model: Model) -> type[Detector]:
     """The class that a `recipe.model` is the architecture of."""
     return DETECTORS[type(model)]
+
+
+def mask_use(model: Model) -> MaskUse:
+    """Which masks the detector of a `recipe.model` learns from."""
+    if detector_class(model).has_masks:
+        return "all"
+    return "any" if isinstance(model, TwoStage) and model.segmentation.enabled else "none"
 
 
 def make_detector(recipe: Recipe, num_classes: int, lane: Lane = SINGLE_LANE) -> Detector:

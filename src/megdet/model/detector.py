@@ -52,7 +52,8 @@ class Samples:
 class Detector(nn.Module, ABC):
     """A detector for training and detection. It is given its lane and asks nothing else about devices.
 
-    A kind of detector says by class attributes what it is made of. Building one reads no file.
+    A kind of detector says by class attributes what it is made of, and one whose recipe adds a part says so by its
+    own. Building one reads no file.
 
     Args:
         architecture: `recipe.model`.
@@ -61,21 +62,21 @@ class Detector(nn.Module, ABC):
         recompute_plan: what the backward computes again instead of keeping it.
     """
 
-    loss_names: ClassVar[tuple[str, ...]]
+    loss_names: tuple[str, ...]
     """the terms of l(x, w) in Eq. 1"""
     counts: ClassVar[tuple[Count, ...]] = ()
     """what a forward returns beside them, in the order of the stages; Table 1 is about the last"""
     has_masks: ClassVar[bool] = False
     """whether it learns from masks, which the data must then have, and finds some"""
-    parts: ClassVar[Mapping[str, str]]
+    parts: Mapping[str, str]
     """its modules and what a picture calls them: for AGVM, the noise scale and the variance of gradients"""
     reference_part: ClassVar[str] = "backbone"
     """the part beside whose gradients AGVM sees those of the others"""
-    dense_parts: ClassVar[tuple[str, ...]] = ()
+    dense_parts: tuple[str, ...] = ()
     """the parts whose forward does the same arithmetic for every image of a canvas, so that it can be compiled"""
-    class_layers: ClassVar[tuple[str, ...]]
+    class_layers: tuple[str, ...]
     """the layers whose rows are classes; they start anew when the classes are others"""
-    small_start: ClassVar[Mapping[str, float]] = {}
+    small_start: Mapping[str, float] = {}
     """layers whose weights begin near 0, with the factor at which `verify` sees what depends on them"""
     same_meaning: ClassVar[tuple[str, ...]]
     """the keys, within `recipe.model`, without which the same weights mean another detector"""
@@ -101,10 +102,9 @@ class Detector(nn.Module, ABC):
         """Whether its masks go into an image where their boxes are, not where these are in whole pixels."""
         return True
 
-    @classmethod
-    def reported(cls) -> tuple[str, ...]:
+    def reported(self) -> tuple[str, ...]:
         """The names in the result of a forward: losses, then counts."""
-        return (*cls.loss_names, *(count.name for count in cls.counts))
+        return (*self.loss_names, *(count.name for count in self.counts))
 
     def forward(self, batch: Batch) -> dict[str, Float[Tensor, " images"]]:
         """Every loss of each image, and the counts; in training mode."""

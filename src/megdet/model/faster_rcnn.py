@@ -23,6 +23,7 @@ from megdet.model.regions import region_boxes
 from megdet.model.repeated_looks import Looked, detections_of_looks
 from megdet.model.roi_head import Outputs, SampledRois
 from megdet.model.rpn import Rpn
+from megdet.model.segmentation import Segmentation
 from megdet.ops.roi_align import FeatureTable, feature_table
 from megdet.recipe import RecomputePlan
 from megdet.structures import Detections, Targets
@@ -46,15 +47,15 @@ def with_dense_loss(architecture: Any) -> Any:
 class FasterRcnn(Detector):
     """Features, proposals, and a second look at every proposal, which is what its relatives do otherwise."""
 
-    loss_names: ClassVar[tuple[str, ...]] = ("rpn_objectness", "rpn_box", "box_head_class", "box_head_box")
+    loss_names: tuple[str, ...] = ("rpn_objectness", "rpn_box", "box_head_class", "box_head_box")
     counts: ClassVar[tuple[Count, ...]] = (
         Count("rpn_positive", "anchor", "rpn.samples"),
         Count("box_head_positive", "RoI"),
     )
-    parts: ClassVar[Mapping[str, str]] = {"backbone": "backbone", "fpn": "FPN", "rpn": "RPN", "box_head": "box head"}
-    dense_parts: ClassVar[tuple[str, ...]] = ("backbone", "fpn", "rpn")
-    class_layers: ClassVar[tuple[str, ...]] = ("box_head.classes", "box_head.deltas")
-    small_start: ClassVar[Mapping[str, float]] = {
+    parts: Mapping[str, str] = {"backbone": "backbone", "fpn": "FPN", "rpn": "RPN", "box_head": "box head"}
+    dense_parts: tuple[str, ...] = ("backbone", "fpn", "rpn")
+    class_layers: tuple[str, ...] = ("box_head.classes", "box_head.deltas")
+    small_start: Mapping[str, float] = {
         "rpn.objectness": 10,
         "rpn.deltas": 10,
         "box_head.classes": 20,
@@ -86,7 +87,13 @@ class FasterRcnn(Detector):
     ) -> None:
         super().__init__(architecture, num_classes, lane, recompute_plan)
         fpn, rpn, box_head = architecture.fpn, architecture.rpn, architecture.box_head
-        self.fpn = Fpn(self.backbone.channels, fpn.channels, norm_factory(fpn.norm, lane), has_norm=fpn.norm != "none")
+        self.fpn = Fpn(
+            self.backbone.channels,
+            fpn.channels,
+            norm_factory(fpn.norm, lane),
+            has_norm=fpn.norm != "none",
+            large_kernel=fpn.large_kernel,
+        )
         strides = (*self.backbone.strides, 2 * self.backbone.strides[-1])
         self.anchors = AnchorGrid(architecture.anchors, strides)
         self.rpn = Rpn(rpn, fpn.channels, self.anchors.per_cell, norm_factory(rpn.norm, lane))
@@ -99,12 +106,31 @@ class FasterRcnn(Detector):
             two_levels=box_head.maxout,
         )
         self.box_head = BoxHead(box_head, fpn.channels, num_classes, norm_factory(box_head.norm, lane))
+        self.segmentation: Segmentation | None = None
+        own = architecture.segmentation
+        if own.enabled:
+            norm = norm_factory(own.norm, lane)
+            self.segmentation = Segmentation(own, fpn.channels, strides, num_classes, norm)
+            self.loss_names = (*self.loss_names, "segmentation")
+            self.parts = {**self.parts, "segmentation": "segmentation branch"}
+            self.dense_parts = (*self.dense_parts, "segmentation")
+            self.class_layers = (*self.class_layers, "segmentation.classes")
+            self.small_start = {**self.small_start, "segmentation.classes": 10}
 
     def features(self, images: Float[Tensor, "images 3 height width"]) -> list[Float[Tensor, "images channels _ _"]]:
         """The pyramid of normalised images, P2 to P6."""
+        return self.pyramid_and_segments(images)[0]
+
+    def pyramid_and_segments(
+        self, images: Float[Tensor, "images 3 height width"]
+    ) -> tuple[list[Float[Tensor, "images channels _ _"]], Float[Tensor, "images _ _ _"] | None]:
+        """The pyramid of normalised images, and the logits of the segmentation branch where there is one."""
         backbone, fpn = self.dense_part("backbone"), self.dense_part("fpn")
         pyramid: list[Tensor] = self.recompute(fpn, backbone(images))
-        return pyramid
+        if self.segmentation is None:
+            return pyramid, None
+        told: tuple[list[Tensor], Tensor] = self.recompute(self.dense_part("segmentation"), pyramid)
+        return told
 
     def propose(
         self,
@@ -181,10 +207,12 @@ class FasterRcnn(Detector):
     ) -> dict[str, Float[Tensor, " images"]]:
         """The losses and counts of normalised images, by name."""
         targets = replace(targets, boxes=targets.boxes.to(images.dtype))
-        pyramid = self.features(images)
+        pyramid, segments = self.pyramid_and_segments(images)
         found = self.propose(pyramid, _canvas(images), sizes)
         table = feature_table(pyramid)
         losses = self.rpn.losses(found.logits, found.deltas, found.anchors, targets, table)
+        if self.segmentation is not None and segments is not None:
+            losses["segmentation"] = self.segmentation.loss(segments, targets, sizes)
         sampled, seen = choose_rois(self.box_head, partial(self.refine, table, sizes), found.proposals, targets)
         return losses | self.roi_losses(table, sampled, seen, targets, sizes)
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from megdet.layers.convert import NormFactory
+from megdet.model.large_kernel import BoundaryRefinement, GlobalConvolution
 
 
 class Fpn(nn.Module):
@@ -20,6 +21,8 @@ class Fpn(nn.Module):
         has_norm: whether that is a layer; the convolutions then have no bias.
         p6_from: the map that a convolution of stride 2 makes P6 of, and another one P7 of P6 (RetinaNet); without it
             P6 takes every second pixel of P5, and there is no P7.
+        large_kernel: k of the global convolutions that the lateral connections are then made of, each with a boundary
+            refinement behind it; 0 = they are 1 x 1 convolutions.
     """
 
     def __init__(
@@ -30,13 +33,12 @@ class Fpn(nn.Module):
         *,
         has_norm: bool,
         p6_from: Literal["c5", "p5"] | None = None,
+        large_kernel: int = 0,
     ) -> None:
         super().__init__()
         self.p6_from = p6_from
         bias = not has_norm
-        self.lateral = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(width, channels, 1, bias=bias), norm(channels)) for width in in_channels
-        )
+        self.lateral = nn.ModuleList(_lateral(width, channels, large_kernel, norm, bias=bias) for width in in_channels)
         self.output = nn.ModuleList(
             nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1, bias=bias), norm(channels)) for _ in in_channels
         )
@@ -62,6 +64,13 @@ class Fpn(nn.Module):
             return [*pyramid, pyramid[-1][:, :, ::2, ::2]]
         p6 = self.p6(with_border(features[-1] if self.p6_from == "c5" else pyramid[-1]))
         return [*pyramid, p6, self.p7(with_border(F.relu(p6)))]
+
+
+def _lateral(width: int, channels: int, large_kernel: int, norm: NormFactory, *, bias: bool) -> nn.Sequential:
+    if not large_kernel:
+        return nn.Sequential(nn.Conv2d(width, channels, 1, bias=bias), norm(channels))
+    convolution = GlobalConvolution(width, channels, channels, large_kernel, bias=bias)
+    return nn.Sequential(convolution, norm(channels), BoundaryRefinement(channels, norm, bias=bias))
 
 
 def with_border(features: Float[Tensor, "images channels height width"]) -> Float[Tensor, "images channels _ _"]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import ClassVar
 
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -25,9 +24,9 @@ class MaskRcnn(FasterRcnn):
 
     loss_names = (*FasterRcnn.loss_names, "mask_head")
     has_masks = True
-    parts: ClassVar[Mapping[str, str]] = {**FasterRcnn.parts, "mask_head": "mask head"}
+    parts: Mapping[str, str] = {**FasterRcnn.parts, "mask_head": "mask head"}
     class_layers = (*FasterRcnn.class_layers, "mask_head.logits")
-    small_start: ClassVar[Mapping[str, float]] = {**FasterRcnn.small_start, "mask_head.logits": 20}
+    small_start: Mapping[str, float] = {**FasterRcnn.small_start, "mask_head.logits": 20}
     same_meaning = (
         *FasterRcnn.same_meaning,
         *("mask_head.pool_size", "mask_head.sampling_ratio", "mask_head.aligned"),

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -49,7 +48,7 @@ class RetinaNet(Detector):
 
     loss_names = ("class_focal", "anchor_box")
     counts = (Count("anchor_positive", "anchor"),)
-    parts: ClassVar[Mapping[str, str]] = {
+    parts: Mapping[str, str] = {
         "backbone": "backbone",
         "fpn": "FPN",
         "class_tower": "class tower",
@@ -57,7 +56,7 @@ class RetinaNet(Detector):
     }
     dense_parts = ("backbone", "fpn", "class_tower", "delta_tower")
     class_layers = ("class_tower.predict",)
-    small_start: ClassVar[Mapping[str, float]] = {"class_tower.predict": 10, "delta_tower.predict": 10}
+    small_start: Mapping[str, float] = {"class_tower.predict": 10, "delta_tower.predict": 10}
     same_meaning = (
         *(*BACKBONE_MEANING, "fpn.p6_from"),
         *("anchors.sizes", "anchors.scales_per_octave", "anchors.whole_sizes", "anchors.ratios"),
@@ -85,6 +84,7 @@ class RetinaNet(Detector):
             norm_factory(fpn.norm, lane),
             has_norm=fpn.norm != "none",
             p6_from=fpn.p6_from,
+            large_kernel=fpn.large_kernel,
         )
         *_, last = strides = self.backbone.strides[1:]
         self.anchors = AnchorGrid(architecture.anchors, (*strides, 2 * last, 4 * last))

@@ -15,6 +15,7 @@ from megdet.model.anchors import AnchorGrid
 from megdet.model.detector import BACKBONE_MEANING, Detector, Samples
 from megdet.model.faster_rcnn import FasterRcnn, Proposed, with_dense_loss
 from megdet.model.hard_rois import choose_rois
+from megdet.model.light_head import LightHead
 from megdet.model.position_sensitive_head import PositionSensitiveHead
 from megdet.model.proposals import Proposals
 from megdet.model.repeated_looks import Looked, detections_of_looks
@@ -26,7 +27,7 @@ from megdet.structures import Detections, Targets
 
 
 class Rfcn(Detector):
-    """Features and maps, proposals, and a vote for every proposal.
+    """Features and maps, proposals, and a vote for every proposal, or a light head's look at it.
 
     Differs from the paper: the RPN's hidden layer is as wide as C4, not 512 channels. Its RoIs are those of greatest
     loss where `box_head.sampling` is hard, which is not the default.
@@ -34,10 +35,10 @@ class Rfcn(Detector):
 
     loss_names = FasterRcnn.loss_names
     counts = FasterRcnn.counts
-    parts: ClassVar[Mapping[str, str]] = {"backbone": "backbone", "rpn": "RPN", "box_head": "score maps"}
+    parts: Mapping[str, str] = {"backbone": "backbone", "rpn": "RPN", "box_head": "score maps"}
     dense_parts = ("backbone", "rpn", "box_head")
     class_layers = ("box_head.classes",)
-    small_start: ClassVar[Mapping[str, float]] = FasterRcnn.small_start
+    small_start: Mapping[str, float] = FasterRcnn.small_start
     same_meaning = (
         *BACKBONE_MEANING,
         *("anchors.sizes", "anchors.ratios", "anchors.stride_from_grid", "anchors.whole_pixels"),
@@ -62,7 +63,8 @@ class Rfcn(Detector):
         self.anchors = AnchorGrid(architecture.anchors, (stride,))
         self.rpn = Rpn(rpn, c4, self.anchors.per_cell, norm_factory(rpn.norm, lane))
         norm = norm_factory(box_head.norm, lane)
-        self.box_head = PositionSensitiveHead(box_head, c5, stride_of_maps, num_classes, norm)
+        head = LightHead if box_head.light_kernel else PositionSensitiveHead
+        self.box_head: LightHead | PositionSensitiveHead = head(box_head, c5, stride_of_maps, num_classes, norm)
 
     def features(self, images: Float[Tensor, "images 3 height width"]) -> list[Float[Tensor, "images _ _ _"]]:
         """C4 of normalised images, and the maps of classes and of boxes that C5 becomes."""

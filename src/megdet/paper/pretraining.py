@@ -14,7 +14,7 @@ from megdet.data.coco import training_set
 from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.files import cannot_write, replace_file
-from megdet.model.choice import detector_class
+from megdet.model.choice import mask_use
 from megdet.paper.rows import PRETRAINING
 from megdet.recipe import Recipe
 from megdet.recipe_file import first_difference, load_recipe, parse_recipe
@@ -94,6 +94,6 @@ def _check_origin(run: RunFolder, recipe: Recipe) -> None:
     annotations, checkpoint = Path(recipe.data.train_annotations), latest_checkpoint(run)
     if checkpoint is None or not annotations.exists():
         return
-    pictures = training_set(recipe.data, with_masks=detector_class(recipe.model).has_masks)
+    pictures = training_set(recipe.data, masks=mask_use(recipe.model))
     if open_checkpoint(checkpoint).state.data not in ("", fingerprint(pictures)):
         raise InputError(f"{run.path} holds a backbone of other pictures or boxes than those of {annotations}: {mend}")

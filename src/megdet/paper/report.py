@@ -15,9 +15,11 @@ TITLES: dict[Item, str] = {
     "table1": "Table 1: positive part of the sampled RoIs",
     "table2": "Table 2: mini-batch sizes without batch norm (frozen statistics)",
     "table3": "Table 3: mini-batch sizes and BN sizes",
+    "table4": "Table 4: the winning entry of COCO 2017",
     "figure1": "Figure 1: 16 images against 256",
     "figure2": "Figure 2: positive and negative proposals",
     "figure4": "Figure 4: 16 images (long) against 256 (long)",
+    "figure5": "Figure 5: detections of the entry",
 }
 TRAINING_COLUMNS = (
     *("row", "batch", "BN size", "policy", "rate", "mmAP, paper", "mmAP, here", "AP50, here", "mmAR, here"),

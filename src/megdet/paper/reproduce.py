@@ -1,4 +1,4 @@
-"""Every table and figure of the paper: train its rows, then write table and picture beside the paper's numbers.
+"""Tables 1 to 3 and their figures: train the rows, then write table and picture beside the paper's numbers.
 
 The folder of a scale holds one run folder a row, shared by all tables and figures that need the row:
 
@@ -18,8 +18,8 @@ from megdet.paper.figures import find_curve, plot_curves, plot_sweep
 from megdet.paper.pretraining import pretrained_backbone
 from megdet.paper.report import Report, row_label, scale_note, training_report
 from megdet.paper.rows import (
-    Item,
     Scale,
+    SweptItem,
     chosen_rows,
     data_changes,
     row_name,
@@ -41,7 +41,7 @@ from megdet.training.run import RunOptions
 class Order:
     """What to reproduce, where and from which data."""
 
-    item: Item
+    item: SweptItem
     scale: Scale
     folder: Path
     """of the scale's rows"""
@@ -88,7 +88,7 @@ def reproduce(
     recipes = {row_name(row): row_recipe(row, order.scale, changes) for row in rows}
 
     def told(name: str, outcomes: Mapping[str, Outcome]) -> None:
-        say(_line(name, chosen, outcomes))
+        say(progress_line(name, chosen, outcomes))
         _training_report(_Standing(order, rows, recipes, outcomes)).write(order.folder)
 
     outcomes = run_sweep(recipes, order.folder, options, world, chosen=chosen, told=told, train_row=train_row)
@@ -99,7 +99,8 @@ def reproduce(
     return report
 
 
-def _line(name: str, chosen: Sequence[str], outcomes: Mapping[str, Outcome]) -> str:
+def progress_line(name: str, chosen: Sequence[str], outcomes: Mapping[str, Outcome]) -> str:
+    """Which training of how many begins, or has ended and how."""
     place = f"row {chosen.index(name) + 1} of {len(chosen)}, {name}"
     if name not in outcomes:
         return f"{place}: training"
@@ -157,6 +158,6 @@ def _missing(row: TrainingRow, outcomes: Mapping[str, Outcome], what: str) -> st
     return f"{row_name(row)} {how}: no {what}."
 
 
-def _statements(item: Item) -> list[str]:
+def _statements(item: SweptItem) -> list[str]:
     found: list[Any] = [own for own in FIGURES if own.figure == item]
     return [f"The paper of {own.batch_size} images: {own.statement}." for own in found]

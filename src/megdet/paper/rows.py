@@ -28,8 +28,11 @@ from megdet.run_length import decay_of
 
 Scale = Literal["demo", "bccd", "coco"]
 SCALES: tuple[Scale, ...] = get_args(Scale)
-Item = Literal["table1", "table2", "table3", "figure1", "figure2", "figure4"]
-ITEMS: tuple[Item, ...] = get_args(Item)
+SweptItem = Literal["table1", "table2", "table3", "figure1", "figure2", "figure4"]
+SWEPT_ITEMS: tuple[SweptItem, ...] = get_args(SweptItem)
+EntryItem = Literal["table4", "figure5"]
+ENTRY_ITEMS: tuple[EntryItem, ...] = get_args(EntryItem)
+Item = SweptItem | EntryItem
 
 PRETRAINING = "reproduce-demo-pretraining"
 """The packaged recipe whose backbone the rows of scale demo start from if no weights are given."""
@@ -42,7 +45,7 @@ _FILES = {
 """Annotations and images for training and for evaluation, in the data folder of a scale."""
 
 
-def rows_of(item: Item) -> list[TrainingRow]:
+def rows_of(item: SweptItem) -> list[TrainingRow]:
     """The trainings that a table or figure needs, in the paper's order.
 
     Table 1 compares the long trainings of 16 and 256 images that Figure 4 draws, the only ones that see its epoch 12;

@@ -116,7 +116,7 @@ def _data_rows(recipe: Recipe, add: Any) -> tuple[int, int]:
             images, classes, what = DEMO_SETS[recipe.data.draw_demo].num_train, len(CLASS_NAMES), "it will be drawn"
         add("data", "data", None, f"{annotations} is not here, {what}: {images} images, {classes} classes")
         return images, classes
-    dataset = training_set(recipe.data, with_masks=False)
+    dataset = training_set(recipe.data, masks="none")
     boxes = len(dataset.annotations.boxes)
     classes = len(dataset.class_names)
     add(

@@ -4,13 +4,16 @@
         model.safetensors                 weights and buffers, by name
         optimizer.safetensors             momentum and the like, by name
         averages.safetensors              the averaged weights (EMA), where the recipe has them
-        state.json                        {"format": 2, "tensors": {"model": SHA-256, ...}, "state": {"step": 123, ...}}
+        state.json                        {"format": 2, "tensors": {"model": SHA-256, ...}, "state": {"step": 123, ...},
+                                           "check": SHA-256}
 
-"tensors" has the hash of every .safetensors file, "state" is a RunState. Both are checked when they are read. Tensors
-are stored contiguous; a memory format such as channels_last belongs to the model that they are loaded into.
+"tensors" has the hash of every .safetensors file, "state" is a RunState, "check" the hash of both. All are checked when
+they are read. Tensors are stored contiguous; a memory format such as channels_last belongs to the model that they are
+loaded into.
 
 A checkpoint is written into a hidden folder and renamed when all of it is on the disk. To delete it, it is hidden by a
-rename first. The next save removes hidden folders that an interrupted save has left.
+rename first. The next save removes hidden folders that an interrupted save has left. A damaged one that a run had to
+do without is renamed to damaged_step_00000123.
 """
 
 import hashlib
@@ -40,6 +43,10 @@ _HIDDEN = ".unfinished_"
 Kind = Literal["model", "optimizer", "averages", "agvm", "noise"]
 
 
+class DamagedError(InputError):
+    """A checkpoint is not what was saved; the one before may be."""
+
+
 class _Format(msgspec.Struct):
     format: int
 
@@ -50,6 +57,18 @@ class _Content(msgspec.Struct, forbid_unknown_fields=True):
     format: int
     tensors: dict[Kind, str]
     state: RunState
+    check: str = ""
+    """SHA-256 of the other fields; empty where it was written before there was one"""
+
+    @classmethod
+    def of(cls, tensors: dict[Kind, str], state: RunState) -> "_Content":
+        content = cls(_FORMAT, tensors, state)
+        content.check = content.digest()
+        return content
+
+    def digest(self) -> str:
+        text = msgspec.json.encode([self.format, self.tensors, self.state], order="deterministic")
+        return hashlib.sha256(text).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -79,8 +98,8 @@ class Checkpoint:
             raise self.damaged(f"{file} cannot be read ({reason_of(error)})") from error
         raise self.damaged(f"{file} is not what was saved, its SHA-256 differs from that in state.json")
 
-    def damaged(self, what: str) -> InputError:
-        """The InputError for this checkpoint: what is wrong with it, and what to do."""
+    def damaged(self, what: str) -> DamagedError:
+        """The error for this checkpoint: what is wrong with it, and what to do."""
         return _damaged(self.path, what)
 
 
@@ -157,6 +176,17 @@ def latest_checkpoint(folder: RunFolder) -> Path | None:
     return next(reversed(checkpoints(folder)), None)
 
 
+def set_aside(path: Path) -> Path:
+    """Rename a damaged checkpoint, so that no run goes on from it; returns its new path. Raises InputError."""
+    aside = path.with_name(f"damaged_{path.name}")
+    try:
+        if aside.exists():
+            shutil.rmtree(aside)
+        return path.rename(aside)
+    except OSError as error:
+        raise cannot_write(aside, error) from error
+
+
 def checkpoint_step(path: Path) -> int:
     """The number of steps in a checkpoint folder's name. Raises InputError where the name is no `step_00000123`."""
     match = _NAME.fullmatch(path.name)
@@ -172,7 +202,7 @@ def checkpoint_path(folder: RunFolder, step: int) -> Path:
 
 def update_state(path: Path, state: RunState) -> None:
     """Replace the state of an existing checkpoint, atomically; its tensors stay. Raises InputError."""
-    _write_content(path, _Content(_FORMAT, dict(open_checkpoint(path).hashes), state))
+    _write_content(path, _Content.of(dict(open_checkpoint(path).hashes), state))
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -191,13 +221,15 @@ def open_checkpoint(path: Path) -> Checkpoint:
         content = read_json(file, _Content)
     except InputError as error:
         raise _damaged(path, str(error)) from error
+    if content.check and content.check != content.digest():
+        raise _damaged(path, f"{file} is not what was saved, its SHA-256 differs from the one in it")
     if content.state.step != checkpoint_step(path):
         raise _damaged(path, f"{file} is of step {content.state.step}")
     return Checkpoint(path, content.state, content.tensors)
 
 
-def _damaged(path: Path, what: str) -> InputError:
-    return InputError(
+def _damaged(path: Path, what: str) -> DamagedError:
+    return DamagedError(
         f"the checkpoint is damaged: {what}; delete the folder {path} and run the same command again, it goes on from "
         "the checkpoint before, if there is one"
     )
@@ -211,7 +243,7 @@ def _write(folder: Path, tensors: Mapping[Kind, Mapping[str, Tensor]], state: Ru
         with file.open("rb") as written:
             hashes[kind] = hashlib.file_digest(written, "sha256").hexdigest()
             os.fsync(written.fileno())
-    _write_content(folder, _Content(_FORMAT, hashes, state))
+    _write_content(folder, _Content.of(hashes, state))
     permissions = (folder / "state.json").stat().st_mode
     for kind in tensors:
         # safetensors makes files that only their owner can read

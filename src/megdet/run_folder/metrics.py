@@ -62,6 +62,16 @@ class MetricsWriter:
         except OSError as error:
             raise cannot_write(self.path, error) from error
 
+    def sync(self) -> None:
+        """Flush the lines so far to the disk; after `close` nothing is left to do. Raises InputError."""
+        try:
+            if not self._file.closed:
+                os.fsync(self._file.fileno())
+        except ValueError:
+            return  # it was closed by another thread meanwhile
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+
     def close(self) -> None:
         """Flush the file to the disk and close it; a second call does nothing. Raises InputError: the disk is full."""
         if self._file.closed:

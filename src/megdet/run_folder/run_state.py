@@ -24,6 +24,10 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """the numbers of the last evaluation"""
     evaluated_step: int = -1
     """the step after which that evaluation was made, -1 for none"""
+    best_score: float | None = None
+    """the highest mmAP of boxes of all evaluations so far"""
+    best_step: int = -1
+    """the step of that evaluation, the earliest among equals; -1 for none"""
 
     def __post_init__(self) -> None:
         if len(self.class_names) != len(self.category_ids):

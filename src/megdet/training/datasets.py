@@ -13,7 +13,7 @@ from megdet.data.shared import once_a_host
 from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.inference.predict import category_ids_for
-from megdet.model.choice import detector_class
+from megdet.model.choice import detector_class, mask_use
 from megdet.recipe import Recipe
 
 COARSEST_STRIDE = 32
@@ -35,7 +35,7 @@ def load_datasets(recipe: Recipe, world: World) -> Datasets:
         root, demo = Path(data.train_annotations).parent.parent, asdict(DEMO_SETS[data.draw_demo])
         world.on_first(lambda: draw_demo(root, **demo))
     with_masks = detector_class(recipe.model).has_masks
-    train_set = once_a_host(world, lambda: training_set(data, with_masks=with_masks))
+    train_set = once_a_host(world, lambda: training_set(data, masks=mask_use(recipe.model)))
     val_set = once_a_host(world, lambda: validation_set(data, with_masks=with_masks))
     category_ids_for(train_set.class_names, val_set)
     if train_set.annotations.is_crowd.all():

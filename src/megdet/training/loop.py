@@ -12,48 +12,76 @@ from megdet.evaluation.coco_numbers import Evaluation
 from megdet.recipe import Recipe
 from megdet.run_folder.folder import RunFolder
 from megdet.run_folder.metrics import MetricsWriter
+from megdet.training.agreement import Agreement
 from megdet.training.evaluations.background import BackgroundEvaluations, overrides_beside
 from megdet.training.evaluations.evaluations import Evaluations
 from megdet.training.report import Reporter
 from megdet.training.run import Run, RunOptions, open_run
 from megdet.training.step_log import StepLog
 
+_MAKE_ROOM = "make room on the disk of the run folder, then run it again"
+
 
 def train(recipe: Recipe, folder: RunFolder, options: RunOptions, world: World) -> Evaluation:
     """Train from the newest checkpoint of the folder, or from the start, to the end; returns the last evaluation.
 
     Every rank calls it. Raises InputError for everything a user can mend, before the first step where possible; an
-    error on one rank stops all ranks.
+    error on one rank stops all ranks. SIGTERM, SIGUSR1 and Ctrl-C on any rank stop all after the same step, which is
+    saved, or at once outside the steps, where nothing is lost: it raises StoppedError.
     """
-    with stop_together(world), open_run(recipe, world, options, folder) as run, _watched(run, folder) as watch:
-        stops, evaluations = stops_of(run), watch.evaluations
+    with (
+        stop_together(world, heeds_signals=True) as signals,
+        open_run(recipe, world, options, folder) as run,
+        _watched(run, folder) as watch,
+    ):
+        stops, evaluations, reporter = stops_of(run), watch.evaluations, watch.log.reporter
+        agreed = Agreement(world, signals, save_seconds=60 * recipe.checkpoint_minutes)
+        for warning in run.position.warnings:
+            reporter.say(warning)
         evaluations.make_up(step for step in run.position.unevaluated if step in stops and stops[step].is_evaluated)
-        for result in run.steps(run.first_step, run.last_step):
-            step, stop = result.step + 1, stops.get(result.step + 1)
-            is_read = watch.log.add(result, reads=stop is not None)
-            if stop is None:
+        with signals.heeded():
+            for result in run.steps(run.first_step, run.last_step, notes=agreed.own):
+                step, stop = result.step + 1, stops.get(result.step + 1, Stop())
+                agreed.read(result)
+                is_stopped, is_last = agreed.signal is not None, step == run.last_step
+                is_due = agreed.is_save_due or (recipe.checkpoint_steps and step % recipe.checkpoint_steps == 0)
+                is_saved = stop.is_saved or bool(is_due) or is_stopped
+                is_read = watch.log.add(result, reads=step in stops or is_saved)
+                if is_saved:
+                    run.save(step, evaluations.needed_checkpoints, first=watch.log.sync)
+                    agreed.saved()
+                for failure in run.checkpoint_failures(waits=is_stopped or is_last or stop.is_evaluated):
+                    reporter.say(failure)
+                if is_stopped:
+                    raise agreed.error(_what_is_kept(run, step))
+                if is_last and run.kept_step != step:
+                    raise InputError(f"every step is done, but the last checkpoint is not saved: {_MAKE_ROOM}")
                 if is_read:
-                    _look(run, evaluations, step)
-                continue
-            # saved first, so that an error in the evaluation does not lose the epoch
-            if stop.is_saved:
-                run.save(step, evaluations.needed_checkpoints)
-            _look(run, evaluations, step, is_saved=stop.is_saved)
-            if stop.is_evaluated:
-                evaluations.due(step)
-            run.restart_clock()
+                    _look(run, evaluations, step, is_saved=is_saved)
+                if stop.is_evaluated and (run.evaluates_on is None or run.kept_step == step):
+                    with signals.heeded(False):
+                        evaluations.due(step)
+                if step in stops or is_saved:
+                    run.restart_clock()
         evaluations.finish()
     if run.position.numbers is None:
         raise InputError(f"{folder.path}: the run is over but has no evaluation: run `megdet evaluate {folder.path}`")
     return run.position.numbers
 
 
+def _what_is_kept(run: Run, step: int) -> str:
+    kept = run.kept_step
+    if kept == step:
+        return f"step {step} of {run.last_step} is saved, the same command goes on from there"
+    return f"step {step} of {run.last_step} is not saved, the same command goes on from step {kept}: {_MAKE_ROOM}"
+
+
 @dataclass(frozen=True)
 class Stop:
     """What to do after a step that ends an epoch or the run."""
 
-    is_saved: bool
-    is_evaluated: bool
+    is_saved: bool = False
+    is_evaluated: bool = False
 
 
 def stops_of(run: Run) -> dict[int, Stop]:
@@ -64,8 +92,10 @@ def stops_of(run: Run) -> dict[int, Stop]:
     for epoch in range(1, math.ceil(plan.epochs_done(last)) + 1):
         if plan.epoch_end(epoch) < last:
             is_evaluated = bool(every and epoch % every == 0)
-            # an evaluation beside the training reads the weights from a checkpoint
-            is_saved = epoch % recipe.checkpoint_epochs == 0 or (is_evaluated and run.evaluates_on is not None)
+            # saved before it is evaluated: an error or a stop in the evaluation must not lose the epoch
+            keeps = recipe.keep_every_epochs
+            is_kept = bool(keeps and epoch % keeps == 0)
+            is_saved = epoch % recipe.checkpoint_epochs == 0 or is_evaluated or is_kept
             stops[plan.epoch_end(epoch)] = Stop(is_saved, is_evaluated)
     return stops | {last: Stop(is_saved=True, is_evaluated=True)}
 
@@ -102,5 +132,5 @@ def _look(run: Run, evaluations: Evaluations, step: int, *, is_saved: bool = Fal
         evaluations.look()
     except InputError:
         if not is_saved:
-            run.save_alone(step, evaluations.needed_checkpoints)
+            run.save(step, evaluations.needed_checkpoints)
         raise

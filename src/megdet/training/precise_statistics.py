@@ -21,7 +21,7 @@ from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.inference.trained import TrainedDetector, load_detector, read_recipe
 from megdet.layers.batch_norm import has_statistics, set_statistics
-from megdet.model.choice import detector_class
+from megdet.model.choice import mask_use
 from megdet.model.detector import Detector
 from megdet.precision import arithmetic
 from megdet.run_folder.folder import RunFolder
@@ -54,7 +54,7 @@ def load_precise_detector(
         )
     layout = recipe_layout(recipe, world.size, options.lane_width, options.max_images_per_device)
     data = recipe.data
-    dataset = once_a_host(world, lambda: training_set(data, with_masks=detector_class(recipe.model).has_masks))
+    dataset = once_a_host(world, lambda: training_set(data, masks=mask_use(recipe.model)))
     plan = TrainingPlan(dataset.sizes, recipe)
     trained = load_detector(folder, world.device, overrides, make_lane(world, layout), world=world)
     if dataset.class_names != trained.class_names:

@@ -12,10 +12,11 @@ from megdet.recipe import Recipe
 from megdet.recipe_file import dump_recipe, first_difference, parse_recipe
 from megdet.run_folder.checkpoint_files import (
     Checkpoint,
+    DamagedError,
     checkpoint_step,
     checkpoints,
-    latest_checkpoint,
     open_checkpoint,
+    set_aside,
 )
 from megdet.run_folder.environment import collect_environment, write_environment
 from megdet.run_folder.folder import FolderLock, RunFolder
@@ -36,6 +37,12 @@ class Position:
     """the step after which that evaluation was made, -1 for none"""
     unevaluated: tuple[int, ...] = ()
     """steps with a checkpoint that was not evaluated, the oldest first"""
+    best_score: float | None = None
+    """the highest mmAP of all evaluations"""
+    best_step: int = -1
+    """the step of that evaluation, -1 for none"""
+    warnings: tuple[str, ...] = ()
+    """what its user should know: the damaged checkpoints that it did without"""
 
 
 def check_folder(folder: RunFolder, recipe: Recipe) -> None:
@@ -72,20 +79,30 @@ def claim_folder(folder: RunFolder, recipe: Recipe, world: World) -> FolderLock 
 def resume(trainer: Trainer, folder: RunFolder, dataset: CocoDataset, world: World) -> Position:
     """Go on from rank 0's newest checkpoint, if it has one: only rank 0 reads, every rank gets the tensors.
 
-    Raises InputError, before one tensor is changed, for a checkpoint that is damaged, of other data or of another run.
+    A damaged checkpoint is renamed, and the one before is taken. Raises InputError, before one tensor is changed, if
+    all are damaged, or for one of other data or of another run.
     """
     tensors: Tensors = {}
 
     def read() -> Position:
-        newest = latest_checkpoint(folder)
-        if newest is None:
-            return Position()
-        checkpoint = open_checkpoint(newest)
-        _check_data(checkpoint, dataset)
-        tensors.update(read_tensors(checkpoint, trainer))
-        state = checkpoint.state
-        unevaluated = tuple(checkpoint_step(path) for path in checkpoints(folder) if not _is_evaluated(path))
-        return Position(state.step, _numbers(checkpoint), state.evaluated_step, unevaluated)
+        damage: dict[Path, DamagedError] = {}
+        for path in reversed(checkpoints(folder)):
+            try:
+                checkpoint = open_checkpoint(path)
+                _check_data(checkpoint, dataset)
+                tensors.update(read_tensors(checkpoint, trainer))
+                numbers = _numbers(checkpoint)
+            except DamagedError as error:
+                damage[path] = error
+                continue
+            state = checkpoint.state
+            warnings = tuple(_do_without(path, error, state.step) for path, error in damage.items())
+            unevaluated = tuple(checkpoint_step(own) for own in checkpoints(folder) if not _is_evaluated(own))
+            best = state.best_score, state.best_step
+            return Position(state.step, numbers, state.evaluated_step, unevaluated, *best, warnings)
+        if damage:
+            raise next(iter(damage.values()))
+        return Position()
 
     position = world.on_first(read)
     if position.step:
@@ -113,6 +130,12 @@ def read_tensors(checkpoint: Checkpoint, trainer: Trainer) -> Tensors:
         except InputError as error:
             raise checkpoint.damaged(str(error)) from None
     return tensors
+
+
+def _do_without(path: Path, error: DamagedError, step: int) -> str:
+    """Rename a damaged checkpoint; returns the sentence that says so."""
+    what = str(error).partition("; delete the folder")[0]
+    return f"Warning: {what}; the run goes on from that of step {step}, and the damaged one is now {set_aside(path)}"
 
 
 def _check_data(checkpoint: Checkpoint, dataset: CocoDataset) -> None:

@@ -24,11 +24,12 @@ from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.evaluation.coco_numbers import Evaluation
 from megdet.recipe import Recipe
-from megdet.run_folder.checkpoint_files import checkpoint_step, checkpoints, save_checkpoint, update_state
+from megdet.run_folder.checkpoint_files import checkpoint_step, checkpoints, update_state
 from megdet.run_folder.folder import FolderLock, RunFolder
 from megdet.run_folder.run_state import RunState
 from megdet.run_length import total_steps
 from megdet.structures import Batch
+from megdet.training.checkpoint_writer import CheckpointWriter
 from megdet.training.common_start import compare_commands, compare_data, compare_states, newest_step
 from megdet.training.compiled import check_compiler, compile_dense
 from megdet.training.datasets import Datasets, check_statistics, fingerprint, load_datasets
@@ -78,9 +79,11 @@ class Run:
     """device of evaluations beside the training; None = all ranks evaluate together, between two steps"""
     compiled: Sequence[str] = ()
     """the parts of the detector that are compiled"""
+    writer: CheckpointWriter | None = None
+    """of its checkpoints, on rank 0"""
 
     def __post_init__(self) -> None:
-        self.saved_step = self.first_step
+        self._saved_step = self.first_step
         self._clock = time.perf_counter()
 
     @property
@@ -97,12 +100,19 @@ class Run:
         """The learning rate of step 0, 1, ... from the recipe."""
         return learning_rate(self.recipe, self.plan.num_images, step)
 
-    def steps(self, first: int, last: int, rate_of: Callable[[int], float] | None = None) -> Iterator[StepResult]:
+    def steps(
+        self,
+        first: int,
+        last: int,
+        rate_of: Callable[[int], float] | None = None,
+        notes: Callable[[], Sequence[bool]] | None = None,
+    ) -> Iterator[StepResult]:
         """Make the steps `first` to `last` - 1, on every rank; each is made when its result is asked for.
 
-        `rate_of` replaces the learning rate of the recipe. The time that the caller spends on a result counts for the
-        next step, because it may wait for the device there; `restart_clock` leaves out other work. Raises InputError
-        for an image that cannot be read, and if a micro-batch does not fit the device.
+        `rate_of` replaces the learning rate of the recipe; `notes` are those of `train_step`. The time that the caller
+        spends on a result counts for the next step, because it may wait for the device there; `restart_clock` leaves
+        out other work. Raises InputError for an image that cannot be read, and if a micro-batch does not fit the
+        device.
         """
         layout, rank, groups = self.layout, self.world.rank, self.layout.groups_of(self.world.rank)
         batches = training_batches(
@@ -119,7 +129,7 @@ class Run:
             waiting = _Waiting(batches)
             rate = (rate_of or self.scheduled_rate)(step)
             try:
-                result = train_step(self.trainer, islice(waiting, len(groups)), groups, rate, step, self.world)
+                result = train_step(self.trainer, islice(waiting, len(groups)), groups, rate, step, self.world, notes)
             except torch.OutOfMemoryError:
                 raise InputError(
                     f"a micro-batch of {layout.largest_share} images does not fit {self.world.device}: use more "
@@ -147,23 +157,55 @@ class Run:
             data=self._fingerprint,
             evaluation=None if position.numbers is None else position.numbers.as_dict(),
             evaluated_step=position.evaluated_step,
+            best_score=position.best_score,
+            best_step=position.best_step,
         )
 
-    def save(self, step: int, spared: Collection[int] = ()) -> None:
-        """Save a checkpoint; every rank calls it and waits for it.
+    def save(self, step: int, needed: Collection[int] = (), first: Callable[[], None] | None = None) -> None:
+        """Save a checkpoint; every rank calls it, and none waits for another.
 
-        The old checkpoints of the steps in `spared` are not deleted.
+        Rank 0 copies the state, and a thread writes it; closing the run waits for it. The checkpoints of the steps in
+        `needed` are not deleted; `first` is done before it is written.
         """
-        self.world.on_first(lambda: self.save_alone(step, spared))
-        self.saved_step = step
-
-    def save_alone(self, step: int, spared: Collection[int] = ()) -> None:
-        """Save a checkpoint on rank 0, while no other rank waits."""
         if self.folder is None:
             raise ValueError("a run without a folder has no checkpoints")
-        tensors = self.trainer.state()
+        self._saved_step = step
         self.check_folder()
-        save_checkpoint(self.folder, self.state(step), tensors, self.recipe.keep_checkpoints, spared)
+        if self.writer is not None:
+            self.writer.save(self.state(step), self.trainer.state(), self._spared(needed), first)
+
+    @property
+    def kept_step(self) -> int:
+        """The step of the newest checkpoint on the disk, 0 for none; rank 0 waits for what is being written.
+
+        The other ranks trust that it is the last one saved.
+        """
+        if self.writer is None:
+            return self._saved_step
+        self.writer.wait()
+        return self.writer.saved_step
+
+    def checkpoint_failures(self, *, waits: bool = False) -> Sequence[str]:
+        """What could not be written since the last call, a sentence each, on rank 0; waits for all that is not written.
+
+        Raises InputError if something could not be written and the run has no checkpoint.
+        """
+        if self.writer is None:
+            return ()
+        if waits:
+            self.writer.wait()
+        return self.writer.failures()
+
+    def delete_old_checkpoints(self, needed: Collection[int] = ()) -> None:
+        """Delete the checkpoints that the recipe does not keep, but not those of the steps in `needed`."""
+        if self.writer is not None:
+            self.writer.delete_old(self._spared(needed))
+
+    def _spared(self, needed: Collection[int]) -> set[int]:
+        """The steps whose checkpoints stay however old they are."""
+        every, best = self.recipe.keep_every_epochs, self.position.best_step
+        epochs = range(every, int(self.plan.epochs_done(self.last_step)) + 1, every) if every else ()
+        return {*needed, *map(self.plan.epoch_end, epochs), *([best] if self.recipe.keep_best else [])}
 
     def check_folder(self) -> None:
         """Raise InputError if the folder was moved or deleted."""
@@ -172,11 +214,20 @@ class Run:
 
     def evaluated(self, step: int, numbers: Evaluation) -> None:
         """Note an evaluation as the last; rank 0 writes it into the checkpoints of this step and of later ones."""
+        score, best = numbers.bbox.AP, self.position.best_score
         self.position = replace(self.position, numbers=numbers, evaluated_step=step)
-        if self.folder is not None and self.world.is_first:
-            for path in checkpoints(self.folder):
+        if best is None or score > best:
+            self.position = replace(self.position, best_score=score, best_step=step)
+        folder = self.folder
+        if folder is None or self.writer is None:
+            return
+
+        def write() -> None:
+            for path in checkpoints(folder):
                 if checkpoint_step(path) >= step:  # later ones were written during this evaluation
                     update_state(path, self.state(checkpoint_step(path)))
+
+        self.writer.later(write)
 
 
 @contextmanager
@@ -217,15 +268,18 @@ def open_run(
     is_resumed = folder is not None and newest_step(folder, world) is not None
     trainer = make_trainer(recipe, datasets.train.class_names, layout, world, is_resumed=is_resumed)
     with ExitStack() as opened:
-        lock, position = None, Position()
+        lock, writer, position = None, None, Position()
         if folder is not None:
             lock = claim_folder(folder, recipe, world)
             if lock is not None:
                 opened.callback(lock.close)
             position = resume(trainer, folder, datasets.train, world)
+            if world.is_first:
+                writer = CheckpointWriter(folder, recipe.keep_checkpoints, position.step)
+                opened.push(writer.leave)
         compare_states(trainer, position.step, world)
         compiled = compile_dense(trainer.model, warns=world.is_first) if options.compile else []
-        place = (position, folder, lock, beside, compiled)
+        place = (position, folder, lock, beside, compiled, writer)
         yield Run(recipe, options, world, layout, datasets, plan, trainer, *place)
 
 

@@ -9,7 +9,7 @@ summed over all ranks one after the other, and their sum is the gradient of the 
 Only NMS waits for numbers from the device, the lengths of its segments; the caller decides when to read the results.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -41,6 +41,8 @@ class StepResult:
     """the measurement of AGVM, if it was due"""
     noise: Tensor | None = None
     """the measurement of the noise scale, if it was due"""
+    notes: Tensor | None = None
+    """on how many ranks each of the caller's notes was true"""
     seconds: float = 0.0
     """from the end of the step before to the end of this one"""
     data_seconds: float = 0.0
@@ -48,7 +50,13 @@ class StepResult:
 
 
 def train_step(
-    trainer: Trainer, micro_batches: Iterable[Batch], groups: Sequence[int], rate: float, step: int, world: World
+    trainer: Trainer,
+    micro_batches: Iterable[Batch],
+    groups: Sequence[int],
+    rate: float,
+    step: int,
+    world: World,
+    notes: Callable[[], Sequence[bool]] | None = None,
 ) -> StepResult:
     """Make one update from this rank's micro-batches.
 
@@ -61,6 +69,8 @@ def train_step(
         rate: the scheduled learning rate.
         step: 0, 1, ...
         world: all ranks.
+        notes: asked after the last backward; the ranks that say yes are counted in the reduction that the step has
+            anyway. Every rank gives as many.
     """
     recipe, buckets, reported = trainer.recipe, trainer.buckets, trainer.model.reported()
     buckets.zero()
@@ -76,7 +86,17 @@ def train_step(
     agvm, noise = _measure(trainer, first_half, step)
     if first_half is not None:
         torch._foreach_add_(buckets.gradients, first_half)
-    world.all_reduce(totals)
+    counted = None
+    if notes is not None:
+        own = notes()
+        summed = torch.cat([totals, totals.new_zeros(len(own))])
+        totals, counted = torch.split(summed, [len(reported), len(own)])
+        for place, is_true in enumerate(own):
+            if is_true:
+                counted[place] += 1  # a tensor of these numbers would be waited for on its way to the device
+        world.all_reduce(summed)
+    else:
+        world.all_reduce(totals)
     finish_step(trainer.model.modules(), recipe.groups_per_step, world)
     norm = buckets.norm()
     if recipe.optimizer.clip_norm:
@@ -90,7 +110,7 @@ def train_step(
     if trainer.averages is not None:
         trainer.averages.update(trainer.model, step)
     means = dict(zip(reported, (totals / recipe.batch_size).unbind(), strict=True))
-    return StepResult(step, rate, means, norm.to(totals.dtype), agvm, noise)
+    return StepResult(step, rate, means, norm.to(totals.dtype), agvm, noise, counted)
 
 
 def read_results(results: Sequence[StepResult], trainer: Trainer) -> list[dict[str, Any]]:

@@ -48,6 +48,11 @@ class StepLog:
         self._read(unread)
         return True
 
+    def sync(self) -> None:
+        """Flush what has been read to the disk. Raises InputError."""
+        if self.metrics is not None:
+            self.metrics.sync()
+
     def _read(self, results: Sequence[StepResult]) -> None:
         self.run.check_folder()
         lines = []
@@ -76,7 +81,7 @@ class StepLog:
             return
         worst = next((name for name, value in watched.items() if not math.isfinite(value)), "loss")
         warmup = "lower schedule.warmup_start" if why_no_warmup(self.run.recipe) else "lengthen schedule.warmup_steps"
-        kept = self.run.saved_step
+        kept = self.run.kept_step
         left = f"the checkpoint of step {kept} is kept" if kept else "no checkpoint had been written yet"
         raise DivergedError(
             f"step {result.step + 1}: {worst} is not finite (learning rate {result.rate:.4g}): lower "

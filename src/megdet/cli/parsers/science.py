@@ -94,9 +94,10 @@ def add_lr_test(parser: Parser) -> None:
 
 def add_reproduce(parser: Parser) -> None:
     """The options of `reproduce`."""
-    from megdet.paper.rows import ITEMS, SCALES
+    from megdet.paper.rows import ENTRY_ITEMS, SCALES, SWEPT_ITEMS
 
-    parser.add_argument("item", choices=ITEMS, metavar="ITEM", help=", ".join(ITEMS))
+    items = sorted((*SWEPT_ITEMS, *ENTRY_ITEMS), key=lambda item: (item[0] == "f", item))
+    parser.add_argument("item", choices=items, metavar="ITEM", help=", ".join(items))
     parser.add_argument(
         "--scale",
         choices=SCALES,
@@ -112,6 +113,9 @@ def add_reproduce(parser: Parser) -> None:
         help="ImageNet weights: MobileNetV2 (bccd; demo trains its own if none are given), ResNet-50 (coco)",
     )
     parser.add_argument("--rows", metavar="NAME,NAME", help="train only these rows, such as b16-bn0,b256-bn16-long")
+    parser.add_argument(
+        "--seeds", type=whole_number, metavar="N", help="trainings of each row of table4 and figure5, default 3"
+    )
     parser.add_argument(
         "--run", type=Path, metavar="FOLDER", help="folder of all rows and files, default runs/reproduce/SCALE"
     )

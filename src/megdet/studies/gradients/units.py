@@ -22,7 +22,7 @@ from megdet.distributed.layout import recipe_layout
 from megdet.errors import InputError
 from megdet.inference.trained import load_weights, place_model, read_recipe
 from megdet.layers.batch_norm import has_statistics
-from megdet.model.choice import detector_class, make_detector
+from megdet.model.choice import make_detector, mask_use
 from megdet.model.detector import Detector
 from megdet.precision import arithmetic, backward
 from megdet.recipe import Recipe
@@ -91,7 +91,7 @@ def load_study(folder: RunFolder, device: torch.device, overrides: dict[str, Any
     checkpoint = open_checkpoint(newest)
     state = checkpoint.state
     data = recipe.data
-    dataset = training_set(data, with_masks=detector_class(recipe.model).has_masks)
+    dataset = training_set(data, masks=mask_use(recipe.model))
     if state.class_names != dataset.class_names:
         raise InputError(f"{data.train_annotations}: its classes are not those that the run was trained on")
     if state.data and state.data != fingerprint(dataset):

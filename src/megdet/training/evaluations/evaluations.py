@@ -12,7 +12,6 @@ from megdet.files import write_json_atomically
 from megdet.inference.predict import category_ids_for, detect_dataset
 from megdet.inference.trained import load_detector
 from megdet.model.detector import Detector
-from megdet.run_folder.checkpoint_files import delete_old_checkpoints
 from megdet.run_folder.folder import RunFolder
 from megdet.run_folder.metrics import MetricsWriter
 from megdet.training.evaluations.background import BackgroundEvaluations
@@ -80,7 +79,7 @@ class Evaluations:
         """
         while self.background is not None and (found := self.background.poll()) is not None:
             self._write_down(found.step, found.numbers, found.seconds)
-            delete_old_checkpoints(self.folder, self.run.recipe.keep_checkpoints, self.background.steps)
+            self.run.delete_old_checkpoints(self.background.steps)
 
     def finish(self) -> None:
         """Wait until all evaluations are done; then every rank knows the last one."""

@@ -1,0 +1,119 @@
+"""Checkpoints are written by a thread of rank 0, from a copy in memory, while the training goes on.
+
+The step waits for the copy, and for the checkpoint before if that is still being written.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from megdet.errors import InputError
+from megdet.run_folder.checkpoint_files import Kind, delete_old_checkpoints, latest_checkpoint, save_checkpoint
+from megdet.run_folder.folder import RunFolder
+from megdet.run_folder.run_state import RunState
+from megdet.training.trainer import Tensors
+
+
+class CheckpointWriter:
+    """Writes the checkpoints of a run one after the other; `leave` waits for the last.
+
+    Args:
+        folder: of the run; this process has locked it.
+        keep: number of newest checkpoints to keep.
+        saved_step: the step of its newest checkpoint, 0 if it has none.
+    """
+
+    def __init__(self, folder: RunFolder, keep: int, saved_step: int) -> None:
+        self.folder, self.keep = folder, keep
+        self.saved_step = saved_step
+        """the step of the newest checkpoint that is on the disk"""
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="megdet checkpoints")
+        self._jobs: list[Future[None]] = []
+        self._failed: list[tuple[str, InputError]] = []
+        self._copies: Tensors = {}
+
+    def save(
+        self, state: RunState, tensors: Tensors, spared: Collection[int], first: Callable[[], None] | None = None
+    ) -> None:
+        """Copy the tensors and write the checkpoint later; `first` is done before, `spared` as in `save_checkpoint`."""
+        self.wait()  # the copies are still being written
+        self._copy(tensors)
+        self._jobs.append(self._thread.submit(self._write, state, spared, first))
+
+    def later(self, work: Callable[[], None]) -> None:
+        """Do something with the checkpoints when those before are written."""
+        self._jobs.append(self._thread.submit(self._do, work))
+
+    def delete_old(self, spared: Collection[int]) -> None:
+        """Delete old checkpoints, later."""
+        self.later(lambda: delete_old_checkpoints(self.folder, self.keep, spared))
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether something that was given is not on the disk yet."""
+        return not all(job.done() for job in self._jobs)
+
+    def wait(self) -> None:
+        """Wait until all is written that was given."""
+        jobs, self._jobs = self._jobs, []
+        for job in jobs:
+            job.result()
+
+    def failures(self) -> list[str]:
+        """What could not be written since the last call, a sentence each.
+
+        Raises InputError if the run has no checkpoint at all.
+        """
+        failed, self._failed = self._failed, []
+        if not failed:
+            return []
+        if latest_checkpoint(self.folder) is None:
+            raise failed[-1][1]
+        kept = f"the run goes on, the checkpoint of step {self.saved_step} is kept"
+        return [f"Warning: {what}{error}; {kept}" for what, error in failed]
+
+    def leave(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Close it, at the end of a `with`: wait until all is written.
+
+        Raises InputError if something was not and nobody has asked, unless another exception ends the run.
+        """
+        self._thread.shutdown()
+        if kind is None:
+            self.wait()
+            if self._failed:
+                raise self._failed[-1][1]
+
+    def _write(self, state: RunState, spared: Collection[int], first: Callable[[], None] | None) -> None:
+        try:
+            if first is not None:
+                first()
+            save_checkpoint(self.folder, state, self._copies, self.keep, spared)
+            self.saved_step = state.step
+        except InputError as error:
+            self._failed.append((f"the checkpoint of step {state.step} is not saved: ", error))
+
+    def _do(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except InputError as error:
+            self._failed.append(("", error))
+
+    @torch.no_grad()
+    def _copy(self, tensors: Mapping[Kind, Mapping[str, Tensor]]) -> None:
+        """Copy into memory that is kept from one checkpoint to the next: new memory would cost more than the copy."""
+        before, self._copies = self._copies, {}
+        devices = set()
+        for kind, group in tensors.items():
+            self._copies[kind] = {}
+            for name, tensor in group.items():
+                copy = before.get(kind, {}).get(name)
+                if copy is None or copy.shape != tensor.shape or copy.dtype != tensor.dtype:
+                    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+                copy.copy_(tensor, non_blocking=True)
+                self._copies[kind][name] = copy
+                devices.add(tensor.device)
+        for device in devices:
+            if device.type == "cuda":
+                torch.cuda.current_stream(device).synchronize()

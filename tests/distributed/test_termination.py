@@ -18,6 +18,7 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="there are no such si
 def ends_with(script: str) -> tuple[int, str]:
     """Exit code and output of a program."""
     start = "import os, signal, threading, time\nfrom megdet.distributed.termination import *\n"
+    start += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background ignores it
     done = subprocess.run(
         [sys.executable, "-c", start + textwrap.dedent(script)], capture_output=True, text=True, timeout=60, check=False
     )

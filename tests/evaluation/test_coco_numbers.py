@@ -9,13 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from rich.console import Console
 
+from coco_tasks import detection, ground_truth
 from data_factories import SHARED_DATA, needs_shared_data
 from megdet.errors import InputError
 from megdet.evaluation import coco_numbers, counting
 from megdet.evaluation.coco_numbers import CocoNumbers, Evaluation
-from megdet.evaluation.tables import numbers_table, per_class_table
 
 KEYS = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]
 GOLDEN = [0.503647, 0.696973, 0.571667, 0.593252, 0.557991, 0.489363]
@@ -28,20 +27,6 @@ def evaluate_detections(truth, detections) -> CocoNumbers:
 
 def evaluate_files(truth, detections) -> CocoNumbers:
     return coco_numbers.evaluate_files(truth, detections).bbox
-
-
-def ground_truth(*boxes, image_id=1, category_id=1, **keys):
-    """One image and two classes; every box is of the first class."""
-    annotations = [
-        {"id": i, "image_id": image_id, "category_id": category_id, "bbox": list(box)} | keys
-        for i, box in enumerate(boxes)
-    ]
-    categories = [{"id": category_id, "name": "cat"}, {"id": 2, "name": "dog"}]
-    return {"images": [{"id": image_id}], "categories": categories, "annotations": annotations}
-
-
-def detection(*box, score=0.9, image_id=1, category_id=1):
-    return {"image_id": image_id, "category_id": category_id, "bbox": list(box), "score": score}
 
 
 def numbers_of_pycocotools(truth, detections):
@@ -259,23 +244,6 @@ def test_the_numbers_are_json_with_the_documented_keys():
     assert numbers.totals() == {"bbox": {key: as_dict["bbox"][key] for key in KEYS}}
 
 
-def test_the_tables_show_percent_and_a_dash_where_there_is_nothing():
-    truth = ground_truth((0, 0, 50, 50))
-    truth["categories"][1]["name"] = "[bold]犬"
-    numbers = evaluate_detections(truth, [detection(0, 0, 50, 50)])
-    rows = [line.split() for line in printed(numbers_table(numbers, "boxes")).splitlines()]
-    values = [row[1:4:2] for row in rows if len(row) > 3 and row[1][:2] in ("mm", "AP", "AR")]
-    assert values[:2] == [["mmAP", "100.0"], ["mmAR", "100.0"]]
-    assert ["APs", "-"] in values
-    assert "[bold]犬" in printed(per_class_table(numbers, "boxes"))
-
-
-def printed(table):
-    console = Console(width=100, file=io.StringIO())
-    console.print(table)
-    return console.file.getvalue()
-
-
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -345,33 +313,3 @@ def test_files_that_cannot_be_evaluated_are_refused_by_name(tmp_path):
         evaluate_files(truth, detections)
     detections.write_text(json.dumps([detection(0, 0, 50, 50)]))
     assert isinstance(evaluate_files(truth, detections), CocoNumbers)
-
-
-def test_of_many_classes_the_first_and_the_worst_twenty_are_printed():
-    many = 13_204
-    box = {"iscrowd": 0, "bbox": [0, 0, 50, 50], "area": 2500, "image_id": 1}
-    truth = {
-        "images": [{"id": 1}],
-        "categories": [{"id": i, "name": f"class{i:05d}"} for i in range(many)],
-        "annotations": [{**box, "id": i, "category_id": i} for i in range(100, many)],
-    }
-    missed = range(5000, 5050)
-    found = [detection(0, 0, 50, 50, category_id=i) for i in range(100, many) if i not in missed]
-    numbers = evaluate_detections(truth, found)
-    assert len(numbers.per_class) == len(numbers.as_dict()["per_class"]) == many
-    table = per_class_table(numbers, "boxes")
-    names = [word for word in printed(table).split() if word.startswith("class0")]
-    assert names == [f"class{i:05d}" for i in (*range(20), *range(5000, 5020))]
-    assert "13204 classes" in printed(table)
-
-
-def test_up_to_a_hundred_classes_are_all_printed():
-    truth = ground_truth((0, 0, 50, 50))
-    truth["categories"] = [{"id": i, "name": f"class{i}"} for i in range(1, 101)]
-    assert printed(per_class_table(evaluate_detections(truth, []), "boxes")).count(" class") == 101  # and the heading
-
-
-def test_a_name_cannot_command_the_terminal_or_turn_the_writing():
-    truth = ground_truth((0, 0, 50, 50))
-    truth["categories"][1]["name"] = "\x1b[2J\u202egpj"
-    assert "\\u001b[2J\\u202egpj" in printed(per_class_table(evaluate_detections(truth, []), "boxes"))

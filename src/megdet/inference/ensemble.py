@@ -161,7 +161,7 @@ def merged_members(
         )
     if rows and rows[0].segmentation is not None:
         counts = found.row.bincount(minlength=len(results)).tolist()
-        votes = zip(found.voter.split(counts), found.weight.split(counts), strict=True)  # type: ignore[no-untyped-call]
+        votes = zip(torch.split(found.voter, counts), torch.split(found.weight, counts), strict=True)
         for result, (voters, own_weights) in zip(results, votes, strict=True):
             masks = [_as_dict(rows[voter].segmentation) for voter in voters.tolist()]
             result["segmentation"] = masks[0] if len(masks) == 1 else voted_mask(masks, own_weights.tolist())

@@ -22,8 +22,8 @@ def normalized_rois(
 ) -> Float[Tensor, "all_rois channels *map"]:
     """Through a norm layer; padded RoIs must not enter batch statistics."""
     if isinstance(norm, CrossDeviceBatchNorm):
-        return norm(features, is_valid.flatten())  # type: ignore[no-any-return]
-    return norm(features)  # type: ignore[no-any-return]
+        return norm(features, is_valid.flatten())  # type: ignore[no-any-return]  # a module of torch's has no types
+    return norm(features)  # type: ignore[no-any-return]  # the same
 
 
 class Convolution(nn.Sequential):

@@ -28,11 +28,7 @@ from megdet.errors import InputError
 from megdet.recipe import Data
 from megdet.training.datasets import fingerprint
 
-
-@pytest.fixture(autouse=True)
-def cache_folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "megdet"
+pytestmark = pytest.mark.usefixtures("cache_folder")
 
 
 def load(files, *, asked=True, keep_empty=True):

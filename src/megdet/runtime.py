@@ -53,12 +53,23 @@ def memory_bytes() -> int | None:
 
 def processor_name() -> str:
     """The model of the processor, or its architecture where the system does not say."""
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+@cache
+def is_intel_processor() -> bool:
+    """Whether the system says that the processor is Intel's, on which MKL computes at its full speed."""
+    return _cpuinfo("vendor_id") == "GenuineIntel" or "GenuineIntel" in platform.processor()
+
+
+def _cpuinfo(key: str) -> str:
+    """What Linux says of its first processor; empty where there is no such line."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
+            if line.startswith(key):
                 return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return ""
 
 
 def accelerators(device: str) -> list[dict[str, Any]]:

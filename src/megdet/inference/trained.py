@@ -8,6 +8,7 @@ import torch
 from megdet.distributed.lane import SINGLE_LANE, Lane
 from megdet.distributed.world import World
 from megdet.errors import InputError
+from megdet.layers.convolution import speed_up_convolutions
 from megdet.model.choice import make_detector
 from megdet.model.detector import Detector
 from megdet.precision import dtype_of
@@ -78,11 +79,12 @@ def load_detector(
 
 
 def place_model(model: Detector, device: torch.device, precision: Precision) -> None:
-    """Move a detector to its device in the number format of its recipe's precision, channels last."""
+    """Move a detector to its device in the number format of its recipe's precision, channels last, with fast layers."""
     model.to(device=device, dtype=dtype_of(precision))
     for parameter in model.parameters():
         if parameter.dim() == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    speed_up_convolutions(model)
 
 
 def load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], source: str) -> None:

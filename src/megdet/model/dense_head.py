@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from megdet.layers.convert import NormFactory
+from megdet.layers.convolution import convolved_levels
 from megdet.layers.level_norm import normalized_levels
 
 
@@ -49,5 +51,6 @@ class Tower(nn.Module):
         """The outputs of every anchor of each level, ordered as the anchors are."""
         levels = list(pyramid)
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
-            levels = normalized_levels(norm, [convolution(level) for level in levels])
-        return [self.predict(level).permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, self.outputs)) for level in levels]
+            levels = normalized_levels(norm, convolved_levels(convolution, levels))
+        predicted = convolved_levels(self.predict, levels)
+        return [torch.unflatten(level.permute(0, 2, 3, 1).flatten(1), 1, (-1, self.outputs)) for level in predicted]

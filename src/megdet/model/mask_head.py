@@ -94,13 +94,13 @@ class MaskHead(nn.Module):
             0, 3, 1, 2
         )  # channels last, as it lies
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
-            hidden = F.relu(normalized_rois(norm, convolution(hidden), is_valid))
+            hidden = F.relu_(normalized_rois(norm, convolution(hidden), is_valid))
         count, channels = hidden.shape[:2]
         # of stride 2 and kernel 2, a transposed convolution is a layer that makes 2 x 2 pixels of each one
         weight, bias = self.upsample.weight.permute(2, 3, 1, 0).flatten(0, 2), self.upsample.bias
         assert bias is not None
         pixels = hidden.permute(0, 2, 3, 1).flatten(0, 2)
-        quarters = F.relu(linear(pixels, weight, bias.repeat(4)))
+        quarters = F.relu_(linear(pixels, weight, bias.repeat(4)))
         is_own = labels.reshape(-1, 1) == torch.arange(self.num_classes, device=labels.device)
         own = is_own.to(self.logits.weight.dtype)  # a product, since the gradient of an index has no fixed order
         logits = torch.bmm(quarters.reshape(count, 4 * size**2, channels), (own @ self.logits.weight).unsqueeze(2))

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from megdet.architecture_parts import Rpn as RpnRecipe
 from megdet.layers.convert import NormFactory
+from megdet.layers.convolution import convolved_levels
 from megdet.layers.level_norm import normalized_levels
 from megdet.model.proposals import Proposals
 from megdet.ops.boxes import clip_boxes, decode_boxes, encode_boxes
@@ -54,7 +55,7 @@ class Rpn(nn.Module):
         """Objectness logits and deltas of every anchor of each level, ordered as the anchors are."""
         logits, deltas, maps = [], [], pyramid
         for convolution, norm in self._convolutions():
-            maps = normalized_levels(norm, [convolution(level) for level in maps])
+            maps = normalized_levels(norm, convolved_levels(convolution, maps))
         for hidden in maps:
             logits.append(self.objectness(hidden).permute(0, 2, 3, 1).flatten(1))
             deltas.append(self.deltas(hidden).permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, 4)))

@@ -1,8 +1,8 @@
-"""The fully connected layer by oneDNN, for float32 on a CPU.
+"""The fully connected layer by oneDNN, for float32 on a CPU that is not Intel's.
 
-torch sends float32 matrix products to MKL, which on processors that are not Intel's is half as fast as oneDNN, the
-library that already does the convolutions (`bench/linear.py`). The operator is private to torch, so where a version of
-torch lacks it the layer is torch's own.
+torch sends float32 matrix products to MKL, which is a little faster than oneDNN on Intel's processors and half as fast
+on others (`bench/linear.py`). The operator is private to torch, so where a version of torch lacks it the layer is
+torch's own.
 """
 
 from typing import Any
@@ -12,15 +12,17 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from megdet import runtime
+
 _HAS_ONEDNN = torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def linear(
     x: Float[Tensor, "rows inputs"], weight: Float[Tensor, "outputs inputs"], bias: Float[Tensor, " outputs"] | None
 ) -> Float[Tensor, "rows outputs"]:
-    """x @ weight.T + bias; under autocast, in another number format or on a GPU it is torch's own."""
+    """x @ weight.T + bias; torch's own under autocast, in another number format, on Intel's processors and on a GPU."""
     is_plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    if _HAS_ONEDNN and is_plain and len(x):
+    if _HAS_ONEDNN and is_plain and len(x) and not runtime.is_intel_processor():
         return _OneDnnLinear.apply(x, weight, bias)  # type: ignore[no-any-return]
     return F.linear(x, weight, bias)
 

@@ -163,7 +163,7 @@ def test_a_run_that_is_killed_after_it_went_back_ends_as_one_that_is_not(recipe,
     [
         (
             [4, 4, 4],
-            "^step 4: rpn_objectness is not finite, after 2 roll-backs .* checkpoint of step 3 is kept",
+            "^step 4: rpn_objectness is not finite, after 2 roll-backs: .* checkpoint of step 3 is kept",
         ),
         ([1], "^step 1: rpn_objectness is not finite, and there is no checkpoint to go back to"),
     ],

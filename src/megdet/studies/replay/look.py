@@ -39,23 +39,25 @@ class NotFinite:
     """the images of which it has such values, where its rows are images; else those of the micro-batch"""
 
 
+@dataclass(frozen=True)
+class Forward:
+    """A forward of the detector: this rank's share of a group."""
+
+    group: int
+    """of the step"""
+    places: Sequence[int]
+    """of its images in the group"""
+    batch: Batch
+    """as the model got it"""
+
+
 @dataclass
 class Look:
     """What a rank sees of its part of a step."""
 
     images: list[ImageLosses] = field(default_factory=list)
     not_finite: list[NotFinite] = field(default_factory=list)
-    batches: list[Batch] = field(default_factory=list)
-    """as the model got them"""
-
-
-@dataclass(frozen=True)
-class _Forward:
-    """The forward that is being made."""
-
-    group: int
-    places: Sequence[int]
-    batch: Batch
+    forwards: list[Forward] = field(default_factory=list)
 
 
 @contextmanager
@@ -69,12 +71,12 @@ def looking(run: Run, without: int | None = None) -> Iterator[Look]:
     model, dataset, seen = run.trainer.model, run.datasets.train, Look()
     groups = iter(run.layout.groups_of(run.world.rank))
     start = run.layout.share_of(run.world.rank).start
-    now: list[_Forward] = []
+    now: list[Forward] = []
 
     def begin(_module: nn.Module, inputs: tuple[Batch]) -> tuple[Batch]:
         batch = inputs[0]
         rows = [row for row, index in enumerate(batch.image_index) if index != without]
-        now[:] = [_Forward(next(groups), [start + row for row in rows], rows_of(batch, rows))]
+        now[:] = [Forward(next(groups), [start + row for row in rows], rows_of(batch, rows))]
         return (now[0].batch,)
 
     def check(name: str, output: Any) -> None:
@@ -98,7 +100,7 @@ def looking(run: Run, without: int | None = None) -> Iterator[Look]:
             of_image = {name: numbers[row] for name, numbers in values.items()}
             place = own.group, own.places[row]
             seen.images.append(ImageLosses(place, dataset.image_ids[index], dataset.file_names[index], of_image))
-        seen.batches.append(own.batch.to(torch.device("cpu")))
+        seen.forwards.append(replace(own, batch=own.batch.to(torch.device("cpu"))))
 
     def layer_hook(name: str) -> Any:
         return lambda _module, _inputs, output: check(name, output) if now else None

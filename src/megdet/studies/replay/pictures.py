@@ -10,17 +10,23 @@ from megdet.data.coco import CocoDataset
 from megdet.inference.draw import draw_detections
 from megdet.plotting import write_picture
 from megdet.structures import Batch
+from megdet.studies.replay.look import Forward
 
 
-def draw_images(batches: Sequence[Batch], dataset: CocoDataset, chosen: Collection[int | str], out: Path) -> list[Path]:
-    """Draw the chosen images of some batches into a folder; returns the paths of the pictures. Raises InputError."""
+def draw_images(
+    forwards: Sequence[Forward], dataset: CocoDataset, chosen: Collection[int | str], out: Path
+) -> list[Path]:
+    """Draw the images of these ids into a folder; returns the paths of the pictures.
+
+    A step in which an epoch ends may have an image twice, so the names have its place too. Raises InputError.
+    """
     paths = []
-    for batch in batches:
-        for row, index in enumerate(batch.image_index):
+    for forward in forwards:
+        for row, index in enumerate(forward.batch.image_index):
             if dataset.image_ids[index] in chosen:
-                path = out / f"image_{re.sub(r'[^0-9A-Za-z_-]', '_', str(dataset.image_ids[index]))}.png"
-                _draw(batch, row, dataset, path)
-                paths.append(path)
+                name = re.sub(r"[^0-9A-Za-z_-]", "_", str(dataset.image_ids[index]))
+                paths.append(out / f"group_{forward.group}_{forward.places[row]}_image_{name}.png")
+                _draw(forward.batch, row, dataset, paths[-1])
     return paths
 
 

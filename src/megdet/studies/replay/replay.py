@@ -125,11 +125,11 @@ def _replay_rank(world: World, request: Request, options: RunOptions) -> Replay 
         with looking(run, without) as look:
             [result] = list(run.steps(last, last + 1))
         made.append((result.rate, read_results([result], run.trainer)[0]))
-        looks: list[Look] = world.gather_objects(replace(look, batches=[]))
+        looks: list[Look] = world.gather_objects(replace(look, forwards=[]))
         images = sorted((own for each in looks for own in each.images), key=lambda own: own.place)
         not_finite = min((own for each in looks for own in each.not_finite), key=lambda own: own.group, default=None)
         chosen = _chosen(images, None if shown_image is None else run.datasets.train.image_ids[shown_image])
-        pictures = world.gather_objects(draw_images(look.batches, run.datasets.train, chosen, request.out))
+        pictures = world.gather_objects(draw_images(look.forwards, run.datasets.train, chosen, request.out))
         here = [{"step": run.first_step + place, **numbers} for place, (_, numbers) in enumerate(made, 1)]
         compared = here[:-1] if request.without else here
         return Replay(

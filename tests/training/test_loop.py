@@ -200,7 +200,7 @@ def test_a_run_that_diverges_stops_with_one_line_and_keeps_its_last_checkpoint(r
     )
     folder = RunFolder(tmp_path / "run")
     with pytest.raises(
-        InputError, match=r"step \d: \w+ is not finite \(learning rate .*\): lower optimizer.base_lr"
+        InputError, match=r"step \d: \w+ is not finite: the run failed .*: lower optimizer.base_lr"
     ) as e:
         train(wild, folder, OPTIONS, ALONE)
     assert "\n" not in str(e.value)

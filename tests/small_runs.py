@@ -181,11 +181,11 @@ def run_steps(
 
 
 def state_of(trainer: Trainer) -> dict[str, Tensor]:
-    """Copies of everything that a step changes: weights, buffers, momentum, averages."""
+    """Copies of everything that a step changes: weights, buffers, momentum, averages, AGVM, noise, watch."""
     tensors = trainer.state()
     state = {f"model.{name}": tensor for name, tensor in trainer.model.state_dict().items()}
     state |= {f"momentum.{name}": t for name, t in state_by_name(trainer.model, trainer.optimizer).items()}
-    state |= {f"{kind}.{name}": t for kind in ("agvm", "noise") for name, t in tensors.get(kind, {}).items()}
+    state |= {f"{kind}.{name}": t for kind in ("agvm", "noise", "watch") for name, t in tensors.get(kind, {}).items()}
     if trainer.averages is not None:
         state |= {f"averages.{name}": tensor for name, tensor in trainer.averages.tensors.items()}
     return {name: tensor.detach().clone() for name, tensor in state.items()}

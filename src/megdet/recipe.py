@@ -20,6 +20,7 @@ ResizeKind = Literal["antialias", "torchvision"]
 ScaleLaw = Literal["logarithm", "factor"]
 Precision = Literal["float32", "tf32", "bfloat16", "float64"]
 RecomputePlan = Literal["none", "block", "stage", "sqrt"]
+WatchAction = Literal["stop", "skip", "roll_back"]
 MergeKind = Literal["vote", "nms", "soft-nms", "gaussian-soft-nms", "wbf"]
 
 
@@ -126,6 +127,24 @@ class Schedule:
 
 
 @dataclass(frozen=True)
+class Watch:
+    """What happens when a training diverges. An update that is not finite or explodes is never applied."""
+
+    action: WatchAction = "stop"
+    """stop the run, skip the update, or roll back to the last checkpoint and warm the rate up again"""
+    explodes_at: NotNegativeNumber = 100.0
+    """a gradient explodes above so many times the median norm of the last updates; 0 = only when it is not finite"""
+    window: AtLeastOne = 50
+    """updates whose norms make that median; as long as there are fewer, nothing explodes"""
+    most_skipped: NotNegative = 20
+    """with skip: updates of the run that may be left out; one more stops it"""
+    most_roll_backs: NotNegative = 3
+    """with roll_back: how often the run may go back; once more stops it"""
+    rewarm_steps: AtLeastOne = 100
+    """steps in which the rate rises to the scheduled one after a roll-back, twice as many after each further one"""
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """When and how the detector is evaluated while it trains."""
 
@@ -201,6 +220,7 @@ class Recipe:
     model: Model = field(default_factory=FasterRcnn)
     optimizer: Optimizer = field(default_factory=Optimizer)
     schedule: Schedule = field(default_factory=Schedule)
+    watch: Watch = field(default_factory=Watch)
     evaluation: Evaluation = field(default_factory=Evaluation)
 
     @property

@@ -88,8 +88,11 @@ WITHOUT_EFFECT = (
     *("keep_every_epochs", "tensorboard", "recompute", "evaluation.every_epochs", "data.draw_demo"),
     *("data.train_annotations", "data.train_images", "data.val_annotations", "data.val_images"),
     *("data.cache", "data.cache_folder", "data.cache_gib"),
+    *("watch.action", "watch.explodes_at", "watch.most_skipped", "watch.most_roll_backs", "watch.rewarm_steps"),
 )
-"""Keys that may change from one start of a run to the next; the data are compared by their content."""
+"""Keys that may change from one start of a run to the next; the data are compared by their content.
+
+Those of the watch change only what follows a divergence, and a run that stopped at one goes on by them."""
 
 
 def first_difference(ours: Recipe, theirs: Recipe) -> str:

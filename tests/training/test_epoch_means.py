@@ -1,5 +1,6 @@
 """The line that ends an epoch in metrics.jsonl."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -33,6 +34,16 @@ def test_an_epoch_ends_with_the_means_of_its_own_steps() -> None:
             "rpn_positive_ratio": pytest.approx(9 / 32),
         },
     }
+
+
+def test_steps_whose_update_was_left_out_do_not_count() -> None:
+    means = EpochMeans(PLAN, [])
+    for step in (1, 2):
+        assert means.add(line(step)) is None
+    found = means.add({**line(3), "loss": math.nan, "left_out": "loss is not finite"})
+    assert found is not None
+    assert (found["epoch_means"]["steps"], found["epoch_means"]["loss"]) == (2, pytest.approx((1 + 1 / 2) / 2))
+    assert [means.add({**line(step), "left_out": "all of an epoch"}) for step in (4, 5)] == [None, None]
 
 
 def test_a_run_that_goes_on_within_an_epoch_counts_what_was_done() -> None:

@@ -94,7 +94,7 @@ def test_a_killed_run_that_goes_on_ends_bitwise_where_one_without_a_stop_does(re
     numbers = train(recipe, stopped, OPTIONS, ALONE)
     ours, theirs = end_of(whole[0]), end_of(stopped)
     assert ours.keys() == theirs.keys()
-    assert {key.split(".")[0] for key in ours} == {"model", "optimizer", "averages"}
+    assert {key.split(".")[0] for key in ours} == {"model", "optimizer", "averages", "watch"}
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
     assert timeless(stopped) == timeless(whole[0])
     assert numbers == whole[1]

@@ -159,3 +159,18 @@ def test_a_digest_knows_names_shapes_dtypes_and_bits_and_no_memory_format() -> N
         {"a": images, "b": torch.ones(2).nextafter(torch.zeros(2))},
     ]
     assert len({own, *map(digest, others)}) == 6
+
+
+def test_a_checkpoint_from_before_there_was_a_watch_is_taken_and_the_watch_begins_anew(
+    recipe: Recipe, whole: RunFolder, tmp_path: Path
+) -> None:
+    run = RunFolder(shutil.copytree(whole.path, tmp_path / "run"))
+    old = checkpoint_path(run, 2) / "watch.safetensors"
+    assert load_file(old)["num_applied"] == 2
+    old.unlink()
+    rehash(old)
+    trainer = make(recipe)
+    assert resume(trainer, run, train_set(recipe), ALONE).step == 2
+    assert trainer.watch.num_applied == 0
+    saved = load_file(checkpoint_path(run, 2) / "model.safetensors")
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in trainer.model.state_dict().items())

@@ -49,6 +49,7 @@ VERBS = {
         "planning:add_simulate",
     ),
     "reproduce": Verb("train the rows of a table or figure of the paper and compare", "science:add_reproduce"),
+    "replay": Verb("make a step of a run again and look at it: losses, gradients, images", "science:add_replay"),
     "verify": Verb("prove on this machine that the result does not depend on the devices", "science:add_verify"),
 }
 """All verbs, in the order of the help."""

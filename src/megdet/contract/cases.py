@@ -11,7 +11,7 @@ from megdet.architecture import Model
 from megdet.contract.run import Training
 from megdet.errors import InputError, nearest
 from megdet.model.choice import detector_class
-from megdet.recipe import Recipe, RecomputePlan
+from megdet.recipe import Recipe, RecomputePlan, Watch
 from megdet.recipe_check import check_recipe
 from megdet.recipe_file import load_recipe
 
@@ -117,6 +117,11 @@ def _noise_of_steps(recipe: Recipe) -> Recipe:
     return replace(recipe, noise_interval=3, bn_size=recipe.batch_size)
 
 
+def _watch(recipe: Recipe) -> Recipe:
+    """Healthy norms vary enough that this watch leaves out some of them."""
+    return replace(_averages(recipe), watch=Watch(window=2, explodes_at=1.05))
+
+
 CASES = {
     "base": Case("the recipe as it is written"),
     "bn-2": Case("BN size 2", _bn(2), (3, 8)),
@@ -157,6 +162,10 @@ CASES = {
     "lamb": Case("LAMB", _optimizer(kind="lamb", base_lr=1e-3, weight_decay=0.01, scaling="sqrt"), (3,)),
     "noise": Case("gradient noise scale of the halves", _noise, (3,)),
     "noise-steps": Case("gradient noise scale of successive steps", _noise_of_steps, (3,)),
+    "watch": Case("some updates left out because their gradient is large", _watch, (2, 3)),
+    "resume-watch": Case(
+        "updates left out, stopped half-way, gone on with on another count", _watch, reference="watch", stops="moved"
+    ),
     "mask-rcnn": Case("Mask R-CNN, the small one of recipe verify-mask", _detector_of("verify-mask"), (3, 8)),
     "cascade": Case("Cascade R-CNN with masks, recipe verify-cascade", _detector_of("verify-cascade"), (3, 8)),
     "resume-agvm": Case(

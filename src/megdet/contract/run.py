@@ -47,10 +47,10 @@ class Trained:
     gradients: dict[str, Tensor]
     """of its first step, summed over ranks and clipped"""
     reported: list[dict[str, Tensor]]
-    """losses, counts and gradient norm of every step"""
+    """losses, counts, gradient norm and whether the update was left out, of every step"""
     rates: list[float]
     state: dict[str, Tensor]
-    """weights, buffers, momentum, averages and the state of AGVM and of the noise scale, after the last step"""
+    """weights, buffers, momentum, averages, and what AGVM, noise scale and watch remember, after the last step"""
     detections: list[Result]
     """with the final weights, or with their averages"""
     unmoved: list[str]
@@ -78,7 +78,8 @@ def run_steps(world: World, training: Training, leak: Leak | None = None) -> Tra
         rows, rates = [], []
         for result in run.steps(first, last):
             rates.append(result.rate)
-            named = {**result.means, "gradient_norm": result.gradient_norm}
+            verdict = result.verdict.is_left_out.to(result.gradient_norm.dtype)
+            named = {**result.means, "gradient_norm": result.gradient_norm, "left_out": verdict}
             rows.append({name: copy_of(value) for name, value in named.items()})
             if result.step == first:
                 gradients = {name: copy_of(p.grad) for name, p in trained.items() if p.grad is not None}
@@ -113,10 +114,10 @@ def make_every_layer_count(trainer: Trainer) -> None:
 
 
 def state_of(trainer: Trainer) -> dict[str, Tensor]:
-    """Copies on the CPU of everything that a step changes: weights, buffers, momentum, averages, AGVM, noise."""
+    """Copies on the CPU of everything that a step changes: weights, buffers, momentum, averages, AGVM, noise, watch."""
     weights = {name for name, _ in trainer.model.named_parameters()}
     tensors = trainer.state()
-    kinds = {"optimizer": "momentum", "averages": "averages", "agvm": "agvm", "noise": "noise"}
+    kinds = {"optimizer": "momentum", "averages": "averages", "agvm": "agvm", "noise": "noise", "watch": "watch"}
     return {
         f"{kinds.get(kind, 'weights' if name in weights else 'buffers')}.{name}": copy_of(tensor)
         for kind, own in tensors.items()

@@ -55,7 +55,7 @@ class Comparison:
     fault: str
     """the first fault, or "" """
     of_kind: dict[str, float]
-    """gradient, reported, rate, weights, buffers, momentum, averages, agvm, noise, detections -> largest difference"""
+    """gradient, reported, rate, weights, buffers, momentum, averages, agvm, noise, watch, detections -> the largest"""
     compared_with: Literal["nothing", "same layout", "another layout"] = "another layout"
     """nothing: it is the reference, which can only have faults of its own"""
 

@@ -246,17 +246,24 @@ class FrozenBatchNormAct(FrozenBatchNorm):
 
 
 @torch.no_grad()
-def finish_step(modules: Iterable[nn.Module], num_groups: int, world: World) -> None:
+def finish_step(
+    modules: Iterable[nn.Module], num_groups: int, world: World, unless: Bool[Tensor, ""] | None = None
+) -> None:
     """Fold the step's groups into the running statistics: one collective for all layers together.
 
     running <- 0.9 running + 0.1 x the plain mean over the step's groups. Every rank of the world must call it once a
-    step, after its last forward; `num_groups` counts the groups of the whole mini-batch.
+    step, after its last forward; `num_groups` counts the groups of the whole mini-batch. Where `unless`, which is on
+    the device, is true, the running statistics stay as they are and the groups are forgotten.
     """
     found = _take_means(modules, num_groups, world)
     if found:  # a few launches for all layers: on a GPU many small ones would cost more than the work
         running = [tensor for norm, _, _ in found for tensor in (norm.running_mean, norm.running_var)]
-        torch._foreach_lerp_(running, [tensor for _, *means in found for tensor in means], RUNNING_MOMENTUM)
-        torch._foreach_add_([norm.num_batches_tracked for norm, _, _ in found], 1)
+        means = [tensor for _, *own in found for tensor in own]
+        counts = [norm.num_batches_tracked for norm, _, _ in found]
+        if unless is not None:
+            means = _replaced(means, running, unless)
+        torch._foreach_lerp_(running, means, RUNNING_MOMENTUM)
+        torch._foreach_add_(counts, 1 if unless is None else (~unless).to(counts[0].dtype))
 
 
 @torch.no_grad()
@@ -273,6 +280,12 @@ def set_statistics(modules: Iterable[nn.Module], num_groups: int, world: World) 
 def has_statistics(model: nn.Module) -> bool:
     """Whether a model has batch norms whose statistics are estimated, not frozen."""
     return any(isinstance(module, CrossDeviceBatchNorm) for module in model.modules())
+
+
+def _replaced(means: list[Tensor], running: list[Tensor], where: Tensor) -> list[Tensor]:
+    """The means, or where the flag is true the running statistics, of which a step towards them makes the same."""
+    chosen = torch.where(where, torch.cat(running), torch.cat(means))
+    return list(torch.split(chosen, [len(own) for own in means]))
 
 
 def _take_means(

@@ -4,6 +4,7 @@
         model.safetensors                 weights and buffers, by name
         optimizer.safetensors             momentum and the like, by name
         averages.safetensors              the averaged weights (EMA), where the recipe has them
+        watch.safetensors                 the norms of the last gradients, by which the next is judged
         state.json                        {"format": 2, "tensors": {"model": SHA-256, ...}, "state": {"step": 123, ...},
                                            "check": SHA-256}
 
@@ -40,7 +41,7 @@ _FORMAT = 2
 _NAME = re.compile(r"step_(\d{8,})")
 _HIDDEN = ".unfinished_"
 
-Kind = Literal["model", "optimizer", "averages", "agvm", "noise"]
+Kind = Literal["model", "optimizer", "averages", "agvm", "noise", "watch"]
 
 
 class DamagedError(InputError):

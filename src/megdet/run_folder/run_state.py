@@ -29,6 +29,11 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     best_step: int = -1
     """the step of that evaluation, the earliest among equals; -1 for none"""
 
+    roll_backs: Count = 0
+    """how often the run has gone back to a checkpoint"""
+    rolled_back_to: int = -1
+    """the step of the checkpoint that it went back to last, -1 for none"""
+
     def __post_init__(self) -> None:
         if len(self.class_names) != len(self.category_ids):
             raise ValueError(f"{len(self.class_names)} class names and {len(self.category_ids)} category ids")

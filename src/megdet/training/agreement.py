@@ -1,4 +1,4 @@
-"""What one rank knows and all must act upon after the same step: a signal, or that it is time for a checkpoint.
+"""What one rank knows and all must act upon after the same step: a signal, the time for a checkpoint, a divergence.
 
 A signal may reach one rank only, or all at different moments, and every rank has a clock of its own. No rank waits for
 that and nothing is sent for it alone: how many ranks know it is summed with the losses of every step. On a GPU the sum
@@ -32,18 +32,22 @@ class Agreement:
         """the one that all ranks obey"""
         self.is_save_due = False
         """whether all ranks count this step as saved by the clock"""
+        self.has_diverged = False
+        """whether this rank has read of a step that the run must go back for"""
+        self.is_roll_back_due = False
+        """whether all ranks know that one has"""
         self._saved_at = time.monotonic()
         self._copied: tuple[Tensor, torch.cuda.Event] | None = None
 
     def own(self) -> Sequence[bool]:
-        """What this rank knows, for the reduction of a step: each of STOP_SIGNALS, and whether a checkpoint is due."""
+        """What this rank knows, for the reduction of a step: each of STOP_SIGNALS, the clock's and the log's news."""
         has_clock = self.world.is_first and self.save_seconds > 0
         is_due = has_clock and time.monotonic() - self._saved_at >= self.save_seconds
-        return [*(number in self.listener.asked for number in STOP_SIGNALS), is_due]
+        return [*(number in self.listener.asked for number in STOP_SIGNALS), is_due, self.has_diverged]
 
     def read(self, result: StepResult) -> None:
         """Learn from a step what all ranks now know; every rank reads every step."""
-        *signals, self.is_save_due = self.own() if self.world.size == 1 else self._all(result)
+        *signals, self.is_save_due, self.is_roll_back_due = self.own() if self.world.size == 1 else self._all(result)
         self.signal = next((number for number, is_seen in zip(STOP_SIGNALS, signals, strict=True) if is_seen), None)
         self.listener.is_agreed = self.signal is not None
 
@@ -68,4 +72,4 @@ class Agreement:
             if before is not None:
                 before[1].synchronize()  # of the step before: the device has work while the host waits
             numbers = None if before is None else before[0]
-        return [False] * (len(STOP_SIGNALS) + 1) if numbers is None else [number > 0 for number in numbers.tolist()]
+        return [False] * (len(STOP_SIGNALS) + 2) if numbers is None else [number > 0 for number in numbers.tolist()]

@@ -21,12 +21,14 @@ class EpochMeans:
     def add(self, line: dict[str, Any]) -> dict[str, Any] | None:
         """Take a step's line; returns the line of the epoch if one ends with this step.
 
-        Its `steps` counts the lines that there are: an earlier metrics.jsonl may have lost some.
+        Its `steps` counts the lines that there are: an earlier metrics.jsonl may have lost some, and steps whose update
+        was left out do not count.
         """
         while line["step"] > self.plan.epoch_end(self._epoch):
             self._own, self._epoch = [], self._epoch + 1
-        self._own.append(line)
-        if line["step"] < self.plan.epoch_end(self._epoch):
+        if "left_out" not in line:
+            self._own.append(line)
+        if line["step"] < self.plan.epoch_end(self._epoch) or not self._own:
             return None
         own, count = self._own, len(self._own)
         names = ("loss", *(counted.name for counted in self.counts))

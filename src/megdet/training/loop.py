@@ -3,9 +3,11 @@
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NoReturn
 
 from megdet.distributed.failures import stop_together
+from megdet.distributed.termination import TerminationListener
 from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.evaluation.coco_numbers import Evaluation
@@ -27,14 +29,29 @@ def train(recipe: Recipe, folder: RunFolder, options: RunOptions, world: World) 
 
     Every rank calls it. Raises InputError for everything a user can mend, before the first step where possible; an
     error on one rank stops all ranks. SIGTERM, SIGUSR1 and Ctrl-C on any rank stop all after the same step, which is
-    saved, or at once outside the steps, where nothing is lost: it raises StoppedError.
+    saved, or at once outside the steps, where nothing is lost: it raises StoppedError. Where it diverges, it does what
+    `watch.action` says; DivergedError where that is to stop.
     """
+    with stop_together(world, heeds_signals=True) as signals:
+        while True:
+            try:
+                return _train(recipe, folder, options, world, signals)
+            except _WentBackError:
+                continue  # as a new start does: from the newest checkpoint, which knows of it
+
+
+class _WentBackError(Exception):
+    """The run diverged and must go on from its newest checkpoint; all ranks raise it after the same step."""
+
+
+def _train(
+    recipe: Recipe, folder: RunFolder, options: RunOptions, world: World, signals: TerminationListener
+) -> Evaluation:
     with (
-        stop_together(world, heeds_signals=True) as signals,
         open_run(recipe, world, options, folder) as run,
-        _watched(run, folder) as watch,
+        _watched(run, folder) as observers,
     ):
-        stops, evaluations, reporter = stops_of(run), watch.evaluations, watch.log.reporter
+        stops, evaluations, reporter = stops_of(run), observers.evaluations, observers.log.reporter
         agreed = Agreement(world, signals, save_seconds=60 * recipe.checkpoint_minutes)
         for warning in run.position.warnings:
             reporter.say(warning)
@@ -46,9 +63,12 @@ def train(recipe: Recipe, folder: RunFolder, options: RunOptions, world: World) 
                 is_stopped, is_last = agreed.signal is not None, step == run.last_step
                 is_due = agreed.is_save_due or (recipe.checkpoint_steps and step % recipe.checkpoint_steps == 0)
                 is_saved = stop.is_saved or bool(is_due) or is_stopped
-                is_read = watch.log.add(result, reads=step in stops or is_saved)
+                is_read = observers.log.add(result, reads=step in stops or is_saved or agreed.is_roll_back_due)
+                agreed.has_diverged = observers.log.divergence is not None
+                if agreed.is_roll_back_due or (agreed.has_diverged and (step in stops or is_saved)):
+                    _go_back(run, observers.log)
                 if is_saved:
-                    run.save(step, evaluations.needed_checkpoints, first=watch.log.sync)
+                    run.save(step, evaluations.needed_checkpoints, first=observers.log.sync)
                     agreed.saved()
                 for failure in run.checkpoint_failures(waits=is_stopped or is_last or stop.is_evaluated):
                     reporter.say(failure)
@@ -64,9 +84,23 @@ def train(recipe: Recipe, folder: RunFolder, options: RunOptions, world: World) 
                 if step in stops or is_saved:
                     run.restart_clock()
         evaluations.finish()
+        reporter.say(observers.log.outcome())
     if run.position.numbers is None:
         raise InputError(f"{folder.path}: the run is over but has no evaluation: run `megdet evaluate {folder.path}`")
     return run.position.numbers
+
+
+def _go_back(run: Run, log: StepLog) -> NoReturn:
+    """Leave the run for its newest checkpoint. Raises DivergedError without one, and where it did so too often."""
+    found = log.divergence
+    assert found is not None, "all ranks have read the same steps"
+    if not run.kept_step:
+        raise log.failure(replace(found, why=f"{found.why}, and there is no checkpoint to go back to"))
+    if run.position.roll_backs >= run.recipe.watch.most_roll_backs:
+        raise log.failure(replace(found, why=f"{found.why}, after {run.position.roll_backs} roll-backs"))
+    log.note_roll_back(found, run.kept_step)
+    run.note_roll_back()
+    raise _WentBackError
 
 
 def _what_is_kept(run: Run, step: int) -> str:
@@ -101,13 +135,13 @@ def stops_of(run: Run) -> dict[int, Stop]:
 
 
 @dataclass(frozen=True)
-class _Watch:
+class _Observers:
     log: StepLog
     evaluations: Evaluations
 
 
 @contextmanager
-def _watched(run: Run, folder: RunFolder) -> Iterator[_Watch]:
+def _watched(run: Run, folder: RunFolder) -> Iterator[_Observers]:
     """The observers of an open run: its reports, its metrics and its evaluations."""
     world, options = run.world, run.options
     with ExitStack() as opened:
@@ -123,7 +157,7 @@ def _watched(run: Run, folder: RunFolder) -> Iterator[_Watch]:
             opened.callback(background.close)
             note = f", in float32, since bfloat16 is slow there: {slow}" if slow else ""
             reporter.say(f"evaluations go on beside the training, on {run.evaluates_on}{note}")
-        yield _Watch(StepLog(run, reporter, metrics), Evaluations(run, folder, reporter, metrics, background))
+        yield _Observers(StepLog(run, reporter, metrics), Evaluations(run, folder, reporter, metrics, background))
 
 
 def _look(run: Run, evaluations: Evaluations, step: int, *, is_saved: bool = False) -> None:

@@ -1,5 +1,6 @@
 """The output of a run for people, and TensorBoard if the recipe asks for it."""
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -31,7 +32,7 @@ class Reporter:
         *,
         first_step: int,
     ) -> None:
-        self.recipe, self.plan, self.is_first = recipe, plan, world.is_first
+        self.recipe, self.plan, self.folder, self.is_first = recipe, plan, folder, world.is_first
         self.console = Terminal(stderr=True)
         self.last_step = total_steps(recipe, plan.num_images)
         self._recent: list[dict[str, Any]] = []
@@ -104,7 +105,8 @@ class Reporter:
         pace = len(recent) * self.recipe.batch_size / max(seconds, 1e-9)
         left = (self.last_step - line["step"]) * seconds / len(recent)
         waiting = sum(item["data_seconds"] for item in recent) / max(seconds, 1e-9)
-        loss = sum(item["loss"] for item in recent) / len(recent)
+        losses = [item["loss"] for item in recent if "left_out" not in item]
+        loss = sum(losses) / len(losses) if losses else math.nan
         self.console.print(
             f"epoch {line['epoch']:6.2f}  step {line['step']:6d}/{self.last_step}  loss {loss:.4f}  "
             f"lr {line['learning_rate']:.5f}  {pace:.1f} images/s  waiting for data {waiting:.0%}  "

@@ -1,6 +1,6 @@
 """Resuming a run: its folder is claimed, its newest checkpoint is checked and restored on every rank."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megdet.data.coco import CocoDataset
@@ -41,6 +41,10 @@ class Position:
     """the highest mmAP of all evaluations"""
     best_step: int = -1
     """the step of that evaluation, -1 for none"""
+    roll_backs: int = 0
+    """how often the run has gone back to a checkpoint because it diverged"""
+    rolled_back_to: int = -1
+    """the step of the checkpoint that it went back to last, -1 for none"""
     warnings: tuple[str, ...] = ()
     """what its user should know: the damaged checkpoints that it did without"""
 
@@ -88,18 +92,13 @@ def resume(trainer: Trainer, folder: RunFolder, dataset: CocoDataset, world: Wor
         damage: dict[Path, DamagedError] = {}
         for path in reversed(checkpoints(folder)):
             try:
-                checkpoint = open_checkpoint(path)
-                _check_data(checkpoint, dataset)
-                tensors.update(read_tensors(checkpoint, trainer))
-                numbers = _numbers(checkpoint)
+                position = _read(path, trainer, dataset, tensors)
             except DamagedError as error:
                 damage[path] = error
                 continue
-            state = checkpoint.state
-            warnings = tuple(_do_without(path, error, state.step) for path, error in damage.items())
+            warnings = tuple(_do_without(path, error, position.step) for path, error in damage.items())
             unevaluated = tuple(checkpoint_step(own) for own in checkpoints(folder) if not _is_evaluated(own))
-            best = state.best_score, state.best_step
-            return Position(state.step, numbers, state.evaluated_step, unevaluated, *best, warnings)
+            return replace(position, unevaluated=unevaluated, warnings=warnings)
         if damage:
             raise next(iter(damage.values()))
         return Position()
@@ -110,17 +109,49 @@ def resume(trainer: Trainer, folder: RunFolder, dataset: CocoDataset, world: Wor
     return position
 
 
+def start_at(trainer: Trainer, path: Path, dataset: CocoDataset, world: World) -> Position:
+    """Start from one checkpoint, which only rank 0 reads, and change nothing on the disk.
+
+    Raises InputError if it is damaged, of other data or of another run.
+    """
+    tensors: Tensors = {}
+    position = world.on_first(lambda: _read(path, trainer, dataset, tensors))
+    restore_everywhere(trainer, tensors, position.step, world)
+    return position
+
+
+def _read(path: Path, trainer: Trainer, dataset: CocoDataset, tensors: Tensors) -> Position:
+    """Read a checkpoint into `tensors`; returns how far it is."""
+    checkpoint = open_checkpoint(path)
+    _check_data(checkpoint, dataset)
+    tensors.update(read_tensors(checkpoint, trainer))
+    state = checkpoint.state
+    return Position(
+        step=state.step,
+        numbers=_numbers(checkpoint),
+        evaluated_step=state.evaluated_step,
+        best_score=state.best_score,
+        best_step=state.best_step,
+        roll_backs=state.roll_backs,
+        rolled_back_to=state.rolled_back_to,
+    )
+
+
 def read_tensors(checkpoint: Checkpoint, trainer: Trainer) -> Tensors:
     """The tensors of a checkpoint, with the names, shapes and dtypes that the trainer has after so many steps.
 
-    Raises InputError for a missing, surplus or different tensor, and for weights that are not finite.
+    One from before there was a watch over gradients has no norms of theirs: the watch begins anew. Raises InputError
+    for a missing, surplus or different tensor, and for weights that are not finite.
     """
     layout = trainer.layout(checkpoint.state.step)
+    tensors: Tensors = {}
+    if "watch" not in checkpoint.hashes:
+        del layout["watch"]
+        tensors["watch"] = trainer.watch.state()
     if different := set(layout) ^ set(checkpoint.hashes):
         kind = min(different)
         how = ("lacks", "every") if kind in layout else ("has", "no")
         raise checkpoint.damaged(f"it {how[0]} {kind}.safetensors, which {how[1]} checkpoint of this recipe has")
-    tensors: Tensors = {}
     for kind, wanted in layout.items():
         tensors[kind] = checkpoint.tensors(kind)
         try:

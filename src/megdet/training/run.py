@@ -14,7 +14,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import islice
+from pathlib import Path
 
+import msgspec
 import torch
 
 from megdet.data.loader import training_batches
@@ -24,7 +26,13 @@ from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.evaluation.coco_numbers import Evaluation
 from megdet.recipe import Recipe
-from megdet.run_folder.checkpoint_files import checkpoint_step, checkpoints, update_state
+from megdet.run_folder.checkpoint_files import (
+    checkpoint_path,
+    checkpoint_step,
+    checkpoints,
+    open_checkpoint,
+    update_state,
+)
 from megdet.run_folder.folder import FolderLock, RunFolder
 from megdet.run_folder.run_state import RunState
 from megdet.run_length import total_steps
@@ -34,8 +42,8 @@ from megdet.training.common_start import compare_commands, compare_data, compare
 from megdet.training.compiled import check_compiler, compile_dense
 from megdet.training.datasets import Datasets, check_statistics, fingerprint, load_datasets
 from megdet.training.evaluations.background import agree_on_device
-from megdet.training.resume import Position, check_folder, claim_folder, resume
-from megdet.training.schedule import learning_rate
+from megdet.training.resume import Position, check_folder, claim_folder, resume, start_at
+from megdet.training.schedule import learning_rate, rewarm_factor
 from megdet.training.step import StepResult, train_step
 from megdet.training.trainer import Trainer, make_trainer
 
@@ -97,8 +105,9 @@ class Run:
         return total_steps(self.recipe, self.plan.num_images)
 
     def scheduled_rate(self, step: int) -> float:
-        """The learning rate of step 0, 1, ... from the recipe."""
-        return learning_rate(self.recipe, self.plan.num_images, step)
+        """The learning rate of step 0, 1, ...: that of the recipe, or less for some time after a roll-back."""
+        scheduled, position = learning_rate(self.recipe, self.plan.num_images, step), self.position
+        return scheduled * rewarm_factor(self.recipe, step, position.roll_backs, position.rolled_back_to)
 
     def steps(
         self,
@@ -159,6 +168,8 @@ class Run:
             evaluated_step=position.evaluated_step,
             best_score=position.best_score,
             best_step=position.best_step,
+            roll_backs=position.roll_backs,
+            rolled_back_to=position.rolled_back_to,
         )
 
     def save(self, step: int, needed: Collection[int] = (), first: Callable[[], None] | None = None) -> None:
@@ -207,6 +218,14 @@ class Run:
         epochs = range(every, int(self.plan.epochs_done(self.last_step)) + 1, every) if every else ()
         return {*needed, *map(self.plan.epoch_end, epochs), *([best] if self.recipe.keep_best else [])}
 
+    def note_roll_back(self) -> None:
+        """Write into the newest checkpoint that the run goes back to it. Raises InputError."""
+        if self.folder is None or self.writer is None:
+            return
+        path = checkpoint_path(self.folder, self.kept_step)
+        state, count = open_checkpoint(path).state, self.position.roll_backs + 1
+        update_state(path, msgspec.structs.replace(state, roll_backs=count, rolled_back_to=self.kept_step))
+
     def check_folder(self) -> None:
         """Raise InputError if the folder was moved or deleted."""
         if self.lock is not None:
@@ -237,6 +256,7 @@ def open_run(
     options: RunOptions | None = None,
     folder: RunFolder | None = None,
     datasets: Datasets | None = None,
+    start: Path | None = None,
 ) -> Iterator[Run]:
     """Prepare a training, from the folder's newest checkpoint if it has one; every rank calls it.
 
@@ -248,6 +268,7 @@ def open_run(
         options: of this machine.
         folder: of the run; without one it starts from the beginning and saves nothing.
         datasets: those of the recipe, if they have been read before.
+        start: without a folder, the checkpoint to start from; nothing is written beside it.
 
     Raises:
         InputError: everything that a user can mend, before the first step.
@@ -265,7 +286,7 @@ def open_run(
     compare_data(datasets, world)
     plan = TrainingPlan(datasets.train.sizes, recipe)
     check_statistics(recipe, plan, datasets.train)
-    is_resumed = folder is not None and newest_step(folder, world) is not None
+    is_resumed = start is not None or (folder is not None and newest_step(folder, world) is not None)
     trainer = make_trainer(recipe, datasets.train.class_names, layout, world, is_resumed=is_resumed)
     with ExitStack() as opened:
         lock, writer, position = None, None, Position()
@@ -277,6 +298,8 @@ def open_run(
             if world.is_first:
                 writer = CheckpointWriter(folder, recipe.keep_checkpoints, position.step)
                 opened.push(writer.leave)
+        elif start is not None:
+            position = start_at(trainer, start, datasets.train, world)
         compare_states(trainer, position.step, world)
         compiled = compile_dense(trainer.model, warns=world.is_first) if options.compile else []
         place = (position, folder, lock, beside, compiled, writer)

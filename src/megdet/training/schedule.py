@@ -44,6 +44,17 @@ def learning_rate(recipe: Recipe, num_images: int, step: int) -> float:
     return rate * factor
 
 
+def rewarm_factor(recipe: Recipe, step: int, roll_backs: int, rolled_back_to: int) -> float:
+    """What the rate of step 0, 1, ... is multiplied by after the run has gone back to a checkpoint; 1 before.
+
+    It rises linearly to 1 in `watch.rewarm_steps` steps from that checkpoint on, in twice as many after every further
+    roll-back: with the same factors the same steps would diverge again.
+    """
+    if not roll_backs:
+        return 1.0
+    return min(1.0, (step - rolled_back_to + 1) / (recipe.watch.rewarm_steps << (roll_backs - 1)))
+
+
 def why_no_warmup(recipe: Recipe) -> str:
     """Why the recipe's warmup has no effect, and how to change that; empty if it has one or there is no warmup.
 

@@ -1,7 +1,9 @@
 """One optimizer update (Eq. 1): the mean of the losses of the mini-batch's images, wherever the images are.
 
     for each micro-batch of this rank:  loss = sum of its images' losses / batch_size;  backward
-    sum the gradients over all ranks;   fold the groups' statistics;   clip;   update
+    sum the gradients over all ranks;   judge;   fold the groups' statistics;   clip;   update
+
+An update that the watch refuses changes nothing but the watch's own count (`watch.py`).
 
 If AGVM or the gradient noise scale is due, the gradients of the first and of the second half of the plan's groups are
 summed over all ranks one after the other, and their sum is the gradient of the step.
@@ -9,6 +11,7 @@ summed over all ranks one after the other, and their sum is the gradient of the 
 Only NMS waits for numbers from the device, the lengths of its segments; the caller decides when to read the results.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -21,8 +24,10 @@ from megdet.distributed.world import World
 from megdet.layers.batch_norm import finish_step
 from megdet.precision import arithmetic, backward, dtype_of
 from megdet.structures import Batch
+from megdet.training.optimizers.optimizer import step_unless
 from megdet.training.optimizers.parts import num_in_first_half
 from megdet.training.trainer import Trainer
+from megdet.training.watch import Verdict
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,8 @@ class StepResult:
     """every loss and count, each a mean over the images of the mini-batch"""
     gradient_norm: Tensor
     """before clipping"""
+    verdict: Verdict
+    """whether the update was applied"""
     agvm: Tensor | None = None
     """the measurement of AGVM, if it was due"""
     noise: Tensor | None = None
@@ -97,34 +104,54 @@ def train_step(
         world.all_reduce(summed)
     else:
         world.all_reduce(totals)
-    finish_step(trainer.model.modules(), recipe.groups_per_step, world)
     norm = buckets.norm()
+    verdict = trainer.watch.judge(totals[: len(trainer.model.loss_names)], norm)
+    finish_step(trainer.model.modules(), recipe.groups_per_step, world, unless=verdict.is_left_out)
+    for measured in (trainer.agvm, trainer.noise):
+        if measured is not None:
+            measured.settle(verdict.is_left_out)
     if recipe.optimizer.clip_norm:
-        buckets.scale((recipe.optimizer.clip_norm / (norm + 1e-6)).clamp(max=1.0))
+        factor = (recipe.optimizer.clip_norm / (norm + 1e-6)).clamp(max=1.0)
+        buckets.scale(factor.masked_fill(verdict.is_left_out, 1.0))  # what is not applied can be looked at as it is
     if trainer.agvm is not None:
         trainer.agvm.set_rates(rate)
     else:
         for group in trainer.optimizer.param_groups:
             group["lr"] = rate
-    trainer.optimizer.step()
+    step_unless(trainer.optimizer, verdict.is_left_out)
     if trainer.averages is not None:
-        trainer.averages.update(trainer.model, step)
+        trainer.averages.update(trainer.model, step, unless=verdict.is_left_out)
     means = dict(zip(reported, (totals / recipe.batch_size).unbind(), strict=True))
-    return StepResult(step, rate, means, norm.to(totals.dtype), agvm, noise, counted)
+    return StepResult(step, rate, means, norm.to(totals.dtype), verdict, agvm, noise, counted)
 
 
 def read_results(results: Sequence[StepResult], trainer: Trainer) -> list[dict[str, Any]]:
     """The numbers of some steps for their lines of metrics; waits for the device."""
     values = torch.stack([torch.stack([*own.means.values(), own.gradient_norm]) for own in results]).tolist()
+    verdicts = torch.stack([torch.stack([own.verdict.is_left_out, own.verdict.limit]) for own in results]).tolist()
     lines: list[dict[str, Any]] = []
-    for result, row in zip(results, values, strict=True):
-        line = dict(zip((*result.means, "gradient_norm"), row, strict=True))
+    for result, row, (is_left_out, limit) in zip(results, values, verdicts, strict=True):
+        line: dict[str, Any] = dict(zip((*result.means, "gradient_norm"), row, strict=True))
+        if is_left_out:
+            line["left_out"] = _why_left_out(line, limit, trainer)
         if trainer.agvm is not None and result.agvm is not None:
             line["agvm"] = trainer.agvm.named(result.agvm.tolist())
         if trainer.noise is not None and result.noise is not None:
             line["noise"] = trainer.noise.named(result.noise.tolist())
         lines.append({"loss": sum(line[name] for name in trainer.model.loss_names), **line})
     return lines
+
+
+def _why_left_out(numbers: Mapping[str, float], limit: float, trainer: Trainer) -> str:
+    """The first number of a step that is not finite, or how far its gradient is beyond the limit."""
+    for name in (*trainer.model.loss_names, "gradient_norm"):
+        if not math.isfinite(numbers[name]):
+            return f"{name} is not finite"
+    norm, watch = numbers["gradient_norm"], trainer.recipe.watch
+    return (
+        f"gradient_norm {norm:.4g} is above {limit:.4g}, {watch.explodes_at:g} times the median of the last "
+        f"{watch.window}"
+    )
 
 
 def _accumulate(

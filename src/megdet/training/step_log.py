@@ -1,8 +1,9 @@
 """The numbers of the steps: read from the device for several steps together, checked, written to metrics.jsonl."""
 
-import math
+import shlex
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from megdet.errors import DivergedError
@@ -31,13 +32,17 @@ class StepLog:
     def __init__(self, run: Run, reporter: Reporter, metrics: MetricsWriter | None) -> None:
         self.run, self.reporter, self.metrics = run, reporter, metrics
         self.means = EpochMeans(run.plan, [] if metrics is None else _steps_done(metrics))
+        self.num_left_out = int(run.trainer.watch.num_left_out)
+        """updates of the whole run that were left out, as far as they have been read"""
+        self.divergence: Divergence | None = None
+        """where the run must go back for it; nothing is read after that"""
         self._unread: list[StepResult] = []
         self._last_read = time.perf_counter()
 
     def add(self, result: StepResult, *, reads: bool = False) -> bool:
         """Take a result; returns whether all numbers so far have been read. `reads` forces it.
 
-        Raises DivergedError if a loss or the gradient of one of these steps is not finite.
+        Raises DivergedError if the update of one of these steps was left out and that ends the run.
         """
         self._unread.append(result)
         is_due = len(self._unread) == READ_EVERY or time.perf_counter() - self._last_read >= READ_SECONDS
@@ -55,9 +60,15 @@ class StepLog:
 
     def _read(self, results: Sequence[StepResult]) -> None:
         self.run.check_folder()
+        if self.divergence is not None:
+            return
         lines = []
         for result, numbers in zip(results, read_results(results, self.run.trainer), strict=True):
-            self._check(result, numbers)
+            if why := numbers.get("left_out"):
+                if self.run.recipe.watch.action == "roll_back":
+                    self.divergence = Divergence(result, why)
+                    break
+                self._left_out(result, why)
             step = result.step + 1
             line = {
                 "step": step,
@@ -75,18 +86,57 @@ class StepLog:
             lines.append(line)
         self.reporter.steps(lines)
 
-    def _check(self, result: StepResult, numbers: dict[str, Any]) -> None:
-        watched = {name: numbers[name] for name in (*result.means, "gradient_norm")}
-        if math.isfinite(numbers["loss"]) and math.isfinite(numbers["gradient_norm"]):
-            return
-        worst = next((name for name, value in watched.items() if not math.isfinite(value)), "loss")
-        warmup = "lower schedule.warmup_start" if why_no_warmup(self.run.recipe) else "lengthen schedule.warmup_steps"
-        kept = self.run.kept_step
+    def _left_out(self, result: StepResult, why: str) -> None:
+        """Act as the recipe says on a step whose update was left out. Raises DivergedError where that ends the run."""
+        watch, step = self.run.recipe.watch, result.step + 1
+        self.num_left_out += 1
+        if watch.action == "stop":
+            raise self.failure(Divergence(result, why))
+        if self.num_left_out > watch.most_skipped:
+            raise self.failure(Divergence(result, f"{why}, after {watch.most_skipped} updates were left out"))
+        count = f"{self.num_left_out} of at most {watch.most_skipped}"
+        self.reporter.say(f"step {step}: {why}: its update is left out ({count}); {self._look_at(step)}")
+
+    def failure(self, divergence: "Divergence") -> DivergedError:
+        """The exception that ends the run at a step."""
+        recipe, kept, result = self.run.recipe, self.run.kept_step, divergence.result
+        warmup = "lower schedule.warmup_start" if why_no_warmup(recipe) else "lengthen schedule.warmup_steps"
         left = f"the checkpoint of step {kept} is kept" if kept else "no checkpoint had been written yet"
-        raise DivergedError(
-            f"step {result.step + 1}: {worst} is not finite (learning rate {result.rate:.4g}): lower "
-            f"optimizer.base_lr, {warmup} or set optimizer.clip_norm; {left}"
+        return DivergedError(
+            f"step {result.step + 1}: {divergence.why}: the run failed (learning rate {result.rate:.4g}): lower "
+            f"optimizer.base_lr, {warmup}, set optimizer.clip_norm or choose another watch.action; {left}; "
+            f"{self._look_at(result.step + 1)}"
         )
+
+    def _look_at(self, step: int) -> str:
+        return f"to look at it: megdet replay {shlex.quote(str(self.reporter.folder.path))} --step {step}"
+
+    def note_roll_back(self, divergence: "Divergence", to: int) -> None:
+        """Write into the metrics, on the disk, that the run goes back to the checkpoint of this step, and say it."""
+        step, recipe, count = divergence.result.step + 1, self.run.recipe, self.run.position.roll_backs + 1
+        if self.metrics is not None:
+            self.metrics.write({"step": to, "rolled_back": {"from": step, "why": divergence.why}})
+            self.metrics.sync()
+        self.reporter.say(
+            f"step {step}: {divergence.why}: the run goes back to the checkpoint of step {to} ({count} of at most "
+            f"{recipe.watch.most_roll_backs}); {self._look_at(step)} --roll-backs {count - 1}"
+        )
+
+    def outcome(self) -> str:
+        """How a run ended that has made its last step, in one line."""
+        skipped, back = self.num_left_out, self.run.position.roll_backs
+        if not skipped and not back:
+            return "converged: every update was applied"
+        times = f"{skipped + back} time{'s' if skipped + back > 1 else ''}"
+        return f"recovered {times} (updates left out: {skipped}, roll-backs: {back})"
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """A step whose update the watch has left out."""
+
+    result: StepResult
+    why: str
 
 
 def _steps_done(metrics: MetricsWriter) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ from megdet.training.optimizers.averages import MovingAverage
 from megdet.training.optimizers.noise_scale import NoiseScale
 from megdet.training.optimizers.optimizer import make_optimizer, restore_state, state_by_name, state_layout
 from megdet.training.optimizers.parts import parts_of
+from megdet.training.watch import GradientWatch
 
 Tensors = dict[Kind, dict[str, Tensor]]
 """The tensors of a checkpoint: kind (the name of a file) -> name -> tensor."""
@@ -37,6 +38,7 @@ class Trainer:
     model: Detector
     optimizer: torch.optim.Optimizer
     buckets: GradientBuckets
+    watch: GradientWatch
     averages: MovingAverage | None
     agvm: Agvm | None = None
     """AGVM, if the recipe has it"""
@@ -44,9 +46,10 @@ class Trainer:
     """the gradient noise scale, if the recipe measures it"""
 
     @property
-    def extras(self) -> dict[Kind, MovingAverage | Agvm | NoiseScale]:
+    def extras(self) -> dict[Kind, GradientWatch | MovingAverage | Agvm | NoiseScale]:
         """What this recipe has besides the model and its optimizer, by its kind in a checkpoint."""
-        extras: dict[Kind, MovingAverage | Agvm | NoiseScale | None] = {
+        extras: dict[Kind, GradientWatch | MovingAverage | Agvm | NoiseScale | None] = {
+            "watch": self.watch,
             "averages": self.averages,
             "agvm": self.agvm,
             "noise": self.noise,
@@ -114,7 +117,8 @@ def trainer_of(recipe: Recipe, model: Detector, world: World) -> Trainer:
     if recipe.noise_interval:
         name_of = {parameter: name for name, parameter in model.named_parameters()}
         noise = NoiseScale(parts, {name_of[parameter]: parameter for parameter in buckets.parameters}, recipe, device)
-    return Trainer(recipe, model, optimizer, buckets, averages, agvm, noise)
+    watch = GradientWatch(recipe.watch, device)
+    return Trainer(recipe, model, optimizer, buckets, watch, averages, agvm, noise)
 
 
 def restore_everywhere(trainer: Trainer, tensors: Tensors, step: int, world: World) -> None:

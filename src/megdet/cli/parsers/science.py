@@ -11,7 +11,7 @@ from megdet.cli.parsers.shared import (
     take_keys_of_run,
     take_recipe_keys,
 )
-from megdet.cli.parsers.values import whole_number, whole_numbers
+from megdet.cli.parsers.values import at_least_one, whole_number, whole_numbers
 
 
 def add_analyse(parser: Parser) -> None:
@@ -145,6 +145,28 @@ def add_verify(parser: Parser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     take_recipe_keys(parser)
     parser.set_defaults(run_verb="verification:run_verify")
+
+
+def add_replay(parser: Parser) -> None:
+    """The options of `replay`."""
+    parser.add_argument("run", metavar="RUN", help="run folder")
+    parser.add_argument("--step", type=at_least_one, required=True, metavar="N", help="as in its metrics.jsonl")
+    parser.add_argument("--image", metavar="K", help="show the image of this id alone")
+    parser.add_argument("--without", metavar="K", help="make the step without the image of this id")
+    parser.add_argument(
+        "--devices", type=at_least_one, default=1, metavar="W", help="ranks, each a process of its own; default 1"
+    )
+    parser.add_argument(
+        "--roll-backs",
+        type=whole_number,
+        metavar="R",
+        help="as the run was when it had gone back R times (watch.action roll_back); default: as it went on",
+    )
+    _add_output(parser, "RUN/replay/step_N")
+    add_layout_options(parser)
+    add_machine_options(parser)
+    take_keys_of_run(parser, "--data.train_images FOLDER")
+    parser.set_defaults(run_verb="replaying:run_replay")
 
 
 def _rates(text: str) -> tuple[float, ...]:

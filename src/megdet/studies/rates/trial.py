@@ -50,7 +50,7 @@ class Course:
     losses: tuple[float, ...]
     diverged: int | None
     """the step, from 1, whose loss was not finite or whose running mean was DIVERGED times its lowest value; a step
-    with a gradient that is not finite has an infinite loss"""
+    whose update the watch has left out has an infinite loss"""
 
 
 @dataclass(frozen=True)
@@ -259,7 +259,7 @@ class _Runner:
         with open_run(recipe, self.world, self.options, datasets=self.datasets) as run:
             for result in run.steps(0, len(rates), rates.__getitem__):
                 numbers = read_results([result], run.trainer)[0]
-                losses.append(numbers["loss"] if math.isfinite(numbers["gradient_norm"]) else math.inf)
+                losses.append(math.inf if "left_out" in numbers else numbers["loss"])
                 done = result.step + 1
                 self.progress(what, done, len(rates))
                 diverged = first_divergence(losses)

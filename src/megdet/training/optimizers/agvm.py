@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 
 from megdet.training.optimizers.parts import Parts, chosen, dot
@@ -51,6 +52,7 @@ class Agvm:
     ) -> None:
         self.parts, self.parameters, self.optimizer, self.warmup_steps = parts, parameters, optimizer, warmup_steps
         self.factors = torch.ones(len(parts), dtype=torch.float64, device=device)
+        self._settled = self.factors.clone()
         self._reference = list(parts).index(reference)
 
     def state(self) -> dict[str, Tensor]:
@@ -60,6 +62,7 @@ class Agvm:
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Restore what `state` returned."""
         self.factors.copy_(state["factors"])
+        self._settled = self.factors.clone()
 
     def is_due(self, step: int) -> bool:
         """Whether to measure in step 0, 1, ..."""
@@ -75,6 +78,11 @@ class Agvm:
         ratios = (disagreements[self._reference] + _FLOOR) / (disagreements + _FLOOR)
         self.factors.lerp_(ratios.clamp(*_CLIP).sqrt(), 1 - MEMORY)
         return torch.stack([disagreements, self.factors])
+
+    def settle(self, is_left_out: Bool[Tensor, ""]) -> None:
+        """End a step; where its update is left out, which the device knows, the factors are those before it."""
+        self.factors.copy_(torch.where(is_left_out, self._settled, self.factors))
+        self._settled = self.factors.clone()
 
     def set_rates(self, rate: float) -> None:
         """Give every group of the optimizer its module's share of the scheduled rate."""

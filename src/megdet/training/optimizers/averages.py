@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 
 
@@ -23,13 +24,14 @@ class MovingAverage:
             self.tensors[name].copy_(tensor)
 
     @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
-        """Add the state after step 0, 1, ... to the average."""
+    def update(self, model: nn.Module, step: int, unless: Bool[Tensor, ""] | None = None) -> None:
+        """Add the state after step 0, 1, ... to the average; not where `unless`, which is on the device, is true."""
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
         floats: list[tuple[Tensor, Tensor]] = []
         for name, tensor in _state(model):
             if tensor.is_floating_point():
-                floats.append((self.tensors[name], tensor))
+                mine = self.tensors[name]
+                floats.append((mine, tensor if unless is None else torch.where(unless, mine, tensor)))
             else:
                 self.tensors[name].copy_(tensor)
         torch._foreach_lerp_([mine for mine, _ in floats], [theirs for _, theirs in floats], weight)

@@ -2,7 +2,8 @@
 
 A layer is one tensor of weights. Groups with "adapts" False (norm layers and biases) step without a trust ratio, as in
 the published runs of both: the length of their few numbers says nothing about a step. A layer whose weights or step
-have length 0 has the ratio 1. Nothing here waits for the device.
+have length 0 has the ratio 1. Nothing here waits for the device. As in torch's fused optimizers, a step changes nothing
+where the attribute `found_inf`, a number on the device, is not 0.
 """
 
 from collections.abc import Iterable
@@ -34,10 +35,11 @@ class Lars(torch.optim.Optimizer):
                 lengths, slopes = _norms(weights), _norms(gradients)
                 trust = group["trust_coefficient"] * lengths / (slopes + decay * lengths)
                 _multiply(steps, torch.where((lengths > 0) & (slopes > 0), trust, 1.0))
-            momenta = _state(self, "momentum_buffer", weights)
-            torch._foreach_mul_(momenta, group["momentum"])
+            before = _state(self, "momentum_buffer", weights)
+            momenta = list(torch._foreach_mul(before, group["momentum"]))
             torch._foreach_add_(momenta, steps, alpha=group["lr"])
-            torch._foreach_sub_(weights, momenta)
+            _replace(self, weights, torch._foreach_sub(weights, momenta))
+            _replace(self, before, momenta)
 
 
 class Lamb(torch.optim.Optimizer):
@@ -58,9 +60,9 @@ class Lamb(torch.optim.Optimizer):
             if not weights:
                 continue
             first, second = group["betas"]
-            means, squares = _state(self, "exp_avg", weights), _state(self, "exp_avg_sq", weights)
-            torch._foreach_lerp_(means, gradients, 1 - first)
-            torch._foreach_mul_(squares, second)
+            kept_means, kept_squares = _state(self, "exp_avg", weights), _state(self, "exp_avg_sq", weights)
+            means = list(torch._foreach_lerp(kept_means, gradients, 1 - first))
+            squares = list(torch._foreach_mul(kept_squares, second))
             torch._foreach_addcmul_(squares, gradients, gradients, 1 - second)
             number = _count(self, weights)
             divisors = torch._foreach_div(squares, (1 - second**number).to(weights[0].dtype))
@@ -72,7 +74,9 @@ class Lamb(torch.optim.Optimizer):
             if group["adapts"]:
                 lengths, strides = _norms(weights), _norms(steps)
                 _multiply(steps, torch.where((lengths > 0) & (strides > 0), lengths / strides, 1.0))
-            torch._foreach_add_(weights, steps, alpha=-group["lr"])
+            _replace(self, weights, torch._foreach_add(weights, steps, alpha=-group["lr"]))
+            _replace(self, kept_means, means)
+            _replace(self, kept_squares, squares)
 
 
 def _moving(group: dict[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
@@ -95,8 +99,26 @@ def _count(optimizer: torch.optim.Optimizer, weights: list[Tensor]) -> Tensor:
         if "step" not in optimizer.state[weight]:
             optimizer.state[weight]["step"] = torch.zeros((), dtype=torch.float64, device=weight.device)
     numbers: list[Tensor] = [optimizer.state[weight]["step"] for weight in weights]
-    torch._foreach_add_(numbers, 1.0)
-    return numbers[0]
+    counted = numbers[0] + 1.0
+    is_left_out = _is_left_out(optimizer)
+    torch._foreach_add_(numbers, 1.0 if is_left_out is None else (~is_left_out).to(counted.dtype))
+    return counted
+
+
+def _is_left_out(optimizer: torch.optim.Optimizer) -> Tensor | None:
+    """Whether this step changes nothing, known to the device alone; None where nobody has said so."""
+    found: Tensor | None = getattr(optimizer, "found_inf", None)
+    return None if found is None else found.bool()
+
+
+def _replace(optimizer: torch.optim.Optimizer, tensors: list[Tensor], values: Iterable[Tensor]) -> None:
+    """Give tensors their values after the step, unless it is left out."""
+    is_left_out = _is_left_out(optimizer)
+    for tensor, value in zip(tensors, values, strict=True):
+        if is_left_out is None:
+            tensor.copy_(value)
+        else:
+            torch.where(is_left_out, tensor, value, out=tensor)
 
 
 def _norms(tensors: list[Tensor]) -> Tensor:

@@ -28,6 +28,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 
 from megdet.recipe import Recipe
@@ -55,6 +56,7 @@ class NoiseScale:
         self.parts, self.parameters, self.interval = parts, parameters, recipe.noise_interval
         self.batch_size, self.images_per_group = recipe.batch_size, recipe.images_per_group
         self.averages = torch.zeros(2, len(parts) + 1, dtype=torch.float64, device=device)
+        self._settled = self.averages.clone()
         self.kept: list[Tensor] = []
         """the gradient of the last step, if the next one is compared with it"""
 
@@ -72,6 +74,7 @@ class NoiseScale:
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Restore what `state` returned."""
         self.averages.copy_(state["averages"])
+        self._settled = self.averages.clone()
         kept = [(state.get(f"gradient.{name}"), parameter) for name, parameter in self.parameters.items()]
         self.kept = [like_parameter(tensor, parameter) for tensor, parameter in kept if tensor is not None]
 
@@ -108,6 +111,13 @@ class NoiseScale:
         self.kept = [gradient.clone() for gradient in gradients] if self.keeps_gradient(step + 1) else []
         return found
 
+    def settle(self, is_left_out: Bool[Tensor, ""]) -> None:
+        """End a step; where its update is left out, which the device knows, it has measured nothing."""
+        self.averages.copy_(torch.where(is_left_out, self._settled, self.averages))
+        self._settled = self.averages.clone()
+        for gradient in self.kept:
+            gradient.masked_fill_(is_left_out, math.nan)
+
     @torch.no_grad()
     def _measure(
         self, first: Sequence[Tensor], second: Sequence[Tensor], images: int, others: int, step: int
@@ -122,7 +132,9 @@ class NoiseScale:
         variance = (squares - 2 * product) / (1 / images + 1 / others)
         estimates = torch.stack([product, variance])
         estimates = torch.cat([estimates, estimates.sum(1, keepdim=True)], 1)
-        self.averages.lerp_(estimates, 1 - MEMORY)
+        averages = torch.lerp(self.averages, estimates, 1 - MEMORY)
+        # no measurement where the step before was left out, and with it the gradient kept for this one
+        self.averages.copy_(torch.where(estimates.isfinite().all(), averages, self.averages))
         # both averages start from 0; the correction for that is the same factor and cancels in the ratio
         gradient_sq, variance = self.averages
         scale = torch.where(gradient_sq > 0, variance / gradient_sq, math.inf)

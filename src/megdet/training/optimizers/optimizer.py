@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 
 from megdet.layers.batch_norm import CrossDeviceBatchNorm
@@ -45,6 +46,17 @@ def make_optimizer(model: nn.Module, recipe: OptimizerRecipe) -> torch.optim.Opt
             return Lars(groups, recipe.momentum, recipe.trust_coefficient)
         case "lamb":
             return Lamb(groups, recipe.betas, recipe.eps)
+
+
+def step_unless(optimizer: torch.optim.Optimizer, unless: Bool[Tensor, ""]) -> None:
+    """Make a step, unless the flag, which is on the device, is true; then nothing changes. Waits for nothing."""
+    is_first = not optimizer.state
+    optimizer.found_inf = unless.float()  # type: ignore[attr-defined]  # where torch's fused kernels look for it
+    optimizer.step()
+    if is_first:  # torch's SGD leaves its new momentum as the memory was, where it makes no step
+        for state in optimizer.state.values():
+            if _MOMENTUM in state:
+                state[_MOMENTUM].masked_fill_(unless, 0.0)
 
 
 def state_by_name(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -49,7 +49,7 @@ def test_a_stopped_run_goes_on_to_the_bit(optimizer, changes, kinds, recipe, tmp
     saved = latest_checkpoint(RunFolder(tmp_path))
     assert saved is not None
     tensors = load_checkpoint(saved)[0]
-    assert set(tensors) == {"model", "optimizer"} | kinds
+    assert set(tensors) == {"model", "optimizer", "watch"} | kinds
     if changes.get("bn_size") == 8:
         assert any(name.startswith("gradient.backbone.") for name in tensors["noise"])
     if "agvm" in kinds:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from megdet.contract.run import Training, run_steps
-from megdet.recipe import Optimizer, Recipe
+from megdet.recipe import Optimizer, Recipe, Watch
 from megdet.run_folder.checkpoint_files import latest_checkpoint
 from megdet.run_folder.folder import RunFolder
 from run_folders import load_checkpoint
@@ -32,8 +32,10 @@ def recipe(tmp_path_factory: Any) -> Recipe:
         (Optimizer(kind="lars", base_lr=1.0), {}, set()),
         # one group a step: the gradient of the second step waits in the checkpoint for that of the third
         (Optimizer(kind="lamb", base_lr=1e-3), {"bn_size": 8, "noise_interval": 3}, {"noise"}),
+        # an update is left out where its gradient is larger than that of the last one that was applied
+        (Optimizer(ema_decay=0.9), {"watch": Watch(window=1, explodes_at=1.0)}, {"averages"}),
     ],
-    ids=["agvm", "agvm-adamw", "lars", "lamb"],
+    ids=["agvm", "agvm-adamw", "lars", "lamb", "left out"],
 )
 def test_a_stopped_run_goes_on_to_the_bit(optimizer, changes, kinds, recipe, tmp_path):
     changed = replace(recipe, optimizer=optimizer, **changes)
@@ -52,6 +54,8 @@ def test_a_stopped_run_goes_on_to_the_bit(optimizer, changes, kinds, recipe, tmp
     assert set(tensors) == {"model", "optimizer", "watch"} | kinds
     if changes.get("bn_size") == 8:
         assert any(name.startswith("gradient.backbone.") for name in tensors["noise"])
+    if "watch" in changes:
+        assert 0 < whole.state["watch.num_left_out"] < 4
     if "agvm" in kinds:
         assert (tensors["agvm"]["factors"] != 1).any()
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from megdet import __version__
 from megdet.cli.parsers.shared import Parser
+from megdet.distributed.parent import end_with_launcher
 from megdet.distributed.termination import TerminationListener
 from megdet.errors import InputError, StoppedError, nearest
 
@@ -78,6 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     (SIGUSR1: to be started again).
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    end_with_launcher()  # before torch is loaded, which takes seconds
     try:
         from megdet.terminal import allow_any_character  # here: an interrupt of the import is handled below
 

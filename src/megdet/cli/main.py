@@ -52,6 +52,7 @@ VERBS = {
     "reproduce": Verb("train the rows of a table or figure of the paper and compare", "science:add_reproduce"),
     "replay": Verb("make a step of a run again and look at it: losses, gradients, images", "science:add_replay"),
     "verify": Verb("prove on this machine that the result does not depend on the devices", "science:add_verify"),
+    "chaos": Verb("train under kills and compare with a run that nobody disturbs", "science:add_chaos"),
 }
 """All verbs, in the order of the help."""
 

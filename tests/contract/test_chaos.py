@@ -240,4 +240,4 @@ def test_kills_on_changing_numbers_of_ranks_leave_its_weights_to_rounding(tmp_pa
     findings = chaos(tiny(tmp_path), 10, (1, 2, 3), seed=3, options=["--device", "cpu", "--workers", "1"])
     assert findings.passes, findings.sentence()
     assert len({own.devices for own in findings.disturbed}) > 1
-    assert 0 < max(run.difference for run in findings.finished) < 1e-9
+    assert max(run.difference for run in findings.finished) < 1e-9

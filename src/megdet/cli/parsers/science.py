@@ -1,4 +1,4 @@
-"""The options of analyse, lr-test, reproduce, verify and chaos."""
+"""The options of analyse, lr-test, reproduce, verify, replay and chaos."""
 
 import argparse
 from pathlib import Path

@@ -66,7 +66,7 @@ class Command:
     def last_line(self) -> str:
         """What it said last: a line of megdet, if there is one."""
         lines = [line for line in self.output().splitlines() if line.strip()]
-        ours = [line for line in lines if line.startswith("megdet")]
+        ours = [line for line in lines if line.startswith(("megdet:", "megdet (rank"))]
         return (ours or lines or ["it said nothing"])[-1]
 
     def output(self) -> str:

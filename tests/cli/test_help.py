@@ -5,6 +5,7 @@ import re
 import pytest
 
 from megdet.cli.main import VERBS, main
+from megdet.contract.chaos import chaos
 from megdet.contract.verify import DEVICES, STEPS
 from megdet.distributed.world import DEFAULT_TIMEOUT
 from megdet.planning.measured_steps import TIMED_SECONDS, TIMED_STEPS
@@ -12,7 +13,7 @@ from megdet.recipe_file import recipe_keys
 from megdet.studies.gradients.variance import FACTORS
 from megdet.studies.rates.trial import AFTER_WARMUP
 
-BUILD_A_RECIPE = {"train", "describe", "lr-test", "plan", "verify"}
+BUILD_A_RECIPE = {"train", "describe", "lr-test", "plan", "verify", "chaos"}
 CHANGE_A_RECIPE = {"demo", "import", "evaluate", "detect", "submit", "analyse variance"}
 
 
@@ -58,4 +59,8 @@ def test_the_defaults_that_the_help_names_are_those_of_the_functions(capsys: pyt
     assert f"of k x N images, default {','.join(map(str, FACTORS))} " in variance
     test = in_one_line(printed_help("lr-test", capsys))
     assert f"rate of a stability run, default {AFTER_WARMUP} " in test
+    disturbed = in_one_line(printed_help("chaos", capsys))
+    assert f"signals to send, default {chaos.KILLS} " in disturbed
+    assert f"number of ranks, default {','.join(map(str, chaos.DEVICES))};" in disturbed
+    assert f"waits for another one, default {chaos.TIMEOUT.total_seconds() / 60:g} " in disturbed
     assert f"waits for another one, default {DEFAULT_TIMEOUT.total_seconds() / 60:.0f}" in test

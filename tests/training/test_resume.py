@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import msgspec
 import pytest
 import timm
 import torch
@@ -19,7 +20,13 @@ from megdet.distributed.world import World
 from megdet.errors import InputError, StoppedError
 from megdet.evaluation.coco_numbers import Evaluation
 from megdet.recipe import Recipe
-from megdet.run_folder.checkpoint_files import checkpoint_step, checkpoints, latest_checkpoint, open_checkpoint
+from megdet.run_folder.checkpoint_files import (
+    checkpoint_step,
+    checkpoints,
+    latest_checkpoint,
+    open_checkpoint,
+    update_state,
+)
 from megdet.run_folder.environment import read_environment
 from megdet.run_folder.folder import RunFolder
 from megdet.run_folder.metrics import read_metrics
@@ -29,7 +36,7 @@ from megdet.training import run as run_module
 from megdet.training.evaluations import evaluations
 from megdet.training.loop import train
 from megdet.training.run import RunOptions, open_run
-from run_folders import load_checkpoint
+from run_folders import evaluation_lines, load_checkpoint
 from small_runs import ALONE, die_when_saved, furthest, small_recipe, three_epochs, write_small_set
 
 OPTIONS = RunOptions(workers=0)
@@ -100,6 +107,30 @@ def test_a_killed_run_that_goes_on_ends_bitwise_where_one_without_a_stop_does(re
     assert numbers == whole[1]
     assert stopped.detections.read_text() == whole[0].detections.read_text()
     assert len(read_environment(stopped)) == 2
+
+
+@pytest.mark.distributed
+def test_an_evaluation_that_was_written_down_just_before_the_kill_is_there_once(recipe, whole, stopped):
+    for path in checkpoints(stopped):  # the line is in metrics.jsonl already
+        unknown = {"evaluation": None, "evaluated_step": -1, "best_score": None, "best_step": -1}
+        update_state(path, msgspec.structs.replace(open_checkpoint(path).state, **unknown))
+    train(recipe, stopped, OPTIONS, ALONE)
+    assert evaluation_lines(stopped) == evaluation_lines(whole[0])
+    ours, theirs = latest_checkpoint(whole[0]), latest_checkpoint(stopped)
+    assert open_checkpoint(ours).state == open_checkpoint(theirs).state
+
+
+def test_a_kill_while_an_evaluation_is_noted_leaves_no_checkpoint_that_seems_evaluated_before_those_that_know_it(
+    recipe, whole, tmp_path, monkeypatch
+):
+    noted: list[int] = []
+    monkeypatch.setattr(run_module, "update_state", lambda path, _state: noted.append(checkpoint_step(path)))
+    with open_run(recipe, ALONE, OPTIONS, RunFolder(tmp_path / "run")) as run:
+        for step in (2, 3):
+            run.save(step)
+        run.evaluated(2, whole[1])
+        run.writer.wait()
+    assert noted == [3, 2]
 
 
 @pytest.mark.distributed

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from megdet import __version__
 from megdet.cli.parsers.shared import Parser
+from megdet.distributed.parent import end_with_launcher
 from megdet.distributed.termination import TerminationListener
 from megdet.errors import InputError, StoppedError, nearest
 
@@ -51,6 +52,7 @@ VERBS = {
     "reproduce": Verb("train the rows of a table or figure of the paper and compare", "science:add_reproduce"),
     "replay": Verb("make a step of a run again and look at it: losses, gradients, images", "science:add_replay"),
     "verify": Verb("prove on this machine that the result does not depend on the devices", "science:add_verify"),
+    "chaos": Verb("train under kills and compare with a run that nobody disturbs", "science:add_chaos"),
 }
 """All verbs, in the order of the help."""
 
@@ -78,6 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     (SIGUSR1: to be started again).
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    end_with_launcher()  # before torch is loaded, which takes seconds
     try:
         from megdet.terminal import allow_any_character  # here: an interrupt of the import is handled below
 

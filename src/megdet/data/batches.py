@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from torch.utils.data import DataLoader, get_worker_info
 
+from megdet.distributed.parent import end_with_parent
 from megdet.distributed.termination import blocked_signals, end_by_parent_only
 from megdet.errors import InputError
 from megdet.structures import Batch
@@ -89,8 +90,9 @@ def received(loader: "DataLoader[Any]") -> Iterator[Loaded]:
 
 
 def prepare_process(_number: int) -> None:
-    """Let a process that loads images live on when a signal reaches the whole run; its loader ends it."""
+    """Let a process that loads images live on when a signal reaches the whole run, and end with its loader."""
     end_by_parent_only()
+    end_with_parent()
 
 
 def _next(items: Iterator[Any], processes: list[BaseProcess]) -> Loaded | Pickled:

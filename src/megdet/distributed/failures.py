@@ -24,7 +24,7 @@ from pathlib import Path
 from torch import distributed as torch_distributed
 from torch.distributed import DistError
 
-from megdet.distributed.notes import STORE_TIMEOUT, Notes
+from megdet.distributed.notes import STORE_SECONDS, Notes
 from megdet.distributed.termination import STOP_SIGNALS, TerminationListener, exit_code, stopped_by
 from megdet.distributed.world import World, name_ranks
 from megdet.errors import InputError, StoppedError
@@ -95,6 +95,7 @@ def stop_together(world: World, *, heeds_signals: bool = False) -> Iterator[Term
             notes.answer("done")
         finally:
             watch.leave()
+            notes.close()
 
 
 class _Watch(threading.Thread):
@@ -111,7 +112,7 @@ class _Watch(threading.Thread):
         """Stop watching: the work has ended, well or not."""
         self._has_left = True
         self.listener.ring()
-        self.join(STORE_TIMEOUT.total_seconds())
+        self.join(STORE_SECONDS)
 
     def run(self) -> None:
         """Read the store until the work has ended."""

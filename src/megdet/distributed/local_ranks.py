@@ -19,6 +19,7 @@ import torch
 from torch import distributed
 
 from megdet.distributed.helper import how_it_ended
+from megdet.distributed.parent import end_with_parent
 from megdet.distributed.world import start_world, stop_world
 from megdet.errors import InputError
 
@@ -81,6 +82,7 @@ class _Task:
 
 
 def _run_rank(task: _Task, rank: int) -> None:
+    end_with_parent()
     try:
         torch.set_num_threads(1)
         size = str(task.size)

@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, distributed
 
+from megdet.distributed.parent import end_with_launcher
 from megdet.errors import InputError
 from megdet.runtime import device_of_rank, prepare_process
 
@@ -132,6 +133,7 @@ def start_world(device: str = "", timeout: timedelta = DEFAULT_TIMEOUT) -> World
     `device` is cpu, cuda or empty for the GPU where there is one; `timeout` is how long a collective waits for another
     rank. Raises InputError for a device that does not exist, and if the ranks cannot meet.
     """
+    end_with_launcher()
     local_rank, size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
     torch_device = device_of_rank(device, local_rank)

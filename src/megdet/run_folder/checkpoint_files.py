@@ -39,7 +39,8 @@ from megdet.tensor_file import load_tensors
 
 _FORMAT = 2
 _NAME = re.compile(r"step_(\d{8,})")
-_HIDDEN = ".unfinished_"
+UNFINISHED = ".unfinished_"
+"""How the names begin of what is being written or deleted."""
 
 Kind = Literal["model", "optimizer", "averages", "agvm", "noise", "watch"]
 
@@ -132,10 +133,10 @@ def save_checkpoint(
         raise ValueError(f"keep must be at least 1, not {keep}")
     step = state.step
     final = checkpoint_path(folder, step)
-    unfinished = folder.checkpoints / f"{_HIDDEN}{final.name}"
+    unfinished = folder.checkpoints / f"{UNFINISHED}{final.name}"
     try:
         folder.checkpoints.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.checkpoints.glob(f"{_HIDDEN}*"):
+        for leftover in folder.checkpoints.glob(f"{UNFINISHED}*"):
             shutil.rmtree(leftover)
         unfinished.mkdir()
         try:
@@ -274,7 +275,7 @@ def _rename(unfinished: Path, final: Path) -> None:
     if not final.exists():
         unfinished.rename(final)
         return
-    replaced = final.with_name(f"{_HIDDEN}replaced_{final.name}")
+    replaced = final.with_name(f"{UNFINISHED}replaced_{final.name}")
     final.rename(replaced)
     try:
         unfinished.rename(final)
@@ -286,6 +287,6 @@ def _rename(unfinished: Path, final: Path) -> None:
 
 def _delete(path: Path) -> None:
     """Delete a checkpoint: hidden first, so that an interrupted deletion never looks like a damaged checkpoint."""
-    hidden = path.with_name(f"{_HIDDEN}deleted_{path.name}")
+    hidden = path.with_name(f"{UNFINISHED}deleted_{path.name}")
     path.rename(hidden)
     shutil.rmtree(hidden)

@@ -10,7 +10,7 @@ line at the end: readers skip it, and the next start removes it.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -27,16 +27,22 @@ class MetricsWriter:
         path: the file; it is made if it is missing.
         resume_step: the step of the checkpoint that the run goes on from, 0 for a start from the beginning. Lines of
             later steps, and half a line at the end, are removed: those steps are made and written again.
+        unevaluated: steps whose evaluation no checkpoint knows; a line of one, written just before the run was killed,
+            is removed: it is evaluated again.
 
     Raises:
         InputError: the file cannot be written, or a line of it (not the last) is no JSON object with a "step".
     """
 
-    def __init__(self, path: Path, resume_step: int = 0) -> None:
+    def __init__(self, path: Path, resume_step: int = 0, unevaluated: Collection[int] = ()) -> None:
         self.path = path
         if path.exists():
             content = read_bytes(path, LARGEST_JSON)
-            kept = [line for line, record in _parse(path, content) if record["step"] <= resume_step]
+            kept = [
+                line
+                for line, record in _parse(path, content)
+                if record["step"] <= resume_step and not ("evaluation" in record and record["step"] in unevaluated)
+            ]
             text = "".join(line + "\n" for line in kept)
             if text.encode() != content:
                 write_text_atomically(path, text)

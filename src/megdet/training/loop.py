@@ -150,7 +150,8 @@ def _watched(run: Run, folder: RunFolder) -> Iterator[_Observers]:
             reporter.say(f"compiled in the first step of each canvas: {', '.join(run.compiled)}")
         metrics, background = None, None
         if world.is_first:
-            metrics = opened.enter_context(MetricsWriter(folder.metrics, resume_step=run.first_step))
+            writer = MetricsWriter(folder.metrics, run.first_step, run.position.unevaluated)
+            metrics = opened.enter_context(writer)
         if run.evaluates_on is not None and world.is_first:
             overrides, slow = overrides_beside(run.recipe, run.evaluates_on, world.device)
             background = BackgroundEvaluations(folder, run.evaluates_on, options.workers, world.device, overrides)

@@ -242,7 +242,8 @@ class Run:
             return
 
         def write() -> None:
-            for path in checkpoints(folder):
+            # the newest first: if the run is killed on the way, its own is not known as evaluated, and done again
+            for path in reversed(checkpoints(folder)):
                 if checkpoint_step(path) >= step:  # later ones were written during this evaluation
                     update_state(path, self.state(checkpoint_step(path)))
 

@@ -15,7 +15,7 @@ from megdet.training.schedule import why_no_warmup
 from megdet.training.step import StepResult, read_results
 
 READ_EVERY = 20
-"""Steps whose numbers are read from the device together."""
+"""Steps whose numbers are read from the device together; on a CPU each is read at once."""
 READ_SECONDS = 10.0
 """The longest time between two reads, where READ_EVERY steps take longer."""
 
@@ -46,6 +46,7 @@ class StepLog:
         """
         self._unread.append(result)
         is_due = len(self._unread) == READ_EVERY or time.perf_counter() - self._last_read >= READ_SECONDS
+        is_due |= self.run.world.device.type == "cpu"  # there is no device to wait for
         if not (reads or is_due):
             return False
         unread, self._unread = self._unread, []

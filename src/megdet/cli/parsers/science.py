@@ -1,4 +1,4 @@
-"""The options of analyse, lr-test, reproduce and verify."""
+"""The options of analyse, lr-test, reproduce, verify, replay and chaos."""
 
 import argparse
 from pathlib import Path
@@ -167,6 +167,23 @@ def add_replay(parser: Parser) -> None:
     add_machine_options(parser)
     take_keys_of_run(parser, "--data.train_images FOLDER")
     parser.set_defaults(run_verb="replaying:run_replay")
+
+
+def add_chaos(parser: Parser) -> None:
+    """The options of `chaos`."""
+    add_recipe(parser)
+    parser.add_argument("--kills", type=at_least_one, metavar="N", help="signals to send, default 50")
+    parser.add_argument(
+        "--devices",
+        type=_device_counts,
+        metavar="N,N",
+        help="number of ranks, default 2; several: the undisturbed run has the first, every start another, in float64",
+    )
+    parser.add_argument("--seed", type=whole_number, metavar="S", help="of whom, when and how it hits, default 0")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_machine_options(parser, trains=True, minutes_waited="0.5")
+    take_recipe_keys(parser)
+    parser.set_defaults(run_verb="disturbing:run_chaos")
 
 
 def _rates(text: str) -> tuple[float, ...]:

@@ -52,13 +52,16 @@ def add_layout_options(parser: Parser) -> None:
     )
 
 
-def add_machine_options(parser: Parser, *, trains: bool = False) -> None:
+def add_machine_options(parser: Parser, *, trains: bool = False, minutes_waited: str = "30") -> None:
     """Options of this machine; none of them changes a result. `trains` adds those of verbs that train."""
     group = parser.add_argument_group("this machine (none of it changes the result)")
     group.add_argument("--device", default="", metavar="cpu|cuda", help="default: the GPU where there is one")
     group.add_argument("--workers", type=whole_number, metavar="N", help="processes a rank that load images")
     group.add_argument(
-        "--timeout", type=minutes, metavar="MINUTES", help="how long a process waits for another one, default 30"
+        "--timeout",
+        type=minutes,
+        metavar="MINUTES",
+        help=f"how long a process waits for another one, default {minutes_waited}",
     )
     if not trains:
         return

@@ -1,0 +1,1 @@
+"""`megdet chaos`: a training under kills, compared with one without."""

@@ -2,9 +2,6 @@ import contextlib
 import json
 import math
 import os
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given, settings
@@ -20,7 +17,6 @@ from data_factories import (
     with_masks,
     write_set,
 )
-from megdet.data import check
 from megdet.data.check import check_dataset
 from megdet.data.coco import load_coco, training_set
 from megdet.errors import InputError
@@ -293,23 +289,3 @@ def test_a_size_that_is_no_number_is_a_problem_of_its_image(tmp_path):
     document = two_images()
     document["images"][0]["width"] = "40"
     assert _brief(_found(tmp_path, document)) == [("bad image size", True, 7, None)]
-
-
-def test_images_are_decoded_together_only_as_far_as_their_pixels_allow(monkeypatch):
-    room, inside, most = check._Room(100), [], []
-    lock = threading.Lock()
-
-    def decode(pixels):
-        with room.taken(pixels):
-            with lock:
-                inside.append(pixels)
-                most.append(list(inside))
-            time.sleep(0.002)
-            with lock:
-                inside.remove(pixels)
-
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(decode, [40, 50, 30, 300, 20, 100, 60, 70, 10] * 5))
-    assert all(sum(together) <= 100 or together == [300] for together in most)
-    assert any(len(together) > 1 for together in most)
-    assert len(most) == 45

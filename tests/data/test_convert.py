@@ -247,6 +247,8 @@ def test_voc_is_read_in_the_encoding_that_it_names(voc, tmp_path, encoding, name
         (b"<?xml version='1.0' encoding='gbk'?><a>\xff</a>", "it names the encoding gbk, but cannot be read so"),
         (b"<a>\xb9\xb7</a>", "it names no encoding and is not UTF-8"),
         (b"<!DOCTYPE a [<!ENTITY b 'bbb'>]><a>&b;</a>", "it defines entities"),
+        (b"<!DOCTYPE a [<!ENTITY % b SYSTEM 'file:///etc/passwd'> %b;]><a/>", "it defines entities"),
+        (b"<!DOCTYPE a [<!ATTLIST b c CDATA 'ccc'>]><a><b/></a>", "it defines attributes with defaults"),
         (b"<a/>" + b"x" * 30, "not valid XML"),
         (f"<a>{_voc_object('x', (1, 1, 2, '1e308'))}</a>".encode(), "object 1 .x. needs a bndbox of four numbers"),
         (b"\0", "not valid XML"),
@@ -256,6 +258,13 @@ def test_voc_is_read_in_the_encoding_that_it_names(voc, tmp_path, encoding, name
 def test_xml_that_cannot_be_read_is_refused_by_name(voc, tmp_path, content, message):
     (voc / "Annotations" / "b.xml").write_bytes(content)
     with pytest.raises(InputError, match=rf"b\.xml: {message}"):
+        convert_voc(voc, tmp_path / "out")
+
+
+def test_xml_of_more_bytes_than_any_annotation_has_is_refused_unread(voc, tmp_path):
+    with (voc / "Annotations" / "b.xml").open("wb") as file:
+        file.truncate((8 << 20) + 1)
+    with pytest.raises(InputError, match=r"b\.xml has 8388609 bytes, more than 8388608"):
         convert_voc(voc, tmp_path / "out")
 
 

@@ -11,6 +11,7 @@ from PIL import EpsImagePlugin, Image, ImageOps
 from data_factories import SHARED_DATA, needs_shared_data
 from megdet.data import image
 from megdet.data.image import image_size, read_header, read_image, whole_header
+from megdet.data.room import Room
 from megdet.errors import InputError
 
 
@@ -241,6 +242,52 @@ def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path, 
         InputError, match=r"large\.png: 9000 x 9000 pixels are more than data\.max_pixels 80000000 .* raise"
     ):
         read_image(path)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "1", "I;16", "F"])
+def test_a_picture_is_converted_by_bands_as_if_it_were_whole(tmp_path, monkeypatch, mode):
+    path = tmp_path / "a.tiff"
+    draw = np.random.default_rng(0)
+    if mode == "I;16":
+        picture = Image.fromarray(draw.integers(0, 65536, (13, 7), dtype=np.uint16))
+    elif mode == "F":
+        picture = Image.fromarray(draw.uniform(0, 1, (13, 7)).astype(np.float32))
+        picture.putpixel((3, 12), 200.0)  # decides how all others are meant
+    else:
+        picture = Image.fromarray(draw.integers(0, 256, (13, 7, 4), dtype=np.uint8), "RGBA")
+        picture = picture.convert("RGB").convert(mode) if mode != "RGBA" else picture
+    picture.save(path)
+    expected = read_image(path)
+    monkeypatch.setattr(image, "_BAND_PIXELS", 15)  # two rows
+    np.testing.assert_array_equal(read_image(path), expected)
+
+
+def test_a_jpeg_of_endless_scans_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+    path = tmp_path / "a.jpg"
+    Image.new("L", (64, 64)).save(path, progressive=True)
+    content = path.read_bytes()
+    scan = content[content.rindex(b"\xff\xda") : -2]
+    path.write_bytes(content[:-2] + 40 * scan + content[-2:])
+    assert not read_image(path).any()  # of a small picture they take no time
+    monkeypatch.setattr(image, "_MOST_SCANS_PIXELS", 40 * 64 * 64)
+    monkeypatch.setattr(image, "_decode_jpeg", None)
+    with pytest.raises(InputError, match=f"a JPEG of {40 + content.count(bytes([255, 218]))} scans"):
+        read_image(path)
+
+
+def test_cut_off_pictures_are_decoded_together_only_as_far_as_their_pixels_allow(tmp_path, monkeypatch):
+    path, taken = tmp_path / "a.png", []
+    Image.new("L", (20, 30)).save(path)
+    path.write_bytes(path.read_bytes() + b"more")
+
+    class Counted(Room):
+        def taken(self, pixels):
+            taken.append(pixels)
+            return super().taken(pixels)
+
+    monkeypatch.setattr(image, "_ROOM", Counted(1000))
+    assert whole_header(path)[:2] == (30, 20)
+    assert taken == [600]
 
 
 def test_a_picture_of_another_size_than_planned_is_refused_before_it_is_decoded(tmp_path, monkeypatch):

@@ -338,6 +338,23 @@ def test_a_mask_of_the_ground_truth_that_cannot_be_evaluated_is_refused_with_its
     assert "\n" not in str(refused.value)
 
 
+def test_polygons_that_would_take_minutes_and_gigabytes_to_paint_are_refused():
+    truth = truth_of([[0, 0, 6000, 6000] * 1000])
+    truth["images"][0] |= {"width": 6000, "height": 6000}
+    with pytest.raises(InputError, match=r"outline is 1.2e\+07 pixels long, more than 10 million"):
+        evaluated(truth, found_of({"size": [6000, 6000], "counts": [36_000_000]}))
+
+
+@pytest.mark.parametrize("edge", [65536, 1_000_000, 2e9])
+def test_a_size_of_more_pixels_than_runs_can_count_is_refused(edge):
+    truth, most = truth_of(GOOD), 2**31 - 1
+    truth["images"][0] |= {"width": edge, "height": edge}
+    with pytest.raises(InputError, match=r"images\[0\]: .* is no size of an image in pixels"):
+        evaluated(truth, found_of(GOOD))
+    with pytest.raises(InputError, match=r"\[0\]\.segmentation: a mask of 2147483647 x 3 pixels, more than 4294967295"):
+        evaluated(truth_of(GOOD), found_of({"size": [most, 3], "counts": [most] * 3}))
+
+
 def test_polygons_need_the_size_of_their_image():
     with pytest.raises(InputError, match=r"annotations\[0\] of image 1: .* the image has no width and height"):
         evaluated(truth_of([[1, 1, 5, 1, 5, 5]], sizes=False), [])

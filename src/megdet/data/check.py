@@ -1,10 +1,8 @@
 """Every problem of a data set at once, for `megdet data check`; `load_coco` stops at the first fatal one."""
 
-import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -27,6 +25,7 @@ from megdet.data.coco_rows import (
     is_id,
 )
 from megdet.data.image import MAX_PIXELS, Header, pixels_fault, read_header, read_image
+from megdet.data.room import Room
 from megdet.data.segmentations import OutlineRow, outline_rows, place_fault, segmentation_fault
 from megdet.errors import InputError, shown
 
@@ -76,28 +75,6 @@ def check_dataset(
     if isinstance(rows, CocoRows):
         checker.check_segmentations(outline_rows(content), are_needed=with_masks)
     return sorted(checker.problems, key=lambda problem: not problem.fatal)
-
-
-class _Room:
-    """Lets threads decode together images of so many pixels in all."""
-
-    def __init__(self, pixels: int) -> None:
-        self._all = self._free = pixels
-        self._changed = threading.Condition()
-
-    @contextmanager
-    def taken(self, pixels: int) -> Iterator[None]:
-        """Wait until there is room for an image; a larger one than there is room for takes it all."""
-        pixels = min(pixels, self._all)
-        with self._changed:
-            self._changed.wait_for(lambda: self._free >= pixels)
-            self._free -= pixels
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._free += pixels
-                self._changed.notify_all()
 
 
 class _Checker:
@@ -210,7 +187,7 @@ class _Checker:
             self._add("no images", "there is no image in this file")
 
     def _check_files(self) -> None:
-        room = _Room(_PIXELS_AT_ONCE)
+        room = Room(_PIXELS_AT_ONCE)
 
         def look(image_id: int | str) -> tuple[str, str, Header | None]:
             row = self.images[image_id]

@@ -6,6 +6,7 @@ pixels, without Pillow's detour over four channels and strings. torchvision's de
 successor torchcodec is as fast, but tied to versions of torch.
 """
 
+import math
 import os
 import stat
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from megdet.data.room import Room
 from megdet.errors import InputError
 from megdet.recipe import Data
 
@@ -29,6 +31,15 @@ FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "TIFF")
 
 MAX_PIXELS = Data.max_pixels
 """Pixels of the largest image that is decoded unless the caller says another number."""
+
+_ROOM = Room(MAX_PIXELS)
+"""For the images that `whole_header` decodes; many threads call it."""
+
+_BAND_PIXELS = 1 << 20
+"""Of a picture whose pixels are converted together."""
+
+_MOST_SCANS_PIXELS = 16 * MAX_PIXELS
+"""Scans of a JPEG times its pixels: each scan takes the time of the whole picture, and a progressive one has ten."""
 
 _ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"\0\0\0\0IEND\xaeB`\x82"}
 """What the file of a format ends with, unless something was put behind the picture."""
@@ -79,7 +90,8 @@ def whole_header(path: Path | str) -> Header:
         file.seek(max(0, file.seek(0, os.SEEK_END) - len(end)))
         has_end = file.read() == end if end else True
     if not has_end and header.height * header.width <= MAX_PIXELS:
-        read_image(path)
+        with _ROOM.taken(header.height * header.width):
+            read_image(path)
     return header
 
 
@@ -108,6 +120,8 @@ def read_image(
         fault = pixels_fault(header.height, header.width, max_pixels) if size is None else ""
         if fault:
             raise InputError(fault)
+        if image.format in ("JPEG", "MPO"):
+            _refuse_endless_scans(file, header)
         orientation = 1 if image.format == "TIFF" else _orientation(image)
         is_plain_jpeg = image.format == "JPEG" and image.mode in ("RGB", "L")
         pixels = _decode_jpeg(file) if is_plain_jpeg else None
@@ -183,6 +197,14 @@ def _turn(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     return pixels
 
 
+def _refuse_endless_scans(file: BinaryIO, header: Header) -> None:
+    """Raise InputError for a JPEG that takes minutes: a hundred bytes can be one more pass over all pixels."""
+    file.seek(0)
+    scans = file.read().count(b"\xff\xda")
+    if scans * header.height * header.width > _MOST_SCANS_PIXELS:
+        raise InputError(f"a JPEG of {scans} scans, where ten are usual; write it again with another program")
+
+
 def _decode_jpeg(file: BinaryIO) -> NDArray[np.uint8] | None:
     """The pixels of a plain JPEG without fault; of any other Pillow says whether it is a picture, and why not."""
     file.seek(0)
@@ -194,34 +216,44 @@ def _decode_jpeg(file: BinaryIO) -> NDArray[np.uint8] | None:
 
 
 def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    if image.mode.startswith("I;16") or image.mode == "I":
-        return _gray(_from_16_bits(np.asarray(image)))
-    if image.mode == "F":
-        return _gray(_from_float(np.asarray(image)))
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        white = Image.new("RGBA", layer.size, "white")
-        return np.array(Image.alpha_composite(white, layer).convert("RGB"))
-    return np.array(image.convert("RGB"))
+    """The pixels by bands of rows: Pillow's forms on the way need up to eight bytes a pixel."""
+    is_wide, is_float = image.mode.startswith("I;16") or image.mode == "I", image.mode == "F"
+    largest = _largest(image) if is_wide or is_float else 255
+    scale = 255.0 if largest <= 1 else 1.0
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for top, band in _bands(image):
+        own = pixels[top : top + band.height]
+        if is_wide:
+            own[:] = ((np.asarray(band).astype(np.int64) + 128) // 257)[:, :, None]
+        elif is_float:
+            own[:] = (np.asarray(band) * scale + 0.5)[:, :, None]
+        elif image.has_transparency_data:
+            layer = band.convert("RGBA")
+            white = Image.new("RGBA", layer.size, "white")
+            own[:] = np.asarray(Image.alpha_composite(white, layer).convert("RGB"))
+        else:
+            own[:] = np.asarray(band.convert("RGB"))
+    return pixels
 
 
-def _gray(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return np.repeat(pixels[:, :, None], 3, axis=2)
+def _bands(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """Neighbouring rows of a picture, and the place of the first of them."""
+    image.load()
+    rows = max(1, _BAND_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
 
 
-def _from_16_bits(pixels: NDArray[np.integer]) -> NDArray[np.uint8]:
-    wide = pixels.astype(np.int64)
-    if wide.min() < 0 or wide.max() > 65535:
-        raise InputError(f"pixels from {wide.min()} to {wide.max()} do not fit 16 bits; convert the file")
-    return ((wide + 128) // 257).astype(np.uint8)
-
-
-def _from_float(pixels: NDArray[np.floating]) -> NDArray[np.uint8]:
-    if not np.isfinite(pixels).all():
-        raise InputError("some pixels are NaN or infinite; convert the file to 8 or 16 bits")
-    if pixels.min() < 0 or pixels.max() > 255:
-        raise InputError(
-            f"float pixels from {pixels.min():g} to {pixels.max():g} are neither 0..1 nor 0..255; convert the file"
-        )
-    scale = 255.0 if pixels.max() <= 1 else 1.0
-    return (pixels * scale + 0.5).astype(np.uint8)
+def _largest(image: Image.Image) -> float:
+    """The largest of pixels of more than 8 bits. Raises InputError where they cannot be meant."""
+    low, high = math.inf, -math.inf
+    for _, band in _bands(image):
+        values = np.asarray(band)
+        if not np.isfinite(values).all():
+            raise InputError("some pixels are NaN or infinite; convert the file to 8 or 16 bits")
+        low, high = min(low, values.min().item()), max(high, values.max().item())
+    if image.mode != "F" and (low < 0 or high > 65535):
+        raise InputError(f"pixels from {low} to {high} do not fit 16 bits; convert the file")
+    if image.mode == "F" and (low < 0 or high > 255):
+        raise InputError(f"float pixels from {low:g} to {high:g} are neither 0..1 nor 0..255; convert the file")
+    return float(high)

@@ -10,6 +10,9 @@ Box = tuple[Number, Number, Length, Length]
 """x, y, width, height in pixels."""
 Id = int | str | float  # some tools write 3.0
 
+MOST_PIXELS = (1 << 32) - 1
+"""Of a mask: its runs are counted in 32 bits."""
+
 _Side = Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
 
 
@@ -18,6 +21,10 @@ class Rle(msgspec.Struct, gc=False):
 
     size: tuple[_Side, _Side]
     counts: str | list[Annotated[int, msgspec.Meta(ge=0, lt=2**32)]]
+
+    def __post_init__(self) -> None:
+        if self.size[0] * self.size[1] > MOST_PIXELS:
+            raise ValueError(f"a mask of {self.size[0]} x {self.size[1]} pixels, more than {MOST_PIXELS}")
 
 
 class Detection(msgspec.Struct, gc=False, kw_only=True):

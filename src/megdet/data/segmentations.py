@@ -154,10 +154,15 @@ def segmentation_fault(value: object) -> str:
             return f"segmentation has a polygon {shown(polygon)} of {len(polygon)} numbers: x and y must be pairs"
         if len(polygon) < 6:
             return f"segmentation has a polygon {shown(polygon)} of {len(polygon) // 2} points, it takes 3"
-        length = _length(np.array(polygon, np.float64).reshape(-1, 2))
-        if length > _LONGEST_OUTLINE:
-            return f"segmentation has a polygon whose outline is {length:.3g} pixels long, more than 10 million"
-    return ""
+    return outline_fault(value or [])
+
+
+def outline_fault(polygons: Sequence[Sequence[int | float]]) -> str:
+    """Why sound polygons of one object cannot be painted, or nothing: the time and memory are those of their edges."""
+    length = sum(_length(np.array(polygon, np.float64).reshape(-1, 2)) for polygon in polygons)
+    if length <= _LONGEST_OUTLINE:
+        return ""
+    return f"segmentation has polygons whose outline is {length:.3g} pixels long, more than 10 million"
 
 
 def _rle_fault(size: object, counts: object) -> str:

@@ -11,10 +11,10 @@ import numpy as np
 from hotcoco import mask as coco_masks
 from jaxtyping import Float64
 
-from megdet.data.result_rows import Detection, Rle
+from megdet.data.result_rows import MOST_PIXELS, Detection, Rle
 from megdet.data.rle import Rle as RunLengths
 from megdet.data.rle import packed_pixels
-from megdet.data.segmentations import far_fault, rle_size_fault, segmentation_fault
+from megdet.data.segmentations import far_fault, outline_fault, rle_size_fault, segmentation_fault
 from megdet.errors import InputError, shown
 from megdet.evaluation.columns import MaskedAnnotation, MaskedTruth, Numbering
 from megdet.evaluation.counting import DetectionColumns, Objects, TruthColumns
@@ -85,7 +85,9 @@ def _declared_sizes(truth: MaskedTruth, numbering: Numbering) -> _Sizes:
         if image.height is None or image.width is None:
             continue
         height, width = int(image.height), int(image.width)
-        if (height, width) != (image.height, image.width) or min(height, width) < 1:
+        if (height, width) != (image.height, image.width) or not 1 <= min(height, width) * max(
+            height, width
+        ) <= MOST_PIXELS:
             raise InputError(
                 f"{numbering.place}: images[{index}]: {shown(image.width)} x {shown(image.height)} is no size of an "
                 "image in pixels: write its file's width and height"
@@ -142,6 +144,8 @@ def _painted(truth: _Rows, index: int, polygons: list[list[float]], size: tuple[
         fault = far_fault([min(x), min(y), max(x), max(y)], size) if is_sound else segmentation_fault([polygon])
         if fault:  # painting takes time and memory for every pixel of an edge
             raise truth.fault(index, f": {fault}")
+    if fault := outline_fault(polygons):
+        raise truth.fault(index, f": {fault}")
     return Rle(size, coco_masks.merge(coco_masks.frPyObjects(polygons, *size))["counts"].decode())
 
 

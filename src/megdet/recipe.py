@@ -42,6 +42,10 @@ class Data:
     """train on images without any box too"""
     allow_outside_files: bool = False
     """read images whose file_name is absolute or has .. in it, so that an annotation file may name any file"""
+    unreadable: Literal["stop", "replace"] = "stop"
+    """a training image whose file is lost or damaged: stop the run, or replace the image by the next one of the plan"""
+    most_replaced: Fraction = 0.01
+    """with unreadable replace: part of the training images that may be lost (one always may) before the run stops"""
     max_pixels: AtLeastOne = 80_000_000
     """pixels (height x width of the file) of the largest image that is decoded"""
     short_edges: tuple[int, ...] = (800,)

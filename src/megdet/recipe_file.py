@@ -87,7 +87,7 @@ WITHOUT_EFFECT = (
     *("checkpoint_epochs", "checkpoint_steps", "checkpoint_minutes", "keep_checkpoints", "keep_best"),
     *("keep_every_epochs", "tensorboard", "recompute", "evaluation.every_epochs", "data.draw_demo"),
     *("data.train_annotations", "data.train_images", "data.val_annotations", "data.val_images"),
-    *("data.cache", "data.cache_folder", "data.cache_gib"),
+    *("data.cache", "data.cache_folder", "data.cache_gib", "data.unreadable", "data.most_replaced"),
     *("watch.action", "watch.explodes_at", "watch.most_skipped", "watch.most_roll_backs", "watch.rewarm_steps"),
 )
 """Keys that may change from one start of a run to the next; the data are compared by their content.

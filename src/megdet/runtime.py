@@ -8,7 +8,8 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -25,6 +26,12 @@ _SECONDS = 0.25
 _SLOW = 0.75
 """bfloat16 is slow below this part of float32's speed: so low that two measurements of a machine agree."""
 _FORMATS = (torch.float32, torch.bfloat16)
+_NO_MEMORY = ("can't allocate memory", "bad_alloc", "not enough memory", "Cannot allocate memory")
+_CONTAINERS = (
+    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
+    (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
+)
+"""What a container may take and has taken, under both versions of control groups."""
 _CHANNELS, _EDGE, _SIDE = 128, 36, 512
 
 
@@ -49,6 +56,63 @@ def memory_bytes() -> int | None:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return None  # a system without these names
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory has run out: on a CPU torch raises a plain RuntimeError."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that this process may still take on a device; None where the system does not say.
+
+    On a CPU it is this rank's share of what the machine and its container have left, within the limits of the process
+    (`ulimit -v`, `ulimit -d`).
+    """
+    if device.type == "cuda":
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
+    try:
+        import resource
+
+        system, own = _numbers(Path("/proc/meminfo")), _numbers(Path("/proc/self/status"))
+        left = [system["MemAvailable"] // num_ranks_here()]
+        for limit, used in ((resource.RLIMIT_AS, own["VmSize"]), (resource.RLIMIT_DATA, own["VmData"])):
+            if (most := resource.getrlimit(limit)[0]) != resource.RLIM_INFINITY:
+                left.append(most - used)
+    except (ImportError, OSError, KeyError):
+        return None
+    for file, taken in _CONTAINERS:
+        if file.exists() and (text := file.read_text().strip()).isdecimal():
+            left.append((int(text) - int(taken.read_text())) // num_ranks_here())
+    return max(0, min(left))
+
+
+@contextmanager
+def within_bytes(count: int | None, device: torch.device) -> Iterator[None]:
+    """On a CPU, let this process take so much more memory and not more: Linux kills what takes more than there is."""
+    if device.type != "cpu" or count is None:
+        yield
+        return
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    most = _numbers(Path("/proc/self/status"))["VmData"] + count
+    if before[0] != resource.RLIM_INFINITY:
+        most = min(most, before[0])
+    resource.setrlimit(resource.RLIMIT_DATA, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
+def _numbers(file: Path) -> dict[str, int]:
+    """The sizes in a file of Linux's, in bytes."""
+    rows = (line.split() for line in file.read_text().splitlines())
+    return {row[0].rstrip(":"): int(row[1]) << 10 for row in rows if row[2:] == ["kB"]}
 
 
 def processor_name() -> str:

@@ -15,7 +15,7 @@ from factories import with_model
 from megdet.data import batches as batches_module
 from megdet.data import loader
 from megdet.data.annotations import AnnotationTable
-from megdet.data.loader import group_batches, training_batches
+from megdet.data.loader import LoadingFaults, group_batches, training_batches
 from megdet.data.plan import TrainingPlan, evaluation_plan
 from megdet.distributed.layout import choose_layout
 from megdet.errors import InputError
@@ -33,11 +33,18 @@ def recipe(tmp_path_factory) -> Recipe:
     return replace(recipe, data=replace(recipe.data, color_jitter=0.3))
 
 
-def batches(recipe: Recipe, workers: int = 0, rank: int = 0, ranks: int = 1, width: int | None = None) -> list[Batch]:
+def batches(
+    recipe: Recipe,
+    workers: int = 0,
+    rank: int = 0,
+    ranks: int = 1,
+    width: int | None = None,
+    faults: LoadingFaults | None = None,
+) -> list[Batch]:
     dataset = train_set(recipe, with_masks=True)
     plan = TrainingPlan(dataset.sizes, recipe)
     layout = choose_layout(recipe.groups_per_step, recipe.images_per_group, ranks, width)
-    return list(training_batches(dataset, plan, layout, rank, (1, 4), workers=workers, device=CPU))
+    return list(training_batches(dataset, plan, layout, rank, (1, 4), workers=workers, device=CPU, faults=faults))
 
 
 def same(ours: Batch, theirs: Batch) -> bool:
@@ -156,9 +163,7 @@ def test_a_file_that_changes_after_its_header_was_read_is_named_with_what_to_do(
     plan = TrainingPlan(dataset.sizes, recipe)
     layout = choose_layout(recipe.groups_per_step, recipe.images_per_group, 1)
     file, (height, width) = tmp_path / "train" / "5.png", dataset.sizes[5].tolist()
-    mend = (
-        rf"put a sound picture of {width} x {height} pixels in its place and give the same command again; .* start_from"
-    )
+    mend = rf"put a sound picture of {width} x {height} pixels in its place and give the same command again; .* replace"
     whole = file.read_bytes()
     for content, fault in (
         (whole[:200], "cannot be read as an image"),
@@ -175,24 +180,42 @@ def test_a_file_that_changes_after_its_header_was_read_is_named_with_what_to_do(
     assert len(list(training_batches(dataset, plan, layout, 0, (0, 2), workers=workers, device=CPU))) == 4
 
 
-def test_a_loading_process_that_is_killed_is_named_in_one_line(recipe, monkeypatch):
+def killing(recipe: Recipe, times: int, count: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the processes that load a batch of step 2 be killed, so often."""
     parent, real = os.getpid(), loader.load_batch
 
     def load_batch(dataset, images, *more):
-        if images[0].seed == dying and os.getpid() != parent:
+        if images[0].seed == dying and os.getpid() != parent and len(count.read_text()) < times:
+            with count.open("a") as file:
+                file.write("x")
             os.kill(os.getpid(), signal.SIGKILL)
         return real(dataset, images, *more)
 
-    dataset = train_set(recipe)
-    dying = TrainingPlan(dataset.sizes, recipe).groups(2)[0].images[0].seed
+    count.write_text("")
+    dying = TrainingPlan(train_set(recipe).sizes, recipe).groups(2)[0].images[0].seed
     monkeypatch.setattr(loader, "load_batch", load_batch)
-    monkeypatch.setattr(batches_module, "LOOK_SECONDS", 0.2)
-    handler = signal.getsignal(signal.SIGCHLD)
-    with pytest.raises(
-        InputError, match=r"^process \d+, which loads images, was ended by SIGKILL: .*fewer --workers.*"
-    ):
-        batches(recipe, 2)
+    monkeypatch.setattr(loader, "LOOK_SECONDS", 0.5)
+    monkeypatch.setattr(batches_module, "LOOK_SECONDS", 0.5)
+
+
+def test_a_loading_process_that_is_killed_is_started_anew_and_its_batches_are_the_same(
+    recipe, tmp_path, monkeypatch, caplog
+):
+    expected, faults, handler = batches(recipe), LoadingFaults(), signal.getsignal(signal.SIGCHLD)
+    killing(recipe, 2, tmp_path / "count", monkeypatch)
+    found = batches(recipe, 2, faults=faults)
+    assert [same(a, b) for a, b in zip(expected, found, strict=True)] == [True] * len(expected)
+    assert faults.restarts == 2
+    assert [record.message.partition(", ")[2] for record in caplog.records] == [
+        "which loads images, was ended by SIGKILL: its batches are loaded again by a new one"
+    ] * 2
     assert signal.getsignal(signal.SIGCHLD) == handler
+
+
+def test_a_batch_whose_loading_process_is_killed_each_time_is_given_up_in_one_line(recipe, tmp_path, monkeypatch):
+    killing(recipe, 9, tmp_path / "count", monkeypatch)
+    with pytest.raises(InputError, match=r"^process \d+, which .* by SIGKILL, and loading was started anew 3 times"):
+        batches(recipe, 1)
 
 
 @pytest.mark.parametrize("seconds", [1.0, 60.0])

@@ -41,15 +41,17 @@ def test_a_checkpoint_is_due_by_the_clock_of_rank_0_from_the_last_one_on(monkeyp
 @pytest.mark.skipif(len(STOP_SIGNALS) < 3, reason="there are no such signals here")
 def test_the_sum_over_the_ranks_decides_and_the_notice_of_a_scheduler_comes_first() -> None:
     own = Agreement(World(1, 2, CPU), TerminationListener())
-    own.read(result(torch.zeros(5)))
+    own.read(result(torch.zeros(6)))
     assert own.signal is None
-    own.read(result(torch.tensor([1.0, 2.0, 0.0, 1.0, 0.0])))
+    own.read(result(torch.tensor([1.0, 2.0, 0.0, 1.0, 0.0, 0.0])))
     assert own.signal == signal.SIGUSR1
     assert own.is_save_due
     assert own.listener.is_agreed
     assert not own.is_roll_back_due
+    assert not own.are_faults_known
     assert own.error("saved").code == 75
-    own.read(result(torch.tensor([0.0, 0.0, 1.0, 0.0, 2.0])))
+    own.read(result(torch.tensor([0.0, 0.0, 1.0, 0.0, 2.0, 1.0])))
     assert own.error("step 3 is saved").code == 130
     assert own.is_roll_back_due
+    assert own.are_faults_known
     assert str(own.error("step 3 is saved")) == "stopped by Ctrl-C: step 3 is saved"

@@ -1,8 +1,8 @@
 """What loading processes hand over, waited for with patience that ends.
 
 A batch travels in shared memory. Where that has no room for it, as in a container with 64 MB of it, the batch goes
-through the pipe that otherwise carries its address. A process that was killed is named, and one that hangs is not
-waited for without end.
+through the pipe that otherwise carries its address. Where a process was killed, all are started anew and what had not
+arrived is loaded again: an item depends on its place alone. One that hangs is not waited for without end.
 """
 
 import multiprocessing
@@ -11,14 +11,15 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from torch.utils.data import DataLoader, get_worker_info
 
+from megdet.data.unreadable import Replaced
 from megdet.distributed.parent import end_with_parent
 from megdet.distributed.termination import blocked_signals, end_by_parent_only
 from megdet.errors import InputError
@@ -28,6 +29,10 @@ LOOK_SECONDS = 5.0
 """Between two looks at the loading processes while a batch is waited for."""
 LONGEST_WAIT = 600.0
 """Seconds after which a batch is given up; an image takes a fraction of one."""
+RESTARTS_IN_A_ROW = 3
+"""Times that the loading processes are started anew while no batch arrives."""
+MOST_RESTARTS = 30
+"""Times that they are started anew at all: a machine on which more die has another trouble."""
 
 _DYING_SECONDS = 1.0
 _SHARED_MEMORY = Path("/dev/shm")
@@ -40,6 +45,8 @@ class Loaded(NamedTuple):
 
     batch: Batch | InputError
     notices: list[str]
+    replaced: Sequence[Replaced] = ()
+    """images of the batch that could not be read"""
 
 
 class Pickled(NamedTuple):
@@ -48,10 +55,14 @@ class Pickled(NamedTuple):
     loaded: bytes
 
 
-def handed_over(batch: Batch, notices: list[str]) -> Loaded | Pickled:
+class _DeadProcessError(Exception):
+    """A loading process was killed; the message is the beginning of a sentence."""
+
+
+def handed_over(batch: Batch, notices: list[str], replaced: list[Replaced]) -> Loaded | Pickled:
     """A batch on its way from this process to the training, which may be the same process."""
     if get_worker_info() is None:
-        return Loaded(batch, notices)
+        return Loaded(batch, notices, replaced)
     if _has_room(sum(tensor.nbytes for tensor in batch.tensors())):
         try:
             for tensor in batch.tensors():
@@ -59,20 +70,43 @@ def handed_over(batch: Batch, notices: list[str]) -> Loaded | Pickled:
         except RuntimeError:  # another process was quicker
             pass
         else:
-            return Loaded(batch, notices)
+            return Loaded(batch, notices, replaced)
     total = shutil.disk_usage(_SHARED_MEMORY).total / 1e6 if _SHARED_MEMORY.exists() else 0.0
     slow = (
         f"the shared memory ({_SHARED_MEMORY}, {total:.0f} MB) has no room for the batches that loading processes keep "
         "ready: they go through pipes, which takes longer; a container is given more with --shm-size, for example 8g"
     )
-    return Pickled(pickle.dumps(Loaded(batch, [*notices, slow]), pickle.HIGHEST_PROTOCOL))
+    return Pickled(pickle.dumps(Loaded(batch, [*notices, slow], replaced), pickle.HIGHEST_PROTOCOL))
 
 
-def received(loader: "DataLoader[Any]") -> Iterator[Loaded]:
-    """The items of a loader whose timeout is LOOK_SECONDS, where it has processes.
+def received(loader_from: "Callable[[int], DataLoader[Any]]", restarted: Callable[[str], None]) -> Iterator[Loaded]:
+    """The items of a loader, in their order, whatever happens to its processes.
 
-    Raises InputError where a process was killed, or where nothing comes for LONGEST_WAIT.
+    `loader_from(n)` makes a loader of what follows the first n items; its timeout is LOOK_SECONDS, where it has
+    processes. `restarted` is told, in a sentence, when they are started anew.
+
+    Raises InputError where that has been done too often, or where nothing comes for LONGEST_WAIT.
     """
+    done, restarts, in_a_row = 0, 0, 0
+    while True:
+        try:
+            for item in _items(loader_from(done)):
+                done, in_a_row = done + 1, 0
+                yield item
+        except _DeadProcessError as death:
+            restarts, in_a_row = restarts + 1, in_a_row + 1
+            if in_a_row > RESTARTS_IN_A_ROW or restarts > MOST_RESTARTS:
+                raise InputError(
+                    f"{death}, and loading was started anew {restarts - 1} times before: if memory is short, fewer "
+                    "--workers take less; the same command goes on from the last checkpoint"
+                ) from None
+            restarted(f"{death}: its batches are loaded again by a new one")
+        else:
+            return
+
+
+def _items(loader: "DataLoader[Any]") -> Iterator[Loaded]:
+    """The items of one loader. Raises _DeadProcessError where one of its processes was killed."""
     before = set(multiprocessing.active_children())
     handler = signal.getsignal(signal.SIGCHLD)
     with blocked_signals():
@@ -86,6 +120,10 @@ def received(loader: "DataLoader[Any]") -> Iterator[Loaded]:
             item = _next(items, processes)
         except StopIteration:
             return
+        except _DeadProcessError:
+            for process in processes:  # the dead one may have held a lock, for which the others would wait
+                process.kill()
+            raise
         yield pickle.loads(item.loaded) if isinstance(item, Pickled) else item
 
 
@@ -105,7 +143,8 @@ def _next(items: Iterator[Any], processes: list[BaseProcess]) -> Loaded | Pickle
             is_late = isinstance(error, RuntimeError) and "timed out" in str(error)
             if not is_late:  # a process that is just dying may have caused it
                 wait([process.sentinel for process in processes], _DYING_SECONDS)
-            _refuse_the_dead(processes)
+            if dead := next((process for process in processes if _has_died(process)), None):
+                _raise_death(dead)
             if not is_late:
                 raise
             if time.monotonic() - started > LONGEST_WAIT:
@@ -115,16 +154,15 @@ def _next(items: Iterator[Any], processes: list[BaseProcess]) -> Loaded | Pickle
                 ) from None
 
 
-def _refuse_the_dead(processes: list[BaseProcess]) -> None:
-    for process in processes:
-        process.join(0)
-        if process.exitcode:
-            code = process.exitcode
-            how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-            raise InputError(
-                f"process {process.pid}, which loads images, {how}: if memory is short, fewer --workers take less; the "
-                "same command goes on from the last checkpoint"
-            )
+def _has_died(process: BaseProcess) -> bool:
+    process.join(0)
+    return bool(process.exitcode)
+
+
+def _raise_death(process: BaseProcess) -> NoReturn:
+    code = process.exitcode or 0
+    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    raise _DeadProcessError(f"process {process.pid}, which loads images, {how}") from None
 
 
 def _has_room(num_bytes: int) -> bool:

@@ -19,9 +19,10 @@ from megdet.architecture import MaskUse
 from megdet.data.annotations import AnnotationTable
 from megdet.data.coco_file import CocoColumns, load_columns
 from megdet.data.coco_rows import refusal
-from megdet.data.headers import read_headers
+from megdet.data.headers import Lost, read_headers
 from megdet.data.image import MAX_PIXELS, Header, pixels_fault
 from megdet.data.segmentations import Segmentations, far_fault, rle_size_fault
+from megdet.data.unreadable import most_replaced
 from megdet.errors import InputError, shown
 from megdet.files import replace_file
 from megdet.recipe import Data
@@ -70,6 +71,7 @@ def training_set(data: Data, *, masks: MaskUse) -> CocoDataset:
         max_pixels=data.max_pixels,
         allow_outside_files=data.allow_outside_files,
         with_masks=masks != "none",
+        most_lost=data.most_replaced if data.unreadable == "replace" else None,
     )
     if masks == "all":
         _refuse_missing_masks(dataset)
@@ -98,6 +100,7 @@ def load_coco(
     max_pixels: int = MAX_PIXELS,
     allow_outside_files: bool = False,
     with_masks: bool = False,
+    most_lost: float | None = None,
 ) -> CocoDataset:
     """Read a COCO instances file and the sizes of its images; both are remembered in the user's cache folder.
 
@@ -108,6 +111,8 @@ def load_coco(
         max_pixels: the largest height x width of an image.
         allow_outside_files: take a `file_name` that is absolute or has `..` in it.
         with_masks: read the segmentations too; an object may still have none.
+        most_lost: part of the images whose files may be missing or damaged; None = none of them. They keep the size
+            that they had when they were last read, or have that of the annotations file.
 
     Raises:
         InputError: a file or a key is missing, an id is duplicate or unknown, a box is not four finite numbers or has a
@@ -126,7 +131,9 @@ def load_coco(
         width_height = columns.boxes[:, 2:] - columns.boxes[:, :2]
         is_target = ~columns.is_crowd & (width_height > 0).all(axis=1)
         needed = np.flatnonzero(np.bincount(columns.image_index[is_target], minlength=num_images))
-    headers = read_headers(annotations_file, image_folder, [columns.file_names[index] for index in needed.tolist()])
+    names = [columns.file_names[index] for index in needed.tolist()]
+    lost = None if most_lost is None else Lost(columns.declared_sizes[needed], most_replaced(most_lost, len(needed)))
+    headers = read_headers(annotations_file, image_folder, names, lost)
     _check_sizes(columns, needed, headers, max_pixels, fail)
 
     sizes = np.full((num_images, 2), _UNREAD, np.int64)

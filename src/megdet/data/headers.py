@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from megdet.data.columns import text_column, text_of
-from megdet.data.image import kind_fault, whole_header
+from megdet.data.image import Header, kind_fault, whole_header
 from megdet.data.user_cache import cache_file, recall, remember
 from megdet.errors import InputError, shown
 
@@ -22,11 +23,23 @@ _AT_ONCE = 512
 """Names that a thread asks for before another gets its turn."""
 
 
-def read_headers(annotations_file: Path, image_folder: Path, file_names: Sequence[str]) -> NDArray[np.int64]:
+class Lost(NamedTuple):
+    """What is done about files that cannot be read."""
+
+    sizes: NDArray[np.float64]
+    """(files, 2): height and width to be believed of those that were never read, NaN where there is none"""
+    most: int
+    """files that may be lost"""
+
+
+def read_headers(
+    annotations_file: Path, image_folder: Path, file_names: Sequence[str], lost: Lost | None = None
+) -> NDArray[np.int64]:
     """(files, 3): height, width and is_swapped of each image, as `whole_header` gives them.
 
     A header is read again where the file's time or length differ from the cache's. A cache that is damaged or cannot
-    be written only costs time.
+    be written only costs time. With `lost`, a file that is missing or damaged has the header that it had before, or
+    the size that is believed.
 
     Raises:
         InputError: files are missing (says how many), or one is no image or truncated.
@@ -38,7 +51,7 @@ def read_headers(annotations_file: Path, image_folder: Path, file_names: Sequenc
     if old is not None:
         old_stamps, old_headers = old["stamps"], old["headers"]
     with ThreadPoolExecutor(_THREADS) as pool:
-        stamps = _stamps(pool, annotations_file, image_folder, file_names)
+        stamps = _stamps(pool, annotations_file, image_folder, file_names, 0 if lost is None else lost.most)
         place_of = {name: place for place, name in enumerate(old_names)}
         places = np.array([place_of.get(name, -1) for name in file_names], np.int64)
         is_known = places >= 0
@@ -46,17 +59,24 @@ def read_headers(annotations_file: Path, image_folder: Path, file_names: Sequenc
         headers = np.zeros((len(file_names), 3), np.int64)
         headers[is_known] = old_headers[places[is_known]]
         new = np.flatnonzero(~is_known).tolist()
-        try:
-            for index, header in zip(
-                new, pool.map(lambda i: whole_header(image_folder / file_names[i]), new), strict=True
-            ):
-                headers[index] = header
-        except InputError as error:
-            pool.shutdown(cancel_futures=True)
-            raise InputError(
-                f"{error}, or take the image out of {annotations_file}: that makes another data set, on which a run "
-                "that has begun goes on in a new folder with start_from"
-            ) from None
+        unread: list[int] = []
+        for index, found in zip(new, pool.map(lambda i: _header_of(image_folder / file_names[i]), new), strict=True):
+            if not isinstance(found, InputError):
+                headers[index] = found
+                continue
+            unread.append(index)
+            if places[index] >= 0 and lost is not None:
+                headers[index], stamps[index] = old_headers[places[index]], old_stamps[places[index]]
+            elif lost is not None and not np.isnan(lost.sizes[index]).any():
+                headers[index] = *lost.sizes[index], 0
+                stamps[index] = -1  # no file has this time: it is read when it is there
+            if len(unread) > (0 if lost is None else lost.most) or not headers[index].any():
+                pool.shutdown(cancel_futures=True)
+                also = "" if len(unread) == 1 else f"{len(unread)} files cannot be read, more than data.most_replaced: "
+                raise InputError(
+                    f"{also}{found}, or take the image out of {annotations_file}: that makes another data set, on "
+                    "which a run that has begun goes on in a new folder with start_from"
+                )
     if new:
         asked = set(file_names)
         kept = [place for name, place in place_of.items() if name not in asked]
@@ -69,10 +89,20 @@ def read_headers(annotations_file: Path, image_folder: Path, file_names: Sequenc
     return headers
 
 
+def _header_of(path: Path) -> Header | InputError:
+    try:
+        return whole_header(path)
+    except InputError as error:
+        return error
+
+
 def _stamps(
-    pool: ThreadPoolExecutor, annotations_file: Path, image_folder: Path, file_names: Sequence[str]
+    pool: ThreadPoolExecutor, annotations_file: Path, image_folder: Path, file_names: Sequence[str], most_missing: int
 ) -> NDArray[np.int64]:
-    """(files, 2): time of change in ns and bytes of each file. Raises InputError for what is missing or no file."""
+    """(files, 2): time of change in ns and bytes of each file.
+
+    Raises InputError for what is no file, and where more than `most_missing` are missing.
+    """
 
     def look(start: int) -> list[tuple[int, int, int]]:
         return [_stamp(os.path.join(folder, name)) for name in file_names[start : start + _AT_ONCE]]  # noqa: PTH118
@@ -80,12 +110,12 @@ def _stamps(
     folder = str(image_folder)
     found = np.array([*chain(*pool.map(look, range(0, len(file_names), _AT_ONCE)))], np.int64).reshape(-1, 3)
     missing = np.flatnonzero(found[:, 2] < 0)
-    if len(missing):
+    if len(missing) > most_missing:
         raise InputError(
             f"{image_folder}: {len(missing)} of {len(file_names)} images of {annotations_file} are missing, "
             f"the first is {shown(file_names[missing[0]])}; wrong image folder?"
         )
-    for index in np.flatnonzero(found[:, 2]).tolist():
+    for index in np.flatnonzero(found[:, 2] > 0).tolist():
         raise InputError(f"{image_folder / file_names[index]}: {kind_fault(int(found[index, 2]))}")
     return found[:, :2]
 

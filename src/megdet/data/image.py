@@ -161,6 +161,8 @@ def _opened(path: Path) -> Iterator[tuple[Image.Image, BinaryIO]]:
         raise InputError(f"{path}: {error}") from None
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such image file") from error
+    except MemoryError:
+        raise  # says nothing of the file
     except UnidentifiedImageError as error:
         raise InputError(
             f"{path}: cannot be read as an image (it is none of {', '.join(FORMATS)}); replace the file"

@@ -2,7 +2,11 @@
 
 import logging
 import multiprocessing
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -13,6 +17,7 @@ from megdet.data.cache import ImageCache, image_cache
 from megdet.data.coco import CocoDataset
 from megdet.data.plan import PlannedGroup, PlannedImage, TrainingPlan
 from megdet.data.transforms import load_batch
+from megdet.data.unreadable import MOST_IN_A_ROW, Replaced, UnreadableImageError, stand_in
 from megdet.distributed.layout import Layout
 from megdet.errors import InputError
 from megdet.structures import Batch
@@ -20,6 +25,28 @@ from megdet.structures import Batch
 _LOG = logging.getLogger(__name__)
 _PREFETCH = 2
 """Batches that each worker keeps ready."""
+_REPLACE = "with --data.unreadable replace the run goes on without it"
+_NO_SCORE = "a score without it would be that of other data, so it is not replaced"
+_StandIn = Callable[[PlannedImage, tuple[int, int]], PlannedImage]
+
+
+@dataclass
+class LoadingFaults:
+    """What has gone wrong with the images of this rank and was mended, until somebody takes it."""
+
+    replaced: list[Replaced] = field(default_factory=list)
+    """images that could not be read"""
+    restarts: int = 0
+    """how often loading processes were started anew because one had been killed"""
+
+    def __bool__(self) -> bool:
+        return bool(self.replaced or self.restarts)
+
+    def take(self) -> "LoadingFaults":
+        """What there is since the last call."""
+        taken = LoadingFaults(self.replaced, self.restarts)
+        self.replaced, self.restarts = [], 0
+        return taken
 
 
 class _TrainingShares(Dataset[Loaded | Pickled]):
@@ -31,8 +58,10 @@ class _TrainingShares(Dataset[Loaded | Pickled]):
 
     def __getitem__(self, key: tuple[int, int]) -> Loaded | Pickled:
         step, number = key
-        group = self.plan.groups(step)[number]
-        return _load(self.dataset, group, group.images[self.share], self.plan.recipe.data.color_jitter, self.cache)
+        group, data = self.plan.groups(step)[number], self.plan.recipe.data
+        own = group.images[self.share]
+        found = partial(stand_in, self.plan) if data.unreadable == "replace" else None
+        return _load(self.dataset, group, own, data.color_jitter, self.cache, found, step, _REPLACE)
 
 
 class _Groups(Dataset[Loaded | Pickled]):
@@ -40,7 +69,7 @@ class _Groups(Dataset[Loaded | Pickled]):
         self.dataset, self.groups = dataset, groups
 
     def __getitem__(self, number: int) -> Loaded | Pickled:
-        return _load(self.dataset, self.groups[number], self.groups[number].images)
+        return _load(self.dataset, self.groups[number], self.groups[number].images, mend=_NO_SCORE)
 
 
 class _StepOrder:
@@ -56,6 +85,19 @@ class _StepOrder:
         return (self.last - self.first) * len(self.groups)
 
 
+class _Rest:
+    """What follows the first items of an order."""
+
+    def __init__(self, order: Any, done: int) -> None:
+        self.order, self.done = order, done
+
+    def __iter__(self) -> Iterator[Any]:
+        return islice(iter(self.order), self.done, None)
+
+    def __len__(self) -> int:
+        return len(self.order) - self.done
+
+
 def training_batches(
     dataset: CocoDataset,
     plan: TrainingPlan,
@@ -65,19 +107,27 @@ def training_batches(
     *,
     workers: int,
     device: torch.device,
+    faults: LoadingFaults | None = None,
 ) -> Iterator[Batch]:
     """A rank's micro-batches from the first step to before the last: len(layout.groups_of(rank)) a step, in order.
 
-    A share may be empty. Raises InputError for an image that cannot be read.
+    A share may be empty. `faults` takes what went wrong and was mended.
+
+    Raises InputError for an image that cannot be read and, by `data.unreadable`, is not replaced, and where loading
+    processes die again and again.
     """
     shares = _TrainingShares(dataset, plan, layout.share_of(rank))
-    return _iterate(shares, _StepOrder(*steps, layout.groups_of(rank)), workers, device)
+    return _iterate(shares, _StepOrder(*steps, layout.groups_of(rank)), workers, device, faults)
 
 
 def group_batches(
     dataset: CocoDataset, groups: Sequence[PlannedGroup], *, workers: int, device: torch.device
 ) -> Iterator[Batch]:
-    """One batch a group, in order, without colour jitter."""
+    """One batch a group, in order, without colour jitter.
+
+    Raises InputError for an image that cannot be read, whatever `data.unreadable` says: a score without it would be
+    that of another data set.
+    """
     return _iterate(_Groups(dataset, groups), range(len(groups)), min(workers, len(groups)), device)
 
 
@@ -87,12 +137,27 @@ def _load(
     images: Sequence[PlannedImage],
     color_jitter: float = 0.0,
     cache: ImageCache | None = None,
+    found: _StandIn | None = None,
+    step: int = 0,
+    mend: str = "",
 ) -> Loaded | Pickled:
-    try:
-        batch = load_batch(dataset, images, group.canvas, color_jitter, cache)
-    except InputError as error:  # raised where it is read: a worker would bury it in a traceback
-        return Loaded(error, cache.take_notices() if cache else [])
-    return handed_over(batch, cache.take_notices() if cache else [])
+    """A batch, with those images replaced that cannot be read, if `found` says by which; `mend` ends the refusal."""
+    own, replaced, tries = list(images), list[Replaced](), Counter[int]()
+    while True:
+        try:
+            batch = load_batch(dataset, own, group.canvas, color_jitter, cache)
+            break
+        except UnreadableImageError as error:  # raised where it is read: a worker would bury it in a traceback
+            row = next(row for row, image in enumerate(own) if image.index == error.index)
+            tries[row] += 1
+            if found is None or tries[row] > MOST_IN_A_ROW:
+                return Loaded(InputError(f"{error}; {mend}"), cache.take_notices() if cache else [], replaced)
+            other = found(own[row], group.canvas)
+            replaced.append(Replaced(step, error.index, other.index, error.reason))
+            own[row] = other
+        except MemoryError:
+            return Loaded(InputError("the memory has no room for the next images: give fewer --workers"), [], replaced)
+    return handed_over(batch, cache.take_notices() if cache else [], replaced)
 
 
 def _start_method(device: torch.device) -> str | None:
@@ -105,25 +170,43 @@ def _start_method(device: torch.device) -> str | None:
     return "forkserver" if device.type == "cuda" and has_server else None
 
 
-def _iterate(items: Dataset[Loaded | Pickled], order: Any, workers: int, device: torch.device) -> Iterator[Batch]:
+def _iterate(
+    items: Dataset[Loaded | Pickled],
+    order: Any,
+    workers: int,
+    device: torch.device,
+    faults: LoadingFaults | None = None,
+) -> Iterator[Batch]:
     method = _start_method(device) if workers else None
     if method == "forkserver":
         multiprocessing.set_forkserver_preload(["__main__", __name__])  # imported once, not by every loading process
-    loader: DataLoader[Any] = DataLoader(
-        items,
-        batch_size=None,
-        sampler=order,
-        num_workers=workers,
-        prefetch_factor=_PREFETCH if workers else None,
-        pin_memory=device.type == "cuda",
-        multiprocessing_context=method,
-        timeout=LOOK_SECONDS if workers else 0,
-        worker_init_fn=prepare_process,
-    )
+
+    def loader_from(done: int) -> DataLoader[Any]:
+        return DataLoader(
+            items,
+            batch_size=None,
+            sampler=_Rest(order, done),
+            num_workers=workers,
+            prefetch_factor=_PREFETCH if workers else None,
+            pin_memory=device.type == "cuda",
+            multiprocessing_context=method,
+            timeout=LOOK_SECONDS if workers else 0,
+            worker_init_fn=prepare_process,
+        )
+
+    def restarted(sentence: str) -> None:
+        if faults is not None:
+            faults.restarts += 1
+        _LOG.warning(sentence)
+
     said: set[str] = set()
     ahead: tuple[Batch, torch.cuda.Event] | None = None
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
-    for batch, notices in received(loader):
+    for batch, notices, replaced in received(loader_from, restarted):
+        if faults is not None:
+            faults.replaced += replaced
+        elif replaced:
+            notices = [*notices, *(f"{own.reason}: another image takes its place" for own in replaced)]
         for notice in notices:
             if notice not in said:  # the processes meet the same full disk
                 _LOG.warning(notice)

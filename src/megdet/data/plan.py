@@ -93,7 +93,8 @@ class TrainingPlan:
             )
         self.sizes, self.recipe = sizes, recipe
         self._groups = lru_cache(maxsize=2)(self._make_groups)
-        self._permutation = lru_cache(maxsize=3)(self._make_permutation)
+        self.order = lru_cache(maxsize=3)(self._make_order)
+        """the images of epoch 0, 1, ... in the order in which they are drawn"""
 
     def __reduce__(self) -> tuple[type["TrainingPlan"], tuple[Any, Recipe]]:
         # the caches hold functions; a loading process makes its own
@@ -153,7 +154,7 @@ class TrainingPlan:
         first = end + (step - end) // length * length
         return range(first, first + length)
 
-    def _make_permutation(self, epoch: int) -> NDArray[np.int64]:
+    def _make_order(self, epoch: int) -> NDArray[np.int64]:
         return _generator(self.recipe.seed, _ORDER, epoch).permutation(self.num_images)
 
     def _make_groups(self, window: range) -> list[PlannedGroup]:
@@ -163,7 +164,7 @@ class TrainingPlan:
         indices = np.empty_like(positions)
         for epoch in np.unique(epochs):
             mine = epochs == epoch
-            indices[mine] = self._permutation(int(epoch))[places[mine]]
+            indices[mine] = self.order(int(epoch))[places[mine]]
         by_aspect = np.argsort(self._aspects[indices], kind="stable")
         random = _generator(recipe.seed, _WINDOW, -(-window.start // recipe.plan_window))
         groups = []

@@ -16,6 +16,7 @@ from megdet.data.coco import CocoDataset
 from megdet.data.image import read_image
 from megdet.data.masks import PlacedMask, place_mask
 from megdet.data.plan import Crop, PlannedImage, unit_interval
+from megdet.data.unreadable import UnreadableImageError
 from megdet.errors import InputError
 from megdet.ops.boxes import box_area, clip_boxes, mirrored_boxes
 from megdet.structures import Batch, Masks, Targets
@@ -36,7 +37,7 @@ def load_batch(
 
     Crowds are not targets. Targets have masks where the data set was read with them.
 
-    Raises InputError for a file that cannot be read, or has another size than in the plan.
+    Raises UnreadableImageError for a file that cannot be read, or has another size than in the plan.
     """
     # channels last like the resized images, and like the model wants them: turning them costs more than resizing
     dtype = torch.float32 if any(image.resize == "torchvision" for image in images) else torch.uint8
@@ -123,9 +124,11 @@ def _load(dataset: CocoDataset, image: PlannedImage, color_jitter: float, cache:
         pixels = _resized(dataset, image, cache)
     except InputError as error:
         height, width = dataset.sizes[image.index].tolist()
-        raise InputError(
-            f"{error}: put a sound picture of {width} x {height} pixels in its place and give the same command again; "
-            "without the image it is another data set, on which start_from goes on in a new run"
+        reason = str(error).removeprefix(f"{dataset.image_path(image.index)}: ")
+        raise UnreadableImageError(
+            f"{error}: put a sound picture of {width} x {height} pixels in its place and give the same command again",
+            image.index,
+            reason,
         ) from None
     if image.crop:
         (top, left), (height, width) = image.crop.corner, image.size

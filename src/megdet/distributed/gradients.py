@@ -27,6 +27,8 @@ class GradientBuckets:
 
     For the gradients of two parts of a step, call `set_aside()` between them. It sends and returns the gradients of the
     first part; they may travel while the second part runs, and are sums over all ranks after `finish()`.
+
+    A rank that must make its backwards again calls `begin_again()`: what it has sent is sent, and is right.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], world: World, bucket_bytes: int = BUCKET_BYTES) -> None:
@@ -45,6 +47,7 @@ class GradientBuckets:
         self._waiting: list[int] = []
         self._launched = 0
         self._works: list[distributed.Work] = []
+        self._sent: list[tuple[nn.Parameter, Tensor]] = []
         if world.size > 1:
             for parameter in self.parameters:
                 parameter.register_post_accumulate_grad_hook(self._on_gradient)  # type: ignore[no-untyped-call]
@@ -58,11 +61,17 @@ class GradientBuckets:
         """Start a step: forget all gradients and free their memory."""
         for parameter in self.parameters:
             parameter.grad = None
-        self._waiting, self._launched, self._works = [], 0, []
+        self._waiting, self._launched, self._works, self._sent = [], 0, [], []
 
     def overlap(self) -> None:
         """From now on a bucket is sent as soon as all its gradients and all earlier buckets are there."""
         self._waiting = [len(bucket) for bucket in self.buckets]
+
+    def begin_again(self) -> None:
+        """Forget the gradients since `zero` or `set_aside`, but not that some buckets are sent."""
+        for parameter in self.parameters:
+            parameter.grad = None
+        self._waiting = []
 
     def set_aside(self) -> list[Tensor]:
         """Send what is left and begin anew; returns the gradients so far, in the order of `parameters`."""
@@ -87,6 +96,8 @@ class GradientBuckets:
             return
         while self._launched < len(self.buckets):
             self._launch()
+        for parameter, view in self._sent:  # a backward that was made again has left another tensor there
+            parameter.grad = view
 
     def norm(self) -> Tensor:
         """The Euclidean norm of the whole gradient."""
@@ -114,6 +125,7 @@ class GradientBuckets:
             if parameter.grad is not None:
                 view.copy_(parameter.grad)
             parameter.grad = view
+            self._sent.append((parameter, view))
             start += _room(parameter)
         work = distributed.all_reduce(flat, async_op=True)
         if work is not None:

@@ -277,6 +277,12 @@ def set_statistics(modules: Iterable[nn.Module], num_groups: int, world: World) 
         norm.running_var.copy_(var)
 
 
+def step_sums(modules: Iterable[nn.Module]) -> list[Tensor]:
+    """What the forwards of a step have added up so far, in place: the sums of the groups' means and variances."""
+    norms = (module for module in modules if isinstance(module, CrossDeviceBatchNorm))
+    return [tensor for norm in norms for tensor in (norm.step_mean, norm.step_var)]
+
+
 def has_statistics(model: nn.Module) -> bool:
     """Whether a model has batch norms whose statistics are estimated, not frozen."""
     return any(isinstance(module, CrossDeviceBatchNorm) for module in model.modules())

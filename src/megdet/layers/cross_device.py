@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from megdet.distributed.lane import Lane, lane_of_all
+from megdet.layers.exchanges import exchanged
 from megdet.layers.moments import (
     by_channel,
     centered_sums,
@@ -208,7 +209,7 @@ def mean_over_lanes(mean: Tensor, var: Tensor, num_groups: int = 1) -> tuple[Ten
     """The plain mean over the groups of all processes; `num_groups` is 0 if this process has none. One collective."""
     own = torch.cat([mean, var]).to(wide_dtype(mean)) * num_groups
     total = _sum_over_lane(torch.cat([own, own.new_full((1,), num_groups)]), lane_of_all())
-    means, variances = total[:-1].div_(total[-1]).tensor_split(2)
+    means, variances = (total[:-1] / total[-1]).tensor_split(2)
     return means, variances
 
 
@@ -216,15 +217,23 @@ def _sum_over_lane(tensor: Tensor, lane: Lane) -> Tensor:
     if lane.width == 1:
         return tensor
     if tensor.is_cuda:
-        distributed.all_reduce(tensor, group=lane.process_group)
-        return tensor
+        return exchanged(lambda: _all_reduced(tensor, lane))
     return _gather_over_lane(tensor, lane).sum(0)  # a third faster than gloo's all-reduce, in a fixed order
+
+
+def _all_reduced(tensor: Tensor, lane: Lane) -> Tensor:
+    distributed.all_reduce(tensor, group=lane.process_group)
+    return tensor
 
 
 def _gather_over_lane(tensor: Tensor, lane: Lane) -> Tensor:
     """The tensors of all ranks of the lane, one a row."""
     if lane.width == 1:
         return tensor.unsqueeze(0)
+    return exchanged(lambda: _gathered(tensor, lane))
+
+
+def _gathered(tensor: Tensor, lane: Lane) -> Tensor:
     rows = tensor.new_empty(lane.width * len(tensor))
     distributed.all_gather_into_tensor(rows, tensor, group=lane.process_group)
     return rows.reshape(lane.width, -1)

@@ -86,7 +86,10 @@ def plainly(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 class RecomputedBlocks(nn.Sequential):
-    """A sequence of blocks, cut into segments that the backward computes again; its state dict is unchanged."""
+    """A sequence of blocks, cut into segments that the backward computes again; its state dict is unchanged.
+
+    Without segments the backward computes nothing again.
+    """
 
     def __init__(self, blocks: nn.Sequential, segments: Sequence[range]) -> None:
         super().__init__()
@@ -97,6 +100,8 @@ class RecomputedBlocks(nn.Sequential):
     def forward(self, x: Any) -> Any:
         """Run the segments one after another."""
         blocks = list(self)
+        if not self.segments:
+            return _in_turn(blocks, x)
         for segment in self.segments:
             x = recompute(_in_turn, [blocks[i] for i in segment], x)
         return x

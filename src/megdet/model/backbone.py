@@ -93,6 +93,16 @@ class Backbone(nn.Module):
         if recompute != "none":
             recompute_blocks(self.body, recompute, recipe.name)
 
+    @property
+    def has_blocks(self) -> bool:
+        """Whether it is a sequence of blocks that can be computed again."""
+        return bool(_stages(self.body))
+
+    def set_recompute(self, plan: RecomputePlan) -> None:
+        """Change what the backward computes again, from the next forward on; the tensors stay where they are."""
+        if plan != "none" or any(isinstance(module, RecomputedBlocks) for module in self.body.modules()):
+            recompute_blocks(self.body, plan, self.name)
+
     def forward(self, images: Float[Tensor, "images 3 height width"]) -> list[Float[Tensor, "images _ _ _"]]:
         """The features, whose strides are 4, 8, 16 and 32, or at most `output_stride`."""
         with recompute_outputs():
@@ -105,7 +115,7 @@ def recompute_blocks(body: nn.Module, plan: RecomputePlan, name: str) -> None:
     """Exchange the stages of a network, sequences of blocks, for such that are computed again in the backward.
 
     `block` cuts after every block, `stage` after every stage, `sqrt` where the planner of Chen et al. (2016) finds the
-    least memory. Raises InputError for a network that is no sequence of blocks.
+    least memory, `none` nowhere. Raises InputError for a network that is no sequence of blocks.
     """
     stages = _stages(body)
     if not stages:
@@ -114,12 +124,14 @@ def recompute_blocks(body: nn.Module, plan: RecomputePlan, name: str) -> None:
     if plan == "sqrt":
         inside, kept = _block_bytes(body, list(stages.values()))
         segments = sublinear_segments(inside, kept, starts[1:])
-    elif plan == "block":
+    elif plan in ("block", "none"):
         segments = [range(i, i + 1) for i in range(starts[-1])]
     else:
         segments = list(itertools.starmap(range, itertools.pairwise(starts)))
     for (path, stage), start, end in zip(stages.items(), starts[:-1], starts[1:], strict=True):
         own = [range(part.start - start, part.stop - start) for part in segments if start <= part.start < end]
+        if plan == "none":
+            own = []
         body.set_submodule(path, RecomputedBlocks(stage, own))
 
 
@@ -129,7 +141,7 @@ def _stages(module: nn.Module, path: str = "") -> dict[str, nn.Sequential]:
     for name, child in module.named_children():
         own = f"{path}.{name}" if path else name
         blocks = list(child.children())
-        is_stage = type(child) is nn.Sequential and all(
+        is_stage = type(child) in (nn.Sequential, RecomputedBlocks) and all(
             not isinstance(block, nn.Sequential) and any(True for _ in block.children()) for block in blocks
         )
         if is_stage and blocks:
@@ -148,7 +160,7 @@ def _block_bytes(body: nn.Module, stages: list[nn.Sequential]) -> tuple[list[int
     hooks = [block.register_forward_pre_hook(lambda _block, given: inputs.append(given[0])) for block in blocks]
     was_training = body.training
     with torch.no_grad():
-        body.eval()(torch.zeros(1, 3, 64, 64))
+        body.eval()(next(body.parameters()).new_zeros(1, 3, 64, 64))
     for hook in hooks:
         hook.remove()
     for block, x in zip(blocks, inputs, strict=True):

@@ -94,6 +94,7 @@ class Detector(nn.Module, ABC):
         self.architecture, self.num_classes = architecture, num_classes
         self.backbone = Backbone(architecture.backbone, lane, recompute_plan)
         self.recompute = recompute if recompute_plan != "none" else plainly
+        self._recompute_plan = recompute_plan
         self.compiled: dict[str, Callable[..., Any]] = {}
         """what training calls instead of the forward of some of the dense parts"""
 
@@ -101,6 +102,15 @@ class Detector(nn.Module, ABC):
     def exact_paste(self) -> bool:
         """Whether its masks go into an image where their boxes are, not where these are in whole pixels."""
         return True
+
+    def set_recompute(self, plan: RecomputePlan) -> None:
+        """Change what the backward computes again instead of keeping it, from the next forward on.
+
+        Raises InputError for a backbone that is no sequence of blocks.
+        """
+        if plan != self._recompute_plan:
+            self.backbone.set_recompute(plan)
+            self.recompute, self._recompute_plan = recompute if plan != "none" else plainly, plan
 
     def reported(self) -> tuple[str, ...]:
         """The names in the result of a forward: losses, then counts."""

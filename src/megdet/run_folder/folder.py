@@ -5,6 +5,7 @@ A run folder holds (docs/run_folder.md describes each format)
     recipe.yaml        the complete recipe, as text: `megdet train runs/a/recipe.yaml` repeats the run
     environment.json   where it ran, one entry a start               (environment.py)
     metrics.jsonl      the numbers of every step and evaluation      (metrics.py)
+    replaced_images.json  training images that could not be read, if there were any
     evaluation.json    the COCO numbers of the last evaluation
     detections.json    the detections they were counted from, in the COCO result format
     checkpoints/       what a resume needs                           (checkpoint_files.py)
@@ -45,6 +46,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.evaluation = self.path / "evaluation.json"
         self.detections = self.path / "detections.json"
+        self.replaced_images = self.path / "replaced_images.json"
         self.checkpoints = self.path / "checkpoints"
         self.pictures = self.path / "pictures"
 
@@ -112,7 +114,7 @@ class FolderLock:
         self.folder, self._path, self._file = folder, path, file
 
     def check(self) -> None:
-        """Raise InputError if the folder was moved or deleted: what is written now would be lost."""
+        """Raise InputError if the folder was moved, deleted or made read-only: what is done now would be lost."""
         try:
             is_there = os.path.samestat(os.fstat(self._file.fileno()), self._path.stat())
         except OSError:
@@ -121,6 +123,11 @@ class FolderLock:
             raise InputError(
                 f"the run folder {self.folder.path} was moved or deleted while the run went on: put it back and run "
                 "the same command again"
+            )
+        if not os.access(self.folder.checkpoints, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+            raise InputError(
+                f"the run folder {self.folder.path} was made read-only while the run went on: let this user write "
+                "there and run the same command again"
             )
 
     def close(self) -> None:

@@ -17,6 +17,7 @@ from megdet.run_folder.metrics import MetricsWriter
 from megdet.training.agreement import Agreement
 from megdet.training.evaluations.background import BackgroundEvaluations, overrides_beside
 from megdet.training.evaluations.evaluations import Evaluations
+from megdet.training.fault_log import FaultLog
 from megdet.training.report import Reporter
 from megdet.training.run import Run, RunOptions, open_run
 from megdet.training.step_log import StepLog
@@ -52,7 +53,7 @@ def _train(
         _watched(run, folder) as observers,
     ):
         stops, evaluations, reporter = stops_of(run), observers.evaluations, observers.log.reporter
-        agreed = Agreement(world, signals, save_seconds=60 * recipe.checkpoint_minutes)
+        agreed = Agreement(world, signals, 60 * recipe.checkpoint_minutes, lambda: run.has_faults)
         for warning in run.position.warnings:
             reporter.say(warning)
         evaluations.make_up(step for step in run.position.unevaluated if step in stops and stops[step].is_evaluated)
@@ -63,6 +64,8 @@ def _train(
                 is_stopped, is_last = agreed.signal is not None, step == run.last_step
                 is_due = agreed.is_save_due or (recipe.checkpoint_steps and step % recipe.checkpoint_steps == 0)
                 is_saved = stop.is_saved or bool(is_due) or is_stopped
+                if agreed.are_faults_known or is_saved:
+                    observers.faults.gather(step)
                 is_read = observers.log.add(result, reads=step in stops or is_saved or agreed.is_roll_back_due)
                 agreed.has_diverged = observers.log.divergence is not None
                 if agreed.is_roll_back_due or (agreed.has_diverged and (step in stops or is_saved)):
@@ -85,6 +88,7 @@ def _train(
                     run.restart_clock()
         evaluations.finish()
         reporter.say(observers.log.outcome())
+        observers.faults.tell()
     if run.position.numbers is None:
         raise InputError(f"{folder.path}: the run is over but has no evaluation: run `megdet evaluate {folder.path}`")
     return run.position.numbers
@@ -138,6 +142,7 @@ def stops_of(run: Run) -> dict[int, Stop]:
 class _Observers:
     log: StepLog
     evaluations: Evaluations
+    faults: FaultLog
 
 
 @contextmanager
@@ -158,7 +163,8 @@ def _watched(run: Run, folder: RunFolder) -> Iterator[_Observers]:
             opened.callback(background.close)
             note = f", in float32, since bfloat16 is slow there: {slow}" if slow else ""
             reporter.say(f"evaluations go on beside the training, on {run.evaluates_on}{note}")
-        yield _Observers(StepLog(run, reporter, metrics), Evaluations(run, folder, reporter, metrics, background))
+        evaluations = Evaluations(run, folder, reporter, metrics, background)
+        yield _Observers(StepLog(run, reporter, metrics), evaluations, FaultLog(run, folder, reporter, metrics))
 
 
 def _look(run: Run, evaluations: Evaluations, step: int, *, is_saved: bool = False) -> None:

@@ -12,14 +12,14 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 
 import msgspec
 import torch
 
-from megdet.data.loader import training_batches
+from megdet.data.loader import LoadingFaults, training_batches
 from megdet.data.plan import TrainingPlan
 from megdet.distributed.layout import Layout, recipe_layout
 from megdet.distributed.world import World
@@ -36,11 +36,13 @@ from megdet.run_folder.checkpoint_files import (
 from megdet.run_folder.folder import FolderLock, RunFolder
 from megdet.run_folder.run_state import RunState
 from megdet.run_length import total_steps
+from megdet.runtime import is_out_of_memory
 from megdet.structures import Batch
 from megdet.training.checkpoint_writer import CheckpointWriter
 from megdet.training.common_start import compare_commands, compare_data, compare_states, newest_step
 from megdet.training.compiled import check_compiler, compile_dense
 from megdet.training.datasets import Datasets, check_statistics, fingerprint, load_datasets
+from megdet.training.dry_run import MemoryTrial
 from megdet.training.evaluations.background import agree_on_device
 from megdet.training.resume import Position, check_folder, claim_folder, resume, start_at
 from megdet.training.schedule import learning_rate, rewarm_factor
@@ -92,7 +94,14 @@ class Run:
 
     def __post_init__(self) -> None:
         self._saved_step = self.first_step
+        self.faults = LoadingFaults()
+        """what has gone wrong on this rank with its images and was mended, until somebody takes it"""
         self._clock = time.perf_counter()
+
+    @property
+    def has_faults(self) -> bool:
+        """Whether this rank has survived something that nobody has asked for."""
+        return bool(self.faults) or self.trainer.pieces.repeated > 0
 
     @property
     def first_step(self) -> int:
@@ -132,20 +141,32 @@ class Run:
             (first, last),
             workers=self.options.workers,
             device=self.world.device,
+            faults=self.faults,
         )
         self.restart_clock()
         for step in range(first, last):
-            waiting = _Waiting(batches)
+            waiting, again = _Waiting(batches), None if self.compiled else partial(self._loaded_again, step)
             rate = (rate_of or self.scheduled_rate)(step)
             try:
-                result = train_step(self.trainer, islice(waiting, len(groups)), groups, rate, step, self.world, notes)
-            except torch.OutOfMemoryError:
+                own = islice(waiting, len(groups))
+                result = train_step(self.trainer, own, groups, rate, step, self.world, notes, again)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
                 raise InputError(
                     f"a micro-batch of {layout.largest_share} images does not fit {self.world.device}: use more "
                     "devices, --max-images-per-device, a smaller bn_size or smaller data.short_edges"
                 ) from None
             before, self._clock = self._clock, time.perf_counter()
             yield replace(result, seconds=self._clock - before, data_seconds=waiting.seconds)
+
+    def _loaded_again(self, step: int) -> Iterator[Batch]:
+        """The micro-batches of a step once more; what went wrong with their images is known already."""
+        rank, device = self.world.rank, self.world.device
+        steps = step, step + 1
+        return training_batches(
+            self.datasets.train, self.plan, self.layout, rank, steps, workers=0, device=device, faults=LoadingFaults()
+        )
 
     def restart_clock(self) -> None:
         """Start the time of the next step now."""
@@ -303,6 +324,10 @@ def open_run(
             position = start_at(trainer, start, datasets.train, world)
         compare_states(trainer, position.step, world)
         compiled = compile_dense(trainer.model, warns=world.is_first) if options.compile else []
+        if not compiled:  # a compiled part keeps what its compiler likes
+            trial = MemoryTrial(trainer, plan, datasets.train, world)
+            layout, change = trial.fitting(layout, options.lane_width, options.max_images_per_device)
+            position = replace(position, warnings=(*position.warnings, *([change] if change else [])))
         place = (position, folder, lock, beside, compiled, writer)
         yield Run(recipe, options, world, layout, datasets, plan, trainer, *place)
 

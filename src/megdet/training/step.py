@@ -22,10 +22,11 @@ from torch import Tensor
 
 from megdet.distributed.world import World
 from megdet.layers.batch_norm import finish_step
-from megdet.precision import arithmetic, backward, dtype_of
+from megdet.precision import dtype_of
 from megdet.structures import Batch
 from megdet.training.optimizers.optimizer import step_unless
 from megdet.training.optimizers.parts import num_in_first_half
+from megdet.training.pieces import accumulate
 from megdet.training.trainer import Trainer
 from megdet.training.watch import Verdict
 
@@ -64,6 +65,7 @@ def train_step(
     step: int,
     world: World,
     notes: Callable[[], Sequence[bool]] | None = None,
+    again: Callable[[], Iterable[Batch]] | None = None,
 ) -> StepResult:
     """Make one update from this rank's micro-batches.
 
@@ -78,17 +80,21 @@ def train_step(
         world: all ranks.
         notes: asked after the last backward; the ranks that say yes are counted in the reduction that the step has
             anyway. Every rank gives as many.
+        again: gives the micro-batches once more, where memory runs out; without it the error is raised.
     """
     recipe, buckets, reported = trainer.recipe, trainer.buckets, trainer.model.reported()
     buckets.zero()
     totals = torch.zeros(len(reported), device=world.device, dtype=dtype_of(recipe.precision))
-    batches, first_half = iter(micro_batches), None
+    several = trainer.model, recipe, buckets, trainer.pieces
+    batches, first_half, done = iter(micro_batches), None, 0
     if _needs_halves(trainer, step):
         number = num_in_first_half(groups, recipe.groups_per_step)
-        _accumulate(trainer, islice(batches, number), number, totals, world.device)
-        first_half = buckets.set_aside()
+        first_again = None if again is None else lambda: islice(again(), number)
+        totals += accumulate(*several, islice(batches, number), number, world.device, first_again)
+        first_half, done = buckets.set_aside(), number
         groups = groups[number:]
-    _accumulate(trainer, batches, len(groups), totals, world.device)
+    rest_again = None if again is None else lambda: islice(again(), done, None)
+    totals += accumulate(*several, batches, len(groups), world.device, rest_again)
     buckets.finish()
     agvm, noise = _measure(trainer, first_half, step)
     if first_half is not None:
@@ -152,21 +158,6 @@ def _why_left_out(numbers: Mapping[str, float], limit: float, trainer: Trainer) 
         f"gradient_norm {norm:.4g} is above {limit:.4g}, {watch.explodes_at:g} times the median of the last "
         f"{watch.window}"
     )
-
-
-def _accumulate(
-    trainer: Trainer, micro_batches: Iterable[Batch], count: int, totals: Tensor, device: torch.device
-) -> None:
-    """Backward through `count` micro-batches, sending gradients while the last one runs."""
-    recipe, model = trainer.recipe, trainer.model
-    for number, batch in enumerate(micro_batches):
-        with arithmetic(recipe.precision, device):
-            losses = model(batch)
-        loss = torch.stack([losses[name].sum() for name in model.loss_names]).sum() / recipe.batch_size
-        if number == count - 1:
-            trainer.buckets.overlap()
-        backward(loss, recipe.precision)
-        totals += torch.stack([losses[name].detach().sum() for name in model.reported()]).to(totals.dtype)
 
 
 def _needs_halves(trainer: Trainer, step: int) -> bool:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -24,6 +24,7 @@ from megdet.training.optimizers.averages import MovingAverage
 from megdet.training.optimizers.noise_scale import NoiseScale
 from megdet.training.optimizers.optimizer import make_optimizer, restore_state, state_by_name, state_layout
 from megdet.training.optimizers.parts import parts_of
+from megdet.training.pieces import Pieces
 from megdet.training.watch import GradientWatch
 
 Tensors = dict[Kind, dict[str, Tensor]]
@@ -44,6 +45,8 @@ class Trainer:
     """AGVM, if the recipe has it"""
     noise: NoiseScale | None = None
     """the gradient noise scale, if the recipe measures it"""
+    pieces: Pieces = field(default_factory=Pieces)
+    """in what pieces micro-batches are computed"""
 
     @property
     def extras(self) -> dict[Kind, GradientWatch | MovingAverage | Agvm | NoiseScale]:

@@ -4,8 +4,6 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
-
 from megdet.errors import InputError
 from megdet.evaluation.coco_numbers import Evaluation, evaluate_detections
 from megdet.files import write_json_atomically
@@ -14,6 +12,7 @@ from megdet.inference.trained import load_detector
 from megdet.model.detector import Detector
 from megdet.run_folder.folder import RunFolder
 from megdet.run_folder.metrics import MetricsWriter
+from megdet.runtime import is_out_of_memory
 from megdet.training.evaluations.background import BackgroundEvaluations
 from megdet.training.report import Reporter
 from megdet.training.run import Run
@@ -110,7 +109,9 @@ class Evaluations:
         ids = category_ids_for(datasets.train.class_names, val)
         try:
             results = detect_dataset(model, recipe, val, ids, self.world, workers=self.run.options.workers)
-        except torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             raise InputError(
                 f"the evaluation of step {step}: {recipe.evaluation.batch_size} images do not fit "
                 f"{self.world.device}: lower evaluation.batch_size"

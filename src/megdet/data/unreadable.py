@@ -1,0 +1,66 @@
+"""Training images whose files are lost or damaged, and which image takes their place.
+
+The rule looks at the image and its group alone, so it is the same on every layout: the next image in the order of the
+epoch, as large as the recipe and the canvas of the group let it be, with randomness of its own.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from megdet.data.plan import PlannedImage, TrainingPlan, resized, training_size, unit_interval
+from megdet.errors import InputError
+from megdet.ops.integer_hash import hash_integers
+
+MOST_IN_A_ROW = 8
+"""Images that follow each other and cannot be read: then the folder is lost, not a file."""
+
+_STAND_IN, _HORIZONTAL, _VERTICAL = 8, 1, 2
+"""Purposes of random numbers; the first is one of the plan's."""
+
+
+class UnreadableImageError(InputError):
+    """The file of an image of the data set cannot be read."""
+
+    def __init__(self, message: str, index: int = -1, reason: str = "") -> None:
+        super().__init__(message)
+        self.index, self.reason = index, reason
+
+
+class Replaced(NamedTuple):
+    """An image that could not be read, and the one that took its place."""
+
+    step: int
+    """0, 1, ...: of the plan"""
+    image: int
+    """its place in the data set"""
+    by: int
+    """place of the other image"""
+    reason: str
+    """why it could not be read"""
+
+
+def most_replaced(part: float, num_images: int) -> int:
+    """How many of the images may be lost: this part of them, but one always."""
+    return max(1, math.floor(part * num_images))
+
+
+def stand_in(plan: TrainingPlan, image: PlannedImage, canvas: tuple[int, int]) -> PlannedImage:
+    """The image that takes the place of one of a group with this canvas; it is not cropped."""
+    data, order = plan.recipe.data, plan.order(image.epoch)
+    place = int(np.flatnonzero(order == image.index)[0])
+    index = int(order[(place + 1) % len(order)])
+    height, width = plan.sizes[index].tolist()
+    largest = training_size(height, width, max(data.short_edges), data.scale_jitter[1], data)
+    scale = min(min(largest) / min(height, width), canvas[0] / height, canvas[1] / width)
+    seed = hash_integers(plan.recipe.seed, _STAND_IN, image.seed, index)
+    return PlannedImage(
+        index,
+        image.epoch,
+        seed,
+        resized(height, width, scale * min(height, width), math.inf, data.resize),
+        unit_interval(seed, _HORIZONTAL) < data.horizontal_flip,
+        unit_interval(seed, _VERTICAL) < data.vertical_flip,
+        data.resize,
+    )

@@ -1,0 +1,160 @@
+"""The forwards and backwards of a rank's micro-batches; where memory runs out they are made again in smaller pieces.
+
+A piece is smaller where the backward computes the inside of each block again (`recompute: block`) and, without batch
+statistics, where it is a single image. Neither changes the result, so no other rank need know: this one begins its part
+of the step anew, with the statistics that its lane has agreed upon already, and the others wait in their collectives.
+Gradients, sums of statistics and losses are as before the failed try; nothing else is changed before the update.
+"""
+
+import gc
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from megdet.distributed.gradients import GradientBuckets
+from megdet.layers.batch_norm import has_statistics, step_sums
+from megdet.layers.exchanges import Exchanges, remembered
+from megdet.model.detector import Detector
+from megdet.precision import arithmetic, backward, dtype_of
+from megdet.recipe import Recipe
+from megdet.runtime import is_out_of_memory
+from megdet.structures import Batch
+
+_LOG = logging.getLogger(__name__)
+Again = Callable[[], Iterable[Batch]]
+"""The micro-batches of a part of a step, loaded once more."""
+
+
+@dataclass
+class Pieces:
+    """In what pieces micro-batches of a size are computed; the more pixels, the smaller."""
+
+    limits: list[int] = field(default_factory=list)
+    """pixels of a micro-batch from which recompute begins, and from which images are taken one by one"""
+    repeated: int = 0
+    """parts of steps that were made again, until somebody asks"""
+
+    def size_of(self, batch: Batch) -> int:
+        """0 = as the recipe says, 1 = with recompute, 2 = one by one."""
+        return sum(_pixels(batch) >= limit for limit in self.limits)
+
+    def shrink(self, batch: Batch, smallest: int) -> bool:
+        """Make this micro-batch and all larger ones in smaller pieces from now on; False if there are none."""
+        size = self.size_of(batch) + 1
+        if size > smallest:
+            return False
+        kept = [limit for limit in self.limits if limit < _pixels(batch)]
+        self.limits = [*kept, *[_pixels(batch)] * (size - len(kept)), *self.limits[size:]]
+        return True
+
+    def take_repeated(self) -> int:
+        """How many parts of steps were made again since the last call."""
+        repeated, self.repeated = self.repeated, 0
+        return repeated
+
+
+def accumulate(
+    model: Detector,
+    recipe: Recipe,
+    buckets: GradientBuckets,
+    pieces: Pieces,
+    micro_batches: Iterable[Batch],
+    count: int,
+    device: torch.device,
+    again: Again | None = None,
+) -> Tensor:
+    """Backward through `count` micro-batches, sending gradients while the last one runs.
+
+    Args:
+        model: its gradients and sums of statistics grow.
+        recipe: of the run.
+        buckets: the gradients of the model.
+        pieces: how micro-batches are cut; it learns from what does not fit.
+        micro_batches: in their order.
+        count: how many they are.
+        device: of the model.
+        again: gives them once more; without it a step is not made again.
+
+    Returns the sums over their images of what the model reports. Raises what torch raises where memory runs out and
+    there are no smaller pieces.
+    """
+    batches = iter(micro_batches)
+    if again is None:
+        return _sums(_Work(model, recipe, buckets, pieces, batches, count, device))
+    sums = step_sums(model.modules())
+    before = list(torch._foreach_add(sums, 0.0)) if sums else []
+    with remembered(Exchanges()) as exchanges:
+        work = _Work(model, recipe, buckets, pieces, batches, count, device)
+        while True:
+            try:
+                return _sums(work)
+            except (RuntimeError, MemoryError) as error:
+                reason = " ".join(str(error).split())[:80]
+                if not is_out_of_memory(error) or work.now is None:
+                    raise
+                if not pieces.shrink(work.now, smallest_pieces(model, recipe)):
+                    raise
+            # here, where the frames of the failed try are gone with what they held
+            _LOG.warning(f"memory ran out ({reason}): this part of the step is made again in smaller pieces")
+            pieces.repeated += 1
+            for _ in batches:  # those of the failed try that were not yet asked for
+                pass
+            work = _Work(model, recipe, buckets, pieces, iter(again()), count, device)
+            buckets.begin_again()
+            if sums:
+                torch._foreach_copy_(sums, before)
+            exchanges.rewind()
+            gc.collect()
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+
+
+def smallest_pieces(model: Detector, recipe: Recipe) -> int:
+    """The smallest size, as in `Pieces.size_of`, into which micro-batches can be cut with the same result."""
+    if not has_statistics(model):
+        return 2
+    return 1 if recipe.recompute == "none" and model.backbone.has_blocks else 0
+
+
+@dataclass
+class _Work:
+    model: Detector
+    recipe: Recipe
+    buckets: GradientBuckets
+    pieces: Pieces
+    batches: Iterator[Batch]
+    count: int
+    device: torch.device
+    now: Batch | None = None
+    """the micro-batch in work"""
+
+
+def _sums(work: _Work) -> Tensor:
+    model, recipe = work.model, work.recipe
+    totals = torch.zeros(len(model.reported()), device=work.device, dtype=dtype_of(recipe.precision))
+    for number, batch in enumerate(work.batches):
+        work.now, size = batch, work.pieces.size_of(batch)
+        recomputes = size and recipe.recompute == "none" and model.backbone.has_blocks
+        model.set_recompute("block" if recomputes else recipe.recompute)
+        cut = list(_one_by_one(batch)) if size > 1 else [batch]
+        for place, piece in enumerate(cut):
+            with arithmetic(recipe.precision, work.device):
+                losses = model(piece)
+            loss = torch.stack([losses[name].sum() for name in model.loss_names]).sum() / recipe.batch_size
+            if number == work.count - 1 and place == len(cut) - 1:
+                work.buckets.overlap()
+            backward(loss, recipe.precision)
+            totals += torch.stack([losses[name].detach().sum() for name in model.reported()]).to(totals.dtype)
+    return totals
+
+
+def _one_by_one(batch: Batch) -> Iterator[Batch]:
+    for image in range(max(1, len(batch.image_index))):
+        yield batch[image : image + 1]
+
+
+def _pixels(batch: Batch) -> int:
+    return batch.pixels.numel() // 3

@@ -26,7 +26,11 @@ _SECONDS = 0.25
 _SLOW = 0.75
 """bfloat16 is slow below this part of float32's speed: so low that two measurements of a machine agree."""
 _FORMATS = (torch.float32, torch.bfloat16)
-_NO_MEMORY = ("can't allocate memory", "bad_alloc", "not enough memory", "Cannot allocate memory")
+_NO_MEMORY = (
+    *("can't allocate memory", "bad_alloc", "not enough memory", "Cannot allocate memory"),
+    *("could not create a primitive", "could not execute a primitive"),
+)
+"""What torch and, in the last two, oneDNN say when memory has run out."""
 _CONTAINERS = (
     (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
     (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),

@@ -8,7 +8,6 @@ from unittest import mock
 import pytest
 import torch
 
-from factories import with_model
 from megdet.data.plan import TrainingPlan
 from megdet.distributed.layout import recipe_layout
 from megdet.distributed.local_ranks import run_in_ranks
@@ -19,8 +18,6 @@ from megdet.training import dry_run
 from megdet.training.dry_run import MemoryTrial, largest_batch
 from megdet.training.run import RunOptions, open_run
 from small_runs import ALONE, furthest, make, small_recipe, state_of, train_set, write_small_sets
-
-MIB = 1 << 20
 
 
 @pytest.fixture(scope="module")
@@ -81,29 +78,6 @@ def test_a_trial_has_the_largest_canvas_of_the_plan_and_the_most_boxes_of_an_ima
     plan = TrainingPlan(train_set(recipe).sizes, recipe)
     groups = [group for step in range(plan.epoch_end(1)) for group in plan.groups(step)]
     assert canvases == [(4, max((g.canvas for g in groups), key=lambda own: own[0] * own[1]))]
-
-
-def sizes_by_memory(world: World, recipe: Recipe) -> list[int | None]:
-    """In what pieces four images fit, the more memory there is."""
-    trial, found = trial_of(recipe), list[int | None]()
-    for step in range(24):
-        with mock.patch.object(dry_run, "free_bytes", return_value=int(8 * MIB * 1.3**step)):
-            found.append(trial._fits_here(4, (384, 384)))
-        if found[-1] == 0:
-            break
-    return found
-
-
-@pytest.mark.distributed
-@pytest.mark.parametrize("has_statistics", [True, False])
-def test_the_less_memory_a_process_may_take_the_smaller_the_pieces(recipe, has_statistics):
-    changed = replace(recipe, precision="float32")
-    if not has_statistics:
-        changed = with_model(replace(changed, bn_size=0, group_size=4), fpn={"norm": "none"})
-    (found,) = run_in_ranks(sizes_by_memory, 1, changed)
-    order = [None, 1, 0] if has_statistics else [None, 2, 1, 0]
-    assert found == sorted(found, key=order.index)
-    assert {*found} >= {None, order[1], 0}
 
 
 def test_where_nothing_fits_the_run_is_refused_before_its_first_step(recipe, needed):

@@ -109,6 +109,19 @@ def test_a_name_that_no_file_can_have_is_refused(words: tuple[str, ...], refused
     assert len(line) < 620
 
 
+def test_no_id_and_no_name_of_a_file_can_pose_as_a_line_of_ours(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forged = "a\nfit to train on"
+    row = {"id": forged, "file_name": f"{forged}.jpg"}
+    document = {"images": [row, row], "annotations": [], "categories": [{"id": 1, "name": forged}]}
+    (tmp_path / "a.json").write_text(json.dumps(document))
+    assert main(["data", "check", str(tmp_path / "a.json"), str(tmp_path)]) == 2
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("fit to train on" in line for line in lines) >= 3
+    assert not any(line.startswith("fit to train on") for line in lines)
+
+
 def test_a_class_that_the_terminal_cannot_show_is_printed_by_its_number(tmp_path: Path) -> None:
     box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 5, 5]}
     truth = {"images": [{"id": 1}], "categories": [{"id": 1, "name": "\u732b"}], "annotations": [box]}

@@ -8,9 +8,17 @@ from PIL import Image
 from factories import with_model
 from megdet.cli.main import main
 from megdet.errors import InputError
+from megdet.inference import trained as loading
 from megdet.inference.trained import load_detector, load_weights
+from megdet.model.choice import make_detector
 from megdet.recipe_file import dump_recipe
-from megdet.run_folder.checkpoint_files import checkpoint_path, latest_checkpoint, save_checkpoint
+from megdet.run_folder.checkpoint_files import (
+    checkpoint_path,
+    latest_checkpoint,
+    open_checkpoint,
+    save_checkpoint,
+    update_state,
+)
 from megdet.run_folder.folder import RunFolder
 from run_folders import load_checkpoint
 from small_runs import CLASS_NAMES, CPU, save_run, small_recipe
@@ -89,6 +97,23 @@ def test_a_damaged_checkpoint_is_refused_by_name(tmp_path):
     (checkpoint / "model.safetensors").write_bytes(b"nothing")
     with pytest.raises(InputError, match=r"damaged: .*model.safetensors is not what was saved"):
         load_detector(folder, CPU)
+
+
+def test_nothing_is_built_before_the_weights_fit_what_the_folder_claims(tmp_path, monkeypatch):
+    folder, _ = save_run(tmp_path / "run", small_recipe(tmp_path))
+    path, devices = latest_checkpoint(folder), []
+    claimed = {"class_names": ("a",) * 1000, "category_ids": tuple(range(1000))}
+    update_state(path, msgspec.structs.replace(open_checkpoint(path).state, **claimed))
+
+    def make(*arguments):
+        model = make_detector(*arguments)
+        devices.append(next(model.parameters()).device.type)
+        return model
+
+    monkeypatch.setattr(loading, "make_detector", make)
+    with pytest.raises(InputError, match="weights of another architecture"):
+        load_detector(folder, CPU)
+    assert devices == ["meta"]
 
 
 def test_weights_are_loaded_all_or_not_at_all():

@@ -12,7 +12,7 @@ from megdet.data.coco import load_coco
 from megdet.data.convert import convert_voc, convert_yolo_folder, link_images
 from megdet.data.demo import draw_demo
 from megdet.data.stats import QUANTILES, dataset_statistics
-from megdet.errors import InputError
+from megdet.errors import InputError, printable, shown
 
 
 def run_demo(arguments: Arguments) -> None:
@@ -31,14 +31,15 @@ def run_check(arguments: Arguments) -> None:
         allow_outside_files=arguments.allow_outside_files,
         with_masks=arguments.masks,
     )
-    shown: Counter[tuple[bool, str]] = Counter()
+    printed: Counter[tuple[bool, str]] = Counter()
     for problem in problems:
-        shown[problem.fatal, problem.kind] += 1
-        if shown[problem.fatal, problem.kind] > SHOWN_OF_A_KIND and not arguments.all:
+        printed[problem.fatal, problem.kind] += 1
+        if printed[problem.fatal, problem.kind] > SHOWN_OF_A_KIND and not arguments.all:
             continue
         ids = [("image", problem.image_id), ("annotation", problem.annotation_id)]
-        where = "".join(f", {name} {value}" for name, value in ids if value is not None)
-        CONSOLE.print(f"{'fatal' if problem.fatal else 'warning'}: {problem.file}{where}: {problem.message}")
+        where = "".join(f", {name} {shown(value)}" for name, value in ids if value is not None)
+        file = printable(str(problem.file))  # a line break in it could pose as a line of ours
+        CONSOLE.print(f"{'fatal' if problem.fatal else 'warning'}: {file}{where}: {problem.message}")
     counts = Counter((problem.fatal, problem.kind) for problem in problems)
     if counts:
         table = Table("", "problem", "count")
@@ -83,7 +84,7 @@ def run_stats(arguments: Arguments) -> None:
     CONSOLE.print(table)
     classes = Table("class", "boxes")
     for name, count in stats.class_counts.items():
-        classes.add_row(name, str(count))
+        classes.add_row(printable(name), str(count))
     CONSOLE.print(classes)
     if arguments.picture is not None:
         from megdet.data.stats_picture import plot_statistics  # here, because few calls need it

@@ -13,7 +13,7 @@ from megdet.data.image import IMAGE_SUFFIXES
 from megdet.data.shared import once_a_host
 from megdet.distributed.failures import stop_together
 from megdet.distributed.world import World
-from megdet.errors import InputError
+from megdet.errors import InputError, printable
 from megdet.evaluation.coco_numbers import Evaluation, evaluate_detections, evaluate_files
 from megdet.evaluation.tables import tables
 from megdet.files import make_folder, write_json_atomically
@@ -144,7 +144,7 @@ def run_detect(arguments: Arguments) -> None:
         picture = _free_name(out, file, {earlier for earlier, _ in found})
         save_picture(picture, pixels, results, trained, arguments.score)
         drawn = sum(result["score"] >= arguments.score for result in results)
-        CONSOLE.print(f"{picture}: {drawn} of {len(results)} detections drawn")
+        CONSOLE.print(f"{printable(str(picture))}: {drawn} of {len(results)} detections drawn")
         found.append((picture, [{**result, "category": names[result["category_id"]]} for result in results]))
     write_result(out / "detections.json", [result for _, results in found for result in results])
     CONSOLE.print(f"{out / 'detections.json'}")

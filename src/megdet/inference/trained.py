@@ -67,6 +67,9 @@ def load_detector(
         checkpoint = open_checkpoint(path)
         kind: Kind = "averages" if "averages" in checkpoint.hashes else "model"
         weights.update(checkpoint.tensors(kind))
+        with torch.device("meta"):  # shapes without memory: the state may claim millions of classes
+            wanted = make_detector(recipe, len(checkpoint.state.class_names)).state_dict()
+        check_weights(weights, wanted, str(checkpoint.file(kind)))
         return recipe, checkpoint.state, str(checkpoint.file(kind))
 
     recipe, state, source = world.on_first(read)
@@ -92,9 +95,14 @@ def load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], sourc
 
     Raises InputError naming the first that does not fit or is not finite.
     """
-    try:
-        check_tensors(weights, model.state_dict(), source, converts=True)
-    except InputError as error:
-        raise InputError(f"{error}: these are weights of another architecture than the recipe's") from None
+    check_weights(weights, model.state_dict(), source)
     check_finite(weights, source)
     model.load_state_dict(weights)
+
+
+def check_weights(weights: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], source: str) -> None:
+    """Refuse tensors that are not those of a detector by name, shape and kind. Raises InputError."""
+    try:
+        check_tensors(weights, wanted, source, converts=True)
+    except InputError as error:
+        raise InputError(f"{error}: these are weights of another architecture than the recipe's") from None

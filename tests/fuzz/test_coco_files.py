@@ -53,7 +53,7 @@ def test_annotations_are_read_or_refused(tmp_path: Path, number: int, monkeypatc
         training, listing, evaluation, info = tallies
         refusal = training.case(lambda: load_coco(file, images, keep_empty=True, with_masks=True), file.name, "images")
         problems = listing.case(lambda: run_verb("data", "check", file, images, "--masks"), file.name)
-        assert bool(refusal) == bool(problems), (refusal, problems)
+        assert problems or not refusal, refusal  # the check with --masks also refuses an object without one
         evaluation.case(lambda: evaluate_files(file, found), file.name, found.name)
         info.case(lambda: read_image_info(file), file.name)
 

@@ -34,7 +34,7 @@ RESTARTS_IN_A_ROW = 3
 MOST_RESTARTS = 30
 """Times that they are started anew at all: a machine on which more die has another trouble."""
 
-_DYING_SECONDS = 1.0
+_DYING_SECONDS = 10.0
 _SHARED_MEMORY = Path("/dev/shm")
 _KEPT_FREE = 2.0
 """Batches for which there must be room before one is put there: others fill it at the same time."""

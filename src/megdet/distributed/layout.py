@@ -64,6 +64,19 @@ class Layout:
         return slice(-(-place * size // width), -(-(place + 1) * size // width))
 
 
+def smaller_shares(
+    layout: Layout, lane_width: int | None = None, max_images_per_device: int | None = None
+) -> Iterator[Layout]:
+    """The other layouts of the same groups and ranks whose largest share has fewer images, the best first.
+
+    Raises InputError as `possible_layouts` does.
+    """
+    groups, size, ranks = layout.num_groups, layout.group_size, layout.world_size
+    for other in possible_layouts(groups, size, ranks, lane_width, max_images_per_device):
+        if other.largest_share < layout.largest_share:
+            yield other
+
+
 def possible_layouts(
     num_groups: int,
     group_size: int,

@@ -263,7 +263,8 @@ def finish_step(
         if unless is not None:
             means = _replaced(means, running, unless)
         torch._foreach_lerp_(running, means, RUNNING_MOMENTUM)
-        torch._foreach_add_(counts, 1 if unless is None else (~unless).to(counts[0].dtype))
+        one = torch.ones_like(counts[0]) if unless is None else (~unless).to(counts[0].dtype)
+        torch._foreach_add_(counts, [one] * len(counts))  # with one tensor for all torch would wait for its value
 
 
 @torch.no_grad()

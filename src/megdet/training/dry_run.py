@@ -17,7 +17,7 @@ from megdet.data.masks import PlacedMask
 from megdet.data.plan import TrainingPlan, canvas_of, training_size
 from megdet.data.transforms import make_masks
 from megdet.distributed.lane import SINGLE_LANE, Lane, make_lane
-from megdet.distributed.layout import Layout, possible_layouts
+from megdet.distributed.layout import Layout, smaller_shares
 from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.layers.batch_norm import CrossDeviceBatchNorm, step_sums
@@ -85,10 +85,7 @@ class MemoryTrial:
     def _layouts(self, first: Layout, lane_width: int | None, max_images: int | None) -> Iterator[Layout]:
         """The given one, then others with smaller shares."""
         yield first
-        groups, size, ranks = first.num_groups, first.group_size, first.world_size
-        for other in possible_layouts(groups, size, ranks, lane_width, max_images):
-            if other.largest_share < first.largest_share:
-                yield other
+        yield from smaller_shares(first, lane_width, max_images)
 
     def _is_needed(self, layout: Layout) -> bool:
         free = free_bytes(self.world.device)

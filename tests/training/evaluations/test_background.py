@@ -207,11 +207,15 @@ def test_the_last_evaluation_failing_keeps_the_run_for_the_next_start(
 
 def test_an_evaluation_that_is_killed_stops_the_run_with_its_step(recipe, folder, monkeypatch, before_step):
     watched = Watched(monkeypatch)
-    before_step[3] = lambda: os.kill(watched.started[0].pid, signal.SIGKILL)
-    before_step[4] = lambda: wait_until(lambda: watched.has_ended)
+
+    def kill() -> None:
+        os.kill(watched.started[0].pid, signal.SIGKILL)
+        wait_until(lambda: watched.has_ended)
+
+    before_step[3] = kill
     with pytest.raises(InputError, match=r"step 2 in the background failed: its process was ended by SIGKILL"):
         train(recipe, folder, BACKGROUND, ALONE)
-    assert steps(folder) == [2, 4]
+    assert steps(folder) == [2, 3]  # the run is saved behind the step in which that is seen
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, InputError])

@@ -101,7 +101,8 @@ def _count(optimizer: torch.optim.Optimizer, weights: list[Tensor]) -> Tensor:
     numbers: list[Tensor] = [optimizer.state[weight]["step"] for weight in weights]
     counted = numbers[0] + 1.0
     is_left_out = _is_left_out(optimizer)
-    torch._foreach_add_(numbers, 1.0 if is_left_out is None else (~is_left_out).to(counted.dtype))
+    one = torch.ones_like(counted) if is_left_out is None else (~is_left_out).to(counted.dtype)
+    torch._foreach_add_(numbers, [one] * len(numbers))  # with one tensor for all torch would wait for its value
     return counted
 
 

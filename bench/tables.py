@@ -58,6 +58,17 @@ def train_step(result: Result) -> list[str]:
     return [*against_torchvision(result), "", f"{kind}: {limit}, {own}."]
 
 
+def winograd(result: Result) -> list[str]:
+    """A row a layer; in each cell oneDNN's time, ours, and how many times as fast ours is."""
+    rows = [["maps, channels", *result["cases"][0]["ms"], "error, oneDNN's and ours"]]
+    for case in result["cases"]:
+        images, edge, inputs, outputs = case["case"]
+        times = [f"{theirs:.1f}, {ours:.1f}: {theirs / ours:.2f}" for theirs, ours in case["ms"].values()]
+        errors = " and ".join(f"{error:.1e}" for error in case["error"])
+        rows.append([f"{images} x {edge} x {edge}, {inputs} to {outputs}", *times, errors])
+    return _table(*rows)
+
+
 def busy_machine(result: Result) -> list[str]:
     rows = [["side", "setting", "images a second alone", "against torch", "beside another, each", "of a fair share"]]
     for name, setting in result["settings"].items():

@@ -85,12 +85,23 @@ def test_a_prediction_stands_beside_the_real_run(script: Script, results: dict[s
     assert f"Of these predictions {held}; the others are marked as missed." in lines
 
 
+def test_a_convolution_has_the_times_of_both_sides(script: Script, results: dict[str, Any]) -> None:
+    times = {"output": [12.0, 6.0], "input gradient": [10.0, 12.5], "weight gradient": [9.0, 4.5]}
+    found = {"cases": [{"case": [2, 40, 256, 720], "ms": times, "error": [6e-7, 1.3e-6]}]}
+    results["winograd"] = {**results["memory/320"], "result": found}
+    lines = section(script("page").write_page(results), "3 x 3 convolutions")
+    assert "| maps, channels | output | input gradient | weight gradient | error, oneDNN's and ours |" in lines
+    cells = "12.0, 6.0: 2.00 | 10.0, 12.5: 0.80 | 9.0, 4.5: 2.00 | 6.0e-07 and 1.3e-06"
+    assert f"| 2 x 40 x 40, 256 to 720 | {cells} |" in lines
+
+
 def test_the_sections_stand_in_their_order(script: Script) -> None:
     titles = re.findall(r"^## (.*)", script("page").write_page({}), flags=re.MULTILINE)
     assert titles == [
         *(
             "A training step",
             "A training step of other detectors",
+            "3 x 3 convolutions",
             "Memory",
             "Inference",
             "A busy machine",

@@ -12,7 +12,6 @@ after its imports, on a GPU the peak of what was allocated.
 
 import argparse
 import json
-import platform
 import re
 import statistics
 import subprocess
@@ -33,6 +32,7 @@ from megdet.model.faster_rcnn import FasterRcnn
 from megdet.planning.counting import meta_detector
 from megdet.recipe import Recipe
 from megdet.recipe_file import load_recipe
+from megdet.runtime import processor_name
 
 NAMES = (
     *("resnet50", "resnet101", "resnet152"),
@@ -112,7 +112,7 @@ def measured(name: str, options: argparse.Namespace) -> dict[str, Any]:
     row["seconds"] = statistics.median(seconds[1:])
     is_gpu = device.type == "cuda"
     row["mib"] = torch.cuda.max_memory_allocated(device) / 2**20 if is_gpu else resident_mib("VmHWM") - before
-    row["device"] = torch.cuda.get_device_name(device) if is_gpu else platform.processor() or platform.machine()
+    row["device"] = torch.cuda.get_device_name(device) if is_gpu else processor_name()
     return row
 
 

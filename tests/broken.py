@@ -89,7 +89,7 @@ def broken_bytes(draw: st.DrawFn, content: bytes, reach: int = 1 << 30) -> bytes
         if kind == "number":
             size, order = draw(st.sampled_from((1, 2, 4, 8))), draw(st.sampled_from(("little", "big")))
             number = draw(st.sampled_from((0, 1, -1, 2**31, 2**30, 65535, 100_000, 255))) % (1 << 8 * size)
-            found[start : start + size] = number.to_bytes(size, order)  # type: ignore[arg-type]
+            found[start : start + size] = number.to_bytes(size, order)  # type: ignore[arg-type]  # one of two words, which hypothesis gives as any str
         elif kind == "byte":
             found[start : start + 1] = bytes([draw(st.integers(0, 255))])
         elif kind == "cut":

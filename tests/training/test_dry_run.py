@@ -37,8 +37,8 @@ def trial_of(recipe: Recipe) -> MemoryTrial:
     return MemoryTrial(make(recipe), TrainingPlan(dataset.sizes, recipe), dataset, ALONE)
 
 
-def after(recipe: Recipe, options: RunOptions = RunOptions(workers=0), world: World = ALONE) -> Any:  # noqa: B008
-    with open_run(recipe, world, options) as run:
+def after(recipe: Recipe, options: RunOptions | None = None, world: World = ALONE) -> Any:
+    with open_run(recipe, world, options or RunOptions(workers=0)) as run:
         for _ in run.steps(0, 2):
             pass
         return state_of(run.trainer), run.layout, run.position.warnings

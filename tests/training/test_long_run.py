@@ -47,7 +47,8 @@ def middle(seen: Sequence[Seen], first: int, last: int) -> Seen:
     """The medians between two steps."""
     own = [one for one in seen if first <= one.step <= last]
     assert len(own) >= 5
-    return Seen(last, *(statistics.median(column) for column in list(zip(*own, strict=True))[1:]))  # type: ignore[arg-type]
+    memory, *counts = (statistics.median(column) for column in list(zip(*own, strict=True))[1:])
+    return Seen(last, memory, *map(int, counts))
 
 
 @pytest.mark.slow

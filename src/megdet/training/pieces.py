@@ -85,7 +85,7 @@ def accumulate(
     if again is None:
         return _sums(_Work(model, recipe, buckets, pieces, batches, count, device))
     sums = step_sums(model.modules())
-    before = list(torch._foreach_add(sums, 0.0)) if sums else []
+    before = list(torch._foreach_add(sums, 0.0)) if sums else []  # copies, in one launch on a GPU
     with remembered(Exchanges()) as exchanges:
         work = _Work(model, recipe, buckets, pieces, batches, count, device)
         while True:

@@ -24,7 +24,7 @@ from megdet.ops.losses import mean_per_image, smooth_l1
 from megdet.ops.matching import match_boxes, sample_matches
 from megdet.ops.nms import segmented_nms
 from megdet.ops.ordering import NEVER, score_keys, top
-from megdet.structures import Detections, Targets
+from megdet.structures import BatchDetections, Targets
 
 WEIGHTS = (1.0, 1.0, 1.0, 1.0)
 
@@ -123,7 +123,7 @@ class SingleStage(Detector):
         keep = segmented_nms(boxes.flatten(0, 1), scores.flatten(), segments.flatten(), 0.5).view_as(keys)
         best, place = top(keys.masked_fill(~keep, NEVER), self.architecture.detections)
         is_found = best != NEVER
-        return Detections(
+        return BatchDetections(
             boxes.gather(1, place.unsqueeze(2).expand(-1, -1, 4)).masked_fill(~is_found.unsqueeze(2), 0),
             scores.gather(1, place).masked_fill(~is_found, 0),
             label.gather(1, place).masked_fill(~is_found, -1),

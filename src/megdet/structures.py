@@ -95,7 +95,7 @@ class Batch(Rows):
 
 
 @dataclass
-class Detections(Rows):
+class BatchDetections(Rows):
     """What a detector found in a batch, best first, padded to the most it may find.
 
     A row whose `labels` entry is -1 stands for nothing. Boxes are x1, y1, x2, y2 in pixels of the canvas.

@@ -23,7 +23,7 @@ from megdet.inference.predict import Result, detect_dataset, detect_image
 from megdet.inference.trained import TrainedDetector, load_detector
 from megdet.recipe import Evaluation, Recipe
 from megdet.run_folder.folder import RunFolder
-from megdet.structures import Detections
+from megdet.structures import BatchDetections
 from small_runs import ALONE, CPU, save_run, small_recipe, val_set, write_small_set
 
 IDS = [10, 20, 30]
@@ -76,7 +76,7 @@ def test_mirrored_pixels_and_boxes_are_those_of_training(dataset):
     assert not torch.equal(batch.pixels, wanted.pixels)
     assert wanted.targets.is_box.any(1).all()
     labels = wanted.targets.labels
-    mirrored = mirrored_detections(Detections(wanted.targets.boxes, labels.float(), labels), wanted.sizes)
+    mirrored = mirrored_detections(BatchDetections(wanted.targets.boxes, labels.float(), labels), wanted.sizes)
     torch.testing.assert_close(mirrored.boxes, batch.targets.boxes)
 
 
@@ -84,7 +84,7 @@ def test_a_mirrored_mask_lies_in_its_mirrored_box():
     batch = masked_batch(2)
     boxes, labels = batch.targets.boxes, batch.targets.labels
     masks = torch.rand(*labels.shape, 4, 4)
-    found = Detections(boxes, labels.float(), labels, masks)
+    found = BatchDetections(boxes, labels.float(), labels, masks)
     once = mirrored_detections(found, batch.sizes)
     assert once.masks is not None
     assert torch.equal(once.masks[..., 0], masks[..., 3])
@@ -92,10 +92,10 @@ def test_a_mirrored_mask_lies_in_its_mirrored_box():
     torch.testing.assert_close(twice.boxes[labels >= 0], boxes[labels >= 0])
 
 
-def detections(*rows: tuple[list[float], float, int], masks: torch.Tensor | None = None) -> Detections:
+def detections(*rows: tuple[list[float], float, int], masks: torch.Tensor | None = None) -> BatchDetections:
     """Those of one image."""
     boxes, scores, labels = zip(*rows, strict=True)
-    return Detections(
+    return BatchDetections(
         torch.tensor([boxes], dtype=torch.float64),
         torch.tensor([scores], dtype=torch.float64),
         torch.tensor([labels]),
@@ -139,7 +139,7 @@ def test_a_detector_of_any_precision_may_look_several_times(run, dataset, precis
 
 
 def test_images_in_which_nothing_is_found_stay_empty():
-    nothing = Detections(
+    nothing = BatchDetections(
         torch.zeros(2, 3, 4).double(), torch.zeros(2, 3), torch.full((2, 3), -1), torch.zeros(2, 3, 4, 4)
     )
     found = together([nothing, nothing], Evaluation())

@@ -19,7 +19,7 @@ from megdet.inference.predict import category_ids_for, detect_dataset, detect_im
 from megdet.inference.trained import TrainedDetector, load_detector
 from megdet.model.choice import make_detector
 from megdet.recipe import Recipe
-from megdet.structures import Detections
+from megdet.structures import BatchDetections
 from small_runs import ALONE, CPU, save_run, small_recipe, val_set, write_small_set
 
 HEIGHT, WIDTH = 50, 75
@@ -104,7 +104,7 @@ def answer(monkeypatch, boxes: list[list[float]], labels: list[int], masks: torc
 
     def detect_batch(_model, pixels, _sizes, _precision):
         count = len(pixels)
-        return Detections(
+        return BatchDetections(
             torch.tensor(boxes).expand(count, -1, -1),
             torch.linspace(0.9, 0.1, len(labels)).expand(count, -1),
             torch.tensor(labels).expand(count, -1),

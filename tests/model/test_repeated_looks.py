@@ -16,7 +16,7 @@ from megdet.model.repeated_looks import detections_of_looks
 from megdet.model.roi_head import DELTA_WEIGHTS, RoiHead
 from megdet.ops.boxes import encode_boxes
 from megdet.recipe_file import load_recipe
-from megdet.structures import Detections
+from megdet.structures import BatchDetections
 
 BOXES = torch.tensor([[[0.0, 0.0, 10.0, 10.0], [2.0, 0.0, 12.0, 10.0], [50.0, 50.0, 60.0, 60.0]]])
 SIZES = torch.tensor([[64, 64]])
@@ -40,7 +40,7 @@ def scores_of(*rows: list[float]) -> Tensor:
     return torch.tensor([rows])
 
 
-def found_by(head: RoiHead, *looks: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Detections:
+def found_by(head: RoiHead, *looks: Callable[[Tensor], tuple[Tensor, Tensor]]) -> BatchDetections:
     rest = list(looks)
 
     def look(boxes: Tensor, is_valid: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from megdet.inference.merging import Candidates, merge
 from megdet.ops.boxes import box_area, mirrored_boxes
 from megdet.ops.masks import resampled_masks
 from megdet.recipe import Evaluation
-from megdet.structures import Detections
+from megdet.structures import BatchDetections
 
 _VOTES_TOGETHER = 256
 """Masks that are resampled together: a limit of memory."""
@@ -28,21 +28,21 @@ def mirrored_pixels(
     return pixels.gather(3, source[:, None, None].expand_as(pixels)).contiguous(memory_format=torch.channels_last)
 
 
-def mirrored_detections(found: Detections, sizes: Int64[Tensor, "images 2"]) -> Detections:
+def mirrored_detections(found: BatchDetections, sizes: Int64[Tensor, "images 2"]) -> BatchDetections:
     """What was found in mirrored images, as it lies in the images themselves."""
     is_found = (found.labels >= 0).unsqueeze(2)
     boxes = mirrored_boxes(found.boxes, sizes[:, 1:].to(found.boxes.dtype)).masked_fill(~is_found, 0)
     return replace(found, boxes=boxes, masks=None if found.masks is None else found.masks.flip(3))
 
 
-def within(found: Detections, sizes: tuple[float, float]) -> Detections:
+def within(found: BatchDetections, sizes: tuple[float, float]) -> BatchDetections:
     """Only the objects whose root of area is from the first number of pixels on and below the second."""
     edge = box_area(found.boxes).clamp(min=0).sqrt()
     is_counted = (edge >= sizes[0]) & (edge < sizes[1])
     return replace(found, labels=found.labels.masked_fill(~is_counted, -1))
 
 
-def together(looks: Sequence[Detections], recipe: Evaluation) -> Detections:
+def together(looks: Sequence[BatchDetections], recipe: Evaluation) -> BatchDetections:
     """What several looks at the same images found, as one; boxes must be in pixels of the files, on the CPU.
 
     One look stays as it is.
@@ -79,6 +79,6 @@ def together(looks: Sequence[Detections], recipe: Evaluation) -> Detections:
             own_masks.index_add_(0, row, placed * weight[:, None, None])
             total.index_add_(0, row, weight)
         masks = padded(own_masks / total[:, None, None], 0)
-    return Detections(
+    return BatchDetections(
         padded(found.boxes, 0), padded(found.scores, 0), padded(candidates.labels[found.index], -1), masks
     )

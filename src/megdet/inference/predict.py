@@ -25,7 +25,7 @@ from megdet.model.detector import Detector
 from megdet.ops.masks import paste_masks
 from megdet.precision import arithmetic
 from megdet.recipe import Precision, Recipe
-from megdet.structures import Detections
+from megdet.structures import BatchDetections
 
 Result = dict[str, Any]
 """One detection in the COCO result format: image_id, category_id, bbox (x, y, width, height in pixels), score, and
@@ -75,7 +75,7 @@ def detect_dataset(
     found: list[tuple[int, list[Result]]] = []
     groups = [plan[number * num_scales + scale] for number in mine for scale in range(num_scales)]
     batches = group_batches(dataset, groups, workers=workers, device=world.device)
-    done, looks = 0, list[Detections]()
+    done, looks = 0, list[BatchDetections]()
     for (number, scale), batch in zip(itertools.product(mine, range(num_scales)), batches, strict=True):
         batch = batch.to(world.device)
         looks += _looks(model, recipe, scale, batch.pixels, batch.sizes, batch.scales)
@@ -117,7 +117,7 @@ def detect_image(trained: TrainedDetector, file: Path) -> tuple[NDArray[np.uint8
     return pixels, _results(found, (height, width), file.name, trained.category_ids, exact=exact)
 
 
-def detect_batch(model: Detector, pixels: Tensor, sizes: Tensor, precision: Precision) -> Detections:
+def detect_batch(model: Detector, pixels: Tensor, sizes: Tensor, precision: Precision) -> BatchDetections:
     """Detections of one batch on the model's device, in the precision of its recipe."""
     with torch.inference_mode(), arithmetic(precision, pixels.device):
         return model.detect(model.normalized(pixels, sizes), sizes)
@@ -125,7 +125,7 @@ def detect_batch(model: Detector, pixels: Tensor, sizes: Tensor, precision: Prec
 
 def _looks(
     model: Detector, recipe: Recipe, scale: int, pixels: Tensor, sizes: Tensor, scales: Tensor
-) -> list[Detections]:
+) -> list[BatchDetections]:
     """What is found in a batch at one of the scales, and in the mirrored batch if asked for; boxes as in the files."""
     found = [detect_batch(model, pixels, sizes, recipe.precision)]
     if recipe.evaluation.flip:
@@ -136,14 +136,14 @@ def _looks(
     return [within(look, ranges[scale]) for look in found] if ranges else found
 
 
-def _at_file_size(detections: Detections, scales: Tensor) -> Detections:
+def _at_file_size(detections: BatchDetections, scales: Tensor) -> BatchDetections:
     """The same on the CPU, boxes in pixels of the files; `scales` are those of a `Batch`."""
     edges = scales.double().cpu().flip(1).repeat(1, 2).unsqueeze(1)
     return replace(detections.map(Tensor.cpu), boxes=detections.boxes.double().cpu() / edges)
 
 
 def _results(
-    detections: Detections,
+    detections: BatchDetections,
     size: tuple[int, int],
     image_id: int | str,
     category_ids: Sequence[int | None],

@@ -27,7 +27,7 @@ from megdet.model.roi_head import DELTA_WEIGHTS, Outputs, SampledRois
 from megdet.ops.boxes import Weights, clip_boxes, decode_boxes
 from megdet.ops.roi_align import FeatureTable
 from megdet.recipe import RecomputePlan
-from megdet.structures import Detections, Targets
+from megdet.structures import BatchDetections, Targets
 
 STAGES = ("box_head", "box_head_2", "box_head_3")
 """The parts that look one after another."""
@@ -106,7 +106,9 @@ class CascadeRcnn(FasterRcnn):
                 sampled = self.heads[STAGES.index(stage) + 1].match(boxes, is_valid, targets)
         return losses
 
-    def roi_detections(self, table: FeatureTable, proposals: Proposals, sizes: Int64[Tensor, "images 2"]) -> Detections:
+    def roi_detections(
+        self, table: FeatureTable, proposals: Proposals, sizes: Int64[Tensor, "images 2"]
+    ) -> BatchDetections:
         """What the last stage finds; its scores are the mean over all heads, each at the last stage's boxes."""
         *earlier, last = self.heads
         for head in earlier:

@@ -15,7 +15,7 @@ from megdet.layers.recompute import plainly, recompute
 from megdet.model.backbone import Backbone
 from megdet.ops.constants import constant
 from megdet.recipe import RecomputePlan
-from megdet.structures import Batch, Detections, Targets
+from megdet.structures import Batch, BatchDetections, Targets
 
 BACKBONE_MEANING = (
     *("mean", "std", "backbone.name", "backbone.last_convolution", "backbone.norm_eps", "backbone.output_stride"),
@@ -148,7 +148,9 @@ class Detector(nn.Module, ABC):
         """The losses and counts of normalised images, by name."""
 
     @abstractmethod
-    def detect(self, images: Float[Tensor, "images 3 height width"], sizes: Int64[Tensor, "images 2"]) -> Detections:
+    def detect(
+        self, images: Float[Tensor, "images 3 height width"], sizes: Int64[Tensor, "images 2"]
+    ) -> BatchDetections:
         """What is on normalised images; in evaluation mode."""
 
     @abstractmethod

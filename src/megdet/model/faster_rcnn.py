@@ -26,7 +26,7 @@ from megdet.model.rpn import Rpn
 from megdet.model.segmentation import Segmentation
 from megdet.ops.roi_align import FeatureTable, feature_table
 from megdet.recipe import RecomputePlan
-from megdet.structures import Detections, Targets
+from megdet.structures import BatchDetections, Targets
 
 
 @dataclass
@@ -190,7 +190,9 @@ class FasterRcnn(Detector):
         logits, deltas = seen or self.refine(table, sizes, sampled.boxes, sampled.is_valid)
         return self.box_head.losses(logits, deltas, sampled)
 
-    def roi_detections(self, table: FeatureTable, proposals: Proposals, sizes: Int64[Tensor, "images 2"]) -> Detections:
+    def roi_detections(
+        self, table: FeatureTable, proposals: Proposals, sizes: Int64[Tensor, "images 2"]
+    ) -> BatchDetections:
         """What the second stage finds at the proposals."""
 
         def look(boxes: Tensor, is_valid: Tensor) -> Looked:
@@ -217,7 +219,9 @@ class FasterRcnn(Detector):
         return losses | self.roi_losses(table, sampled, seen, targets, sizes)
 
     @torch.no_grad()
-    def detect(self, images: Float[Tensor, "images 3 height width"], sizes: Int64[Tensor, "images 2"]) -> Detections:
+    def detect(
+        self, images: Float[Tensor, "images 3 height width"], sizes: Int64[Tensor, "images 2"]
+    ) -> BatchDetections:
         """What is on normalised images; in evaluation mode."""
         pyramid = self.features(images)
         proposals = self.propose(pyramid, _canvas(images), sizes).proposals

@@ -22,7 +22,7 @@ from megdet.ops.linear import linear
 from megdet.ops.losses import mean_per_image
 from megdet.ops.mask_targets import mask_targets
 from megdet.ops.roi_align import FeatureTable
-from megdet.structures import Detections, Masks
+from megdet.structures import BatchDetections, Masks
 
 
 class MaskHead(nn.Module):
@@ -134,7 +134,7 @@ class MaskHead(nn.Module):
         values = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean((2, 3)) * is_valid
         return {"mask_head": mean_per_image(values, is_valid)}
 
-    def masks(self, table: FeatureTable, found: Detections) -> Float[Tensor, "images detections rows columns"]:
+    def masks(self, table: FeatureTable, found: BatchDetections) -> Float[Tensor, "images detections rows columns"]:
         """The probabilities of the detections' own classes on a grid over each box; 0 in rows for nothing."""
         is_found = found.labels >= 0
         width = filled_columns(is_found, least=1)

@@ -16,7 +16,7 @@ from megdet.model.proposals import Proposals
 from megdet.model.roi_head import Outputs, SampledRois
 from megdet.ops.roi_align import FeatureTable
 from megdet.recipe import RecomputePlan
-from megdet.structures import Detections, Targets
+from megdet.structures import BatchDetections, Targets
 
 
 class MaskRcnn(FasterRcnn):
@@ -62,7 +62,9 @@ class MaskRcnn(FasterRcnn):
         losses = super().roi_losses(table, sampled, seen, targets, sizes)
         return losses | self.mask_head.losses(table, sampled, targets.masks, sizes, self.recompute)
 
-    def roi_detections(self, table: FeatureTable, proposals: Proposals, sizes: Int64[Tensor, "images 2"]) -> Detections:
+    def roi_detections(
+        self, table: FeatureTable, proposals: Proposals, sizes: Int64[Tensor, "images 2"]
+    ) -> BatchDetections:
         """What the second stage finds at the proposals, and its masks."""
         found = super().roi_detections(table, proposals, sizes)
         return replace(found, masks=self.mask_head.masks(table, found))

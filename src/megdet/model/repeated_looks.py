@@ -17,7 +17,7 @@ from megdet.model.roi_head import SMALLEST_DETECTION, RoiHead
 from megdet.ops.box_voting import voted_boxes
 from megdet.ops.boxes import clip_boxes, decode_boxes
 from megdet.ops.nms import segmented_nms
-from megdet.structures import Detections
+from megdet.structures import BatchDetections
 
 Looked = tuple[Float[Tensor, "images rois classes_and_background"], Float[Tensor, "images rois regressed 4"]]
 Look = Callable[[Float[Tensor, "images rois 4"], Bool[Tensor, "images rois"]], Looked]
@@ -27,7 +27,7 @@ Look = Callable[[Float[Tensor, "images rois 4"], Bool[Tensor, "images rois"]], L
 @torch.no_grad()
 def detections_of_looks(
     head: RoiHead, look: Look, proposals: Proposals, sizes: Int64[Tensor, "images 2"]
-) -> Detections:
+) -> BatchDetections:
     """What a second stage finds at the proposals, after as many looks and the vote that its recipe asks for.
 
     Without either it is `head.detections` of one look.
@@ -79,7 +79,7 @@ def _candidates(
     return _Candidates(place[0], place[2], boxes[place], own[place])
 
 
-def _best(head: RoiHead, found: _Candidates, num_images: int, vote_iou: float = 0.0) -> Detections:
+def _best(head: RoiHead, found: _Candidates, num_images: int, vote_iou: float = 0.0) -> BatchDetections:
     """The best boxes of each image after NMS within each class, in their places as voted if asked for."""
     segments = found.images * head.num_classes + found.labels
     candidates = found.boxes, found.scores, segments
@@ -94,7 +94,9 @@ def _best(head: RoiHead, found: _Candidates, num_images: int, vote_iou: float = 
     is_left = rank < head.recipe.detections
     place, kept = (image[is_left], rank[is_left]), kept[is_left]
     shape = num_images, head.recipe.detections
-    result = Detections(boxes.new_zeros(*shape, 4), boxes.new_zeros(shape), torch.full(shape, -1, device=boxes.device))
+    result = BatchDetections(
+        boxes.new_zeros(*shape, 4), boxes.new_zeros(shape), torch.full(shape, -1, device=boxes.device)
+    )
     result.boxes[place], result.scores[place] = boxes[kept], found.scores[kept]
     result.labels[place] = found.labels[kept]
     return result

@@ -23,7 +23,7 @@ from megdet.ops.matching import Matches, match_boxes
 from megdet.ops.nms import segmented_nms
 from megdet.ops.ordering import NEVER, score_keys, top
 from megdet.recipe import RecomputePlan
-from megdet.structures import Detections, Targets
+from megdet.structures import BatchDetections, Targets
 
 DELTA_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
 SAMPLES_SHOWN = 256
@@ -180,7 +180,9 @@ class RetinaNet(Detector):
         return Samples(anchors[index], matches.is_positive.gather(1, index), best != NEVER)
 
     @torch.no_grad()
-    def detect(self, images: Float[Tensor, "images 3 height width"], sizes: Int64[Tensor, "images 2"]) -> Detections:
+    def detect(
+        self, images: Float[Tensor, "images 3 height width"], sizes: Int64[Tensor, "images 2"]
+    ) -> BatchDetections:
         """What is on normalised images: the best of each level, decoded, thinned by NMS within each class."""
         head, classes = self.head, self.num_classes
         found = self.predict(images)
@@ -198,7 +200,7 @@ class RetinaNet(Detector):
         keep = _thinned(all_boxes, all_scores, segments, head.nms_iou)
         keys, index = top(score_keys(all_scores).masked_fill(~keep, NEVER), head.detections)
         is_found = keys != NEVER
-        return Detections(
+        return BatchDetections(
             all_boxes.gather(1, index.unsqueeze(2).expand(-1, -1, 4)).masked_fill(~is_found.unsqueeze(2), 0),
             all_scores.gather(1, index).masked_fill(~is_found, 0),
             all_labels.gather(1, index).masked_fill(~is_found, -1),

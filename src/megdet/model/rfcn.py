@@ -23,7 +23,7 @@ from megdet.model.roi_head import SampledRois
 from megdet.model.rpn import Rpn
 from megdet.ops.roi_align import feature_table
 from megdet.recipe import RecomputePlan
-from megdet.structures import Detections, Targets
+from megdet.structures import BatchDetections, Targets
 
 
 class Rfcn(Detector):
@@ -103,7 +103,9 @@ class Rfcn(Detector):
         return losses | self.box_head.losses(logits, deltas, sampled)
 
     @torch.no_grad()
-    def detect(self, images: Float[Tensor, "images 3 height width"], sizes: Int64[Tensor, "images 2"]) -> Detections:
+    def detect(
+        self, images: Float[Tensor, "images 3 height width"], sizes: Int64[Tensor, "images 2"]
+    ) -> BatchDetections:
         """What is on normalised images; in evaluation mode."""
         c4, *maps = self.features(images)
         proposals = self.propose(c4, images, sizes).proposals

@@ -14,7 +14,7 @@ from megdet.ops.losses import box_loss, mean_per_image
 from megdet.ops.matching import match_boxes, sample_matches
 from megdet.ops.nms import segmented_nms
 from megdet.ops.ordering import NEVER, score_keys, top
-from megdet.structures import Detections, Targets
+from megdet.structures import BatchDetections, Targets
 
 DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 SMALLEST_DETECTION = 1e-2
@@ -154,7 +154,7 @@ class RoiHead(nn.Module):
         deltas: Float[Tensor, "images proposals regressed 4"],
         proposals: Proposals,
         sizes: Int64[Tensor, "images 2"],
-    ) -> Detections:
+    ) -> BatchDetections:
         """The best boxes of all classes after NMS within each class, given the probabilities of the classes."""
         recipe = self.recipe
         classes = self.num_classes
@@ -170,7 +170,7 @@ class RoiHead(nn.Module):
         keys = score_keys(scores.flatten(1)).masked_fill(~kept.flatten(1), NEVER)
         best, index = top(keys, recipe.detections)
         is_found = best != NEVER
-        return Detections(
+        return BatchDetections(
             boxes.flatten(1, 2).gather(1, index.unsqueeze(2).expand(-1, -1, 4)).masked_fill(~is_found.unsqueeze(2), 0),
             scores.flatten(1).gather(1, index).masked_fill(~is_found, 0),
             (index % classes).masked_fill(~is_found, -1),

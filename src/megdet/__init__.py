@@ -5,7 +5,38 @@ result does not depend on the devices. After Peng et al., "MegDet: A Large Mini-
 """
 
 import os
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from megdet.api import (
+        Detections,
+        InputError,
+        LoadedDetector,
+        ModuleRates,
+        PlanSampler,
+        TorchvisionLoop,
+        TrainedRun,
+        evaluate,
+        load,
+        module_groups,
+        scaled_learning_rate,
+        train,
+    )
+
+__all__ = [
+    "Detections",
+    "InputError",
+    "LoadedDetector",
+    "ModuleRates",
+    "PlanSampler",
+    "TorchvisionLoop",
+    "TrainedRun",
+    "evaluate",
+    "load",
+    "module_groups",
+    "scaled_learning_rate",
+    "train",
+]
 __version__ = "0.1.0"
 
 SPIN_COUNT = 3000
@@ -18,3 +49,16 @@ inherit it.
 
 if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & set(os.environ):
     os.environ["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
+
+
+def __getattr__(name: str) -> Any:
+    """The names of `megdet.api`, loaded when one is used: torch takes seconds."""
+    if name not in __all__:
+        raise AttributeError(f"module 'megdet' has no attribute '{name}'")
+    from importlib import import_module
+
+    return getattr(import_module("megdet.api"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

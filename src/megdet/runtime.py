@@ -54,6 +54,11 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def default_workers() -> int:
+    """Loading processes of this rank unless the user says another number: its share of the cores minus one, 1 to 8."""
+    return max(1, min(8, usable_cores() // num_ranks_here() - 1))
+
+
 def memory_bytes() -> int | None:
     """Memory of the machine; None where the system does not say."""
     try:

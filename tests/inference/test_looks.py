@@ -197,10 +197,10 @@ def test_a_mirrored_image_has_mirrored_detections_and_masks(trained, dataset, tm
     twice = looking(trained, scales=(64,), flip=True, merge=merge)
     file = dataset.image_path(1)
     (_, width), mirrored = dataset.sizes[1].tolist(), mirror_of(file, tmp_path)
-    _, once = detect_image(trained, file)
-    _, turned_once = detect_image(trained, mirrored)
+    once = detect_image(trained, file).to_coco()
+    turned_once = detect_image(trained, mirrored).to_coco()
     assert sorted(r["bbox"][1] for r in once) != sorted(r["bbox"][1] for r in turned_once), "without it they are others"
-    (_, found), (_, turned) = detect_image(twice, file), detect_image(twice, mirrored)
+    found, turned = detect_image(twice, file).to_coco(), detect_image(twice, mirrored).to_coco()
     assert len(found) == len(turned) > 10
     for ours, theirs in zip(found, turned, strict=True):
         x, y, w, h = theirs["bbox"]
@@ -222,9 +222,9 @@ def test_what_is_found_in_a_symmetric_image_is_symmetric(trained, tmp_path, monk
         return detections(([xs.min() + 1, ys.min(), xs.max() + 2, ys.max() + 1], 0.5, 1), masks=torch.ones(1, 64, 64))
 
     monkeypatch.setattr(predict, "detect_batch", detect_batch)
-    _, (once,) = detect_image(trained, tmp_path / "symmetric.png")
+    (once,) = detect_image(trained, tmp_path / "symmetric.png").to_coco()
     assert once["bbox"] == [41, 10, 16, 20]
-    _, (twice,) = detect_image(looking(trained, flip=True), tmp_path / "symmetric.png")
+    (twice,) = detect_image(looking(trained, flip=True), tmp_path / "symmetric.png").to_coco()
     assert twice["bbox"] == [40, 10, 16, 20]
     mask = decode_mask(twice["segmentation"])
     assert np.array_equal(mask, mask[:, ::-1])
@@ -245,7 +245,7 @@ def test_two_ranks_find_the_same_with_all_looks_and_a_file_alone_too(run, traine
     for found in run_in_ranks(detect_with_looks, 2, run[0].path, run[1]):
         assert found == expected
     for index, image_id in enumerate(dataset.image_ids[:2]):
-        _, alone = detect_image(looking(trained, **LOOKS), dataset.image_path(index))
+        alone = detect_image(looking(trained, **LOOKS), dataset.image_path(index)).to_coco()
         own = [result for result in expected if result["image_id"] == image_id]
         assert len(own) == len(alone) > 5
         for ours, theirs in zip(own, alone, strict=True):

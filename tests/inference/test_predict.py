@@ -76,11 +76,13 @@ def save(folder: Path, kind: str) -> Path:
 
 @pytest.mark.parametrize("kind", ["gray", "alpha", "16-bit", "cmyk", "exif"])
 def test_files_of_any_kind_are_detected_as_they_are_displayed(trained, kind, tmp_path):
-    pixels, results = detect_image(trained, save(tmp_path, "rgb"))
-    assert pixels.shape == (HEIGHT, WIDTH, 3)
+    expected = detect_image(trained, save(tmp_path, "rgb"))
+    results = expected.to_coco()
+    assert expected.image.shape == (HEIGHT, WIDTH, 3)
     assert len(results) == 10
-    found_pixels, found = detect_image(trained, save(tmp_path, kind))
-    assert np.array_equal(found_pixels, pixels)
+    detections = detect_image(trained, save(tmp_path, kind))
+    found = detections.to_coco()
+    assert np.array_equal(detections.image, expected.image)
     assert [{**result, "image_id": ""} for result in found] == [{**result, "image_id": ""} for result in results]
     assert {result["image_id"] for result in found} == {save(tmp_path, kind).name}
 
@@ -116,7 +118,7 @@ def answer(monkeypatch, boxes: list[list[float]], labels: list[int], masks: torc
 
 def test_boxes_of_the_canvas_become_pixels_of_the_file_by_hand(trained, tmp_path, monkeypatch):
     answer(monkeypatch, [[9.6, 6.4, 48.0, 64.0], [0, 0, 0, 0]], [1, -1])
-    _, results = detect_image(trained, save(tmp_path, "exif"))
+    results = detect_image(trained, save(tmp_path, "exif")).to_coco()
     # 75 px became 96 and 50 became 64: 1.28 both ways
     assert results == [{"image_id": "exif.png", "category_id": 20, "bbox": [7.5, 5.0, 30.0, 45.0], "score": 0.9}]
 
@@ -141,7 +143,7 @@ def test_a_file_is_detected_like_the_same_image_among_others_in_the_evaluation_o
     assert len({group.canvas for group in plan}) > 2
     results = detect_dataset(trained.model, trained.recipe, dataset, [10, 20, 30], ALONE, workers=0)
     for index, image_id in enumerate(dataset.image_ids):
-        _, expected = detect_image(trained, dataset.image_path(index))
+        expected = detect_image(trained, dataset.image_path(index)).to_coco()
         found = [result for result in results if result["image_id"] == image_id]
         assert len(found) == len(expected) > 0
         for ours, theirs in zip(found, expected, strict=True):
@@ -157,7 +159,7 @@ def test_masks_are_pasted_at_the_size_of_the_file_by_hand(trained, tmp_path, mon
     boxes = [[12.8, 6.4, 43.52, 64.0], [19.2, 12.8, 25.6, 19.2], [0, 0, 0, 0], [100.0, 70.0, 120.0, 90.0]]
     grids = torch.stack([right_half, whole, whole, whole])
     answer(monkeypatch, boxes, [1, 0, -1, 2], grids.unsqueeze(0))
-    _, results = detect_image(trained, save(tmp_path, "exif"))
+    results = detect_image(trained, save(tmp_path, "exif")).to_coco()
     assert len(results) == 3
     # 75 px became 96 and 50 became 64: 1.28 both ways
     expected = np.zeros((3, HEIGHT, WIDTH), dtype=bool)
@@ -198,7 +200,7 @@ def test_the_recipe_says_how_masks_are_pasted(trained, dataset, tmp_path, is_exa
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(predict, "paste_masks", paste)
-        _, results = detect_image(detector, save(tmp_path, "rgb"))
+        results = detect_image(detector, save(tmp_path, "rgb")).to_coco()
         assert asked == [is_exact]
         results += detect_dataset(detector.model, with_masks, dataset, [10, 20, 30], ALONE, workers=0)
     assert asked == [is_exact] * (1 + len(dataset))
@@ -206,7 +208,7 @@ def test_the_recipe_says_how_masks_are_pasted(trained, dataset, tmp_path, is_exa
 
 
 def test_results_without_masks_have_no_segmentation(trained, tmp_path):
-    _, results = detect_image(trained, save(tmp_path, "rgb"))
+    results = detect_image(trained, save(tmp_path, "rgb")).to_coco()
     assert {key for result in results for key in result} == {"image_id", "category_id", "bbox", "score"}
 
 

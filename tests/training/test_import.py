@@ -68,7 +68,7 @@ def test_an_imported_detector_finds_in_a_file_what_torchvision_finds_in_it(their
     for path in some_photos():
         with torch.no_grad():
             (expected,) = theirs([photo(path)])
-        _, results = detect_image(imported, path)
+        results = detect_image(imported, path).to_coco()
         boxes = torch.tensor([result["bbox"] for result in results], dtype=torch.float64).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
         labels, scores = (torch.tensor([result[key] for result in results]) for key in ("category_id", "score"))
@@ -145,7 +145,7 @@ def test_an_imported_detectron2_detector_finds_in_a_file_what_the_reference_find
     pixels = np.random.default_rng(0).integers(0, 256, (256, 320, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     imported = replace(imported, recipe=replace(imported.recipe, data=replace(SMALL, short_edges=(256,))))
-    _, results = detect_image(imported, tmp_path / "a.png")
+    results = detect_image(imported, tmp_path / "a.png").to_coco()
     bgr = torch.from_numpy(pixels[:, :, ::-1].copy()).permute(2, 0, 1).float()
     with torch.no_grad():
         boxes, scores, labels = detectron2_reference.detect(state, bgr)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from megdet.cli.machine import join_world, num_workers
 from megdet.cli.options import CONSOLE, Arguments, existing_file
-from megdet.cli.results import fold_if_asked, overrides_here, print_numbers, write_result
+from megdet.cli.results import fold_if_asked, overrides_here, print_numbers
 from megdet.data.image_info import ImageInfo, images_to_detect, read_image_info
 from megdet.data.result_rows import Detection, Id
 from megdet.data.shared import once_a_host
@@ -18,6 +18,7 @@ from megdet.inference.predict import category_ids_for, detect_dataset
 from megdet.inference.submission import check_submission, submission_name, write_submission
 from megdet.inference.trained import load_detector, read_recipe
 from megdet.run_folder.folder import RunFolder
+from megdet.studies.evaluated_run import write_result
 
 
 def run_ensemble(arguments: Arguments) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from megdet.cli.options import CONSOLE, Arguments
 from megdet.distributed.world import World, start_world
-from megdet.runtime import num_ranks_here, usable_cores
+from megdet.runtime import default_workers
 from megdet.training.run import RunOptions
 
 
@@ -16,9 +16,7 @@ def join_world(arguments: Arguments) -> World:
 
 def num_workers(arguments: Arguments) -> int:
     """Loading processes of this rank: as asked for, or its share of the cores minus one, from 1 to 8."""
-    if arguments.workers is not None:
-        return int(arguments.workers)
-    return max(1, min(8, usable_cores() // num_ranks_here() - 1))
+    return default_workers() if arguments.workers is None else int(arguments.workers)
 
 
 def run_options(arguments: Arguments) -> RunOptions:

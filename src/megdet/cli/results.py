@@ -2,27 +2,24 @@
 
 import itertools
 import time
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from megdet.cli.machine import join_world, num_workers, run_options, say
 from megdet.cli.options import CONSOLE, Arguments, existing_file
-from megdet.data.coco import validation_set
 from megdet.data.image import IMAGE_SUFFIXES
-from megdet.data.shared import once_a_host
 from megdet.distributed.failures import stop_together
 from megdet.distributed.world import World
 from megdet.errors import InputError, printable
-from megdet.evaluation.coco_numbers import Evaluation, evaluate_detections, evaluate_files
+from megdet.evaluation.coco_numbers import Evaluation, evaluate_files
 from megdet.evaluation.tables import tables
-from megdet.files import make_folder, write_json_atomically
 from megdet.inference.fold import fold_batch_norms
-from megdet.inference.predict import category_ids_for, detect_dataset, detect_image
-from megdet.inference.trained import TrainedDetector, load_detector, read_recipe
+from megdet.inference.predict import detect_image
+from megdet.inference.trained import TrainedDetector, load_detector, precision_here
+from megdet.plotting import write_picture
 from megdet.run_folder.folder import RunFolder
-from megdet.runtime import slow_at
-from megdet.studies.run_pictures import save_picture
+from megdet.studies.evaluated_run import evaluate_run, write_result
 from megdet.terminal import Terminal
 from megdet.training.precise_statistics import load_precise_detector
 
@@ -60,24 +57,17 @@ def _evaluate_run(arguments: Arguments, folder: RunFolder, world: World) -> None
     else:
         trained = load_detector(folder, world.device, overrides, world=world)
     fold_if_asked(arguments, trained, world)
-    annotations, images = arguments.data or (trained.recipe.data.val_annotations, trained.recipe.data.val_images)
-    data = replace(trained.recipe.data, val_annotations=annotations, val_images=images)
-    dataset = once_a_host(world, lambda: validation_set(data, with_masks=trained.model.has_masks))
-    ids = category_ids_for(trained.class_names, dataset)
-    results = detect_dataset(trained.model, trained.recipe, dataset, ids, world, workers=num_workers(arguments))
-    if not world.is_first:
-        return
-    numbers = evaluate_detections(dataset.annotations_file, results, has_masks=trained.model.has_masks)
     out, folded = arguments.out, "-folded" if arguments.fold else ""
     if out is None and arguments.precise_bn is not None:
+        annotations = arguments.data[0] if arguments.data else trained.recipe.data.val_annotations
         out = folder.path / "evaluations" / f"{Path(annotations).stem}-precise-bn-{arguments.precise_bn}{folded}"
-    if out is None:
-        own = not arguments.data and not arguments.overrides and not arguments.fold
-        out = folder.path if own else folder.path / "evaluations" / f"{Path(annotations).stem}{folded}"
-    write_result(out / folder.detections.name, results)
-    write_result(out / folder.evaluation.name, numbers.as_dict())
-    print_numbers(numbers)
-    CONSOLE.print(f"numbers     {out / folder.evaluation.name}\ndetections  {out / folder.detections.name}")
+    is_own = not arguments.data and not arguments.overrides and not arguments.fold
+    found = evaluate_run(
+        trained, folder, world, arguments.data, workers=num_workers(arguments), out=out, is_own=is_own, suffix=folded
+    )
+    if world.is_first:
+        print_numbers(found.numbers)
+        CONSOLE.print(f"numbers     {found.evaluation}\ndetections  {found.detections}")
 
 
 def overrides_here(overrides: dict[str, str], folder: RunFolder, world: World) -> dict[str, str]:
@@ -86,15 +76,10 @@ def overrides_here(overrides: dict[str, str], folder: RunFolder, world: World) -
     Every rank calls it and gets the same, so that the detections do not depend on the number of ranks. A precision in
     the overrides stays.
     """
-    figures = "" if "precision" in overrides else world.on_first(lambda: _slowness(overrides, folder, world))
-    if not figures:
-        return overrides
-    say(world, f"In float32, since bfloat16, the run's, is slow here ({figures}); the results differ a little.")
-    return {**overrides, "precision": "float32"}
-
-
-def _slowness(overrides: dict[str, str], folder: RunFolder, world: World) -> str:
-    return slow_at(read_recipe(folder, overrides).precision, world.device)
+    changed, sentence = world.on_first(lambda: precision_here(folder, overrides, world.device))
+    if sentence:
+        say(world, sentence)
+    return changed
 
 
 def fold_if_asked(arguments: Arguments, trained: TrainedDetector, world: World) -> None:
@@ -132,20 +117,21 @@ def run_detect(arguments: Arguments) -> None:
     trained = load_detector(folder, world.device, overrides_here(arguments.overrides, folder, world))
     fold_if_asked(arguments, trained, world)
     out = arguments.out or folder.pictures / "detect"
-    names = dict(zip(trained.category_ids, trained.class_names, strict=True))
     found: list[tuple[Path, list[dict[str, Any]]]] = []
     unreadable: list[str] = []
     for file in files:
         try:
-            pixels, results = detect_image(trained, file)
+            detections = detect_image(trained, file)
         except InputError as error:  # go on with the other pictures
             unreadable.append(str(error))
             continue
         picture = _free_name(out, file, {earlier for earlier, _ in found})
-        save_picture(picture, pixels, results, trained, arguments.score)
-        drawn = sum(result["score"] >= arguments.score for result in results)
-        CONSOLE.print(f"{printable(str(picture))}: {drawn} of {len(results)} detections drawn")
-        found.append((picture, [{**result, "category": names[result["category_id"]]} for result in results]))
+        drawing = detections.draw(arguments.score)
+        write_picture(picture, partial(drawing.save, format="png"))
+        drawn = len(detections.above(arguments.score))
+        CONSOLE.print(f"{printable(str(picture))}: {drawn} of {len(detections)} detections drawn")
+        rows = zip(detections.to_coco(), detections.names, strict=True)
+        found.append((picture, [{**row, "category": name} for row, name in rows]))
     write_result(out / "detections.json", [result for _, results in found for result in results])
     CONSOLE.print(f"{out / 'detections.json'}")
     if unreadable:
@@ -172,12 +158,6 @@ def _image_files(paths: list[Path]) -> list[Path]:
         else:
             raise InputError(f"{path}: no such file or folder")
     return files
-
-
-def write_result(path: Path, value: Any) -> None:
-    """Write detections or numbers as JSON, making the folder."""
-    make_folder(path.parent)
-    write_json_atomically(path, value, indent=2 if isinstance(value, dict) else None)
 
 
 def print_numbers(numbers: Evaluation) -> None:

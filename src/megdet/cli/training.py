@@ -4,17 +4,17 @@ from pathlib import Path
 
 import torch
 
+from megdet.api.runs import trained_run
 from megdet.cli.machine import join_world, run_options, say
 from megdet.cli.options import CONSOLE, Arguments
 from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.evaluation.tables import tables
-from megdet.inference.trained import load_detector, read_recipe
+from megdet.inference.trained import read_recipe
 from megdet.recipe_file import load_recipe, recipe_name
 from megdet.run_folder.folder import RunFolder
 from megdet.runtime import measure_speeds, slow_at
 from megdet.training.initial_weights import import_detectron2, import_torchvision
-from megdet.training.loop import train
 
 
 def run_demo(arguments: Arguments) -> None:
@@ -46,22 +46,16 @@ def run_train(arguments: Arguments) -> None:
 def _train(arguments: Arguments, name: str, path: Path) -> None:
     recipe = load_recipe(name, arguments.overrides)
     world = join_world(arguments)
-    if path == Path():
-        raise InputError("--run is empty: name a folder")
     if world.is_first and (figures := slow_at(recipe.precision, world.device)):
         say(world, f"Warning: this machine is slow at bfloat16, which was asked for and is kept: {figures}.")
-    folder = RunFolder(path)
-    numbers = train(recipe, folder, run_options(arguments), world)
+    run = trained_run(recipe, RunFolder(path), run_options(arguments), world)
     if not world.is_first:
         return
-    for table in tables(numbers):
+    for table in tables(run.evaluation):
         CONSOLE.print(table)
-    from megdet.studies.run_pictures import draw_run  # here, because only one rank needs matplotlib
-
-    pictures = draw_run(load_detector(folder, world.device), folder)
-    CONSOLE.print(f"run folder   {folder.path}")
-    CONSOLE.print(f"score table  {folder.evaluation}")
-    for picture in pictures:
+    CONSOLE.print(f"run folder   {run.folder}")
+    CONSOLE.print(f"score table  {RunFolder(run.folder).evaluation}")
+    for picture in run.pictures:
         CONSOLE.print(f"picture      {picture}")
 
 

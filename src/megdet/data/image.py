@@ -10,7 +10,7 @@ import math
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -96,7 +96,7 @@ def whole_header(path: Path | str) -> Header:
 
 
 def read_image(
-    path: Path | str, *, size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS
+    source: Path | str | BinaryIO, *, size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS
 ) -> NDArray[np.uint8]:
     """The picture as (height, width, 3) RGB of 8 bits, turned by its EXIF orientation.
 
@@ -105,7 +105,7 @@ def read_image(
     above 1, else as 0..255. Of an animation the first frame is read.
 
     Args:
-        path: the file.
+        source: the file, or one that is open.
         size: height and width that it must have; it is then not measured by `max_pixels`.
         max_pixels: the largest height x width that is decoded.
 
@@ -113,7 +113,7 @@ def read_image(
         InputError: the file is missing, truncated, no image, of another size or too large, or has pixels that are not
             finite or out of range.
     """
-    with _opened(Path(path)) as (image, file):
+    with _opened(Path(source) if isinstance(source, str) else source) as (image, file):
         header = _header(image)
         if size is not None and size != header[:2]:
             raise InputError(f"the file is {header.width} x {header.height} pixels now, it was {size[1]} x {size[0]}")
@@ -148,14 +148,32 @@ def kind_fault(mode: int) -> str:
     return f"it is {next((name for is_kind, name in kinds if is_kind(mode)), 'a device')}, no image file"
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[tuple[Image.Image, BinaryIO]]:
-    """An image whose header is read, and its file; what is raised meanwhile becomes an InputError with the path."""
+def pixels_of(image: Image.Image) -> NDArray[np.uint8]:
+    """The pixels of an image of Pillow's as `read_image` gives them, turned by its EXIF orientation.
+
+    Raises:
+        InputError: it cannot be decoded, or its pixels are not finite or out of range.
+    """
     try:
-        fault = kind_fault(path.stat().st_mode)
-        if fault:
-            raise InputError(fault)
-        with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
+        return np.ascontiguousarray(_turn(_to_rgb(image), _orientation(image)))
+    except InputError as error:
+        raise InputError(f"the image: {error}") from None
+    except (OSError, SyntaxError) as error:
+        raise InputError(f"the image: its file cannot be decoded ({error}); replace the file") from error
+
+
+@contextmanager
+def _opened(source: Path | BinaryIO) -> Iterator[tuple[Image.Image, BinaryIO]]:
+    """An image whose header is read, and its file; what is raised meanwhile becomes an InputError with the path."""
+    path = source if isinstance(source, Path) else "the image"
+    try:
+        if isinstance(source, Path):
+            fault = kind_fault(source.stat().st_mode)
+            if fault:
+                raise InputError(fault)
+        with ExitStack() as opened:
+            file = opened.enter_context(source.open("rb")) if isinstance(source, Path) else source
+            image = opened.enter_context(Image.open(file, formats=FORMATS))
             yield image, file
     except InputError as error:
         raise InputError(f"{path}: {error}") from None

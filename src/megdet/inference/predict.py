@@ -14,9 +14,10 @@ from torch import Tensor
 from megdet.data.coco import CocoDataset
 from megdet.data.image import read_image
 from megdet.data.loader import group_batches
-from megdet.data.plan import canvas_of, evaluation_plan, evaluation_scales, evaluation_size
+from megdet.data.plan import evaluation_plan, evaluation_scales
 from megdet.data.rle import encode_mask
 from megdet.data.transforms import RESIZE
+from megdet.detections import Detections
 from megdet.distributed.world import World
 from megdet.errors import InputError, nearest
 from megdet.inference.looks import mirrored_detections, mirrored_pixels, together, within
@@ -85,8 +86,8 @@ def detect_dataset(
         results = []
         for row, index in enumerate(batch.image_index):
             height, width = dataset.sizes[index].tolist()
-            own = detections[row : row + 1]
-            results += _results(own, (height, width), dataset.image_ids[index], category_ids, exact=model.exact_paste)
+            own = _detections(detections[row : row + 1], (height, width), exact=model.exact_paste)
+            results += own.to_coco(dataset.image_ids[index], category_ids)
         found.append((number, results))
         done += len(batch.image_index)
         if progress is not None:
@@ -95,26 +96,39 @@ def detect_dataset(
     return [result for _, results in merged for result in results]
 
 
-def detect_image(trained: TrainedDetector, file: Path) -> tuple[NDArray[np.uint8], list[Result]]:
-    """The 8-bit RGB pixels of an image file and its detections, with `image_id` the file's name.
+def detect_images(trained: TrainedDetector, images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
+    """What is found in some images, each (height, width, 3) RGB of 8 bits, in their order.
 
-    They are those of `detect_dataset` to rounding: the canvas is that of the evaluation plan.
+    It is that of `detect_dataset` to rounding: canvas and looks are those of the evaluation plan. Images of one canvas
+    are looked at together, up to `evaluation.batch_size` of them.
     """
-    data = trained.recipe.data
-    pixels = read_image(file, max_pixels=data.max_pixels)
-    height, width = pixels.shape[:2]
-    looks = []
-    for scale, edge in enumerate(evaluation_scales(trained.recipe)):
-        size = evaluation_size(height, width, data, edge)
-        resized = RESIZE[data.resize](pixels, size)
-        canvas = torch.zeros(1, 3, *canvas_of(size, data), dtype=resized.dtype)
-        canvas[0, :, : size[0], : size[1]] = resized
-        sizes = torch.tensor([size], device=trained.device)
-        scales = torch.tensor([[size[0] / height, size[1] / width]])
-        looks += _looks(trained.model, trained.recipe, scale, canvas.to(trained.device), sizes, scales)
-    found = together(looks, trained.recipe.evaluation)
-    exact = trained.model.exact_paste
-    return pixels, _results(found, (height, width), file.name, trained.category_ids, exact=exact)
+    recipe, found = trained.recipe, dict[int, Detections]()
+    heights_widths = np.array([pixels.shape[:2] for pixels in images], dtype=np.int64).reshape(-1, 2)
+    plan, num_scales = evaluation_plan(heights_widths, recipe), len(evaluation_scales(recipe))
+    for first in range(0, len(plan), num_scales):
+        looks: list[BatchDetections] = []
+        for scale, group in enumerate(plan[first : first + num_scales]):
+            resized = [RESIZE[image.resize](images[image.index], image.size) for image in group.images]
+            canvas = torch.zeros(len(resized), 3, *group.canvas, dtype=resized[0].dtype)
+            for row, small in enumerate(resized):
+                canvas[row, :, : small.shape[1], : small.shape[2]] = small
+            sizes = torch.tensor([image.size for image in group.images])
+            scales = sizes / torch.from_numpy(heights_widths[[image.index for image in group.images]])
+            moved = canvas.to(trained.device), sizes.to(trained.device)
+            looks += _looks(trained.model, recipe, scale, *moved, scales)
+        merged = together(looks, recipe.evaluation)
+        for row, image in enumerate(plan[first].images):
+            height, width = heights_widths[image.index].tolist()
+            own = _detections(merged[row : row + 1], (height, width), exact=trained.model.exact_paste)
+            names, ids, pixels = trained.class_names, trained.category_ids, images[image.index]
+            found[image.index] = replace(own, class_names=names, category_ids=ids, pixels=pixels)
+    return [found[index] for index in range(len(images))]
+
+
+def detect_image(trained: TrainedDetector, file: Path) -> Detections:
+    """What is found in an image file. Raises InputError."""
+    pixels = read_image(file, max_pixels=trained.recipe.data.max_pixels)
+    return replace(*detect_images(trained, [pixels]), source=str(file))
 
 
 def detect_batch(model: Detector, pixels: Tensor, sizes: Tensor, precision: Precision) -> BatchDetections:
@@ -142,29 +156,14 @@ def _at_file_size(detections: BatchDetections, scales: Tensor) -> BatchDetection
     return replace(detections.map(Tensor.cpu), boxes=detections.boxes.double().cpu() / edges)
 
 
-def _results(
-    detections: BatchDetections,
-    size: tuple[int, int],
-    image_id: int | str,
-    category_ids: Sequence[int | None],
-    *,
-    exact: bool,
-) -> list[Result]:
-    """The detections of one image of this height and width in pixels; `exact` is that of `paste_masks`."""
-    boxes, scores, labels = detections.boxes[0], detections.scores[0], detections.labels[0].tolist()
-    kept = [row for row, label in enumerate(labels) if label >= 0 and category_ids[label] is not None]
-    results = [
-        {
-            "image_id": image_id,
-            "category_id": category_ids[labels[row]],
-            "bbox": [round(x1, 3), round(y1, 3), round(x2 - x1, 3), round(y2 - y1, 3)],
-            "score": round(score, 6),
-        }
-        for row, (x1, y1, x2, y2), score in zip(kept, boxes[kept].tolist(), scores[kept].tolist(), strict=True)
-    ]
-    if detections.masks is not None:
-        nothing = encode_mask(np.zeros((0, 0), np.bool_), 0, 0, size)
-        results = [result | {"segmentation": nothing} for result in results]
-        for mask in paste_masks(detections.masks[0, kept].float(), boxes[kept], size, exact=exact):
-            results[mask.index]["segmentation"] = encode_mask(mask.pixels.numpy(), mask.x, mask.y, size)
-    return results
+def _detections(found: BatchDetections, size: tuple[int, int], *, exact: bool) -> Detections:
+    """Those of one image of this height and width in pixels, without names; `exact` is that of `paste_masks`."""
+    rows = found.labels[0] >= 0
+    boxes, masks = found.boxes[0, rows], None
+    if found.masks is not None:
+        placed = [encode_mask(np.zeros((0, 0), np.bool_), 0, 0, size)] * len(boxes)
+        for mask in paste_masks(found.masks[0, rows].float(), boxes, size, exact=exact):
+            placed[mask.index] = encode_mask(mask.pixels.numpy(), mask.x, mask.y, size)
+        masks = tuple(placed)
+    scores, labels = found.scores[0, rows].double().numpy(), found.labels[0, rows].numpy()
+    return Detections(boxes.double().numpy(), scores, labels, (), (), size, masks)

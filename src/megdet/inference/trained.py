@@ -18,6 +18,7 @@ from megdet.run_folder.checkpoint_files import Kind, checkpoint_path, latest_che
 from megdet.run_folder.folder import RunFolder
 from megdet.run_folder.run_state import RunState
 from megdet.run_folder.tensor_check import check_finite, check_tensors
+from megdet.runtime import slow_at
 
 
 @dataclass
@@ -38,6 +39,18 @@ def read_recipe(folder: RunFolder, overrides: dict[str, Any] | None = None) -> R
     if text is None:
         raise InputError(f"{folder.path}: not a run folder, it has no recipe.yaml")
     return parse_recipe(text, str(folder.recipe), overrides)
+
+
+def precision_here(folder: RunFolder, overrides: dict[str, Any], device: torch.device) -> tuple[dict[str, Any], str]:
+    """The overrides, plus float32 if the run is in bfloat16 and this machine is slow at it; and a sentence about that.
+
+    A precision in the overrides stays. Raises InputError when the folder is no run.
+    """
+    figures = "" if "precision" in overrides else slow_at(read_recipe(folder, overrides).precision, device)
+    if not figures:
+        return overrides, ""
+    sentence = f"In float32, since bfloat16, the run's, is slow here ({figures}); the results differ a little."
+    return {**overrides, "precision": "float32"}, sentence
 
 
 def load_detector(

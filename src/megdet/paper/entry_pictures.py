@@ -8,7 +8,7 @@ import numpy as np
 
 from megdet.data.coco import CocoDataset
 from megdet.data.image import read_image
-from megdet.inference.draw import contact_sheet, draw_detections
+from megdet.drawing import contact_sheet, draw_detections
 from megdet.paper.entry_report import EntryRow
 from megdet.paper.figures import COLOURS
 from megdet.plotting import panels, save_figure, write_picture

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from megdet.data.coco import CocoDataset, validation_set
 from megdet.data.masks import place_mask
-from megdet.data.rle import decode_mask
-from megdet.inference.draw import contact_sheet, draw_detections, side_by_side
-from megdet.inference.predict import Result, detect_image
+from megdet.detections import SHOWN_SCORE
+from megdet.drawing import contact_sheet, side_by_side
+from megdet.inference.predict import detect_image
 from megdet.inference.trained import TrainedDetector
 from megdet.plotting import panels, save_figure, write_picture
 from megdet.run_folder.folder import RunFolder
@@ -19,7 +19,6 @@ from megdet.run_folder.metrics import read_metrics
 from megdet.studies.rates.trial import smooth
 
 _SHOWN = 6
-_SHOWN_SCORE = 0.5
 
 
 def draw_run(trained: TrainedDetector, folder: RunFolder) -> list[Path]:
@@ -29,29 +28,24 @@ def draw_run(trained: TrainedDetector, folder: RunFolder) -> list[Path]:
     dataset = validation_set(trained.recipe.data, with_masks=trained.model.has_masks)
     sheet = []
     for index in np.linspace(0, len(dataset) - 1, min(_SHOWN, len(dataset))).round().astype(int).tolist():
-        pixels, results = detect_image(trained, dataset.image_path(index))
-        truth = dataset.annotations[index]
+        found, truth = detect_image(trained, dataset.image_path(index)).above(SHOWN_SCORE), dataset.annotations[index]
         sheet.append(
             side_by_side(
-                pixels,
+                found.image,
                 truth.boxes,
                 [dataset.class_names[label] for label in truth.labels],
                 truth_class_indices=[trained.class_names.index(dataset.class_names[label]) for label in truth.labels],
                 truth_masks=masks_of_truth(dataset, index),
-                **_shown(results, trained, _SHOWN_SCORE),
+                boxes=found.boxes,
+                labels=found.names,
+                scores=found.scores,
+                class_indices=found.labels.tolist(),
+                masks=[found.mask(row) for row in range(len(found))] if found.masks else None,
             )
         )
     detections = folder.pictures / "detections.png"
     write_picture(detections, lambda file: contact_sheet(sheet, 2).save(file, "png"))
     return [course, detections]
-
-
-def save_picture(
-    path: Path, pixels: NDArray[np.uint8], results: list[Result], trained: TrainedDetector, score: float
-) -> None:
-    """Draw the detections of at least `score` on an image and save it as PNG. Raises InputError."""
-    picture = draw_detections(pixels, **_shown(results, trained, score))
-    write_picture(path, lambda file: picture.save(file, "png"))
 
 
 def plot_course(metrics: list[dict[str, Any]], losses_of: Sequence[str], path: Path) -> None:
@@ -95,18 +89,3 @@ def masks_of_truth(dataset: CocoDataset, index: int) -> list[NDArray[np.bool_]] 
         mask[y : y + pixels.shape[0], x : x + pixels.shape[1]] = pixels
         masks.append(mask)
     return masks
-
-
-def _shown(results: list[Result], trained: TrainedDetector, score: float) -> dict[str, Any]:
-    """What `draw_detections` takes, of the results of at least this score."""
-    shown = [result for result in results if result["score"] >= score]
-    corners = [(x, y, x + width, y + height) for x, y, width, height in (result["bbox"] for result in shown)]
-    classes = [trained.category_ids.index(result["category_id"]) for result in shown]
-    masks = [decode_mask(result["segmentation"]) for result in shown if "segmentation" in result]
-    return {
-        "boxes": np.array(corners, dtype=np.float64).reshape(-1, 4),
-        "labels": [trained.class_names[label] for label in classes],
-        "scores": np.array([result["score"] for result in shown], dtype=np.float64),
-        "class_indices": classes,
-        "masks": masks or None,
-    }

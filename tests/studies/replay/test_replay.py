@@ -15,7 +15,7 @@ from megdet.cli.main import main
 from megdet.distributed.local_ranks import run_in_ranks
 from megdet.distributed.world import World
 from megdet.errors import InputError
-from megdet.inference.draw import enlargement
+from megdet.drawing import enlargement
 from megdet.recipe import Recipe, Watch
 from megdet.run_folder.folder import RunFolder
 from megdet.run_folder.metrics import read_metrics

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from megdet.data.coco import CocoDataset
-from megdet.inference.draw import draw_detections
+from megdet.drawing import draw_detections
 from megdet.plotting import write_picture
 from megdet.structures import Batch
 from megdet.studies.replay.look import Forward

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from megdet.inference.draw import class_colour, contact_sheet, draw_detections, enlargement, side_by_side
+from megdet.drawing import class_colour, contact_sheet, draw_detections, enlargement, side_by_side
 
 NO_BOXES = np.zeros((0, 4), dtype=np.float32)
 

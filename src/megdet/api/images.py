@@ -1,0 +1,115 @@
+"""Images as a program has them, turned into pixels: paths, addresses, Pillow's images, arrays, tensors."""
+
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterable, Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as PillowImage
+from torch import Tensor
+
+from megdet.data.image import IMAGE_SUFFIXES, pixels_of, read_image
+from megdet.errors import InputError
+
+Image: TypeAlias = str | Path | PillowImage.Image | NDArray[np.uint8] | Tensor
+"""A path, an address (http, https, file), an image of Pillow's, an array (height, width, 3) or (height, width) of 8
+bits, or a tensor (3, height, width) of 8 bits or of floats from 0 to 1; colours are in the order RGB."""
+
+MOST_BYTES = 64 << 20
+"""Of a file that is fetched from an address."""
+_SECONDS = 30
+
+
+class Pixels(NamedTuple):
+    """One image."""
+
+    values: NDArray[np.uint8]
+    """(height, width, 3) RGB"""
+    source: str
+    """its path or address, or nothing"""
+    is_file: bool
+    """whether it can be read again from its source"""
+
+
+def is_one_image(images: Any) -> bool:
+    """Whether it is a single image, not several of them. A folder is several."""
+    if isinstance(images, str | Path):
+        return not Path(images).is_dir()
+    return isinstance(images, PillowImage.Image) or (isinstance(images, np.ndarray | Tensor) and images.ndim in (2, 3))
+
+
+def each_image(images: Image | Iterable[Image]) -> Iterator[Image]:
+    """The images one by one: those of a folder by name, those of a list, an array or a tensor in their order."""
+    if is_one_image(images):
+        yield images  # type: ignore[misc]  # it is one
+    elif isinstance(images, str | Path):
+        inside = sorted(file for file in Path(images).iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+        if not inside:
+            raise InputError(f"{images}: no image in this folder")
+        yield from inside
+    else:
+        yield from images  # type: ignore[misc]  # mypy cannot know that strings are gone
+
+
+def pixels_of_any(image: Any, max_pixels: int) -> Pixels:
+    """The pixels of one image. Raises InputError for a file that cannot be read and for what is no image."""
+    if isinstance(image, str) and urllib.parse.urlsplit(image).scheme in ("http", "https"):
+        return Pixels(_fetched(image, max_pixels), image, is_file=False)
+    if isinstance(image, str) and image.startswith("file:"):
+        image = Path(urllib.request.url2pathname(urllib.parse.urlsplit(image).path))
+    if isinstance(image, str | Path):
+        return Pixels(read_image(image, max_pixels=max_pixels), str(image), is_file=True)
+    if isinstance(image, PillowImage.Image):
+        if image.width * image.height > max_pixels:
+            raise InputError(f"an image of {image.width} x {image.height} pixels is too large: shrink it")
+        return Pixels(pixels_of(image), str(getattr(image, "filename", "")), is_file=False)
+    if isinstance(image, Tensor):
+        return Pixels(_of_tensor(image), "", is_file=False)
+    if isinstance(image, np.ndarray):
+        return Pixels(_of_array(image), "", is_file=False)
+    raise InputError(
+        f"a {type(image).__name__} is no image: give a path, an address, an array, a tensor or an image of Pillow's"
+    )
+
+
+def _fetched(address: str, max_pixels: int) -> NDArray[np.uint8]:
+    request = urllib.request.Request(address, headers={"User-Agent": "megdet"})
+    try:
+        with urllib.request.urlopen(request, timeout=_SECONDS) as answer:
+            content = answer.read(MOST_BYTES + 1)
+    except (OSError, urllib.error.URLError, ValueError) as error:
+        raise InputError(f"{address}: cannot be fetched ({error})") from None
+    if len(content) > MOST_BYTES:
+        raise InputError(f"{address}: more than {MOST_BYTES >> 20} MiB: fetch it yourself and give its path")
+    try:
+        return read_image(BytesIO(content), max_pixels=max_pixels)
+    except InputError as error:
+        raise InputError(f"{address}: {str(error).removeprefix('the image: ')}") from None
+
+
+def _of_tensor(image: Tensor) -> NDArray[np.uint8]:
+    if image.ndim == 2:
+        image = image[None]
+    if image.ndim != 3 or image.shape[0] not in (1, 3):
+        raise InputError(f"a tensor of shape {tuple(image.shape)} is no image: it is (3, height, width)")
+    values = image.detach().cpu()
+    if values.is_floating_point():
+        if not bool(((values >= 0) & (values <= 1)).all()):
+            raise InputError("a tensor of floats as an image has values from 0 to 1: divide it by 255 if it has bytes")
+        values = (values.float() * 255).round()
+    return _of_array(values.byte().permute(1, 2, 0).numpy())
+
+
+def _of_array(image: NDArray[Any]) -> NDArray[np.uint8]:
+    if image.ndim == 2:
+        image = image[:, :, None]
+    if image.ndim != 3 or image.shape[2] not in (1, 3) or 0 in image.shape:
+        raise InputError(f"an array of shape {image.shape} is no image: it is (height, width, 3), in the order RGB")
+    if image.dtype != np.uint8:
+        raise InputError(f"an array of {image.dtype} is no image: it has numbers of 8 bits (numpy.uint8), 0 to 255")
+    return np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], 3)))

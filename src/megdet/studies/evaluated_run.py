@@ -1,0 +1,74 @@
+"""The COCO numbers of a trained detector, written beside its detections."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from megdet.data.coco import validation_set
+from megdet.data.shared import once_a_host
+from megdet.distributed.world import World
+from megdet.evaluation.coco_numbers import Evaluation, evaluate_detections
+from megdet.files import make_folder, write_json_atomically
+from megdet.inference.predict import category_ids_for, detect_dataset
+from megdet.inference.trained import TrainedDetector
+from megdet.run_folder.folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The numbers, and the files they are in; the same numbers on every rank."""
+
+    numbers: Evaluation
+    evaluation: Path
+    detections: Path
+
+
+def evaluate_run(
+    trained: TrainedDetector,
+    folder: RunFolder,
+    world: World,
+    data: tuple[str | Path, str | Path] | None = None,
+    *,
+    workers: int,
+    out: Path | None = None,
+    is_own: bool = True,
+    suffix: str = "",
+) -> Evaluated:
+    """Detect a data set and count; every rank calls it, rank 0 writes.
+
+    Args:
+        trained: the detector.
+        folder: its run.
+        world: all ranks.
+        data: annotations and image folder; default those that the run is validated on.
+        workers: loading processes of this rank.
+        out: where the two files are written; by default the run folder, or where data, recipe or weights are not the
+            run's own, `evaluations/` in it.
+        is_own: whether they are.
+        suffix: what the name of that folder ends with.
+
+    Raises:
+        InputError: the data cannot be read or have classes that the detector does not know.
+    """
+    annotations, images = data or (trained.recipe.data.val_annotations, trained.recipe.data.val_images)
+    own = replace(trained.recipe.data, val_annotations=str(annotations), val_images=str(images))
+    dataset = once_a_host(world, lambda: validation_set(own, with_masks=trained.model.has_masks))
+    ids = category_ids_for(trained.class_names, dataset)
+    results = detect_dataset(trained.model, trained.recipe, dataset, ids, world, workers=workers)
+    if out is None:
+        out = folder.path if is_own else folder.path / "evaluations" / f"{Path(annotations).stem}{suffix}"
+    evaluation, detections = out / folder.evaluation.name, out / folder.detections.name
+
+    def count() -> Evaluation:
+        numbers = evaluate_detections(dataset.annotations_file, results, has_masks=trained.model.has_masks)
+        write_result(detections, results)
+        write_result(evaluation, numbers.as_dict())
+        return numbers
+
+    return Evaluated(world.on_first(count), evaluation, detections)
+
+
+def write_result(path: Path, value: Any) -> None:
+    """Write detections or numbers as JSON, making the folder."""
+    make_folder(path.parent)
+    write_json_atomically(path, value, indent=2 if isinstance(value, dict) else None)

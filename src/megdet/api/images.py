@@ -112,4 +112,4 @@ def _of_array(image: NDArray[Any]) -> NDArray[np.uint8]:
         raise InputError(f"an array of shape {image.shape} is no image: it is (height, width, 3), in the order RGB")
     if image.dtype != np.uint8:
         raise InputError(f"an array of {image.dtype} is no image: it has numbers of 8 bits (numpy.uint8), 0 to 255")
-    return np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], 3)))
+    return np.require(np.broadcast_to(image, (*image.shape[:2], 3)), requirements=["C", "W"])

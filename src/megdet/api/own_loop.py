@@ -49,7 +49,7 @@ class PlanSampler:
         *,
         batch_size: int,
         bn_size: int,
-        epochs: float,
+        epochs: int | float,
         rank: int = 0,
         world_size: int = 1,
         seed: int = 0,
@@ -63,7 +63,7 @@ class PlanSampler:
                 f"{batch_size} images in groups of {bn_size} cannot be spread evenly over {world_size} processes: take "
                 "another number of processes, or `megdet.train`, which can"
             )
-        schedule = Schedule(policy="step", epochs=epochs)
+        schedule = Schedule(policy="step", epochs=float(epochs))
         recipe = Recipe(batch_size=batch_size, bn_size=bn_size, seed=seed, schedule=schedule)
         self.plan = TrainingPlan(np.asarray(sizes, dtype=np.int64).reshape(-1, 2), recipe)
         self.rank, self.first_step = rank, first_step
@@ -92,14 +92,14 @@ class PlanSampler:
 def scaled_learning_rate(
     step: int,
     *,
-    base_lr: float,
+    base_lr: int | float,
     batch_size: int,
     num_images: int,
-    epochs: float,
-    milestones: Sequence[float] = (),
-    factors: Sequence[float] = (),
+    epochs: int | float,
+    milestones: Sequence[int | float] = (),
+    factors: Sequence[int | float] = (),
     warmup_steps: int = 500,
-    warmup_start: float = 1.0,
+    warmup_start: int | float = 1.0,
 ) -> float:
     """The rate of step 0, 1, ...: base_lr * batch_size / 16, after a linear warmup, times the decays (Sec. 3.2).
 
@@ -114,8 +114,9 @@ def scaled_learning_rate(
         warmup_steps: so many steps from `warmup_start` * base_lr to the full rate.
         warmup_start: see there.
     """
-    schedule = Schedule("step", epochs, tuple(milestones), tuple(factors), "linear", warmup_steps, warmup_start)
-    recipe = Recipe(batch_size=batch_size, schedule=schedule, optimizer=Optimizer(base_lr=base_lr))
+    decays = tuple(map(float, milestones)), tuple(map(float, factors))
+    schedule = Schedule("step", float(epochs), *decays, "linear", warmup_steps, float(warmup_start))
+    recipe = Recipe(batch_size=batch_size, schedule=schedule, optimizer=Optimizer(base_lr=float(base_lr)))
     return learning_rate(recipe, num_images, step)
 
 
@@ -138,7 +139,7 @@ class ModuleRates:
             (loss of the first half of the mini-batch).backward()
             rates.first_half_done(step)
             (loss of the second half).backward()
-            rates.set(step, rate)
+            rates.set(rate)
             optimizer.step()
 
     Where several processes train, the gradients must be summed over them before each of the two calls, as
@@ -176,7 +177,7 @@ class ModuleRates:
         """Note the gradients of the first half, where they are to be compared in this step, every tenth."""
         self._first = [own.clone() for own in self._gradients()] if self.agvm.is_due(step) else None
 
-    def set(self, step: int, rate: float) -> None:
+    def set(self, rate: int | float) -> None:
         """Compare the halves if it is time, and give every group of the optimizer its rate."""
         if self._first is not None:
             second = torch._foreach_sub(self._gradients(), self._first)

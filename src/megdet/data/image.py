@@ -11,8 +11,9 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from io import BufferedReader, BytesIO
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -96,7 +97,7 @@ def whole_header(path: Path | str) -> Header:
 
 
 def read_image(
-    source: Path | str | BinaryIO, *, size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS
+    source: Path | str | BytesIO, *, size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS
 ) -> NDArray[np.uint8]:
     """The picture as (height, width, 3) RGB of 8 bits, turned by its EXIF orientation.
 
@@ -163,7 +164,7 @@ def pixels_of(image: Image.Image) -> NDArray[np.uint8]:
 
 
 @contextmanager
-def _opened(source: Path | BinaryIO) -> Iterator[tuple[Image.Image, BinaryIO]]:
+def _opened(source: Path | BytesIO) -> Iterator[tuple[Image.Image, BufferedReader | BytesIO]]:
     """An image whose header is read, and its file; what is raised meanwhile becomes an InputError with the path."""
     path = source if isinstance(source, Path) else "the image"
     try:
@@ -217,7 +218,7 @@ def _turn(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     return pixels
 
 
-def _refuse_endless_scans(file: BinaryIO, header: Header) -> None:
+def _refuse_endless_scans(file: BufferedReader | BytesIO, header: Header) -> None:
     """Raise InputError for a JPEG that takes minutes: a hundred bytes can be one more pass over all pixels."""
     file.seek(0)
     scans = file.read().count(b"\xff\xda")
@@ -225,7 +226,7 @@ def _refuse_endless_scans(file: BinaryIO, header: Header) -> None:
         raise InputError(f"a JPEG of {scans} scans, where ten are usual; write it again with another program")
 
 
-def _decode_jpeg(file: BinaryIO) -> NDArray[np.uint8] | None:
+def _decode_jpeg(file: BufferedReader | BytesIO) -> NDArray[np.uint8] | None:
     """The pixels of a plain JPEG without fault; of any other Pillow says whether it is a picture, and why not."""
     file.seek(0)
     try:

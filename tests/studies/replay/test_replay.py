@@ -14,8 +14,8 @@ from divergence import diverge_at
 from megdet.cli.main import main
 from megdet.distributed.local_ranks import run_in_ranks
 from megdet.distributed.world import World
-from megdet.errors import InputError
 from megdet.drawing import enlargement
+from megdet.errors import InputError
 from megdet.recipe import Recipe, Watch
 from megdet.run_folder.folder import RunFolder
 from megdet.run_folder.metrics import read_metrics

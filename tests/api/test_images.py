@@ -1,0 +1,116 @@
+"""Images in every form that a program has them in are the same pixels."""
+
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from megdet.api import images as images_module
+from megdet.api.images import each_image, is_one_image, pixels_of_any
+from megdet.errors import InputError
+
+MOST = 10_000
+
+
+@pytest.fixture(scope="module")
+def pixels() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def file(pixels, tmp_path_factory) -> Path:
+    path: Path = tmp_path_factory.mktemp("images") / "a b.png"
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture(scope="module")
+def address(file) -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(file.parent)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_paths_addresses_arrays_tensors_and_pillow_images_are_the_same(file, pixels, address):
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1)
+    with Image.open(file) as opened:
+        assert np.array_equal(pixels_of_any(opened, MOST).values, pixels)
+    for image in (
+        *(str(file), file, file.as_uri(), f"{address}/a%20b.png", pixels, np.asfortranarray(pixels)),
+        *(tensor, tensor.float() / 255, tensor.double() / 255),
+    ):
+        assert is_one_image(image)
+        own = pixels_of_any(image, MOST)
+        assert np.array_equal(own.values, pixels), image
+        assert own.values.flags.c_contiguous
+    assert pixels_of_any(file, MOST) == (pytest.approx(pixels), str(file), True)
+
+
+def test_gray_is_repeated_and_a_photo_is_turned_as_its_camera_says(pixels, tmp_path):
+    gray = pixels[:, :, 0]
+    expected = np.repeat(gray[:, :, None], 3, axis=2)
+    for image in (gray, gray[:, :, None], torch.from_numpy(gray), torch.from_numpy(gray)[None], Image.fromarray(gray)):
+        assert np.array_equal(pixels_of_any(image, MOST).values, expected)
+    exif = Image.Exif()
+    exif[0x112] = 6
+    Image.fromarray(pixels).transpose(Image.Transpose.ROTATE_90).save(tmp_path / "lying.png", exif=exif)
+    with Image.open(tmp_path / "lying.png") as lying:
+        assert np.array_equal(pixels_of_any(lying, MOST).values, pixels)
+
+
+def test_several_are_a_list_a_folder_or_one_array_more(file, pixels):
+    assert not is_one_image([file])
+    assert list(each_image(file)) == [file]
+    assert list(each_image([file, pixels])) == [file, pixels]
+    assert list(each_image(file.parent)) == [file]
+    stack = np.stack([pixels, pixels])
+    assert not is_one_image(stack)
+    assert [own.shape for own in each_image(stack)] == [pixels.shape] * 2
+    assert len(list(each_image(own for own in (file, file)))) == 2
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((20, 30, 3)), "array of float64 is no image: it has numbers of 8 bits"),
+        (np.zeros((20, 30, 4), np.uint8), r"array of shape \(20, 30, 4\) is no image"),
+        (np.zeros((0, 30, 3), np.uint8), r"array of shape \(0, 30, 3\) is no image"),
+        (torch.zeros(20, 30, 3), r"tensor of shape \(20, 30, 3\) is no image: it is \(3, height, width\)"),
+        (torch.full((3, 4, 4), 255.0), "floats as an image has values from 0 to 1: divide it by 255"),
+        (torch.full((3, 4, 4), float("nan")), "values from 0 to 1"),
+        (7, "a int is no image"),
+        ("nowhere.png", "nowhere.png: no such image file"),
+        (Image.new("RGB", (200, 100)), "200 x 100 pixels is too large"),
+    ],
+)
+def test_what_is_no_image_is_refused_with_what_is_wanted(image, message):
+    with pytest.raises(InputError, match=message):
+        pixels_of_any(image, MOST)
+
+
+def test_an_address_that_has_no_image_or_too_much_is_refused(address, file, monkeypatch):
+    with pytest.raises(InputError, match=r"http://127.0.0.1:\d+/b.png: cannot be fetched .*404"):
+        pixels_of_any(f"{address}/b.png", MOST)
+    with pytest.raises(InputError, match=r"http://127.0.0.1:\d+/: cannot be read as an image"):
+        pixels_of_any(f"{address}/", MOST)
+    monkeypatch.setattr(images_module, "MOST_BYTES", 100)
+    with pytest.raises(InputError, match="fetch it yourself"):
+        pixels_of_any(f"{address}/a%20b.png", MOST)
+
+
+def test_an_empty_folder_is_refused(tmp_path):
+    with pytest.raises(InputError, match="no image in this folder"):
+        list(each_image(tmp_path))

@@ -1,0 +1,50 @@
+"""Training and evaluating from Python are those of the command line."""
+
+import pytest
+
+import megdet
+from cli_runs import OVERRIDES, TinyData, make_data, train_exactly
+from megdet.errors import InputError
+from megdet.files import read_json
+from megdet.run_folder.folder import RunFolder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> TinyData:
+    return make_data(tmp_path_factory.mktemp("data"))
+
+
+def test_a_run_from_python_is_that_of_the_command_line(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    theirs = RunFolder(train_exactly(data, tmp_path / "theirs"))
+    words = [*data.options, *OVERRIDES[:-2]]
+    overrides = {key[2:]: value for key, value in zip(words[::2], words[1::2], strict=True)}
+    changes = {**overrides, "precision": "float64", "model": {"backbone": {"name": "test_resnet"}}}
+    run = megdet.train("demo", {**changes, "model.box_head.score_threshold": 0.0}, device="cpu", workers=0)
+    ours = RunFolder(run.folder)
+    assert str(run.folder) == "runs/demo"
+    assert ours.recipe.read_text() == theirs.recipe.read_text()
+    assert read_json(ours.detections) == read_json(theirs.detections)
+    assert run.evaluation.as_dict() == read_json(ours.evaluation)
+    assert [picture.name for picture in run.pictures] == ["course.png", "detections.png"]
+
+    before = ours.evaluation.read_text()
+    assert megdet.evaluate(run.folder, device="cpu", workers=0).as_dict() == run.evaluation.as_dict()
+    assert ours.evaluation.read_text() == before
+    other = megdet.evaluate(
+        run.folder, (data.train, data.train_images), overrides={"evaluation": {"flip": True}}, device="cpu", workers=0
+    )
+    assert read_json(ours.path / "evaluations/train/evaluation.json") == other.as_dict() != run.evaluation.as_dict()
+
+    found = run.load(device="cpu")(data.val_images)
+    rows = [row for own in found for row in own.to_coco()]
+    assert len(rows) == len(read_json(ours.detections))
+
+
+def test_what_cannot_be_meant_is_refused_before_any_work(tmp_path):
+    with pytest.raises(InputError, match=r"no recipe 'dmo'.*did you mean 'demo'"):
+        megdet.train("dmo")
+    with pytest.raises(InputError, match=r"unknown option '--schedule.epoch'.*did you mean 'schedule.epochs'"):
+        megdet.train("demo", {"schedule": {"epoch": 3}})
+    with pytest.raises(InputError, match="not a run folder"):
+        megdet.evaluate(tmp_path)

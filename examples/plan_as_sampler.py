@@ -42,7 +42,7 @@ def main() -> None:
     ).double()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
     sampler = megdet.PlanSampler(
-        [(24, 24)] * IMAGES, batch_size=BATCH_SIZE, bn_size=BN_SIZE, epochs=EPOCHS, rank=rank, world_size=size
+        [(24, 24)] * IMAGES, batch_size=BATCH_SIZE, bn_size=BN_SIZE, epochs=EPOCHS, rank=rank, num_replicas=size
     )
     batches = iter(DataLoader(Noise(), batch_sampler=sampler))
     for step in range(sampler.num_steps):

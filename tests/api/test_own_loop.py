@@ -24,10 +24,10 @@ def steps_of(one: megdet.PlanSampler) -> list[list[int]]:
     return [list(chain(*batches[first : first + one.rounds])) for first in range(0, len(batches), one.rounds)]
 
 
-@pytest.mark.parametrize("world_size", [2, 4, 8])
-def test_processes_share_the_images_that_one_process_has(world_size):
+@pytest.mark.parametrize("num_replicas", [2, 4, 8])
+def test_processes_share_the_images_that_one_process_has(num_replicas):
     alone = steps_of(sampler())
-    shared = [steps_of(sampler(rank=rank, world_size=world_size)) for rank in range(world_size)]
+    shared = [steps_of(sampler(rank=rank, num_replicas=num_replicas)) for rank in range(num_replicas)]
     assert [sorted(step) for step in alone] == [sorted(chain(*parts)) for parts in zip(*shared, strict=True)]
 
 
@@ -50,8 +50,8 @@ def test_it_goes_on_from_a_step_and_serves_a_loader():
     [
         ({"bn_size": 3}, "a bn_size of 3 does not divide a batch_size of 8"),
         ({"batch_size": 64, "bn_size": 64}, "50 images to train on are not enough"),
-        ({"world_size": 3}, "cannot be spread evenly over 3 processes"),
-        ({"world_size": 16}, "16 devices"),
+        ({"num_replicas": 3}, "cannot be spread evenly over 3 processes"),
+        ({"num_replicas": 16}, "16 devices"),
     ],
 )
 def test_what_does_not_fit_is_refused(changes, message):

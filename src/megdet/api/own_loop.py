@@ -33,8 +33,8 @@ class PlanSampler:
         batch_size: images of an optimizer step, over all processes.
         bn_size: images of a group, which are normalised together.
         epochs: after so many passes it ends.
-        rank: this process among `world_size`.
-        world_size: processes.
+        rank: this process, from 0.
+        num_replicas: processes.
         seed: of the order.
         first_step: where to begin, to go on with a run.
 
@@ -51,16 +51,16 @@ class PlanSampler:
         bn_size: int,
         epochs: int | float,
         rank: int = 0,
-        world_size: int = 1,
+        num_replicas: int = 1,
         seed: int = 0,
         first_step: int = 0,
     ) -> None:
         if bn_size < 1 or batch_size % bn_size:
             raise InputError(f"a bn_size of {bn_size} does not divide a batch_size of {batch_size}")
-        self.layout = choose_layout(batch_size // bn_size, bn_size, world_size)
+        self.layout = choose_layout(batch_size // bn_size, bn_size, num_replicas)
         if self.layout.idle:
             raise InputError(
-                f"{batch_size} images in groups of {bn_size} cannot be spread evenly over {world_size} processes: take "
+                f"{batch_size} images in groups of {bn_size} cannot be spread evenly over {num_replicas} processes: take "
                 "another number of processes, or `megdet.train`, which can"
             )
         schedule = Schedule(policy="step", epochs=float(epochs))

@@ -62,8 +62,9 @@ def _evaluate_run(arguments: Arguments, folder: RunFolder, world: World) -> None
         annotations = arguments.data[0] if arguments.data else trained.recipe.data.val_annotations
         out = folder.path / "evaluations" / f"{Path(annotations).stem}-precise-bn-{arguments.precise_bn}{folded}"
     is_own = not arguments.data and not arguments.overrides and not arguments.fold
+    data = None if arguments.data is None else (arguments.data[0], arguments.data[1])
     found = evaluate_run(
-        trained, folder, world, arguments.data, workers=num_workers(arguments), out=out, is_own=is_own, suffix=folded
+        trained, folder, world, data, workers=num_workers(arguments), out=out, is_own=is_own, suffix=folded
     )
     if world.is_first:
         print_numbers(found.numbers)

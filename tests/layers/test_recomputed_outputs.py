@@ -1,5 +1,6 @@
 """What a batch norm puts out is found again in the backward, to the bit, and its memory is free until then."""
 
+import gc
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -109,3 +110,32 @@ def test_nothing_is_recomputed_outside_or_without_gradients():
     y = model(x)  # outside: torch keeps what it always keeps
     y.sum().backward()
     assert model[0].weight.grad is not None
+
+
+class Noticed(torch.autograd.Function):
+    """The identity, whose place in the graph holds an object by which its end is seen."""
+
+    @staticmethod
+    def forward(ctx, x, seen):
+        ctx.seen = seen
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, None
+
+
+class Seen:
+    """An object that can be referred to weakly."""
+
+
+def test_a_forward_without_a_backward_leaves_nothing_behind():
+    seen = Seen()
+    gone = weakref.ref(seen)
+    with recompute_outputs():
+        found = torch.relu(Noticed.apply(torch.rand(2, requires_grad=True), seen))  # which keeps its own output
+    del seen
+    assert gone() is not None, "the graph holds it"
+    del found
+    gc.collect()
+    assert gone() is None

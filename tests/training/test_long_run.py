@@ -38,9 +38,10 @@ def look(process: int, metrics: Path) -> Seen | None:
         children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
         lines = metrics.read_bytes().splitlines()
         step = max((json.loads(line)["step"] for line in lines[-3:-1]), default=0)
-    except (OSError, ValueError):
+        resident = int(status["VmRSS"].split()[0])  # what has ended has none
+    except (OSError, ValueError, KeyError):
         return None
-    return Seen(step, int(status["VmRSS"].split()[0]) / 1024, descriptors, int(status["Threads"]), len(children))
+    return Seen(step, resident / 1024, descriptors, int(status["Threads"]), len(children))
 
 
 def middle(seen: Sequence[Seen], first: int, last: int) -> Seen:

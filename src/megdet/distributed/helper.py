@@ -20,13 +20,14 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
-
-import torch
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from megdet.distributed.termination import STOP_SIGNALS, blocked_signals
 from megdet.errors import InputError
 from megdet.files import replace_file
+
+if TYPE_CHECKING:
+    import torch
 
 TASK, ANSWER = "task.pickle", "answer.pickle"
 _PARENT_SECONDS = 0.5
@@ -107,7 +108,7 @@ def start_helper(
     function: Callable[..., T],
     *arguments: Any,
     folder: Path,
-    device: torch.device,
+    device: "torch.device",
     threads: int = 0,
     niceness: int = 0,
 ) -> Helper[T]:
@@ -188,10 +189,13 @@ def main(folder: Path) -> None:
     if os.name == "posix":
         for number in STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)  # a scheduler sends them to every process of a run
+        # before torch is loaded, which takes seconds
         threading.Thread(target=_end_with, args=(task.parent,), daemon=True).start()
         os.nice(task.niceness)
     sys.path[:] = task.path
     if task.threads:
+        import torch
+
         torch.set_num_threads(task.threads)
     replace_file(folder / ANSWER, _answer(task.call), durable=False)
 

@@ -102,7 +102,9 @@ def _before_activation(activation: nn.Module, arguments: tuple[Any, ...]) -> Non
 
 def _pack(tensor: Tensor) -> Tensor | Output:
     latest: _Latest | None = getattr(_STATE, "latest", None)
-    return latest.output.keep() if latest is not None and latest.matches(tensor) else tensor
+    if latest is not None and latest.matches(tensor):
+        return latest.output.keep()
+    return tensor.detach()  # with its history it would keep the graph that keeps it, which no backward may ever free
 
 
 def _unpack(kept: Tensor | Output) -> Tensor:

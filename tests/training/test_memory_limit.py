@@ -103,7 +103,7 @@ def under_growing_limits(world: World, recipe: Recipe) -> dict[str, Any]:
 
 
 def test_the_smallest_memory_that_is_enough_takes_smaller_pieces_with_the_same_gradients(recipe):
-    (found,) = run_in_ranks(under_growing_limits, 1, recipe, timeout=900)
+    (found,) = run_in_ranks(under_growing_limits, 1, recipe, timeout=900.0)
     print(found["failures"], found["refusals"])
     assert found["failures"] > 0, "less was not enough"
     assert found["repeated"] == 1, "the whole micro-batch did not fit, its pieces did"

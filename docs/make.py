@@ -63,7 +63,9 @@ def api_page() -> str:
         for member, own in vars(value).items():
             if member.startswith("_") and member != "__call__":
                 continue
-            is_attribute = not callable(own) and inspect.getdoc(getattr(own, "fget", None) or getattr(own, "func", None))
+            is_attribute = not callable(own) and inspect.getdoc(
+                getattr(own, "fget", None) or getattr(own, "func", None)
+            )
             if is_attribute:
                 lines += ["", f"**`.{member}`**: {is_attribute}"]
             elif inspect.isfunction(own):

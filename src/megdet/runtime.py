@@ -4,6 +4,7 @@ All questions to the machine are asked here, so that a test or a bench can prete
 """
 
 import ctypes
+import gc
 import os
 import platform
 import sys
@@ -97,6 +98,18 @@ def free_bytes(device: torch.device) -> int | None:
         if file.exists() and (text := file.read_text().strip()).isdecimal():
             left.append((int(text) - int(taken.read_text())) // num_ranks_here())
     return max(0, min(left))
+
+
+def give_memory_back(device: torch.device) -> None:
+    """Return to the system what this process keeps for later, where memory has run out.
+
+    Freed memory of a CPU stays in the process otherwise (`prepare_process`), where oneDNN cannot use it for its code.
+    """
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 @contextmanager

@@ -121,7 +121,7 @@ class Noticed(torch.autograd.Function):
         return x.clone()
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(_ctx, gradient):
         return gradient, None
 
 

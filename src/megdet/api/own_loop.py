@@ -60,8 +60,8 @@ class PlanSampler:
         self.layout = choose_layout(batch_size // bn_size, bn_size, num_replicas)
         if self.layout.idle:
             raise InputError(
-                f"{batch_size} images in groups of {bn_size} cannot be spread evenly over {num_replicas} processes: take "
-                "another number of processes, or `megdet.train`, which can"
+                f"{batch_size} images in groups of {bn_size} cannot be spread evenly over {num_replicas} processes: "
+                "take another number of processes, or `megdet.train`, which can"
             )
         schedule = Schedule(policy="step", epochs=float(epochs))
         recipe = Recipe(batch_size=batch_size, bn_size=bn_size, seed=seed, schedule=schedule)

@@ -21,7 +21,7 @@ from megdet.distributed.layout import Layout, smaller_shares
 from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.layers.batch_norm import CrossDeviceBatchNorm, step_sums
-from megdet.runtime import free_bytes, is_out_of_memory, within_bytes
+from megdet.runtime import free_bytes, give_memory_back, is_out_of_memory, within_bytes
 from megdet.structures import Batch, Targets
 from megdet.training.pieces import Pieces, accumulate, smallest_pieces
 from megdet.training.trainer import Trainer
@@ -121,8 +121,7 @@ class MemoryTrial:
                         raise
                 else:
                     return size
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
+            give_memory_back(device)
         return None
 
     def _try(self, images: int, canvas: tuple[int, int], size: int) -> None:

@@ -6,7 +6,6 @@ of the step anew, with the statistics that its lane has agreed upon already, and
 Gradients, sums of statistics and losses are as before the failed try; nothing else is changed before the update.
 """
 
-import gc
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from megdet.layers.exchanges import Exchanges, remembered
 from megdet.model.detector import Detector
 from megdet.precision import arithmetic, backward, dtype_of
 from megdet.recipe import Recipe
-from megdet.runtime import is_out_of_memory
+from megdet.runtime import give_memory_back, is_out_of_memory
 from megdet.structures import Batch
 
 _LOG = logging.getLogger(__name__)
@@ -107,9 +106,7 @@ def accumulate(
             if sums:
                 torch._foreach_copy_(sums, before)
             exchanges.rewind()
-            gc.collect()
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
+            give_memory_back(device)
 
 
 def smallest_pieces(model: Detector, recipe: Recipe) -> int:

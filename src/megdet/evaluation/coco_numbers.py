@@ -16,19 +16,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from megdet.data.result_rows import Detection
-from megdet.evaluation.columns import MaskedTruth, Truth, detection_columns, truth_columns
-from megdet.evaluation.counting import (
-    MAX_DETECTIONS,
-    DetectionColumns,
-    Kind,
-    Precision,
-    Recall,
-    TruthColumns,
-    precision_and_recall,
-)
-from megdet.evaluation.masks import with_masks
-from megdet.files import read_json, typed
+from megdet.evaluation.counting import MAX_DETECTIONS, Kind, Precision, Recall, precision_and_recall
+from megdet.evaluation.task import Sides, Task, read_task
+from megdet.files import typed
 
 _DIGITS = 12
 """Behind the point: what is perfect is 1, and not 1 - 2e-16 as in pycocotools."""
@@ -111,7 +101,7 @@ def evaluate_files(ground_truth: Path, detections: Path) -> Evaluation:
     Raises:
         InputError: a file is missing, corrupt, or not of its format.
     """
-    return _evaluate(ground_truth, read_json(detections, list[Detection]), str(detections), has_masks=False)
+    return evaluate_task(read_task(ground_truth, detections))
 
 
 def evaluate_detections(
@@ -131,33 +121,20 @@ def evaluate_detections(
         InputError: the file is missing or corrupt; an id is unknown or occurs twice; a box or score is not finite, or a
             box has a negative size; a mask is missing, broken or not of the size of its image.
     """
-    return _evaluate(
-        ground_truth, typed(detections, list[Detection], "the detections"), "the detections", has_masks=has_masks
-    )
+    return evaluate_task(read_task(ground_truth, detections, has_masks=has_masks))
 
 
-def _evaluate(
-    ground_truth: Path | dict[str, Any], found_rows: list[Detection], place: str, *, has_masks: bool
-) -> Evaluation:
-    has_masks = has_masks or any(row.segmentation is not None for row in found_rows)
-    kind: type[Truth] = MaskedTruth if has_masks else Truth
-    if isinstance(ground_truth, Path):
-        truth_rows, truth_place = read_json(ground_truth, kind), str(ground_truth)
-    else:
-        truth_rows, truth_place = typed(ground_truth, kind, "the ground truth"), "the ground truth"
-    names, numbering, truth = truth_columns(truth_rows, truth_place)
-    found = detection_columns(found_rows, place, numbering)
-    if not isinstance(truth_rows, MaskedTruth):
-        del truth_rows, found_rows  # counting needs the memory
-        return Evaluation(_count(truth, found, names, "bbox"))
-    masked = with_masks(truth_rows, truth, found_rows, found, numbering, place)
+def evaluate_task(task: Task) -> Evaluation:
+    """The numbers of ground truth and detections that were read before."""
     return Evaluation(
-        _count(truth, masked.found_boxes, names, "bbox"), _count(masked.truth, masked.found, names, "segm")
+        _count(task.boxes, task.class_names, "bbox"),
+        None if task.masks is None else _count(task.masks, task.class_names, "segm"),
     )
 
 
-def _count(truth: TruthColumns, found: DetectionColumns, names: list[str], kind: Kind) -> CocoNumbers:
-    precision, recall = precision_and_recall(truth, found, len(names), kind)
+def _count(sides: Sides, names: list[str], kind: Kind) -> CocoNumbers:
+    truth = sides.truth
+    precision, recall = precision_and_recall(truth, sides.found, len(names), kind)
     num_boxes = np.bincount(truth.classes[~truth.is_crowd], minlength=len(names)).tolist()
     return _summarize(precision, recall, names, num_boxes)
 

@@ -79,6 +79,14 @@ def precision_and_recall(
 
 def _count(truth: TruthColumns, found: DetectionColumns, classes: range, kind: Kind) -> tuple[Precision, Recall]:
     """Of some classes."""
+    counted = matched(truth, found, classes, kind)
+    counted.accumulate()
+    curves = counted.eval or {}
+    return curves["precision"][..., -1].mean(axis=1), curves["recall"]
+
+
+def matched(truth: TruthColumns, found: DetectionColumns, classes: range, kind: Kind) -> COCOeval:
+    """hotcoco's evaluator after matching the columns of some classes; the ids of both sides are 1 + their row."""
     num_images = 1 + int(max(truth.images.max(initial=0), found.images.max(initial=0)))
     target = COCO.from_arrays(
         [{"id": image} for image in range(num_images)],
@@ -95,6 +103,4 @@ def _count(truth: TruthColumns, found: DetectionColumns, classes: range, kind: K
     results.update_anns(ids=np.arange(1, len(rows) + 1), area=found.areas)
     counted = COCOeval(target, results, kind)
     counted.evaluate()
-    counted.accumulate()
-    curves = counted.eval or {}
-    return curves["precision"][..., -1].mean(axis=1), curves["recall"]
+    return counted

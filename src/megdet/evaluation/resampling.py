@@ -1,0 +1,71 @@
+"""AP on other images of the same kind: the images are drawn again, and the matched detections counted again.
+
+A data set is a sample. What AP would be on another one is told by the bootstrap (Efron 1979): draw as many images as
+there are, with replacement, and count. Two detectors are compared on the same draws, because an image that is hard for
+one is hard for the other.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from megdet.evaluation.matches import OVERLAPS, ClassMatches
+
+RECALLS = np.linspace(0.0, 1.0, 101)
+"""The recalls at which COCO reads the precision."""
+_TOGETHER = 1 << 23  # numbers in one array: a limit of memory
+
+Resampled = Float[np.ndarray, "resamples classes ious"]
+
+
+def draw_images(num_images: int, resamples: int, seed: int = 0) -> Int[np.ndarray, "resamples images"]:
+    """How often each image is in each of the resamples; a resample has as many images as the data set."""
+    drawn = np.random.default_rng(seed).multinomial(num_images, np.full(num_images, 1 / num_images), resamples)
+    return drawn.astype(np.int32)
+
+
+def average_precisions(classes: Sequence[ClassMatches], weights: Int[np.ndarray, "resamples images"]) -> Resampled:
+    """AP of every class at the ten overlaps where each image counts so many times; NaN where no object is left.
+
+    It equals COCO's AP of a data set in which each image stands so often.
+    """
+    found = np.full((len(weights), len(classes), len(OVERLAPS)), np.nan)
+    for label, own in enumerate(classes):
+        rows = max(1, _TOGETHER // max(1, len(own.images)))
+        for start in range(0, len(weights), rows):
+            found[start : start + rows, label] = _of_class(own, weights[start : start + rows])
+    return found
+
+
+def mean_ap(found: Resampled) -> Float[np.ndarray, " resamples"]:
+    """The mean over overlaps and the classes that have objects (mmAP); NaN where none has."""
+    has_objects = ~np.isnan(found)
+    total = np.where(has_objects, found, 0.0).sum(axis=(1, 2))
+    return np.where(has_objects.any(axis=(1, 2)), total / np.maximum(has_objects.sum(axis=(1, 2)), 1), np.nan)
+
+
+def interval(values: Float[np.ndarray, " resamples"], level: float = 0.95) -> tuple[float, float]:
+    """From which to which value the middle `level` of the resamples lies; NaN if there is none."""
+    known = values[~np.isnan(values)]
+    if not len(known):
+        return np.nan, np.nan
+    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _of_class(own: ClassMatches, weights: Int[np.ndarray, "resamples images"]) -> Float[np.ndarray, "resamples ious"]:
+    objects = weights @ own.objects
+    drawn = weights[:, own.images]
+    all_seen = drawn.cumsum(axis=1, dtype=np.int32)
+    found = np.zeros((len(weights), len(OVERLAPS)))
+    for place in range(len(OVERLAPS)):
+        is_counted, right = own.is_counted[:, place], np.flatnonzero(own.is_right[:, place])
+        seen = all_seen if is_counted.all() else (drawn * is_counted).cumsum(axis=1, dtype=np.int32)
+        hits = drawn[:, right].cumsum(axis=1, dtype=np.int32)
+        precision = hits / np.maximum(seen[:, right], 1)
+        precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+        reached = np.searchsorted(RECALLS, hits / np.maximum(objects, 1)[:, None], side="right")
+        found[:, place] = (precision * np.diff(reached, axis=1, prepend=0)).sum(axis=1) / len(RECALLS)
+    found[objects == 0] = np.nan
+    return found

@@ -1,0 +1,1 @@
+"""One page that tells everything of one run or of several: `megdet report`."""

@@ -1,0 +1,57 @@
+// Validation pictures with what is there and what was found; a slider sets the score from which detections are shown.
+
+function picture(own, names) {
+  const boxes = s("svg", { viewBox: `0 0 ${own.width} ${own.height}`, "aria-hidden": true });
+  const says = h("span", { class: "says" });
+  const unit = Math.max(own.width, own.height) / 100;
+  const label = ([x, y], text, kind) => s("text", {
+    class: kind, x: Math.max(0, x) + 0.6 * unit, y: Math.max(4.6 * unit, y - 0.8 * unit), "font-size": 4.4 * unit, "stroke-width": unit,
+  }, text);
+  const frame = ([x, y, width, height], kind) => s("rect", { class: kind, x, y, width, height });
+  const element = h("figure", { class: "picture" },
+    h("div", { class: "frame" }, h("img", {
+      src: `data:image/jpeg;base64,${own.jpeg}`, alt: own.name, width: own.width, height: own.height,
+    }), boxes), h("figcaption", {}, h("span", { class: "file" }, own.name), says));
+  function draw(threshold, withTruth) {
+    const shown = own.found.filter((box) => box[5] >= threshold);
+    const found = new Set(shown.map((box) => box[6]));
+    const missed = own.truth.filter((_, index) => !found.has(index));
+    const wrong = shown.filter((box) => box[6] < 0);
+    boxes.replaceChildren(
+      ...(withTruth ? own.truth.flatMap((box, index) => [frame(box, "under"), frame(box, found.has(index) ? "truth" : "truth missed")]) : []),
+      ...shown.toReversed().flatMap((box) => [frame(box, "under"), frame(box, box[6] < 0 ? "found wrong" : "found right")]),
+      ...shown.toReversed().map((box) => label(box, `${box[6] < 0 ? "\u2717 " : ""}${names[box[4]]} ${Math.round(100 * box[5])}`, "name")),
+      ...(withTruth ? missed.map((box) => label([box[0], box[1] + box[3] + 5.4 * unit], `missed: ${names[box[4]]}`, "name")) : []));
+    says.textContent = `${shown.length - wrong.length} right, ${wrong.length} wrong, ${missed.length} missed`;
+    return { right: shown.length - wrong.length, wrong: wrong.length, missed: missed.length };
+  }
+  return { element, draw };
+}
+
+function pictures(own, analysis) {
+  const names = analysis.classes.map((one) => one.name);
+  const groups = [["worst", "Worst"], ["best", "Best"]].map(([key, title]) => ({ title, all: own[key].map((one) => picture(one, names)) }));
+  const every = groups.flatMap((group) => group.all);
+  if (!every.length) return null;
+  const start = Math.floor(100 * analysis.threshold) / 100;
+  const slider = h("input", { type: "range", min: 0.05, max: 1, step: 0.01, value: start, "aria-label": "score from which detections are shown" });
+  const truth = h("input", { type: "checkbox", checked: true });
+  const says = h("output", { class: "threshold-says" });
+  function draw() {
+    const threshold = Number(slider.value);
+    const sums = every.map((one) => one.draw(threshold, truth.checked))
+      .reduce((all, one) => ({ right: all.right + one.right, wrong: all.wrong + one.wrong, missed: all.missed + one.missed }));
+    says.textContent = `score ${threshold.toFixed(2)} or more: ${sums.right + sums.wrong} detections shown, ${sums.right} right, `
+      + `${sums.wrong} wrong; ${sums.missed} objects missed`;
+  }
+  slider.addEventListener("input", draw);
+  truth.addEventListener("change", draw);
+  draw();
+  return section("Worst and best pictures", "pictures",
+    `By the F1 of the image at the threshold ${score(analysis.threshold)}. Boxes are right from IoU 0.5 on.`,
+    h("label", { class: "slider" }, h("span", {}, "score"), slider), says,
+    h("p", { class: "keys" }, h("span", { class: "key right" }, "right"), h("span", { class: "key wrong" }, "\u2717 wrong"),
+      h("label", {}, truth, h("span", { class: "key truth" }, "ground truth")), h("span", { class: "key missed" }, "missed")),
+    groups.filter((group) => group.all.length).map((group) => [h("h3", {}, group.title),
+      h("div", { class: "pictures" }, group.all.map((one) => one.element))]));
+}

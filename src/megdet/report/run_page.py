@@ -1,0 +1,124 @@
+"""One run as the page shows it."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from megdet.errors import InputError, printable
+from megdet.evaluation.coco_numbers import Evaluation
+from megdet.files import read_json
+from megdet.recipe import Recipe
+from megdet.report.analysis import analysis_of
+from megdet.report.course import course_of
+from megdet.report.pictures import pictures_of
+from megdet.run_folder.folder import RunFolder
+from megdet.run_folder.metrics import read_metrics
+from megdet.run_length import decay_of
+from megdet.studies.comparison.recipes import departures, value_text
+from megdet.studies.comparison.runs import EvaluatedRun, read_evaluated, recipe_of
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the validation data are, if not where the recipe says."""
+
+    annotations: Path | None = None
+    images: Path | None = None
+
+
+def run_page(folder: RunFolder, places: Places, resamples: int) -> tuple[dict[str, Any], EvaluatedRun | None]:
+    """What the page has of a run, and the run with its detections where they and the ground truth are there.
+
+    A run without an evaluation, or whose validation data are elsewhere now, has fewer sections, and `notes` say why.
+    Raises InputError where the folder is no run or a file of it is damaged.
+    """
+    recipe, notes = recipe_of(folder), []
+    metrics = read_metrics(folder.metrics) if folder.metrics.is_file() else []
+    course = course_of(metrics, recipe)
+    evaluated, why = _evaluated(folder, recipe, places)
+    if why:
+        notes.append(why)
+    page: dict[str, Any] = {
+        "name": printable(str(folder.path)),
+        "facts": _facts(folder, recipe, course, metrics),
+        "recipe": [[key, value_text(value), value_text(usual)] for key, (value, usual) in departures(recipe).items()],
+        "course": course,
+        "numbers": _numbers(folder, evaluated),
+        "analysis": {},
+        "pictures": {"worst": [], "best": []},
+        "notes": notes,
+    }
+    if evaluated is not None:
+        page["analysis"] = {kind: analysis_of(evaluated, kind, resamples) for kind in evaluated.kinds}
+        annotations = places.annotations or Path(recipe.data.val_annotations)
+        images = places.images or Path(recipe.data.val_images)
+        threshold = page["analysis"]["bbox"]["threshold"]
+        page["pictures"], missing = pictures_of(evaluated, annotations, images, threshold)
+        notes += [missing[0], *([f"So are {len(missing) - 1} others."] if len(missing) > 1 else [])] if missing else []
+    return page, evaluated
+
+
+def _evaluated(folder: RunFolder, recipe: Recipe, places: Places) -> tuple[EvaluatedRun | None, str]:
+    """The detections on their ground truth, or why there are none."""
+    if not folder.detections.is_file():
+        return None, (
+            f"This run has no evaluation yet; `megdet evaluate {printable(str(folder.path))}` makes one, then report "
+            "again."
+        )
+    truth = places.annotations or Path(recipe.data.val_annotations)
+    if places.annotations is None and not truth.is_file():
+        return None, (
+            f"The validation annotations {printable(str(truth))} are not here, so there are scores but no curves, "
+            "mistakes and pictures; name them with --annotations and --images."
+        )
+    return read_evaluated(folder, places.annotations), ""
+
+
+def _numbers(folder: RunFolder, evaluated: EvaluatedRun | None) -> dict[str, Any]:
+    """The COCO numbers by kind, without the classes; empty without an evaluation."""
+    if evaluated is not None:
+        return evaluated.evaluation.totals()
+    if not folder.evaluation.is_file():
+        return {}
+    return Evaluation.from_dict(read_json(folder.evaluation), str(folder.evaluation)).totals()
+
+
+def _facts(
+    folder: RunFolder, recipe: Recipe, course: dict[str, Any], metrics: list[dict[str, Any]]
+) -> list[tuple[str, str]]:
+    """What one wants to know first, as (what, value)."""
+    backbone = getattr(recipe.model, "backbone", None)
+    steps = [line for line in metrics if "loss" in line]
+    done = f"{steps[-1]['epoch']:.3g} of {decay_of(recipe.schedule).epochs:g} epochs" if steps else "no step yet"
+    facts = [
+        ("detector", recipe.model.kind.replace("_", " ") + (f", {backbone.name}" if backbone is not None else "")),
+        ("mini-batch", f"{recipe.batch_size} images, batch norm over {recipe.bn_size or 'none (frozen)'}"),
+        ("trained", f"{done}, {len(steps)} steps"),
+        ("time", str(timedelta(seconds=round(course["seconds"])))),
+    ]
+    if course["images_per_second"]:
+        facts.append(("speed", f"{course['images_per_second']:.3g} images a second"))
+    facts += [("rate", f"{recipe.optimizer.base_lr:g} for 16 images, {recipe.optimizer.kind}")]
+    facts += [("precision", recipe.precision), ("seed", str(recipe.seed))]
+    return [(what, printable(value)) for what, value in facts + _machine(folder)]
+
+
+def _machine(folder: RunFolder) -> list[tuple[str, str]]:
+    """Where and with what it ran last."""
+    if not folder.environment.is_file():
+        return []
+    document = read_json(folder.environment)
+    sessions = document.get("sessions") if isinstance(document, dict) else None
+    if not isinstance(sessions, list) or not sessions or not isinstance(sessions[-1], dict):
+        raise InputError(f"{folder.environment}: it has no list of sessions; remove the file")
+    last = sessions[-1]
+    versions: dict[str, Any] = last.get("versions") or {}
+    devices = last.get("devices") or [last.get("cpu") or {}]
+    name = str(devices[0].get("name") or devices[0].get("model") or last.get("device", "")) if devices else ""
+    starts = f", {len(sessions)} starts" if len(sessions) > 1 else ""
+    return [
+        ("machine", f"{last.get('world_size', 1)} x {name}"),
+        ("started", f"{str(sessions[0].get('started_utc', ''))[:16].replace('T', ' ')} UTC{starts}"),
+        ("versions", ", ".join(f"{what} {versions[what]}" for what in ("megdet", "torch") if versions.get(what))),
+    ]

@@ -1,0 +1,278 @@
+"""The report in a real browser: it draws itself, its controls work, and it asks nobody for anything."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from browsers import chromium, needs_chromium, open_page
+from megdet.cli.main import main
+from megdet.evaluation.coco_numbers import evaluate_files
+from megdet.report.page import embedded
+from megdet.report.report import write_report
+from megdet.run_folder.folder import RunFolder
+from megdet.run_folder.metrics import MetricsWriter, read_metrics
+from written_runs import write_run, write_validation_set
+
+HOSTILE = "</script><script>document.title='broken'</script><b>\u202e"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs a0, a1 and b0 on 24 images whose third class has a hostile name; its reports are one.html and all.html."""
+    folder = tmp_path_factory.mktemp("runs")
+    annotations = write_validation_set(folder, class_names=("bolt", "nut", HOSTILE))
+    write_run(folder / "a0", annotations)
+    write_run(folder / "a1", annotations, detections_seed=1, seed=1)
+    write_run(folder / "b0", annotations, error=3.0, detections_seed=2, base_lr=0.04)
+    write_report([folder / "a0"], folder / "one.html", resamples=50)
+    write_report([folder / name for name in ("a0", "a1", "b0")], folder / "all.html", resamples=50)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as opened:
+        yield opened
+
+
+def data_of(file: Path):
+    return json.loads(re.search(r'id="data">(.*?)</script>', file.read_text()).group(1))
+
+
+def detections_and_truth(folder: Path, name: str):
+    return json.loads((folder / name / "detections.json").read_text()), json.loads((folder / "val.json").read_text())
+
+
+@needs_chromium
+@pytest.mark.parametrize("name", ["one.html", "all.html"])
+@pytest.mark.parametrize(("width", "dark"), [(1100, False), (360, True)])
+def test_it_draws_itself_without_complaint_network_or_sideways_scrolling(folder, browser, name, width, dark):
+    watched = open_page(browser, folder / name, width=width, dark=dark)
+    page = watched.page
+    assert page.locator("section").count() >= 8
+    assert watched.complaints == []
+    assert [url for url in watched.requests if not url.startswith("data:")] == [(folder / name).as_uri()]
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    light = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", light)[:3])) < 200) is dark
+    page.close()
+
+
+@needs_chromium
+def test_a_class_name_is_text_and_nothing_else(folder, browser):
+    page = open_page(browser, folder / "one.html").page
+    assert page.title() == "a0 - MegDet report"
+    assert page.locator("#classes tbody th").nth(2).text_content() == HOSTILE.replace("\u202e", "\\u202e")
+    assert page.locator("main b").count() == 0
+    page.close()
+
+
+@needs_chromium
+def test_the_scores_are_those_of_the_evaluation(folder, browser):
+    page = open_page(browser, folder / "one.html").page
+    numbers = evaluate_files(folder / "val.json", folder / "a0/detections.json").bbox
+    told = page.locator(".tile strong").all_text_contents()
+    assert told == [f"{100 * value:.1f}" for value in (numbers.AP, numbers.AP50, numbers.AP75, numbers.AR100)]
+    rows = page.locator("#classes tbody tr")
+    for row, own in zip(rows.all(), numbers.per_class.values(), strict=True):
+        cells = row.locator("td").all_text_contents()
+        assert cells[:3] == [str(own.num_boxes), f"{100 * own.AP:.1f}", f"{100 * own.AP50:.1f}"]
+    page.close()
+
+
+@needs_chromium
+def test_the_slider_and_a_pointer_on_the_curve_tell_what_a_hand_count_gives(folder, browser):
+    page = open_page(browser, folder / "one.html").page
+    points = data_of(folder / "one.html")["runs"][0]["analysis"]["bbox"]["all"]["points"]
+    found, truth = detections_and_truth(folder, "a0")
+
+    def told():
+        text = page.locator("#curves .threshold-says").text_content()
+        return re.fullmatch(
+            r"threshold ([\d.]+): precision ([\d.-]+), recall ([\d.-]+), F1 ([\d.-]+) "
+            r"\((\d+) of (\d+) objects? found, (\d+) wrong detections?\)",
+            text,
+        ).groups()
+
+    def check(threshold: float):
+        shown = sum(row["score"] >= threshold for row in found)
+        said, precision, recall, f1, right, objects, wrong = map(float, told())
+        assert said == pytest.approx(threshold, abs=5e-4)
+        assert right + wrong == shown
+        assert objects == len(truth["annotations"])
+        assert precision == pytest.approx(100 * right / shown, abs=0.051)
+        assert recall == pytest.approx(100 * right / objects, abs=0.051)
+        assert f1 == pytest.approx(200 * right / (shown + objects), abs=0.051)
+
+    slider = page.locator("#curves input[type=range]")
+    for threshold in (0.2, 0.613):  # between two scores
+        slider.evaluate("(s, v) => { s.value = v; s.dispatchEvent(new Event('input')); }", threshold)
+        nearest = min(point[0] for point in points if point[0] >= threshold)
+        assert nearest == min(row["score"] for row in found if row["score"] >= threshold)
+        check(nearest)
+    chart = page.locator("#curves .chart svg").nth(1)
+    chart.scroll_into_view_if_needed()
+    frame = chart.bounding_box()
+    left, right = 40 / 360 * frame["width"], 12 / 360 * frame["width"]
+    for part in (0.3, 0.8):
+        page.mouse.move(frame["x"] + left + part * (frame["width"] - left - right), frame["y"] + 60)
+        nearest = min((point[0] for point in points), key=lambda value: abs(value - part))
+        assert float(told()[0]) == pytest.approx(nearest, abs=0.02)
+        check(min((point[0] for point in points), key=lambda value: abs(value - float(told()[0]))))
+    before = float(told()[0])
+    chart.focus()
+    page.keyboard.press("ArrowRight")
+    assert float(told()[0]) > before
+    assert "threshold" in chart.get_attribute("aria-valuetext")
+    page.close()
+
+
+@needs_chromium
+def test_the_score_slider_shows_as_many_boxes_as_detections_of_that_score(folder, browser):
+    page = open_page(browser, folder / "one.html").page
+    pictures = data_of(folder / "one.html")["runs"][0]["pictures"]
+    found, _ = detections_and_truth(folder, "a0")
+    names = {picture["name"] for own in pictures.values() for picture in own}
+    images = {int(name.removesuffix(".jpg")) for name in names}
+    assert len(names) == 12
+    counts = []
+    for score in (0.05, 0.5, 0.95):
+        page.locator("#pictures input[type=range]").evaluate(
+            "(s, v) => { s.value = v; s.dispatchEvent(new Event('input')); }", score
+        )
+        shown = sum(row["score"] >= score for row in found if row["image_id"] in images)
+        assert page.locator("#pictures rect.found").count() == shown
+        assert f"{shown} detections shown" in page.locator("#pictures .threshold-says").text_content()
+        counts.append(shown)
+    assert counts[0] > counts[1] > counts[2]
+    assert page.locator("#pictures rect.truth").count() > 0
+    page.locator("#pictures input[type=checkbox]").uncheck()
+    assert page.locator("#pictures rect.truth").count() == 0
+    page.close()
+
+
+@needs_chromium
+def test_headings_sort_hours_replace_epochs_and_arrow_keys_walk_the_matrix(folder, browser):
+    page = open_page(browser, folder / "one.html").page
+    page.locator("#classes thead button", has_text="mmAP").click()
+    scores = [float(text) for text in page.locator("#classes td:nth-child(3)").all_text_contents()]
+    assert scores == sorted(scores, reverse=True)
+    assert page.locator("#course .axis").first.text_content() == "epochs"
+    assert page.locator("#course .mark").count() > 0
+    page.locator("#course input[value=hours]").check(force=True)
+    assert page.locator("#course .axis").first.text_content() == "hours"
+    cell = page.locator("#confusion td[tabindex='0']")
+    cell.focus()
+    first = page.locator("#confusion .says").text_content()
+    page.keyboard.press("ArrowDown")
+    assert page.locator("#confusion .says").text_content() != first
+    page.close()
+
+
+@needs_chromium
+def test_several_runs_stand_side_by_side_and_each_in_detail(folder, browser):
+    page = open_page(browser, folder / "all.html").page
+    assert page.locator("#compared-bbox .verdicts li").count() == 1  # a0 and a1 are one recipe
+    assert "optimizer.base_lr" in page.locator("#compared-bbox").text_content()
+    before = page.locator(".detail .tile strong").first.text_content()
+    page.locator("input[name=run][value='2']").check(force=True)
+    assert page.locator(".detail .tile strong").first.text_content() != before
+    assert page.locator("#compared-bbox .charts .line").count() == 6
+    page.close()
+
+
+def test_no_text_can_end_the_element_that_the_data_stand_in():
+    text = embedded({"name": HOSTILE + "<!--\u2028&amp;", "lost": float("nan")})
+    assert not re.search("[<>&\u2028\u2029]", text)
+    assert json.loads(text) == {"name": HOSTILE + "<!--\u2028&amp;", "lost": "NaN"}
+
+
+def test_a_run_without_an_evaluation_or_without_its_data_says_so(folder, tmp_path):
+    run = RunFolder(tmp_path / "young").create()
+    shutil.copy(folder / "a0/recipe.yaml", run.recipe)
+    (own,) = data_of(write_report([run.path]))["runs"]
+    assert (own["numbers"], own["analysis"], own["course"]["charts"]) == ({}, {}, [])
+    assert "has no evaluation yet" in own["notes"][0]
+    run = RunFolder(tmp_path / "moved").create()
+    for name in ("metrics.jsonl", "detections.json", "evaluation.json"):
+        shutil.copy(folder / "a0" / name, run.path / name)
+    run.write_recipe((folder / "a0/recipe.yaml").read_text().replace(str(folder), str(tmp_path / "gone")))
+    (own,) = data_of(write_report([run.path]))["runs"]
+    assert own["numbers"]["bbox"]["AP"] > 0
+    assert "are not here" in own["notes"][0]
+    assert main(["report", str(run.path), "--annotations", str(folder / "val.json"), "--resamples", "9"]) == 0
+    (own,) = data_of(run.path / "report.html")["runs"]
+    assert own["analysis"]["bbox"]["numbers"] == own["numbers"]["bbox"]
+    assert "is left out" in own["notes"][0]  # the pictures are gone
+
+
+@needs_chromium
+def test_a_young_run_and_one_with_failures_read_sensibly(folder, browser, tmp_path):
+    run = RunFolder(tmp_path / "young").create()
+    shutil.copy(folder / "a0/recipe.yaml", run.recipe)
+    shutil.copy(folder / "a0/metrics.jsonl", run.metrics)
+    with MetricsWriter(run.metrics, resume_step=8) as metrics:
+        line = {"step": 9, "epoch": 2.25, "learning_rate": 0.1, "loss": float("nan"), "seconds": 1.0}
+        metrics.write(line | {"left_out": "the loss is not finite"})
+        metrics.write({"step": 8, "rolled_back": {"from": 9, "why": "it diverged"}})
+    watched = open_page(browser, write_report([run.path, folder / "b0"], tmp_path / "r.html", resamples=9))
+    text = watched.page.locator("main").text_content()
+    assert watched.complaints == []
+    assert "updates left out: 1; roll-backs: 1" in text
+    assert "has no evaluation yet" in text
+    assert "The runs are not compared" in text
+    watched.page.close()
+
+
+def test_the_course_is_told_over_epochs_and_hours_with_its_decay(folder):
+    course = data_of(folder / "one.html")["runs"][0]["course"]
+    assert course["epochs"] == [step / 4 for step in range(1, 9)]
+    assert course["hours"] == pytest.approx(
+        [s / 3600 for s in (1, 2, 3, 4, 7, 8, 9, 10)], rel=1e-5
+    )  # an evaluation of 2 s
+    assert [one["epoch"] for one in course["evaluations"]] == [1.0, 2.0]
+    assert course["evaluations"][1]["hours"] == pytest.approx(12 / 3600)
+    assert course["decays"] == [{"epoch": 1.5, "hours": pytest.approx(8 / 3600)}]
+    assert course["images_per_second"] == pytest.approx(8.0)
+    titles = [chart["title"] for chart in course["charts"]]
+    assert titles[:3] == ["Loss", "Learning rate", "Images a second"]
+    losses = course["charts"][0]["lines"]
+    assert list(losses) == ["loss", "rpn objectness", "rpn box", "box head class", "box head box"]
+    assert losses["loss"] == pytest.approx(
+        [line["loss"] for line in read_metrics(folder / "a0/metrics.jsonl") if "loss" in line], rel=1e-5
+    )
+
+
+def test_pictures_outside_of_the_image_folder_are_not_shown(folder, tmp_path):
+    for name in ("a0", "val"):
+        shutil.copytree(folder / name, tmp_path / name)
+    shutil.copy(folder / "val/1.jpg", tmp_path / "secret.jpg")
+    names = re.sub(r'"file_name":"\d+\.jpg"', '"file_name":"../secret.jpg"', (folder / "val.json").read_text())
+    (tmp_path / "val.json").write_text(names)
+    places = ("--annotations", tmp_path / "val.json", "--images", tmp_path / "val", "--resamples", 9)
+    assert main([str(word) for word in ("report", tmp_path / "a0", *places)]) == 0
+    (own,) = data_of(tmp_path / "a0/report.html")["runs"]
+    assert own["pictures"] == {"worst": [], "best": []}
+    assert "leads out of the image folder" in own["notes"][0]
+
+
+def test_the_verb_writes_into_the_run_and_refuses_in_one_line(folder, tmp_path, capsys):
+    shutil.copytree(folder / "a0", tmp_path / "a0")
+    assert main(["report", str(tmp_path / "a0"), "--resamples", "9"]) == 0
+    assert str(tmp_path / "a0/report.html") in capsys.readouterr().out.replace("\n", "")
+    assert (tmp_path / "a0/report.html").stat().st_size < 1_000_000
+
+    def refused(*words: object) -> str:
+        assert main(["report", *map(str, words)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    assert "no such folder" in refused(tmp_path / "none")
+    assert "it has no recipe.yaml" in refused(tmp_path)
+    assert "is a folder: name a file" in refused(tmp_path / "a0", "--out", tmp_path)
+    assert "named twice" in refused(tmp_path / "a0", tmp_path / "a0")
+    (tmp_path / "a0/metrics.jsonl").write_text("nothing\n{}\n")
+    assert "metrics.jsonl line 1" in refused(tmp_path / "a0")

@@ -10,6 +10,7 @@ from PIL import Image
 
 from megdet.architecture import FasterRcnn
 from megdet.data.coco import write_coco
+from megdet.data.rle import encode_mask
 from megdet.evaluation.coco_numbers import evaluate_files
 from megdet.files import write_json_atomically
 from megdet.recipe import Data, Optimizer, Recipe, Schedule
@@ -70,6 +71,16 @@ def written_recipe(annotations: Path, **keys: Any) -> Recipe:
     data = Data(val_annotations=str(annotations), val_images=str(annotations.parent / "val"))
     schedule = Schedule(policy="step", epochs=2.0, milestones=(1.5,), factors=(0.1,), warmup_steps=2)
     return replace(Recipe(batch_size=8, bn_size=8, data=data, schedule=schedule, model=FasterRcnn()), **keys)
+
+
+def with_masks(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same rows, each with a mask of the upper half of its box."""
+    masked = []
+    for row in rows:
+        x, y, width, height = (round(value) for value in row["bbox"])
+        pixels = np.ones((max(1, min(height // 2, 63 - y)), max(1, min(width, 95 - x))), np.bool_)
+        masked.append(row | {"segmentation": encode_mask(pixels, x, y, (64, 96))})
+    return masked
 
 
 def write_run(

@@ -12,9 +12,10 @@ from megdet.cli.main import main
 from megdet.evaluation.coco_numbers import evaluate_files
 from megdet.report.page import embedded
 from megdet.report.report import write_report
+from megdet.report.run_page import Places
 from megdet.run_folder.folder import RunFolder
 from megdet.run_folder.metrics import MetricsWriter, read_metrics
-from written_runs import write_run, write_validation_set
+from written_runs import with_masks, write_run, write_validation_set
 
 HOSTILE = "</script><script>document.title='broken'</script><b>\u202e"
 
@@ -181,6 +182,28 @@ def test_several_runs_stand_side_by_side_and_each_in_detail(folder, browser):
     page.locator("input[name=run][value='2']").check(force=True)
     assert page.locator(".detail .tile strong").first.text_content() != before
     assert page.locator("#compared-bbox .charts .line").count() == 6
+    page.close()
+
+
+@needs_chromium
+def test_a_run_with_masks_is_counted_by_boxes_or_by_masks(folder, browser, tmp_path):
+    shutil.copytree(folder / "a0", tmp_path / "a0")
+    truth = json.loads((folder / "val.json").read_text())
+    (tmp_path / "val.json").write_text(json.dumps(truth | {"annotations": with_masks(truth["annotations"])}))
+    found = with_masks(json.loads((folder / "a0/detections.json").read_text()))
+    (tmp_path / "a0/detections.json").write_text(json.dumps(found))
+    places = Places(tmp_path / "val.json", folder / "val")
+    watched = open_page(browser, write_report([tmp_path / "a0"], None, places, resamples=9))
+    page, numbers = watched.page, evaluate_files(tmp_path / "val.json", tmp_path / "a0/detections.json")
+    assert [f"{100 * own.AP:.1f}" for own in (numbers.bbox, numbers.segm)] == [
+        page.locator(".tile strong").nth(place).text_content() for place in (0, 4)
+    ]
+    for kind, own in (("segm", numbers.segm), ("bbox", numbers.bbox)):
+        page.locator(f"input[name=kind][value={kind}]").check(force=True)
+        shown = page.locator("#classes tbody td:nth-child(3)").all_text_contents()
+        assert shown == [f"{100 * of_class.AP:.1f}" for of_class in own.per_class.values()]
+    assert numbers.bbox.AP != numbers.segm.AP
+    assert watched.complaints == []
     page.close()
 
 

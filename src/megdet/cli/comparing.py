@@ -10,7 +10,7 @@ from megdet.errors import InputError, printable
 from megdet.run_folder.folder import RunFolder
 from megdet.studies.comparison.comparison import Comparison, compare_runs
 from megdet.studies.comparison.recipes import has_effect, value_text
-from megdet.studies.comparison.runs import read_evaluated
+from megdet.studies.comparison.runs import read_scored_run
 
 
 def run_compare(arguments: Arguments) -> None:
@@ -18,7 +18,7 @@ def run_compare(arguments: Arguments) -> None:
     names = [str(path) for path in arguments.runs]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise InputError(f"{twice} is named twice: a run does not differ from itself")
-    runs = [read_evaluated(RunFolder(path), arguments.annotations) for path in arguments.runs]
+    runs = [read_scored_run(RunFolder(path), arguments.annotations) for path in arguments.runs]
     compared = compare_runs(runs, arguments.kind, **arguments.given("resamples"))
     if arguments.json:
         print(json.dumps(compared.as_dict(), indent=2))

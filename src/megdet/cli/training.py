@@ -12,6 +12,7 @@ from megdet.errors import InputError
 from megdet.evaluation.tables import tables
 from megdet.inference.trained import read_recipe
 from megdet.recipe_file import load_recipe, recipe_name
+from megdet.report.report import write_report
 from megdet.run_folder.folder import RunFolder
 from megdet.runtime import measure_speeds, slow_at
 from megdet.training.initial_weights import import_detectron2, import_torchvision
@@ -39,7 +40,7 @@ def _precision_of_demo(arguments: Arguments, world: World) -> tuple[str, str]:
 
 
 def run_train(arguments: Arguments) -> None:
-    """Train or resume; evaluate; draw pictures."""
+    """Train or resume; evaluate; draw pictures; write the report."""
     _train(arguments, arguments.recipe, arguments.run or Path("runs") / recipe_name(arguments.recipe))
 
 
@@ -57,6 +58,7 @@ def _train(arguments: Arguments, name: str, path: Path) -> None:
     CONSOLE.print(f"score table  {RunFolder(run.folder).evaluation}")
     for picture in run.pictures:
         CONSOLE.print(f"picture      {picture}")
+    CONSOLE.print(f"report       {write_report([run.folder])}")
 
 
 def run_import(arguments: Arguments) -> None:

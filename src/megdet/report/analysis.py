@@ -11,7 +11,7 @@ from megdet.evaluation.counting import Kind
 from megdet.evaluation.error_kinds import MEANING, error_kinds
 from megdet.evaluation.resampling import average_precisions, draw_images, interval, mean_ap
 from megdet.evaluation.thresholds import Curve, Point, curve
-from megdet.studies.comparison.runs import EvaluatedRun
+from megdet.studies.comparison.runs import ScoredRun
 
 SURE = 0.9
 """The precision of the second threshold that is advised."""
@@ -19,7 +19,7 @@ _FEW_CLASSES, _POINTS, _FEWER_POINTS = 20, 120, 40
 _SIZES = {"small": ("s", 0.0, 32.0**2), "medium": ("m", 32.0**2, 96.0**2), "large": ("l", 96.0**2, np.inf)}
 
 
-def analysis_of(run: EvaluatedRun, kind: Kind, resamples: int) -> dict[str, Any]:
+def analysis_of(run: ScoredRun, kind: Kind, resamples: int) -> dict[str, Any]:
     """The numbers of all classes and of each, curves, sizes, the confusion matrix and the kinds of mistakes."""
     numbers = run.evaluation.bbox if kind == "bbox" else run.evaluation.segm
     assert numbers is not None, "the kind is one of the run's"

@@ -68,7 +68,7 @@ def _charts(lines: Sequence[Mapping[str, Any]], recipe: Recipe) -> Iterator[dict
     speed = [{"images a second": recipe.batch_size / line["seconds"]} for line in lines if line.get("seconds")]
     yield _chart("Images a second", "", speed if len(speed) == len(lines) else [], ["images a second"])
     for key in counts:
-        yield _chart(key.replace("_", " ").capitalize(), "positive among the sampled", lines, [key])
+        yield _chart(f"Positive samples of the {key.removesuffix('_positive').replace('_', ' ')}", "", lines, [key])
     yield _chart("Norm of the gradient", "before clipping", lines, ["gradient_norm"])
     memory = [{"GiB": line["peak_memory_bytes"] / 2**30} for line in lines if line.get("peak_memory_bytes")]
     yield _chart("Memory", "GiB at most", memory if len(memory) == len(lines) else [], ["GiB"])

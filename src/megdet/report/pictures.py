@@ -14,7 +14,7 @@ from megdet.data.result_rows import Id
 from megdet.errors import InputError, printable
 from megdet.evaluation.per_image import image_counts
 from megdet.recipe import Data
-from megdet.studies.comparison.runs import EvaluatedRun
+from megdet.studies.comparison.runs import ScoredRun
 
 MOST = 6
 """Pictures of each sort."""
@@ -23,7 +23,7 @@ _LOWEST_SCORE, _MOST_BOXES = 0.05, 100
 
 
 def pictures_of(
-    run: EvaluatedRun, annotations: Path, folder: Path, threshold: float
+    run: ScoredRun, annotations: Path, folder: Path, threshold: float
 ) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
     """The pictures of the lowest and of the highest F1 of boxes at a threshold, and what is missing of them.
 
@@ -62,7 +62,7 @@ def _picture(folder: Path, name: str, data: Data) -> dict[str, Any]:
     return {"name": printable(name), "width": width, "height": height, "jpeg": jpeg}
 
 
-def _boxes(run: EvaluatedRun, image: int) -> dict[str, Any]:
+def _boxes(run: ScoredRun, image: int) -> dict[str, Any]:
     """Ground truth as x, y, width, height, class; detections too, with score and the object they found or -1."""
     truth, found = run.task.boxes.truth, run.task.boxes.found
     rows = (truth.images == image).nonzero()[0]

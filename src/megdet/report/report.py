@@ -10,10 +10,7 @@ from megdet.report.run_page import Places, run_page
 from megdet.run_folder.folder import RunFolder
 from megdet.studies.comparison.comparison import RESAMPLES, compare_runs
 from megdet.studies.comparison.recipes import has_effect, value_text
-from megdet.studies.comparison.runs import EvaluatedRun
-
-REPORT = "report.html"
-"""The name of the file in a run folder."""
+from megdet.studies.comparison.runs import ScoredRun
 
 
 def write_report(
@@ -29,13 +26,13 @@ def write_report(
         raise InputError(f"{twice} is named twice: name each run once")
     places = places or Places()
     pages, runs = zip(*(run_page(RunFolder(folder), places, resamples) for folder in folders), strict=True)
-    path = out or folders[0] / REPORT
+    path = out or RunFolder(folders[0]).report
     title = printable(folders[0].absolute().name) + (f" and {len(folders) - 1} more" if len(folders) > 1 else "")
     write_page(path, title, {"runs": list(pages), "comparisons": _comparisons(runs, resamples)})
     return path
 
 
-def _comparisons(runs: Sequence[EvaluatedRun | None], resamples: int) -> dict[str, Any]:
+def _comparisons(runs: Sequence[ScoredRun | None], resamples: int) -> dict[str, Any]:
     """For boxes and, where all have some, for masks; empty for one run, and where one has no detections."""
     known = [run for run in runs if run is not None]
     if len(known) < 2 or len(known) < len(runs):

@@ -16,7 +16,7 @@ from megdet.run_folder.folder import RunFolder
 from megdet.run_folder.metrics import read_metrics
 from megdet.run_length import decay_of
 from megdet.studies.comparison.recipes import departures, value_text
-from megdet.studies.comparison.runs import EvaluatedRun, read_evaluated, recipe_of
+from megdet.studies.comparison.runs import ScoredRun, read_scored_run, recipe_of
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Places:
     images: Path | None = None
 
 
-def run_page(folder: RunFolder, places: Places, resamples: int) -> tuple[dict[str, Any], EvaluatedRun | None]:
+def run_page(folder: RunFolder, places: Places, resamples: int) -> tuple[dict[str, Any], ScoredRun | None]:
     """What the page has of a run, and the run with its detections where they and the ground truth are there.
 
     A run without an evaluation, or whose validation data are elsewhere now, has fewer sections, and `notes` say why.
@@ -59,7 +59,7 @@ def run_page(folder: RunFolder, places: Places, resamples: int) -> tuple[dict[st
     return page, evaluated
 
 
-def _evaluated(folder: RunFolder, recipe: Recipe, places: Places) -> tuple[EvaluatedRun | None, str]:
+def _evaluated(folder: RunFolder, recipe: Recipe, places: Places) -> tuple[ScoredRun | None, str]:
     """The detections on their ground truth, or why there are none."""
     if not folder.detections.is_file():
         return None, (
@@ -72,10 +72,10 @@ def _evaluated(folder: RunFolder, recipe: Recipe, places: Places) -> tuple[Evalu
             f"The validation annotations {printable(str(truth))} are not here, so there are scores but no curves, "
             "mistakes and pictures; name them with --annotations and --images."
         )
-    return read_evaluated(folder, places.annotations), ""
+    return read_scored_run(folder, places.annotations), ""
 
 
-def _numbers(folder: RunFolder, evaluated: EvaluatedRun | None) -> dict[str, Any]:
+def _numbers(folder: RunFolder, evaluated: ScoredRun | None) -> dict[str, Any]:
     """The COCO numbers by kind, without the classes; empty without an evaluation."""
     if evaluated is not None:
         return evaluated.evaluation.totals()

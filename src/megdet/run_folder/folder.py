@@ -10,6 +10,7 @@ A run folder holds (docs/run_folder.md describes each format)
     detections.json    the detections they were counted from, in the COCO result format
     checkpoints/       what a resume needs                           (checkpoint_files.py)
     pictures/          pictures to look at
+    report.html        one page that tells all of it
 
 Every file but `metrics.jsonl`, which grows line by line, is written to a temporary file beside it, flushed to the disk
 and renamed, so a reader sees the old content or the new one, never a part. JSON is UTF-8 and strict: no NaN, no
@@ -49,6 +50,7 @@ class RunFolder:
         self.replaced_images = self.path / "replaced_images.json"
         self.checkpoints = self.path / "checkpoints"
         self.pictures = self.path / "pictures"
+        self.report = self.path / "report.html"
 
     def __repr__(self) -> str:
         return f"RunFolder({str(self.path)!r})"

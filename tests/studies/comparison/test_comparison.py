@@ -1,6 +1,7 @@
 """Runs compared: recipes, intervals over images and seeds, verdicts, and the verb."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,13 @@ import pytest
 from megdet.cli.main import main
 from megdet.errors import InputError
 from megdet.evaluation.coco_numbers import evaluate_files
+from megdet.evaluation.matches import match
+from megdet.evaluation.resampling import average_precisions, draw_images, interval, mean_ap
+from megdet.evaluation.task import read_task
 from megdet.run_folder.folder import RunFolder
 from megdet.studies.comparison.comparison import compare_runs
 from megdet.studies.comparison.recipes import departures, differences
-from megdet.studies.comparison.runs import read_evaluated
+from megdet.studies.comparison.runs import read_scored_run
 from megdet.studies.comparison.student import (
     pooled_deviation,
     seeds_needed,
@@ -21,7 +25,7 @@ from megdet.studies.comparison.student import (
     welch_interval,
 )
 from megdet.studies.comparison.verdict import judge
-from written_runs import write_run, write_validation_set, written_recipe
+from written_runs import noisy_detections, write_run, write_validation_set, written_recipe
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def compared(folder: Path, *names: str):
-    return compare_runs([read_evaluated(RunFolder(folder / name)) for name in names], resamples=200)
+    return compare_runs([read_scored_run(RunFolder(folder / name)) for name in names], resamples=200)
 
 
 def test_the_scores_are_those_of_the_evaluation_and_lie_in_their_intervals(folder):
@@ -82,7 +86,7 @@ def test_a_paired_interval_is_narrower_than_that_of_the_runs(folder, tmp_path):
     rows = json.loads((folder / "a0/detections.json").read_text())
     near = write_run(tmp_path / "near", folder / "val.json", base_lr=0.03)
     near.detections.write_text(json.dumps(rows[:-3]))
-    runs = [read_evaluated(RunFolder(folder / "a0")), read_evaluated(near)]
+    runs = [read_scored_run(RunFolder(folder / "a0")), read_scored_run(near)]
     found = compare_runs(runs, resamples=200)
     low, high = found.differences[0].over_images
     own_low, own_high = found.runs[0].over_images
@@ -142,7 +146,7 @@ def test_verdicts_in_words():
     names = ("A", "B")
     assert judge(names, 0.01, (-0.02, 0.04), (0.005, 0.02), 7) == (
         "noise of images",
-        "B scores +1.0 mmAP against A, which may be noise: over images -2.0 to +4.0. With 7 seeds of each, a "
+        "B scores 1.0 mmAP more than A, which may be noise: over images -2.0 to +4.0. With 7 seeds of each, a "
         "difference of this size would be found in 8 of 10 cases.",
     )
     assert judge(names, 0.03, (0.01, 0.05), (-0.01, 0.07), 7)[0] == "noise of seeds"
@@ -152,7 +156,7 @@ def test_verdicts_in_words():
 def test_runs_of_other_images_are_refused(folder, tmp_path):
     other = write_run(tmp_path / "other", write_validation_set(tmp_path, images=60, seed=5))
     with pytest.raises(InputError, match="is evaluated on other images"):
-        compare_runs([read_evaluated(RunFolder(folder / "a0")), read_evaluated(other)])
+        compare_runs([read_scored_run(RunFolder(folder / "a0")), read_scored_run(other)])
 
 
 def test_the_verb_prints_tables_words_and_json(folder, capsys):
@@ -161,7 +165,7 @@ def test_the_verb_prints_tables_words_and_json(folder, capsys):
     text = capsys.readouterr().out
     assert "optimizer.base_lr" in text
     assert "A, 2 seeds:" in text
-    assert "B scores -" in text
+    assert re.search(r"B scores \d+\.\d mmAP less than A", text)
     assert main(["compare", *names, "--json", "--resamples", "50"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert [run["name"] for run in told["runs"]] == names
@@ -183,3 +187,20 @@ def test_the_verb_refuses_in_one_line(folder, tmp_path, capsys):
     run.detections.unlink()
     assert "`megdet evaluate" in refused(folder / "a0", run.path)
     assert "--annotations" in refused(folder / "a0", folder / "b0", "--annotations", tmp_path / "gone.json")
+
+
+@pytest.mark.slow
+def test_detectors_of_one_quality_are_told_apart_by_chance_as_often_as_promised(tmp_path):
+    """200 pairs whose mistakes are drawn alike, at 90%: about 20 intervals leave out 0, and 20 +- 4.2 in theory."""
+    annotations = write_validation_set(tmp_path, images=80)
+    truth = json.loads(annotations.read_text())
+    draws, outside = draw_images(80, 300), 0
+    for pair in range(200):
+        found = []
+        for seed in (2 * pair, 2 * pair + 1):
+            task = read_task(truth, noisy_detections(annotations, 2.0, 1000 + seed))
+            found.append(mean_ap(average_precisions(match(task.boxes, 80, 3, "bbox"), draws)))
+        low, high = interval(found[1] - found[0], 0.9)
+        outside += low > 0 or high < 0
+    print(f"{outside} of 200")
+    assert 6 <= outside <= 38

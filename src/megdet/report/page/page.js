@@ -53,7 +53,7 @@ function overlay(runs) {
     const lines = known.map((run, series) => ({
       name: run.name, series: series % 7, points: run.course.evaluations.map((one) => [clock(place).of(one), one.mmAP]),
     }));
-    grid.append(chartOver(place, `mmAP over ${place}`, lines, decaysOf(known[0].course, place), range(lines, false), percent));
+    grid.append(chartOver(place, `mmAP over ${place}`, lines, decaysOf(known[0].course, place), { ...range(lines, false), text: whole.text }, percent));
   }
   return grid;
 }
@@ -68,7 +68,7 @@ function details(run) {
   if (kinds.length) draw(kinds[0]);
   const interval = Object.fromEntries(kinds.map((kind) => [kind, run.analysis[kind].over_images]));
   return [
-    tiles(run.numbers, interval), facts(run.facts), run.notes.map((note) => h("p", { class: "warning" }, note)),
+    DATA.runs.length > 1 ? h("h2", { class: "run" }, run.name) : null, tiles(run.numbers, interval), facts(run.facts), run.notes.map((note) => h("p", { class: "warning" }, note)),
     kinds.length > 1 ? choice("kind", "count by", [{ value: "bbox", label: "boxes" }, { value: "segm", label: "masks" }], "bbox", draw) : null,
     place, kinds.length ? pictures(run.pictures, run.analysis.bbox) : null, course(run.course), recipe(run.recipe),
   ].flat(9).filter(Boolean);

@@ -4,9 +4,14 @@ function picture(own, names) {
   const boxes = s("svg", { viewBox: `0 0 ${own.width} ${own.height}`, "aria-hidden": true });
   const says = h("span", { class: "says" });
   const unit = Math.max(own.width, own.height) / 100;
-  const label = ([x, y], text, kind) => s("text", {
-    class: kind, x: Math.max(0, x) + 0.6 * unit, y: Math.max(4.6 * unit, y - 0.8 * unit), "font-size": 4.4 * unit, "stroke-width": unit,
-  }, text);
+  const label = ([x, y, width], text, kind) => {
+    const isRight = x + width / 2 > 0.6 * own.width; // its text ends where the box ends, so that it stays inside
+    return s("text", {
+      class: kind, x: isRight ? Math.min(own.width, x + width) - 0.6 * unit : Math.max(0, x) + 0.6 * unit,
+      "text-anchor": isRight ? "end" : "start", y: Math.min(own.height - unit, Math.max(4.6 * unit, y - 0.8 * unit)),
+      "font-size": 4.4 * unit, "stroke-width": unit,
+    }, text);
+  };
   const frame = ([x, y, width, height], kind) => s("rect", { class: kind, x, y, width, height });
   const element = h("figure", { class: "picture" },
     h("div", { class: "frame" }, h("img", {
@@ -21,7 +26,7 @@ function picture(own, names) {
       ...(withTruth ? own.truth.flatMap((box, index) => [frame(box, "under"), frame(box, found.has(index) ? "truth" : "truth missed")]) : []),
       ...shown.toReversed().flatMap((box) => [frame(box, "under"), frame(box, box[6] < 0 ? "found wrong" : "found right")]),
       ...shown.toReversed().map((box) => label(box, `${box[6] < 0 ? "\u2717 " : ""}${names[box[4]]} ${Math.round(100 * box[5])}`, "name")),
-      ...(withTruth ? missed.map((box) => label([box[0], box[1] + box[3] + 5.4 * unit], `missed: ${names[box[4]]}`, "name")) : []));
+      ...(withTruth ? missed.map((box) => label([box[0], box[1] + box[3] + 5.4 * unit, box[2]], `missed: ${names[box[4]]}`, "name")) : []));
     says.textContent = `${shown.length - wrong.length} right, ${wrong.length} wrong, ${missed.length} missed`;
     return { right: shown.length - wrong.length, wrong: wrong.length, missed: missed.length };
   }

@@ -18,7 +18,7 @@ from megdet.errors import InputError
 from megdet.evaluation.counting import Kind
 from megdet.evaluation.resampling import average_precisions, draw_images, interval, mean_ap
 from megdet.studies.comparison.recipes import differences, recipe_identity
-from megdet.studies.comparison.runs import EvaluatedRun, check_same_images
+from megdet.studies.comparison.runs import ScoredRun, check_same_images
 from megdet.studies.comparison.student import pooled_deviation, seeds_needed, welch_interval
 from megdet.studies.comparison.verdict import Verdict, judge
 
@@ -92,7 +92,7 @@ class Comparison:
 
 
 def compare_runs(
-    runs: Sequence[EvaluatedRun], kind: Kind = "bbox", *, resamples: int = RESAMPLES, seed: int = 0
+    runs: Sequence[ScoredRun], kind: Kind = "bbox", *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Comparison:
     """Compare runs that were evaluated on the same images. Raises InputError where they were not, or for one run."""
     if len(runs) < 2:
@@ -116,16 +116,16 @@ def compare_runs(
     )
 
 
-def _grouped(runs: Sequence[EvaluatedRun]) -> dict[str, list[EvaluatedRun]]:
+def _grouped(runs: Sequence[ScoredRun]) -> dict[str, list[ScoredRun]]:
     """Runs by their recipe, under the letters A, B, ...; where all have one recipe, each on its own."""
-    found: dict[Any, list[EvaluatedRun]] = {}
+    found: dict[Any, list[ScoredRun]] = {}
     for run in runs:
         found.setdefault(recipe_identity(run.recipe), []).append(run)
     lists = [*found.values()] if len(found) > 1 else [[run] for run in runs]
     return {_letters(index): own for index, own in enumerate(lists)}
 
 
-def _recipe_differences(grouped: dict[str, list[EvaluatedRun]]) -> dict[str, list[Any]]:
+def _recipe_differences(grouped: dict[str, list[ScoredRun]]) -> dict[str, list[Any]]:
     found = differences([own[0].recipe for own in grouped.values()])
     if any(len(own) > 1 for own in grouped.values()):
         found.pop("seed", None)  # it differs within the groups too
@@ -138,11 +138,11 @@ def _letters(index: int) -> str:
     return (_letters(before - 1) if before else "") + chr(ord("A") + last)
 
 
-def _name(grouped: dict[str, list[EvaluatedRun]], run: EvaluatedRun) -> str:
+def _name(grouped: dict[str, list[ScoredRun]], run: ScoredRun) -> str:
     return next(name for name, own in grouped.items() if run in own)
 
 
-def _score(run: EvaluatedRun, kind: Kind, group: str, resampled: Float[np.ndarray, " resamples"]) -> RunScore:
+def _score(run: ScoredRun, kind: Kind, group: str, resampled: Float[np.ndarray, " resamples"]) -> RunScore:
     run.sides(kind)
     told = run.evaluation.bbox if kind == "bbox" else run.evaluation.segm
     assert told is not None, "the sides are there, so the numbers are"
@@ -158,7 +158,7 @@ def _by_seed(names: Sequence[str], scores: dict[str, RunScore]) -> dict[int, flo
     return {seed: float(np.mean(values)) for seed, values in found.items()}
 
 
-def _group(name: str, runs: Sequence[EvaluatedRun], scores: dict[str, RunScore]) -> Group:
+def _group(name: str, runs: Sequence[ScoredRun], scores: dict[str, RunScore]) -> Group:
     names = [run.name for run in runs]
     by_seed = _by_seed(names, scores)
     values = [*by_seed.values()]
@@ -169,7 +169,7 @@ def _group(name: str, runs: Sequence[EvaluatedRun], scores: dict[str, RunScore])
 def _difference(
     first: Group,
     second: Group,
-    grouped: dict[str, list[EvaluatedRun]],
+    grouped: dict[str, list[ScoredRun]],
     scores: dict[str, RunScore],
     resampled: dict[str, Float[np.ndarray, " resamples"]],
     level: float,

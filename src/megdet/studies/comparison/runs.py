@@ -18,7 +18,7 @@ from megdet.run_folder.folder import RunFolder
 
 
 @dataclass(frozen=True)
-class EvaluatedRun:
+class ScoredRun:
     """A run with the ground truth and the detections of its last evaluation."""
 
     folder: RunFolder
@@ -68,7 +68,7 @@ def recipe_of(folder: RunFolder) -> Recipe:
     return load_recipe(str(folder.recipe))
 
 
-def read_evaluated(folder: RunFolder, annotations: Path | None = None) -> EvaluatedRun:
+def read_scored_run(folder: RunFolder, annotations: Path | None = None) -> ScoredRun:
     """A run with its detections, on the ground truth of its recipe or on `annotations`, the same file at another place.
 
     Raises InputError where the folder is no run, the run has no detections, or a file is missing or does not fit.
@@ -85,10 +85,10 @@ def read_evaluated(folder: RunFolder, annotations: Path | None = None) -> Evalua
             f"{folder.path}: {truth}, its validation annotations, is not there: start in the folder that the path "
             "counts from, or name the file with --annotations"
         )
-    return EvaluatedRun(folder, recipe, read_task(truth, folder.detections))
+    return ScoredRun(folder, recipe, read_task(truth, folder.detections))
 
 
-def check_same_images(runs: Sequence[EvaluatedRun]) -> None:
+def check_same_images(runs: Sequence[ScoredRun]) -> None:
     """Refuse runs whose ground truth differs: their scores say nothing of each other. Raises InputError."""
     first = runs[0]
     for other in runs[1:]:

@@ -19,7 +19,8 @@ def judge(
     Numbers are AP, 0..1; the sentences have points, 0..100. `is_one_recipe`: they differ in their seed alone.
     """
     first, second = names
-    what = f"{second} scores {points(difference)} mmAP against {first}"
+    way = "more" if difference >= 0 else "less"
+    what = f"{second} scores {abs(100 * difference):.1f} mmAP {way} than {first}"
     images = f"over images {_span(over_images)}"
     if difference == 0.0 and over_images == (0.0, 0.0):
         return "equal", f"{second} and {first} find the same."
@@ -28,27 +29,23 @@ def judge(
     if over_seeds is None and is_one_recipe:
         return (
             "differ on these weights",
-            f"{what}, more than the noise of images ({images}). Both are of one recipe: it is the seed, or luck.",
+            f"{what}, beyond the noise of images ({images}). Both are of one recipe: it is the seed, or luck.",
         )
     if over_seeds is None:
         return (
             "differ on these weights",
-            f"{what}, more than the noise of images ({images}). Of the recipes that says nothing yet: train two or "
+            f"{what}, beyond the noise of images ({images}). Of the recipes that says nothing yet: train two or "
             f"more seeds of each.{_needs(seeds_needed)}",
         )
     seeds = f"over seeds {_span(over_seeds)}"
     if not _leaves_out_zero(over_seeds):
         return "noise of seeds", f"{what}, which may be the luck of seeds: {images}, {seeds}.{_needs(seeds_needed)}"
-    return "differ", f"{what}, more than noise: {images}, {seeds}."
-
-
-def points(value: float) -> str:
-    """A difference of AP in points with its sign: +1.2."""
-    return f"{100 * value:+.1f}"
+    return "differ", f"{what}, beyond noise: {images}, {seeds}."
 
 
 def _span(ends: tuple[float, float]) -> str:
-    return f"{points(ends[0])} to {points(ends[1])}"
+    """An interval of a difference in points, with signs."""
+    return f"{100 * ends[0]:+.1f} to {100 * ends[1]:+.1f}"
 
 
 def _leaves_out_zero(ends: tuple[float, float]) -> bool:

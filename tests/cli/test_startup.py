@@ -9,6 +9,7 @@ import pytest
 
 from cli_runs import TinyData, make_data
 from megdet.cli.main import VERBS
+from written_runs import write_run, write_validation_set
 
 HEAVY = {"torch", "torchvision", "timm", "triton", "matplotlib"}
 _LOADED = """
@@ -56,6 +57,13 @@ def test_checking_counting_and_converting_data_loads_neither_torch_nor_pictures(
     assert heavy_modules("data", "stats", data.val, data.val_images) == set()
     voc = Path(__file__).parents[2] / "examples/voc"
     assert heavy_modules("data", "convert", "--from", "voc", voc, tmp_path / "out") == set()
+
+
+def test_reporting_and_comparing_loads_neither_torch_nor_pictures(tmp_path: Path) -> None:
+    annotations = write_validation_set(tmp_path, images=4)
+    runs = [write_run(tmp_path / name, annotations, base_lr=rate).path for name, rate in (("a", 0.02), ("b", 0.04))]
+    assert heavy_modules("report", *runs, "--resamples", 3) == set()
+    assert heavy_modules("compare", *runs, "--resamples", 3) == set()
 
 
 def test_what_a_verb_needs_is_loaded_when_it_is_called(data: TinyData) -> None:

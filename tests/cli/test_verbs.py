@@ -45,6 +45,7 @@ def test_train_leaves_the_whole_run_folder(run: Path) -> None:
         "detections.json",
         "checkpoints",
         "pictures",
+        "report.html",
     }
     assert {path.name for path in (run / "pictures").iterdir()} == {"course.png", "detections.png"}
     numbers = json.loads((run / "evaluation.json").read_text())

@@ -1,6 +1,7 @@
 """The report in a real browser: it draws itself, its controls work, and it asks nobody for anything."""
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -174,6 +175,21 @@ def test_headings_sort_hours_replace_epochs_and_arrow_keys_walk_the_matrix(folde
 
 
 @needs_chromium
+def test_of_many_classes_the_first_are_shown_until_one_asks_for_all(browser, tmp_path):
+    annotations = write_validation_set(tmp_path, images=60, class_names=tuple(f"class {i}" for i in range(60)))
+    write_run(tmp_path / "a", annotations)
+    watched = open_page(browser, write_report([tmp_path / "a"], resamples=3), width=360)
+    page, rows = watched.page, watched.page.locator("#classes tbody tr")
+    assert rows.count() == 40
+    assert page.locator("#confusion td.right").count() == 12
+    page.locator("#classes button.all").click()
+    assert rows.count() == 60
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    assert watched.complaints == []
+    page.close()
+
+
+@needs_chromium
 def test_several_runs_stand_side_by_side_and_each_in_detail(folder, browser):
     page = open_page(browser, folder / "all.html").page
     assert page.locator("#compared-bbox .verdicts li").count() == 1  # a0 and a1 are one recipe
@@ -267,6 +283,15 @@ def test_the_course_is_told_over_epochs_and_hours_with_its_decay(folder):
     assert losses["loss"] == pytest.approx(
         [line["loss"] for line in read_metrics(folder / "a0/metrics.jsonl") if "loss" in line], rel=1e-5
     )
+
+
+def test_folders_whose_names_are_no_text_are_compared(folder, tmp_path):
+    bad = tmp_path / os.fsdecode(b"caf\xe9\x1b[2J")
+    for name in ("a0", "b0"):
+        shutil.copytree(folder / name, bad / name)
+    own = data_of(write_report([bad / "a0", bad / "b0"], tmp_path / "r.html", resamples=9))
+    assert "caf\\udce9\\u001b[2J" in own["runs"][0]["name"]
+    assert own["comparisons"]["bbox"]["groups"][0]["runs"] == [own["runs"][0]["name"]]
 
 
 def test_pictures_outside_of_the_image_folder_are_not_shown(folder, tmp_path):

@@ -46,4 +46,6 @@ def _comparisons(runs: Sequence[ScoredRun | None], resamples: int) -> dict[str, 
         ]
         for run in own["runs"]:
             run["name"] = printable(run["name"])
+        for group in own["groups"]:
+            group["runs"] = [printable(name) for name in group["runs"]]
     return found

@@ -14,13 +14,19 @@ function tiles(numbers, interval) {
 
 const facts = (rows) => h("dl", { class: "facts" }, rows.map(([what, value]) => h("div", {}, h("dt", {}, what), h("dd", {}, value))));
 
-// columns: [{name, value(row), text(row), left}]. A heading sorts; on a narrow screen a row becomes a card.
+const MOST_ROWS = 40;
+
+// columns: [{name, value(row), text(row), left}]. A heading sorts; on a narrow screen a row becomes a card. Of many rows
+// the first are shown until one asks for all.
 function table(caption, columns, rows, { bar = null } = {}) {
   const body = h("tbody");
   const heads = columns.map((column, place) => h("th", { scope: "col", class: column.left ? "left" : "" },
     h("button", { type: "button", onclick: () => sort(place) }, column.name)));
   let order = { place: -1, down: true };
-  const fillBody = (sorted) => body.replaceChildren(...sorted.map((row) => h("tr", {}, columns.map((column, place) => {
+  let current = rows;
+  const all = rows.length > MOST_ROWS ? h("button", { type: "button", class: "all", onclick: () => { all.remove(); fillBody(current); } },
+    `show all ${rows.length}`) : null;
+  const fillBody = (sorted) => body.replaceChildren(...sorted.slice(0, all && all.isConnected ? MOST_ROWS : rows.length).map((row) => h("tr", {}, columns.map((column, place) => {
     const cell = h(place ? "td" : "th", { scope: place ? null : "row", class: column.left ? "left" : "", "data-name": column.name }, column.text(row));
     if (place === bar) cell.style.setProperty("--part", `${Math.max(0, 100 * column.value(row))}%`);
     if (place === bar) cell.classList.add("bar");
@@ -35,10 +41,12 @@ function table(caption, columns, rows, { bar = null } = {}) {
       return order.down ? -way : way;
     });
     heads.forEach((head, index) => head.setAttribute("aria-sort", index === place ? (order.down ? "descending" : "ascending") : "none"));
+    current = sorted;
     fillBody(sorted);
   }
-  fillBody(rows);
-  return h("div", { class: "table" }, h("table", { class: "cards" }, h("caption", {}, caption), h("thead", {}, h("tr", {}, heads)), body));
+  const element = h("div", { class: "table" }, h("table", { class: "cards" }, h("caption", {}, caption), h("thead", {}, h("tr", {}, heads)), body), all);
+  fillBody(rows.slice(0, MOST_ROWS));
+  return element;
 }
 
 function classes(analysis) {

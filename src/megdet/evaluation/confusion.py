@@ -46,11 +46,10 @@ def confusion_matrix(
 
 
 def _partners(sides: Sides, rows: list[int], objects: list[int]) -> list[int | None]:
-    """The object of another class that each detection of an image takes, if there is one."""
+    """The object that each detection takes, if there is one: of another class, or it would have been matched."""
     if not objects:
         return [None] * len(rows)
     overlaps = _overlaps(sides, rows, objects)
-    overlaps[sides.found.classes[rows][:, None] == sides.truth.classes[objects]] = 0.0
     partners: list[int | None] = []
     for own in overlaps:
         best = int(own.argmax())

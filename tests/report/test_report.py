@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import webbrowser
 from pathlib import Path
 
 import pytest
@@ -305,6 +306,16 @@ def test_pictures_outside_of_the_image_folder_are_not_shown(folder, tmp_path):
     (own,) = data_of(tmp_path / "a0/report.html")["runs"]
     assert own["pictures"] == {"worst": [], "best": []}
     assert "leads out of the image folder" in own["notes"][0]
+
+
+def test_open_shows_the_file_and_says_where_there_is_no_browser(folder, tmp_path, monkeypatch, capsys):
+    opened: list[str] = []
+    monkeypatch.setattr(webbrowser, "open", lambda address: opened.append(address) or len(opened) == 1)
+    for _ in range(2):
+        words = ("report", folder / "a0", "--out", tmp_path / "r.html", "--resamples", 3, "--open")
+        assert main([str(word) for word in words]) == 0
+    assert opened == [(tmp_path / "r.html").as_uri()] * 2
+    assert capsys.readouterr().out.count("no browser was found") == 1
 
 
 def test_the_verb_writes_into_the_run_and_refuses_in_one_line(folder, tmp_path, capsys):

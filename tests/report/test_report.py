@@ -335,3 +335,12 @@ def test_the_verb_writes_into_the_run_and_refuses_in_one_line(folder, tmp_path, 
     assert "named twice" in refused(tmp_path / "a0", tmp_path / "a0")
     (tmp_path / "a0/metrics.jsonl").write_text("nothing\n{}\n")
     assert "metrics.jsonl line 1" in refused(tmp_path / "a0")
+    steps = {"epoch": 1.0, "learning_rate": 0.1, "seconds": 1.0}
+    for line in (
+        {"loss": 1.0},
+        {"evaluation": {}},
+        {"evaluation": {"bbox": {"AP": "x"}}},
+        {"loss": 1, "noise": 3} | steps,
+    ):
+        (tmp_path / "a0/metrics.jsonl").write_text(json.dumps({"step": 7} | line) + "\n")
+        assert "metrics.jsonl: a line of step 7 is none that a training writes" in refused(tmp_path / "a0")

@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from megdet.errors import InputError
 from megdet.recipe import Recipe
 from megdet.run_length import decay_of
 
 _MOST_POINTS = 240
 """Of a line; the mean of neighbouring steps is drawn."""
 _NO_LOSS = {"step", "epoch", "learning_rate", "loss", "gradient_norm", "seconds", "data_seconds", "peak_memory_bytes"}
+_SCORES = {"mmAP": "AP", "AP50": "AP50", "mmAR": "AR100"}
 _FAULTS = {
     "left_out": "updates left out",
     "rolled_back": "roll-backs",
@@ -22,11 +24,15 @@ _FAULTS = {
 }
 
 
-def course_of(metrics: Sequence[Mapping[str, Any]], recipe: Recipe) -> dict[str, Any]:
+def course_of(metrics: Sequence[Mapping[str, Any]], recipe: Recipe, source: str = "metrics.jsonl") -> dict[str, Any]:
     """The lines of `metrics.jsonl` as the page draws them: values over `epochs` and `hours`.
 
     Hours are those of steps and evaluations, without what a stopped run did not do. An empty run has empty lists.
+    Raises InputError, naming `source` and the step, for a line that is not one of a training.
     """
+    for line in metrics:
+        if not _is_sound(line):
+            raise InputError(f"{source}: a line of step {line['step']} is none that a training writes; remove it")
     steps, evaluations, seconds = [], [], 0.0
     for line in metrics:
         seconds += line["seconds"] if isinstance(line.get("seconds"), float | int) else 0.0
@@ -56,6 +62,28 @@ def course_of(metrics: Sequence[Mapping[str, Any]], recipe: Recipe) -> dict[str,
             if isinstance(line.get("noise"), dict) and math.isfinite(line["noise"]["model"]["scale"])
         ],
     }
+
+
+def _is_sound(line: Mapping[str, Any]) -> bool:
+    """Whether a line has the numbers that a line of its kind must have."""
+    if "loss" in line:
+        noise = line.get("noise", {"model": {"scale": 1.0}})
+        is_noise = isinstance(noise, dict) and isinstance(noise.get("model"), dict)
+        return (
+            all(_is_number(line.get(key)) for key in ("loss", "epoch", "learning_rate", "seconds"))
+            and math.isfinite(line["epoch"])
+            and is_noise
+            and _is_number(noise["model"].get("scale"))
+        )
+    if "evaluation" in line:
+        kinds = line["evaluation"]
+        if not isinstance(kinds, dict) or "bbox" not in kinds:
+            return False
+        needed = [kinds[kind] for kind in ("bbox", "segm") if kind in kinds]
+        return all(
+            isinstance(own, dict) and all(_is_number(own.get(key)) for key in _SCORES.values()) for own in needed
+        )
+    return True
 
 
 def _charts(lines: Sequence[Mapping[str, Any]], recipe: Recipe) -> Iterator[dict[str, Any]]:
@@ -91,7 +119,7 @@ def _thinned(values: NDArray[np.float64]) -> list[float | None]:
 
 
 def _scores(evaluation: Mapping[str, Any]) -> dict[str, float]:
-    found = {"mmAP": evaluation["bbox"]["AP"], "AP50": evaluation["bbox"]["AP50"], "mmAR": evaluation["bbox"]["AR100"]}
+    found = {name: evaluation["bbox"][key] for name, key in _SCORES.items()}
     return found | ({"mask mmAP": evaluation["segm"]["AP"]} if "segm" in evaluation else {})
 
 

@@ -35,7 +35,7 @@ def run_page(folder: RunFolder, places: Places, resamples: int) -> tuple[dict[st
     """
     recipe, notes = recipe_of(folder), []
     metrics = read_metrics(folder.metrics) if folder.metrics.is_file() else []
-    course = course_of(metrics, recipe)
+    course = course_of(metrics, recipe, str(folder.metrics))
     evaluated, why = _evaluated(folder, recipe, places)
     if why:
         notes.append(why)

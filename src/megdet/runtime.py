@@ -104,11 +104,15 @@ def give_memory_back(device: torch.device) -> None:
     """Return to the system what this process keeps for later, where memory has run out.
 
     Freed memory of a CPU stays in the process otherwise (`prepare_process`), where oneDNN cannot use it for its code.
+    From now on large blocks are returned when they are freed, which is slower.
     """
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
     elif sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        trim_threshold, mmap_threshold, mmap_max = -1, -3, -4  # of malloc.h
+        for setting, value in ((mmap_max, 1 << 16), (mmap_threshold, 1 << 20), (trim_threshold, 1 << 20)):
+            libc.mallopt(setting, value)
         libc.malloc_trim(0)
 
 

@@ -57,8 +57,8 @@ class DeformableConv2d(nn.Conv2d):
         if modulation.shape[1]:
             by_sample = modulation.to(weights.dtype).unflatten(1, kernel).permute(0, 3, 1, 4, 2)
             weights = weights * (2 * by_sample.sigmoid()).reshape(-1, 1)
-        grid = len(x), found.shape[2] * kernel[0], found.shape[3] * kernel[1], x.shape[1]
-        rows = x.permute(0, 2, 3, 1).reshape(len(x) * size[0] * size[1], x.shape[1])
+        grid = x.shape[0], found.shape[2] * kernel[0], found.shape[3] * kernel[1], x.shape[1]
+        rows = x.permute(0, 2, 3, 1).reshape(x.shape[0] * size[0] * size[1], x.shape[1])
 
         def sampled(rows: Tensor, weights: Tensor) -> Tensor:
             return weighted_bags(rows, index, weights).reshape(grid).permute(0, 3, 1, 2)

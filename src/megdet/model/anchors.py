@@ -4,7 +4,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float32
 from torch import Tensor
 
 from megdet.architecture_parts import Anchors as AnchorsRecipe
@@ -41,9 +41,17 @@ class AnchorGrid:
 
     def _level(self, level: int, canvas: tuple[int, int], grid: tuple[int, int], device: torch.device) -> Tensor:
         """Laid out on the device: a new canvas must not make the host wait for a copy."""
-        stride = (self.strides[level], self.strides[level])
+        cell = constant(tuple(tuple(row) for row in self.cell(level).tolist()), torch.float32, device)
+        return laid_out(cell, grid, self.stride(level, canvas, grid))
+
+    def stride(self, level: int, canvas: tuple[int, int], grid: tuple[int, int]) -> tuple[int, int]:
+        """Pixels of the canvas from a cell of a level to the next, in y and x."""
         if self.recipe.stride_from_grid:
-            stride = (canvas[0] // grid[0], canvas[1] // grid[1])
+            return canvas[0] // grid[0], canvas[1] // grid[1]
+        return self.strides[level], self.strides[level]
+
+    def cell(self, level: int) -> Float32[Tensor, "anchors 4"]:
+        """The anchors at a cell of a level, in pixels from its corner."""
         sizes = torch.tensor(self.recipe.level_sizes[level])
         ratios = torch.tensor(self.recipe.ratios).unsqueeze(1)
         half_height = (sizes * ratios.sqrt() / 2).flatten()
@@ -51,9 +59,15 @@ class AnchorGrid:
         cell = torch.stack([-half_width, -half_height, half_width, half_height], dim=1)
         if self.recipe.whole_pixels:
             cell = cell.round()
-        cell = constant(tuple(tuple(row) for row in cell.tolist()), torch.float32, device)
-        y = torch.arange(grid[0], dtype=torch.float32, device=device) * stride[0]
-        x = torch.arange(grid[1], dtype=torch.float32, device=device) * stride[1]
-        y, x = torch.meshgrid(y, x, indexing="ij")
-        shift = torch.stack([x, y, x, y], dim=2)
-        return (shift.unsqueeze(2) + cell).reshape(-1, 4)
+        return cell
+
+
+def laid_out(
+    cell: Float32[Tensor, "anchors 4"], grid: tuple[int, int], stride: tuple[int, int]
+) -> Float32[Tensor, "_ 4"]:
+    """The anchors at every cell of a grid of this height and width, by row, column and place in the cell."""
+    y = torch.arange(grid[0], dtype=torch.float32, device=cell.device) * stride[0]
+    x = torch.arange(grid[1], dtype=torch.float32, device=cell.device) * stride[1]
+    y, x = torch.meshgrid(y, x, indexing="ij")
+    shift = torch.stack([x, y, x, y], dim=2)
+    return (shift.unsqueeze(2) + cell).reshape(-1, 4)

@@ -22,12 +22,12 @@ from megdet.model.detector import Count
 from megdet.model.faster_rcnn import FasterRcnn
 from megdet.model.mask_rcnn import MaskRcnn
 from megdet.model.proposals import Proposals
-from megdet.model.repeated_looks import Looked, detections_of_looks
+from megdet.model.repeated_looks import Look, Looked
 from megdet.model.roi_head import DELTA_WEIGHTS, Outputs, SampledRois
 from megdet.ops.boxes import Weights, clip_boxes, decode_boxes
 from megdet.ops.roi_align import FeatureTable
 from megdet.recipe import RecomputePlan
-from megdet.structures import BatchDetections, Targets
+from megdet.structures import Targets
 
 STAGES = ("box_head", "box_head_2", "box_head_3")
 """The parts that look one after another."""
@@ -106,10 +106,10 @@ class CascadeRcnn(FasterRcnn):
                 sampled = self.heads[STAGES.index(stage) + 1].match(boxes, is_valid, targets)
         return losses
 
-    def roi_detections(
+    def last_stage(
         self, table: FeatureTable, proposals: Proposals, sizes: Int64[Tensor, "images 2"]
-    ) -> BatchDetections:
-        """What the last stage finds; its scores are the mean over all heads, each at the last stage's boxes."""
+    ) -> tuple[BoxHead, Look, Proposals]:
+        """The last head and its boxes, which are those of the stages before; scores are the mean over all heads."""
         *earlier, last = self.heads
         for head in earlier:
             _, deltas = self.refine(table, sizes, proposals.boxes, proposals.is_valid, head)
@@ -123,7 +123,7 @@ class CascadeRcnn(FasterRcnn):
             scores = torch.stack([logits.to(boxes.dtype).softmax(2) for logits, _ in looks]).mean(0)
             return scores, looks[-1][1].to(boxes.dtype)
 
-        return detections_of_looks(last, look, proposals, sizes)
+        return last, look, proposals
 
     @torch.no_grad()
     def moved(

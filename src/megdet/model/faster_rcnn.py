@@ -20,7 +20,7 @@ from megdet.model.hard_rois import choose_rois
 from megdet.model.pooling import RoiPooling
 from megdet.model.proposals import Proposals
 from megdet.model.regions import region_boxes
-from megdet.model.repeated_looks import Looked, detections_of_looks
+from megdet.model.repeated_looks import Look, Looked, detections_of_looks
 from megdet.model.roi_head import Outputs, SampledRois
 from megdet.model.rpn import Rpn
 from megdet.model.segmentation import Segmentation
@@ -194,12 +194,19 @@ class FasterRcnn(Detector):
         self, table: FeatureTable, proposals: Proposals, sizes: Int64[Tensor, "images 2"]
     ) -> BatchDetections:
         """What the second stage finds at the proposals."""
+        head, look, proposals = self.last_stage(table, proposals, sizes)
+        return detections_of_looks(head, look, proposals, sizes)
+
+    def last_stage(
+        self, table: FeatureTable, proposals: Proposals, sizes: Int64[Tensor, "images 2"]
+    ) -> tuple[BoxHead, Look, Proposals]:
+        """The head whose detections count, how it looks at boxes, and the boxes that it looks at first."""
 
         def look(boxes: Tensor, is_valid: Tensor) -> Looked:
             logits, deltas = self.refine(table, sizes, boxes, is_valid)
             return logits.softmax(2), deltas
 
-        return detections_of_looks(self.box_head, look, proposals, sizes)
+        return self.box_head, look, proposals
 
     def losses(
         self,

@@ -1,6 +1,5 @@
 """The light head (Light-Head R-CNN, Li et al., 2017): a thin map made by a large kernel, pooled, one layer behind."""
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -8,9 +7,9 @@ from torch.nn import functional as F
 from megdet.architecture_heads import PositionSensitiveHead as HeadRecipe
 from megdet.layers.convert import NormFactory
 from megdet.model.large_kernel import GlobalConvolution
+from megdet.model.pooling import PositionSensitivePooling
 from megdet.model.roi_head import RoiHead
 from megdet.ops.linear import linear
-from megdet.ops.roi_align import position_sensitive_roi_align
 
 
 class LightHead(RoiHead):
@@ -24,7 +23,7 @@ class LightHead(RoiHead):
 
     def __init__(self, recipe: HeadRecipe, in_channels: int, stride: int, num_classes: int, norm: NormFactory) -> None:
         super().__init__(recipe, num_classes, is_class_agnostic=True)
-        self.stride = stride
+        self.pooling = PositionSensitivePooling(recipe.pool_size, recipe.sampling_ratio, stride)
         thin = recipe.thin_channels * recipe.pool_size**2
         bias = recipe.norm == "none"
         self.conv = GlobalConvolution(in_channels, recipe.light_channels, thin, recipe.light_kernel, bias=bias)
@@ -49,11 +48,6 @@ class LightHead(RoiHead):
     ) -> tuple[Float[Tensor, "images rois classes_and_background"], Float[Tensor, "images rois 1 4"]]:
         """Class logits, background last, and deltas of all classes together."""
         images, count = rois.shape[:2]
-        image_index = torch.arange(images, device=rois.device).repeat_interleave(count)
-        recipe = self.recipe
-        pooled = position_sensitive_roi_align(
-            maps[0], self.stride, rois.reshape(-1, 4), image_index, recipe.pool_size, recipe.sampling_ratio
-        )
-        hidden = F.relu(linear(pooled.flatten(1), self.fc.weight, self.fc.bias))
+        hidden = F.relu(linear(self.pooling(maps[0], rois).flatten(1), self.fc.weight, self.fc.bias))
         logits, deltas = self.classes(hidden).to(rois.dtype), self.deltas(hidden).to(rois.dtype)
         return logits.reshape(images, count, self.num_classes + 1), deltas.reshape(images, count, 1, 4)

@@ -90,7 +90,7 @@ class MaskHead(nn.Module):
     def _own_logits(self, pool: Callable[[], Tensor], labels: Tensor, is_valid: Tensor) -> Tensor:
         size = self.recipe.pool_size
         pooled = pool()
-        hidden = pooled.reshape(len(pooled), size, size, pooled.shape[2]).permute(
+        hidden = pooled.reshape(pooled.shape[0], size, size, pooled.shape[2]).permute(
             0, 3, 1, 2
         )  # channels last, as it lies
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):

@@ -1,14 +1,13 @@
 """The second stage of R-FCN (Dai et al., 2016): maps for each bin of a RoI, whose mean over the bins is the vote."""
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from megdet.architecture_heads import PositionSensitiveHead as HeadRecipe
 from megdet.layers.convert import NormFactory
+from megdet.model.pooling import PositionSensitivePooling
 from megdet.model.roi_head import RoiHead
-from megdet.ops.roi_align import position_sensitive_roi_align
 
 
 class PositionSensitiveHead(RoiHead):
@@ -22,7 +21,7 @@ class PositionSensitiveHead(RoiHead):
 
     def __init__(self, recipe: HeadRecipe, in_channels: int, stride: int, num_classes: int, norm: NormFactory) -> None:
         super().__init__(recipe, num_classes, is_class_agnostic=True)
-        self.stride = stride
+        self.pooling = PositionSensitivePooling(recipe.pool_size, recipe.sampling_ratio, stride)
         bins = recipe.pool_size**2
         self.conv = nn.Conv2d(in_channels, recipe.channels, 1, bias=recipe.norm == "none")
         self.norm = norm(recipe.channels)
@@ -45,11 +44,5 @@ class PositionSensitiveHead(RoiHead):
     ) -> tuple[Float[Tensor, "images rois classes_and_background"], Float[Tensor, "images rois 1 4"]]:
         """Class logits, background last, and deltas of all classes together: the means over the bins of each RoI."""
         images, count = rois.shape[:2]
-        image_index = torch.arange(images, device=rois.device).repeat_interleave(count)
-        logits, deltas = (
-            position_sensitive_roi_align(
-                own, self.stride, rois.reshape(-1, 4), image_index, self.recipe.pool_size, self.recipe.sampling_ratio
-            ).mean(1, dtype=rois.dtype)
-            for own in maps
-        )
+        logits, deltas = (self.pooling(own, rois).mean(1, dtype=rois.dtype) for own in maps)
         return logits.reshape(images, count, self.num_classes + 1), deltas.reshape(images, count, 1, 4)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
@@ -26,8 +27,9 @@ class Proposals:
 def filled_columns(is_valid: Bool[Tensor, "images columns"], least: int) -> int:
     """How many columns hold something in any image, which come first, but not less than `least` of them.
 
-    A CPU computes every row, so fewer are better. A GPU would have to wait for the number: there it is all of them.
+    A CPU computes every row, so fewer are better. A GPU would have to wait for the number, and no shape of an
+    exported graph depends on what is found: there it is all of them.
     """
-    if is_valid.is_cuda or not len(is_valid):
+    if torch.compiler.is_exporting() or is_valid.is_cuda or not len(is_valid):
         return is_valid.shape[1]
     return min(is_valid.shape[1], max(least, int(is_valid.sum(1).max())))

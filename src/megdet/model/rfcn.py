@@ -18,7 +18,7 @@ from megdet.model.hard_rois import choose_rois
 from megdet.model.light_head import LightHead
 from megdet.model.position_sensitive_head import PositionSensitiveHead
 from megdet.model.proposals import Proposals
-from megdet.model.repeated_looks import Looked, detections_of_looks
+from megdet.model.repeated_looks import Look, Looked, detections_of_looks
 from megdet.model.roi_head import SampledRois
 from megdet.model.rpn import Rpn
 from megdet.ops.roi_align import feature_table
@@ -110,12 +110,16 @@ class Rfcn(Detector):
         c4, *maps = self.features(images)
         proposals = self.propose(c4, images, sizes).proposals
         proposals = proposals.shortened(least=self.box_head.recipe.detections)
+        return detections_of_looks(self.box_head, self.look_at(maps), proposals, sizes)
+
+    def look_at(self, maps: list[Float[Tensor, "images _ _ _"]]) -> Look:
+        """How the second stage looks at boxes on these maps."""
 
         def look(boxes: Tensor, is_valid: Tensor) -> Looked:  # noqa: ARG001  # rows without a box mean nothing
             logits, deltas = self.box_head.vote(maps, boxes)
             return logits.softmax(2), deltas
 
-        return detections_of_looks(self.box_head, look, proposals, sizes)
+        return look
 
     @torch.no_grad()
     def samples(

@@ -57,7 +57,7 @@ def through_first_layer(
 
     def pooled_through(block: nn.Module) -> Tensor:
         pooled = pool()
-        maps = pooled.reshape(len(pooled), pool_size, pool_size, pooled.shape[2]).permute(0, 3, 1, 2)
+        maps = pooled.reshape(pooled.shape[0], pool_size, pool_size, pooled.shape[2]).permute(0, 3, 1, 2)
         return _largest(block(maps, is_valid.repeat(scales, 1)), scales)
 
     first, *others = convolutions
@@ -70,7 +70,7 @@ def through_first_layer(
 def _largest(rows: Tensor, scales: int) -> Tensor:
     if scales == 1:
         return rows
-    one, other = rows.reshape(scales, len(rows) // scales, *rows.shape[1:])
+    one, other = rows.reshape(scales, rows.shape[0] // scales, *rows.shape[1:])
     return torch.maximum(one, other)
 
 

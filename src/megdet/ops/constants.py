@@ -10,6 +10,8 @@ Numbers = tuple[int | float, ...] | tuple[tuple[int | float, ...], ...]
 
 def constant(numbers: Numbers, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The tensor of these numbers; it is shared, so it must not be changed in place."""
+    if torch.compiler.is_exporting():  # what is made then is a part of the graph and has no numbers to keep
+        return torch.tensor(numbers, dtype=dtype, device=device)
     return _made(numbers, dtype, device, stream_of(device))
 
 

@@ -20,8 +20,10 @@ _HAS_ONEDNN = torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointw
 def linear(
     x: Float[Tensor, "rows inputs"], weight: Float[Tensor, "outputs inputs"], bias: Float[Tensor, " outputs"] | None
 ) -> Float[Tensor, "rows outputs"]:
-    """x @ weight.T + bias; torch's own under autocast, in another number format, on Intel's processors and on a GPU."""
+    """x @ weight.T + bias; torch's own under autocast, in another number format, in an exported graph, on a GPU."""
     is_plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    if torch.compiler.is_exporting():
+        return F.linear(x, weight, bias)
     if _HAS_ONEDNN and is_plain and len(x) and not runtime.is_intel_processor():
         return _OneDnnLinear.apply(x, weight, bias)  # type: ignore[no-any-return]
     return F.linear(x, weight, bias)

@@ -1,6 +1,7 @@
 """Weighted sums of the rows of a table, whose gradients have one order of addition on every device."""
 
 import math
+from functools import reduce
 from typing import Any
 
 import torch
@@ -16,6 +17,9 @@ def weighted_bags(
 
     The backward sorts the taps by row, stably, so there is no scatter with atomics.
     """
+    if torch.compiler.is_exporting():  # ONNX has no such bags
+        taps = zip(index.unbind(1), weights.to(rows.dtype).unbind(1), strict=True)
+        return reduce(torch.add, (rows[own] * weight.unsqueeze(1) for own, weight in taps))
     return _WeightedBags.apply(rows, index, weights)  # type: ignore[no-any-return]  # `apply` of torch's has no types
 
 

@@ -243,6 +243,12 @@ def make_folder(path: Path) -> Path:
     return path
 
 
+def write_result(path: Path, value: Any) -> None:
+    """Write detections or numbers as JSON, making the folder. Raises InputError."""
+    make_folder(path.parent)
+    write_json_atomically(path, value, indent=2 if isinstance(value, dict) else None)
+
+
 def cannot_write(path: Path, error: Exception) -> InputError:
     """The InputError for a file or folder that could not be written."""
     return InputError(

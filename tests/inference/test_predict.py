@@ -10,12 +10,13 @@ from PIL import Image
 
 from factories import SMALL_MASKS, of_kind
 from megdet.architecture import MaskRcnn
+from megdet.data.classes import category_ids_for
 from megdet.data.coco import CocoDataset, load_coco, write_coco
 from megdet.data.plan import evaluation_plan
 from megdet.data.rle import decode_mask
 from megdet.errors import InputError
 from megdet.inference import predict
-from megdet.inference.predict import category_ids_for, detect_dataset, detect_image
+from megdet.inference.predict import detect_dataset, detect_image
 from megdet.inference.trained import TrainedDetector, load_detector
 from megdet.model.choice import make_detector
 from megdet.recipe import Recipe

@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from megdet.cli.main import main
+from megdet.data.classes import category_ids_for
 from megdet.data.plan import TrainingPlan
 from megdet.distributed.local_ranks import run_in_ranks
 from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.files import read_json
-from megdet.inference.predict import category_ids_for, detect_dataset
+from megdet.inference.predict import detect_dataset
 from megdet.inference.trained import load_detector
 from megdet.model.faster_rcnn import FasterRcnn
 from megdet.recipe import Optimizer, Recipe

@@ -11,9 +11,11 @@ from megdet.api.images import Image, Pixels, each_image, is_one_image, pixels_of
 from megdet.api.torchvision_loop import TorchvisionLoop
 from megdet.detections import Detections
 from megdet.errors import InputError
+from megdet.exported.programs import is_exported
 from megdet.inference.fold import fold_batch_norms
 from megdet.inference.predict import detect_images
 from megdet.inference.trained import TrainedDetector, load_detector, precision_here
+from megdet.recipe import Recipe
 from megdet.run_folder.checkpoint_files import checkpoint_step
 from megdet.run_folder.folder import RunFolder
 from megdet.runtime import device_of_rank, prepare_process
@@ -47,6 +49,11 @@ class LoadedDetector:
         """Whether it finds the pixels of an object, not its box alone."""
         return self.trained.model.has_masks
 
+    @property
+    def recipe(self) -> Recipe:
+        """That of its run, with what was changed when it was loaded."""
+        return self.trained.recipe
+
     @cached_property
     def model(self) -> TorchvisionLoop:
         """The network for a training loop of your own: images and targets as torchvision's detectors take them."""
@@ -74,7 +81,7 @@ class LoadedDetector:
         """The same one by one, for more images than fit the memory. Those of files do not keep their pixels."""
         source = iter(each_image(images))
         while some := list(islice(source, _TOGETHER)):
-            read = [pixels_of_any(image, self.trained.recipe.data.max_pixels) for image in some]
+            read = [pixels_of_any(image, self.recipe.data.max_pixels) for image in some]
             for own, found in zip(read, self.detect(read), strict=True):
                 kept = None if own.is_file else own.values
                 yield replace(found.above(score) if score else found, pixels=kept, source=own.source)
@@ -84,9 +91,9 @@ class LoadedDetector:
         return detect_images(self.trained, [image.values for image in images])
 
     def __repr__(self) -> str:
-        kind, names = self.trained.recipe.model.kind, ", ".join(self.class_names[:6])
+        kind, names = self.recipe.model.kind, ", ".join(self.class_names[:6])
         more = ", ..." if len(self.class_names) > 6 else ""
-        return f"<LoadedDetector {kind} of {len(self.class_names)} classes: {names}{more}>"
+        return f"<{type(self).__name__} {kind} of {len(self.class_names)} classes: {names}{more}>"
 
 
 def load(
@@ -95,7 +102,8 @@ def load(
     """A trained detector, ready to be called with images.
 
     Args:
-        path: a run folder (its newest checkpoint), or one of its checkpoints (`runs/a/checkpoints/step_00000100`).
+        path: a run folder (its newest checkpoint), one of its checkpoints (`runs/a/checkpoints/step_00000100`), or a
+            file of `megdet export`, which takes no other argument.
         device: cpu or cuda; empty is a GPU where there is one. A detector in bfloat16 computes in float32 on a machine
             that is slow at bfloat16; the results differ a little.
         overrides: keys of its recipe to change, such as {"evaluation.flip": True}.
@@ -104,6 +112,12 @@ def load(
     Raises:
         InputError: it is no run, has no checkpoint, or does not fit.
     """
+    if is_exported(path):
+        from megdet.api.exported_file import LoadedFile
+
+        if device or overrides or fold:
+            raise InputError(f"{path}: an exported file is as it is: leave out device, overrides and fold")
+        return LoadedFile(Path(path))
     folder, step = _place(Path(path))
     own_device = device_of_rank(device, 0)
     prepare_process(own_device)

@@ -4,7 +4,9 @@ from pathlib import Path
 
 from megdet.cli.machine import join_world, num_workers
 from megdet.cli.options import CONSOLE, Arguments, existing_file
-from megdet.cli.results import fold_if_asked, overrides_here, print_numbers
+from megdet.cli.pictures import print_numbers
+from megdet.cli.results import fold_if_asked, overrides_here
+from megdet.data.classes import category_ids_for
 from megdet.data.image_info import ImageInfo, images_to_detect, read_image_info
 from megdet.data.result_rows import Detection, Id
 from megdet.data.shared import once_a_host
@@ -12,13 +14,12 @@ from megdet.distributed.failures import stop_together
 from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.evaluation.coco_numbers import evaluate_files
-from megdet.files import read_json, typed
+from megdet.files import read_json, typed, write_result
 from megdet.inference.ensemble import check_members, member_weights, merged_members, read_member
-from megdet.inference.predict import category_ids_for, detect_dataset
+from megdet.inference.predict import detect_dataset
 from megdet.inference.submission import check_submission, submission_name, write_submission
 from megdet.inference.trained import load_detector, read_recipe
 from megdet.run_folder.folder import RunFolder
-from megdet.studies.evaluated_run import write_result
 
 
 def run_ensemble(arguments: Arguments) -> None:

@@ -1,25 +1,22 @@
 """Verbs about detections: evaluate, detect."""
 
-import itertools
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from megdet.cli.machine import join_world, num_workers, run_options, say
 from megdet.cli.options import CONSOLE, Arguments, existing_file
-from megdet.data.image import IMAGE_SUFFIXES
+from megdet.cli.pictures import draw_files, image_files, print_numbers
 from megdet.distributed.failures import stop_together
 from megdet.distributed.world import World
-from megdet.errors import InputError, printable
-from megdet.evaluation.coco_numbers import Evaluation, evaluate_files
-from megdet.evaluation.tables import tables
+from megdet.errors import InputError
+from megdet.evaluation.coco_numbers import evaluate_files
+from megdet.files import write_result
 from megdet.inference.fold import fold_batch_norms
 from megdet.inference.predict import detect_image
 from megdet.inference.trained import TrainedDetector, load_detector, precision_here
-from megdet.plotting import write_picture
 from megdet.run_folder.folder import RunFolder
-from megdet.studies.evaluated_run import evaluate_run, write_result
+from megdet.studies.evaluated_run import evaluate_run
 from megdet.terminal import Terminal
 from megdet.training.precise_statistics import load_precise_detector
 
@@ -112,56 +109,10 @@ def _load_precise(arguments: Arguments, folder: RunFolder, world: World, overrid
 
 def run_detect(arguments: Arguments) -> None:
     """Draw detections on every picture and write them all into one JSON."""
-    files = _image_files(arguments.images)
+    files = image_files(arguments.images)
     world = join_world(arguments)
     folder = RunFolder(Path(arguments.run))
     trained = load_detector(folder, world.device, overrides_here(arguments.overrides, folder, world))
     fold_if_asked(arguments, trained, world)
     out = arguments.out or folder.pictures / "detect"
-    found: list[tuple[Path, list[dict[str, Any]]]] = []
-    unreadable: list[str] = []
-    for file in files:
-        try:
-            detections = detect_image(trained, file)
-        except InputError as error:  # go on with the other pictures
-            unreadable.append(str(error))
-            continue
-        picture = _free_name(out, file, {earlier for earlier, _ in found})
-        drawing = detections.draw(arguments.score)
-        write_picture(picture, partial(drawing.save, format="png"))
-        drawn = len(detections.above(arguments.score))
-        CONSOLE.print(f"{printable(str(picture))}: {drawn} of {len(detections)} detections drawn")
-        rows = zip(detections.to_coco(), detections.names, strict=True)
-        found.append((picture, [{**row, "category": name} for row, name in rows]))
-    write_result(out / "detections.json", [result for _, results in found for result in results])
-    CONSOLE.print(f"{out / 'detections.json'}")
-    if unreadable:
-        raise InputError(f"{len(unreadable)} of {len(files)} images could not be read: {'; '.join(unreadable)}")
-
-
-def _free_name(out: Path, file: Path, taken: set[Path]) -> Path:
-    """A free name for a file's picture: other files may have its name in other folders or with other suffixes."""
-    names = itertools.chain((file.stem, file.name, f"{file.parent.name}_{file.name}"), itertools.count(2))
-    paths = (out / (f"{file.stem}_{name}.png" if isinstance(name, int) else f"{name}.png") for name in names)
-    return next(path for path in paths if path not in taken)
-
-
-def _image_files(paths: list[Path]) -> list[Path]:
-    files: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
-            if not inside:
-                raise InputError(f"{path}: no image in this folder")
-            files += inside
-        elif path.is_file():
-            files.append(path)
-        else:
-            raise InputError(f"{path}: no such file or folder")
-    return files
-
-
-def print_numbers(numbers: Evaluation) -> None:
-    """The tables of an evaluation."""
-    for table in tables(numbers):
-        CONSOLE.print(table)
+    draw_files(files, partial(detect_image, trained), out, arguments.score)

@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from megdet.data.classes import category_ids_for
 from megdet.distributed.layout import Layout, recipe_layout
 from megdet.distributed.world import World
 from megdet.errors import InputError
-from megdet.inference.predict import Result, category_ids_for, detect_dataset
+from megdet.inference.predict import Result, detect_dataset
 from megdet.recipe import Recipe
 from megdet.run_folder.folder import RunFolder
 from megdet.training.optimizers.averages import MovingAverage

@@ -19,7 +19,6 @@ from megdet.data.rle import encode_mask
 from megdet.data.transforms import RESIZE
 from megdet.detections import Detections
 from megdet.distributed.world import World
-from megdet.errors import InputError, nearest
 from megdet.inference.looks import mirrored_detections, mirrored_pixels, together, within
 from megdet.inference.trained import TrainedDetector
 from megdet.model.detector import Detector
@@ -31,27 +30,6 @@ from megdet.structures import BatchDetections
 Result = dict[str, Any]
 """One detection in the COCO result format: image_id, category_id, bbox (x, y, width, height in pixels), score, and
 segmentation (`data.rle`) where the detector finds masks."""
-
-
-def category_ids_for(class_names: Sequence[str], dataset: CocoDataset) -> list[int | None]:
-    """The data set's category id of each of the detector's classes, matched by name; None where it has no such class.
-
-    Raises InputError when the data set has a class that the detector does not know, or two of one name that it does
-    not have in the same order.
-    """
-    if tuple(class_names) == dataset.class_names:
-        return list(dataset.category_ids)
-    ids = dict(zip(dataset.class_names, dataset.category_ids, strict=True))
-    unknown = [name for name in ids if name not in class_names]
-    if unknown:
-        raise InputError(
-            f"{dataset.annotations_file}: class '{unknown[0]}' is not among the detector's {len(class_names)} classes"
-            f"{nearest(unknown[0], class_names)}"
-        )
-    twice = next((name for name in ids if max(class_names.count(name), dataset.class_names.count(name)) > 1), None)
-    if twice is not None:
-        raise InputError(f"{dataset.annotations_file}: more than one class is called '{twice}', so names do not tell")
-    return [ids.get(name) for name in class_names]
 
 
 def detect_dataset(
@@ -86,7 +64,7 @@ def detect_dataset(
         results = []
         for row, index in enumerate(batch.image_index):
             height, width = dataset.sizes[index].tolist()
-            own = _detections(detections[row : row + 1], (height, width), exact=model.exact_paste)
+            own = detections_of_image(detections[row : row + 1], (height, width), exact=model.exact_paste)
             results += own.to_coco(dataset.image_ids[index], category_ids)
         found.append((number, results))
         done += len(batch.image_index)
@@ -119,7 +97,7 @@ def detect_images(trained: TrainedDetector, images: Sequence[NDArray[np.uint8]])
         merged = together(looks, recipe.evaluation)
         for row, image in enumerate(plan[first].images):
             height, width = heights_widths[image.index].tolist()
-            own = _detections(merged[row : row + 1], (height, width), exact=trained.model.exact_paste)
+            own = detections_of_image(merged[row : row + 1], (height, width), exact=trained.model.exact_paste)
             names, ids, pixels = trained.class_names, trained.category_ids, images[image.index]
             found[image.index] = replace(own, class_names=names, category_ids=ids, pixels=pixels)
     return [found[index] for index in range(len(images))]
@@ -145,18 +123,18 @@ def _looks(
     if recipe.evaluation.flip:
         mirrored = detect_batch(model, mirrored_pixels(pixels, sizes), sizes, recipe.precision)
         found.append(mirrored_detections(mirrored, sizes))
-    found = [_at_file_size(look, scales) for look in found]
+    found = [at_file_size(look, scales) for look in found]
     ranges = recipe.evaluation.object_ranges
     return [within(look, ranges[scale]) for look in found] if ranges else found
 
 
-def _at_file_size(detections: BatchDetections, scales: Tensor) -> BatchDetections:
+def at_file_size(detections: BatchDetections, scales: Tensor) -> BatchDetections:
     """The same on the CPU, boxes in pixels of the files; `scales` are those of a `Batch`."""
     edges = scales.double().cpu().flip(1).repeat(1, 2).unsqueeze(1)
     return replace(detections.map(Tensor.cpu), boxes=detections.boxes.double().cpu() / edges)
 
 
-def _detections(found: BatchDetections, size: tuple[int, int], *, exact: bool) -> Detections:
+def detections_of_image(found: BatchDetections, size: tuple[int, int], *, exact: bool) -> Detections:
     """Those of one image of this height and width in pixels, without names; `exact` is that of `paste_masks`."""
     rows = found.labels[0] >= 0
     boxes, masks = found.boxes[0, rows], None

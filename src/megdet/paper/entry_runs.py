@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from megdet.data.classes import category_ids_for
 from megdet.data.coco import validation_set
 from megdet.data.result_rows import Detection
 from megdet.data.shared import once_a_host
@@ -19,7 +20,7 @@ from megdet.errors import InputError
 from megdet.evaluation.coco_numbers import Evaluation, evaluate_detections
 from megdet.files import make_folder, read_json, typed, write_json_atomically
 from megdet.inference.ensemble import Member, member_weights, merged_members
-from megdet.inference.predict import Result, category_ids_for, detect_dataset
+from megdet.inference.predict import Result, detect_dataset
 from megdet.inference.trained import load_detector, read_recipe
 from megdet.paper.entry import MEMBERS, PARTS, TESTING, entry_recipes, member_names, run_name
 from megdet.paper.entry_pictures import draw_figure5, plot_entry

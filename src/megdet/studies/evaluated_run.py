@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+from megdet.data.classes import category_ids_for
 from megdet.data.coco import validation_set
 from megdet.data.shared import once_a_host
 from megdet.distributed.world import World
 from megdet.evaluation.coco_numbers import Evaluation, evaluate_detections
-from megdet.files import make_folder, write_json_atomically
-from megdet.inference.predict import category_ids_for, detect_dataset
+from megdet.files import write_result
+from megdet.inference.predict import detect_dataset
 from megdet.inference.trained import TrainedDetector
 from megdet.run_folder.folder import RunFolder
 
@@ -66,9 +66,3 @@ def evaluate_run(
         return numbers
 
     return Evaluated(world.on_first(count), evaluation, detections)
-
-
-def write_result(path: Path, value: Any) -> None:
-    """Write detections or numbers as JSON, making the folder."""
-    make_folder(path.parent)
-    write_json_atomically(path, value, indent=2 if isinstance(value, dict) else None)

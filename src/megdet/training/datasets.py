@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
+from megdet.data.classes import category_ids_for
 from megdet.data.coco import CocoDataset, training_set, validation_set
 from megdet.data.demo import DEMO_SETS, draw_demo
 from megdet.data.plan import TrainingPlan
 from megdet.data.shared import once_a_host
 from megdet.distributed.world import World
 from megdet.errors import InputError
-from megdet.inference.predict import category_ids_for
 from megdet.model.choice import detector_class, mask_use
 from megdet.recipe import Recipe
 

@@ -11,11 +11,11 @@ EXAMPLE = "--evaluation.batch_size 4"
 
 def add_evaluate(parser: Parser) -> None:
     """The options of `evaluate`."""
-    parser.add_argument("run", nargs="?", metavar="RUN", help="run folder")
+    parser.add_argument("run", nargs="?", metavar="RUN", help="run folder, or a file of `megdet export`")
     parser.add_argument(
         "--data", nargs=2, metavar=("ANNOTATIONS", "IMAGES"), help="evaluate on these instead of the recipe's val data"
     )
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where to write, default the run folder")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where to write; default RUN, or FILE_evaluation")
     parser.add_argument("--ground-truth", metavar="JSON", help="evaluate files instead: COCO instances ...")
     parser.add_argument("--detections", metavar="JSON", help="... and detections in the COCO result format")
     parser.add_argument(
@@ -28,19 +28,19 @@ def add_evaluate(parser: Parser) -> None:
     add_layout_options(parser)
     add_machine_options(parser)
     take_keys_of_run(parser, EXAMPLE)
-    parser.set_defaults(run_verb="results:run_evaluate")
+    parser.set_defaults(run_verb="detection:run_evaluate")
 
 
 def add_detect(parser: Parser) -> None:
     """The options of `detect`."""
-    parser.add_argument("run", metavar="RUN", help="run folder")
+    parser.add_argument("run", metavar="RUN", help="run folder, or a file of `megdet export`")
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="default RUN/pictures/detect")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="default RUN/pictures/detect, or FILE_detect")
     parser.add_argument("--score", type=float, default=0.5, metavar="S", help="draw from this score on, default 0.5")
     add_fold(parser)
     add_machine_options(parser)
     take_keys_of_run(parser, EXAMPLE)
-    parser.set_defaults(run_verb="results:run_detect")
+    parser.set_defaults(run_verb="detection:run_detect")
 
 
 def add_fold(parser: Parser) -> None:

@@ -13,13 +13,14 @@ from pathlib import Path
 
 import torch
 
+from megdet.data.classes import category_ids_for
 from megdet.data.coco import validation_set
 from megdet.distributed.helper import Helper, HelperError, start_helper
 from megdet.distributed.world import World, start_world
 from megdet.errors import InputError
 from megdet.evaluation.coco_numbers import Evaluation, evaluate_detections
 from megdet.files import cannot_write, write_json_atomically
-from megdet.inference.predict import category_ids_for, detect_dataset
+from megdet.inference.predict import detect_dataset
 from megdet.inference.trained import load_detector
 from megdet.recipe import Recipe
 from megdet.run_folder.folder import RunFolder

@@ -4,10 +4,11 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from megdet.data.classes import category_ids_for
 from megdet.errors import InputError
 from megdet.evaluation.coco_numbers import Evaluation, evaluate_detections
 from megdet.files import write_json_atomically
-from megdet.inference.predict import category_ids_for, detect_dataset
+from megdet.inference.predict import detect_dataset
 from megdet.inference.trained import load_detector
 from megdet.model.detector import Detector
 from megdet.run_folder.folder import RunFolder

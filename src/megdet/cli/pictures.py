@@ -1,0 +1,70 @@
+"""What evaluate and detect print and write, whatever found it."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from megdet.cli.options import CONSOLE
+from megdet.data.image import IMAGE_SUFFIXES
+from megdet.detections import Detections
+from megdet.errors import InputError, printable
+from megdet.evaluation.coco_numbers import Evaluation
+from megdet.evaluation.tables import tables
+from megdet.files import write_result
+from megdet.plotting import write_picture
+
+
+def draw_files(files: Sequence[Path], detect: Callable[[Path], Detections], out: Path, score: float) -> None:
+    """Draw the detections of at least `score` on every picture, and write all of them into one JSON.
+
+    A file that cannot be read is left for the end. Raises InputError then.
+    """
+    found: list[tuple[Path, list[dict[str, Any]]]] = []
+    unreadable: list[str] = []
+    for file in files:
+        try:
+            detections = detect(file)
+        except InputError as error:  # go on with the other pictures
+            unreadable.append(str(error))
+            continue
+        picture = _free_name(out, file, {earlier for earlier, _ in found})
+        write_picture(picture, partial(detections.draw(score).save, format="png"))
+        drawn = len(detections.above(score))
+        CONSOLE.print(f"{printable(str(picture))}: {drawn} of {len(detections)} detections drawn")
+        rows = zip(detections.to_coco(), detections.names, strict=True)
+        found.append((picture, [{**row, "category": name} for row, name in rows]))
+    write_result(out / "detections.json", [result for _, results in found for result in results])
+    CONSOLE.print(f"{out / 'detections.json'}")
+    if unreadable:
+        raise InputError(f"{len(unreadable)} of {len(files)} images could not be read: {'; '.join(unreadable)}")
+
+
+def image_files(paths: Sequence[Path]) -> list[Path]:
+    """The files named, and those of the folders named. Raises InputError."""
+    files: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+            if not inside:
+                raise InputError(f"{path}: no image in this folder")
+            files += inside
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise InputError(f"{path}: no such file or folder")
+    return files
+
+
+def _free_name(out: Path, file: Path, taken: set[Path]) -> Path:
+    """A free name for a file's picture: other files may have its name in other folders or with other suffixes."""
+    names = itertools.chain((file.stem, file.name, f"{file.parent.name}_{file.name}"), itertools.count(2))
+    paths = (out / (f"{file.stem}_{name}.png" if isinstance(name, int) else f"{name}.png") for name in names)
+    return next(path for path in paths if path not in taken)
+
+
+def print_numbers(numbers: Evaluation) -> None:
+    """The tables of an evaluation."""
+    for table in tables(numbers):
+        CONSOLE.print(table)

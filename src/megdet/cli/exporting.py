@@ -1,0 +1,55 @@
+"""The verb export."""
+
+from pathlib import Path
+
+from rich.table import Table
+
+from megdet.cli.options import CONSOLE, PROGRESS, Arguments
+from megdet.errors import InputError
+from megdet.export.exporting import Exported, export_run
+from megdet.run_folder.folder import RunFolder
+
+
+def run_export(arguments: Arguments) -> None:
+    """Export a run and print the proof; the exit code is 1 where it does not hold."""
+    if arguments.to == "onnx":
+        _need_packages()
+    with PROGRESS.status("exporting") as status:
+        exported = export_run(
+            RunFolder(Path(arguments.run)),
+            arguments.to,
+            arguments.out,
+            overrides=arguments.overrides,
+            images=arguments.images,
+            workers=arguments.workers,
+            progress=lambda done, of: status.update(f"proof: {done} of {of} images"),
+        )
+    _print(exported)
+    if not exported.holds:
+        CONSOLE.print(
+            f"The proof does not hold: an AP differs by {100 * exported.proof.worst:.2f} points. Do not use it."
+        )
+        raise SystemExit(1)
+
+
+def _print(exported: Exported) -> None:
+    heading, *rows = exported.proof.rows()
+    proof = exported.proof
+    images = f"{proof.images} of {proof.of_images}" if proof.images < proof.of_images else f"{proof.images}"
+    table = Table(title=f"{exported.file.name} beside the detector, {images} validation images", title_justify="left")
+    for name in heading:
+        table.add_column(name, justify="right" if name else "left")
+    for row in rows:
+        table.add_row(*row)
+    CONSOLE.print(table)
+    CONSOLE.print(f"file   {exported.file}\nproof  {exported.file}.proof.json\ncard   {exported.file}.md")
+
+
+def _need_packages() -> None:
+    """Raise InputError where the packages of ONNX are missing, before any work."""
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise InputError(f"{error.name} is not installed: pip install 'megdet[export]'") from None

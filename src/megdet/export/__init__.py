@@ -1,0 +1,1 @@
+"""Detectors as files that run elsewhere: the graph, the file, and the proof that it finds the same."""

@@ -1,0 +1,107 @@
+"""From a run to a file with its proof and its card; what does not pass is kept under another name."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megdet import __version__
+from megdet.errors import InputError
+from megdet.export.card import model_card
+from megdet.export.files import described, write_graph
+from megdet.export.proof import Proof, prove
+from megdet.export.refusals import refuse_unexportable
+from megdet.exported.description import SUFFIXES
+from megdet.files import make_folder, write_json_atomically, write_text_atomically
+from megdet.inference.trained import load_detector, read_recipe
+from megdet.run_folder.checkpoint_files import latest_checkpoint, open_checkpoint
+from megdet.run_folder.folder import RunFolder
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written."""
+
+    file: Path
+    proof: Proof
+
+    @property
+    def holds(self) -> bool:
+        """Whether the file does what the detector does."""
+        return self.proof.holds
+
+
+def export_run(
+    folder: RunFolder,
+    kind: str,
+    out: Path | None = None,
+    *,
+    overrides: dict[str, Any] | None = None,
+    images: int | None = None,
+    workers: int = 0,
+    progress: Progress | None = None,
+) -> Exported:
+    """Export a run's newest checkpoint, prove the file, and write its card.
+
+    Args:
+        folder: the run.
+        kind: onnx or torch-export.
+        out: the file; default `export/` in the run.
+        overrides: keys of the recipe to change.
+        images: how many validation images the proof looks at; None = all.
+        workers: processes that load images.
+        progress: called with the images done and all of them.
+
+    Returns:
+        The file. One whose proof does not hold has `.failed` in its name.
+
+    Raises:
+        InputError: the run, its data or the place of the file cannot be used, or the detector cannot be exported.
+    """
+    recipe = read_recipe(folder, overrides)
+    refuse_unexportable(recipe)
+    file = _place(folder, kind, out)
+    # in float32, whatever the run computed in, since the file does
+    trained = load_detector(folder, torch.device("cpu"), {**(overrides or {}), "precision": "float32"})
+    description = described(trained, _weights_of(folder), __version__)
+    make_folder(file.parent)
+    unproven = _beside(file, "unproven")
+    try:
+        write_graph(trained, description, kind, unproven)
+        proof = prove(trained, unproven, images=images, workers=workers, progress=progress)
+        final = file if proof.holds else _beside(file, "failed")
+        unproven.replace(final)
+    finally:
+        unproven.unlink(missing_ok=True)
+    proof = replace(proof, file=final.name)
+    write_json_atomically(final.with_name(f"{final.name}.proof.json"), proof.as_dict(), indent=2)
+    write_text_atomically(final.with_name(f"{final.name}.md"), model_card(final.name, description, proof))
+    return Exported(final, proof)
+
+
+def _place(folder: RunFolder, kind: str, out: Path | None) -> Path:
+    """The file to write. Raises InputError for a name of another kind."""
+    suffix = next(own for own, of in SUFFIXES.items() if of == kind)
+    file = out or folder.path / "export" / f"{folder.path.resolve().name}{suffix}"
+    if file.suffix != suffix:
+        raise InputError(f"{file}: a file of --to {kind} ends with {suffix}, so that others know what it is")
+    return file
+
+
+def _beside(file: Path, what: str) -> Path:
+    return file.with_name(f"{file.stem}.{what}{file.suffix}")
+
+
+def _weights_of(folder: RunFolder) -> str:
+    """SHA-256 of the file of the newest weights: the averaged ones where the run keeps some."""
+    path = latest_checkpoint(folder)
+    assert path is not None, "the detector was loaded from it"
+    checkpoint = open_checkpoint(path)
+    file = checkpoint.file("averages" if "averages" in checkpoint.hashes else "model")
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()

@@ -17,7 +17,7 @@ def evaluation_lines(folder: RunFolder) -> list[tuple[int, Any]]:
 
 def training_lines(folder: RunFolder) -> list[dict[str, Any]]:
     lines = [line for line in read_metrics(folder.metrics) if "loss" in line]
-    return [{key: value for key, value in line.items() if "seconds" not in key} for line in lines]
+    return [{key: line[key] for key in line if not key.endswith(("seconds", "memory_bytes"))} for line in lines]
 
 
 def content(folder: RunFolder) -> dict[str, bytes]:

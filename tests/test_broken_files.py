@@ -20,9 +20,9 @@ from megdet.evaluation.coco_numbers import evaluate_files
 from megdet.model.weight_file import read_tensors
 from megdet.paper.sweep import Outcome, read_outcome
 from megdet.recipe_file import packaged_recipes, parse_recipe, recipe_keys
-from megdet.run_folder.environment import read_environment
 from megdet.run_folder.folder import RunFolder
 from megdet.run_folder.metrics import read_metrics
+from megdet.run_folder.sessions import read_environment
 from mutants import mutants_of_json, mutants_of_text, refused_or_read
 
 NUMBER = pytest.mark.parametrize("number", [30, pytest.param(1000, marks=pytest.mark.slow)], ids=["few", "many"])

@@ -116,6 +116,19 @@ def give_memory_back(device: torch.device) -> None:
         libc.malloc_trim(0)
 
 
+def peak_bytes(device: torch.device) -> int | None:
+    """The most memory that this process has had on a device so far; None where the system does not say.
+
+    Asked of the allocator or of the system, not of the device, so nothing is waited for.
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    try:
+        return _numbers(Path("/proc/self/status"))["VmHWM"]
+    except (OSError, KeyError):
+        return None
+
+
 @contextmanager
 def within_bytes(count: int | None, device: torch.device) -> Iterator[None]:
     """On a CPU, let this process take so much more memory and not more: Linux kills what takes more than there is."""

@@ -23,11 +23,12 @@ class Terminal(Console):
     Args:
         stderr: write to standard error instead of standard output.
         quiet: write nothing.
+        wraps: break long lines at words; otherwise the terminal does it, and a path stays in one piece.
     """
 
-    def __init__(self, *, stderr: bool = False, quiet: bool = False) -> None:
+    def __init__(self, *, stderr: bool = False, quiet: bool = False, wraps: bool = False) -> None:
         width = None if stderr or sys.stdout.isatty() else _WIDE
-        super().__init__(stderr=stderr, quiet=quiet, highlight=False, markup=False, soft_wrap=True, width=width)
+        super().__init__(stderr=stderr, quiet=quiet, highlight=False, markup=False, soft_wrap=not wraps, width=width)
 
     def render_str(self, text: str, **how: Any) -> Text:
         """The text as rich's, with the length of its printable form."""

@@ -10,9 +10,9 @@ import pytest
 from cli_runs import OVERRIDES, TinyData, make_data
 from megdet.cli.main import main
 from megdet.contract.chaos.comparison import compare
-from megdet.run_folder.environment import read_environment
 from megdet.run_folder.folder import RunFolder
 from megdet.run_folder.metrics import read_metrics
+from megdet.run_folder.sessions import read_environment
 from two_hosts import Agent, Host, NoNamespacesError, start_torchrun, two_hosts, wait_for
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]

@@ -15,9 +15,9 @@ from megdet.evaluation.coco_numbers import Evaluation
 from megdet.paper.sweep import Outcome, read_outcome, run_sweep
 from megdet.recipe import Recipe
 from megdet.recipe_file import dump_recipe
-from megdet.run_folder.environment import write_environment
 from megdet.run_folder.folder import RunFolder
 from megdet.run_folder.metrics import MetricsWriter
+from megdet.run_folder.sessions import write_environment
 from megdet.training.resume import check_folder
 from megdet.training.run import RunOptions
 from small_runs import ALONE, small_recipe, write_small_set

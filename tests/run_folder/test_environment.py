@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from megdet.errors import InputError
-from megdet.run_folder.environment import collect_environment, git_state, read_environment, write_environment
+from megdet.run_folder.environment import collect_environment, git_state
 from megdet.run_folder.folder import RunFolder
+from megdet.run_folder.sessions import read_environment, write_environment
 
 
 def git(folder, *arguments):

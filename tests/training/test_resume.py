@@ -27,10 +27,10 @@ from megdet.run_folder.checkpoint_files import (
     open_checkpoint,
     update_state,
 )
-from megdet.run_folder.environment import read_environment
 from megdet.run_folder.folder import RunFolder
 from megdet.run_folder.metrics import read_metrics
 from megdet.run_folder.run_state import RunState
+from megdet.run_folder.sessions import read_environment
 from megdet.training import checkpoint_writer
 from megdet.training import run as run_module
 from megdet.training.evaluations import evaluations
@@ -61,7 +61,8 @@ def end_of(folder: RunFolder) -> dict[str, torch.Tensor]:
 
 def timeless(folder: RunFolder) -> list[dict[str, Any]]:
     return [
-        {key: value for key, value in line.items() if "seconds" not in key} for line in read_metrics(folder.metrics)
+        {key: value for key, value in line.items() if not key.endswith(("seconds", "memory_bytes"))}
+        for line in read_metrics(folder.metrics)
     ]
 
 

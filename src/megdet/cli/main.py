@@ -34,6 +34,7 @@ class Verb(NamedTuple):
 VERBS = {
     "demo": Verb("draw the demo data, train on it, evaluate and draw what is found", "training:add_demo"),
     "train": Verb("train a detector, or go on with a run", "training:add_train"),
+    "watch": Verb("look at a training from another terminal", "training:add_watch"),
     "describe": Verb("the arithmetic of a recipe on some devices", "planning:add_describe"),
     "recipes": Verb("list the packaged recipes, or print one", "planning:add_recipes"),
     "import": Verb("make a run folder of weights trained elsewhere", "training:add_import"),

@@ -35,9 +35,13 @@ class Count:
     out_of: str = ""
     """the key, within `recipe.model`, of how many of them an image has; empty where it is a part of 1 already"""
 
+    def out_of_samples(self, architecture: Model) -> float:
+        """How many samples an image has; 1 where the number is a part of 1 already."""
+        return float(value_of(architecture, self.out_of)) if self.out_of else 1.0
+
     def ratio(self, value: float, architecture: Model) -> float:
         """The part of the samples that is positive, of 1."""
-        return value / value_of(architecture, self.out_of) if self.out_of else value
+        return value / self.out_of_samples(architecture)
 
 
 @dataclass

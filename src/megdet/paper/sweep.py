@@ -20,9 +20,9 @@ from megdet.evaluation.coco_numbers import Evaluation
 from megdet.files import read_json, read_text, reason_of, write_json_atomically, write_text_atomically
 from megdet.recipe import Recipe
 from megdet.recipe_file import dump_recipe, first_difference, parse_recipe
-from megdet.run_folder.environment import read_environment
 from megdet.run_folder.folder import RunFolder
 from megdet.run_folder.metrics import read_metrics
+from megdet.run_folder.sessions import read_environment
 from megdet.training.datasets import fingerprint, load_datasets
 from megdet.training.loop import train
 from megdet.training.run import RunOptions

@@ -27,9 +27,10 @@ from megdet.recipe import Recipe
 from megdet.recipe_check import check_recipe
 from megdet.recipe_file import dump_recipe
 from megdet.run_folder.checkpoint_files import save_checkpoint
-from megdet.run_folder.environment import collect_environment, write_environment
+from megdet.run_folder.environment import collect_environment
 from megdet.run_folder.folder import RunFolder
 from megdet.run_folder.run_state import RunState
+from megdet.run_folder.sessions import write_environment
 
 
 def start_from_run(model: Detector, class_names: tuple[str, ...], source: str) -> None:

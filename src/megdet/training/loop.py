@@ -150,7 +150,7 @@ def _watched(run: Run, folder: RunFolder) -> Iterator[_Observers]:
     """The observers of an open run: its reports, its metrics and its evaluations."""
     world, options = run.world, run.options
     with ExitStack() as opened:
-        reporter = Reporter(run.recipe, run.plan, run.layout, world, folder, first_step=run.first_step)
+        reporter = opened.enter_context(Reporter(run, folder))
         if run.compiled:
             reporter.say(f"compiled in the first step of each canvas: {', '.join(run.compiled)}")
         metrics, background = None, None

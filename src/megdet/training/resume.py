@@ -1,13 +1,17 @@
 """Resuming a run: its folder is claimed, its newest checkpoint is checked and restored on every rank."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from megdet.data.coco import CocoDataset
+from megdet.data.plan import TrainingPlan
 from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.evaluation.coco_numbers import Evaluation
 from megdet.files import delete_leftovers
+from megdet.model.detector import Detector
 from megdet.recipe import Recipe
 from megdet.recipe_file import dump_recipe, first_difference, parse_recipe
 from megdet.run_folder.checkpoint_files import (
@@ -18,9 +22,11 @@ from megdet.run_folder.checkpoint_files import (
     open_checkpoint,
     set_aside,
 )
-from megdet.run_folder.environment import collect_environment, write_environment
+from megdet.run_folder.environment import collect_environment
 from megdet.run_folder.folder import FolderLock, RunFolder
+from megdet.run_folder.sessions import write_environment
 from megdet.run_folder.tensor_check import check_finite, check_tensors
+from megdet.run_length import total_steps
 from megdet.training.datasets import fingerprint
 from megdet.training.trainer import Tensors, Trainer, restore_everywhere
 
@@ -62,8 +68,17 @@ def check_folder(folder: RunFolder, recipe: Recipe) -> None:
         )
 
 
-def claim_folder(folder: RunFolder, recipe: Recipe, world: World) -> FolderLock | None:
+def facts_of_training(model: Detector, plan: TrainingPlan) -> dict[str, Any]:
+    """What follows from recipe and data, for those who read a run's files without either."""
+    samples = {count.name: count.out_of_samples(model.architecture) for count in model.counts}
+    last_step = total_steps(plan.recipe, plan.num_images)
+    return {"num_images": plan.num_images, "last_step": last_step, "positive_out_of": samples}
+
+
+def claim_folder(folder: RunFolder, recipe: Recipe, world: World, training: Mapping[str, Any]) -> FolderLock | None:
     """Make the folder if it is missing, lock it, write the recipe into it and note this start of the run.
+
+    `training` is what the entry of environment.json says of the run itself.
 
     Returns the lock on rank 0; closing it releases it. Raises InputError if another run has locked the folder.
     """
@@ -74,7 +89,7 @@ def claim_folder(folder: RunFolder, recipe: Recipe, world: World) -> FolderLock 
         locks.append(folder.lock())
         delete_leftovers(folder.path, inside=True)
         folder.write_recipe(dump_recipe(recipe))
-        write_environment(folder, collect_environment(world.size, str(world.device)))
+        write_environment(folder, {**collect_environment(world.size, str(world.device)), "training": dict(training)})
 
     world.on_first(claim)
     return locks[0] if locks else None

@@ -44,7 +44,7 @@ from megdet.training.compiled import check_compiler, compile_dense
 from megdet.training.datasets import Datasets, check_statistics, fingerprint, load_datasets
 from megdet.training.dry_run import MemoryTrial
 from megdet.training.evaluations.background import agree_on_device
-from megdet.training.resume import Position, check_folder, claim_folder, resume, start_at
+from megdet.training.resume import Position, check_folder, claim_folder, facts_of_training, resume, start_at
 from megdet.training.schedule import learning_rate, rewarm_factor
 from megdet.training.step import StepResult, train_step
 from megdet.training.trainer import Trainer, make_trainer
@@ -66,6 +66,8 @@ class RunOptions:
     """device of that process: cpu, cuda, cuda:N; empty = a GPU that no rank uses if there is one, else the CPU"""
     compile: bool = False
     """compile backbone, pyramid and RPN head for each canvas; the result differs by rounding only"""
+    plain: bool = False
+    """print lines, also where a terminal could show a screen"""
 
 
 @dataclass
@@ -313,7 +315,7 @@ def open_run(
     with ExitStack() as opened:
         lock, writer, position = None, None, Position()
         if folder is not None:
-            lock = claim_folder(folder, recipe, world)
+            lock = claim_folder(folder, recipe, world, facts_of_training(trainer.model, plan))
             if lock is not None:
                 opened.callback(lock.close)
             position = resume(trainer, folder, datasets.train, world)

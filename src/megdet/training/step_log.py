@@ -4,10 +4,10 @@ import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from megdet.errors import DivergedError
 from megdet.run_folder.metrics import MetricsWriter, read_metrics
+from megdet.runtime import peak_bytes
 from megdet.training.epoch_means import EpochMeans
 from megdet.training.report import Reporter
 from megdet.training.run import Run
@@ -31,7 +31,9 @@ class StepLog:
 
     def __init__(self, run: Run, reporter: Reporter, metrics: MetricsWriter | None) -> None:
         self.run, self.reporter, self.metrics = run, reporter, metrics
-        self.means = EpochMeans(run.plan, [] if metrics is None else _steps_done(metrics))
+        records = [] if metrics is None else read_metrics(metrics.path)
+        self.means = EpochMeans(run.plan, [record for record in records if "loss" in record])
+        reporter.remember(records)
         self.num_left_out = int(run.trainer.watch.num_left_out)
         """updates of the whole run that were left out, as far as they have been read"""
         self.divergence: Divergence | None = None
@@ -64,6 +66,7 @@ class StepLog:
         if self.divergence is not None:
             return
         lines = []
+        peak = peak_bytes(self.run.world.device)
         for result, numbers in zip(results, read_results(results, self.run.trainer), strict=True):
             if why := numbers.get("left_out"):
                 if self.run.recipe.watch.action == "roll_back":
@@ -78,6 +81,7 @@ class StepLog:
                 **numbers,
                 "seconds": round(result.seconds, 6),
                 "data_seconds": round(result.data_seconds, 6),
+                **({} if peak is None else {"peak_memory_bytes": peak}),
             }
             if self.metrics is not None:
                 self.metrics.write(line)
@@ -138,7 +142,3 @@ class Divergence:
 
     result: StepResult
     why: str
-
-
-def _steps_done(metrics: MetricsWriter) -> list[dict[str, Any]]:
-    return [line for line in read_metrics(metrics.path) if "loss" in line]

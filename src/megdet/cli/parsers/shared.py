@@ -81,3 +81,4 @@ def add_machine_options(parser: Parser, *, trains: bool = False, minutes_waited:
         action="store_true",
         help="compile backbone, pyramid and RPN head for each canvas (torch.compile); results differ by rounding only",
     )
+    group.add_argument("--plain", action="store_true", help="print lines, also where a terminal could show a screen")

@@ -31,6 +31,14 @@ def add_train(parser: Parser) -> None:
     parser.set_defaults(run_verb="training:run_train")
 
 
+def add_watch(parser: Parser) -> None:
+    """The options of `watch`."""
+    parser.add_argument("run", metavar="RUN", help="run folder; it is waited for where there is none yet")
+    parser.add_argument("--once", action="store_true", help="show it once, as also where the output is no terminal")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run_verb="watching:run_watch", takes_overrides=False)
+
+
 def add_import(parser: Parser) -> None:
     """The options of `import`."""
     parser.add_argument(

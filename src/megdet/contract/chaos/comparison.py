@@ -14,15 +14,15 @@ from megdet.run_folder.folder import RunFolder
 from megdet.run_folder.metrics import read_metrics
 
 LIMIT = LIMITS["float64"]
-_TELL_TIME = ("seconds", "data_seconds")
+_OF_THE_MACHINE = ("seconds", "data_seconds", "peak_memory_bytes")
 
 
 def compare(reference: RunFolder, found: RunFolder, *, is_bitwise: bool) -> tuple[float, list[str]]:
     """The largest relative difference of two tensors of the last checkpoints, and what is wrong.
 
-    Bitwise are compared: the SHA-256 of every tensor file, the state, all lines of metrics.jsonl but their times, and
-    the detections. Otherwise tensors to 1e-9, and which steps and evaluations there are. Raises InputError for a file
-    that cannot be read.
+    Bitwise are compared: the SHA-256 of every tensor file, the state, all lines of metrics.jsonl but their times and
+    memory, and the detections. Otherwise tensors to 1e-9, and which steps and evaluations there are. Raises InputError
+    for a file that cannot be read.
     """
     ours, theirs = _last(reference), _last(found)
     if ours.state.step != theirs.state.step:
@@ -78,5 +78,6 @@ def _lines_of(reference: RunFolder, found: RunFolder, *, is_bitwise: bool) -> It
 
 def _timeless(folder: RunFolder) -> list[dict[str, Any]]:
     return [
-        {key: value for key, value in line.items() if key not in _TELL_TIME} for line in read_metrics(folder.metrics)
+        {key: value for key, value in line.items() if key not in _OF_THE_MACHINE}
+        for line in read_metrics(folder.metrics)
     ]

@@ -105,6 +105,7 @@ class Evaluations:
         model.train()
 
     def _evaluate(self, step: int, model: Detector) -> None:
+        self.reporter.evaluating(step)
         started, recipe, datasets = time.perf_counter(), self.run.recipe, self.run.datasets
         val = datasets.val
         ids = category_ids_for(datasets.train.class_names, val)

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from fcntl import ioctl
 from pathlib import Path
@@ -39,12 +38,12 @@ def run_in_terminal(
     *words: object,
     columns: int = 80,
     rows: int = 24,
-    until: Callable[[bytes], bool] = lambda raw: False,
+    until: bytes | None = None,
     then: signal.Signals = signal.SIGINT,
     cwd: Path | None = None,
     term: str = "xterm-256color",
 ) -> Seen:
-    """Run megdet in a terminal to its end; where `until` holds of what it has written, it gets the signal once."""
+    """Run megdet in a terminal to its end; as soon as it has written `until`, it gets the signal."""
     ours, theirs = pty.openpty()
     ioctl(theirs, termios.TIOCSWINSZ, pack("HHHH", rows, columns, 0, 0))
     environment = {**os.environ, "TERM": term, "OMP_NUM_THREADS": "1"}
@@ -69,7 +68,7 @@ def run_in_terminal(
             except OSError:  # Linux's end of a terminal
                 break
             raw += part
-        if not is_told and until(raw):
+        if until is not None and not is_told and until in raw:
             is_told = True
             process.send_signal(then)
         if process.poll() is not None and not select.select([ours], [], [], 0.2)[0]:

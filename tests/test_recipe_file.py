@@ -60,10 +60,10 @@ DATA = st.fixed_dictionaries(
     POSITIVE,
     st.tuples(POSITIVE, POSITIVE, POSITIVE),
 )
-def test_any_recipe_survives_yaml(seed, tensorboard, data, norm, beta, mean):
+def test_any_recipe_survives_yaml(seed, keep_best, data, norm, beta, mean):
     recipe = Recipe(
         seed=seed,
-        tensorboard=tensorboard,
+        keep_best=keep_best,
         data=Data(**data),
         model=FasterRcnn(mean=mean, fpn=Fpn(norm=norm), box_head=BoxHead(smooth_l1_beta=beta)),
     )
@@ -92,12 +92,12 @@ def test_overrides_come_on_top_of_the_file(tmp_path):
             "model.fpn.channels": "128",
             "optimizer.base_lr": "1e-3",
             "data.short_edges": "[600, 800]",
-            "tensorboard": "true",
+            "keep_best": "false",
             "model.rpn.samples": 64,
         },
     )
     assert (recipe.model.fpn.channels, recipe.batch_size, recipe.optimizer.base_lr) == (128, 32, 1e-3)
-    assert (recipe.data.short_edges, recipe.tensorboard, recipe.model.rpn.samples) == ((600, 800), True, 64)
+    assert (recipe.data.short_edges, recipe.keep_best, recipe.model.rpn.samples) == ((600, 800), False, 64)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_overrides_come_on_top_of_the_file(tmp_path):
         ("batch_size: 1.5", "r.yaml: batch_size: expected int, got float, here stands 1.5"),
         ("batch_size: true", "r.yaml: batch_size: expected int, got bool, here stands True"),
         ("batch_size: many", "r.yaml: batch_size: expected int, got str, here stands 'many'"),
-        ("tensorboard: 1", "r.yaml: tensorboard: expected bool, got int, here stands 1"),
+        ("keep_best: 1", "r.yaml: keep_best: expected bool, got int, here stands 1"),
         ("data: {train_images: 3}", "r.yaml: data.train_images: expected str, got int, here stands 3"),
         ("model: {mean: [0, 0]}", "r.yaml: model.mean: expected array of length 3, got 2, here stands [0, 0]"),
         ("data: {short_edges: [a]}", "r.yaml: data.short_edges[0]: expected int, got str, here stands 'a'"),
@@ -267,6 +267,22 @@ def test_a_run_folder_named_as_a_recipe_is_refused_with_its_recipe(tmp_path):
 
 
 def test_where_the_data_lie_and_how_often_to_save_does_not_make_another_run():
-    other = replace(Recipe(), tensorboard=True, keep_checkpoints=9, data=replace(Data(), train_images="elsewhere"))
+    other = replace(
+        Recipe(), trackers=("tensorboard",), keep_checkpoints=9, data=replace(Data(), train_images="elsewhere")
+    )
     assert first_difference(Recipe(), other) == ""
     assert first_difference(Recipe(), replace(other, seed=1)) == "seed: 0 here, 1 there"
+
+
+def test_the_key_for_tensorboard_of_earlier_run_folders_names_a_tracker():
+    assert parse_recipe("tensorboard: true", "r.yaml").trackers == ("tensorboard",)
+    assert parse_recipe("tensorboard: false", "r.yaml").trackers == ()
+    with pytest.raises(InputError, match="unknown key 'tensorboard'"):
+        parse_recipe("tensorboard: true\ntrackers: [wandb]", "r.yaml")
+
+
+def test_a_tracker_that_is_not_known_or_named_twice_is_refused():
+    with pytest.raises(InputError, match=r"trackers has 'wandb2': .*; did you mean 'wandb'\?"):
+        parse_recipe("trackers: [wandb2]", "r.yaml")
+    with pytest.raises(InputError, match=r"trackers has 'mlflow': name each of .* at most once"):
+        parse_recipe("trackers: [mlflow, mlflow]", "r.yaml")

@@ -21,6 +21,8 @@ ScaleLaw = Literal["logarithm", "factor"]
 Precision = Literal["float32", "tf32", "bfloat16", "float64"]
 RecomputePlan = Literal["none", "block", "stage", "sqrt"]
 WatchAction = Literal["stop", "skip", "roll_back"]
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
+"""What `trackers` may name."""
 MergeKind = Literal["vote", "nms", "soft-nms", "gaussian-soft-nms", "wbf"]
 
 
@@ -218,8 +220,8 @@ class Recipe:
     """keep the checkpoint of every so many epochs too; 0 = none"""
     start_from: str = ""
     """folder of another run to start from its newest weights; class layers start anew where classes differ"""
-    tensorboard: bool = False
-    """also write the metrics for TensorBoard"""
+    trackers: tuple[str, ...] = ()
+    """also send metrics, recipe and pictures to these: tensorboard, wandb, mlflow, trackio (docs/training.md)"""
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=FasterRcnn)
     optimizer: Optimizer = field(default_factory=Optimizer)

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from megdet.bounds import faults_of
-from megdet.errors import InputError, shown
-from megdet.recipe import Recipe
+from megdet.errors import InputError, nearest, shown
+from megdet.recipe import TRACKERS, Recipe
 
 _PILLOWS_MOST = 178_956_970  # pixels
 _SHOWN_DIVISORS = 12
@@ -61,6 +61,10 @@ def check_recipe(recipe: Recipe, source: str) -> None:
         refuse("data.cache", "an image is drawn at several sizes (data.short_edges, data.scale_jitter): cache decoded")
     if recipe.data.cache != "none" and not recipe.data.cache_folder:
         refuse("data.cache_folder", "an empty name; name the folder that keeps the images")
+    for name in recipe.trackers:
+        if name not in TRACKERS or recipe.trackers.count(name) > 1:
+            mend = f"name each of {', '.join(TRACKERS)} at most once{nearest(name, TRACKERS)}"
+            raise InputError(f"{source}: trackers has {shown(name)}: {mend}")
     schedule = recipe.schedule
     if len(schedule.milestones) != len(schedule.factors):
         refuse("schedule.factors", f"it must have one factor for each of the {len(schedule.milestones)} milestones")
@@ -114,8 +118,8 @@ def _divisors(number: int, near: int) -> str:
     """The divisors of a number, the nearest ones to `near` where they are many."""
     small = [divisor for divisor in range(1, math.isqrt(number) + 1) if number % divisor == 0]
     found = sorted({*small, *(number // divisor for divisor in small)})
-    nearest = sorted(found, key=lambda divisor: abs(divisor - near))[:_SHOWN_DIVISORS]
-    return ", ".join(str(divisor) for divisor in sorted(nearest))
+    closest = sorted(found, key=lambda divisor: abs(divisor - near))[:_SHOWN_DIVISORS]
+    return ", ".join(str(divisor) for divisor in sorted(closest))
 
 
 def flat_keys(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -63,6 +63,7 @@ def parse_recipe(text: str, source: str, overrides: Mapping[str, Any] | None = N
     tree = {} if tree is None else tree
     if not isinstance(tree, dict):
         raise InputError(f"{source}: a recipe is a mapping of keys to values, this is a {type(tree).__name__}")
+    _rename_former_keys(tree)
     overrides = overrides or {}
     kind = _kind_of_model(tree, overrides, source)
     _refuse_unknown_keys(tree, kind, source)
@@ -71,6 +72,12 @@ def parse_recipe(text: str, source: str, overrides: Mapping[str, Any] | None = N
     recipe = _typed(tree, kind, source)
     check_recipe(recipe, source)
     return recipe
+
+
+def _rename_former_keys(tree: dict[str, Any]) -> None:
+    """Turn what run folders of earlier versions have into today's keys: `tensorboard: true` is a tracker now."""
+    if isinstance(tree.get("tensorboard"), bool) and "trackers" not in tree:
+        tree["trackers"] = ["tensorboard"] if tree.pop("tensorboard") else []
 
 
 def recipe_keys(kind: str = FasterRcnn.kind) -> list[str]:
@@ -85,7 +92,7 @@ def dump_recipe(recipe: Recipe) -> str:
 
 WITHOUT_EFFECT = (
     *("checkpoint_epochs", "checkpoint_steps", "checkpoint_minutes", "keep_checkpoints", "keep_best"),
-    *("keep_every_epochs", "tensorboard", "recompute", "evaluation.every_epochs", "data.draw_demo"),
+    *("keep_every_epochs", "trackers", "recompute", "evaluation.every_epochs", "data.draw_demo"),
     *("data.train_annotations", "data.train_images", "data.val_annotations", "data.val_images"),
     *("data.cache", "data.cache_folder", "data.cache_gib", "data.unreadable", "data.most_replaced"),
     *("watch.action", "watch.explodes_at", "watch.most_skipped", "watch.most_roll_backs", "watch.rewarm_steps"),

@@ -241,7 +241,7 @@ def test_torchrun_needs_no_other_change(data: TinyData, run: Path, tmp_path: Pat
 
 
 def test_tensorboard_gets_the_metrics_where_the_recipe_asks_for_it(data: TinyData, tmp_path: Path) -> None:
-    options = [*data.options, *OVERRIDES, "--tensorboard", "true", "--noise_interval", "1"]
+    options = [*data.options, *OVERRIDES, "--trackers", "[tensorboard]", "--noise_interval", "1"]
     assert main(["train", "demo", "--run", str(tmp_path / "run"), *options]) == 0
     events = EventAccumulator(str(tmp_path / "run/tensorboard")).Reload()
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]

@@ -41,9 +41,7 @@ def test_a_terminal_shows_the_numbers_of_the_training_and_is_left_as_it_was(trai
 
 def test_an_interrupt_leaves_the_terminal_sane_and_says_what_is_saved(data: TinyData, tmp_path: Path) -> None:
     options = [*data.options, *TINY, "--schedule.epochs", "500", "--evaluation.every_epochs", "0"]
-    seen = run_in_terminal(
-        *("train", "demo", "--run", tmp_path / "run", *options), until=lambda raw: b"images/s" in raw
-    )
+    seen = run_in_terminal(*("train", "demo", "--run", tmp_path / "run", *options), until=b"images/s")
     assert seen.code == 130
     assert seen.is_cursor_left_visible
     end = seen.raw[seen.raw.rindex(SHOW) :].decode()
@@ -79,6 +77,6 @@ def test_watch_shows_a_finished_run_in_a_narrow_terminal(trained: tuple[Path, Se
 
 
 def test_watch_waits_for_a_run_that_is_not_there_until_it_is_interrupted(tmp_path: Path) -> None:
-    waiting = run_in_terminal("watch", tmp_path / "none", until=lambda raw: b"no run in" in raw, then=signal.SIGINT)
+    waiting = run_in_terminal("watch", tmp_path / "none", until=b"no run in", then=signal.SIGINT)
     assert waiting.code == 0
     assert waiting.is_cursor_left_visible

@@ -18,8 +18,10 @@ from megdet.recipe_file import load_recipe, recipe_name
 from megdet.run_folder.folder import RunFolder
 from megdet.runtime import default_workers
 from megdet.studies.evaluated_run import evaluate_run
+from megdet.terminal import Terminal
 from megdet.training.loop import train as train_recipe
 from megdet.training.run import RunOptions
+from megdet.training.trackers.trackers import send_files
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,10 @@ def trained_run(recipe: Recipe, folder: RunFolder, options: RunOptions, world: W
         return TrainedRun(folder.path, evaluation)
     from megdet.studies.run_pictures import draw_run  # here, because only one rank needs matplotlib
 
-    return TrainedRun(folder.path, evaluation, draw_run(load_detector(folder, world.device), folder))
+    pictures = draw_run(load_detector(folder, world.device), folder)
+    reports = [folder.report] if folder.report.exists() else []
+    send_files(recipe, folder, pictures, reports, Terminal(stderr=True).print)
+    return TrainedRun(folder.path, evaluation, pictures)
 
 
 def evaluate(

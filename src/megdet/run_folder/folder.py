@@ -6,6 +6,7 @@ A run folder holds (docs/run_folder.md describes each format)
     environment.json   where it ran, one entry a start               (environment.py)
     metrics.jsonl      the numbers of every step and evaluation      (metrics.py)
     replaced_images.json  training images that could not be read, if there were any
+    trackers.json      what of it was sent to which tracker, if the recipe names any
     evaluation.json    the COCO numbers of the last evaluation
     detections.json    the detections they were counted from, in the COCO result format
     checkpoints/       what a resume needs                           (checkpoint_files.py)
@@ -47,6 +48,8 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.evaluation = self.path / "evaluation.json"
         self.detections = self.path / "detections.json"
+        self.trackers = self.path / "trackers.json"
+        self.report = self.path / "report.html"
         self.replaced_images = self.path / "replaced_images.json"
         self.checkpoints = self.path / "checkpoints"
         self.pictures = self.path / "pictures"

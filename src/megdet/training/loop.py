@@ -21,6 +21,7 @@ from megdet.training.fault_log import FaultLog
 from megdet.training.report import Reporter
 from megdet.training.run import Run, RunOptions, open_run
 from megdet.training.step_log import StepLog
+from megdet.training.trackers.trackers import check_trackers
 
 _MAKE_ROOM = "make room on the disk of the run folder, then run it again"
 
@@ -48,6 +49,7 @@ class _WentBackError(Exception):
 def _train(
     recipe: Recipe, folder: RunFolder, options: RunOptions, world: World, signals: TerminationListener
 ) -> Evaluation:
+    world.on_first(lambda: check_trackers(recipe.trackers))
     with (
         open_run(recipe, world, options, folder) as run,
         _watched(run, folder) as observers,

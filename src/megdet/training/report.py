@@ -13,6 +13,7 @@ from megdet.screen.standing import Standing, line_of
 from megdet.terminal import Terminal
 from megdet.training.run import Run
 from megdet.training.schedule import why_no_warmup
+from megdet.training.trackers.trackers import Trackers
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -31,6 +32,7 @@ class Reporter:
         self.console = terminal if has_screen else Terminal(stderr=True)
         self.standing = standing_of(run, folder)
         self._screen = LiveScreen(terminal, self.standing) if has_screen else None
+        self._trackers: Trackers | None = None
         self._told: list[dict[str, Any]] = []
         self._printed = time.monotonic()
 
@@ -44,6 +46,8 @@ class Reporter:
         )
         if no_warmup := why_no_warmup(run.recipe):
             self.say(no_warmup)
+        if self.is_first and run.recipe.trackers:
+            self._trackers = Trackers(run.recipe, self.folder, run.first_step, self.say)
         if self._screen is not None:
             self._screen.__enter__()
         return self
@@ -51,6 +55,8 @@ class Reporter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if self._trackers is not None:
+            self._trackers.__exit__(kind, error, traceback)
         if self._screen is not None:
             self._screen.__exit__(kind, error, traceback)
 
@@ -70,6 +76,8 @@ class Reporter:
         """Take the metrics of some steps; print a line if it is time."""
         if not self.is_first or not lines:
             return
+        if self._trackers is not None:
+            self._trackers.steps(lines)
         for line in lines:
             self.standing.add(line)
         if self._screen is not None:
@@ -101,6 +109,8 @@ class Reporter:
         if not self.is_first:
             return
         self.standing.add({"step": step, "evaluation": numbers.totals()})
+        if self._trackers is not None:
+            self._trackers.evaluated(step, numbers.totals())
         self._print_line()
         bbox, segm = numbers.bbox, numbers.segm
         of_masks = "" if segm is None else f"; masks: mmAP {percent(segm.AP)}, AP50 {percent(segm.AP50)}"

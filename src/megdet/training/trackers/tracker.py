@@ -1,0 +1,51 @@
+"""What a tracker is to the rest of MegDet."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+PROJECT = "megdet"
+"""What the runs are collected under where the tracker's own environment variable names nothing else."""
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What a tracker is opened with."""
+
+    folder: Path
+    """the run folder"""
+    recipe: Mapping[str, Any]
+    """the complete recipe, by dotted key"""
+    identity: str
+    """of the tracked run of an earlier start, "" for a new one"""
+    first_step: int
+    """steps done when this start began"""
+
+    @property
+    def name(self) -> str:
+        """What the run is called there."""
+        return self.folder.absolute().name
+
+
+class Tracker(Protocol):
+    """A tracked run that is open. Every method may raise anything: the library's errors are its own."""
+
+    identity: str
+    """with which a later start opens the same run"""
+    place: str
+    """where to look at it, for people"""
+    forgets_later_steps: bool
+    """whether opening it has forgotten the steps after `first_step`, which are then sent again"""
+
+    def log(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Take the numbers of a step, by name; the steps of one name rise."""
+
+    def picture(self, name: str, file: Path) -> None:
+        """Take a picture."""
+
+    def attach(self, file: Path) -> None:
+        """Take a page in HTML."""
+
+    def close(self) -> None:
+        """Send what is not sent yet."""

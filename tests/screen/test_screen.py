@@ -49,6 +49,7 @@ def test_an_interrupt_leaves_the_terminal_sane_and_says_what_is_saved(data: Tiny
     assert (tmp_path / "run/checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_piped_output_has_no_control_codes(data: TinyData, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "megdet", "train", "demo", *data.options, *TINY]
     done = subprocess.run([*command, "--run", str(tmp_path / "a")], capture_output=True, check=True, timeout=300)

@@ -81,8 +81,7 @@ def trained_run(recipe: Recipe, folder: RunFolder, options: RunOptions, world: W
     from megdet.studies.run_pictures import draw_run  # here, because only one rank needs matplotlib
 
     pictures = draw_run(load_detector(folder, world.device), folder)
-    reports = [folder.report] if folder.report.exists() else []
-    send_files(recipe, folder, pictures, reports, Terminal(stderr=True).print)
+    send_files(recipe, folder, pictures, [], Terminal(stderr=True).print)
     return TrainedRun(folder.path, evaluation, pictures)
 
 

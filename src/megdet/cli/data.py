@@ -1,6 +1,7 @@
 """Verbs about data sets: demo, check, stats, convert."""
 
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.table import Table
@@ -20,6 +21,7 @@ def run_demo(arguments: Arguments) -> None:
     folder = arguments.folder or Path("data/demo-hard" if arguments.hard else "data/demo")
     drawn = draw_demo(folder, hard=arguments.hard)
     CONSOLE.print(f"{folder}: {'drawn' if drawn else 'complete already'}")
+    arguments.print_json({"folder": str(folder), "drawn": drawn})
 
 
 def run_check(arguments: Arguments) -> None:
@@ -47,6 +49,7 @@ def run_check(arguments: Arguments) -> None:
             table.add_row("fatal" if is_fatal else "warning", kind, str(count))
         CONSOLE.print(table)
     fatal = sum(problem.fatal for problem in problems)
+    arguments.print_json({"fatal": fatal, "problems": [{**asdict(own), "file": str(own.file)} for own in problems]})
     if fatal:
         raise InputError(f"{arguments.annotations}: {fatal} fatal problem(s), {len(problems) - fatal} warning(s)")
     CONSOLE.print(f"{arguments.annotations}: fit to train on, {len(problems)} warning(s)")
@@ -91,6 +94,7 @@ def run_stats(arguments: Arguments) -> None:
 
         plot_statistics(stats, arguments.picture, arguments.annotations.name)
         CONSOLE.print(f"picture {arguments.picture}")
+    arguments.print_json(stats.as_dict())
 
 
 def run_convert(arguments: Arguments) -> None:
@@ -115,3 +119,6 @@ def run_convert(arguments: Arguments) -> None:
             str(len(part.class_names)),
         )
     CONSOLE.print(table)
+    parts = [(own.annotations_file, own.num_images, own.num_boxes, own.class_names) for own in converted]
+    keys = ("annotations", "images", "boxes", "classes")
+    arguments.print_json({"parts": [dict(zip(keys, (str(part[0]), *part[1:]), strict=True)) for part in parts]})

@@ -1,5 +1,7 @@
 """Verbs that look at recipes: describe, recipes."""
 
+import dataclasses
+
 from rich.table import Table
 
 from megdet.cli.options import CONSOLE, Arguments
@@ -17,9 +19,7 @@ def run_describe(arguments: Arguments) -> None:
         arguments.max_images_per_device,
         count_parameters=arguments.parameters,
     )
-    if arguments.json:
-        CONSOLE.print_json(data={row.key: row.value for row in rows})
-        return
+    arguments.print_json({row.key: row.value for row in rows})
     table = Table("", "", title=f"{arguments.recipe} on {arguments.devices} device(s)", show_header=False)
     for row in rows:
         table.add_row(row.name, row.text)
@@ -33,8 +33,15 @@ def run_recipes(arguments: Arguments) -> None:
         if arguments.name not in recipes:
             load_recipe(arguments.name)  # raises, with the names that there are
         CONSOLE.print(recipes[arguments.name], end="")
+        arguments.print_json(dataclasses.asdict(load_recipe(arguments.name)))
         return
     table = Table("recipe", "what it is")
     for name, text in recipes.items():
-        table.add_row(name, text.splitlines()[0].removeprefix("# "))
+        table.add_row(name, _what_it_is(text))
     CONSOLE.print(table)
+    arguments.print_json({name: _what_it_is(text) for name, text in recipes.items()})
+
+
+def _what_it_is(recipe: str) -> str:
+    """The first line of its header."""
+    return recipe.splitlines()[0].removeprefix("# ")

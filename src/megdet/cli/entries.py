@@ -42,12 +42,14 @@ def run_ensemble(arguments: Arguments) -> None:
     results = merged_members(members, class_ids, weights, arguments.method, **options)
     out = arguments.out / "detections.json"
     write_result(out, results)
+    numbers = None
     if info is not None and info.has_annotations:
         numbers = evaluate_files(info.file, out)
         write_result(arguments.out / "evaluation.json", numbers.as_dict())
         print_numbers(numbers)
         CONSOLE.print(f"numbers     {arguments.out / 'evaluation.json'}")
     CONSOLE.print(f"detections  {out}, of {len(members)} members")
+    arguments.print_json({"detections": str(out), "evaluation": None if numbers is None else numbers.as_dict()})
 
 
 def _detections_of(path: Path) -> Path:
@@ -121,3 +123,4 @@ def _submit(arguments: Arguments, info: ImageInfo, rows: list[Detection], place:
         f"{path}: {len(rows)} detections in {images} of {len(info.file_names)} images, {path.stat().st_size / 1e6:.1f} "
         f"MB, as the server takes {'boxes' if arguments.kind == 'bbox' else 'masks'}"
     )
+    arguments.print_json({"zip": str(path), "detections": len(rows), "images": images})

@@ -38,6 +38,8 @@ def evaluate_exported(arguments: Arguments) -> None:
     write_result(out / "evaluation.json", numbers.as_dict())
     print_numbers(numbers)
     CONSOLE.print(f"numbers     {out / 'evaluation.json'}\ndetections  {out / 'detections.json'}")
+    files = {"numbers": str(out / "evaluation.json"), "detections": str(out / "detections.json")}
+    arguments.print_json({**files, "evaluation": numbers.as_dict()})
 
 
 def detect_exported(arguments: Arguments) -> None:
@@ -46,7 +48,7 @@ def detect_exported(arguments: Arguments) -> None:
     files = image_files(arguments.images)
     detector = ExportedDetector(arguments.run)
     out = arguments.out or _beside(detector.path, "detect")
-    draw_files(files, detector.detect_file, out, arguments.score)
+    draw_files(files, detector.detect_file, out, arguments.score, arguments.print_json)
 
 
 def _beside(path: Path, what: str) -> Path:

@@ -55,6 +55,8 @@ VERBS = {
     ),
     "reproduce": Verb("train the rows of a table or figure of the paper and compare", "science:add_reproduce"),
     "replay": Verb("make a step of a run again and look at it: losses, gradients, images", "science:add_replay"),
+    "doctor": Verb("whether this machine is fit to train, and what to do about it", "machine:add_doctor"),
+    "completion": Verb("the script that lets a shell complete verbs, options and keys", "machine:add_completion"),
     "verify": Verb("prove on this machine that the result does not depend on the devices", "science:add_verify"),
     "chaos": Verb("train under kills and compare with a run that nobody disturbs", "science:add_chaos"),
 }
@@ -132,7 +134,9 @@ def _run(words: list[str]) -> None:
     if called is None:
         parser.print_help()
         raise InputError(f"a verb is missing: {', '.join(VERBS)}")
-    from megdet.cli.options import Arguments, split_overrides
+    from megdet.cli.options import CONSOLE, Arguments, split_overrides
+
+    CONSOLE.stderr = getattr(options, "json", False)  # then tables and sentences are no result
 
     overrides = split_overrides(rest)
     if overrides and not options.takes_overrides:

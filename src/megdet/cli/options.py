@@ -1,11 +1,14 @@
 """Shared by all verbs: their options and overrides as one object, and the consoles."""
 
 import argparse
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from megdet.errors import InputError
+from megdet.run_folder.folder import encode_non_finite
 from megdet.terminal import Terminal
 
 CONSOLE = Terminal()
@@ -21,6 +24,11 @@ class Arguments:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.options, name)
+
+    def print_json(self, content: Mapping[str, Any]) -> None:
+        """With --json, print this object to standard output, to which nothing else goes then."""
+        if self.options.json:
+            print(json.dumps(encode_non_finite(content), allow_nan=False))
 
     def given(self, *names: str) -> dict[str, Any]:
         """The named options that were given; for the others the called function has defaults."""

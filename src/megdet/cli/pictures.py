@@ -1,7 +1,7 @@
 """What evaluate and detect print and write, whatever found it."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,16 @@ from megdet.files import write_result
 from megdet.plotting import write_picture
 
 
-def draw_files(files: Sequence[Path], detect: Callable[[Path], Detections], out: Path, score: float) -> None:
+def draw_files(
+    files: Sequence[Path],
+    detect: Callable[[Path], Detections],
+    out: Path,
+    score: float,
+    tell: Callable[[Mapping[str, Any]], None],
+) -> None:
     """Draw the detections of at least `score` on every picture, and write all of them into one JSON.
 
-    A file that cannot be read is left for the end. Raises InputError then.
+    `tell` gets what was written and found. A file that cannot be read is left for the end. Raises InputError then.
     """
     found: list[tuple[Path, list[dict[str, Any]]]] = []
     unreadable: list[str] = []
@@ -37,6 +43,8 @@ def draw_files(files: Sequence[Path], detect: Callable[[Path], Detections], out:
         found.append((picture, [{**row, "category": name} for row, name in rows]))
     write_result(out / "detections.json", [result for _, results in found for result in results])
     CONSOLE.print(f"{out / 'detections.json'}")
+    pictures = [{"picture": str(picture), "detections": results} for picture, results in found]
+    tell({"file": str(out / "detections.json"), "images": pictures})
     if unreadable:
         raise InputError(f"{len(unreadable)} of {len(files)} images could not be read: {'; '.join(unreadable)}")
 

@@ -15,5 +15,6 @@ def run_report(arguments: Arguments) -> None:
     places = Places(arguments.annotations, arguments.images)
     path = write_report(arguments.runs, arguments.out, places, **arguments.given("resamples"))
     CONSOLE.print(f"report      {path}")
+    arguments.print_json({"report": str(path)})
     if arguments.open and not webbrowser.open(path.absolute().as_uri()):
         CONSOLE.print("no browser was found on this machine: open the file yourself")

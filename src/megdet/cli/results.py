@@ -39,6 +39,7 @@ def run_evaluate(arguments: Arguments) -> None:
         print_numbers(numbers)
         if arguments.out is not None:
             write_result(arguments.out / "evaluation.json", numbers.as_dict())
+        arguments.print_json({"evaluation": numbers.as_dict()})
         return
     if not arguments.run:
         raise InputError("name a RUN folder, or --ground-truth and --detections")
@@ -66,6 +67,8 @@ def _evaluate_run(arguments: Arguments, folder: RunFolder, world: World) -> None
     if world.is_first:
         print_numbers(found.numbers)
         CONSOLE.print(f"numbers     {found.evaluation}\ndetections  {found.detections}")
+        files = {"numbers": str(found.evaluation), "detections": str(found.detections)}
+        arguments.print_json({**files, "evaluation": found.numbers.as_dict()})
 
 
 def overrides_here(overrides: dict[str, str], folder: RunFolder, world: World) -> dict[str, str]:
@@ -115,4 +118,4 @@ def run_detect(arguments: Arguments) -> None:
     trained = load_detector(folder, world.device, overrides_here(arguments.overrides, folder, world))
     fold_if_asked(arguments, trained, world)
     out = arguments.out or folder.pictures / "detect"
-    draw_files(files, partial(detect_image, trained), out, arguments.score)
+    draw_files(files, partial(detect_image, trained), out, arguments.score, arguments.print_json)

@@ -1,6 +1,6 @@
 """What a data set looks like in numbers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,13 @@ class Statistics:
         if not values.size:
             return (float("nan"),) * len(QUANTILES)
         return tuple(float(value) for value in np.quantile(values, QUANTILES))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The numbers for JSON; of the arrays of one dimension their quantiles."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        spreads = {name: own for name, own in values.items() if isinstance(own, np.ndarray) and own.ndim == 1}
+        counts = {name: own for name, own in values.items() if isinstance(own, int | dict)}
+        return {**counts, "quantiles": {name: self.quantiles(own) for name, own in spreads.items()}}
 
 
 def dataset_statistics(dataset: CocoDataset) -> Statistics:

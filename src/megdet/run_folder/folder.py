@@ -53,7 +53,6 @@ class RunFolder:
         self.replaced_images = self.path / "replaced_images.json"
         self.checkpoints = self.path / "checkpoints"
         self.pictures = self.path / "pictures"
-        self.report = self.path / "report.html"
 
     def __repr__(self) -> str:
         return f"RunFolder({str(self.path)!r})"

@@ -1,6 +1,6 @@
 """The screen of a run: its standing as lines of text and two bars, for any width."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich.console import Group, RenderableType
 from rich.constrain import Constrain
@@ -11,13 +11,14 @@ from rich.text import Text
 from megdet.screen.standing import Score, Standing, duration
 
 _WIDEST, _WIDEST_BAR = 100, 60
-_NARROWEST_BAR = 4
+_NARROWEST_BAR, _PERCENTAGE = 8, 4
+_GAP = "   "
 
 
 def draw(standing: Standing, width: int, note: str = "") -> RenderableType:
     """The screen at a width in columns; `note` is a line on what goes on besides steps, such as an evaluation."""
     width = min(width, _WIDEST)
-    return Constrain(Group(_heading(standing), _bars(standing, width), _numbers(standing, note)), width)
+    return Constrain(Group(_heading(standing), _bars(standing, width), _numbers(standing, width, note)), width)
 
 
 def _heading(standing: Standing) -> RenderableType:
@@ -36,28 +37,44 @@ def _bars(standing: Standing, width: int) -> RenderableType:
         (f"epoch {number}/{standing.epochs}", done, steps, f"step {done} of {steps}"),
         ("run", standing.step, standing.last_step, ends or f"step {standing.step} of {standing.last_step}"),
     ]
-    # label, bar, percentage and text with three gaps of two columns between them
-    besides = max(len(row[0]) for row in rows) + 4 + max(len(row[3]) for row in rows) + 6
-    bar = max(_NARROWEST_BAR, min(_WIDEST_BAR, width - besides))
+    # label, bar, percentage and text, with gaps of two columns; a narrow terminal has no room for the text
+    labels, texts = max(len(row[0]) for row in rows), max(len(row[3]) for row in rows)
+    room = width - labels - _PERCENTAGE - 2 * 2
+    has_text = room - texts - 2 >= _NARROWEST_BAR
+    bar = max(1, min(_WIDEST_BAR, room - texts - 2 if has_text else room))
     grid = Table.grid(padding=(0, 2, 0, 0))
-    for justify in ("left", "left", "right", "left"):
-        grid.add_column(justify=justify, no_wrap=True)
+    for place in range(4 if has_text else 3):
+        grid.add_column(justify="right" if place == 2 else "left", no_wrap=True)
     for label, completed, total, text in rows:
         part = completed / max(total, 1)
         made = ProgressBar(total=max(total, 1), completed=completed, width=bar, complete_style="cyan")
-        grid.add_row(Text(label), made, Text(f"{part:.0%}"), Text(text, style="dim"))
+        cells = (Text(label), made, Text(f"{part:.0%}"))
+        grid.add_row(*cells, *([Text(text, style="dim")] if has_text else []))
     return grid
 
 
-def _numbers(standing: Standing, note: str) -> RenderableType:
+def _numbers(standing: Standing, width: int, note: str) -> RenderableType:
+    rows = list(_rows(standing))
+    room = width - max((len(label) for label, _ in rows), default=0) - 2
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(no_wrap=True, style="dim")
     grid.add_column(overflow="fold")
-    for label, words in _rows(standing):
-        grid.add_row(label, Text("   ").join(Text(word) for word in words))
+    for label, words in rows:
+        grid.add_row(label, Text(_flowing(words, room)))
     if note:
         grid.add_row("now", Text(note, style="bold"))
     return grid
+
+
+def _flowing(words: Sequence[str], room: int) -> str:
+    """Names with their numbers in lines of so many columns, none broken at its end."""
+    lines = [words[0]]
+    for word in words[1:]:
+        if len(lines[-1]) + len(_GAP) + len(word) <= room:
+            lines[-1] += _GAP + word
+        else:
+            lines.append(word)
+    return "\n".join(lines)
 
 
 def _rows(standing: Standing) -> Iterator[tuple[str, list[str]]]:

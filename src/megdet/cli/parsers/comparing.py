@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from megdet.cli.parsers.shared import Parser
+from megdet.cli.parsers.shared import Parser, add_json
 from megdet.cli.parsers.values import at_least_one
 
 
@@ -12,7 +12,7 @@ def add_compare(parser: Parser) -> None:
     add_annotations(parser)
     parser.add_argument("--kind", default="bbox", choices=("bbox", "segm"), help="boxes (default) or masks")
     parser.add_argument("--resamples", type=at_least_one, metavar="N", help="draws of the images, default 1000")
-    parser.add_argument("--json", action="store_true", help="print all numbers as JSON")
+    add_json(parser)
     parser.set_defaults(run_verb="comparing:run_compare", takes_overrides=False)
 
 
@@ -33,4 +33,5 @@ def add_report(parser: Parser) -> None:
         "--images", type=Path, metavar="FOLDER", help="the validation images, if they are elsewhere now"
     )
     parser.add_argument("--resamples", type=at_least_one, metavar="N", help="draws of the images, default 1000")
+    add_json(parser)
     parser.set_defaults(run_verb="reporting:run_report", takes_overrides=False)

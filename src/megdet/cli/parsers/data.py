@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from megdet.cli.parsers.shared import Parser
+from megdet.cli.parsers.shared import Parser, add_json
 from megdet.cli.parsers.values import at_least_one
 from megdet.recipe import Data
 
@@ -38,6 +38,7 @@ def add_data(parser: Parser) -> None:
     convert.add_argument("--difficult-as-crowd", action="store_true", help="VOC's difficult objects become crowds")
     convert.set_defaults(run_verb="data:run_convert")
     for verb in (demo, check, stats, convert):
+        add_json(verb)
         verb.set_defaults(takes_overrides=False)
 
 

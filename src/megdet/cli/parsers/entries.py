@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from megdet.cli.parsers.results import EXAMPLE, add_fold
-from megdet.cli.parsers.shared import Parser, add_machine_options, take_keys_of_run
+from megdet.cli.parsers.shared import Parser, add_json, add_machine_options, take_keys_of_run
 from megdet.cli.parsers.values import at_least_one, fraction, numbers
 
 
@@ -38,6 +38,7 @@ def add_ensemble(parser: Parser) -> None:
     parser.add_argument(
         "--annotations", type=Path, metavar="JSON", help="COCO instances to evaluate on, default: those of the runs"
     )
+    add_json(parser)
     parser.set_defaults(run_verb="entries:run_ensemble", takes_overrides=False)
 
 
@@ -58,6 +59,7 @@ def add_submit(parser: Parser) -> None:
     parser.add_argument("--kind", default="bbox", choices=("bbox", "segm"), help="boxes (default) or masks")
     parser.add_argument("--out", type=Path, default=Path(), metavar="FOLDER", help="where to write, default here")
     add_fold(parser)
+    add_json(parser)
     add_machine_options(parser)
     take_keys_of_run(parser, EXAMPLE)
     parser.set_defaults(run_verb="entries:run_submit")

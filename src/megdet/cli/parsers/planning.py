@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-from megdet.cli.parsers.shared import Parser, add_layout_options, add_recipe, take_recipe_keys
+from megdet.cli.parsers.shared import Parser, add_json, add_layout_options, add_recipe, take_recipe_keys
 from megdet.cli.parsers.values import at_least_one, number, positive, whole_number, whole_numbers
 from megdet.recipe import RecomputePlan
 
@@ -16,7 +16,7 @@ def add_describe(parser: Parser) -> None:
     add_recipe(parser)
     parser.add_argument("--devices", type=whole_number, default=1, metavar="N", help="default 1")
     parser.add_argument("--parameters", action="store_true", help="build the detector and count its parameters too")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_json(parser)
     add_layout_options(parser)
     take_recipe_keys(parser)
     parser.set_defaults(run_verb="describing:run_describe")
@@ -25,6 +25,7 @@ def add_describe(parser: Parser) -> None:
 def add_recipes(parser: Parser) -> None:
     """The options of `recipes`."""
     parser.add_argument("name", nargs="?", metavar="NAME", help="print this one")
+    add_json(parser)
     parser.set_defaults(run_verb="describing:run_recipes", takes_overrides=False)
 
 
@@ -34,7 +35,7 @@ def add_plan(parser: Parser) -> None:
     parser.add_argument("--devices", type=whole_number, default=1, metavar="N", help="default 1")
     parser.add_argument("--memory", type=positive, metavar="GIB", help="memory of a device, which must hold a step")
     parser.add_argument("--hours", type=positive, metavar="H", help="find the fewest devices that end the run in time")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_json(parser)
     add_layout_options(parser)
     group = parser.add_argument_group("measuring")
     group.add_argument("--sizes", type=_sizes, default=(), metavar="M,M", help="images of the micro-batches to measure")
@@ -90,7 +91,7 @@ def add_simulate(parser: Parser) -> None:
         "--overhead", type=number, metavar="MS", help="milliseconds that any micro-batch takes, default 47"
     )
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw it, as .png, .pdf or .svg")
-    parser.add_argument("--json", action="store_true", help="print one JSON object; its `rows` are the paper's")
+    add_json(parser, "its `rows` are the paper's")
     parser.set_defaults(run_verb="simulation:run_simulate", takes_overrides=False)
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from megdet.cli.parsers.shared import Parser, add_layout_options, add_machine_options, take_keys_of_run
+from megdet.cli.parsers.shared import Parser, add_json, add_layout_options, add_machine_options, take_keys_of_run
 from megdet.cli.parsers.values import whole_number
 
 EXAMPLE = "--evaluation.batch_size 4"
@@ -25,6 +25,7 @@ def add_evaluate(parser: Parser) -> None:
         help="estimate the batch-norm statistics anew from so many training images, rounded up to whole mini-batches",
     )
     add_fold(parser)
+    add_json(parser)
     add_layout_options(parser)
     add_machine_options(parser)
     take_keys_of_run(parser, EXAMPLE)
@@ -38,6 +39,7 @@ def add_detect(parser: Parser) -> None:
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="default RUN/pictures/detect, or FILE_detect")
     parser.add_argument("--score", type=float, default=0.5, metavar="S", help="draw from this score on, default 0.5")
     add_fold(parser)
+    add_json(parser)
     add_machine_options(parser)
     take_keys_of_run(parser, EXAMPLE)
     parser.set_defaults(run_verb="detection:run_detect")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from megdet.cli.parsers.shared import (
     Parser,
+    add_json,
     add_layout_options,
     add_machine_options,
     add_recipe,
@@ -64,7 +65,7 @@ def _add_sampling(parser: Parser) -> None:
 
 def _add_output(parser: Parser, default: str) -> None:
     parser.add_argument("--out", type=Path, metavar="FOLDER", help=f"where to write, default {default}")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_json(parser)
 
 
 def add_lr_test(parser: Parser) -> None:
@@ -119,7 +120,7 @@ def add_reproduce(parser: Parser) -> None:
     parser.add_argument(
         "--run", type=Path, metavar="FOLDER", help="folder of all rows and files, default runs/reproduce/SCALE"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_json(parser)
     add_layout_options(parser)
     add_machine_options(parser, trains=True)
     parser.set_defaults(run_verb="reproduction:run_reproduce", takes_overrides=False)
@@ -142,7 +143,7 @@ def add_verify(parser: Parser) -> None:
         metavar="NAME,NAME",
         help="all, short, or names of cases (a wrong name lists them); default all, or base if a RECIPE is named",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_json(parser)
     take_recipe_keys(parser)
     parser.set_defaults(run_verb="verification:run_verify")
 
@@ -180,7 +181,7 @@ def add_chaos(parser: Parser) -> None:
         help="number of ranks, default 2; several: the undisturbed run has the first, every start another, in float64",
     )
     parser.add_argument("--seed", type=whole_number, metavar="S", help="of whom, when and how it hits, default 0")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_json(parser)
     add_machine_options(parser, trains=True, minutes_waited="0.5")
     take_recipe_keys(parser)
     parser.set_defaults(run_verb="disturbing:run_chaos")

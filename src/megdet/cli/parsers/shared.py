@@ -3,6 +3,7 @@
 import argparse
 from typing import NoReturn
 
+from megdet.cli.parsers.examples import EXAMPLES, EXIT_CODES
 from megdet.cli.parsers.values import minutes, whole_number
 from megdet.errors import InputError
 
@@ -18,13 +19,19 @@ class Parser(argparse.ArgumentParser):
 
     def format_help(self) -> str:
         """The options of the verb, then the keys of the recipe, section by section."""
-        own = super().format_help()
+        own = super().format_help() + self._examples()
         if not self.explains_recipe_keys:
             return own
         from megdet.recipe_help import recipe_parser  # here, because only the help needs it
 
         keys = recipe_parser("recipe").format_help().split("\n\n", 1)[1]
         return f"{own}\nEvery key of the recipe is an option too (docs/recipe.md):\n\n{keys}"
+
+    def _examples(self) -> str:
+        """The examples of the verb and its exit codes; the parser of all verbs has the codes alone."""
+        examples = EXAMPLES.get(self.prog.partition(" ")[2], ())
+        lines = ["", "examples:", *(f"  {example}" for example in examples)] if examples else []
+        return "\n".join([*lines, "", f"exit codes: {EXIT_CODES} (docs/commands.md)", ""])
 
 
 def take_recipe_keys(parser: Parser) -> None:
@@ -42,6 +49,12 @@ def take_keys_of_run(parser: Parser, example: str, of: str = "the run's recipe")
     """For a verb with the recipe of a run: its keys may be changed, and the help says so in one line."""
     parser.epilog = f"Keys of {of} are options too, such as {example}; docs/recipe.md lists them."
     parser.set_defaults(takes_overrides=True)
+
+
+def add_json(parser: Parser, what: str = "") -> None:
+    """Results for a program; `what` describes the object."""
+    more = f": {what}" if what else ""
+    parser.add_argument("--json", action="store_true", help=f"print one JSON object, and all else as messages{more}")
 
 
 def add_layout_options(parser: Parser) -> None:

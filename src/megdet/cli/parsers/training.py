@@ -4,6 +4,7 @@ from pathlib import Path
 
 from megdet.cli.parsers.shared import (
     Parser,
+    add_json,
     add_layout_options,
     add_machine_options,
     add_recipe,
@@ -16,6 +17,7 @@ from megdet.cli.parsers.values import number
 def add_demo(parser: Parser) -> None:
     """The options of `demo`."""
     parser.add_argument("--run", type=Path, default=Path("runs/demo"), metavar="FOLDER", help="default runs/demo")
+    add_json(parser)
     add_machine_options(parser, trains=True)
     take_keys_of_run(parser, "--schedule.epochs 4", "the recipe `demo`")
     parser.set_defaults(run_verb="training:run_demo")
@@ -25,6 +27,7 @@ def add_train(parser: Parser) -> None:
     """The options of `train`."""
     add_recipe(parser)
     parser.add_argument("--run", type=Path, metavar="FOLDER", help="run folder, default runs/NAME")
+    add_json(parser)
     add_layout_options(parser)
     add_machine_options(parser, trains=True)
     take_recipe_keys(parser)
@@ -35,7 +38,7 @@ def add_watch(parser: Parser) -> None:
     """The options of `watch`."""
     parser.add_argument("run", metavar="RUN", help="run folder; it is waited for where there is none yet")
     parser.add_argument("--once", action="store_true", help="show it once, as also where the output is no terminal")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_json(parser)
     parser.set_defaults(run_verb="watching:run_watch", takes_overrides=False)
 
 
@@ -56,5 +59,6 @@ def add_import(parser: Parser) -> None:
         metavar="EPS",
         help="0 for torchvision's COCO_V1 files but those of a _v2, and what was fine-tuned from them (default 1e-5)",
     )
+    add_json(parser)
     take_keys_of_run(parser, "--data.short_edges [640]")
     parser.set_defaults(run_verb="training:run_import")

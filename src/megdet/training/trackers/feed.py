@@ -47,3 +47,4 @@ class Feed:
                 call()
             except Exception as error:  # whatever another library raises; it is told, once
                 self.failure = f"{type(error).__name__}: {error}"
+                return

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 PROJECT = "megdet"
 """What the runs are collected under where the tracker's own environment variable names nothing else."""
@@ -28,6 +28,7 @@ class Opening:
         return self.folder.absolute().name
 
 
+@runtime_checkable
 class Tracker(Protocol):
     """A tracked run that is open. Every method may raise anything: the library's errors are its own."""
 

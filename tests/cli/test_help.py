@@ -14,7 +14,7 @@ from megdet.studies.gradients.variance import FACTORS
 from megdet.studies.rates.trial import AFTER_WARMUP
 
 BUILD_A_RECIPE = {"train", "describe", "lr-test", "plan", "verify", "chaos"}
-CHANGE_A_RECIPE = {"replay", "demo", "import", "evaluate", "detect", "export", "submit", "analyse variance"}
+CHANGE_A_RECIPE = {"replay", "demo", "import", "evaluate", "detect", "export", "serve", "submit", "analyse variance"}
 
 
 def printed_help(words: str, capsys: pytest.CaptureFixture[str]) -> str:

@@ -67,13 +67,13 @@ def image_size(path: Path | str) -> tuple[int, int]:
     return height, width
 
 
-def read_header(path: Path | str) -> Header:
-    """The header of an image file; EXIF is seen where it stands before the pixels.
+def read_header(source: Path | str | BytesIO) -> Header:
+    """The header of an image file, or of one that is open; EXIF is seen where it stands before the pixels.
 
     Raises:
         InputError: the file is missing or is no image.
     """
-    with _opened(Path(path)) as (image, _):
+    with _opened(Path(source) if isinstance(source, str) else source) as (image, _):
         return _header(image)
 
 

@@ -25,6 +25,8 @@ def run_export(arguments: Arguments) -> None:
             progress=lambda done, of: status.update(f"proof: {done} of {of} images"),
         )
     _print(exported)
+    files = {"file": str(exported.file), "proof": f"{exported.file}.proof.json", "card": f"{exported.file}.md"}
+    arguments.print_json({**files, "passes": exported.holds})
     if not exported.holds:
         CONSOLE.print(
             f"The proof does not hold: an AP differs by {100 * exported.proof.worst:.2f} points. Do not use it."

@@ -23,6 +23,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "detect": ("megdet detect runs/demo photo.jpg --score 0.3", "megdet detect runs/demo photos --out found"),
     "compare": ("megdet compare runs/a runs/b", "megdet compare runs/a runs/b --kind segm --json"),
     "report": ("megdet report runs/demo --open", "megdet report runs/a runs/b --out both.html"),
+    "export": ("megdet export runs/demo", "megdet export runs/demo --to torch-export --out demo.pt2 --images 100"),
+    "serve": ("megdet serve runs/demo", "megdet serve runs/a runs/b --port 8080"),
     "ensemble": ("megdet ensemble runs/a runs/b --out runs/both --weights 2,1",),
     "submit": ("megdet submit runs/a --images test2017 --info image_info_test-dev2017.json --alg MegDet",),
     "data": (

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from megdet.cli.parsers.shared import Parser, take_keys_of_run
+from megdet.cli.parsers.shared import Parser, add_json, take_keys_of_run
 from megdet.cli.parsers.values import whole_number
 
 
@@ -20,5 +20,6 @@ def add_export(parser: Parser) -> None:
         "--images", type=whole_number, metavar="N", help="prove it on so many validation images, default all of them"
     )
     parser.add_argument("--workers", type=whole_number, default=0, metavar="N", help="processes that load images")
+    add_json(parser)
     take_keys_of_run(parser, "--evaluation.flip false")
     parser.set_defaults(run_verb="exporting:run_export")

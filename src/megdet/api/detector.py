@@ -20,6 +20,7 @@ from megdet.run_folder.checkpoint_files import checkpoint_step
 from megdet.run_folder.folder import RunFolder
 from megdet.runtime import device_of_rank, prepare_process
 
+_HUB = "hf://"
 _TOGETHER = 16
 """Images that are read before they are looked at; those of one canvas share a batch."""
 
@@ -102,15 +103,16 @@ def load(
     """A trained detector, ready to be called with images.
 
     Args:
-        path: a run folder (its newest checkpoint), one of its checkpoints (`runs/a/checkpoints/step_00000100`), or a
-            file of `megdet export`, which takes no other argument.
+        path: a run folder (its newest checkpoint), one of its checkpoints (`runs/a/checkpoints/step_00000100`), a
+            repository on the Hugging Face hub (`hf://owner/name`), or a file of `megdet export`, which takes no other
+            argument.
         device: cpu or cuda; empty is a GPU where there is one. A detector in bfloat16 computes in float32 on a machine
             that is slow at bfloat16; the results differ a little.
         overrides: keys of its recipe to change, such as {"evaluation.flip": True}.
         fold: fold the batch norms into the convolutions before them: quicker, and the same to rounding.
 
     Raises:
-        InputError: it is no run, has no checkpoint, or does not fit.
+        InputError: it is no run, has no checkpoint, or does not fit; the hub does not answer.
     """
     if is_exported(path):
         from megdet.api.exported_file import LoadedFile
@@ -118,7 +120,7 @@ def load(
         if device or overrides or fold:
             raise InputError(f"{path}: an exported file is as it is: leave out device, overrides and fold")
         return LoadedFile(Path(path))
-    folder, step = _place(Path(path))
+    folder, step = _place(path)
     own_device = device_of_rank(device, 0)
     prepare_process(own_device)
     changed, _ = precision_here(folder, dict(overrides or {}), own_device)
@@ -128,8 +130,13 @@ def load(
     return LoadedDetector(trained)
 
 
-def _place(path: Path) -> tuple[RunFolder, int | None]:
-    """The run folder of a path, and the step if it is a checkpoint."""
+def _place(name: str | Path) -> tuple[RunFolder, int | None]:
+    """The run folder of a path or of a name on the hub, and the step if it is a checkpoint."""
+    if str(name).startswith(_HUB):
+        from megdet.export.hub import cached_run
+
+        return cached_run(str(name).removeprefix(_HUB)), None
+    path = Path(name)
     if (path / "state.json").is_file() and path.parent.name == "checkpoints":
         return RunFolder(path.parent.parent), checkpoint_step(path)
     if not path.exists():

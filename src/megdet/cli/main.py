@@ -43,6 +43,7 @@ VERBS = {
     "compare": Verb("whether runs differ by more than noise, and in what", "comparing:add_compare"),
     "report": Verb("one page of a run, or of several compared, for a browser", "comparing:add_report"),
     "export": Verb("a run as a file that runs elsewhere, and the proof that it finds the same", "exporting:add_export"),
+    "hub": Verb("publish a run on the Hugging Face hub, or make a run folder of one that is there", "hub:add_hub"),
     "serve": Verb("a page and an HTTP endpoint that detect in images", "serving:add_serve"),
     "ensemble": Verb("merge what several runs found, without looking again", "entries:add_ensemble"),
     "submit": Verb("the zip of detections that the COCO server takes, checked", "entries:add_submit"),

@@ -12,12 +12,17 @@ def cache_file(kind: str, *paths: Path) -> Path:
     """The file that remembers something of these files and folders: one of each kind, replaced when they change."""
     key = "\n".join(str(path.resolve()) for path in paths)
     name = f"{kind}-{hashlib.sha256(os.fsencode(key)).hexdigest()[:16]}.safetensors"
+    return cache_folder() / name
+
+
+def cache_folder() -> Path:
+    """The user's folder; a user without a home has none, and nothing can be written there."""
     if folder := os.environ.get("XDG_CACHE_HOME"):
-        return Path(folder) / "megdet" / name
+        return Path(folder) / "megdet"
     try:
-        return Path.home() / ".cache" / "megdet" / name
-    except RuntimeError:  # a user without a home has no cache either
-        return Path(os.devnull) / name
+        return Path.home() / ".cache" / "megdet"
+    except RuntimeError:
+        return Path(os.devnull)
 
 
 def recall(file: Path, *, is_mapped: bool = False, **expected: str) -> Columns | None:

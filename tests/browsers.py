@@ -18,10 +18,10 @@ needs_chromium = pytest.mark.skipif(not CHROMIUM.is_file(), reason="no browser h
 
 
 @contextmanager
-def chromium() -> Iterator[Browser]:
-    """The browser, closed at the end."""
+def chromium(*options: str) -> Iterator[Browser]:
+    """The browser with some more options of its command line, closed at the end."""
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=list(_OPTIONS))
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=[*_OPTIONS, *options])
         yield browser
         browser.close()
 

@@ -3,19 +3,14 @@
 import json
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser, Page, expect
 
 from app_servers import CLASSES, png, served, serving, three_objects
+from browsers import chromium, needs_chromium
 
-playwright = pytest.importorskip("playwright.sync_api")
-
-CHROMIUM = Path("/usr/bin/chromium")
-_QUIET = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --use-fake-device-for-media-stream --use-fake-ui-for-media-stream"
-).split()
+_CAMERA = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
 _DROP = """([content, name, type]) => {
   const data = new DataTransfer();
   data.items.add(new File([Uint8Array.from(content)], name, {type}));
@@ -30,7 +25,7 @@ _COLOURS = """(canvas, points) => {
   return points.map(([x, y]) => [...context.getImageData(x, y, 1, 1).data].slice(0, 3));
 }"""
 
-pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"no browser at {CHROMIUM}")
+pytestmark = needs_chromium
 
 
 def second(images):
@@ -38,16 +33,14 @@ def second(images):
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[object]:
-    playwright.expect.set_options(timeout=60_000)  # the machine may be busy
-    with playwright.sync_playwright() as started:
-        own = started.chromium.launch(executable_path=str(CHROMIUM), args=_QUIET)
+def browser() -> Iterator[Browser]:
+    expect.set_options(timeout=60_000)  # the machine may be busy
+    with chromium(*_CAMERA) as own:
         yield own
-        own.close()
 
 
 @pytest.fixture
-def page(browser) -> Iterator[object]:
+def page(browser) -> Iterator[Page]:
     """The page of two runs; at the end it must have complained of nothing and asked no other server."""
     complaints: list[str] = []
     asked: list[str] = []
@@ -65,10 +58,6 @@ def page(browser) -> Iterator[object]:
         context.close()
     assert complaints == []
     assert {url for url in asked if not url.startswith((address, "data:", "blob:"))} == set()
-
-
-def expect(locator):
-    return playwright.expect(locator)
 
 
 def drop(page, content: bytes, name: str = "a.png", kind: str = "image/png") -> None:

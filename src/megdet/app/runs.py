@@ -39,7 +39,7 @@ def load_runs(paths: Sequence[str], device: str, overrides: Mapping[str, Any], *
 
 def served_run(name: str, detector: LoadedDetector) -> ServedRun:
     """A loaded detector under a name."""
-    recipe = detector.trained.recipe
+    recipe = detector.recipe
     return ServedRun(
         name,
         detector.detect,

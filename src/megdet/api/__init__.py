@@ -1,6 +1,7 @@
 """What `import megdet` offers. Its names are loaded when they are first used, since torch takes seconds to load."""
 
-from megdet.api.detector import LoadedDetector, load
+from megdet.api.detector import LoadedDetector
+from megdet.api.loading import load
 from megdet.api.own_loop import ModuleRates, PlanSampler, module_groups, scaled_learning_rate
 from megdet.api.runs import TrainedRun, evaluate, train
 from megdet.api.torchvision_loop import TorchvisionLoop

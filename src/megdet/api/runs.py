@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megdet.api.detector import LoadedDetector, load
+from megdet.api.detector import LoadedDetector
+from megdet.api.loading import load
 from megdet.distributed.failures import stop_together
 from megdet.distributed.world import World, start_world
 from megdet.errors import InputError

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megdet.api.detector import LoadedDetector, load
+from megdet.api.detector import LoadedDetector
 from megdet.api.images import Pixels
+from megdet.api.loading import load
 from megdet.detections import Detections
 from megdet.errors import printable
 

@@ -10,7 +10,7 @@ import torch
 
 from cli_runs import OVERRIDES, TinyData, make_data
 from megdet import runtime
-from megdet.cli import training
+from megdet.api import runs
 from megdet.cli.main import main
 from megdet.cli.results import overrides_here
 from megdet.distributed.local_ranks import run_in_ranks
@@ -47,7 +47,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Recipe]:
         recipes.append(recipe)
         raise InputError("enough")
 
-    monkeypatch.setattr(training, "train", stop)
+    monkeypatch.setattr(runs, "train_recipe", stop)
     return recipes
 
 

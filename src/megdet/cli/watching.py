@@ -23,9 +23,12 @@ def run_watch(arguments: Arguments) -> None:
         _show_once(run, terminal, as_json=arguments.json)
         return
     try:
-        with terminal.status(run.state() or "reading", spinner="line", refresh_per_second=2):
-            while not run.look() and run.standing is None:
-                time.sleep(_SECONDS_BETWEEN_LOOKS)
+        run.look()
+        if run.standing is None:
+            with terminal.status(run.state(), spinner="line", refresh_per_second=2):
+                while run.standing is None:
+                    time.sleep(_SECONDS_BETWEEN_LOOKS)
+                    run.look()
         _follow(run, terminal)
     except KeyboardInterrupt:
         return  # the way to leave it; the training is another process

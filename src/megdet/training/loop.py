@@ -49,7 +49,8 @@ class _WentBackError(Exception):
 def _train(
     recipe: Recipe, folder: RunFolder, options: RunOptions, world: World, signals: TerminationListener
 ) -> Evaluation:
-    world.on_first(lambda: check_trackers(recipe.trackers))
+    if recipe.trackers:
+        world.on_first(lambda: check_trackers(recipe.trackers))
     with (
         open_run(recipe, world, options, folder) as run,
         _watched(run, folder) as observers,

@@ -19,7 +19,9 @@ def output_of(name: str, folder: Path, ranks: int = 1) -> str:
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("name", ["cross_device_batch_norm.py", "plan_as_sampler.py"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("cross_device_batch_norm.py", marks=pytest.mark.slow), "plan_as_sampler.py"]
+)
 def test_an_example_prints_the_same_on_one_process_and_on_two(name, tmp_path):
     alone, together = output_of(name, tmp_path), output_of(name, tmp_path, ranks=2)
     assert alone == together

@@ -53,13 +53,15 @@ def main() -> None:
     if options.json:
         print(json.dumps({"run": str(options.run), "seconds": options.seconds, "rows": rows}))
         return
-    table = Table("looked at", "clients", "requests a second", "median ms", "95% ms", "images a call")
+    table = Table(
+        "looked at", "clients", "requests a second", "median ms", "95% ms", "images a call", "connections lost"
+    )
     for own in rows:
         low, high = own["spread"]
         rate = f"{own['rate']:.1f} ({low:.1f} to {high:.1f})"
         table.add_row(
             str(own["kind"]), str(own["clients"]), rate, *(f"{own[key]:.0f}" for key in ("median", "p95")),
-            f"{own['together']:.1f}",
+            f"{own['together']:.1f}", str(own["lost"]),
         )  # fmt: skip
     Console().print(table)
 
@@ -70,6 +72,7 @@ class Measured:
     def __init__(self) -> None:
         self.latencies: list[float] = []
         self.together: list[int] = []
+        self.lost = 0
         self.seconds = 0.0
 
 
@@ -85,8 +88,13 @@ def load(place: str, contents: list[bytes], clients: int, seconds: float) -> Mea
             while time.perf_counter() < end:
                 content, turn = contents[turn % len(contents)], turn + 1
                 sent = time.perf_counter()
-                connection.request("POST", "/api/detect?score=0.5", content, {"Content-Type": "image/jpeg"})
-                answer = connection.getresponse()
+                try:
+                    connection.request("POST", "/api/detect?score=0.5", content, {"Content-Type": "image/jpeg"})
+                    answer = connection.getresponse()
+                except ConnectionError:  # it had been idle for too long; the next request opens another one
+                    connection.close()
+                    found.lost += 1
+                    continue
                 body = json.loads(answer.read())
                 if answer.status != 200:
                     raise RuntimeError(f"{answer.status}: {body}")
@@ -118,6 +126,7 @@ def row(kind: str, clients: int, measured: list[Measured]) -> dict[str, object]:
         "median": statistics.median(latencies),
         "p95": latencies[int(0.95 * (len(latencies) - 1))],
         "requests": len(latencies),
+        "lost": sum(own.lost for own in measured),
         # every image of a call counts it, so a mean over images would count large calls more often
         "together": 1 / statistics.fmean(1 / number for own in measured for number in own.together),
     }

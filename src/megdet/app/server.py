@@ -15,7 +15,8 @@ from megdet.errors import InputError
 
 HEAD_SECONDS = 10
 """After twice as long at most, a connection on which no request has begun is closed."""
-_KEEP_ALIVE_SECONDS = 5
+_KEEP_ALIVE_SECONDS = 2 * HEAD_SECONDS
+"""Not uvicorn's 5: a client of a busy machine may pause as long, and meet a closed connection."""
 _STOP_SECONDS = 10
 _STOPS = (signal.SIGINT, signal.SIGTERM)
 

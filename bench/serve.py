@@ -63,7 +63,7 @@ def main() -> None:
             str(own["kind"]), str(own["clients"]), rate, *(f"{own[key]:.0f}" for key in ("median", "p95")),
             f"{own['together']:.1f}", str(own["lost"]),
         )  # fmt: skip
-    Console().print(table)
+    Console(width=120).print(table)
 
 
 class Measured:

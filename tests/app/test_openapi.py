@@ -23,6 +23,7 @@ def check(address: str, examples: int) -> int:
 
         @settings(
             max_examples=examples,
+            deadline=None,  # the machine may be busy
             phases=[Phase.generate],
             suppress_health_check=list(HealthCheck),
             database=None,

@@ -107,6 +107,7 @@ async def answer_in_time(answer: Future[T], request: Request, seconds: float) ->
             raise ClientDisconnect
         raise HTTPException(504, f"no answer within {seconds:g} seconds: the server has too much to do")
     finally:
+        answer.cancel()  # at once: the loop would pass the other one's on after the refusal is sent
         waiting.cancel()
         gone.cancel()
 

@@ -53,7 +53,7 @@ class LoadedDetector:
         return TorchvisionLoop(self.trained)
 
     @overload
-    def __call__(self, images: Image, *, score: float = 0.0) -> Detections: ...  # type: ignore[overload-overlap]  # strings
+    def __call__(self, images: Image, *, score: float = 0.0) -> Detections: ...  # type: ignore[overload-overlap]  # str is one too
     @overload
     def __call__(self, images: Iterable[Image], *, score: float = 0.0) -> list[Detections]: ...
     def __call__(self, images: Image | Iterable[Image], *, score: float = 0.0) -> Detections | list[Detections]:

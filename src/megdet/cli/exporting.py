@@ -1,5 +1,6 @@
 """The verb export."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 from rich.table import Table
@@ -49,9 +50,6 @@ def _print(exported: Exported) -> None:
 
 def _need_packages() -> None:
     """Raise InputError where the packages of ONNX are missing, before any work."""
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise InputError(f"{error.name} is not installed: pip install 'megdet[export]'") from None
+    missing = next((name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None), None)
+    if missing is not None:
+        raise InputError(f"{missing} is not installed: pip install 'megdet[export]'")

@@ -4,6 +4,7 @@ The layers are those of the detector, which trains with them. What stands here i
 that a graph can hold: no shape depends on what is found, so all rows for nothing are computed too.
 """
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ _LEAST = -1.0
 """Below every probability."""
 
 
-class DetectionGraph(nn.Module):
+class DetectionGraph(nn.Module, ABC):
     """Pixels and sizes of the images of a canvas to boxes, scores, labels and, where there are some, masks.
 
     Rows for nothing have label -1. The detector must be in evaluation mode; it is changed, and serves no other end
@@ -52,9 +53,9 @@ class DetectionGraph(nn.Module):
         outputs = (found.boxes, found.scores, found.labels)
         return outputs if found.masks is None else (*outputs, found.masks)
 
+    @abstractmethod
     def detections(self, images: Tensor, sizes: Tensor) -> BatchDetections:
         """What is on normalised images."""
-        raise NotImplementedError
 
     def anchors_of(self, maps: list[Tensor], images: Tensor) -> list[Tensor]:
         """The anchors of each level, (anchors, 4)."""

@@ -53,6 +53,7 @@ def survivors(boxes: Tensor, scores: Tensor, iou_threshold: float, score_thresho
     return chosen > 0
 
 
+# a fake has the parameters of its operator, also those from which its shape does not follow
 @survivors.register_fake
 def _(boxes: Tensor, scores: Tensor, iou_threshold: float, score_threshold: float, most: int) -> Tensor:  # noqa: ARG001
     return scores.new_empty(scores.shape, dtype=torch.bool)

@@ -124,7 +124,7 @@ class _Broken:
         self.got: list[int] = []
         self.failed = threading.Event()
 
-    def log(self, step, numbers) -> None:  # noqa: ARG002
+    def log(self, step, numbers) -> None:  # noqa: ARG002  # as a tracker's
         self.got.append(step)
         if len(self.got) == 2:
             self.failed.set()
@@ -158,7 +158,7 @@ def test_a_tracker_that_fails_is_told_once_and_the_run_goes_on(monkeypatch, tmp_
 
 def test_a_tracker_that_hangs_is_left_behind() -> None:
     release = threading.Event()
-    feed = Feed("slow", _Broken())  # type: ignore[arg-type]
+    feed = Feed("slow", _Broken())  # type: ignore[arg-type]  # it has what a feed calls
     feed.give(lambda: release.wait(60) and None)
     feed.end(0.05)
     assert feed.failure == "it has not taken everything after 0 s"

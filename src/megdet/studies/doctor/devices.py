@@ -40,7 +40,7 @@ def _gpus() -> Finding:
 def _nccl() -> Finding:
     if not torch.distributed.is_nccl_available():
         return Finding("NCCL", "bad", "torch is built without it", "install torch with CUDA for Linux, or --device cpu")
-    version: tuple[int, ...] = torch.cuda.nccl.version()  # type: ignore[no-untyped-call]
+    version: tuple[int, ...] = torch.cuda.nccl.version()  # type: ignore[no-untyped-call]  # torch's
     return Finding("NCCL", "good", ".".join(map(str, version)))
 
 

@@ -167,11 +167,28 @@ def test_headings_sort_hours_replace_epochs_and_arrow_keys_walk_the_matrix(folde
     assert page.locator("#course .mark").count() > 0
     page.locator("#course input[value=hours]").check(force=True)
     assert page.locator("#course .axis").first.text_content() == "hours"
-    cell = page.locator("#confusion td[tabindex='0']")
-    cell.focus()
+    page.locator("#confusion td[tabindex='0']").focus()
     first = page.locator("#confusion .says").text_content()
     page.keyboard.press("ArrowDown")
     assert page.locator("#confusion .says").text_content() != first
+    page.close()
+
+
+@needs_chromium
+def test_a_matrix_that_scrolls_under_a_pointer_at_rest_keeps_the_words_of_the_focused_cell(folder, browser):
+    page = open_page(browser, folder / "one.html").page
+    words, cells = page.locator("#confusion .says"), page.locator("#confusion td[tabindex]")
+    cells.nth(5).hover()
+    hovered = words.text_content()
+    assert hovered
+    cells.first.focus()
+    focused = words.text_content()
+    assert focused != hovered
+    below = "[...document.querySelectorAll('#confusion td')].findIndex((cell) => cell.matches(':hover'))"
+    before = page.evaluate(below)
+    page.evaluate("scrollBy(0, document.querySelector('#confusion td[tabindex]').offsetHeight)")
+    page.wait_for_function(f"{below} !== {before}")
+    assert words.text_content() == focused
     page.close()
 
 

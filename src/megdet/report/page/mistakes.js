@@ -33,7 +33,8 @@ function confusion(analysis) {
         const tell = () => { says.textContent = words(truth, found, of); };
         const cell = h("td", {
           tabindex: row || column ? -1 : 0, class: truth === found ? "right" : "wrong", "aria-label": words(truth, found, of),
-          onpointerenter: tell, onfocus: tell, onpointerdown: tell,
+          // Not pointerenter: a table that scrolls under a pointer at rest would take the words from the focused cell.
+          onpointermove: tell, onfocus: tell, onpointerdown: tell,
         }, times ? String(times) : "");
         cell.style.setProperty("--part", `${Math.round(65 * Math.sqrt(times / Math.max(of, 1)))}%`);
         return cell;

@@ -1,14 +1,19 @@
-"""Writes the reference pages that follow from the code: docs/recipe.md (every knob), recipes.md (the packaged), api.md.
+"""Writes the reference pages that follow from the code.
+
+docs/recipe.md (every knob), recipes.md (the packaged ones), api.md and claims.md (the rules of the experiments).
 
 Run by `make docs`; a test holds that the pages are up to date.
 """
 
 import inspect
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import megdet
+from megdet.paper.claims import rules
+from megdet.paper.claims.claim import CLAIMS, Claim
 from megdet.recipe_file import packaged_recipes
 from megdet.recipe_help import sections
 
@@ -73,6 +78,46 @@ def api_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def claims_page() -> str:
+    """The rules of the claims, and for each its question, its rows and its statements."""
+    general = inspect.getdoc(rules) or ""
+    lines = [
+        "# Claims: the rules, written before the runs",
+        "",
+        "Written by `make docs` from `paper/claims/`. `megdet reproduce claim-failing --weights",
+        "mobilenet_v2-b0353104.pth --jobs 2` trains the rows of a claim, two at a time, judges its statements by these",
+        "rules, and goes on where it was stopped. What was found is in [experiments.md](experiments.md). A row that no",
+        "statement names is shown and not judged.",
+        "",
+        *general.splitlines()[2:],
+    ]
+    for claim in CLAIMS.values():
+        lines += ["", f"## {claim.name}", "", claim.question, "", f"The paper: {claim.paper}", ""]
+        lines += [
+            f"- Recipe `{claim.recipe}` with {_keys(claim.keys)}.",
+            f"- {_data(claim)}",
+            f"- Seeds a row: {claim.seeds}.",
+        ]
+        lines += ["", "| row | keys |", "|---|---|"]
+        lines += [f"| `{row}` | {_keys(keys)} |" for row, keys in claim.rows.items()]
+        lines += ["", "Statements that are judged:", ""]
+        for own in claim.statements:
+            margin = getattr(own, "margin", None)
+            within = "" if margin is None else f"; equal within {margin:g} points"
+            lines.append(f"- {own.statement} (`{own.row}` against `{own.than}`{within})")
+    return "\n".join(lines) + "\n"
+
+
+def _keys(keys: Mapping[str, Any]) -> str:
+    return ", ".join(f"`{key} {value}`" for key, value in keys.items())
+
+
+def _data(claim: Claim) -> str:
+    if claim.pictures is None:
+        return f"The images of scale `{claim.scale}`."
+    return f"{claim.pictures[0]:,} drawn pictures to train on, {claim.pictures[1]:,} to evaluate on."
+
+
 def _described(title: str, value: Any) -> list[str]:
     """A signature without types, which the docstring tells, and the docstring."""
     is_error = inspect.isclass(value) and issubclass(value, Exception)
@@ -93,6 +138,7 @@ def _arguments(value: Any) -> str:
 def main() -> None:
     """Write the pages."""
     (DOCS / "api.md").write_text(api_page(), encoding="utf-8")
+    (DOCS / "claims.md").write_text(claims_page(), encoding="utf-8")
     (DOCS / "recipe.md").write_text(knobs_page(), encoding="utf-8")
     (DOCS / "recipes.md").write_text(recipes_page(), encoding="utf-8")
 

@@ -73,6 +73,7 @@ def test_the_reference_pages_are_what_make_docs_writes() -> None:
     code = (
         "import sys; sys.path.insert(0, 'docs'); import make; from pathlib import Path;"
         "assert Path('docs/recipe.md').read_text() == make.knobs_page(), 'docs/recipe.md: run make docs';"
+        "assert Path('docs/claims.md').read_text() == make.claims_page(), 'docs/claims.md: run make docs';"
         "assert Path('docs/api.md').read_text() == make.api_page(), 'docs/api.md: run make docs';"
         "assert Path('docs/recipes.md').read_text() == make.recipes_page(), 'docs/recipes.md: run make docs'"
     )

@@ -18,7 +18,7 @@ from megdet.data.coco import load_coco
 from megdet.data.convert import convert_voc, convert_yolo_folder
 from megdet.evaluation.coco_numbers import evaluate_files
 from megdet.model.weight_file import read_tensors
-from megdet.paper.sweep import Outcome, read_outcome
+from megdet.paper.outcome import Outcome, read_outcome
 from megdet.recipe_file import packaged_recipes, parse_recipe, recipe_keys
 from megdet.run_folder.folder import RunFolder
 from megdet.run_folder.metrics import read_metrics

@@ -28,7 +28,17 @@ class InputError(Exception):
 
 
 class DivergedError(InputError):
-    """A training whose loss or gradient is no longer finite; a sweep notes it as a result and goes on."""
+    """A training whose loss or gradient is no longer finite; a sweep notes it as a result and goes on.
+
+    Args:
+        message: one line, as of every InputError.
+        step: the step that failed, from 1; 0 where it is not known.
+        why: what failed in it: `rpn_box is not finite`.
+    """
+
+    def __init__(self, message: str, step: int = 0, why: str = "") -> None:
+        super().__init__(message)
+        self.step, self.why = step, why
 
 
 class StoppedError(KeyboardInterrupt):

@@ -16,7 +16,7 @@ from megdet.paper.figures import (
     plot_ratios,
     plot_sweep,
 )
-from megdet.paper.sweep import Outcome
+from megdet.paper.outcome import Outcome
 from megdet.paper.tables import TABLE2
 from megdet.recipe import Recipe, Schedule
 from megdet.recipe_file import dump_recipe

@@ -13,9 +13,10 @@ from megdet.distributed.world import World
 from megdet.errors import DivergedError, InputError
 from megdet.evaluation.coco_numbers import Evaluation
 from megdet.paper import reproduce as module
+from megdet.paper.outcome import Outcome
 from megdet.paper.report import TIMES_NOTE, Report, training_report
 from megdet.paper.reproduce import Order, reproduce
-from megdet.paper.sweep import Outcome, Train
+from megdet.paper.sweep import Train
 from megdet.paper.tables import TABLE2
 from megdet.recipe import Recipe
 from megdet.recipe_file import dump_recipe

@@ -6,9 +6,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from megdet.paper.outcome import Outcome
 from megdet.paper.rows import row_name, rows_of
 from megdet.paper.sampling import proposals_report, ratios_report
-from megdet.paper.sweep import Outcome
 from megdet.paper.tables import TABLE3
 from megdet.run_folder.checkpoint_files import latest_checkpoint, open_checkpoint, update_state
 from megdet.run_folder.metrics import MetricsWriter

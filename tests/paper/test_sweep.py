@@ -12,7 +12,8 @@ import pytest
 from megdet.distributed.world import World
 from megdet.errors import DivergedError, InputError
 from megdet.evaluation.coco_numbers import Evaluation
-from megdet.paper.sweep import Outcome, read_outcome, run_sweep
+from megdet.paper.outcome import Outcome, read_outcome
+from megdet.paper.sweep import run_sweep
 from megdet.recipe import Recipe
 from megdet.recipe_file import dump_recipe
 from megdet.run_folder.folder import RunFolder

@@ -8,26 +8,29 @@ from rich.table import Table
 from megdet.cli.machine import join_world, run_options
 from megdet.cli.options import CONSOLE, PROGRESS, Arguments
 from megdet.errors import InputError
+from megdet.paper.claims.claim import CLAIMS
+from megdet.paper.claims.run import ClaimOrder, reproduce_claim
 from megdet.paper.entry_runs import EntryOrder, reproduce_entry
 from megdet.paper.report import Report
 from megdet.paper.reproduce import Order, reproduce
-from megdet.paper.rows import ENTRY_ITEMS
+from megdet.paper.rows import CLAIM_ITEMS, ENTRY_ITEMS, SCALES, Scale
 
 
 def run_reproduce(arguments: Arguments) -> None:
     """Train the rows that are missing; print the table and where the files are."""
-    folder = arguments.run or Path("runs") / "reproduce" / arguments.scale
-    if folder == Path():
+    if arguments.run == Path():
         raise InputError("--run is empty: name a folder")
-    is_entry = arguments.item in ENTRY_ITEMS
-    if arguments.seeds is not None and not is_entry:
-        raise InputError(f"--seeds is for {' and '.join(ENTRY_ITEMS)}: a row of the other tables has one training")
     options, world = run_options(arguments), join_world(arguments)
-    if is_entry:
-        report = reproduce_entry(_entry_order(arguments, folder), options, world, say=PROGRESS.print)
+    report: Report | None
+    if arguments.item in CLAIM_ITEMS:
+        claim = _claim_order(arguments)
+        folder, report = claim.folder, reproduce_claim(claim, options, world, say=PROGRESS.print)
+    elif arguments.item in ENTRY_ITEMS:
+        entry = _entry_order(arguments)
+        folder, report = entry.folder, reproduce_entry(entry, options, world, say=PROGRESS.print)
     else:
-        order = Order(arguments.item, arguments.scale, folder, arguments.data, arguments.weights, arguments.rows)
-        report = reproduce(order, options, world, say=PROGRESS.print)
+        order = _order(arguments)
+        folder, report = order.folder, reproduce(order, options, world, say=PROGRESS.print)
     if report is None:
         return
     if arguments.json:
@@ -41,12 +44,33 @@ def run_reproduce(arguments: Arguments) -> None:
     CONSOLE.print(f"table    {folder / f'{report.item}.md'}\nnumbers  {folder / f'{report.item}.json'}")
 
 
-def _entry_order(arguments: Arguments, folder: Path) -> EntryOrder:
-    if arguments.scale != "demo":
+def _order(arguments: Arguments) -> Order:
+    if arguments.seeds is not None:
+        raise InputError("--seeds is for table4, figure5 and the claims: a row of the other tables has one training")
+    scale: Scale = arguments.scale or SCALES[0]
+    asked = arguments.given("data", "weights", "rows", "jobs")
+    return Order(arguments.item, scale, _folder(arguments, scale), **asked, overrides=arguments.overrides)
+
+
+def _entry_order(arguments: Arguments) -> EntryOrder:
+    if arguments.scale not in (None, "demo"):
         raise InputError(f"{arguments.item} has no rows at scale {arguments.scale}: choose --scale demo")
     if arguments.weights is not None:
         raise InputError(f"the rows of {arguments.item} start from random weights: leave out --weights")
-    return EntryOrder(arguments.item, folder, arguments.data, arguments.rows, arguments.seeds or EntryOrder.seeds)
+    asked = arguments.given("data", "rows", "seeds", "jobs")
+    return EntryOrder(arguments.item, _folder(arguments, "demo"), **asked, overrides=arguments.overrides)
+
+
+def _claim_order(arguments: Arguments) -> ClaimOrder:
+    claim = CLAIMS[arguments.item]
+    if arguments.scale not in (None, claim.scale):
+        raise InputError(f"{claim.name} has no rows at scale {arguments.scale}: choose --scale {claim.scale}")
+    asked = arguments.given("data", "weights", "rows", "seeds", "jobs")
+    return ClaimOrder(claim.name, _folder(arguments, claim.name), **asked, overrides=arguments.overrides)
+
+
+def _folder(arguments: Arguments, name: str) -> Path:
+    return arguments.run or Path("runs") / "reproduce" / name
 
 
 def _table(report: Report) -> Table:

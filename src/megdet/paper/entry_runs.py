@@ -8,8 +8,9 @@ Every row has a run folder for each seed, `entry-ohem-s0`, in the folder of the 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from megdet.data.classes import category_ids_for
 from megdet.data.coco import validation_set
@@ -25,10 +26,12 @@ from megdet.inference.trained import load_detector, read_recipe
 from megdet.paper.entry import MEMBERS, PARTS, TESTING, entry_recipes, member_names, run_name
 from megdet.paper.entry_pictures import draw_figure5, plot_entry
 from megdet.paper.entry_report import EntryRow, Score, entry_report
+from megdet.paper.jobs import run_rows
+from megdet.paper.outcome import Outcome
 from megdet.paper.report import Report
 from megdet.paper.reproduce import progress_line
 from megdet.paper.rows import EntryItem, Scale, data_changes
-from megdet.paper.sweep import Outcome, Train, run_sweep
+from megdet.paper.sweep import Train
 from megdet.paper.tables import SINGLE_MODEL, TABLE4
 from megdet.planning.measuring import Measuring, measure
 from megdet.recipe import Recipe
@@ -55,6 +58,10 @@ class EntryOrder:
     """names of the rows to train, with commas; None = all"""
     seeds: int = 3
     """trainings of each row"""
+    jobs: int = 1
+    """trainings side by side, a core each"""
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    """keys on top of every row's"""
 
 
 @dataclass(frozen=True)
@@ -73,7 +80,7 @@ def reproduce_entry(
 
     Every rank calls it. The table is written after every row. Raises InputError as `run_sweep`.
     """
-    recipes = entry_recipes(data_changes(SCALE, order.data), order.seeds)
+    recipes = entry_recipes(data_changes(SCALE, order.data) | dict(order.overrides), order.seeds)
     chosen = [*recipes] if order.rows is None else _chosen(recipes, order.rows)
     costs = order.folder / "entry-costs.json"
 
@@ -81,7 +88,9 @@ def reproduce_entry(
         say(progress_line(name, chosen, outcomes))
         entry_report(order.item, SCALE, _rows(order, outcomes, costs), []).write(order.folder)
 
-    outcomes = run_sweep(recipes, order.folder, options, world, chosen=chosen, told=told, train_row=train_row)
+    outcomes = run_rows(
+        recipes, order.folder, options, world, chosen=chosen, told=told, jobs=order.jobs, train_row=train_row
+    )
     for seed in range(order.seeds):
         if all(name in outcomes and outcomes[name].status == "trained" for name in member_names(seed)):
             _test(order.folder, seed, options, world, say)

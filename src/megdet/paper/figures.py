@@ -13,9 +13,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from megdet.errors import InputError
+from megdet.paper.outcome import Outcome
 from megdet.paper.report import row_label
 from megdet.paper.rows import row_name
-from megdet.paper.sweep import Outcome
 from megdet.paper.tables import TrainingRow
 from megdet.plotting import panels, save_figure
 from megdet.recipe_file import parse_recipe

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from megdet.files import make_folder, write_json_atomically, write_text_atomically
+from megdet.paper.outcome import Outcome
 from megdet.paper.rows import Item, Scale, row_name, scale_epoch_factor
-from megdet.paper.sweep import Outcome
 from megdet.paper.tables import TrainingRow
 from megdet.recipe import Recipe
 
@@ -20,6 +20,11 @@ TITLES: dict[Item, str] = {
     "figure2": "Figure 2: positive and negative proposals",
     "figure4": "Figure 4: 16 images (long) against 256 (long)",
     "figure5": "Figure 5: detections of the entry",
+    "claim-failing": "Large mini-batches without batch norm or without a warmup",
+    "claim-large-batch": "16 images against 256 in the same epochs",
+    "claim-bn-size": "BN sizes of 16 images",
+    "past-256": "Mini-batches past 256 images",
+    "real-photos": "Mini-batches and BN sizes on real photos",
 }
 TRAINING_COLUMNS = (
     *("row", "batch", "BN size", "policy", "rate", "mmAP, paper", "mmAP, here", "AP50, here", "mmAR, here"),

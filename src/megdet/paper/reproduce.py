@@ -8,13 +8,15 @@ The folder of a scale holds one run folder a row, shared by all tables and figur
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.paper.figures import find_curve, plot_curves, plot_sweep
+from megdet.paper.jobs import run_rows
+from megdet.paper.outcome import Outcome
 from megdet.paper.pretraining import pretrained_backbone
 from megdet.paper.report import Report, row_label, scale_note, training_report
 from megdet.paper.rows import (
@@ -28,7 +30,7 @@ from megdet.paper.rows import (
     weights_changes,
 )
 from megdet.paper.sampling import proposals_report, ratios_report
-from megdet.paper.sweep import Outcome, Train, run_sweep
+from megdet.paper.sweep import Train
 from megdet.paper.tables import FIGURES, TrainingRow
 from megdet.recipe import Recipe
 from megdet.run_folder.checkpoint_files import latest_checkpoint
@@ -51,6 +53,10 @@ class Order:
     """file of the backbone's weights"""
     rows: str | None = None
     """names of the rows to train, with commas, of tables 2 and 3; None = all"""
+    jobs: int = 1
+    """trainings side by side, a core each"""
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    """keys on top of every row's"""
 
 
 @dataclass(frozen=True)
@@ -85,13 +91,16 @@ def reproduce(
     changes = data_changes(order.scale, order.data) | weights_changes(order.scale, order.weights)
     if order.scale == "demo" and order.weights is None:
         changes["model.backbone.weights"] = str(pretrained_backbone(order.folder, order.data, options, world))
+    changes |= order.overrides
     recipes = {row_name(row): row_recipe(row, order.scale, changes) for row in rows}
 
     def told(name: str, outcomes: Mapping[str, Outcome]) -> None:
         say(progress_line(name, chosen, outcomes))
         _training_report(_Standing(order, rows, recipes, outcomes)).write(order.folder)
 
-    outcomes = run_sweep(recipes, order.folder, options, world, chosen=chosen, told=told, train_row=train_row)
+    outcomes = run_rows(
+        recipes, order.folder, options, world, chosen=chosen, told=told, jobs=order.jobs, train_row=train_row
+    )
     if not world.is_first:
         return None
     report = _report(_Standing(order, rows, recipes, outcomes), world, options.workers)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from megdet.distributed.world import World
 from megdet.paper.figures import plot_ratios
+from megdet.paper.outcome import Outcome
 from megdet.paper.report import Report
 from megdet.paper.rows import Scale, row_name, scale_epoch_factor
-from megdet.paper.sweep import Outcome
 from megdet.paper.tables import TrainingRow
 from megdet.run_folder.folder import RunFolder
 from megdet.run_folder.metrics import read_metrics

@@ -3,61 +3,32 @@
 A finished row has an `outcome.json` beside its metrics; the next call reads it and trains the rows that have none. An
 interrupted row goes on from its checkpoint like any run. A training that diverges is a result, as in Table 2 of the
 paper; every other error stops the sweep. Rows only compare if they have their recipes, the same data and the same file
-of weights; data and weights are compared by their content, not by their paths.
+of weights; data and weights are compared by their content, not by their paths. Several processes may work on one sweep:
+a row belongs to the first one that locks it, the others go on with the next.
 """
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 from megdet.distributed.layout import recipe_layout
 from megdet.distributed.world import World
 from megdet.errors import DivergedError, InputError
 from megdet.evaluation.coco_numbers import Evaluation
-from megdet.files import read_json, read_text, reason_of, write_json_atomically, write_text_atomically
+from megdet.files import read_text, reason_of, write_text_atomically
+from megdet.paper.outcome import Outcome, read_outcome, write_outcome
 from megdet.recipe import Recipe
 from megdet.recipe_file import dump_recipe, first_difference, parse_recipe
-from megdet.run_folder.folder import RunFolder
-from megdet.run_folder.metrics import read_metrics
-from megdet.run_folder.sessions import read_environment
+from megdet.run_folder.folder import LockedError, RunFolder
 from megdet.training.datasets import fingerprint, load_datasets
 from megdet.training.loop import train
 from megdet.training.run import RunOptions
 
 Train = Callable[[Recipe, RunFolder, RunOptions, World], Evaluation]
-_OUTCOME, _WEIGHTS = "outcome.json", "weights.sha256"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The result of a row."""
-
-    status: Literal["trained", "failed"]
-    reason: str
-    """why it failed"""
-    steps: int
-    """optimizer steps done"""
-    hours: float
-    """of all its steps, without evaluations"""
-    ranks: int
-    """processes at its end"""
-    mmap: float | None
-    """of the last evaluation, percent; None if it failed or the data have no boxes to find"""
-    ap50: float | None
-    """AP at IoU 0.5, percent"""
-    mmar: float | None
-    """mean recall of the last evaluation, percent"""
-    train_data: str
-    """hash of its training images and boxes"""
-    val_data: str
-    """hash of its validation images and boxes"""
-    weights: str = ""
-    """SHA-256 of the file that its backbone started from; "" = none, or a row from before this was noted"""
-    ranks_differ: bool = False
-    """whether it was stopped and resumed with another number of processes"""
+_WEIGHTS, _ROW_LOCK = "weights.sha256", ".row.lock"
 
 
 def run_sweep(
@@ -72,10 +43,34 @@ def run_sweep(
 ) -> dict[str, Outcome]:
     """Train the chosen rows (all by default) that have no outcome yet, each in `folder / name`.
 
-    Every rank calls it. Returns all outcomes, also those of rows that were not chosen. `told` is called on rank 0
-    before and after each training, with the name of the row and the outcomes so far. Raises InputError, before any
-    training where possible: if a row does not fit the ranks, if a folder holds another recipe, other data or other
-    weights, and for everything that stops a training except its divergence.
+    Every rank calls it. Rows that another process trains are left to it. Returns all outcomes that there are at the
+    end, also those of rows that were not chosen. `told` is called on rank 0 before and after each training, with the
+    name of the row and the outcomes so far. Raises InputError, before any training where possible: if a row does not
+    fit the ranks, if a folder holds another recipe, other data or other weights, and for everything that stops a
+    training except its divergence.
+    """
+    outcomes, hashes = finished_rows(rows, folder, world)
+    pending = [name for name in rows if name not in outcomes and (chosen is None or name in chosen)]
+    for name in pending:
+        _check_layout(name, rows[name], options, world)
+    for name in pending:
+        own = RunFolder(folder / name)
+        with _taken(own, world) as is_taken:
+            if not is_taken:
+                continue
+            world.on_first(partial(told, name, outcomes))
+            outcomes[name] = _run_row(rows[name], own, options, world, hashes[name], train_row)
+        world.on_first(partial(told, name, outcomes))
+    return world.on_first(lambda: outcomes_of(rows, folder))
+
+
+def finished_rows(
+    rows: Mapping[str, Recipe], folder: Path, world: World
+) -> tuple[dict[str, Outcome], dict[str, tuple[str, str, str]]]:
+    """The outcomes that there are, and what every row is trained on; every rank calls it.
+
+    Second: for each row the hashes of its training data, validation data and weights. Data that can be drawn are drawn.
+    Raises InputError if a folder holds another recipe, other data or other weights.
     """
     datasets = load_datasets(next(iter(rows.values())), world)
     data = fingerprint(datasets.train), fingerprint(datasets.val)
@@ -83,28 +78,32 @@ def run_sweep(
         lambda: {path: _weights_hash(path) for path in {recipe.model.backbone.weights for recipe in rows.values()}}
     )
     outcomes = world.on_first(lambda: _finished(rows, folder, data, weights))
-    pending = [name for name in rows if name not in outcomes and (chosen is None or name in chosen)]
-    for name in pending:
-        _check_layout(name, rows[name], options, world)
-    for name in pending:
-        world.on_first(partial(told, name, outcomes))
-        hashes = (*data, weights[rows[name].model.backbone.weights])
-        outcomes[name] = _run_row(rows[name], RunFolder(folder / name), options, world, hashes, train_row)
-        world.on_first(partial(told, name, outcomes))
-    return {name: outcomes[name] for name in rows if name in outcomes}
+    return outcomes, {name: (*data, weights[recipe.model.backbone.weights]) for name, recipe in rows.items()}
 
 
-def read_outcome(folder: RunFolder) -> Outcome | None:
-    """The outcome of a row, or None if it is not finished. Raises InputError if the file is damaged."""
-    file = folder.path / _OUTCOME
-    if not file.exists():
-        return None
+def outcomes_of(names: Collection[str], folder: Path) -> dict[str, Outcome]:
+    """The outcomes of those rows that have one. Raises InputError if one is damaged."""
+    found = {name: read_outcome(RunFolder(folder / name)) for name in names}
+    return {name: outcome for name, outcome in found.items() if outcome is not None}
+
+
+@contextmanager
+def _taken(folder: RunFolder, world: World) -> Iterator[bool]:
+    """Whether this process has the row for itself and it has no outcome yet; every rank gets the same answer."""
+    held = []
+
+    def take() -> bool:
+        try:
+            held.append(folder.create().lock(_ROW_LOCK))
+        except LockedError:
+            return False
+        return read_outcome(folder) is None
+
     try:
-        return read_json(file, Outcome)
-    except InputError as error:
-        raise InputError(
-            f"{file} is no outcome of a row: delete it, and the row is looked at again ({error})"
-        ) from None
+        yield world.on_first(take)
+    finally:
+        for lock in held:
+            lock.close()
 
 
 def _finished(
@@ -185,39 +184,11 @@ def _run_row(
     recipe: Recipe, folder: RunFolder, options: RunOptions, world: World, hashes: tuple[str, str, str], train_row: Train
 ) -> Outcome:
     """Train a row; `hashes` are those of the training data, the validation data and the weights."""
-    numbers, reason = None, ""
+    numbers, error = None, None
     world.on_first(partial(_note_start, folder, recipe, hashes[2]))
     try:
         numbers = train_row(recipe, folder, options, world)
-    except DivergedError as error:
-        reason = str(error)
-    outcome: Outcome = world.on_first(lambda: _write_outcome(folder, numbers, reason, world.size, hashes))
+    except DivergedError as diverged:
+        error = diverged
+    outcome: Outcome = world.on_first(lambda: write_outcome(folder, numbers, error, world.size, hashes))
     return outcome
-
-
-def _write_outcome(
-    folder: RunFolder, numbers: Evaluation | None, reason: str, ranks: int, hashes: tuple[str, str, str]
-) -> Outcome:
-    steps = [line for line in read_metrics(folder.metrics) if "loss" in line] if folder.metrics.exists() else []
-    starts = read_environment(folder) if folder.environment.exists() else []
-    outcome = Outcome(
-        status="failed" if numbers is None else "trained",
-        reason=reason,
-        steps=steps[-1]["step"] if steps else 0,
-        hours=sum(line["seconds"] for line in steps) / 3600,
-        ranks=ranks,
-        mmap=None if numbers is None else percent(numbers.bbox.AP),
-        ap50=None if numbers is None else percent(numbers.bbox.AP50),
-        mmar=None if numbers is None else percent(numbers.bbox.AR100),
-        train_data=hashes[0],
-        val_data=hashes[1],
-        weights=hashes[2],
-        ranks_differ=any(start["world_size"] != ranks for start in starts),
-    )
-    write_json_atomically(folder.path / _OUTCOME, asdict(outcome), indent=2)
-    return outcome
-
-
-def percent(number: float) -> float | None:
-    """A COCO number in percent; None for -1, which means that the ground truth has no such box."""
-    return None if number < 0 else 100 * number

@@ -75,13 +75,16 @@ class RunFolder:
                 ) from error
         return self
 
-    def lock(self) -> "FolderLock":
+    def lock(self, name: str = ".lock") -> "FolderLock":
         """Lock the folder against other processes until the returned lock is closed or this process ends.
 
+        Args:
+            name: of the lock. A sweep takes one of its own, beside that of the training.
+
         Raises:
-            InputError: another process has locked it.
+            LockedError: another process has locked it.
         """
-        path = self.checkpoints / ".lock"
+        path = self.checkpoints / name
         file = path.open("w")
         lock = FolderLock(self, path, file)
         if _fcntl is None:
@@ -90,7 +93,7 @@ class RunFolder:
             _fcntl.flock(file, _fcntl.LOCK_EX | _fcntl.LOCK_NB)
         except BlockingIOError:
             file.close()
-            raise InputError(
+            raise LockedError(
                 f"{self.path}: another process trains in this folder; wait for it, or choose another with --run"
             ) from None
         except OSError as error:
@@ -109,6 +112,10 @@ class RunFolder:
             InputError: the file exists and cannot be read as UTF-8 text.
         """
         return read_text(self.recipe) if self.recipe.exists() else None
+
+
+class LockedError(InputError):
+    """Another process has locked the folder."""
 
 
 class FolderLock:

@@ -110,7 +110,9 @@ class StepLog:
         return DivergedError(
             f"step {result.step + 1}: {divergence.why}: the run failed (learning rate {result.rate:.4g}): lower "
             f"optimizer.base_lr, {warmup}, set optimizer.clip_norm or choose another watch.action; {left}; "
-            f"{self._look_at(result.step + 1)}"
+            f"{self._look_at(result.step + 1)}",
+            result.step + 1,
+            divergence.why,
         )
 
     def _look_at(self, step: int) -> str:

@@ -95,16 +95,15 @@ def add_lr_test(parser: Parser) -> None:
 
 def add_reproduce(parser: Parser) -> None:
     """The options of `reproduce`."""
-    from megdet.paper.rows import ENTRY_ITEMS, SCALES, SWEPT_ITEMS
+    from megdet.paper.rows import CLAIM_ITEMS, ENTRY_ITEMS, SCALES, SWEPT_ITEMS
 
-    items = sorted((*SWEPT_ITEMS, *ENTRY_ITEMS), key=lambda item: (item[0] == "f", item))
+    items = [*sorted((*SWEPT_ITEMS, *ENTRY_ITEMS), key=lambda item: (item[0] == "f", item)), *CLAIM_ITEMS]
     parser.add_argument("item", choices=items, metavar="ITEM", help=", ".join(items))
     parser.add_argument(
         "--scale",
         choices=SCALES,
-        default=SCALES[0],
         metavar="SCALE",
-        help="demo: drawn shapes; bccd: blood cells; coco: the paper's own recipes; default demo",
+        help="demo: drawn shapes; bccd: blood cells; coco: the paper's own recipes; default demo, real-photos bccd",
     )
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="folder of the scale's images, default data/SCALE")
     parser.add_argument(
@@ -115,15 +114,25 @@ def add_reproduce(parser: Parser) -> None:
     )
     parser.add_argument("--rows", metavar="NAME,NAME", help="train only these rows, such as b16-bn0,b256-bn16-long")
     parser.add_argument(
-        "--seeds", type=whole_number, metavar="N", help="trainings of each row of table4 and figure5, default 3"
+        "--seeds",
+        type=whole_number,
+        metavar="N",
+        help="trainings of each row of table4, figure5 and the claims; default 3, or what the claim asks for",
     )
     parser.add_argument(
-        "--run", type=Path, metavar="FOLDER", help="folder of all rows and files, default runs/reproduce/SCALE"
+        "--jobs", type=whole_number, default=1, metavar="N", help="train so many rows side by side, a core each"
+    )
+    parser.add_argument(
+        "--run",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of all rows and files, default runs/reproduce/SCALE, of a claim runs/reproduce/CLAIM",
     )
     add_json(parser)
     add_layout_options(parser)
     add_machine_options(parser, trains=True)
-    parser.set_defaults(run_verb="reproduction:run_reproduce", takes_overrides=False)
+    take_recipe_keys(parser)
+    parser.set_defaults(run_verb="reproduction:run_reproduce")
 
 
 def add_verify(parser: Parser) -> None:

@@ -1,0 +1,146 @@
+"""`megdet reproduce claim-failing` and the other claims: train the rows' seeds, judge the statements, write the files.
+
+Each training has a run folder `ROW-sSEED` in the folder of its claim. All rows of one seed come before those of the
+next, so that a call that was stopped has whole columns.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from megdet.data.demo import draw_demo
+from megdet.distributed.world import World
+from megdet.errors import InputError
+from megdet.paper.claims.claim import CLAIMS, Claim
+from megdet.paper.claims.pictures import plot_curves_of_rows, plot_failures, plot_scores
+from megdet.paper.claims.report import claim_report
+from megdet.paper.claims.rules import FailMore
+from megdet.paper.jobs import run_rows
+from megdet.paper.outcome import Outcome
+from megdet.paper.pretraining import pretrained_backbone
+from megdet.paper.report import Report
+from megdet.paper.reproduce import progress_line
+from megdet.paper.rows import ClaimItem, data_changes, weights_changes
+from megdet.paper.sweep import Train
+from megdet.recipe import Recipe
+from megdet.recipe_file import load_recipe
+from megdet.training.loop import train
+from megdet.training.run import RunOptions
+
+
+@dataclass(frozen=True)
+class ClaimOrder:
+    """Which claim to test, where and from which data."""
+
+    item: ClaimItem
+    folder: Path
+    """of its trainings"""
+    data: Path | None = None
+    """folder of its images; None = drawn into data/, or data/bccd"""
+    weights: Path | None = None
+    """file of the backbone's weights; None = a pretraining of ours, for drawn images"""
+    rows: str | None = None
+    """names of the rows to train, with commas; None = all"""
+    seeds: int | None = None
+    """trainings of each row; None = as many as the claim asks for"""
+    jobs: int = 1
+    """trainings side by side, a core each"""
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    """keys on top of every row's: the verdict is then one on another experiment, and says so"""
+
+
+def reproduce_claim(
+    order: ClaimOrder, options: RunOptions, world: World, *, say: Callable[[str], None], train_row: Train = train
+) -> Report | None:
+    """Train what is missing and write the claim's files into the order's folder; returns the report on rank 0.
+
+    Every rank calls it. The table is written after every training. Raises InputError as `run_sweep`, and for missing
+    files.
+    """
+    claim = CLAIMS[order.item]
+    seeds = order.seeds or claim.seeds
+    chosen_rows = _chosen(claim, order.rows)
+    files = _files(claim, order, options, world)
+    recipes = {
+        run_name(row, seed): _recipe(claim, row, seed, files | dict(order.overrides))
+        for seed in range(seeds)
+        for row in claim.rows
+    }
+    chosen = [name for name in recipes if name.rpartition("-s")[0] in chosen_rows]
+
+    def report_of(outcomes: Mapping[str, Outcome]) -> Report:
+        return claim_report(
+            claim, results_of(claim, seeds, outcomes), recipes[run_name(chosen_rows[0], 0)], order.overrides
+        )
+
+    def told(name: str, outcomes: Mapping[str, Outcome]) -> None:
+        say(progress_line(name, chosen, outcomes))
+        if name in outcomes:
+            report_of(outcomes).write(order.folder)
+
+    outcomes = run_rows(
+        recipes, order.folder, options, world, chosen=chosen, told=told, jobs=order.jobs, train_row=train_row
+    )
+    if not world.is_first:
+        return None
+    report = report_of(outcomes)
+    report.pictures.extend(_draw(claim, order.folder, results_of(claim, seeds, outcomes)))
+    report.write(order.folder)
+    return report
+
+
+def run_name(row: str, seed: int) -> str:
+    """The run folder of a training, in the folder of its claim: `b256-bn16-s0`."""
+    return f"{row}-s{seed}"
+
+
+def results_of(claim: Claim, seeds: int, outcomes: Mapping[str, Outcome]) -> dict[str, list[Outcome]]:
+    """The finished trainings of every row, by its name."""
+    names = {row: [run_name(row, seed) for seed in range(seeds)] for row in claim.rows}
+    return {row: [outcomes[name] for name in own if name in outcomes] for row, own in names.items()}
+
+
+def _recipe(claim: Claim, row: str, seed: int, changes: Mapping[str, Any]) -> Recipe:
+    return load_recipe(claim.recipe, {**claim.keys, **claim.rows[row], **changes, "seed": seed})
+
+
+def _files(claim: Claim, order: ClaimOrder, options: RunOptions, world: World) -> dict[str, Any]:
+    """The keys of the data and the weights; what can be drawn or trained is made first."""
+    root = order.data
+    if root is None and claim.pictures is not None:
+        num_train, num_val = claim.pictures
+        drawn = root = Path("data") / f"demo-{num_train}"
+        world.on_first(lambda: draw_demo(drawn, num_train=num_train, num_val=num_val))
+    keys = data_changes(claim.scale, root) | weights_changes(claim.scale, order.weights)
+    if root is not None:
+        keys["data.draw_demo"] = ""
+    if order.weights is None and claim.scale == "demo":
+        keys["model.backbone.weights"] = str(pretrained_backbone(order.folder, None, options, world))
+    return keys
+
+
+def _chosen(claim: Claim, rows: str | None) -> list[str]:
+    """The rows with these names. Raises InputError for an unknown name."""
+    if rows is None:
+        return [*claim.rows]
+    wanted = [name.strip() for name in rows.split(",") if name.strip()]
+    unknown = [name for name in wanted if name not in claim.rows]
+    if unknown or not wanted:
+        raise InputError(f"--rows {rows}: no row '{', '.join(unknown)}'; there are {', '.join(claim.rows)}")
+    return [row for row in claim.rows if row in wanted]
+
+
+def _draw(claim: Claim, folder: Path, results: Mapping[str, Sequence[Outcome]]) -> list[Path]:
+    picture = folder / f"{claim.name}.png"
+    if not any(results.values()):
+        return []
+    if isinstance(claim.statements[0], FailMore):
+        plot_failures(claim, results, picture)
+        return [picture]
+    plot_scores(claim, results, picture)
+    curves = folder / f"{claim.name}-course.png"
+    names = {
+        row: [folder / run_name(row, seed) for seed in range(len(found))] for row, found in results.items() if found
+    }
+    return [picture, curves] if plot_curves_of_rows(names, curves) else [picture]

@@ -1,0 +1,169 @@
+"""Claims whose trainings only write metrics, and one with real trainings in two processes."""
+
+import json
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megdet.data.demo import draw_demo
+from megdet.distributed.world import World
+from megdet.errors import DivergedError, InputError
+from megdet.evaluation.coco_numbers import Evaluation
+from megdet.paper.claims import run as module
+from megdet.paper.claims.claim import CLAIMS, Claim
+from megdet.paper.claims.report import verdicts_of
+from megdet.paper.claims.run import ClaimOrder, reproduce_claim
+from megdet.paper.report import Report
+from megdet.recipe import Recipe
+from megdet.recipe_file import dump_recipe, load_recipe
+from megdet.run_folder.folder import RunFolder
+from megdet.run_folder.metrics import MetricsWriter
+from megdet.run_length import total_steps
+from megdet.training.run import RunOptions
+from small_runs import ALONE
+
+KEYS = "AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl".split()
+
+
+def fake_training(recipe: Recipe, folder: RunFolder, options: RunOptions, world: World) -> Evaluation:
+    """Frozen statistics fail from 128 images on, and so does everything without warmup at 256; scores grow with BN."""
+    folder.create().write_recipe(dump_recipe(recipe))
+    with MetricsWriter(folder.metrics) as metrics:
+        for step in range(1, 21):
+            loss = 3.0 / step
+            metrics.write({"step": step, "epoch": step / 20, "loss": loss, "seconds": 1.0, "gradient_norm": 2.0})
+        if recipe.batch_size >= 128 and not (
+            recipe.bn_size and (recipe.schedule.warmup_steps or recipe.batch_size < 256)
+        ):
+            raise DivergedError("step 21: rpn_box is not finite: lower it", 21, "rpn_box is not finite")
+        score = 0.3 + 0.01 * recipe.bn_size + 0.001 * recipe.seed
+        metrics.write({"step": 20, "evaluation": {"bbox": {"AP": score}}, "seconds": 1.0})
+    return Evaluation.from_dict({"bbox": {**dict.fromkeys(KEYS, score), "per_class": {}}})
+
+
+@pytest.fixture
+def order(tmp_path: Path) -> ClaimOrder:
+    data, weights = tmp_path / "data", tmp_path / "mobilenet.pth"
+    draw_demo(data, num_train=4, num_val=2, size=64, workers=1)
+    weights.touch()
+    return ClaimOrder("claim-failing", tmp_path / "runs", data, weights, overrides={"data.draw_demo": ""})
+
+
+def run(order: ClaimOrder, **changes: Any) -> tuple[Report, list[str]]:
+    heard: list[str] = []
+    report = reproduce_claim(replace(order, **changes), RunOptions(), ALONE, say=heard.append, train_row=fake_training)
+    assert report is not None
+    return report, heard
+
+
+@pytest.mark.parametrize("claim", CLAIMS.values(), ids=list(CLAIMS))
+def test_the_rows_of_a_claim_differ_in_the_keys_that_name_them_and_nowhere_else(claim: Claim) -> None:
+    for keys in claim.rows.values():
+        recipe = load_recipe(claim.recipe, {**claim.keys, **keys})
+        assert (recipe.optimizer.clip_norm, recipe.watch.explodes_at) == (0, 0)
+        assert recipe.model.backbone.frozen_stages == 0
+    asked = {name for own in claim.statements for name in (own.row, own.than)}
+    assert asked <= set(claim.rows)
+    assert all(own.word == "not run" for own in verdicts_of(claim, {}))
+
+
+def test_short_rows_end_twenty_steps_after_their_warmup() -> None:
+    claim = CLAIMS["claim-failing"]
+    for name, keys in claim.rows.items():
+        recipe = load_recipe(claim.recipe, {**claim.keys, **keys})
+        assert total_steps(recipe, 2000) == recipe.schedule.warmup_steps + 20, name
+
+
+def test_all_rows_of_256_against_16_warm_up_over_as_many_images() -> None:
+    claim = CLAIMS["claim-large-batch"]
+    recipes = [load_recipe(claim.recipe, {**claim.keys, **keys}) for keys in claim.rows.values()]
+    assert {recipe.schedule.warmup_steps * recipe.batch_size for recipe in recipes} == {8704}
+
+
+def test_failures_are_results_with_step_term_and_norm_and_the_verdicts_follow_the_rule(order: ClaimOrder) -> None:
+    rows = [row for row in CLAIMS["claim-failing"].rows if row.endswith("r0.01") and not row.startswith("b64")]
+    report, heard = run(order, rows=",".join(rows))
+    assert len(heard) == 2 * 5 * len(rows)
+    verdicts = {
+        note.split(":")[0]: note.split(": ")[1].split(" ")[0] for note in report.notes if " base rate of " in note
+    }
+    assert verdicts == {
+        f"{batch} images fail without {what}": word
+        for rate in ("0.0025", "0.01")
+        for batch, words in ((64, ("not", "not")), (128, ("shown", "not")), (256, ("shown", "shown")))
+        for what, word in (
+            (f"batch norm, at a base rate of {rate} with a warmup", words[0] if rate == "0.01" else "not"),
+            (f"a warmup, at a base rate of {rate} with batch norm", words[1] if rate == "0.01" else "not"),
+        )
+    }
+    kept = json.loads((order.folder / "b256-bn0-w34-r0.01-s3" / "outcome.json").read_text())
+    assert kept["failure"] == {"step": 21, "why": "rpn_box is not finite", "last_norm": 2.0}
+    assert kept["first_loss"] == pytest.approx((3 + 1.5 + 1) / 3)
+    written = json.loads((order.folder / "claim-failing.json").read_text())
+    outcomes = {row["row"]: row["outcomes"] for row in written["rows"]}
+    assert (len(outcomes["b256-bn0-w34-r0.01"]), len(outcomes["b64-bn0-w34-r0.01"])) == (5, 0)
+    assert (order.folder / "claim-failing.png").stat().st_size > 10_000
+    cells = {row[0]: row[1:5] for row in report.rows}
+    assert cells["b256-bn0-w34-r0.01"] == ["5", "5", "48 to 100%", "21, 21, 21, 21, 21"]
+    assert cells["b16-bn0-w34-r0.01"] == ["5", "0", "0 to 52%", ""]
+
+
+def test_scores_are_judged_over_seeds_and_a_second_call_trains_nothing(order: ClaimOrder) -> None:
+    own = {"item": "claim-bn-size", "folder": order.folder / "bn"}
+    report, heard = run(order, **own, seeds=2, rows="bn2,bn16")
+    assert [row[1] for row in report.rows] == ["not run", "2", "not run", "2"]
+    assert any(
+        note.startswith("a BN size of 2 scores less than 16: worse (bn2 has -14.0 points") for note in report.notes
+    )
+    assert heard[0] == "row 1 of 4, bn2-s0: training"
+    assert {path.name for path in report.pictures} == {"claim-bn-size.png", "claim-bn-size-course.png"}
+    assert all(path.stat().st_size > 10_000 for path in report.pictures)
+    assert any(note.startswith("Changed on the command line") for note in report.notes)
+    again, heard = run(order, **own, seeds=2, rows="bn2,bn16")
+    assert (heard, again.rows) == ([], report.rows)
+    with pytest.raises(InputError, match=r"--rows bn3: no row 'bn3'; there are bn0, bn2, bn4, bn16"):
+        run(order, **own, rows="bn3")
+
+
+def test_jobs_train_the_rows_in_processes_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tmp_path / "data"
+    draw_demo(data, num_train=8, num_val=2, size=64, workers=1)
+    keys: Mapping[str, Any] = {
+        "batch_size": 4,
+        "group_size": 4,
+        "bn_size": 4,
+        "schedule.warmup_steps": 0,
+        "schedule.epochs": 1,
+        "data.draw_demo": "",
+        "model.backbone.weights": "",
+    }
+    small = replace(CLAIMS["claim-failing"], rows={name: {} for name in "ab"}, keys=CLAIMS["claim-failing"].keys)
+    monkeypatch.setattr(module, "CLAIMS", {"claim-failing": small})
+    monkeypatch.setattr(module, "pretrained_backbone", lambda *_: "")
+    monkeypatch.setattr(module, "_draw", lambda *_: [])
+    order = ClaimOrder("claim-failing", tmp_path / "runs", data, seeds=1, jobs=2, overrides=keys)
+    heard: list[str] = []
+    report = reproduce_claim(order, RunOptions(workers=0), ALONE, say=heard.append)
+    assert report is not None
+    assert [row[1] for row in report.rows] == ["1", "1"]
+    assert len(heard) == 2
+    assert any("step" in log.read_text() for log in order.folder.glob("job-*.log"))
+    sessions = json.loads((order.folder / "a-s0" / "environment.json").read_text())["sessions"]
+    assert sessions[0]["command"] == shlex.join(sys.orig_argv)  # not that of the job
+
+
+def test_a_job_that_fails_stops_the_others_and_says_why(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    draw_demo(data, num_train=8, num_val=2, size=64, workers=1)
+    for image in (data / "train").iterdir():
+        image.unlink()
+    weights = tmp_path / "mobilenet.pth"
+    weights.touch()
+    order = ClaimOrder("claim-bn-size", tmp_path / "runs", data, weights, jobs=2)
+    with pytest.raises(InputError):
+        reproduce_claim(order, RunOptions(workers=0), ALONE, say=lambda _: None)

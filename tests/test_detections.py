@@ -93,7 +93,7 @@ def test_an_image_that_is_a_file_is_read_when_it_is_needed(found, tmp_path):
     names = ("boxes", "scores", "labels", "class_names", "category_ids", "size")
     fields = {name: getattr(found, name) for name in names}
     assert np.array_equal(Detections(**fields, source=str(tmp_path / "a.png")).image, pixels)
-    with pytest.raises(InputError, match="do not know their image"):
+    with pytest.raises(InputError, match="have no image"):
         _ = Detections(**fields).image
-    with pytest.raises(InputError, match="finds boxes, no masks"):
+    with pytest.raises(InputError, match="finds boxes but no masks"):
         Detections(**fields).mask(0)

@@ -169,7 +169,7 @@ def test_json_is_read_as_the_type_asked_for(tmp_path):
 
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(InputError, match="no plain file"):
+    with pytest.raises(InputError, match="not a plain file"):
         read_text(tmp_path / "pipe")
 
 

@@ -163,7 +163,7 @@ def test_what_is_no_recipe_is_refused_with_its_place_and_the_nearest_name(text, 
 def test_a_knob_of_a_part_that_the_detector_does_not_have_is_refused_with_the_kinds_that_have_it(kind, section, knob):
     having = [name for name in MODELS if f"model.{section}.{knob}" in recipe_keys(name)]
     assert kind not in having
-    end = f"model.kind {kind} has no such part or knob; it is of {', '.join(having)}"
+    end = f"model.kind {kind} has no such key; it belongs to {', '.join(having)}"
     message = refusal(f"model: {{kind: {kind}, {section}: {{{knob}: 1}}}}")
     assert message == f"r.yaml: unknown key 'model.{section}': {end}"
     message = refusal(f"model: {{kind: {kind}}}", **{f"model__{section}__{knob}": "1"})

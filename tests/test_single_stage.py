@@ -66,7 +66,7 @@ def test_its_recipe_is_read_written_and_checked_by_its_own_dataclass(recipe: Rec
     assert not any("rpn" in key or "box_head" in key for key in keys)
     message = refusal("model: {kind: single_stage, rpn: {samples: 3}}")
     assert message.startswith(
-        "r.yaml: unknown key 'model.rpn': model.kind single_stage has no such part or knob; it is of "
+        "r.yaml: unknown key 'model.rpn': model.kind single_stage has no such key; it belongs to "
     )
     assert "faster_rcnn" in message
     message = refusal("model: {kind: single_stage, sample: 3}")

@@ -40,10 +40,10 @@ __all__ = [
 __version__ = "0.1.0"
 
 SPIN_COUNT = 3000
-"""How often an OpenMP thread that waits for another one looks again before it gives its core away (GNU's OpenMP).
+"""Number of times a waiting OpenMP thread polls before it gives up its core (GNU's OpenMP).
 
-OpenMP's own number, 300,000, is for a machine that nobody else uses: with it, two trainings on the same cores spend
-most of their time in threads that wait (`bench/busy_machine.py`). OpenMP reads it when torch is loaded; child processes
+OpenMP's default, 300,000, suits a machine that nobody else uses: with it, two trainings on the same cores spend most of
+their time in waiting threads (`bench/busy_machine.py`). OpenMP reads the number when torch is loaded; child processes
 inherit it.
 """
 

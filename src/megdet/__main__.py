@@ -1,4 +1,4 @@
-"""`python -m megdet`, the form that torchrun starts."""
+"""`python -m megdet`, the form in which torchrun starts it."""
 
 import sys
 

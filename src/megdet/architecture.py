@@ -1,4 +1,4 @@
-"""What a detector is built from: `recipe.model`, a dataclass for each kind of detector."""
+"""The architecture of a detector, `recipe.model`: a dataclass for each kind of detector."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -20,24 +20,24 @@ from megdet.architecture_parts import (
 )
 
 MaskUse = Literal["none", "any", "all"]
-"""Which masks of its training data a detector learns from: none, those that there are, or one of every object."""
+"""Which masks a detector learns from: none, any that the data have, or all (every object must have one)."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """What every detector is built from besides its classes. Each kind of detector has a subclass."""
+    """The architecture of a detector, without its classes. Each kind of detector has a subclass."""
 
     kind: str
     """which detector it is"""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """mean of the red, green and blue values, of 1.0, that is subtracted"""
+    """mean of red, green and blue that is subtracted; pixels are 0 to 1"""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    """standard deviation of red, green and blue that divides them"""
+    """standard deviation of red, green and blue, by which they are divided"""
     backbone: Backbone = field(default_factory=Backbone)
 
     @property
     def norms(self) -> dict[str, NormKind]:
-        """The norm layers asked for, by the section that asks; one of a part that is not there asks for none."""
+        """The kind of norm layer of each section; sections of parts that are turned off have none."""
         return {
             name: section.norm
             for name, section in vars(self).items()
@@ -45,18 +45,18 @@ class Model:
         }
 
     def with_norms(self, norms: Mapping[str, NormKind]) -> "Model":
-        """The same with other norm layers in some sections."""
+        """A copy with other norm layers in some sections."""
         return replace(self, **{name: replace(getattr(self, name), norm=norm) for name, norm in norms.items()})
 
     def faults(self) -> Iterator[tuple[str, str]]:
-        """(key, why) of what cannot be."""
+        """(key, why) of every invalid value."""
         if min(self.std) <= 0:
             yield "std", "every value must be positive"
 
 
 @dataclass(frozen=True)
 class TwoStage(Model):
-    """A detector that proposes boxes from a feature pyramid and looks at each a second time."""
+    """A two-stage detector: proposals from a feature pyramid, then a head for each proposal."""
 
     fpn: Fpn = field(default_factory=Fpn)
     anchors: Anchors = field(default_factory=Anchors)
@@ -84,7 +84,7 @@ class MaskRcnn(TwoStage):
 
 @dataclass(frozen=True)
 class CascadeRcnn(TwoStage):
-    """Cascade R-CNN: three box heads one after another, trained for ever better boxes (Cai and Vasconcelos, 2018)."""
+    """Cascade R-CNN: three box heads one after another, each trained for better boxes (Cai and Vasconcelos, 2018)."""
 
     kind: Literal["cascade_rcnn"] = "cascade_rcnn"
     """which detector it is; the other keys of the section are those of this kind"""
@@ -103,7 +103,7 @@ class CascadeMaskRcnn(TwoStage):
 
 @dataclass(frozen=True)
 class RetinaNet(Model):
-    """RetinaNet (Lin et al., 2017): one look at every anchor, a score for each class."""
+    """RetinaNet (Lin et al., 2017): one stage, a score for each class at every anchor."""
 
     kind: Literal["retinanet"] = "retinanet"
     """which detector it is; the other keys of the section are those of this kind"""
@@ -114,7 +114,7 @@ class RetinaNet(Model):
 
 @dataclass(frozen=True)
 class Rfcn(Model):
-    """R-FCN (Dai et al., 2016): no layer has weights behind the pooling of the RoIs."""
+    """R-FCN (Dai et al., 2016): no layer after the pooling of the RoIs has weights."""
 
     kind: Literal["rfcn"] = "rfcn"
     """which detector it is; the other keys of the section are those of this kind"""

@@ -8,7 +8,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 @dataclass(frozen=True)
 class Bound:
-    """The least and the most that a number may be; `words` say it."""
+    """The smallest and largest value of a number, and the words of the message."""
 
     least: float
     most: float
@@ -27,7 +27,7 @@ Fraction = Annotated[float, Bound(0.0, 1.0, "it must lie between 0 and 1")]
 def faults_of(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
     """(dotted key, why) of every wrong value in a dataclass and in the dataclasses inside it.
 
-    Wrong are numbers outside their bounds, and the keys that the `faults()` of a dataclass names.
+    Checks the bounds of numbers, and takes the keys that the `faults()` of a dataclass names.
     """
     for name, hint in get_type_hints(type(value), include_extras=True).items():
         own = getattr(value, name)

@@ -1,4 +1,4 @@
-"""What was found in one image, as users of the Python interface get it: on the CPU, without torch."""
+"""The detections of one image for users of the Python interface: on the CPU, without torch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 SHOWN_SCORE = 0.5
-"""From which score on `draw` and a notebook show a detection."""
+"""Least score of the detections that `draw` and a notebook show."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -31,7 +31,7 @@ class Detections:
     scores: Float[np.ndarray, " detections"]
     """0 to 1"""
     labels: Int64[np.ndarray, " detections"]
-    """places in `class_names`"""
+    """indices into `class_names`"""
     class_names: tuple[str, ...]
     """all classes that the detector knows"""
     category_ids: tuple[int, ...]
@@ -39,11 +39,11 @@ class Detections:
     size: tuple[int, int]
     """height and width of the image in pixels"""
     masks: tuple[Rle, ...] | None = None
-    """the pixels of each object as runs, as COCO has them; None where the detector finds no masks"""
+    """the mask of each object as COCO RLE; None if the detector finds no masks"""
     source: str = ""
-    """where the image came from: a path, an address, or nothing"""
+    """where the image came from: a path or an address; empty if unknown"""
     pixels: NDArray[np.uint8] | None = field(default=None)
-    """the image, height x width x RGB; None for one that is read from its `source` when it is needed"""
+    """the image, height x width x RGB; None if it is read from `source` when needed"""
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -68,25 +68,25 @@ class Detections:
 
     @property
     def image(self) -> NDArray[np.uint8]:
-        """The image, height x width x RGB; read again where it came from a file. Raises InputError without one."""
+        """The image, height x width x RGB; read again if it came from a file. Raises InputError if there is none."""
         if self.pixels is not None:
             return self.pixels
         if not self.source:
-            raise InputError("these detections do not know their image: pass it to the detector, not its detections")
+            raise InputError("these detections have no image: call the detector with the image")
         return read_image(Path(self.source), size=self.size)
 
     def above(self, score: float) -> "Detections":
-        """Those of at least this score."""
+        """The detections of at least this score."""
         return self[self.scores >= score]
 
     def mask(self, row: int) -> Bool[np.ndarray, "height width"]:
-        """Which pixels of the image are those of one object. Raises InputError where the detector finds no masks."""
+        """The mask of one object as pixels of the image. Raises InputError if the detector finds no masks."""
         if self.masks is None:
-            raise InputError("this detector finds boxes, no masks: train one of model.kind mask_rcnn")
+            raise InputError("this detector finds boxes but no masks: train one of model.kind mask_rcnn")
         return decode_mask(self.masks[row])
 
     def draw(self, score: float = SHOWN_SCORE) -> "Image.Image":
-        """The image with its detections of at least this score, as a picture of Pillow's; small images are enlarged."""
+        """The image with its detections of at least this score drawn, as a Pillow image; small images are enlarged."""
         shown = self.above(score)
         masks = None if shown.masks is None or not len(shown) else [shown.mask(row) for row in range(len(shown))]
         return draw_detections(self.image, shown.boxes, shown.names, shown.scores, shown.labels.tolist(), masks)
@@ -97,8 +97,8 @@ class Detections:
         """The rows of a COCO result file: image_id, category_id, bbox (x, y, width, height), score, segmentation.
 
         Args:
-            image_id: of all rows; without it the name of the image's file.
-            category_ids: of every class, where they are others than `self.category_ids`; None leaves a class out.
+            image_id: the image id of all rows; by default the name of the image's file.
+            category_ids: the category id of each class, by default `self.category_ids`; None leaves a class out.
         """
         ids = self.category_ids if category_ids is None else category_ids
         name = Path(self.source).name if image_id is None else image_id
@@ -128,7 +128,7 @@ class Detections:
         return found
 
     def to_supervision(self) -> Any:
-        """The same as `supervision.Detections`. Raises InputError where that package is not installed."""
+        """The detections as `supervision.Detections`. Raises InputError if that package is not installed."""
         try:
             import supervision
         except ImportError:
@@ -147,7 +147,7 @@ class Detections:
         return np.stack(masks) if masks else np.zeros((0, *self.size), np.bool_)
 
     def _repr_png_(self) -> bytes:
-        """How a notebook shows it."""
+        """The picture that a notebook shows."""
         file = BytesIO()
         self.draw().save(file, "png")
         return file.getvalue()

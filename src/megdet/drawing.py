@@ -1,7 +1,6 @@
 """Pictures of boxes and masks: one image, ground truth beside detections, and a sheet of many.
 
-Colours belong to classes, not to pictures: class 3 has the same colour everywhere. Small images are enlarged first, so
-that names stay readable.
+A class has the same colour in every picture. Small images are enlarged first, so that names stay readable.
 """
 
 import colorsys
@@ -27,12 +26,12 @@ _SMALLEST_SIDE = 448  # pixels of the longer side below which an image is enlarg
 
 
 def class_colour(index: int) -> Colour:
-    """An RGB colour for a class index, the same in every picture, as far as can be from those of lower indices."""
+    """An RGB colour for a class index, the same in every picture and as different as possible from lower indices."""
     return _palette()[index % len(_palette())]
 
 
 def enlargement(width: int, height: int) -> int:
-    """The whole number by which `draw_detections` enlarges an image of this size in pixels; 1 unless it is small."""
+    """The whole factor by which `draw_detections` enlarges an image of this size in pixels; 1 unless it is small."""
     return max(1, math.ceil(_SMALLEST_SIDE / max(width, height)))
 
 
@@ -50,10 +49,10 @@ def draw_detections(
         image: RGB.
         boxes: x1, y1, x2, y2 in pixels of `image`; parts outside of it are cut off, and boxes that are
             not finite are left out.
-        labels: the class name of each box, in any script; signs that the font lacks appear as empty frames.
-        scores: 0..1, shown in percent; where boxes crowd, plates of higher scores are placed first.
-        class_indices: of each box, for its colour; without them the colour follows from the name.
-        masks: the pixels of each object; its colour lies over them, thin enough to see through, with an outline.
+        labels: the class name of each box, in any script; characters that the font lacks appear as empty frames.
+        scores: 0..1, shown in percent; labels of higher scores are placed first.
+        class_indices: the class index of each box, for its colour; without them the colour follows from the name.
+        masks: the mask of each object, drawn as a transparent colour with an outline.
 
     Returns:
         An RGB picture of the image's size times `enlargement`.
@@ -119,7 +118,7 @@ def contact_sheet(
     """Many pictures on one white sheet, row by row, each in the middle of its cell with its caption above.
 
     Args:
-        images: at least one, of any sizes; those larger than a cell are made smaller, none is enlarged.
+        images: at least one, of any sizes; images larger than a cell are made smaller, none is enlarged.
         columns: pictures a row.
         captions: one an image, or none.
         cell: the longest side of a cell in pixels; cells are as small as the largest image allows.
@@ -151,7 +150,7 @@ def contact_sheet(
 
 @cache
 def _palette() -> list[Colour]:
-    """96 vivid colours, each the farthest from all before it as the eye weighs red, green and blue."""
+    """96 vivid colours, each the farthest from all before it, with red, green and blue weighted as the eye does."""
     tones = ((0.85, 1.0), (0.5, 1.0), (1.0, 0.75), (0.75, 0.85), (0.45, 0.8))  # saturation, value
     candidates = np.array([colorsys.hsv_to_rgb(hue / 36, *tone) for tone in tones for hue in range(36)])
     weighted = candidates * np.sqrt([0.3, 0.59, 0.11 * 2])
@@ -190,7 +189,7 @@ def _corners(box: Float[np.ndarray, "4"], size: tuple[int, int]) -> _Rectangle:
 def _draw_mask(
     picture: Image.Image, mask: Bool[np.ndarray, "height width"], factor: int, colour: Colour, line: int
 ) -> None:
-    """The colour over the pixels of an object: thin inside, full along its outline, which is half a line wide."""
+    """Paint the pixels of an object: transparent inside, opaque along its outline, which is half a line wide."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows):
         return
@@ -204,7 +203,7 @@ def _draw_mask(
 
 
 def _draw_frame(canvas: ImageDraw.ImageDraw, corners: _Rectangle, colour: Colour, line: int) -> None:
-    """A line of the class's colour just inside the box, between two thin dark ones that set it off from any ground."""
+    """Draw a line of the class's colour just inside the box, between two thin dark lines for contrast."""
     left, top, right, bottom = corners
     halo = max(1, line // 3)
     line = min(line, max(1, min(right - left, bottom - top) // 4))
@@ -223,7 +222,7 @@ def _draw_plate(
     font: ImageFont.FreeTypeFont,
     plates: list[_Rectangle],
 ) -> None:
-    """The text on a plate at the corner where it hides least of earlier `plates` and of its box; added to `plates`."""
+    """Draw the text on a plate at the corner where it hides least of earlier `plates` and its box; add it to them."""
     picture_width, picture_height = canvas.im.size
     padding = max(2, int(font.size) // 4)
     text = _fitted(text, font, picture_width - 2 * padding)

@@ -1,6 +1,6 @@
-"""The one exception for what a user can mend; everything else that is raised is a bug of ours, or a stop by a signal.
+"""Exceptions: `InputError` for what a user can mend, `StoppedError` for a signal; any other exception is a bug of ours.
 
-A message may quote anybody's file, so all messages are made printable and short here, in one place.
+A message may quote text of any file, so every message is made printable and short here.
 """
 
 import difflib
@@ -12,8 +12,8 @@ from functools import cache
 LONGEST_MESSAGE = 599
 """Characters of a message at most."""
 _LONGEST_WORD = 200  # a path, a name, a number
-_LONGEST_LAST_WORDS = 180  # of a message that is cut: they say how to mend it
-_JOINERS = "\u200c\u200d"  # Persian and emoji need them, and they move nothing
+_LONGEST_LAST_WORDS = 180  # the end of a message says how to mend it
+_JOINERS = "\u200c\u200d"  # Persian and emoji need them, and they do not reorder text
 
 
 class InputError(Exception):
@@ -28,12 +28,12 @@ class InputError(Exception):
 
 
 class DivergedError(InputError):
-    """A training whose loss or gradient is no longer finite; a sweep notes it as a result and goes on.
+    """The loss or gradient of a training is no longer finite; a sweep records this as a result and goes on.
 
     Args:
         message: one line, as of every InputError.
-        step: the step that failed, from 1; 0 where it is not known.
-        why: what failed in it: `rpn_box is not finite`.
+        step: the step that failed, from 1; 0 if not known.
+        why: the reason, such as `rpn_box is not finite`.
     """
 
     def __init__(self, message: str, step: int = 0, why: str = "") -> None:
@@ -42,7 +42,7 @@ class DivergedError(InputError):
 
 
 class StoppedError(KeyboardInterrupt):
-    """A signal has stopped the program in order. The command line prints the message and exits with the code."""
+    """A signal stopped the program in order. The command line prints the message and exits with `code`."""
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
@@ -76,7 +76,7 @@ def _printable_character(character: str) -> str:
     if character.isprintable() or character in _JOINERS:
         return character
     if character.isspace() and not character.isascii() and character not in "\x85\u2028\u2029":
-        return " "  # the wide space of Chinese and Japanese, and its kin
+        return " "  # spaces of other widths, such as that of Chinese and Japanese
     return json.dumps(character)[1:-1].replace("\x7f", "\\u007f")
 
 

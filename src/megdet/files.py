@@ -1,7 +1,7 @@
-"""Files read and written whole: errors are InputErrors, and nobody ever sees half a file.
+"""Reads and writes whole files: errors are InputErrors, and no reader ever sees half a file.
 
-A file that is read may have been written by anybody: its size and its nesting have limits, and JSON is checked against
-the types that the caller names.
+Files that are read are not trusted: size and nesting have limits, and JSON is checked against the types that the caller
+names.
 """
 
 import codecs
@@ -21,9 +21,9 @@ import msgspec
 from megdet.errors import InputError, printable, shown
 
 LARGEST_TEXT = 64 << 20
-"""Bytes of a file of text at most, if it is no annotation file."""
+"""Largest text file in bytes, annotation files excepted."""
 LARGEST_JSON = 16 << 30
-"""Bytes of a JSON file at most; the largest public annotation files have two."""
+"""Largest JSON file in bytes; the largest public annotation files have two GiB."""
 _DEEPEST = 64  # lists in lists; ours have 6
 _LONGEST_NAME, _LONGEST_HOST = 160, 60  # bytes of a file's name and of a host's in a temporary name; systems allow 255
 _WRITE_AGAIN = "the file may be cut short, write or download it again"
@@ -42,7 +42,7 @@ def replace_file(path: Path, content: bytes, *, durable: bool = True, temporary_
     """
     temporary = (temporary_in or path.parent) / temporary_name(path.name)
     try:
-        temporary.unlink(missing_ok=True)  # of a process that was killed, or a link that waits for us
+        temporary.unlink(missing_ok=True)  # left by a killed process, or a link put there by another user
         # Not tempfile.mkstemp: its files are for the owner only, and os.replace would keep that.
         with temporary.open("xb") as file:
             file.write(content)
@@ -64,9 +64,9 @@ def temporary_name(name: str) -> str:
 
 
 def delete_leftovers(folder: Path, *, inside: bool = False) -> None:
-    """Delete what killed processes of this machine left of `replace_file` in a folder, and `inside` its folders too.
+    """Delete temporary files that killed processes of this machine left in a folder; `inside` its folders too.
 
-    Files of the last minute stay: they may be of a container of the same name, whose processes are not visible here.
+    Files of the last minute stay: they may belong to a container of the same name, whose processes are not visible.
     """
     if os.name != "posix":
         return  # elsewhere os.kill with signal 0 kills the process
@@ -81,7 +81,7 @@ def delete_leftovers(folder: Path, *, inside: bool = False) -> None:
                 if time.time() - path.stat().st_mtime > _LEFTOVER_SECONDS:
                     path.unlink()
         except (OSError, OverflowError):
-            continue  # it is alive and another user's, or no process has such a number
+            continue  # alive but of another user, or not a valid process id
 
 
 def write_text_atomically(path: Path, text: str) -> None:
@@ -102,7 +102,7 @@ def write_json_atomically(path: Path, value: object, indent: int | None = None) 
     Args:
         path: the file.
         value: dicts, lists, strings, Python numbers, None; a number that is not finite raises ValueError. A byte
-            of a file name that is not UTF-8 is written as a visible `\\udcff`: strict readers refuse Python's form.
+            of a file name that is not UTF-8 is written as the text `\\udcff`: strict readers refuse Python's form.
         indent: spaces a level, for human readers; None, the default, is one long line, several times faster.
 
     Raises:
@@ -133,7 +133,7 @@ def read_json(path: Path, kind: Any = Any) -> Any:
             that the type does not have are ignored.
 
     Raises:
-        InputError: the file is missing or unreadable; it is no JSON (the message has line and column) or is nested too
+        InputError: the file is missing or unreadable; it is not JSON (the message has line and column) or is nested too
             deeply; or it is not of this kind (the message has the place and the value).
     """
     return parse_json(read_bytes(path, LARGEST_JSON), str(path), kind)
@@ -175,7 +175,7 @@ def typed(value: object, kind: Any, source: str) -> Any: ...
 
 
 def typed(value: object, kind: Any, source: str) -> Any:
-    """A value as this type, strictly. Raises InputError with `source`, the place in the value and what is there."""
+    """A value converted to a type, strictly. Raises InputError with `source` and the place and content of the fault."""
     try:
         return msgspec.convert(value, kind)
     except UnicodeEncodeError as error:
@@ -190,7 +190,7 @@ def _refusal(error: msgspec.ValidationError, source: str, value: Any) -> InputEr
     for name, index in re.findall(r"\.([^.\[]+)|\[(\d+)\]", path):
         try:
             value = value[name] if name else value[int(index)]
-        except (KeyError, IndexError, TypeError):  # a key with a dot in it: the message has no value then
+        except (KeyError, IndexError, TypeError):  # a key has a dot in it: leave the value out of the message
             value = None
     where = f"{source}: {path.lstrip('.')}" if path else source
     here = "" if value is None else f", here stands {shown(value)}"
@@ -206,7 +206,7 @@ def _place_in_text(fault: str, content: bytes) -> str:
     column = len(content[content.rfind(b"\n", 0, place) + 1 : place].decode(errors="replace")) + 1
     what = found[1] if found else "it ends too early"
     if re.match(rb"-?(NaN|Infinity)", content[place : place + 9]):
-        what = "NaN and Infinity, which some tools write, are no JSON: write a number there"
+        what = "NaN and Infinity, which some tools write, are not JSON: write a number there"
     return f"line {line}, column {column}: {what}"
 
 
@@ -226,7 +226,7 @@ def _children(value: Any) -> Iterable[Any]:
 def sync_folder(folder: Path) -> None:
     """Flush a folder to the disk, so that a rename in it survives a loss of power (POSIX)."""
     if os.name != "posix":
-        return  # elsewhere a folder cannot be opened; the rename is atomic all the same
+        return  # on other systems a folder cannot be opened; the rename is still atomic
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -270,8 +270,8 @@ def read_bytes(path: Path, limit: int = LARGEST_TEXT) -> bytes:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
             raise InputError(f"{path} cannot be read: it is a folder; check the path")
-        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
-            raise InputError(f"{path} cannot be read: it is no plain file; check the path")
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe would block
+            raise InputError(f"{path} cannot be read: it is not a plain file; check the path")
         if status.st_size > limit:
             raise InputError(f"{path} has {status.st_size} bytes, more than {limit}; is it the right file?")
         return path.read_bytes()

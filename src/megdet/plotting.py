@@ -1,4 +1,4 @@
-"""Figures and pictures as files, written whole: a link of their name is replaced and not followed."""
+"""Writes figures and pictures as whole files; a symbolic link of the same name is replaced, not followed."""
 
 import io
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from megdet.files import cannot_write, replace_file
 
 
 def panels(columns: int, size: tuple[float, float], **options: Any) -> tuple[Figure, list[Axes]]:
-    """A figure of `size` in inches, and its panels side by side, each with a grid and open above and on the right.
+    """A figure of `size` in inches, and its panels side by side, each with a grid and without upper and right frame.
 
     `options` are those of `Figure.subplots`.
     """
@@ -27,9 +27,9 @@ def panels(columns: int, size: tuple[float, float], **options: Any) -> tuple[Fig
 
 
 def save_figure(figure: Figure, path: Path, dpi: int = 120) -> None:
-    """Write a figure, in the format that the file's name ends with.
+    """Write a figure, in the format of the file name's suffix.
 
-    Raises InputError for a name of another end, and where the file cannot be written.
+    Raises InputError for another suffix, and if the file cannot be written.
     """
 
     def save(file: io.BytesIO) -> None:
@@ -42,7 +42,7 @@ def save_figure(figure: Figure, path: Path, dpi: int = 120) -> None:
 
 
 def write_picture(path: Path, save: Callable[[io.BytesIO], object]) -> None:
-    """Write what `save` puts into a file, and make its folder. Raises InputError where it cannot be written."""
+    """Write what `save` puts into a file, and make its folder. Raises InputError if it cannot be written."""
     content = io.BytesIO()
     save(content)
     try:

@@ -1,4 +1,4 @@
-"""In what arithmetic a forward and its backward run: the one place that knows what a recipe's `precision` does.
+"""The arithmetic of a forward and its backward: the one place that knows what a recipe's `precision` does.
 
     precision   weights and sums   convolutions and matrix products
     float32     float32            float32
@@ -6,7 +6,7 @@
     bfloat16    float32            bfloat16, by autocast
     float64     float64            float64
 
-Nothing here outlives its block, so detectors of several precisions can take turns in one process.
+All settings end with their `with` block, so detectors of several precisions can take turns in one process.
 """
 
 from collections.abc import Iterator
@@ -17,13 +17,13 @@ from torch import Tensor
 
 
 def dtype_of(precision: str) -> torch.dtype:
-    """The number format of weights, and of what is summed over images."""
+    """The dtype of weights, and of what is summed over images."""
     return torch.float64 if precision == "float64" else torch.float32
 
 
 @contextmanager
 def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
-    """Within it a forward on this device computes in this precision; `backward` is for its gradients."""
+    """A context in which a forward on this device computes in this precision; `backward` is for its gradients."""
     with _tf32(precision), torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
         yield
 
@@ -31,7 +31,7 @@ def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
 def backward(loss: Tensor, precision: str) -> None:
     """`loss.backward()` in the arithmetic of the forward: the call belongs after the block of `arithmetic`.
 
-    Autocast stays out of it, as torch advises: a gradient is computed in the number format of its forward.
+    Autocast is off in it, as torch advises: a gradient is computed in the dtype of its forward.
     """
     with _tf32(precision):
         loss.backward()  # type: ignore[no-untyped-call]  # torch's, which has no types
@@ -39,7 +39,7 @@ def backward(loss: Tensor, precision: str) -> None:
 
 @contextmanager
 def _tf32(precision: str) -> Iterator[None]:
-    """Let float32 convolutions and matrix products of a GPU use TF32 or not; torch's default is convolutions alone."""
+    """Let float32 convolutions and matrix products of a GPU use TF32 or not; torch's default is only convolutions."""
     # not by torch's newer names for it (fp32_precision): reading the flags below, as torch.compile does, then fails
     convolutions, products = torch.backends.cudnn, torch.backends.cuda.matmul
     before = convolutions.allow_tf32, products.allow_tf32

@@ -22,7 +22,7 @@ Precision = Literal["float32", "tf32", "bfloat16", "float64"]
 RecomputePlan = Literal["none", "block", "stage", "sqrt"]
 WatchAction = Literal["stop", "skip", "roll_back"]
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
-"""What `trackers` may name."""
+"""The trackers that `trackers` may name."""
 MergeKind = Literal["vote", "nms", "soft-nms", "gaussian-soft-nms", "wbf"]
 
 
@@ -41,29 +41,29 @@ class Data:
     draw_demo: Literal["", "easy", "hard", "tiny"] = ""
     """if not empty and the annotations are missing, draw the demo data set into the folder above them"""
     keep_empty_images: bool = False
-    """train on images without any box too"""
+    """also train on images without boxes"""
     allow_outside_files: bool = False
     """read images whose file_name is absolute or has .. in it, so that an annotation file may name any file"""
     unreadable: Literal["stop", "replace"] = "stop"
-    """a training image whose file is lost or damaged: stop the run, or replace the image by the next one of the plan"""
+    """if a training image is lost or damaged: stop the run, or replace the image by the next one of the plan"""
     most_replaced: Fraction = 0.01
-    """with unreadable replace: part of the training images that may be lost (one always may) before the run stops"""
+    """with unreadable replace: part of the training images that may be lost before the run stops (at least one)"""
     max_pixels: AtLeastOne = 80_000_000
-    """pixels (height x width of the file) of the largest image that is decoded"""
+    """largest height x width, in pixels of the file, of an image that is decoded"""
     short_edges: tuple[int, ...] = (800,)
     """lengths in pixels of the shorter edge; each training group draws one, evaluation uses the last"""
     max_long_edge: AtLeastOne = 1333
-    """the longer edge is not resized beyond this many pixels (times the factor of scale_jitter)"""
+    """largest length in pixels of the longer edge after resizing (times the factor of scale_jitter)"""
     scale_jitter: tuple[float, float] = (1.0, 1.0)
-    """each training group draws a factor between these two that multiplies its size"""
+    """each training group draws a factor between these two and multiplies its size by it"""
     scale_law: ScaleLaw = "logarithm"
-    """what is uniform in that draw: the factor's logarithm, or the factor itself, as large-scale jitter has it"""
+    """what is drawn uniformly for scale_jitter: the factor's logarithm, or the factor (as in large-scale jitter)"""
     crop: tuple[int, ...] = ()
-    """height and width: training images are resized to fit, times that factor, and cut where larger; empty = no crop"""
+    """height and width: training images are resized to fit, times scale_jitter's factor, then cut; empty = no crop"""
     crop_least_area: Fraction = 0.0
-    """a box of which the crop leaves a smaller part of its area is no target; 0 = those that are cut off whole"""
+    """a box is a target only if the crop leaves at least this part of its area; 0 = any part"""
     resize: ResizeKind = "antialias"
-    """antialias = bilinear as Pillow's, sizes rounded; torchvision = as its detectors: no antialias, sizes cut down"""
+    """antialias = bilinear as in Pillow, sizes rounded; torchvision = as its detectors: no antialias, rounded down"""
     horizontal_flip: Fraction = 0.5
     """probability of mirroring a training image left to right"""
     vertical_flip: Fraction = 0.0
@@ -73,18 +73,18 @@ class Data:
     canvas_multiple: AtLeastOne = 32
     """a group's canvas is rounded up to a multiple of this many pixels"""
     canvas_edges: tuple[int, ...] = ()
-    """increasing lengths in pixels: an edge is rounded up to the next of them, if there is one; a few for --compile"""
+    """rising lengths in pixels: a canvas edge is rounded up to the next one, if there is one; give few for --compile"""
     cache: Literal["none", "decoded", "resized"] = "none"
-    """keep training images as files of raw pixels, decoded or already resized (one size an image only); same result"""
+    """keep training images as files of raw pixels, decoded or also resized (if an image has one size); same result"""
     cache_folder: str = "data/cache"
     """folder of the cached images, which may be shared and may be deleted at any time"""
     cache_gib: NotNegativeNumber = 50.0
-    """largest size of the cache in GiB; the first images of the data set are kept, as many as fit"""
+    """largest size of the cache in GiB; as many of the first images of the data set as fit are kept"""
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    """How a gradient becomes a step, and the rate for 16 images."""
+    """The optimizer, and the learning rate for 16 images."""
 
     kind: OptimizerKind = "sgd"
     """sgd with momentum is the paper's; adamw, lars and lamb need another base_lr (docs/large-batch.md)"""
@@ -97,17 +97,17 @@ class Optimizer:
     betas: tuple[float, float] = (0.9, 0.999)
     """decay per step of the first and the second moment of the gradient, for adamw and lamb"""
     eps: float = 1e-8
-    """what adamw and lamb add to the root of the second moment; LAMB's authors take 1e-6"""
+    """added by adamw and lamb to the root of the second moment; LAMB's authors take 1e-6"""
     trust_coefficient: float = 1e-3
     """eta of lars: its local rate is eta * |weights| / (|gradient| + weight_decay * |weights|)"""
     weight_decay: NotNegativeNumber = 1e-4
-    """lambda of Eq. 1: added to the gradient by sgd and lars, taken off the weights beside it by adamw and lamb"""
+    """lambda of Eq. 1: part of the gradient in sgd and lars, decoupled from it in adamw and lamb"""
     decay_norm_and_bias: bool = True
-    """decay the weights of norm layers and all biases too; turn off when batch norm is trained from scratch"""
+    """also decay the weights of norm layers and all biases; turn off when batch norm is trained from scratch"""
     clip_norm: NotNegativeNumber = 0.0
     """largest norm of the whole gradient; 0 = no clipping"""
     agvm: bool = False
-    """AGVM: a rate for each module, by how far the gradients of the halves of a mini-batch agree; sgd, adamw only"""
+    """AGVM: a rate for each module, by how well the gradients of the halves of a mini-batch agree; sgd, adamw only"""
     ema_decay: float = 0.0
     """decay per step of an exponential moving average of weights and buffers, which is evaluated instead; 0 = none"""
 
@@ -123,13 +123,13 @@ class Schedule:
     milestones: tuple[float, ...] = ()
     """epochs at which policy step multiplies the rate"""
     factors: tuple[float, ...] = ()
-    """what policy step multiplies the rate by, one factor for each milestone"""
+    """factors by which policy step multiplies the rate, one for each milestone"""
     warmup: Literal["linear", "exponential"] = "linear"
-    """the rate rises by the same amount every step, or by the same factor; the latter needs warmup_start above 0"""
+    """the rate rises by the same amount every step, or by the same factor (needs warmup_start above 0)"""
     warmup_steps: NotNegative = 500
-    """steps of warmup. Not in the paper, which gives no number: 500 is ours"""
+    """steps of warmup; the paper gives no number, 500 is our choice"""
     warmup_start: NotNegativeNumber = 1.0
-    """the warmup starts at this times base_lr (the paper's r), never above its end; with 1, 16 images have no warmup"""
+    """the warmup starts at this times base_lr (the paper's r), at most at its end; with 1, 16 images have no warmup"""
 
 
 @dataclass(frozen=True)
@@ -139,15 +139,15 @@ class Watch:
     action: WatchAction = "stop"
     """stop the run, skip the update, or roll back to the last checkpoint and warm the rate up again"""
     explodes_at: NotNegativeNumber = 100.0
-    """a gradient explodes above so many times the median norm of the last updates; 0 = only when it is not finite"""
+    """a gradient norm above this times the median of the last updates counts as diverged; 0 = only if not finite"""
     window: AtLeastOne = 50
-    """updates whose norms make that median; as long as there are fewer, nothing explodes"""
+    """number of updates for the median of explodes_at; before so many, only a norm that is not finite counts"""
     most_skipped: NotNegative = 20
-    """with skip: updates of the run that may be left out; one more stops it"""
+    """with skip: number of updates that may be left out in a run; one more stops it"""
     most_roll_backs: NotNegative = 3
-    """with roll_back: how often the run may go back; once more stops it"""
+    """with roll_back: number of roll-backs in a run; one more stops it"""
     rewarm_steps: AtLeastOne = 100
-    """steps in which the rate rises to the scheduled one after a roll-back, twice as many after each further one"""
+    """steps in which the rate rises to the schedule after a roll-back, doubled after each further roll-back"""
 
 
 @dataclass(frozen=True)
@@ -157,24 +157,24 @@ class Evaluation:
     every_epochs: NotNegative = 1
     """epochs between evaluations; 0 = only at the end"""
     batch_size: AtLeastOne = 8
-    """images that share one forward, at most; each is on the canvas of its own size"""
+    """largest number of images in a forward; each is on the canvas of its own size"""
     scales: tuple[int, ...] = ()
-    """lengths in pixels of the shorter edge at which every image is looked at; empty = the last of data.short_edges"""
+    """lengths in pixels of the shorter edge at which images are evaluated; empty = the last of data.short_edges"""
     flip: bool = False
-    """look at every image mirrored left to right too, at every scale"""
+    """evaluate every image also mirrored left to right, at every scale"""
     object_ranges: tuple[tuple[float, float], ...] = ()
-    """for each scale from which to which size of an object, the root of its area in pixels of the file, it counts"""
+    """for each scale the smallest and largest size (root of the area, in pixels of the file) of its detections"""
     merge: MergeKind = "vote"
-    """how the detections of several looks become one: vote, nms, soft-nms, gaussian-soft-nms or wbf"""
+    """how detections at several scales are merged: vote, nms, soft-nms, gaussian-soft-nms or wbf"""
     merge_iou: Fraction = 0.5
-    """detections of one class that overlap more are one object"""
+    """detections of one class with a larger IoU than this are one object when merged"""
     vote_iou: Fraction = 0.5
-    """with merge vote: those that overlap the best one at least so much vote for its place"""
+    """with merge vote: detections with at least this IoU with the best one vote for its box"""
     merged_detections: AtLeastOne = 100
-    """detections an image that are left of several looks"""
+    """detections an image that are kept after merging"""
 
     def faults(self) -> Iterator[tuple[str, str]]:
-        """(key, why) of what cannot be."""
+        """(key, why) of every invalid value."""
         if min(self.scales, default=1) < 1 or len({*self.scales}) < len(self.scales):
             yield "scales", "they must be positive lengths, each once"
         if self.object_ranges and len(self.object_ranges) != max(1, len(self.scales)):
@@ -183,25 +183,25 @@ class Evaluation:
             if not 0 <= low < high < math.inf:
                 yield "object_ranges", "a range is two sizes that rise; a very large one, such as 1e5, is no bound"
         if self.object_ranges and self.merge == "wbf":
-            yield "merge", "wbf lowers the score of what some looks do not count (object_ranges): choose vote"
+            yield "merge", "wbf lowers the scores of detections that object_ranges leaves out at a scale: choose vote"
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A training run, told in images."""
+    """A training run, counted in images."""
 
     batch_size: AtLeastOne = 16
     """images per optimizer step, over all devices and accumulation (the paper's mini-batch size)"""
     bn_size: NotNegative = 16
     """images whose pixels share one set of batch-norm statistics (the paper's BN size); 0 = frozen statistics"""
     group_size: AtLeastOne = 2
-    """images padded to one common canvas where bn_size is 0; otherwise bn_size images are"""
+    """images padded to one common canvas if bn_size is 0; otherwise bn_size images are"""
     plan_window: AtLeastOne = 4
-    """mini-batches within which images of like aspect ratio are brought together"""
+    """mini-batches within which images of similar aspect ratio are put into one group"""
     precision: Precision = "float32"
     """arithmetic of convolutions and matrix products; tf32 (on a CPU float32) and bfloat16 keep weights in float32"""
     recompute: RecomputePlan = "none"
-    """save memory: the backward computes again what is inside each block, stage or run of blocks; the same result"""
+    """save memory: recompute the inside of each block, stage or series of blocks in the backward; the same result"""
     noise_interval: NotNegative = 0
     """steps from one measurement of the gradient noise scale to the next; 0 = none"""
     seed: NotNegative = 0
@@ -209,19 +209,19 @@ class Recipe:
     checkpoint_epochs: AtLeastOne = 1
     """epochs between checkpoints; an epoch that is evaluated always has one"""
     checkpoint_steps: NotNegative = 0
-    """steps between checkpoints, beside those of epochs; 0 = none"""
+    """steps between checkpoints, in addition to those of epochs; 0 = none"""
     checkpoint_minutes: NotNegativeNumber = 20.0
-    """minutes between checkpoints, beside those of epochs and steps; 0 = none"""
+    """minutes between checkpoints, in addition to those of epochs and steps; 0 = none"""
     keep_checkpoints: AtLeastOne = 2
-    """newest checkpoints that are kept"""
+    """number of newest checkpoints to keep"""
     keep_best: bool = True
-    """keep the checkpoint with the highest mmAP of boxes too"""
+    """also keep the checkpoint with the highest mmAP of boxes"""
     keep_every_epochs: NotNegative = 0
-    """keep the checkpoint of every so many epochs too; 0 = none"""
+    """also keep the checkpoint of every so many epochs; 0 = none"""
     start_from: str = ""
-    """folder of another run to start from its newest weights; class layers start anew where classes differ"""
+    """run folder whose newest weights the run starts from; class layers get random weights if classes differ"""
     trackers: tuple[str, ...] = ()
-    """also send metrics, recipe and pictures to these: tensorboard, wandb, mlflow, trackio (docs/training.md)"""
+    """send metrics, recipe and pictures to these: tensorboard, wandb, mlflow, trackio (docs/training.md)"""
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=FasterRcnn)
     optimizer: Optimizer = field(default_factory=Optimizer)
@@ -231,7 +231,7 @@ class Recipe:
 
     @property
     def images_per_group(self) -> int:
-        """Images normalised together and padded to one canvas: bn_size, or group_size where statistics are frozen."""
+        """Images normalised together and padded to one canvas: bn_size, or group_size if statistics are frozen."""
         return self.bn_size or self.group_size
 
     @property

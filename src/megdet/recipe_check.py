@@ -14,10 +14,7 @@ _SHOWN_DIVISORS = 12
 
 
 def check_recipe(recipe: Recipe, source: str) -> None:
-    """Refuse what cannot be trained, before any work.
-
-    Raises InputError naming the key and how to mend it.
-    """
+    """Raise InputError for a recipe that cannot be trained; the message names the key and how to mend it."""
     flat = flat_keys(dataclasses.asdict(recipe))
 
     def refuse(key: str, why: str) -> None:
@@ -50,7 +47,7 @@ def check_recipe(recipe: Recipe, source: str) -> None:
     if recipe.data.max_pixels > _PILLOWS_MOST:
         refuse("data.max_pixels", f"Pillow refuses more than {_PILLOWS_MOST}: cut larger images into tiles")
     if recipe.data.resize == "torchvision" and recipe.data.cache == "resized":
-        refuse("data.cache", "pixels that data.resize torchvision makes are no whole numbers: cache decoded")
+        refuse("data.cache", "data.resize torchvision makes pixels that are not whole numbers: cache decoded")
     if not 0 < recipe.data.scale_jitter[0] <= recipe.data.scale_jitter[1]:
         refuse("data.scale_jitter", "it must be two positive factors, the smaller first")
     if recipe.data.crop and (len(recipe.data.crop) != 2 or min(recipe.data.crop) < 1):
@@ -88,7 +85,7 @@ def check_recipe(recipe: Recipe, source: str) -> None:
 
 
 def _check_large_batch(recipe: Recipe, refuse: Callable[[str, str], None]) -> None:
-    """Refuse recipes that the optimizers for large mini-batches cannot train; `refuse` takes a key and the reason."""
+    """Check the keys of optimizers for large mini-batches; `refuse` takes a key and the reason."""
     optimizer, schedule = recipe.optimizer, recipe.schedule
     if not all(0 <= beta < 1 for beta in optimizer.betas):
         refuse("optimizer.betas", "both must be at least 0 and below 1")
@@ -115,7 +112,7 @@ def _check_large_batch(recipe: Recipe, refuse: Callable[[str, str], None]) -> No
 
 
 def _divisors(number: int, near: int) -> str:
-    """The divisors of a number, the nearest ones to `near` where they are many."""
+    """The divisors of a number; only those nearest to `near` if there are many."""
     small = [divisor for divisor in range(1, math.isqrt(number) + 1) if number % divisor == 0]
     found = sorted({*small, *(number // divisor for divisor in small)})
     closest = sorted(found, key=lambda divisor: abs(divisor - near))[:_SHOWN_DIVISORS]

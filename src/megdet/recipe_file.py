@@ -1,4 +1,4 @@
-"""Recipes as YAML: finding, reading, overriding and writing them."""
+"""Recipes as YAML: find, read, override and write them."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -35,7 +35,7 @@ def recipe_name(name_or_path: str) -> str:
 
 
 def load_recipe(name_or_path: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """The checked recipe of a packaged name or a YAML file, with `overrides` ({"model.fpn.channels": 64}) on top.
+    """The checked recipe of a packaged name or a YAML file, changed by `overrides` ({"model.fpn.channels": 64}).
 
     Raises InputError for an unknown recipe or key, a wrong type or a value that contradicts another.
     """
@@ -75,7 +75,7 @@ def parse_recipe(text: str, source: str, overrides: Mapping[str, Any] | None = N
 
 
 def _rename_former_keys(tree: dict[str, Any]) -> None:
-    """Turn what run folders of earlier versions have into today's keys: `tensorboard: true` is a tracker now."""
+    """Rename keys in recipes of earlier versions: `tensorboard: true` is a tracker now."""
     if isinstance(tree.get("tensorboard"), bool) and "trackers" not in tree:
         tree["trackers"] = ["tensorboard"] if tree.pop("tensorboard") else []
 
@@ -99,13 +99,13 @@ WITHOUT_EFFECT = (
 )
 """Keys that may change from one start of a run to the next; the data are compared by their content.
 
-Those of the watch change only what follows a divergence, and a run that stopped at one goes on by them."""
+Keys of the watch take effect only after a divergence; a run that stopped at one may go on with other values."""
 
 
 def first_difference(ours: Recipe, theirs: Recipe) -> str:
     """`key: value here, value there` of the first key that makes two recipes train differently, or "".
 
-    For two kinds of detectors that is model.kind: it comes before the other keys of the section.
+    For two kinds of detectors it is model.kind, which comes before the other keys of the section.
     """
     a, b = flat_keys(dataclasses.asdict(ours)), flat_keys(dataclasses.asdict(theirs))
     keys = (key for key in a if key not in WITHOUT_EFFECT and a[key] != b.get(key))
@@ -113,7 +113,7 @@ def first_difference(ours: Recipe, theirs: Recipe) -> str:
 
 
 def _kind_of_model(tree: Mapping[str, Any], overrides: Mapping[str, Any], source: str) -> str:
-    """The `model.kind` of a recipe, which decides what keys its section may have."""
+    """The `model.kind` of a recipe, which decides the keys of its section."""
     section = tree.get("model")
     written = section.get("kind", FasterRcnn.kind) if isinstance(section, dict) else FasterRcnn.kind
     kind = overrides.get("model.kind", written)
@@ -176,11 +176,11 @@ def _refuse_unknown_keys(tree: Mapping[Any, Any], kind: str, source: str, prefix
 
 
 def _nearest_key(prefix: str, key: str, kind: str) -> str:
-    """The hint for a wrong key: the kinds of detectors that have it, its name in another section, a similar name."""
+    """The hint for a wrong key: the kinds of detectors that have it, its section elsewhere, or a similar name."""
     keys = list(_types(kind))
     others = [other for other in MODELS if f"{prefix}{key}" in _types(other)]
     if others and kind not in others:
-        return f": model.kind {kind} has no such part or knob; it is of {', '.join(others)}"
+        return f": model.kind {kind} has no such key; it belongs to {', '.join(others)}"
     elsewhere = next((known for known in keys if known.endswith(f".{key}")), None)
     if elsewhere is not None:
         return f"; did you mean '{elsewhere}'?"

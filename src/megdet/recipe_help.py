@@ -1,4 +1,4 @@
-"""What every key of a recipe means, from the docstrings under the fields of its dataclasses."""
+"""The meaning of every recipe key, from the docstrings under the fields of the dataclasses."""
 
 import argparse
 import ast
@@ -23,9 +23,9 @@ class Knob:
     kind: str
     """its type"""
     choices: tuple[str, ...]
-    """its values, where they are a few words"""
+    """its possible values, if they are a few words"""
     default: str
-    """its default, as the source has it"""
+    """its default, as written in the source"""
     meaning: str
 
 
@@ -34,7 +34,7 @@ class Section:
     """The keys of one dataclass."""
 
     name: str
-    """such as model.fpn; empty for the top level"""
+    """its name, such as model.fpn; empty for the top level"""
     title: str
     knobs: tuple[Knob, ...]
 
@@ -47,7 +47,7 @@ def sections() -> tuple[Section, ...]:
 
 
 def recipe_parser(prog: str) -> argparse.ArgumentParser:
-    """A parser with every key of the recipe as an option, section by section; made for its help."""
+    """A parser with every recipe key as an option, section by section; used only for its help text."""
     parser = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
     told: set[str] = set()
     for section in sections():
@@ -73,7 +73,7 @@ def _sections_of(kind: type[Any], model: type[Model], name: str) -> Iterator[Sec
 
 
 def _knob(kind: type[Any], name: str, hint: Any, section: str) -> Knob:
-    """A field, from the source of the most derived class that has it."""
+    """The knob of a field; default and docstring come from the most derived class that defines it."""
     default, meaning = next(own[name] for own in map(_fields, kind.__mro__) if name in own)
     choices = get_args(hint) if get_origin(hint) is Literal else ()
     if issubclass(kind, Model) and name == "kind":
@@ -82,7 +82,7 @@ def _knob(kind: type[Any], name: str, hint: Any, section: str) -> Knob:
 
 
 def _word(hint: Any) -> str:
-    """A type as it is written: `int`, `float | None`, `tuple[int, ...]`."""
+    """A type as it is written in source: `int`, `float | None`, `tuple[int, ...]`."""
     if NoneType in get_args(hint):
         return " | ".join("None" if part is NoneType else _word(part) for part in get_args(hint))
     return hint.__name__ if type(hint) is type else str(hint)

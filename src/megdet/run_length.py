@@ -1,4 +1,4 @@
-"""How long a run is, and where its learning rate falls (the policies of Sec. 4): functions of the recipe."""
+"""The length of a run and the steps at which its learning rate falls (the policies of Sec. 4)."""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What travels between data, model and losses: batches of images and their targets."""
+"""The data passed between loader, model and losses: batches of images, targets and detections."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,10 +13,10 @@ _R = TypeVar("_R", bound="Rows")
 
 @dataclass
 class Rows:
-    """Fields with a row an image: tensors, tuples, other Rows, or None. They are moved and cut together."""
+    """Fields with one row an image: tensors, tuples, other Rows, or None. They are moved and sliced together."""
 
     def map(self: _R, fn: Callable[[Tensor], Tensor]) -> _R:
-        """The same with `fn` of every tensor."""
+        """A copy with `fn` applied to every tensor."""
         return replace(self, **{name: _mapped(value, fn) for name, value in vars(self).items()})
 
     def __getitem__(self: _R, images: slice) -> _R:
@@ -25,18 +25,18 @@ class Rows:
         return replace(self, **cut)
 
     def tensors(self) -> list[Tensor]:
-        """All of them."""
+        """All tensors among the fields."""
         found: list[Tensor] = []
         for value in vars(self).values():
             found += [value] if isinstance(value, Tensor) else value.tensors() if isinstance(value, Rows) else []
         return found
 
     def to(self: _R, device: torch.device) -> _R:
-        """A copy on a device; from page-locked memory it goes on while the program does."""
+        """A copy on a device; from page-locked memory the copy is asynchronous."""
         return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self: _R) -> _R:
-        """A copy in page-locked memory; torch's loader calls it."""
+        """A copy in page-locked memory; torch's DataLoader calls this."""
         return self.map(Tensor.pin_memory)
 
 
@@ -48,7 +48,7 @@ def _mapped(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
 
 @dataclass
 class Masks(Rows):
-    """The pixels of the objects of a batch, each within a frame of whole pixels around its object, a bit a pixel.
+    """The masks of the objects of a batch, each stored as a frame of pixels around its object, one bit a pixel.
 
     A full-size mask an object would be a hundred times as large.
     """
@@ -56,22 +56,22 @@ class Masks(Rows):
     bits: UInt8[Tensor, "images bytes"]
     """row by row of a frame, the highest bit of a byte first, the frames of an image one after another without gaps"""
     frames: Int64[Tensor, "images max_boxes 5"]
-    """first bit, x1, y1, width and height in pixels of the canvas; width 0 where there is no mask"""
+    """first bit, x1, y1, width and height in pixels of the canvas; width 0 if there is no mask"""
 
 
 @dataclass
 class Targets(Rows):
     """The ground truth of a batch, padded to the most boxes of an image.
 
-    A row whose `labels` entry is -1 stands for nothing. Boxes are x1, y1, x2, y2 in pixels of the canvas.
+    A row whose `labels` entry is -1 is empty. Boxes are x1, y1, x2, y2 in pixels of the canvas.
     """
 
     boxes: Float[Tensor, "images max_boxes 4"]
     labels: Int64[Tensor, "images max_boxes"]
     image_seeds: Int64[Tensor, " images"]
-    """one 64-bit number an image and epoch, from which all its sampling is drawn"""
+    """one 64-bit number for each image and epoch, the seed of all its sampling"""
     masks: Masks | None = None
-    """of the same rows; None where the detector has no use for them"""
+    """the masks of the same rows; None if the detector does not use masks"""
 
     @property
     def is_box(self) -> Bool[Tensor, "images max_boxes"]:
@@ -81,28 +81,28 @@ class Targets(Rows):
 
 @dataclass
 class Batch(Rows):
-    """Images on one canvas, each in its upper left corner, and what is known of them."""
+    """Images on one canvas, each in its upper left corner, with their targets."""
 
     pixels: UInt8[Tensor, "images 3 height width"] | Float32[Tensor, "images 3 height width"]
-    """0 to 255; no whole numbers where `data.resize` is torchvision"""
+    """0 to 255; float32 if `data.resize` is torchvision"""
     sizes: Int64[Tensor, "images 2"]
     """height and width in pixels of each image within the canvas"""
     targets: Targets
     image_index: tuple[int, ...]
-    """place of each image in its data set"""
+    """index of each image in its data set"""
     scales: Float[Tensor, "images 2"]
-    """pixels of the canvas for one of the file, in y and x"""
+    """pixels of the canvas for one pixel of the file, in y and x"""
 
 
 @dataclass
 class BatchDetections(Rows):
     """What a detector found in a batch, best first, padded to the most it may find.
 
-    A row whose `labels` entry is -1 stands for nothing. Boxes are x1, y1, x2, y2 in pixels of the canvas.
+    A row whose `labels` entry is -1 is empty. Boxes are x1, y1, x2, y2 in pixels of the canvas.
     """
 
     boxes: Float[Tensor, "images detections 4"]
     scores: Float[Tensor, "images detections"]
     labels: Int64[Tensor, "images detections"]
     masks: Float[Tensor, "images detections rows columns"] | None = None
-    """how probable it is that a place of the box shows the object, on a grid over the box; None without a mask head"""
+    """probability that a cell of a grid over the box belongs to the object; None without a mask head"""

@@ -64,7 +64,9 @@ def test_too_few_images_for_a_variance_are_refused(run: Path, refused: Refused) 
 
 def test_the_variance_of_another_recipe_is_not_written_into_the_run(run: Path, refused: Refused) -> None:
     line = refused("analyse", "variance", run, "--bn_size", 2, "--seed=1")
-    assert "--bn_size, --seed: this measures another recipe than the run's own; name a folder for it with --out" in line
+    assert (
+        "--bn_size, --seed: the measured recipe is not the run's own; name a folder for its results with --out" in line
+    )
     assert not (run / "analysis/variance/variance.json").exists()
 
 
@@ -121,7 +123,7 @@ def test_a_rate_test_recommends_a_rate_of_the_recipes_own_key(
 
 
 def test_rates_that_are_no_numbers_are_refused(refused: Refused) -> None:
-    assert "'fast' is no list of rates" in refused("lr-test", "demo", "--rates", "fast")
+    assert "'fast' is not a list of rates" in refused("lr-test", "demo", "--rates", "fast")
     assert "--from 1 --to 0.1" in refused("lr-test", "demo", "--from", "1", "--to", "0.1")
 
 

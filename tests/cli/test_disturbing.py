@@ -45,7 +45,7 @@ def test_the_verdict_is_printed_and_the_exit_code_says_it(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["verify", "--kills", "0"], "'0': it takes at least 1"),
+        (["verify", "--kills", "0"], "'0' is not at least 1"),
         (["verify", "--devices", "0"], "'0' names no devices"),
         (["verify", "--devices", "17"], "17 devices for a mini-batch of 16 images"),
         (["no-such-recipe"], "no recipe 'no-such-recipe'"),

@@ -119,5 +119,5 @@ def test_a_submission_refuses_in_one_line(run, data, tmp_path, refused):
     missing = refused("submit", run, "--images", tmp_path, *words)
     assert "4 of 4 images" in missing
     other = coco_info(data, tmp_path / "other.json", is_coco=False)
-    assert "none of COCO's 80" in refused("submit", run, *images, "--info", other, "--alg", "a", "--workers", 0)
+    assert "not one of COCO's 80" in refused("submit", run, *images, "--info", other, "--alg", "a", "--workers", 0)
     assert not (tmp_path / "out").exists()

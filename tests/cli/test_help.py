@@ -52,7 +52,7 @@ def test_the_keys_stand_in_sections_behind_the_options_of_the_verb(capsys: pytes
 
 def test_the_defaults_that_the_help_names_are_those_of_the_functions(capsys: pytest.CaptureFixture[str]) -> None:
     verify, plan = in_one_line(printed_help("verify", capsys)), in_one_line(printed_help("plan", capsys))
-    assert f"with the first of them, default {','.join(map(str, DEVICES))} " in verify
+    assert f"each is compared with the first, default {','.join(map(str, DEVICES))} " in verify
     assert f"of a run, default {STEPS} " in verify
     assert f"of each kind, in {TIMED_SECONDS:.0f} seconds at most; default {TIMED_STEPS} " in plan
     variance = in_one_line(printed_help("analyse variance", capsys))

@@ -250,7 +250,7 @@ def test_what_cannot_be_planned_is_refused_before_anything_is_measured(
     line = refused("plan", recipe, "--measured", tmp_path / "broken.json")
     assert "broken.json: measurement.load_seconds: expected float, got null" in line
     assert "160 images to train on, which are not enough" in refused(*words, "--batch_size", 320)
-    assert "give one of them" in refused(*words, "--seconds-per-image", 1)
+    assert "give only one of them" in refused(*words, "--seconds-per-image", 1)
     line = refused("plan", recipe, *data.options, "--seconds-per-image", 1, "--fixed-gib", 1)
     assert "--gib-per-image and --fixed-gib go together" in line
     assert "memory a step takes is not known" in refused(

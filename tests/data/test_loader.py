@@ -163,7 +163,7 @@ def test_a_file_that_changes_after_its_header_was_read_is_named_with_what_to_do(
     plan = TrainingPlan(dataset.sizes, recipe)
     layout = choose_layout(recipe.groups_per_step, recipe.images_per_group, 1)
     file, (height, width) = tmp_path / "train" / "5.png", dataset.sizes[5].tolist()
-    mend = rf"put a sound picture of {width} x {height} pixels in its place and give the same command again; .* replace"
+    mend = rf"put a sound image of {width} x {height} pixels in its place and give the same command again; .* replace"
     whole = file.read_bytes()
     for content, fault in (
         (whole[:200], "cannot be read as an image"),

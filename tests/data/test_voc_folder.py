@@ -133,7 +133,7 @@ def test_of_two_images_beside_the_xml_it_names_one(tmp_path):
     [
         (
             ["train/a.xml", "train/a.jpg", "b.xml", "b.jpg"],
-            r"b\.xml: it is in no folder of a split, while .*train/a\.xml is",
+            r"b\.xml: it is not in the folder of a split, while .*train/a\.xml is",
         ),
         (["train/val/a.xml", "train/val/a.jpg"], r"a\.xml: its folders name the splits train and val: rename one"),
         (["a.xml", "a.png", "a.bmp"], r"a\.xml: its image may be .*a\.bmp or .*a\.png: keep one"),
@@ -142,7 +142,7 @@ def test_of_two_images_beside_the_xml_it_names_one(tmp_path):
         (["x/a.xml", "y/a.xml", "a.jpg"], r"x/a\.xml and .*y/a\.xml are both of .*a\.jpg: remove one"),
         (
             ["notes.xml", "a.xml", "a.jpg"],
-            r"no image notes\.\* .* an XML file that is no annotation must leave the folder",
+            r"no image notes\.\* .* an XML file that is not an annotation must leave the folder",
         ),
         (
             ["1/a.xml", "1/a.jpg", "1/ImageSets/Main/train.txt=a", "2/ImageSets/Main/train.txt=a"],

@@ -82,7 +82,7 @@ def test_polygons_that_would_take_minutes_and_gigabytes_to_paint_are_refused():
 def test_a_size_of_more_pixels_than_runs_can_count_is_refused(edge):
     truth, most = truth_of(GOOD), 2**31 - 1
     truth["images"][0] |= {"width": edge, "height": edge}
-    with pytest.raises(InputError, match=r"images\[0\]: .* is no size of an image in pixels"):
+    with pytest.raises(InputError, match=r"images\[0\]: .* is not a size of an image in pixels"):
         evaluated(truth, found_of(GOOD))
     with pytest.raises(InputError, match=r"\[0\]\.segmentation: a mask of 2147483647 x 3 pixels, more than 4294967295"):
         evaluated(truth_of(GOOD), found_of({"size": [most, 3], "counts": [most] * 3}))

@@ -135,7 +135,7 @@ def test_masks_that_some_lack_or_of_other_sizes_or_broken_are_refused(tmp_path):
     )
     for counts in ("~", "", [3, 4], "0"):
         with pytest.raises(
-            InputError, match=r"d\.json: \[0\] of image 1: its mask has counts that are no runs of 20 x 30"
+            InputError, match=r"d\.json: \[0\] of image 1: its mask has counts that are not runs of 20 x 30"
         ):
             member(tmp_path, "d", row(1, 1, [0, 0, 5, 5], 0.5, {"size": [20, 30], "counts": counts}))
     with pytest.raises(InputError, match=r"e\.json: \[0\] of image 1: a detection needs a bbox or a mask"):

@@ -238,7 +238,7 @@ def test_a_class_that_the_detector_does_not_know_is_refused_with_the_nearest(tra
 def test_two_classes_of_one_name_keep_their_ids_in_the_same_data_and_are_refused_in_other(dataset):
     same = renamed(dataset, ("bolt", "bolt", "nut"), (3, 5, 8))
     assert category_ids_for(("bolt", "bolt", "nut"), same) == [3, 5, 8]
-    with pytest.raises(InputError, match="more than one class is called 'bolt'"):
+    with pytest.raises(InputError, match="two classes are called 'bolt'"):
         category_ids_for(("bolt", "nut"), same)
 
 

@@ -53,8 +53,8 @@ def test_the_zip_has_one_file_of_the_servers_name_with_what_its_kind_counts(kind
         ),
         ("bbox", {"image_id": "7"}, "there is no such image"),
         ("bbox", {"image_id": 7.0}, "there is no such image"),
-        ("bbox", {"category_id": 91}, "category_id 91 is none of COCO's 80, which are from 1 to 90 with gaps"),
-        ("bbox", {"category_id": 12}, "category_id 12 is none of COCO's 80"),
+        ("bbox", {"category_id": 91}, "category_id 91 is not one of COCO's 80, which lie from 1 to 90"),
+        ("bbox", {"category_id": 12}, "category_id 12 is not one of COCO's 80"),
         ("bbox", {"bbox": None}, "it has no bbox"),
         ("segm", {"segmentation": None}, "it has no segmentation"),
         (

@@ -162,7 +162,7 @@ def test_a_bn_size_of_0_freezes_your_model():
     )
 
 
-@pytest.mark.parametrize(("bn_size", "images", "message"), [(3, 2, "no multiple"), (4, 2, "does not divide the 1")])
+@pytest.mark.parametrize(("bn_size", "images", "message"), [(3, 2, "not a multiple"), (4, 2, "does not divide the 1")])
 def test_images_that_make_no_whole_groups_are_refused(bn_size, images, message):
     with pytest.raises(InputError, match=message):
         megdet_layers.convert_batch_norm(nn.BatchNorm2d(3), bn_size=bn_size, images_per_device=images)

@@ -186,7 +186,7 @@ def test_a_file_that_holds_no_weights_is_refused_in_one_line(content, tmp_path):
 
 def test_a_file_that_holds_something_else_is_refused(tmp_path):
     torch.save({"epoch": 3}, tmp_path / "weights.pth")
-    with pytest.raises(InputError, match="no plain dictionary of tensors"):
+    with pytest.raises(InputError, match="not hold a plain dictionary of tensors"):
         make(weights=tmp_path / "weights.pth")
 
 

@@ -85,7 +85,7 @@ def test_every_tensor_of_ours_comes_from_theirs(state, ours):
         ({"pixel_mean": torch.zeros(4)}, "pixel_mean is"),
         ({"roi_heads.box_predictor.cls_score.bias": torch.zeros(())}, r"shape \(\), not one of classes"),
         ({"roi_heads.box_predictor.cls_score.bias": torch.zeros(1)}, r"shape \(1,\), not one of classes"),
-        ({"roi_heads.box_predictor.cls_score.bias": None}, "no model of detectron2's that is known: R50-FPN Faster"),
+        ({"roi_heads.box_predictor.cls_score.bias": None}, "not of a known detectron2 model: R50-FPN Faster"),
     ],
 )
 def test_weights_of_another_detector_are_refused_with_the_first_tensor_that_does_not_fit(changes, message, state, ours):

@@ -205,7 +205,7 @@ def test_without_it_a_detector_is_what_it_was_and_new_classes_start_its_layer_of
 
 
 def test_keys_of_a_branch_that_is_not_there_are_refused():
-    why = "there is no branch that would use it: set model.segmentation.enabled true"
+    why = "no branch would use it: set model.segmentation.enabled true"
     model = with_model(TINY, segmentation={"norm": "batch", "loss_weight": 0.5}).model
     assert list(faults_of(model, "model.")) == [
         ("model.segmentation.norm", why),

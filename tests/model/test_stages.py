@@ -122,8 +122,8 @@ def test_a_backbone_whose_stages_cannot_be_deformed_is_refused_in_one_line():
         name="hrnet_w18_small", deformable_stages=(5,)
     )
     assert refusal(name="tf_efficientnet_lite0", deformable_stages=(4,)) == (
-        "model.backbone.deformable_stages [4]: blocks.3.0.conv_dw of tf_efficientnet_lite0 is no plain convolution "
-        "with zeros around its input (Conv2dSame): choose another backbone"
+        "model.backbone.deformable_stages [4]: blocks.3.0.conv_dw of tf_efficientnet_lite0 is not a plain convolution "
+        "with zero padding (Conv2dSame): choose another backbone"
     )
 
 

@@ -38,11 +38,11 @@ def quantized() -> Tensor:
 @pytest.mark.parametrize(
     ("tensor", "fault"),
     [
-        (torch.eye(3).to_sparse(), "no dense tensor"),
-        (quantized(), "no dense tensor"),
-        (torch.ones(3, device="meta"), "no dense tensor"),
+        (torch.eye(3).to_sparse(), "not a dense tensor"),
+        (quantized(), "not a dense tensor"),
+        (torch.ones(3, device="meta"), "not a dense tensor"),
         (torch.ones(3, dtype=torch.complex64), "its numbers are torch.complex64"),
-        (torch.ones(1, 1024).expand(10**6, 1024), r"its shape \(1000000, 1024\) is larger than what is stored"),
+        (torch.ones(1, 1024).expand(10**6, 1024), r"its shape \(1000000, 1024\) is larger than its stored data"),
         (torch.tensor([1.0, float("nan")]), "not finite"),
     ],
 )
@@ -55,13 +55,13 @@ def test_tensors_that_are_not_plain_are_refused_by_name(tmp_path: Path, tensor: 
 @pytest.mark.parametrize("content", [[1, 2], {"a": 3}, {"a": {"b": torch.ones(1)}}, torch.ones(2), None])
 def test_what_is_no_dictionary_of_tensors_is_refused(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "a.pth")
-    with pytest.raises(InputError, match="no plain dictionary of tensors"):
+    with pytest.raises(InputError, match="not hold a plain dictionary of tensors"):
         read_tensors(tmp_path / "a.pth", "weights")
 
 
 def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
     torch.save({3: torch.ones(1)}, tmp_path / "a.pth")
-    with pytest.raises(InputError, match="tensor 3 cannot be used: its name is no text"):
+    with pytest.raises(InputError, match="tensor 3 cannot be used: its name is not a string"):
         read_tensors(tmp_path / "a.pth", "weights")
 
 
@@ -107,11 +107,11 @@ def test_arrays_of_a_pickle_are_tensors_in_this_machines_order_of_bytes(tmp_path
     ("content", "fault"),
     [
         (b"cposix\nsystem\n(S'echo'\ntR.", "cannot be used: it asks for posix.system"),
-        (pickle.dumps({"a": np.ones(2), "b": "text"}), "holds no plain dictionary of tensors"),
+        (pickle.dumps({"a": np.ones(2), "b": "text"}), "does not hold a plain dictionary of tensors"),
         (pickle.dumps({"a": np.array([np.nan])}), "not finite"),
-        (pickle.dumps({3: np.ones(2)}), "its name is no text"),
+        (pickle.dumps({3: np.ones(2)}), "its name is not a string"),
         (pickle.dumps([1]), "cannot be used: it holds no dictionary"),
-        (pickle.dumps({"a": np.ones(2)})[:-9], "cannot be used: it is no whole pickle"),
+        (pickle.dumps({"a": np.ones(2)})[:-9], "cannot be used: it is not a complete pickle"),
     ],
 )
 def test_a_pickle_of_more_than_finite_arrays_is_refused_in_one_line(tmp_path: Path, content: bytes, fault: str) -> None:

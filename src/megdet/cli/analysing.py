@@ -28,12 +28,14 @@ _SHOWN = 8
 
 
 def run_variance(arguments: Arguments) -> None:
-    """Measure, print, draw."""
+    """Measure the variance of the gradient, print the tables and draw the figures."""
     if arguments.batch == 0 or arguments.images == 0:
         raise InputError("--batch and --images: they must be at least 1")
     if arguments.overrides and arguments.out is None:
         changed = ", ".join(f"--{key}" for key in arguments.overrides)
-        raise InputError(f"{changed}: this measures another recipe than the run's own; name a folder for it with --out")
+        raise InputError(
+            f"{changed}: the measured recipe is not the run's own; name a folder for its results with --out"
+        )
     world = _join_alone(arguments, "analyse variance")
     folder = RunFolder(arguments.run)
     study = load_study(folder, world.device, arguments.overrides)
@@ -56,7 +58,7 @@ def run_variance(arguments: Arguments) -> None:
 
 
 def run_sampling(arguments: Arguments) -> None:
-    """Print Table 1, draw Figure 2 of every run."""
+    """Print Table 1 of the runs and draw Figure 2 for each."""
     world = _join_alone(arguments, "analyse sampling")
     folders = [RunFolder(run) for run in arguments.runs]
     if len({folder.path.resolve() for folder in folders}) < len(folders):
@@ -77,7 +79,7 @@ def run_sampling(arguments: Arguments) -> None:
 
 
 def run_lr_test(arguments: Arguments) -> None:
-    """Run both tests, print the recommendation, draw them."""
+    """Run the range test and the stability runs, print the recommendation and draw their curves."""
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     world = join_world(arguments)
     name = recipe_name(arguments.recipe)

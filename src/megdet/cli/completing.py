@@ -1,4 +1,4 @@
-"""The verb that writes the completion of a shell: completion.
+"""The verb completion: writes the script with which a shell completes MegDet's commands.
 
 The script holds what the parsers say: verbs, options with their few values, names of packaged recipes, keys of recipes.
 Nothing of MegDet runs when Tab is pressed.
@@ -18,7 +18,7 @@ from megdet.recipe_help import sections
 
 @dataclass(frozen=True)
 class Option:
-    """An option, with its values where they are a few words."""
+    """An option, and its values if it takes one of a few words."""
 
     name: str
     values: tuple[str, ...]
@@ -28,13 +28,13 @@ class Option:
 
 @dataclass(frozen=True)
 class Command:
-    """A verb, or one with its second word, and what may follow it."""
+    """A verb, or a verb and its second word (`data check`), and what may follow on the command line."""
 
     words: str
     help: str
     options: tuple[Option, ...]
     first: tuple[str, ...]
-    """words that may stand first behind it: second verbs, choices, recipes; empty for files"""
+    """the words that its first argument may be (second words, choices, recipes); empty if that is a file"""
     takes_keys: bool
     """whether the keys of a recipe are options too"""
 

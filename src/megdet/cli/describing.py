@@ -31,7 +31,7 @@ def run_recipes(arguments: Arguments) -> None:
     recipes = packaged_recipes()
     if arguments.name is not None:
         if arguments.name not in recipes:
-            load_recipe(arguments.name)  # raises, with the names that there are
+            load_recipe(arguments.name)  # raises InputError, which lists the names
         CONSOLE.print(recipes[arguments.name], end="")
         arguments.print_json(dataclasses.asdict(load_recipe(arguments.name)))
         return
@@ -43,5 +43,5 @@ def run_recipes(arguments: Arguments) -> None:
 
 
 def _what_it_is(recipe: str) -> str:
-    """The first line of its header."""
+    """The first line of a recipe's header."""
     return recipe.splitlines()[0].removeprefix("# ")

@@ -1,4 +1,4 @@
-"""Verbs about detections, evaluate and detect: of a run, with torch, or of an exported file, without."""
+"""The verbs evaluate and detect, for a run (needs torch) or for an exported file (does not load torch)."""
 
 from megdet.cli.options import Arguments
 from megdet.exported.programs import is_exported

@@ -1,4 +1,4 @@
-"""The verb that kills: chaos."""
+"""The verb chaos."""
 
 import json
 
@@ -9,7 +9,7 @@ from megdet.runtime import num_gpus
 
 
 def run_chaos(arguments: Arguments) -> None:
-    """Train undisturbed and disturbed, print the verdict; exit code 1 if a run was not as the undisturbed one."""
+    """Train undisturbed and disturbed, print the verdict; exit code 1 if a disturbed run ended differently."""
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     findings = chaos(
         recipe,
@@ -27,7 +27,7 @@ def run_chaos(arguments: Arguments) -> None:
 
 
 def _options(arguments: Arguments) -> list[str]:
-    """The options of this machine, for every start of `megdet train`."""
+    """The options about this machine that every start of `megdet train` gets."""
     most = max(arguments.devices or DEVICES)
     words = ["--device", arguments.device or ("cuda" if num_gpus() >= most else "cpu")]
     if arguments.workers is not None:

@@ -1,4 +1,4 @@
-"""Verbs of a competition: ensemble, submit."""
+"""Verbs for a competition: ensemble, submit."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from megdet.run_folder.folder import RunFolder
 
 
 def run_ensemble(arguments: Arguments) -> None:
-    """Merge what several detectors found, write it, and count its numbers where the annotations are known."""
+    """Merge the detections of several detectors, write them, and evaluate them if the annotations are known."""
     files = [_detections_of(path) for path in arguments.members]
     annotations = _common_annotations(arguments)
     info = None if annotations is None else read_image_info(annotations)
@@ -53,7 +53,7 @@ def run_ensemble(arguments: Arguments) -> None:
 
 
 def _detections_of(path: Path) -> Path:
-    """The detections of a run folder, or a file of them."""
+    """The file of detections: `path` itself, or the one in the run folder `path`."""
     if not path.is_dir():
         return existing_file(str(path))
     file = RunFolder(path).detections
@@ -63,7 +63,7 @@ def _detections_of(path: Path) -> Path:
 
 
 def _common_annotations(arguments: Arguments) -> Path | None:
-    """The annotations that are asked for, or those that all runs among the members were evaluated on."""
+    """The file of --annotations, or the one that all runs among the members were evaluated on."""
     if arguments.annotations is not None:
         return existing_file(str(arguments.annotations))
     folders = [RunFolder(path) for path in arguments.members if (path / "recipe.yaml").is_file()]
@@ -72,12 +72,14 @@ def _common_annotations(arguments: Arguments) -> Path | None:
         first = next(iter(files))
         if file != files[first]:
             raise InputError(
-                f"{folder} is evaluated on {file}, {first} on {files[first]}: evaluate them on the same images, or say "
-                "with --annotations which file both are about"
+                f"{folder} is evaluated on {file}, {first} on {files[first]}: evaluate them on the same images, or "
+                "name the common file with --annotations"
             )
     found = next(iter(files.values()), None)
     if found is not None and not Path(found).is_file():
-        CONSOLE.print(f"no numbers: {found}, on which {next(iter(files))} is evaluated, is not here (--annotations)")
+        CONSOLE.print(
+            f"no numbers: {found}, on which {next(iter(files))} was evaluated, is missing; name it with --annotations"
+        )
         return None
     return None if found is None else Path(found)
 
@@ -94,7 +96,7 @@ def run_submit(arguments: Arguments) -> None:
         _submit(arguments, info, read_json(arguments.detections, list[Detection]), str(arguments.detections))
         return
     if arguments.images is None:
-        raise InputError(f"--images is missing: the folder of the images that {info.file} names")
+        raise InputError(f"--images is missing: name the folder of the images in {info.file}")
     world = join_world(arguments)
     with stop_together(world):
         rows = _detect(arguments, info, world)
@@ -121,6 +123,6 @@ def _submit(arguments: Arguments, info: ImageInfo, rows: list[Detection], place:
     images = len({row.image_id for row in rows})
     CONSOLE.print(
         f"{path}: {len(rows)} detections in {images} of {len(info.file_names)} images, {path.stat().st_size / 1e6:.1f} "
-        f"MB, as the server takes {'boxes' if arguments.kind == 'bbox' else 'masks'}"
+        f"MB, in the server's format for {'boxes' if arguments.kind == 'bbox' else 'masks'}"
     )
     arguments.print_json({"zip": str(path), "detections": len(rows), "images": images})

@@ -56,7 +56,7 @@ def _beside(path: Path, what: str) -> Path:
 
 
 def _refuse_options(arguments: Arguments) -> None:
-    """Raise InputError for what a file cannot do any more."""
+    """Raise InputError for options that need the run and do not apply to an exported file."""
     for name, option in _OF_A_RUN.items():
         if getattr(arguments.options, name, None) not in (None, False, ""):
             raise InputError(f"{option} is for a RUN: leave it out, or name the run that the file was exported from")

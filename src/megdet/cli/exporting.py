@@ -30,7 +30,7 @@ def run_export(arguments: Arguments) -> None:
     arguments.print_json({**files, "passes": exported.holds})
     if not exported.holds:
         CONSOLE.print(
-            f"The proof does not hold: an AP differs by {100 * exported.proof.worst:.2f} points. Do not use it."
+            f"The proof does not hold: an AP differs by {100 * exported.proof.worst:.2f} points. Do not use the file."
         )
         raise SystemExit(1)
 

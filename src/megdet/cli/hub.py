@@ -18,7 +18,7 @@ def run_push(arguments: Arguments) -> None:
 
 
 def run_pull(arguments: Arguments) -> None:
-    """Make a run folder of a repository and print where."""
+    """Make a run folder from a repository and print its path."""
     folder = RunFolder(arguments.run or Path("runs") / arguments.name.split("/")[-1])
     with PROGRESS.status("fetching"):
         config = pull(arguments.name, folder, revision=arguments.revision)

@@ -20,7 +20,7 @@ def num_workers(arguments: Arguments) -> int:
 
 
 def run_options(arguments: Arguments) -> RunOptions:
-    """The options of a verb that are about a run on this machine; those that it lacks are as by default."""
+    """How a run uses this machine: the options of the verb, and defaults for those that the verb lacks."""
     names = [field.name for field in fields(RunOptions) if field.name != "workers" and field.name in arguments.options]
     return RunOptions(num_workers(arguments), **{name: getattr(arguments.options, name) for name in names})
 

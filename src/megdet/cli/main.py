@@ -19,7 +19,7 @@ from megdet.errors import InputError, StoppedError, nearest
 
 _PROGRAM = "megdet"
 _NOTICES = tuple(int(getattr(signal, name)) for name in ("SIGUSR1", "SIGTERM") if hasattr(signal, name))
-"""What a scheduler sends; a training has its own answer from its start on."""
+"""Signals that a scheduler sends. Here they end the program; a training, once started, handles them itself."""
 _STOPPED = f"{_PROGRAM}: interrupted; the same command goes on from the last checkpoint, if there is one"
 
 
@@ -35,21 +35,23 @@ VERBS = {
     "demo": Verb("draw the demo data, train on it, evaluate and draw what is found", "training:add_demo"),
     "train": Verb("train a detector, or go on with a run", "training:add_train"),
     "watch": Verb("look at a training from another terminal", "training:add_watch"),
-    "describe": Verb("the arithmetic of a recipe on some devices", "planning:add_describe"),
+    "describe": Verb("show how the batch of a recipe is laid out on some devices", "planning:add_describe"),
     "recipes": Verb("list the packaged recipes, or print one", "planning:add_recipes"),
-    "import": Verb("make a run folder of weights trained elsewhere", "training:add_import"),
+    "import": Verb("make a run folder from weights trained elsewhere", "training:add_import"),
     "evaluate": Verb("the COCO numbers of a run or of a file", "results:add_evaluate"),
     "detect": Verb("draw what a run finds on pictures", "results:add_detect"),
-    "compare": Verb("whether runs differ by more than noise, and in what", "comparing:add_compare"),
+    "compare": Verb("tell whether runs differ by more than noise, and where", "comparing:add_compare"),
     "report": Verb("one page of a run, or of several compared, for a browser", "comparing:add_report"),
-    "export": Verb("a run as a file that runs elsewhere, and the proof that it finds the same", "exporting:add_export"),
-    "hub": Verb("publish a run on the Hugging Face hub, or make a run folder of one that is there", "hub:add_hub"),
+    "export": Verb(
+        "write a run as one file that runs elsewhere, and prove that it finds the same", "exporting:add_export"
+    ),
+    "hub": Verb("publish a run on the Hugging Face hub, or make a run folder from a published one", "hub:add_hub"),
     "serve": Verb("a page and an HTTP endpoint that detect in images", "serving:add_serve"),
-    "ensemble": Verb("merge what several runs found, without looking again", "entries:add_ensemble"),
-    "submit": Verb("the zip of detections that the COCO server takes, checked", "entries:add_submit"),
+    "ensemble": Verb("merge the detections of several runs", "entries:add_ensemble"),
+    "submit": Verb("check detections and write the zip that the COCO server takes", "entries:add_submit"),
     "data": Verb("draw, check, describe and convert data sets", "data:add_data"),
     "analyse": Verb("measure a run: variance of gradients, sampling ratios", "science:add_analyse"),
-    "lr-test": Verb("learning-rate range test, and which warmup survives which rate", "science:add_lr_test"),
+    "lr-test": Verb("learning-rate range test; tell which rates survive with which warmup", "science:add_lr_test"),
     "plan": Verb("memory, time and communication of a run on some devices", "planning:add_plan"),
     "simulate": Verb(
         "predict the time of training on 1 to 1,024 GPUs, and the paper's own times from two of them",
@@ -57,16 +59,16 @@ VERBS = {
     ),
     "reproduce": Verb("train the rows of a table or figure of the paper and compare", "science:add_reproduce"),
     "replay": Verb("make a step of a run again and look at it: losses, gradients, images", "science:add_replay"),
-    "doctor": Verb("whether this machine is fit to train, and what to do about it", "machine:add_doctor"),
+    "doctor": Verb("check whether this machine is fit to train, and say what to mend", "machine:add_doctor"),
     "completion": Verb("the script that lets a shell complete verbs, options and keys", "machine:add_completion"),
     "verify": Verb("prove on this machine that the result does not depend on the devices", "science:add_verify"),
-    "chaos": Verb("train under kills and compare with a run that nobody disturbs", "science:add_chaos"),
+    "chaos": Verb("kill a training at random times and compare it with an undisturbed one", "science:add_chaos"),
 }
 """All verbs, in the order of the help."""
 
 
 def make_parser(called: str | None) -> Parser:
-    """The parser of all verbs; the options are those of the verb that is called."""
+    """The parser of all verbs; only the verb that is called gets its options."""
     parser = Parser(
         prog=_PROGRAM,
         description="Train object detectors with large mini-batches: count images, MegDet fits them to your devices.",
@@ -84,8 +86,8 @@ def make_parser(called: str | None) -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code.
 
-    It is 0, 2 for what the user can mend, or that of a signal: 130 (Ctrl-C), and for a training 143 (SIGTERM) and 75
-    (SIGUSR1: to be started again).
+    0: done. 2: the user can mend it. 130: stopped by Ctrl-C. A training ends with 143 after SIGTERM and with 75 after
+    SIGUSR1, which means: start it again.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     end_with_launcher()  # before torch is loaded, which takes seconds
@@ -138,7 +140,7 @@ def _run(words: list[str]) -> None:
         raise InputError(f"a verb is missing: {', '.join(VERBS)}")
     from megdet.cli.options import CONSOLE, Arguments, split_overrides
 
-    CONSOLE.stderr = getattr(options, "json", False)  # then tables and sentences are no result
+    CONSOLE.stderr = getattr(options, "json", False)  # standard output is for the JSON alone
 
     overrides = split_overrides(rest)
     if overrides and not options.takes_overrides:

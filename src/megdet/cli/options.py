@@ -26,12 +26,12 @@ class Arguments:
         return getattr(self.options, name)
 
     def print_json(self, content: Mapping[str, Any]) -> None:
-        """With --json, print this object to standard output, to which nothing else goes then."""
+        """With --json, print this object to standard output; nothing else is printed there."""
         if self.options.json:
             print(json.dumps(encode_non_finite(content), allow_nan=False))
 
     def given(self, *names: str) -> dict[str, Any]:
-        """The named options that were given; for the others the called function has defaults."""
+        """Those of the named options that were given; the called function has defaults for the others."""
         return {name: value for name in names if (value := getattr(self.options, name)) is not None}
 
 

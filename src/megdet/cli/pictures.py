@@ -1,4 +1,4 @@
-"""What evaluate and detect print and write, whatever found it."""
+"""What evaluate and detect print and write, for runs and exported files alike."""
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,7 @@ def draw_files(
 ) -> None:
     """Draw the detections of at least `score` on every picture, and write all of them into one JSON.
 
-    `tell` gets what was written and found. A file that cannot be read is left for the end. Raises InputError then.
+    `tell` gets what was written and found. Files that cannot be read are skipped; InputError at the end names them.
     """
     found: list[tuple[Path, list[dict[str, Any]]]] = []
     unreadable: list[str] = []
@@ -66,7 +66,7 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
 
 
 def _free_name(out: Path, file: Path, taken: set[Path]) -> Path:
-    """A free name for a file's picture: other files may have its name in other folders or with other suffixes."""
+    """A free name for a file's picture: files in other folders or with other suffixes may share its name."""
     names = itertools.chain((file.stem, file.name, f"{file.parent.name}_{file.name}"), itertools.count(2))
     paths = (out / (f"{file.stem}_{name}.png" if isinstance(name, int) else f"{name}.png") for name in names)
     return next(path for path in paths if path not in taken)

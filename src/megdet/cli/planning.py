@@ -1,4 +1,4 @@
-"""The verb that plans a run: plan."""
+"""The verb plan."""
 
 import json
 import shlex
@@ -21,10 +21,10 @@ _SHOWN = 12
 
 
 def run_plan(arguments: Arguments) -> None:
-    """Measure what is not given, plan, print."""
+    """Measure what the options do not give, plan the run, print the plan."""
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     if arguments.measured is not None and arguments.seconds_per_image is not None:
-        raise InputError("--measured and --seconds-per-image: give one of them")
+        raise InputError("--measured and --seconds-per-image: give only one of them")
     plan = make_plan(
         recipe,
         Limits(

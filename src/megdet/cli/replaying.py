@@ -1,4 +1,4 @@
-"""The verb that makes a step of a run again: replay."""
+"""The verb replay: makes a step of a run again."""
 
 import json
 import math
@@ -12,11 +12,11 @@ from megdet.files import make_folder, write_json_atomically
 from megdet.studies.replay.replay import Replay, Request, replay
 
 _SHOWN = 20
-"""Images in the table, those of the largest losses."""
+"""Images in the table: those with the largest losses."""
 
 
 def run_replay(arguments: Arguments) -> None:
-    """Make the step, print what is seen; exit code 1 if it is not what metrics.jsonl says."""
+    """Make the step again and print its numbers; exit code 1 if they are not those in metrics.jsonl."""
     folder = Path(arguments.run)
     out = arguments.out or folder / "replay" / f"step_{arguments.step:08d}"
     request = Request(
@@ -85,7 +85,7 @@ def _first_fault(found: Replay) -> str:
         if not math.isfinite(value)
     ]
     if wrong:
-        return f"the output of every layer is finite, the loss {wrong[0]} is not"
+        return f"every layer's output is finite, but the loss {wrong[0]} is not"
     if found.wrong_gradients:
         name = found.wrong_gradients[0]
         return f"every loss is finite; in the backward the first gradient that is not is that of {name}"

@@ -1,4 +1,4 @@
-"""The verb that repeats the paper: reproduce."""
+"""The verb reproduce: trains the rows of the paper's tables and figures."""
 
 import json
 from pathlib import Path

@@ -72,10 +72,10 @@ def _evaluate_run(arguments: Arguments, folder: RunFolder, world: World) -> None
 
 
 def overrides_here(overrides: dict[str, str], folder: RunFolder, world: World) -> dict[str, str]:
-    """The overrides, plus float32 if the run is in bfloat16 and rank 0's machine is slow at it; prints that.
+    """The overrides, plus float32 if the run is in bfloat16 and rank 0's machine is slow at it, which is printed.
 
-    Every rank calls it and gets the same, so that the detections do not depend on the number of ranks. A precision in
-    the overrides stays.
+    Every rank calls this and gets the same answer, so detections do not depend on the number of ranks. A precision
+    among the overrides stays.
     """
     changed, sentence = world.on_first(lambda: precision_here(folder, overrides, world.device))
     if sentence:

@@ -1,4 +1,4 @@
-"""The verb that predicts times on clusters: simulate."""
+"""The verb simulate: predicts times on clusters."""
 
 import json
 from dataclasses import replace
@@ -66,10 +66,10 @@ def _machine(given: dict[str, Any]) -> Machine:
     machine = machine_of(given.pop("device", "h200"))
     fraction = given.pop("fraction", machine.fraction)
     if not 0 < fraction <= 1:
-        raise InputError(f"--fraction {fraction:g}: it must be above 0 and at most 1")
+        raise InputError(f"--fraction {fraction:g} must be above 0 and at most 1")
     overhead = given.pop("overhead", 1e3 * machine.overhead)
     if overhead < 0:
-        raise InputError(f"--overhead {overhead:g}: it must be at least 0")
+        raise InputError(f"--overhead {overhead:g} must be at least 0")
     return replace(machine, fraction=fraction, overhead=overhead / 1e3)
 
 
@@ -85,13 +85,13 @@ def _print_paper(constants: Constants, predictions: list[Prediction]) -> None:
     CONSOLE.print(table)
     CONSOLE.print(
         f"Two rows set two constants: {constants.fraction:.1%} of the TITAN Xp's peak, and "
-        f"{constants.fixed_hours:.1f} h of a run that do not shrink. All else is published or counted."
+        f"{constants.fixed_hours:.1f} h of a run that more GPUs do not shorten. All else is published or counted."
     )
     CONSOLE.print(_count(predictions) + ".")
     rule = plain_rule()
     CONSOLE.print(
         f"Plain rule: hours = {rule.fixed_hours:.2f} + {rule.slope:.2f} epochs / GPUs, set by the same two rows, knows "
-        f"nothing of steps: {_count(by_rule)}. The cost model is for what the rule cannot say: other GPUs and "
+        f"no steps: {_count(by_rule)}. The cost model is for what the rule cannot say: other GPUs and "
         "networks, memory, the parts of a step, where more devices stop paying."
     )
     for prediction in predictions:
@@ -135,7 +135,7 @@ def _print_scaling(machine: Machine, points: list[Point], asked: Asked) -> None:
     if not asked.bn_size:
         CONSOLE.print("Frozen statistics need no groups: a device's share is one micro-batch, or as few as fit.")
     CONSOLE.print(
-        "GB of a device: state, a bucket of gradients on its way, and what a micro-batch on the largest canvas keeps "
+        "GB of a device: state, one bucket of gradients being sent, and what a micro-batch on the largest canvas keeps "
         f"for the backward, counted in {8 * machine.value_bytes} bits; it fits in {USABLE:.0%} of "
         f"{machine.memory / 1e9:g} GB."
     )

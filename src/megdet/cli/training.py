@@ -30,7 +30,7 @@ def run_demo(arguments: Arguments) -> None:
 
 
 def _precision_of_demo(arguments: Arguments, world: World) -> tuple[str, str]:
-    """As asked for, else as the run began, else the faster one here; and a sentence about the choice."""
+    """The precision asked for, else that of the begun run, else the faster one here; and a sentence on the choice."""
     if "precision" in arguments.overrides:
         return arguments.overrides["precision"], ""
     folder = RunFolder(arguments.run)
@@ -67,11 +67,11 @@ def _train(arguments: Arguments, name: str, path: Path) -> None:
 
 
 def run_import(arguments: Arguments) -> None:
-    """Make a run folder of torchvision's or detectron2's weights."""
+    """Make a run folder from torchvision's or detectron2's weights."""
     base = load_recipe("megdet-r50", {"bn_size": "0", **arguments.overrides})
     folder = RunFolder(arguments.run)
     if folder.read_recipe() is not None:
-        raise InputError(f"{folder.path}: it holds a run already; choose another --run folder")
+        raise InputError(f"{folder.path} holds a run already; choose another --run folder")
     cpu = torch.device("cpu")
     if arguments.source == "torchvision":
         classes = import_torchvision(arguments.weights, folder, base, arguments.norm_eps, cpu)

@@ -1,4 +1,4 @@
-"""The verb that proves the contract: verify."""
+"""The verb verify."""
 
 import json
 
@@ -11,7 +11,7 @@ from megdet.recipe_file import load_recipe
 
 
 def run_verify(arguments: Arguments) -> None:
-    """Train, compare, print the verdict; exit code 1 if the contract is broken."""
+    """Train on several numbers of devices, compare, print the verdict; exit code 1 if results depend on the devices."""
     recipe = load_recipe(arguments.recipe or "verify", arguments.overrides)
     cases = chosen_cases(arguments.cases or ("base" if arguments.recipe else "all"), recipe)
     verdict = verify(

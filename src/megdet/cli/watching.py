@@ -1,4 +1,4 @@
-"""The verb that looks at a run from another terminal: watch."""
+"""The verb watch: shows a run from another terminal."""
 
 import json
 import time
@@ -16,7 +16,7 @@ _SECONDS_BETWEEN_LOOKS = 1.0
 
 
 def run_watch(arguments: Arguments) -> None:
-    """Show a run until it is done or Ctrl-C is pressed; with --once, or where no terminal is, once."""
+    """Show a run until it is done or Ctrl-C is pressed; with --once, or without a terminal, show it once."""
     run = WatchedRun(Path(arguments.run))
     terminal = Terminal(wraps=True)
     if arguments.once or arguments.json or not takes_screen(terminal):

@@ -1,1 +1,1 @@
-"""The proof that a result does not depend on the devices."""
+"""Checks that results do not depend on the devices."""

@@ -27,13 +27,13 @@ class Case:
     what: str
     change: Callable[[Recipe], Recipe] = _same
     devices: tuple[int, ...] = ()
-    """the counts to try besides the first, as far as they are asked for, else the last one; empty = all"""
+    """numbers of devices to try besides the first, if asked for, else the last one asked for; empty = all"""
     lane_width: int = 0
-    """forced; counts that are no multiple of it are left out"""
+    """forced lane width; numbers of devices that are not a multiple of it are left out"""
     reference: str = ""
-    """the case that it must equal; empty = itself"""
+    """the case whose result it must equal; empty = its own on the first number of devices"""
     stops: str = ""
-    """moved = stopped half-way and resumed on another count; same = on the same count, bitwise"""
+    """moved = stopped half-way and resumed on another number of devices; same = on the same number, bitwise"""
 
 
 def _bn(size: int) -> Callable[[Recipe], Recipe]:
@@ -60,7 +60,7 @@ def _head_norms(recipe: Recipe) -> Recipe:
 
 
 def _detector_of(name: str) -> Callable[[Recipe], Recipe]:
-    """The detector of a packaged recipe, a small one of another kind."""
+    """Take the detector of a packaged recipe, a small one of another kind."""
     return lambda recipe: replace(recipe, model=load_recipe(name).model)
 
 
@@ -73,7 +73,7 @@ def _multi_scale(recipe: Recipe) -> Recipe:
 
 
 def _repeated_looks(recipe: Recipe) -> Recipe:
-    """Iterative box regression and box voting, where the detector has a second stage."""
+    """Iterative box regression and box voting, if the detector has a second stage."""
     looks = {
         name: replace(section, test_iterations=1, vote_iou=0.5)
         for name, section in vars(recipe.model).items()
@@ -118,7 +118,7 @@ def _noise_of_steps(recipe: Recipe) -> Recipe:
 
 
 def _watch(recipe: Recipe) -> Recipe:
-    """This watch leaves out two healthy updates of twenty, one before a run is stopped half-way and one after."""
+    """A watch that leaves out two healthy updates of twenty: one before and one after a stop half-way."""
     return replace(_averages(recipe), watch=Watch(window=3, explodes_at=2.0))
 
 
@@ -177,7 +177,7 @@ CASES = {
     "resume": Case("stopped half-way, gone on with on another count", _averages, reference="averages", stops="moved"),
     "new-process": Case("stopped half-way, gone on with in new processes: bitwise", devices=(4,), stops="same"),
 }
-"""Name -> case, in the order of the trials; every kind of detector has them."""
+"""Name -> case, in the order of the trials; for every kind of detector."""
 
 SHORT = ("base", "bn-all", "agvm", "resume", "new-process")
 """Cases that take about a minute together."""
@@ -206,7 +206,7 @@ class Trial:
 
     @property
     def has_other_layout(self) -> bool:
-        """Whether it is compared with a run of another layout."""
+        """Whether the run is compared with a run of another layout."""
         return any(run.layout != own.layout for run in self.runs for own in self.reference)
 
 
@@ -220,7 +220,7 @@ class LeftOut:
 
 
 def chosen_cases(words: str, recipe: Recipe) -> tuple[str, ...]:
-    """The cases of a recipe by `all`, `short` or NAME,NAME. Raises InputError for an unknown name."""
+    """The names of cases for `all`, `short` or NAME,NAME. Raises InputError for an unknown name."""
     cases = cases_of(recipe)
     if words in ("all", "short"):
         return tuple(cases) if words == "all" else SHORT
@@ -236,8 +236,9 @@ def trials(
 ) -> list[Trial]:
     """All trials, each once; the reference of a case comes first.
 
-    `lane_width` is forced on every count, except on the first, the reference, if it does not divide that. Checkpoints
-    go into `folder`. Raises InputError for an impossible recipe or layout, and if nothing would be compared.
+    `lane_width` is forced on every number of devices, except on the first (the reference) if it does not divide that.
+    Checkpoints go into `folder`. Raises InputError for an impossible recipe or layout, and if nothing would be
+    compared.
     """
     first, cases = devices[0], cases_of(recipe)
     forced = first if lane_width and first % lane_width else 0
@@ -289,7 +290,7 @@ def trials(
 
 
 def left_out(recipe: Recipe, planned: Sequence[Trial], names: Sequence[str], devices: Sequence[int]) -> list[LeftOut]:
-    """The cases that are not tried on every count that was asked for, and why."""
+    """The cases that are not tried on every number of devices asked for, and why."""
     found = []
     for name, case in cases_of(recipe).items():
         tried = {run.ranks for trial in planned if trial.case == name for run in trial.runs}
@@ -301,7 +302,7 @@ def left_out(recipe: Recipe, planned: Sequence[Trial], names: Sequence[str], dev
         elif case.lane_width:
             reasons = [
                 (uneven, f"{case.lane_width} does not divide them"),
-                (even, f"there it is case {case.reference}"),
+                (even, f"the same as case {case.reference} there"),
             ]
         else:
             reasons = [(missing, "to save time")]

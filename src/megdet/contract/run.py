@@ -1,4 +1,4 @@
-"""The work of one rank for `megdet verify`: a short training by the code of every run, and its results."""
+"""The work of one rank for `megdet verify`: a short training with the code of any other run, and its results."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from megdet.training.run import RunOptions, open_run
 from megdet.training.trainer import Trainer, digest
 
 Leak = Callable[[Trainer, World], None]
-"""A change of a trainer before its first step that makes the result depend on the devices: a control for `verify`."""
+"""Changes a trainer before its first step so that the result depends on the devices: a control for `verify`."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class Training:
     recipe: Recipe
     ranks: int
     lane_width: int | None
-    """forced; None = chosen as in any other run"""
+    """forced lane width; None = chosen as in any other run"""
     steps: tuple[int, int]
     """the first step, and the end (not included)"""
     folder: Path | None = None
-    """where its checkpoint is saved, or read if the first step is not 0"""
+    """the run folder where its checkpoint is saved, or read if the first step is not 0"""
 
     @property
     def layout(self) -> Layout:
@@ -46,14 +46,14 @@ class Trained:
     """The results of a run, on rank 0."""
 
     gradients: dict[str, Tensor]
-    """of its first step, summed over ranks and clipped"""
+    """gradients of the first step, summed over ranks and clipped"""
     reported: list[dict[str, Tensor]]
     """losses, counts, gradient norm and whether the update was left out, of every step"""
     rates: list[float]
     state: dict[str, Tensor]
-    """weights, buffers, momentum, averages, and what AGVM, noise scale and watch remember, after the last step"""
+    """weights, buffers, momentum, averages, and the state of AGVM, noise scale and watch, after the last step"""
     detections: list[Result]
-    """with the final weights, or with their averages"""
+    """detections with the final weights, or with their averages"""
     unmoved: list[str]
     """trained tensors that are bitwise the same as at the start"""
     drifted: list[int]
@@ -100,13 +100,13 @@ def run_steps(world: World, training: Training, leak: Leak | None = None) -> Tra
 
 
 def make_every_layer_count(trainer: Trainer) -> None:
-    """Set weights with which every layer matters, so that a fault in it shows.
+    """Set weights with which every layer affects the result, so that a fault in it shows.
 
     A new residual block ends in a norm of weight 0, and new heads have tiny weights.
     """
     with torch.no_grad():
         for parameter in trainer.model.backbone.parameters():
-            if not parameter.any():  # of a layer's inputs it makes their mean, halved
+            if not parameter.any():  # the layer then gives half the mean of its inputs
                 parameter.fill_(0.5 / parameter[0].numel())
         for layer, factor in trainer.model.small_start.items():
             trainer.model.get_parameter(f"{layer}.weight").mul_(factor)

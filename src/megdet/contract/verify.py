@@ -1,4 +1,4 @@
-"""The proof of the contract: the same recipe, trained by real processes on several device counts, and compared.
+"""Proof that results do not depend on the devices: a recipe is trained on several numbers of devices and compared.
 
 The difference of two tensors is max|a - b| / max(max|a|, 1e-6), where a is the run on the first count. In float64
 everything that a step changes agrees to 1e-9 after all steps. In float32 the first step's losses and gradients agree to
@@ -39,7 +39,7 @@ _HANGS_AFTER = 3600.0
 
 @dataclass(frozen=True)
 class Comparison:
-    """The verdict on one layout of one case."""
+    """The result of comparing one layout of one case."""
 
     case: str
     devices: int
@@ -48,16 +48,16 @@ class Comparison:
     lane_width: int
     rounds: int
     difference: float
-    """the largest one that is judged"""
+    """the largest difference that counts for the verdict"""
     where: str
     later_difference: float | None
-    """the largest one that is only reported: in float32, after the first step"""
+    """the largest difference that is only reported: in float32, after the first step"""
     fault: str
     """the first fault, or "" """
     of_kind: dict[str, float]
-    """gradient, reported, rate, weights, buffers, momentum, averages, agvm, noise, watch, detections -> the largest"""
+    """largest difference of gradient, reported, rate, weights, buffers, momentum, averages, agvm, noise, watch, ..."""
     compared_with: Literal["nothing", "same layout", "another layout"] = "another layout"
-    """nothing: it is the reference, which can only have faults of its own"""
+    """`nothing` is for the reference, which can only have faults of its own"""
 
     @property
     def passes(self) -> bool:
@@ -67,7 +67,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What `verify` found."""
+    """The results of `verify`."""
 
     rows: list[Comparison]
     limit: float
@@ -80,11 +80,11 @@ class Verdict:
 
     @property
     def worst(self) -> Comparison:
-        """The row of the largest difference."""
+        """The row with the largest difference."""
         return max(self.rows, key=lambda row: row.difference)
 
     def count(self, compared_with: str) -> int:
-        """How many runs have this value of `compared_with`."""
+        """Number of runs with this value of `compared_with`."""
         return sum(row.compared_with == compared_with for row in self.rows)
 
     def sentence(self) -> str:
@@ -139,7 +139,7 @@ def verify(
         cases: names out of `cases_of(recipe)`.
         steps: optimizer steps of a run.
         lane_width: force it (except on the first count, if it does not divide that).
-        dtype: of the arithmetic; it also sets the limit.
+        dtype: the dtype of the arithmetic; it also sets the limit.
         break_with: applied to every trainer before its first step; a control that must fail.
         progress: called with a line after every run.
 
@@ -208,7 +208,7 @@ class _Difference:
 
     @property
     def is_broken(self) -> bool:
-        """Whether a number is not finite or a tensor is missing; a different list of detections is not meant."""
+        """Whether a number is not finite or a tensor is missing; a different list of detections does not count."""
         return self.value == math.inf and self.kind != "detections"
 
 
@@ -216,7 +216,7 @@ def _judge(trial: Trial, reference: Trained, trained: Trained, dtype: str) -> Co
     run, limit = trial.runs[-1], 0.0 if trial.is_bitwise else LIMITS[dtype]
     found = list(_differences(reference, trained))
     judges_all = dtype == "float64" or trial.is_bitwise
-    # a near-tie may change the list of detections, but it makes no number infinite
+    # a near-tie may change the list of detections, but cannot make a number infinite
     judged = [own for own in found if judges_all or own.is_of_first_step or own.is_broken]
     later = [own.value for own in found if not (judges_all or own.is_of_first_step or own.value == math.inf)]
     worst = max(judged, key=lambda own: own.value)
@@ -244,7 +244,7 @@ def _fault(trained: Trained, judged: Sequence[_Difference], limit: float) -> str
     for own in judged:
         if own.value > limit:
             if own.value == math.inf:
-                return f"{own.where} is not finite or not the same kind of thing"
+                return f"{own.where} is not finite, or missing, or of another shape"
             return f"{own.where} differs by {own.value:.2g}, allowed {limit:g}"
     if trained.unmoved:
         others = f", nor did {len(trained.unmoved) - 1} other trained tensor(s)" if trained.unmoved[1:] else ""
@@ -274,7 +274,7 @@ def _by_name(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> Iterator[tup
 
 
 def of_detections(ours: Sequence[Result], theirs: Sequence[Result]) -> Iterator[tuple[str, float]]:
-    """How far two lists of detections are apart, by what is compared; infinite where the objects are others."""
+    """Differences of two lists of detections, by what is compared; infinite if the objects are different."""
     identities = [[(own["image_id"], own["category_id"]) for own in found] for found in (ours, theirs)]
     if identities[0] != identities[1]:
         yield "images and categories", math.inf

@@ -1,7 +1,7 @@
-"""The objects of all images in columns, from which those of one image are cut when they are asked for.
+"""The objects of all images in columns; the objects of one image are cut out on demand.
 
-A Python object for every image would be sent to each loading process one by one, and a forked process would copy the
-memory of all it looks at.
+Python objects, one an image, would be pickled one by one for each loading process, and a forked process would copy the
+memory of every object that it reads.
 """
 
 from collections.abc import Sequence
@@ -25,9 +25,9 @@ class Annotations:
     is_crowd: NDArray[np.bool_]
     """(n,): one box around many objects; never a training target"""
     areas: NDArray[np.float32]
-    """(n,): square pixels, the file's `area` (of the mask) or width * height where it is missing"""
+    """(n,): square pixels: the file's `area` (of the mask), or width * height if the file has none"""
     annotation_ids: tuple[int | str, ...]
-    """as they come"""
+    """as in the file"""
 
 
 class AnnotationTable(Sequence[Annotations]):
@@ -35,10 +35,10 @@ class AnnotationTable(Sequence[Annotations]):
 
     Args:
         counts: (images,) objects of each image.
-        boxes, labels, is_crowd, areas: as in `Annotations`, those of the first image first.
-        annotation_ids: as they come, in the same order; integers of 64 bits or objects.
-        segmentations: of all objects of the file; None where nobody asked for them.
-        places: (objects,) where each object is among them, where they are there.
+        boxes, labels, is_crowd, areas: as in `Annotations`, image after image.
+        annotation_ids: as in the file, in the same order; 64-bit integers or objects.
+        segmentations: of all objects of the file; None if they were not asked for.
+        places: (objects,) index of each object's segmentation in `segmentations`; None without them.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class AnnotationTable(Sequence[Annotations]):
         )
 
     def segmentations_of(self, index: int) -> list[Segmentation]:
-        """Those of the objects of one image, in the order of its `Annotations`; they must have been asked for."""
+        """The segmentations of one image, in the order of its `Annotations`. Raises ValueError if not read."""
         if self.segmentations is None or self.places is None:
             raise ValueError("the data set was read without masks")
         return [self.segmentations[place] for place in self.places[self._rows(index)].tolist()]

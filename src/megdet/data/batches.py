@@ -1,8 +1,8 @@
-"""What loading processes hand over, waited for with patience that ends.
+"""Batches from loading processes, some of which may be killed or hang.
 
-A batch travels in shared memory. Where that has no room for it, as in a container with 64 MB of it, the batch goes
-through the pipe that otherwise carries its address. Where a process was killed, all are started anew and what had not
-arrived is loaded again: an item depends on its place alone. One that hangs is not waited for without end.
+A batch travels in shared memory. If that has no room, as in a container with 64 MB of it, the batch goes through the
+pipe that otherwise carries its address. If a process was killed, all are started again and load the batches that had
+not arrived: a batch depends only on its place in the order. A process that hangs is given up after `LONGEST_WAIT`.
 """
 
 import multiprocessing
@@ -26,18 +26,18 @@ from megdet.errors import InputError
 from megdet.structures import Batch
 
 LOOK_SECONDS = 5.0
-"""Between two looks at the loading processes while a batch is waited for."""
+"""Seconds between two checks of the loading processes while a batch is waited for."""
 LONGEST_WAIT = 600.0
-"""Seconds after which a batch is given up; an image takes a fraction of one."""
+"""Seconds after which a batch is given up; an image takes a fraction of a second."""
 RESTARTS_IN_A_ROW = 3
-"""Times that the loading processes are started anew while no batch arrives."""
+"""Restarts of the loading processes in a row without a batch."""
 MOST_RESTARTS = 30
-"""Times that they are started anew at all: a machine on which more die has another trouble."""
+"""Restarts of the loading processes in all: if more die, the machine has another problem."""
 
 _DYING_SECONDS = 10.0
 _SHARED_MEMORY = Path("/dev/shm")
 _KEPT_FREE = 2.0
-"""Batches for which there must be room before one is put there: others fill it at the same time."""
+"""Batches for which shared memory must have room before one is put there: other processes fill it too."""
 
 
 class Loaded(NamedTuple):
@@ -50,7 +50,7 @@ class Loaded(NamedTuple):
 
 
 class Pickled(NamedTuple):
-    """The same in bytes."""
+    """A pickled `Loaded`, for the pipe."""
 
     loaded: bytes
 
@@ -60,32 +60,32 @@ class _DeadProcessError(Exception):
 
 
 def handed_over(batch: Batch, notices: list[str], replaced: list[Replaced]) -> Loaded | Pickled:
-    """A batch on its way from this process to the training, which may be the same process."""
+    """A batch in the form in which this process sends it to the training, which may be the same process."""
     if get_worker_info() is None:
         return Loaded(batch, notices, replaced)
     if _has_room(sum(tensor.nbytes for tensor in batch.tensors())):
         try:
             for tensor in batch.tensors():
                 tensor.share_memory_()  # type: ignore[no-untyped-call]
-        except RuntimeError:  # another process was quicker
+        except RuntimeError:  # another process took the room
             pass
         else:
             return Loaded(batch, notices, replaced)
     total = shutil.disk_usage(_SHARED_MEMORY).total / 1e6 if _SHARED_MEMORY.exists() else 0.0
     slow = (
         f"the shared memory ({_SHARED_MEMORY}, {total:.0f} MB) has no room for the batches that loading processes keep "
-        "ready: they go through pipes, which takes longer; a container is given more with --shm-size, for example 8g"
+        "ready: they go through pipes, which is slower; give a container more with --shm-size, for example 8g"
     )
     return Pickled(pickle.dumps(Loaded(batch, [*notices, slow], replaced), pickle.HIGHEST_PROTOCOL))
 
 
 def received(loader_from: "Callable[[int], DataLoader[Any]]", restarted: Callable[[str], None]) -> Iterator[Loaded]:
-    """The items of a loader, in their order, whatever happens to its processes.
+    """The items of a loader in their order, also if some of its processes are killed.
 
-    `loader_from(n)` makes a loader of what follows the first n items; its timeout is LOOK_SECONDS, where it has
-    processes. `restarted` is told, in a sentence, when they are started anew.
+    `loader_from(n)` makes a loader of all items but the first n; with processes its timeout is LOOK_SECONDS.
+    `restarted` is called with a sentence about each restart of the processes.
 
-    Raises InputError where that has been done too often, or where nothing comes for LONGEST_WAIT.
+    Raises InputError after too many restarts, or if no item comes for LONGEST_WAIT.
     """
     done, restarts, in_a_row = 0, 0, 0
     while True:
@@ -97,8 +97,8 @@ def received(loader_from: "Callable[[int], DataLoader[Any]]", restarted: Callabl
             restarts, in_a_row = restarts + 1, in_a_row + 1
             if in_a_row > RESTARTS_IN_A_ROW or restarts > MOST_RESTARTS:
                 raise InputError(
-                    f"{death}, and loading was started anew {restarts - 1} times before: if memory is short, fewer "
-                    "--workers take less; the same command goes on from the last checkpoint"
+                    f"{death}, and loading was started anew {restarts - 1} times before: if memory is short, give "
+                    "fewer --workers; the same command goes on from the last checkpoint"
                 ) from None
             restarted(f"{death}: its batches are loaded again by a new one")
         else:
@@ -113,7 +113,7 @@ def _items(loader: "DataLoader[Any]") -> Iterator[Loaded]:
         items = iter(loader)
     processes = [process for process in multiprocessing.active_children() if process not in before]
     if threading.current_thread() is threading.main_thread():
-        # torch's own handler raises wherever the training happens to be; here a dead process is noticed in its turn
+        # torch's own handler would raise anywhere in the training; here a dead process is noticed when it is its turn
         signal.signal(signal.SIGCHLD, handler)
     while True:
         try:
@@ -121,14 +121,14 @@ def _items(loader: "DataLoader[Any]") -> Iterator[Loaded]:
         except StopIteration:
             return
         except _DeadProcessError:
-            for process in processes:  # the dead one may have held a lock, for which the others would wait
+            for process in processes:  # a dead process may hold a lock that the others wait for
                 process.kill()
             raise
         yield pickle.loads(item.loaded) if isinstance(item, Pickled) else item
 
 
 def prepare_process(_number: int) -> None:
-    """Let a process that loads images live on when a signal reaches the whole run, and end with its loader."""
+    """Let a loading process ignore signals that reach the whole run, and end with its loader."""
     end_by_parent_only()
     end_with_parent()
 
@@ -141,7 +141,7 @@ def _next(items: Iterator[Any], processes: list[BaseProcess]) -> Loaded | Pickle
             return item
         except (RuntimeError, OSError, EOFError) as error:
             is_late = isinstance(error, RuntimeError) and "timed out" in str(error)
-            if not is_late:  # a process that is just dying may have caused it
+            if not is_late:  # the cause may be a process that is dying just now
                 wait([process.sentinel for process in processes], _DYING_SECONDS)
             if dead := next((process for process in processes if _has_died(process)), None):
                 _raise_death(dead)

@@ -1,8 +1,8 @@
 """Training images kept as files of raw pixels, so that later epochs need not decode or resize them again.
 
-Which images are kept follows from their sizes and the limit alone, so workers, ranks and machines that share a folder
-agree without talking. A file is replaced as a whole. It is used only if its image has not changed, if the same
-versions of the same libraries made it and if its checksum is right; otherwise it is made anew.
+Which images are kept depends only on their sizes and the limit, so workers, ranks and machines that share a folder
+agree without communication. A file is replaced as a whole. It is used only if its image has not changed, the same
+versions of the same libraries made it and its checksum is right; otherwise it is made again.
 """
 
 import hashlib
@@ -58,16 +58,16 @@ class ImageCache:
         self._notices: list[str] = []
 
     def pixels(self, index: int, path: Path, kind: str, make: Callable[[], _Pixels]) -> _Pixels:
-        """What `make` gives for the image at a place of the data set, from its file if there is one; may be written to.
+        """The pixels that `make` gives for image `index`, from the cache file if there is one; may be written to.
 
-        `kind` tells apart what is made of one image.
+        `kind` names the form of the pixels (`decoded`, `resized to ...`): an image may be cached in several forms.
         """
         if index >= self.num_kept:
             return make()
         try:
             status = path.stat()
         except OSError:
-            return make()  # which knows what to say
+            return make()  # its error says what is wrong
         key = hashlib.sha256(os.fsencode(f"{kind}\n{path.absolute()}")).hexdigest()[:32]
         file = self.folder / key[:2] / f"{key}.pixels"
         stamp = self._libraries, status.st_mtime_ns, status.st_size
@@ -78,7 +78,7 @@ class ImageCache:
         return pixels
 
     def take_notices(self) -> list[str]:
-        """What the user should know of since the last call, a line each."""
+        """Messages for the user since the last call, a line each."""
         taken, self._notices = self._notices, []
         return taken
 
@@ -94,7 +94,7 @@ class ImageCache:
                 return None
             if magic == _MAGIC and len(pixels) == 3 * height * width and _checksum(pixels) == checksum:
                 return pixels.reshape(height, width, 3)
-        self._notices.append(f"{file}: this cached copy of {path} is damaged and is made anew; is the disk sound?")
+        self._notices.append(f"{file}: this cached copy of {path} is damaged and is made again; is the disk sound?")
         return None
 
     def _write(self, file: Path, stamp: tuple[bytes, int, int], pixels: _Pixels) -> None:
@@ -108,7 +108,7 @@ class ImageCache:
         except OSError as error:
             self._is_written = False
             self._notices.append(
-                f"{self.folder}: no more images can be cached ({reason_of(error)}); the run goes on without; "
+                f"{self.folder}: no more images can be cached ({reason_of(error)}); the run goes on without them; "
                 "free space or lower data.cache_gib"
             )
 

@@ -31,7 +31,7 @@ from megdet.errors import InputError, shown
 
 _THREADS = 8
 _PIXELS_AT_ONCE = MAX_PIXELS
-"""Of the images that are decoded together; a larger one is decoded alone."""
+"""Pixels of the images that are decoded at the same time; a larger image is decoded alone."""
 
 _Row = TypeVar("_Row", CategoryRow, ImageRow, ObjectRow)
 
@@ -60,10 +60,10 @@ def check_dataset(
     allow_outside_files: bool = False,
     with_masks: bool = False,
 ) -> list[Problem]:
-    """All problems of a COCO instances file and its images, fatal ones first; every image is decoded.
+    """All problems of a COCO instances file and of its images, fatal ones first; every image is decoded.
 
-    Never raises for bad data: what cannot be read is a problem too. The keys are those of `load_coco`; without masks,
-    those of segmentations are warnings.
+    Never raises for bad data: a file that cannot be read is a problem too. The arguments are those of `load_coco`;
+    without masks, problems of segmentations are warnings.
     """
     try:
         content = content_of(annotations_file)
@@ -78,7 +78,7 @@ def check_dataset(
 
 
 class _Checker:
-    """Collects problems; what later checks need of the sound rows is kept in tables by id."""
+    """Collects problems; keeps the sound rows in tables by id for later checks."""
 
     def __init__(self, annotations_file: Path, image_folder: Path, max_pixels: int, allow_outside_files: bool) -> None:
         self.file = annotations_file
@@ -131,7 +131,7 @@ class _Checker:
         file: Path | None = None,
         at: tuple[object, object] = (None, None),
     ) -> None:
-        """Note a problem; `at` is an image id and an annotation id as they stand in the file, of any type."""
+        """Add a problem; `at` is an image id and an annotation id as they are in the file, of any type."""
         image_id, annotation_id = (value if is_id(value) else None for value in at)
         self.problems.append(Problem(kind, fatal, file or self.file, image_id, annotation_id, message))
 

@@ -7,10 +7,10 @@ from megdet.errors import InputError, nearest
 
 
 def category_ids_for(class_names: Sequence[str], dataset: CocoDataset) -> list[int | None]:
-    """The data set's category id of each of the detector's classes, matched by name; None where it has no such class.
+    """The data set's category id for each class of the detector, matched by name; None if the data set lacks it.
 
-    Raises InputError when the data set has a class that the detector does not know, or two of one name that it does
-    not have in the same order.
+    Raises InputError if the data set has a class that the detector does not know, or two classes of one name that the
+    detector does not have in the same order.
     """
     if tuple(class_names) == dataset.class_names:
         return list(dataset.category_ids)
@@ -23,5 +23,7 @@ def category_ids_for(class_names: Sequence[str], dataset: CocoDataset) -> list[i
         )
     twice = next((name for name in ids if max(class_names.count(name), dataset.class_names.count(name)) > 1), None)
     if twice is not None:
-        raise InputError(f"{dataset.annotations_file}: more than one class is called '{twice}', so names do not tell")
+        raise InputError(
+            f"{dataset.annotations_file}: two classes are called '{twice}', so classes cannot be matched by name"
+        )
     return [ids.get(name) for name in class_names]

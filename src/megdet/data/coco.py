@@ -1,7 +1,7 @@
 """COCO data sets: what a detector is trained and scored on.
 
-`load_coco` refuses what cannot be meant (`megdet data check` lists all of it); it repairs two things that the original
-COCO files need: boxes are clipped to the image, and boxes without area are dropped and counted.
+`load_coco` refuses invalid files (`megdet data check` lists all their faults). Two faults, which the original COCO
+files have, it repairs: boxes are clipped to the image, and boxes without area are dropped and counted.
 """
 
 import json
@@ -28,10 +28,10 @@ from megdet.files import replace_file
 from megdet.recipe import Data
 
 EDGE_TOLERANCE = 1.0
-"""pixels: boxes of labelling tools end up to one pixel outside their image"""
+"""pixels by which a box may leave its image: labelling tools draw up to one pixel outside"""
 
 _UNREAD = 1 << 20
-"""A size in pixels that cuts no box."""
+"""Height and width assumed for an image whose size is unknown: large enough to clip no box."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class CocoDataset:
     class_names: tuple[str, ...]
     """in the order of the category ids"""
     category_ids: tuple[int, ...]
-    """ascending, with whatever gaps the file has"""
+    """ascending; there may be gaps"""
     image_ids: tuple[int | str, ...]
     file_names: tuple[str, ...]
     """relative to `image_folder`"""
@@ -63,7 +63,7 @@ class CocoDataset:
 
 
 def training_set(data: Data, *, masks: MaskUse) -> CocoDataset:
-    """The images that a recipe trains on; with all masks every object has one, a crowd too. Raises InputError."""
+    """The images that a recipe trains on. Raises InputError, for missing masks (of crowds too) if `masks` is all."""
     dataset = load_coco(
         Path(data.train_annotations),
         Path(data.train_images),
@@ -79,7 +79,7 @@ def training_set(data: Data, *, masks: MaskUse) -> CocoDataset:
 
 
 def validation_set(data: Data, *, with_masks: bool) -> CocoDataset:
-    """The images that a recipe evaluates on; with masks every object has one, a crowd too. Raises InputError."""
+    """The images that a recipe evaluates on. Raises InputError, for missing masks (of crowds too) if `with_masks`."""
     dataset = load_coco(
         Path(data.val_annotations),
         Path(data.val_images),
@@ -102,22 +102,22 @@ def load_coco(
     with_masks: bool = False,
     most_lost: float | None = None,
 ) -> CocoDataset:
-    """Read a COCO instances file and the sizes of its images; both are remembered in the user's cache folder.
+    """Read a COCO instances file and the sizes of its images; both are cached in the user's cache folder.
 
     Args:
         annotations_file: the JSON file.
         image_folder: where its images are.
-        keep_empty: keep images without a box that can be a target (none at all, crowds only, none with area) too.
+        keep_empty: also keep images without a target (no box at all, only crowds, or no box with area).
         max_pixels: the largest height x width of an image.
         allow_outside_files: take a `file_name` that is absolute or has `..` in it.
         with_masks: read the segmentations too; an object may still have none.
-        most_lost: part of the images whose files may be missing or damaged; None = none of them. They keep the size
-            that they had when they were last read, or have that of the annotations file.
+        most_lost: part of the images whose files may be missing or damaged; None = no image. A lost image has the size
+            that was last read from its file, or the size in the annotations file.
 
     Raises:
         InputError: a file or a key is missing, an id is duplicate or unknown, a box is not four finite numbers or has a
-            negative size, an image has another size than the file says, is too large or outside of its folder, a
-            segmentation that is asked for cannot be meant, or no image is left.
+            negative size, an image has another size than the file says, is too large or outside its folder, a
+            segmentation is invalid (`with_masks`), or no image is left.
     """
     columns = load_columns(annotations_file, with_masks=with_masks)
     fail = partial(refusal, annotations_file)
@@ -169,14 +169,14 @@ def leaves_folder(name: str) -> bool:
 
 
 def outside_fault(name: str) -> str:
-    """What is wrong with such a name."""
+    """What is wrong with a `file_name` for which `leaves_folder` is true."""
     return f"file_name {shown(name)} leads out of the image folder: set data.allow_outside_files true if that is meant"
 
 
 def size_fault(declared: tuple[float, float], header: Header) -> str:
-    """How the height and width that a file gives an image (NaN where it gives none) contradict its header, or nothing.
+    """How the height and width in the annotations (NaN if missing) contradict an image's header; empty if they do not.
 
-    A file that gives the size before EXIF rotation is believed (its boxes may tell otherwise).
+    The size before EXIF rotation is accepted too (the boxes may still show a fault).
     """
     height, width = (own if own == own else seen for own, seen in zip(declared, header, strict=False))
     if (height, width) == header[:2] or (header.is_swapped and (width, height) == header[:2]):
@@ -185,7 +185,7 @@ def size_fault(declared: tuple[float, float], header: Header) -> str:
 
 
 def is_sized_before_exif(declared: tuple[float, float], header: Header) -> bool:
-    """Whether the file gives the size of an image before its EXIF rotation, so that its boxes may be turned too."""
+    """Whether the annotations give an image's size before its EXIF rotation; its boxes may be unrotated too."""
     return header.is_swapped and declared[1] == header.height != header.width
 
 
@@ -197,7 +197,7 @@ def write_coco(
     categories: Sequence[dict[str, Any]],
     info: dict[str, Any] | None = None,
 ) -> None:
-    """Write a COCO instances file, complete or not at all, making its folder; the same input gives the same bytes.
+    """Write a COCO instances file as a whole and make its folder; the same input gives the same bytes.
 
     Raises:
         InputError: the file cannot be written.
@@ -245,7 +245,7 @@ def _check_sizes(
 def _check_segmentations(
     columns: CocoColumns, found: Segmentations, sizes: NDArray[np.int64], fail: Callable[..., InputError]
 ) -> None:
-    """Refuse runs of another size than their image, and polygons far outside of it; those of unread images pass."""
+    """Refuse RLEs of another size than their image and polygons far outside it; images that were not read pass."""
     size = sizes[columns.image_index]
     is_read = size[:, 0] != _UNREAD
     edges = np.tile(size[:, ::-1], 2) * [-1, -1, 2, 2]
@@ -261,7 +261,7 @@ def _check_segmentations(
 
 
 def _refuse_missing_masks(dataset: CocoDataset) -> None:
-    """Refuse a data set whose masks were asked for where an object has none."""
+    """Refuse a data set in which an object has no mask."""
     table = dataset.annotations
     if table.segmentations is None or table.places is None:
         return
@@ -270,7 +270,7 @@ def _refuse_missing_masks(dataset: CocoDataset) -> None:
         image = int(np.searchsorted(table.counts.cumsum(), missing[0], side="right"))
         fault = (
             f"it has no segmentation, like {len(missing)} of {len(table.places)} objects in use, and the detector has "
-            "masks: give every object a polygon or an RLE, or take a detector of boxes"
+            "masks: give every object a polygon or an RLE, or take a detector without masks"
         )
         image_id, (own_id,) = dataset.image_ids[image], table.annotation_ids[missing[:1]].tolist()
         raise refusal(dataset.annotations_file, fault, image_id, own_id, verb="data check --masks")

@@ -1,6 +1,6 @@
-"""A COCO instances file as columns: decoded and checked once, then remembered in the user's cache folder.
+"""A COCO instances file as columns: decoded and checked once, then cached in the user's cache folder.
 
-The cache is trusted by the SHA-256 of the annotation file and by `FORMAT`.
+A cached file is used if the SHA-256 of the annotation file and `FORMAT` are the same.
 """
 
 import hashlib
@@ -42,14 +42,14 @@ from megdet.errors import InputError, shown
 from megdet.files import is_file
 
 FORMAT = "1"
-"""Of the columns; another number where they come to mean something else."""
+"""Version of the columns; raise it when their meaning changes."""
 
 _Fail = Callable[..., InputError]
 
 
 @dataclass(frozen=True)
 class CocoColumns:
-    """A file whose rows are sound, without a look at its images."""
+    """The content of a file whose rows are valid; its images were not looked at."""
 
     class_names: tuple[str, ...]
     """in the order of the category ids"""
@@ -58,27 +58,27 @@ class CocoColumns:
     image_ids: list[int | str]
     file_names: list[str]
     declared_sizes: NDArray[np.float64]
-    """(images, 2): height, width as the file says, NaN where it does not"""
+    """(images, 2): height, width as in the file, NaN if missing"""
     image_index: NDArray[np.int64]
-    """(objects,): place of the object's image; this and the next are in the order of the file"""
+    """(objects,): index of the object's image; objects are in the order of the file"""
     labels: NDArray[np.int64]
     is_crowd: NDArray[np.bool_]
     boxes: NDArray[np.float64]
     """(objects, 4): x1, y1, x2, y2 in pixels, not clipped"""
     areas: NDArray[np.float64]
-    """NaN where the file has none"""
+    """square pixels, NaN if the file has none"""
     annotation_ids: NDArray[Any]
-    """int64, or objects where one is a string or longer"""
+    """int64, or objects if an id is a string or does not fit"""
     segmentations: Segmentations | None = None
-    """of the same objects, where they were asked for"""
+    """of the same objects; None if they were not asked for"""
 
 
 def load_columns(file: Path, *, with_masks: bool = False) -> CocoColumns:
-    """What a COCO instances file says, from the cache where it is of the same bytes; with its segmentations if asked.
+    """The columns of a COCO instances file, from the cache if the file has the same bytes; segmentations if asked for.
 
     Raises:
         InputError: the file is missing or no COCO instances file, an id is duplicate or unknown, a box is not four
-            finite numbers or has a negative size, a segmentation that is asked for cannot be meant.
+            finite numbers or has a negative size, a segmentation is invalid (`with_masks`).
     """
     found = _recalled(file, _digest(file), with_masks)
     if found is None:
@@ -94,7 +94,7 @@ def load_columns(file: Path, *, with_masks: bool = False) -> CocoColumns:
 
 
 def _recalled(file: Path, source: str, with_masks: bool) -> CocoColumns | None:
-    """What the caches have of a file with this SHA-256, None where one of them has nothing."""
+    """The cached columns of a file with this SHA-256; None if any part is not cached."""
     columns = recall(cache_file("annotations", file), format=FORMAT, source=source)
     if columns is None or not with_masks:
         return None if columns is None else _unpacked(columns)
@@ -104,7 +104,7 @@ def _recalled(file: Path, source: str, with_masks: bool) -> CocoColumns | None:
 
 
 def parse(file: Path, content: bytes) -> CocoColumns:
-    """The columns of the bytes of a file. Raises InputError for the first row that cannot be meant."""
+    """The columns of a file's bytes. Raises InputError for the first invalid row."""
     rows: _SoundRows | CocoRows | None
     try:
         rows = _DECODER.decode(content.removeprefix(MARK))
@@ -140,7 +140,7 @@ def _digest(file: Path) -> str:
         if is_file(file):
             with file.open("rb") as opened:
                 return hashlib.file_digest(opened, lambda: hashlib.sha256(usedforsecurity=False)).hexdigest()
-    return hashlib.sha256(content_of(file), usedforsecurity=False).hexdigest()  # which says why it cannot be read
+    return hashlib.sha256(content_of(file), usedforsecurity=False).hexdigest()  # content_of says what is wrong
 
 
 class _SoundImage(ImageRow, kw_only=True, gc=False):
@@ -165,7 +165,7 @@ class _SoundCategory(CategoryRow, kw_only=True, gc=False):
 
 
 class _SoundRows(msgspec.Struct):
-    """What nearly every file is: the types are checked while it is decoded, which takes a third of the time."""
+    """The rows of nearly every file: types are checked while decoding, in a third of the time of `_checked`."""
 
     images: list[_SoundImage]
     annotations: list[_SoundObject]
@@ -188,7 +188,7 @@ def _fit_together(rows: _SoundRows) -> bool:
 
 
 def _checked(file: Path, rows: object) -> CocoRows:
-    """The rows, every one of which was looked at. Raises InputError for the first that cannot be meant."""
+    """The rows, checked one by one. Raises InputError for the first invalid row."""
     fail = partial(refusal, file)
     if not isinstance(rows, CocoRows):
         raise fail(_structure_fault(rows))

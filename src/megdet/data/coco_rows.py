@@ -1,4 +1,4 @@
-"""The rows of a COCO instances file as they stand in it, and what can be wrong with one.
+"""The raw rows of a COCO instances file, and the faults that a row can have.
 
 Segmentations are skipped while the file is decoded; `megdet.data.segmentations` reads them.
 """
@@ -12,16 +12,16 @@ from megdet.errors import InputError, shown
 from megdet.files import LARGEST_JSON, parse_json, read_bytes
 
 MARK = b"\xef\xbb\xbf"
-"""What some editors put before the first byte of a text in UTF-8."""
+"""The byte-order mark that some editors put at the start of a UTF-8 file."""
 
 Number = Annotated[float, msgspec.Meta(gt=-1e30, lt=1e30)]
-"""A number of pixels: finite, and so are the areas made of it."""
+"""A number of pixels: finite, and small enough that areas are finite too."""
 Length = Annotated[float, msgspec.Meta(ge=0, lt=1e30)]
 """A side of a box, or an area."""
 
 
 class ImageRow(msgspec.Struct, gc=False):
-    """An image as it stands in the file: of any type, None where it is missing."""
+    """An image as in the file: values of any type, None if missing."""
 
     id: Any = None
     file_name: Any = None
@@ -30,7 +30,7 @@ class ImageRow(msgspec.Struct, gc=False):
 
 
 class ObjectRow(msgspec.Struct, gc=False):
-    """An annotation as it stands in the file."""
+    """An annotation as in the file: values of any type, None if missing."""
 
     id: Any = None
     image_id: Any = None
@@ -41,14 +41,14 @@ class ObjectRow(msgspec.Struct, gc=False):
 
 
 class CategoryRow(msgspec.Struct, gc=False):
-    """A category as it stands in the file."""
+    """A category as in the file: values of any type, None if missing."""
 
     id: Any = None
     name: Any = None
 
 
 class CocoRows(msgspec.Struct):
-    """A file of the right structure; what stands in its rows is not checked."""
+    """A file of the right structure; its rows are not checked."""
 
     images: list[ImageRow]
     annotations: list[ObjectRow]
@@ -56,14 +56,14 @@ class CocoRows(msgspec.Struct):
 
 
 def decode(file: Path, content: bytes) -> object:
-    """The `CocoRows` of a file's bytes, or the JSON value in it where that is of another structure.
+    """The `CocoRows` of a file's bytes, or the plain JSON value if the structure is another.
 
     Raises InputError.
     """
     try:
         return _DECODER.decode(content.removeprefix(MARK))
     except (msgspec.MsgspecError, UnicodeError, RecursionError):
-        return parse_json(content, str(file))  # which says where it is broken
+        return parse_json(content, str(file))  # its error says where the JSON is broken
 
 
 def content_of(file: Path) -> bytes:
@@ -74,21 +74,21 @@ def content_of(file: Path) -> bytes:
 def refusal(
     file: Path, fault: str, image_id: object = None, annotation_id: object = None, *, verb: str = "data check"
 ) -> InputError:
-    """The InputError for a fault of a COCO file, at the ids where it is; `verb` lists all faults of its kind."""
+    """The InputError for a fault of a COCO file, at the given ids; `verb` is the command that lists all such faults."""
     where = f", image {shown(image_id)}" if image_id is not None else ""
     where += f", annotation {shown(annotation_id)}" if annotation_id is not None else ""
     return InputError(f"{file}{where}: {fault}; run `megdet {verb}` to see every problem of this file")
 
 
 def image_fault(image: ImageRow) -> str:
-    """What is wrong with an image of a file besides its id, or nothing."""
+    """What is wrong with an image row besides its id; empty if nothing."""
     if not isinstance(image.file_name, str) or not image.file_name:
         return "the image has no 'file_name'"
     return declared_fault(image)
 
 
 def declared_fault(image: ImageRow) -> str:
-    """What is wrong with the size that the file gives an image, or nothing."""
+    """What is wrong with the height and width of an image row; empty if nothing."""
     for key, value in (("width", image.width), ("height", image.height)):
         if value is not None and not is_number(value):
             return f"its {key} is {shown(value)}, not a number of pixels"
@@ -96,13 +96,13 @@ def declared_fault(image: ImageRow) -> str:
 
 
 def declared_size(image: ImageRow) -> tuple[float, float]:
-    """Height and width as the file says, NaN where it does not or is wrong."""
+    """Height and width of an image row, NaN if missing or invalid."""
     height, width = (float(value) if is_number(value) else float("nan") for value in (image.height, image.width))
     return height, width
 
 
 def box_fault(bbox: object) -> str:
-    """What is wrong with a `bbox` of a file, or nothing: it must be four finite numbers x, y, width, height."""
+    """What is wrong with a `bbox`, which must be four finite numbers x, y, width, height; empty if nothing."""
     if not isinstance(bbox, list) or len(bbox) != 4:
         return "bbox is not a list of four numbers x, y, width, height" if bbox is not None else "bbox is missing"
     if not all(is_number(value) for value in bbox):
@@ -113,22 +113,22 @@ def box_fault(bbox: object) -> str:
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
-    """Whether a value of a JSON file is a finite number (and no boolean)."""
+    """Whether a JSON value is a finite number (booleans are not)."""
     return isinstance(value, int | float) and not isinstance(value, bool) and -1e30 < value < 1e30
 
 
 def is_id(value: object) -> TypeGuard[int | str]:
-    """Whether a value of a JSON file can name an image or an annotation."""
+    """Whether a JSON value can be the id of an image or an annotation."""
     return type(value) in (int, str)
 
 
 def crowd_fault(value: object) -> str:
-    """What is wrong with an `iscrowd` of a file, or nothing."""
+    """What is wrong with an `iscrowd`; empty if nothing."""
     return "" if value in (None, 0, 1) else f"iscrowd is {shown(value)}, not 0 or 1"
 
 
 def area_fault(value: object) -> str:
-    """What is wrong with an `area` of a file, or nothing."""
+    """What is wrong with an `area`; empty if nothing."""
     is_sound = value is None or (is_number(value) and value >= 0)
     return "" if is_sound else f"area is {shown(value)}, not a number of square pixels"
 

@@ -1,7 +1,6 @@
 """Files of named arrays, in the layout of safetensors: read whole, or mapped so that processes share the memory.
 
-A list with a row of any length for each image or object is two arrays, `name` with all values and `name.ends` with the
-place behind the last value of each row.
+A list of rows of different lengths is two arrays: `name` has all values, `name.ends` the end index of each row.
 """
 
 import json
@@ -18,19 +17,19 @@ from megdet.files import replace_file
 
 _TYPES = {"F64": np.float64, "F32": np.float32, "I64": np.int64, "I32": np.int32, "U8": np.uint8, "BOOL": np.bool_}
 _LENGTH = 8
-"""Bytes of the length of the header, which stands before it."""
+"""Bytes of the number at the start of a file, which is the length of its header."""
 
 Columns = dict[str, NDArray[Any]]
 
 
 def write_columns(path: Path, columns: Columns, notes: Mapping[str, str]) -> None:
-    """Replace a file as a whole by arrays and some text. Raises OSError."""
+    """Write arrays and some text as one file; an older file is replaced as a whole. Raises OSError."""
     flat = {name: np.ascontiguousarray(column) for name, column in columns.items()}
     replace_file(path, save(flat, {**notes, "checksum": _checksum(flat)}), durable=False)
 
 
 def read_columns(path: Path, *, is_mapped: bool = False) -> tuple[Columns, dict[str, str]]:
-    """The arrays and the text of a file, read or mapped. Raises OSError, and ValueError where it is damaged."""
+    """The arrays and the text of a file, read or mapped. Raises OSError, or ValueError for a damaged file."""
     columns, notes = map_columns(path) if is_mapped else _split(np.fromfile(path, np.uint8))
     if notes.get("checksum") != _checksum(columns):
         raise ValueError("the checksum is wrong")
@@ -38,7 +37,7 @@ def read_columns(path: Path, *, is_mapped: bool = False) -> tuple[Columns, dict[
 
 
 def map_columns(path: Path) -> tuple[Columns, dict[str, str]]:
-    """The same without a look at them: pages are loaded when they are looked at, once for all processes."""
+    """The arrays and the text of a file, mapped without a checksum: pages load on first use, once for all processes."""
     return _split(np.memmap(path, np.uint8, "r").view(np.ndarray))
 
 
@@ -48,12 +47,12 @@ def text_column(values: object) -> NDArray[np.uint8]:
 
 
 def text_of(column: NDArray[np.uint8]) -> Any:
-    """The value of a `text_column`."""
+    """The JSON value in a `text_column`."""
     return json.loads(column.tobytes())
 
 
 def id_array(ids: Sequence[int | str]) -> NDArray[Any]:
-    """Ids as int64, or as objects where one is a string or longer."""
+    """Ids as int64, or as objects if one is a string or does not fit."""
     are_short = all(type(value) is int and -(1 << 63) <= value < 1 << 63 for value in ids)
     array: NDArray[Any] = np.empty(len(ids), np.int64 if are_short else object)
     array[:] = ids
@@ -61,7 +60,7 @@ def id_array(ids: Sequence[int | str]) -> NDArray[Any]:
 
 
 def id_column(ids: NDArray[Any]) -> NDArray[Any]:
-    """An `id_array` as an array that a file can hold."""
+    """The ids of an `id_array` in a form that a file can hold."""
     return text_column(ids.tolist()) if ids.dtype == object else ids
 
 

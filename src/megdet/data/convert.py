@@ -22,7 +22,7 @@ _Name = str | int | float | bool
 
 
 class _Names(msgspec.Struct):
-    """What is read of a `data.yaml`."""
+    """The keys of a `data.yaml` that are used."""
 
     names: list[_Name] | dict[str, _Name]
 
@@ -55,17 +55,17 @@ def convert_voc(
     splits; image ids count from 1 in the order of all XML files: both mean the same in every split.
 
     Args:
-        folder: searched with its subfolders for XML files, their images (`VocFolder.image_of` says which) and
+        folder: searched with its subfolders for XML files, their images (see `VocFolder.image_of`) and
             `ImageSets/Main/*.txt`.
         out: the folder to write to.
-        splits: names of files in `ImageSets/Main`; by default train, val, trainval and test where they are, else all.
-            Without `ImageSets` they are folders (`SPLIT_NAMES`), or one split `all`.
-        zero_based: coordinates count from 0 and are edges, as some tools write them: taken as they are.
+        splits: names of files in `ImageSets/Main`; by default those of train, val, trainval and test that exist, else
+            all. Without `ImageSets`, splits are folders (`SPLIT_NAMES`), or there is one split `all`.
+        zero_based: coordinates count from 0 and are edges, as some tools write them: they are not changed.
         difficult_as_crowd: objects marked difficult become crowds, which are no targets and cost nothing in
             evaluation. Otherwise they are plain objects. The key `difficult` is kept either way.
 
     Raises:
-        InputError: a file or folder is missing, malformed or may mean two things; names the file.
+        InputError: a file or folder is missing, malformed or ambiguous; the message names it.
     """
     found = find_voc(folder)
     members = _voc_splits(found, splits)
@@ -97,9 +97,9 @@ def convert_voc(
 
 
 def link_images(converted: Converted, out: Path) -> Path:
-    """Link the folder of the images into OUT beside the annotations, as `images` or `images_<split>`.
+    """Link the image folder into `out` beside the annotations, as `images` or `images_<split>`.
 
-    Returns the link, or the folder itself where the system allows no links. Raises InputError when something else has
+    Returns the link, or the folder itself if the file system allows no links. Raises InputError if another file has
     that name.
     """
     own = converted.annotations_file.stem
@@ -113,11 +113,11 @@ def link_images(converted: Converted, out: Path) -> Path:
             except OSError:  # a file system without links: the folder itself serves as well
                 return converted.image_folder
             return link
-    raise InputError(f"{out / 'images'}: it exists and is not {target}: choose another OUT folder")
+    raise InputError(f"{out / 'images'} exists and is not {target}: choose another OUT folder")
 
 
 def _voc_splits(found: VocFolder, splits: Sequence[str] | None) -> dict[str, list[Path]]:
-    """The XML files of each split that is asked for, or of all."""
+    """The XML files of each split asked for, or of all splits."""
     listed: Mapping[str, object] = found.image_sets or folder_splits(found)
     if splits is None:
         usual = [name for name in ("train", "val", "trainval", "test") if name in listed]
@@ -128,7 +128,7 @@ def _voc_splits(found: VocFolder, splits: Sequence[str] | None) -> dict[str, lis
             raise InputError(f"{where}: no such split; there are {', '.join(listed) or 'none'}")
     if not found.image_sets:
         return {split: folder_splits(found)[split] for split in splits}
-    # A class's own list, as in VOC 2012, has a second column.
+    # the list of one class, as in VOC 2012, has a second column
     named = {split: [line.split()[0] for _, line in _lines(found.image_sets[split])] for split in splits}
     return {split: listed_files(found, split, names) for split, names in named.items()}
 
@@ -141,7 +141,7 @@ def _refuse_two_of_one_image(image_files: Mapping[Path, Path]) -> None:
 
 
 def _read_voc_file(path: Path) -> tuple[list[dict[str, Any]], tuple[int, int], str]:
-    """The objects, the (width, height) that the file tells (0 where it does not), and the image's name in it."""
+    """The objects of a file, its (width, height), 0 if missing, and the name of its image."""
     root = parse_xml(path)
     rows = []
     for number, element in enumerate(root.iter("object"), start=1):
@@ -166,11 +166,11 @@ def convert_yolo(images: Path, labels: Path, names: Path, out: Path) -> Converte
     Args:
         images: searched with its subfolders.
         labels: `<path of the image>.txt` with the same subfolders.
-        names: a text file with a class a line, or a `data.yaml` with `names` as a list or by number.
+        names: a text file with one class a line, or a `data.yaml` with `names` as a list or by number.
         out: the JSON file to write.
 
     Raises:
-        InputError: a file or folder is missing or malformed; names the file and the line.
+        InputError: a file or folder is missing or malformed; the message names the file and the line.
     """
     for needed in (images, labels):
         if not needed.is_dir():
@@ -200,11 +200,12 @@ def convert_yolo(images: Path, labels: Path, names: Path, out: Path) -> Converte
 def convert_yolo_folder(folder: Path, out: Path) -> list[Converted]:
     """Write `out/annotations/<split>.json` for each split of a YOLO data set in one of its usual layouts.
 
-    `images/<split>` with `labels/<split>`, or `<split>/images` with `<split>/labels`, or `images` with `labels` (one
-    split, `all`). The class names come from `data.yaml`, another single `.yaml`, `classes.txt` or `obj.names`.
+    The layouts: `images/<split>` with `labels/<split>`, or `<split>/images` with `<split>/labels`, or `images` with
+    `labels` (one split, `all`). The class names come from `data.yaml`, another single `.yaml`, `classes.txt` or
+    `obj.names`.
 
     Raises:
-        InputError: no such layout or no names, or a malformed file.
+        InputError: the folder has none of these layouts or no class names, or a file is malformed.
     """
     pairs = {path.name: (path, folder / "labels" / path.name) for path in sorted((folder / "images").glob("*/"))}
     pairs = {split: pair for split, pair in pairs.items() if pair[1].is_dir()}
@@ -244,7 +245,7 @@ def _read_yolo_line(line: str, where: str, num_classes: int) -> tuple[int, float
     """Label, then centre and size relative to the image, then the points of a polygon if there is one."""
     label, *values = [_number(word) for word in line.split()]
     if not all(math.isfinite(value) for value in (label, *values)) or label != int(label):
-        raise InputError(f"{where}: a class number and then numbers are expected, here stands {line.strip()!r}")
+        raise InputError(f"{where}: a class number and then numbers are expected, found {line.strip()!r}")
     if not 0 <= label < num_classes:
         raise InputError(f"{where}: class {int(label)} is not one of the {num_classes} names (0 to {num_classes - 1})")
     if len(values) == 4:
@@ -262,7 +263,7 @@ def _read_yolo_line(line: str, where: str, num_classes: int) -> tuple[int, float
 
 
 def _number(text: str | None) -> float:
-    """NaN for what is no number, or a larger one than any box can have."""
+    """The number in a text; NaN if it is not a number or larger than any box."""
     try:
         value = float(text or "nan")
     except ValueError:

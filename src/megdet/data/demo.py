@@ -25,12 +25,12 @@ CLASS_NAMES = tuple(OUTLINES)
 """the classes of the demo data, in the order of their category ids 1, 2, ..."""
 
 _VERSION = 2
-"""Of what is written; 1 had the polygons of whole shapes, also where another one hides a part."""
+"""Version of the files; version 1 had polygons of whole shapes, hidden parts included."""
 _SPLITS = ("train", "val")
 _EIGHTHS = ((8, 4), (4, 8), (8, 8), (8, 3), (3, 8), (6, 8), (7, 3), (3, 7))
-"""Heights and widths of pictures of several sizes, in eighths of the longest edge."""
+"""Heights and widths of the pictures if there are several sizes, in eighths of the longest edge."""
 _MAX_OVERLAP = 0.4  # common area of two boxes over the smaller one
-_MAX_COVERED = 0.55  # of a box, by all others together: no object hides behind several
+_MAX_COVERED = 0.55  # largest part of a box under all others together: several objects must not hide one
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,12 @@ DEMO_SETS = {
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """What decides the pixels; kept in the `info` of the annotation files."""
+    """All that the pixels depend on; kept in the `info` of the annotation files."""
 
     hard: bool = False
     """smaller objects and more of them, any rotation, scribbles between them"""
     size: int = 128
-    """width and height of the pictures in pixels; of several sizes the longest edge"""
+    """width and height of the pictures in pixels; the longest edge if there are several sizes"""
     seed: int = 0
     several_sizes: bool = False
     """tall and wide pictures and squares in turn"""
@@ -107,12 +107,12 @@ def draw_demo(
         num_train: images to train on.
         num_val: images to evaluate on.
         size: width and height of the images in pixels; objects scale with it.
-        several_sizes: some of the images are narrower, flatter or smaller squares.
-        seed: of all randomness.
-        workers: processes that draw, by default one a processor; they change nothing in the result.
+        several_sizes: some of the images are narrower, flatter or smaller than a full square.
+        seed: seed of all randomness.
+        workers: processes that draw, by default one a processor; their number does not change the pictures.
 
     Returns:
-        False where the set was complete already.
+        False if the set was complete already.
 
     Raises:
         InputError: the folder holds another data set, or cannot be written.
@@ -141,7 +141,7 @@ def _is_complete(folder: Path, split: str, count: int, settings: DemoSettings) -
     if not isinstance(info, dict) or {**info, "version": _VERSION} != _info(settings, count):
         raise InputError(f"{file}: demo data of other settings ({info}); choose another folder or remove it")
     if info["version"] != _VERSION:
-        return False  # the same pictures, other annotations
+        return False  # an older version: the same pictures, other annotations
     drawn = {entry.name for entry in (folder / split).glob("*.jpg")}
     return all(_file_name(index) in drawn for index in range(count))
 
@@ -190,7 +190,7 @@ def _draw_file(folder: Path, split: str, settings: DemoSettings, index: int) -> 
 
 
 def _annotation(shape: Shape, visible: Any) -> dict[str, Any]:
-    """Box and area are those of the whole shape, so that scores of boxes mean the same with and without occlusion."""
+    """Box and area are those of the whole shape, so that box scores mean the same with and without occlusion."""
     x1, y1, x2, y2 = shape.box.tolist()
     return {
         "category_id": CLASS_NAMES.index(shape.name) + 1,
@@ -234,7 +234,7 @@ def _arrange(settings: DemoSettings, edges: NDArray[np.int64], random: np.random
                 if _has_room(shape.box, [other.box for other in shapes]):
                     shapes.append(shape)
                     break
-            radius *= 0.97  # a full picture takes a smaller one more easily
+            radius *= 0.97  # a smaller shape fits more easily into a full picture
             if radius < smallest:
                 break
     return shapes
@@ -264,14 +264,14 @@ def _contrasting(colors: NDArray[np.float64], random: np.random.Generator) -> ND
     luma = np.array([0.3, 0.59, 0.11])
     difference = choices[:, None] - colors[None]
     distance = np.sqrt((difference**2).mean(axis=2) + (difference @ luma) ** 2)
-    weight = np.where(np.arange(len(colors)) < 2, 1.0, 1.6)  # the two of the background matter more than other shapes
+    weight = np.where(np.arange(len(colors)) < 2, 1.0, 1.6)  # the two background colours matter more than other shapes
     nearest = (distance * weight).min(axis=1)
     good = np.flatnonzero(nearest > 0.33)
     return np.asarray(choices[good[0] if len(good) else nearest.argmax()])
 
 
 def _background(size: int, random: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """A textured picture between two related colours, and the two."""
+    """A textured picture between two related colours, and these colours."""
     first = random.uniform([0.0, 0.05, 0.12], [1.0, 0.6, 0.95])
     step = random.uniform([-0.1, -0.15, 0.08], [0.1, 0.15, 0.2]) * [1, 1, random.choice([-1, 1])]
     second = (first + step).clip([-1.0, 0.0, 0.05], [2.0, 0.65, 1.0])
@@ -307,7 +307,7 @@ def _clouds(size: int, cells: int, random: np.random.Generator) -> NDArray[np.fl
 
 
 def _scribble(canvas: NDArray[np.float32], colors: NDArray[np.float64], random: np.random.Generator) -> None:
-    """Lines and blots that are no objects."""
+    """Draw lines and blots that are not objects."""
     height, width = canvas.shape[:2]
     size = max(height, width)
     for _ in range(random.integers(4, 12)):

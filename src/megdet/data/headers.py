@@ -1,4 +1,4 @@
-"""The sizes of many images, read from their headers once and remembered in the user's cache folder."""
+"""The sizes of many images, read from their headers once and kept in the user's cache folder."""
 
 import os
 from collections.abc import Sequence
@@ -16,18 +16,18 @@ from megdet.data.user_cache import cache_file, recall, remember
 from megdet.errors import InputError, shown
 
 FORMAT = "1"
-"""Of what is remembered: name, time of change in ns, bytes; height, width, is_swapped."""
+"""Version of the cached columns: name, time of change in ns, bytes; height, width, is_swapped."""
 
 _THREADS = 16  # disks and network folders answer many questions at once
 _AT_ONCE = 512
-"""Names that a thread asks for before another gets its turn."""
+"""Files that one task of a thread looks at."""
 
 
 class Lost(NamedTuple):
-    """What is done about files that cannot be read."""
+    """How many files may be lost, and which sizes are then assumed."""
 
     sizes: NDArray[np.float64]
-    """(files, 2): height and width to be believed of those that were never read, NaN where there is none"""
+    """(files, 2): height and width assumed for files that were never read, NaN if not known"""
     most: int
     """files that may be lost"""
 
@@ -37,12 +37,11 @@ def read_headers(
 ) -> NDArray[np.int64]:
     """(files, 3): height, width and is_swapped of each image, as `whole_header` gives them.
 
-    A header is read again where the file's time or length differ from the cache's. A cache that is damaged or cannot
-    be written only costs time. With `lost`, a file that is missing or damaged has the header that it had before, or
-    the size that is believed.
+    A header is read again if the file's time or length differ from the cache. A damaged or unwritable cache only costs
+    time. With `lost`, a missing or damaged file gets its cached header, or the size in `lost`.
 
     Raises:
-        InputError: files are missing (says how many), or one is no image or truncated.
+        InputError: files are missing (the message counts them), or a file is not an image or is truncated.
     """
     cache = cache_file("headers", image_folder, annotations_file)
     old = recall(cache, format=FORMAT)
@@ -69,13 +68,13 @@ def read_headers(
                 headers[index], stamps[index] = old_headers[places[index]], old_stamps[places[index]]
             elif lost is not None and not np.isnan(lost.sizes[index]).any():
                 headers[index] = *lost.sizes[index], 0
-                stamps[index] = -1  # no file has this time: it is read when it is there
+                stamps[index] = -1  # no file has this time, so it is read once it exists
             if len(unread) > (0 if lost is None else lost.most) or not headers[index].any():
                 pool.shutdown(cancel_futures=True)
                 also = "" if len(unread) == 1 else f"{len(unread)} files cannot be read, more than data.most_replaced: "
                 raise InputError(
-                    f"{also}{found}, or take the image out of {annotations_file}: that makes another data set, on "
-                    "which a run that has begun goes on in a new folder with start_from"
+                    f"{also}{found}, or take the image out of {annotations_file}: a run that has begun "
+                    "then goes on in a new folder with start_from, since the data set is another"
                 )
     if new:
         asked = set(file_names)
@@ -101,7 +100,7 @@ def _stamps(
 ) -> NDArray[np.int64]:
     """(files, 2): time of change in ns and bytes of each file.
 
-    Raises InputError for what is no file, and where more than `most_missing` are missing.
+    Raises InputError if a name is not a file, or if more than `most_missing` files are missing.
     """
 
     def look(start: int) -> list[tuple[int, int, int]]:
@@ -121,7 +120,7 @@ def _stamps(
 
 
 def _stamp(path: str) -> tuple[int, int, int]:
-    """Time, bytes and 0; -1 for what is missing, and the mode of what is no regular file."""
+    """Time, bytes and 0; -1 if the file is missing; the mode if it is not a regular file."""
     try:
         status = os.stat(path)  # noqa: PTH116 (a Path takes longer than the question)
     except (OSError, ValueError):  # a name with a zero byte is a ValueError

@@ -1,9 +1,9 @@
-"""Pixels of a file as everybody sees them: RGB, 8 bits, turned as the camera's EXIF note says.
+"""Pixels of an image file as a viewer shows them: RGB, 8 bits, EXIF orientation applied.
 
-Pillow reads the formats named here and no other, whatever a file is called: some of its readers start other programs.
-The pixels of a plain JPEG are decoded by simplejpeg: the same libjpeg-turbo and the same
-pixels, without Pillow's detour over four channels and strings. torchvision's decoder is deprecated since 0.29; its
-successor torchcodec is as fast, but tied to versions of torch.
+Pillow may read only the formats in `FORMATS`, whatever a file is called: some of its readers start other programs. A
+plain JPEG is decoded by simplejpeg: the same libjpeg-turbo and the same pixels, without Pillow's copies through four
+channels and strings. torchvision's decoder is deprecated since 0.29; its successor torchcodec is as fast, but tied to
+versions of torch.
 """
 
 import math
@@ -25,25 +25,25 @@ from megdet.errors import InputError
 from megdet.recipe import Data
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
-"""File name endings, in lower case, that count as images where a folder is searched."""
+"""File name endings, in lower case, by which images are found in a folder."""
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "TIFF")
 """Pillow's names of the formats that are opened."""
 
 MAX_PIXELS = Data.max_pixels
-"""Pixels of the largest image that is decoded unless the caller says another number."""
+"""Pixels of the largest image that is decoded by default."""
 
 _ROOM = Room(MAX_PIXELS)
-"""For the images that `whole_header` decodes; many threads call it."""
+"""Limits what the threads that call `whole_header` decode at the same time."""
 
 _BAND_PIXELS = 1 << 20
-"""Of a picture whose pixels are converted together."""
+"""Pixels of a band of rows, which are converted together."""
 
 _MOST_SCANS_PIXELS = 16 * MAX_PIXELS
-"""Scans of a JPEG times its pixels: each scan takes the time of the whole picture, and a progressive one has ten."""
+"""Largest scans x pixels of a JPEG: each scan takes the time of the whole picture; a progressive JPEG has ten."""
 
 _ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"\0\0\0\0IEND\xaeB`\x82"}
-"""What the file of a format ends with, unless something was put behind the picture."""
+"""The last bytes of a whole file, by format; other bytes may follow the picture."""
 
 
 class Header(NamedTuple):
@@ -54,7 +54,7 @@ class Header(NamedTuple):
     width: int
     """pixels as displayed"""
     is_swapped: bool
-    """the EXIF orientation turns the picture by a quarter: the file stores it as width x height"""
+    """whether the EXIF orientation is a quarter turn, so that the file stores the picture as width x height"""
 
 
 def image_size(path: Path | str) -> tuple[int, int]:
@@ -68,7 +68,7 @@ def image_size(path: Path | str) -> tuple[int, int]:
 
 
 def read_header(source: Path | str | BytesIO) -> Header:
-    """The header of an image file, or of one that is open; EXIF is seen where it stands before the pixels.
+    """The header of an image file or an open file; EXIF is found only if it comes before the pixels.
 
     Raises:
         InputError: the file is missing or is no image.
@@ -78,10 +78,10 @@ def read_header(source: Path | str | BytesIO) -> Header:
 
 
 def whole_header(path: Path | str) -> Header:
-    """The header of an image file that is not cut off.
+    """The header of an image file, which must not be truncated.
 
-    A JPEG or PNG that does not end as it should is decoded to see, if it has at most MAX_PIXELS; other formats do not
-    tell by their end.
+    A JPEG or PNG without the right last bytes is decoded to find out, if it has at most MAX_PIXELS; truncation of other
+    formats is not noticed.
 
     Raises:
         InputError: the file is missing, is no image or is truncated.
@@ -106,8 +106,8 @@ def read_image(
     above 1, else as 0..255. Of an animation the first frame is read.
 
     Args:
-        source: the file, or one that is open.
-        size: height and width that it must have; it is then not measured by `max_pixels`.
+        source: path of the file, or an open file.
+        size: the height and width that the image must have; `max_pixels` is then not checked.
         max_pixels: the largest height x width that is decoded.
 
     Raises:
@@ -132,7 +132,7 @@ def read_image(
 
 
 def pixels_fault(height: int, width: int, max_pixels: int) -> str:
-    """What is wrong with an image of this size where at most `max_pixels` are decoded, or nothing."""
+    """What is wrong with an image of this size if at most `max_pixels` are decoded; empty if nothing."""
     if height * width <= max_pixels:
         return ""
     return (
@@ -142,7 +142,7 @@ def pixels_fault(height: int, width: int, max_pixels: int) -> str:
 
 
 def kind_fault(mode: int) -> str:
-    """Why a file of this `st_mode` is not opened as an image, or nothing: a pipe would be waited for."""
+    """Why a file of this `st_mode` is not opened as an image (a pipe would block); empty for a regular file."""
     kinds = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"))
     if stat.S_ISREG(mode):
         return ""
@@ -150,7 +150,7 @@ def kind_fault(mode: int) -> str:
 
 
 def pixels_of(image: Image.Image) -> NDArray[np.uint8]:
-    """The pixels of an image of Pillow's as `read_image` gives them, turned by its EXIF orientation.
+    """The pixels of a Pillow image in the form of `read_image`, EXIF orientation applied.
 
     Raises:
         InputError: it cannot be decoded, or its pixels are not finite or out of range.
@@ -165,7 +165,7 @@ def pixels_of(image: Image.Image) -> NDArray[np.uint8]:
 
 @contextmanager
 def _opened(source: Path | BytesIO) -> Iterator[tuple[Image.Image, BufferedReader | BytesIO]]:
-    """An image whose header is read, and its file; what is raised meanwhile becomes an InputError with the path."""
+    """An image whose header is read, and its file; errors in the `with` block become an InputError with the path."""
     path = source if isinstance(source, Path) else "the image"
     try:
         if isinstance(source, Path):
@@ -181,7 +181,7 @@ def _opened(source: Path | BytesIO) -> Iterator[tuple[Image.Image, BufferedReade
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such image file") from error
     except MemoryError:
-        raise  # says nothing of the file
+        raise  # not the file's fault
     except UnidentifiedImageError as error:
         raise InputError(
             f"{path}: cannot be read as an image (it is none of {', '.join(FORMATS)}); replace the file"
@@ -203,7 +203,7 @@ def _orientation(image: Image.Image) -> int:
     try:
         # The method of the base class: that of a PNG decodes the whole picture in search of EXIF behind the pixels.
         return int(Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1))
-    except Exception:  # a damaged note says nothing, the picture may still be sound
+    except Exception:  # EXIF is damaged, the picture may still be sound
         return 1
 
 
@@ -219,7 +219,7 @@ def _turn(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
 
 
 def _refuse_endless_scans(file: BufferedReader | BytesIO, header: Header) -> None:
-    """Raise InputError for a JPEG that takes minutes: a hundred bytes can be one more pass over all pixels."""
+    """Raise InputError for a JPEG that would take minutes: a hundred bytes can be one more pass over all pixels."""
     file.seek(0)
     scans = file.read().count(b"\xff\xda")
     if scans * header.height * header.width > _MOST_SCANS_PIXELS:
@@ -227,7 +227,7 @@ def _refuse_endless_scans(file: BufferedReader | BytesIO, header: Header) -> Non
 
 
 def _decode_jpeg(file: BufferedReader | BytesIO) -> NDArray[np.uint8] | None:
-    """The pixels of a plain JPEG without fault; of any other Pillow says whether it is a picture, and why not."""
+    """The pixels of a plain JPEG without faults; None for any other file, which is left to Pillow."""
     file.seek(0)
     try:
         pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(file.read(), "RGB")
@@ -237,7 +237,7 @@ def _decode_jpeg(file: BufferedReader | BytesIO) -> NDArray[np.uint8] | None:
 
 
 def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    """The pixels by bands of rows: Pillow's forms on the way need up to eight bytes a pixel."""
+    """RGB pixels, converted band by band: Pillow's intermediate forms need up to eight bytes a pixel."""
     is_wide, is_float = image.mode.startswith("I;16") or image.mode == "I", image.mode == "F"
     largest = _largest(image) if is_wide or is_float else 255
     scale = 255.0 if largest <= 1 else 1.0
@@ -258,7 +258,7 @@ def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def _bands(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
-    """Neighbouring rows of a picture, and the place of the first of them."""
+    """Bands of neighbouring rows of a picture, each with the index of its first row."""
     image.load()
     rows = max(1, _BAND_PIXELS // image.width)
     for top in range(0, image.height, rows):
@@ -266,7 +266,7 @@ def _bands(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
 
 
 def _largest(image: Image.Image) -> float:
-    """The largest of pixels of more than 8 bits. Raises InputError where they cannot be meant."""
+    """The largest value of pixels of more than 8 bits. Raises InputError for values out of range."""
     low, high = math.inf, -math.inf
     for _, band in _bands(image):
         values = np.asarray(band)

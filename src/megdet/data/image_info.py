@@ -1,4 +1,4 @@
-"""The images and classes that a COCO file names; it needs no annotations, and the server's test sets have none."""
+"""The images and classes in a COCO file without annotations, such as those of the COCO server's test sets."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,19 +37,19 @@ class _Content(msgspec.Struct):
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """What a file says of its images and classes, by their ids."""
+    """The images and classes of a file, by their ids."""
 
     file: Path
     file_names: dict[int | str, str | None]
     sizes: dict[int | str, tuple[float, float] | None]
-    """height and width in pixels, None where the file does not say it"""
+    """height and width in pixels, None if not in the file"""
     classes: dict[int | str, str]
     """names, in the order of the ids"""
     has_annotations: bool
 
 
 def read_image_info(file: Path) -> ImageInfo:
-    """Read such a file. Raises InputError: it cannot be read, or an id occurs twice, or there is no image or class."""
+    """Read the file. Raises InputError if it cannot be read, an id occurs twice, or it has no image or class."""
     content = read_json(file, _Content)
     for kind, rows in (("image", content.images), ("category", content.categories)):
         ids = [row.id for row in rows]
@@ -72,7 +72,7 @@ def read_image_info(file: Path) -> ImageInfo:
 
 
 def images_to_detect(info: ImageInfo, folder: Path, data: Data) -> CocoDataset:
-    """A data set of the images alone, their files in a folder; `data` has the limits of a recipe.
+    """A data set of images without annotations; `folder` has the files, `data` the limits of a recipe.
 
     Raises InputError for an image without a name, or whose file is missing, broken, too large or of another size.
     """

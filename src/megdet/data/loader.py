@@ -26,31 +26,31 @@ _LOG = logging.getLogger(__name__)
 _PREFETCH = 2
 """Batches that each worker keeps ready."""
 _REPLACE = "with --data.unreadable replace the run goes on without it"
-_NO_SCORE = "a score without it would be that of other data, so it is not replaced"
+_NO_SCORE = "it is not replaced, since the score would be that of other data"
 _StandIn = Callable[[PlannedImage, tuple[int, int]], PlannedImage]
 
 
 @dataclass
 class LoadingFaults:
-    """What has gone wrong with the images of this rank and was mended, until somebody takes it."""
+    """Faults in loading the images of this rank that were mended; collected until `take` is called."""
 
     replaced: list[Replaced] = field(default_factory=list)
     """images that could not be read"""
     restarts: int = 0
-    """how often loading processes were started anew because one had been killed"""
+    """how often loading processes were restarted because one had been killed"""
 
     def __bool__(self) -> bool:
         return bool(self.replaced or self.restarts)
 
     def take(self) -> "LoadingFaults":
-        """What there is since the last call."""
+        """The faults since the last call."""
         taken = LoadingFaults(self.replaced, self.restarts)
         self.replaced, self.restarts = [], 0
         return taken
 
 
 class _TrainingShares(Dataset[Loaded | Pickled]):
-    """This rank's micro-batch of (step, group); a pure function, so workers need no state."""
+    """Gives this rank's micro-batch for (step, group); a pure function, so workers need no state."""
 
     def __init__(self, dataset: CocoDataset, plan: TrainingPlan, share: slice) -> None:
         self.dataset, self.plan, self.share = dataset, plan, share
@@ -73,7 +73,7 @@ class _Groups(Dataset[Loaded | Pickled]):
 
 
 class _StepOrder:
-    """(step, group) of a rank from one step to another."""
+    """The (step, group) pairs of a rank from step `first` to before `last`."""
 
     def __init__(self, first: int, last: int, groups: range) -> None:
         self.first, self.last, self.groups = first, last, groups
@@ -86,7 +86,7 @@ class _StepOrder:
 
 
 class _Rest:
-    """What follows the first items of an order."""
+    """An order without its first `done` items."""
 
     def __init__(self, order: Any, done: int) -> None:
         self.order, self.done = order, done
@@ -109,12 +109,12 @@ def training_batches(
     device: torch.device,
     faults: LoadingFaults | None = None,
 ) -> Iterator[Batch]:
-    """A rank's micro-batches from the first step to before the last: len(layout.groups_of(rank)) a step, in order.
+    """A rank's micro-batches from step `first` to before `last`: len(layout.groups_of(rank)) a step, in order.
 
-    A share may be empty. `faults` takes what went wrong and was mended.
+    A micro-batch may be empty. Faults that were mended are added to `faults`.
 
-    Raises InputError for an image that cannot be read and, by `data.unreadable`, is not replaced, and where loading
-    processes die again and again.
+    Raises InputError for an unreadable image that `data.unreadable` does not replace, or if loading processes die too
+    often.
     """
     shares = _TrainingShares(dataset, plan, layout.share_of(rank))
     return _iterate(shares, _StepOrder(*steps, layout.groups_of(rank)), workers, device, faults)
@@ -125,8 +125,8 @@ def group_batches(
 ) -> Iterator[Batch]:
     """One batch a group, in order, without colour jitter.
 
-    Raises InputError for an image that cannot be read, whatever `data.unreadable` says: a score without it would be
-    that of another data set.
+    Raises InputError for an unreadable image, whatever `data.unreadable` says: without it the score would be that of
+    another data set.
     """
     return _iterate(_Groups(dataset, groups), range(len(groups)), min(workers, len(groups)), device)
 
@@ -141,13 +141,13 @@ def _load(
     step: int = 0,
     mend: str = "",
 ) -> Loaded | Pickled:
-    """A batch, with those images replaced that cannot be read, if `found` says by which; `mend` ends the refusal."""
+    """A batch. `found` names the image to take in place of an unreadable one; without it `mend` ends the refusal."""
     own, replaced, tries = list(images), list[Replaced](), Counter[int]()
     while True:
         try:
             batch = load_batch(dataset, own, group.canvas, color_jitter, cache)
             break
-        except UnreadableImageError as error:  # raised where it is read: a worker would bury it in a traceback
+        except UnreadableImageError as error:  # raised by the receiver: a worker would wrap it in a traceback
             row = next(row for row, image in enumerate(own) if image.index == error.index)
             tries[row] += 1
             if found is None or tries[row] > MOST_IN_A_ROW:
@@ -161,9 +161,9 @@ def _load(
 
 
 def _start_method(device: torch.device) -> str | None:
-    """How loading processes start: None is the platform's own way.
+    """How loading processes start; None is the platform's default.
 
-    A process that uses CUDA must not be forked. A server that never used it can be, which is quicker than a fresh
+    A process that uses CUDA must not be forked. A fork server that never used CUDA can be, which is faster than a new
     interpreter for each process and evaluation.
     """
     has_server = "forkserver" in multiprocessing.get_all_start_methods()
@@ -208,7 +208,7 @@ def _iterate(
         elif replaced:
             notices = [*notices, *(f"{own.reason}: another image takes its place" for own in replaced)]
         for notice in notices:
-            if notice not in said:  # the processes meet the same full disk
+            if notice not in said:  # each process meets the same full disk
                 _LOG.warning(notice)
             said.add(notice)
         if isinstance(batch, InputError):

@@ -1,12 +1,12 @@
 """The plan: which images make up every step, in which groups, on which canvas, with which augmentation.
 
-A pure function of (recipe, sizes of the images, step): no rank, no state, no generator that runs on. A rank reads its
-slice of it, resuming is a position in it, and another number of devices is another slicing of the same plan.
+It is a pure function of (recipe, image sizes, step): no rank, no state, no random generator that goes on. A rank reads
+its slice of the plan, a resume is a position in it, and another number of devices is another slicing of it.
 
 The order is an endless stream of permutations, one an epoch, cut into mini-batches of B: nobody is dropped, and epoch e
 ends at step ceil(e n / B). Within each window of `plan_window` mini-batches the images are sorted by aspect ratio and
-cut into groups, and the groups are shuffled over the window's mini-batches. The last window of a run ends where the run
-ends, so that every image is seen in every complete epoch, the last one too.
+cut into groups, and the groups are shuffled over the window's mini-batches. The last window ends with the run, so every
+image is seen in every complete epoch, also in the last.
 """
 
 import math
@@ -35,9 +35,9 @@ class Crop(NamedTuple):
     whole: tuple[int, int]
     """height and width in pixels of the resized image"""
     corner: tuple[int, int]
-    """y and x in it of the crop's upper left corner"""
+    """y and x of the crop's upper left corner in the resized image"""
     least_area: float
-    """part of a box's area that must be left, or it is no target"""
+    """part of a box's area that must be left for it to be a target"""
 
 
 @dataclass(frozen=True)
@@ -45,18 +45,18 @@ class PlannedImage:
     """One image of a group and what is done to it."""
 
     index: int
-    """its place in the data set"""
+    """its index in the data set"""
     epoch: int
     seed: int
-    """signed 64-bit number of (recipe seed, epoch, index), from which all its randomness is drawn"""
+    """signed 64-bit hash of (recipe seed, epoch, index); all randomness of the image comes from it"""
     size: tuple[int, int]
     """height and width in pixels on the canvas, after resizing and cropping"""
     flip_horizontal: bool = False
     flip_vertical: bool = False
     resize: ResizeKind = "antialias"
-    """how it is resized"""
+    """filter with which the image is resized"""
     crop: Crop | None = None
-    """what is cut out of it before it is flipped"""
+    """what is cut out of the resized image, before it is flipped"""
 
     @property
     def resized(self) -> tuple[int, int]:
@@ -77,9 +77,9 @@ class Canvases(NamedTuple):
     """The canvases of an epoch."""
 
     counts: Counter[tuple[int, int]]
-    """groups on each"""
+    """groups on each canvas"""
     padding: float
-    """part of their pixels that shows no image"""
+    """part of the canvas pixels that is padding"""
 
 
 class TrainingPlan:
@@ -94,10 +94,10 @@ class TrainingPlan:
         self.sizes, self.recipe = sizes, recipe
         self._groups = lru_cache(maxsize=2)(self._make_groups)
         self.order = lru_cache(maxsize=3)(self._make_order)
-        """the images of epoch 0, 1, ... in the order in which they are drawn"""
+        """image indices of epoch 0, 1, ... in the order in which they are drawn"""
 
     def __reduce__(self) -> tuple[type["TrainingPlan"], tuple[Any, Recipe]]:
-        # the caches hold functions; a loading process makes its own
+        # the caches hold functions, which cannot be pickled; a loading process makes its own
         return TrainingPlan, (self.sizes, self.recipe)
 
     @property
@@ -111,7 +111,7 @@ class TrainingPlan:
         return total_steps(self.recipe, self.num_images)
 
     def smallest_canvas(self) -> tuple[int, tuple[int, int]]:
-        """The image that has the fewest pixels when it is resized as small as the recipe allows, and its canvas."""
+        """The image with the fewest pixels at the smallest scale of the recipe, and its canvas."""
         data = self.recipe.data
         edge, factor = min(data.short_edges), min(data.scale_jitter)
         canvases = [
@@ -139,14 +139,14 @@ class TrainingPlan:
     def groups(self, step: int) -> Sequence[PlannedGroup]:
         """The groups of step 0, 1, ... in their order.
 
-        The plan goes on behind the run's end, in windows counted from there, for whoever tries more steps than it has.
+        The plan goes on after the run's end, in windows counted from there, for callers that make more steps.
         """
         window = self._window_of(step)
         place, per_step = step - window.start, self.recipe.groups_per_step
         return self._groups(window)[place * per_step : (place + 1) * per_step]
 
     def _window_of(self, step: int) -> range:
-        """The steps among which this one shares its images."""
+        """The steps of the window that this step is in."""
         length, end = self.recipe.plan_window, self.total_steps
         if step < end:
             first = step // length * length
@@ -202,11 +202,11 @@ class TrainingPlan:
 
 
 def evaluation_plan(sizes: Int64[np.ndarray, "images 2"], recipe: Recipe) -> list[PlannedGroup]:
-    """Every image once at each scale, each on its own canvas, in batches of one canvas; ranks take whole batches.
+    """The groups of an evaluation: every image once at each scale; a group has one canvas and goes to one rank.
 
-    The groups of the scales of one batch stand together, in the order of the scales, and have the same images: they
-    share a canvas at every scale. What is found in an image depends on no other image of the data set, so `detect`
-    finds the same in its file alone.
+    The groups of one batch of images at all scales follow each other, in the order of the scales; their images share a
+    canvas at every scale. Detections of an image do not depend on the other images, so `detect` finds the same in its
+    file alone.
     """
     data, most, scales = recipe.data, recipe.evaluation.batch_size, evaluation_scales(recipe)
     alike: dict[tuple[tuple[int, int], ...], list[tuple[PlannedImage, ...]]] = {}
@@ -230,8 +230,8 @@ def evaluation_scales(recipe: Recipe) -> tuple[int, ...]:
 def evaluation_size(height: int, width: int, data: Data, short_edge: int | None = None) -> tuple[int, int]:
     """Height and width in pixels to which an image is resized for evaluation.
 
-    At another shorter edge than the recipe's own, the most of the longer edge grows or shrinks with it, so that an
-    image has the same shape at every scale.
+    For a `short_edge` other than the recipe's, the limit of the longer edge is scaled with it, so that an image has the
+    same shape at every scale.
     """
     edge = data.short_edges[-1]
     short_edge = short_edge or edge
@@ -241,7 +241,7 @@ def evaluation_size(height: int, width: int, data: Data, short_edge: int | None 
 def training_size(height: int, width: int, short_edge: int, factor: float, data: Data) -> tuple[int, int]:
     """Height and width in pixels to which an image is resized for training, before a crop.
 
-    `short_edge` and `factor` are the draws of its group; where the recipe has a crop the image fits it at factor 1.
+    `short_edge` and `factor` are drawn for its group; if the recipe has a crop, the image fits into it at factor 1.
     """
     if not data.crop:
         return resized(height, width, short_edge * factor, data.max_long_edge * factor, data.resize)
@@ -250,7 +250,7 @@ def training_size(height: int, width: int, short_edge: int, factor: float, data:
 
 
 def _cut(size: tuple[int, int], data: Data) -> tuple[int, int]:
-    """What a crop leaves of an image of this height and width."""
+    """Height and width that a crop leaves of an image of this height and width."""
     if not data.crop:
         return size
     return min(size[0], data.crop[0]), min(size[1], data.crop[1])
@@ -261,7 +261,7 @@ def resized(
 ) -> tuple[int, int]:
     """Height and width with the shorter edge at `short_edge`, unless the longer one would exceed its maximum.
 
-    Whole pixels are the nearest; for `kind` torchvision those that are full, so that 799.9999 is 799.
+    Rounded to the nearest pixel; for `kind` torchvision rounded down, so that 799.9999 becomes 799.
     """
     scale = min(short_edge / min(height, width), max_long_edge / max(height, width))
     whole = math.floor if kind == "torchvision" else round

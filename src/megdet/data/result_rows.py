@@ -1,4 +1,4 @@
-"""The rows of a COCO result file: detections, as an evaluation, an ensemble or a server takes them."""
+"""The rows of a COCO result file: detections in the form for evaluation, ensembles and the COCO server."""
 
 from typing import Annotated
 
@@ -11,13 +11,13 @@ Box = tuple[Number, Number, Length, Length]
 Id = int | str | float  # some tools write 3.0
 
 MOST_PIXELS = (1 << 32) - 1
-"""Of a mask: its runs are counted in 32 bits."""
+"""Largest number of pixels of a mask: its runs are counted in 32 bits."""
 
 _Side = Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
 
 
 class Rle(msgspec.Struct, gc=False):
-    """A mask as the lengths of its runs, packed into a text or not; `size` is height and width in pixels."""
+    """A mask as run lengths, a list or compressed text; `size` is height and width in pixels."""
 
     size: tuple[_Side, _Side]
     counts: str | list[Annotated[int, msgspec.Meta(ge=0, lt=2**32)]]

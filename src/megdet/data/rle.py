@@ -14,17 +14,17 @@ from numpy.typing import NDArray
 _FIRST, _LAST = ord("0"), ord("o")
 """The characters of compressed runs: six bits each."""
 _MOST_CHARACTERS = 7
-"""Of one number: 35 bits, more than any image has pixels."""
+"""Characters of one number at most: 35 bits, more than any image has pixels."""
 
 Rle = dict[str, Any]
 """`size`: height and width of the image in pixels; `counts`: compressed text, or a list of lengths."""
 
 
 def runs_of_text(text: str | bytes) -> NDArray[np.int64] | None:
-    """The runs of a compressed text, or None where it is none.
+    """The runs of a compressed text; None if the text is not valid.
 
-    A character has five bits of a number and one that says whether more follow, the lowest bits first; from the
-    fourth number on it is the difference from the number before the last.
+    A character has five bits of a number and a bit that says whether more follow, lowest bits first. From the fourth
+    number on, the number is the difference from the run two places before.
     """
     codes = np.frombuffer(text if isinstance(text, bytes) else text.encode("utf-8", "replace"), np.uint8)
     if not len(codes):
@@ -47,19 +47,19 @@ def runs_of_text(text: str | bytes) -> NDArray[np.int64] | None:
 
 
 def pixels_of_runs(runs: NDArray[np.integer], height: int, width: int) -> Bool[np.ndarray, "height width"]:
-    """Which pixels are the object's; the runs must add up to the size."""
+    """The mask of an object as pixels; the runs must add up to height x width."""
     return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
 
 
 def decode_mask(rle: Rle) -> Bool[np.ndarray, "height width"]:
-    """Which pixels of its image are an object's; the inverse of `encode_mask`."""
+    """The mask of an object as pixels of its whole image; the inverse of `encode_mask`."""
     return coco_masks.decode(rle).astype(np.bool_)
 
 
 def encode_mask(pixels: Bool[np.ndarray, "rows columns"], x: int, y: int, size: tuple[int, int]) -> Rle:
-    """The runs of an object in an image of this height and width; its pixels are in a frame that begins at x, y.
+    """The RLE of an object in an image of height and width `size`; `pixels` is a frame whose upper left pixel is x, y.
 
-    Only the columns of the frame are looked at.
+    Reads only the columns of the frame.
     """
     height, width = size
     columns = np.zeros((pixels.shape[1], height), np.bool_)
@@ -72,9 +72,9 @@ def encode_mask(pixels: Bool[np.ndarray, "rows columns"], x: int, y: int, size: 
 
 
 def voted_mask(masks: Sequence[Rle], weights: Sequence[float]) -> Rle:
-    """The pixels that lie in masks of at least half of all weight; all masks are of one image, `counts` compressed.
+    """The pixels whose masks have at least half of the total weight; masks of one image with compressed `counts`.
 
-    Only the ends of runs are looked at, no pixel. Raises ValueError for `counts` that are no compressed runs.
+    Reads only the ends of runs, not pixels. Raises ValueError if `counts` are not compressed runs.
     """
     ends, steps = [], []
     for mask, weight in zip(masks, weights, strict=True):
@@ -89,7 +89,7 @@ def voted_mask(masks: Sequence[Rle], weights: Sequence[float]) -> Rle:
     places, level = places[order], np.concatenate(steps)[order].cumsum()
     is_last = np.append(places[1:] != places[:-1], True)[: len(places)]
     places, level = places[is_last], level[is_last]
-    half = (0.5 - 1e-9) * sum(weights)  # what is half but for rounding is half
+    half = (0.5 - 1e-9) * sum(weights)  # equal to half up to rounding counts as half
     is_inside = level >= half
     turns = np.flatnonzero(np.diff(is_inside, prepend=False))
     runs = np.diff(places[turns], prepend=0, append=height * width)
@@ -98,10 +98,10 @@ def voted_mask(masks: Sequence[Rle], weights: Sequence[float]) -> Rle:
 
 
 def packed_pixels(texts: Sequence[str]) -> Int64[np.ndarray, " texts"]:
-    """How many pixels each packed `counts` is about, -1 for a text that is none: readers take a wrong number silently.
+    """How many pixels each compressed `counts` covers, -1 for an invalid text; the COCO API does not check the sum.
 
-    A length is written as its difference from the one before the last, in digits of 5 bits, the lowest first; a sixth
-    bit says that another digit follows, and the digits of a negative number end with the fifth bit set.
+    A length is written as the difference from the length two places before, in digits of 5 bits, lowest first. A sixth
+    bit says that another digit follows; the last digit of a negative number has its fifth bit set.
     """
     sound = [text if text.isascii() else "" for text in texts]
     sizes = np.array([len(text) for text in sound], np.int64)
@@ -120,7 +120,7 @@ def packed_pixels(texts: Sequence[str]) -> Int64[np.ndarray, " texts"]:
     row = row[last]
     count = np.bincount(row, minlength=len(sound))
     index = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
-    used = np.where(index == 0, 1, (count[row] - index + 1) // 2)  # in so many lengths: every second from there on
+    used = np.where(index == 0, 1, (count[row] - index + 1) // 2)  # lengths that it adds to: every second from there on
     pixels = np.zeros(len(sound), np.int64)
     np.add.at(pixels, row, numbers * used)
     pixels[np.repeat(np.arange(len(sound)), sizes)[is_broken]] = -1

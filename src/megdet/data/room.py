@@ -1,4 +1,4 @@
-"""Threads that decode images together, as many as their pixels allow."""
+"""A limit on the pixels that threads decode at the same time."""
 
 import threading
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 
 class Room:
-    """Lets threads decode together images of so many pixels in all."""
+    """Lets threads decode images of at most `pixels` pixels in all at the same time."""
 
     def __init__(self, pixels: int) -> None:
         self._all = self._free = pixels
@@ -14,7 +14,7 @@ class Room:
 
     @contextmanager
     def taken(self, pixels: int) -> Iterator[None]:
-        """Wait until there is room for an image; a larger one than there is room for takes it all."""
+        """Wait until there is room for an image of so many pixels; one above the limit is decoded alone."""
         pixels = min(pixels, self._all)
         with self._changed:
             self._changed.wait_for(lambda: self._free >= pixels)

@@ -1,7 +1,6 @@
-"""The segmentations of a COCO file in columns: polygons, or runs of pixels (RLE). Read only where masks are asked for.
+"""The segmentations of a COCO file in columns: polygons, or runs of pixels (RLE). Read only if masks are asked for.
 
-The columns are a file of their own beside the other columns, mapped and not read, so that all processes of a host share
-its memory.
+The columns have a cache file of their own. It is memory-mapped, so that all processes of a host share its memory.
 """
 
 import hashlib
@@ -23,46 +22,46 @@ from megdet.data.rle import runs_of_text
 from megdet.errors import shown
 
 FORMAT = "1"
-"""Of the columns; another number where they come to mean something else."""
+"""Version of the columns; raise it when their meaning changes."""
 
 _AT_ONCE = 1024
-"""Objects whose numbers are Python's at the same time, several times as large as in a column."""
+"""Objects that are Python numbers at the same time, several times as large as in a column."""
 _LONGEST_OUTLINE = 1e7
-"""Pixels: the COCO API takes a hundred bytes for each of them."""
+"""Pixels of the longest outline of an object: the COCO API takes a hundred bytes for each."""
 _MOST_PIXELS = (1 << 31) - 1
-"""Of one run and of an edge."""
+"""Pixels of the longest run and of the longest edge."""
 
 
 class Segmentation(NamedTuple):
-    """The pixels of one object, in pixels of its image's file; no polygons and no runs where the file says nothing."""
+    """The segmentation of one object, in pixels of its image file; without polygons and runs if the file has none."""
 
     polygons: tuple[NDArray[np.float32], ...]
-    """(points, 2) each: x, y; the object is their union"""
+    """(points, 2) each: x, y; the object is the union of the polygons"""
     runs: NDArray[np.int32]
-    """as in `megdet.data.rle`, of the whole image"""
+    """runs over the whole image, as in `megdet.data.rle`"""
 
 
 @dataclass(frozen=True)
 class Segmentations:
-    """Those of all objects, in the order of the file."""
+    """The segmentations of all objects, in the order of the file."""
 
     vertices: NDArray[np.float32]
     """(points, 2): x, y of all polygons"""
     vertices_ends: NDArray[np.int64]
-    """(polygons,): the place behind the last vertex of each"""
+    """(polygons,): end index of each polygon in the points"""
     polygons_ends: NDArray[np.int64]
-    """(objects,): the place behind the last polygon of each"""
+    """(objects,): end index of each object in the polygons"""
     bounds: NDArray[np.float32]
     """(objects, 4): x1, y1, x2, y2 around the polygons; zeros without polygons"""
     runs: NDArray[np.int32]
     runs_ends: NDArray[np.int64]
-    """(objects,): the place behind the last run of each"""
+    """(objects,): end index of each object in the runs"""
     rle_sizes: NDArray[np.int32]
-    """(objects, 2): height and width that the file gives with the runs; zeros without runs"""
+    """(objects, 2): height and width of each RLE in the file; zeros without runs"""
     digest: str
-    """SHA-256 of all of it"""
+    """SHA-256 of all columns"""
     file: Path | None = None
-    """that the columns are mapped from and that outlives them, unless somebody deletes it"""
+    """the file that the columns are mapped from; it outlives them unless a user deletes it"""
 
     def __len__(self) -> int:
         return len(self.polygons_ends)
@@ -76,18 +75,18 @@ class Segmentations:
         return Segmentation(polygons, self.runs[run : self.runs_ends[place]])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Another process maps the same file, where it is still there."""
+        """Pickled as the path of the mapped file if it still exists: another process maps it too."""
         file = self.shared_file()
         return (mapped, (file,)) if file else (unpacked, (self.packed(),))
 
     @property
     def is_missing(self) -> NDArray[np.bool_]:
-        """(objects,): those that the file gives no segmentation."""
+        """(objects,): whether the file has no segmentation for an object."""
         num_polygons, num_runs = (np.diff(ends, prepend=0) for ends in (self.polygons_ends, self.runs_ends))
         return np.asarray((num_polygons == 0) & (num_runs == 0))
 
     def areas(self) -> NDArray[np.float64]:
-        """(objects,): square pixels within the polygons, common parts counted twice, or pixels of the runs."""
+        """(objects,): square pixels inside the polygons (overlaps counted twice), or pixels of the runs."""
         x, y = self.vertices.astype(np.float64).T
         following = np.arange(1, len(x) + 1)
         following[self.vertices_ends - 1] = self.vertices_ends - np.diff(self.vertices_ends, prepend=0)
@@ -98,7 +97,7 @@ class Segmentations:
         return np.asarray(of_polygons + _sums(self.runs * is_own, self.runs_ends), np.float64)
 
     def packed(self) -> Columns:
-        """The columns as a file holds them."""
+        """The columns in the form for a file; `unpacked` reads it."""
         return {
             "vertices": self.vertices,
             "vertices.ends": self.vertices_ends,
@@ -111,7 +110,7 @@ class Segmentations:
         }
 
     def shared_file(self) -> Path | None:
-        """The file that holds these columns, where it still does."""
+        """The file that these columns are mapped from; None if it is gone or has changed."""
         if self.file is not None:
             with suppress(OSError, ValueError, KeyError):
                 if text_of(map_columns(self.file)[0]["digest"]) == self.digest:
@@ -120,7 +119,7 @@ class Segmentations:
 
 
 def unpacked(columns: Columns, file: Path | None = None) -> Segmentations:
-    """What was `packed`; `file` is where it is mapped from."""
+    """The segmentations of `packed` columns; `file` is the file they are mapped from."""
     return Segmentations(
         vertices=columns["vertices"],
         vertices_ends=columns["vertices.ends"],
@@ -135,12 +134,12 @@ def unpacked(columns: Columns, file: Path | None = None) -> Segmentations:
 
 
 def mapped(file: Path) -> Segmentations:
-    """Those that a file holds. Raises OSError, and ValueError or KeyError for another file."""
+    """The segmentations in a file, mapped. Raises OSError; ValueError or KeyError if it is not such a file."""
     return unpacked(map_columns(file)[0], file)
 
 
 def segmentation_fault(value: object) -> str:
-    """What is wrong with a `segmentation` of a file, or nothing; None and an empty list are none at all."""
+    """What is wrong with a `segmentation`, empty if nothing; None and an empty list count as no segmentation."""
     if isinstance(value, dict):
         return _rle_fault(value.get("size"), value.get("counts"))
     if value is not None and not isinstance(value, list):
@@ -158,7 +157,7 @@ def segmentation_fault(value: object) -> str:
 
 
 def outline_fault(polygons: Sequence[Sequence[int | float]]) -> str:
-    """Why sound polygons of one object cannot be painted, or nothing: the time and memory are those of their edges."""
+    """Why valid polygons of an object cannot be rasterised (too long an outline for the memory); empty if they can."""
     length = sum(_length(np.array(polygon, np.float64).reshape(-1, 2)) for polygon in polygons)
     if length <= _LONGEST_OUTLINE:
         return ""
@@ -185,7 +184,7 @@ def _rle_fault(size: object, counts: object) -> str:
 
 
 def _length(points: NDArray[np.floating]) -> float:
-    """How long a line through points is, in pixels along the longer axis."""
+    """The length of a line through points, each edge in pixels along its longer axis."""
     return float(np.abs(np.diff(points.astype(np.float64), axis=0)).max(axis=1, initial=0).sum())
 
 
@@ -194,7 +193,7 @@ def _is_count(value: object) -> bool:
 
 
 def place_fault(value: Any, size: tuple[int, int]) -> str:
-    """How a sound `segmentation` of a file contradicts the height and width of its image, or nothing."""
+    """How a valid `segmentation` contradicts the height and width of its image; empty if it does not."""
     if isinstance(value, dict):
         return rle_size_fault(tuple(value["size"]), size)
     points = np.concatenate([np.array(polygon, np.float32).reshape(-1, 2) for polygon in value])
@@ -202,16 +201,16 @@ def place_fault(value: Any, size: tuple[int, int]) -> str:
 
 
 def rle_size_fault(declared: tuple[int, ...], size: tuple[int, int]) -> str:
-    """How the height and width of an RLE contradict those of its image, or nothing."""
+    """How the height and width of an RLE contradict those of its image; empty if they do not."""
     if declared == size:
         return ""
     return "segmentation is an RLE of {} x {} pixels (height x width), the image has {} x {}".format(*declared, *size)
 
 
 def far_fault(bounds: Sequence[float], size: tuple[int, int]) -> str:
-    """Why the polygons between x1, y1, x2, y2 cannot be those of an image of this height and width, or nothing.
+    """Why polygons with bounds x1, y1, x2, y2 cannot belong to an image of this height and width; empty if they can.
 
-    Labelling tools draw a little beyond an image. Where it is more than the image's own size, something else is wrong.
+    Labelling tools draw a little beyond an image; more than the image's own size beyond it is a fault.
     """
     (x1, y1, x2, y2), (height, width) = bounds, size
     if x1 >= -width and y1 >= -height and x2 <= 2 * width and y2 <= 2 * height:
@@ -221,14 +220,14 @@ def far_fault(bounds: Sequence[float], size: tuple[int, int]) -> str:
 
 
 def parse(file: Path, content: bytes) -> Segmentations:
-    """Those of the bytes of a file whose other columns are sound. Raises InputError for the first that cannot be."""
+    """The segmentations in the bytes of a file whose other columns are valid. Raises InputError for the first fault."""
     rows = outline_rows(content)
     parts = []
     for start in range(0, max(len(rows), 1), _AT_ONCE):
         own = rows[start : start + _AT_ONCE]
         parts.append(_columns(_values(file, own)))
         if _length(parts[-1]["vertices"]) > _LONGEST_OUTLINE:
-            _checked(file, own)  # one of them alone may be as long
+            _checked(file, own)  # finds whether one object's outline is too long
     columns: Columns = {}
     for name in list(parts[0]):
         column = np.concatenate([part.pop(name) for part in parts])
@@ -250,14 +249,14 @@ _Value = list[_Polygon] | _Rle | None
 
 
 class OutlineRow(msgspec.Struct, gc=False):
-    """An annotation as it stands in the file."""
+    """The segmentation of an annotation, undecoded, with its ids."""
 
     id: Any = None
     image_id: Any = None
     segmentation: msgspec.Raw = msgspec.Raw(b"null")
 
     def value(self) -> Any:
-        """The segmentation, of any type; a text where it cannot be decoded."""
+        """The decoded segmentation, of any type; a string if it cannot be decoded."""
         try:
             return msgspec.json.decode(self.segmentation)
         except (msgspec.MsgspecError, UnicodeError):
@@ -272,12 +271,12 @@ _ROWS, _VALUES = msgspec.json.Decoder(_Rows), msgspec.json.Decoder(list[_Value])
 
 
 def outline_rows(content: bytes) -> list[OutlineRow]:
-    """The annotations of the bytes of a file whose structure is sound, undecoded."""
+    """The annotations in the bytes of a file of the right structure, segmentations undecoded."""
     return _ROWS.decode(content.removeprefix(MARK)).annotations
 
 
 def _values(file: Path, rows: Sequence[OutlineRow]) -> list[_Value]:
-    """The segmentations of some rows. Raises InputError for the first that cannot be meant."""
+    """The segmentations of some rows, decoded together. Raises InputError for the first fault."""
     with suppress(msgspec.MsgspecError, UnicodeError):
         values = _VALUES.decode(b"[" + b",".join(row.segmentation for row in rows) + b"]")
         if all(_is_sound(value) for value in values):
@@ -286,7 +285,7 @@ def _values(file: Path, rows: Sequence[OutlineRow]) -> list[_Value]:
 
 
 def _checked(file: Path, rows: Sequence[OutlineRow]) -> list[_Value]:
-    """The same, every one of which was looked at."""
+    """The segmentations of some rows, decoded and checked one by one. Raises InputError for the first fault."""
     found: list[_Value] = []
     for row in rows:
         value = row.value()
@@ -304,7 +303,7 @@ def _is_sound(value: _Value) -> bool:
 
 
 def _columns(values: Sequence[_Value]) -> Columns:
-    """The columns of some objects, with `.counts` in the place of `.ends`."""
+    """The columns of some objects, with `.counts` in place of `.ends`."""
     outlines = [value if isinstance(value, list) else [] for value in values]
     polygons = [*chain.from_iterable(outlines)]
     lengths = np.array([len(polygon) for polygon in polygons], np.int64)

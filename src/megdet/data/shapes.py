@@ -1,4 +1,4 @@
-"""The outlines of the demo data's classes, and how one of them is painted into a picture."""
+"""The outlines of the demo data's classes, and how a shape is painted into a picture."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from megdet.data.rle import encode_mask
 from megdet.data.segmentations import Segmentation
 
 SUPERSAMPLING = 4
-"""masks are drawn this much larger and averaged, which gives smooth edges"""
+"""factor by which masks are drawn larger and then averaged, for smooth edges"""
 
 _PAINT_MARGIN = 8  # pixels around a box that its shadow reaches
 _RING_SPLIT = 49  # points of a ring's outer circle, the rest are its inner one
@@ -94,7 +94,7 @@ class Shape:
 
 
 def visible_parts(shapes: Sequence[Shape], size: tuple[int, int]) -> list[Any]:
-    """The `segmentation` of shapes from back to front: the polygon of a whole one, the pixels (RLE) of any other."""
+    """The `segmentation` of shapes from back to front: a polygon if it is not hidden, else its visible pixels (RLE)."""
     is_covered, found = np.zeros(size, np.bool_), []
     for shape in reversed(shapes):
         mask = np.zeros(size, np.bool_)
@@ -108,7 +108,7 @@ def visible_parts(shapes: Sequence[Shape], size: tuple[int, int]) -> list[Any]:
 
 
 def place(name: str, radius: float, angle: float, stretch: float, centre: NDArray[np.float64]) -> Shape:
-    """A shape of a radius in pixels, `stretch` times wider and as much flatter, then turned by an angle in radians."""
+    """A shape of a radius in pixels, made `stretch` times wider and as much flatter, then turned by `angle` radians."""
     scaled = OUTLINES[name] * radius * np.array([stretch, 1 / stretch])
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     polygon = scaled @ turn.T

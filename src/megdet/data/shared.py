@@ -1,4 +1,4 @@
-"""A data set that one process of a host reads and the others map: its annotations are parsed and held once a host."""
+"""A data set that one process of a host reads and the others map: annotations are parsed and stored once a host."""
 
 import platform
 import tempfile
@@ -19,7 +19,7 @@ def once_a_host(world: World, load: Callable[[], CocoDataset]) -> CocoDataset:
     """What `load` gives on the first rank of each host; every rank calls it and waits, at most the world's timeout.
 
     Raises:
-        InputError: on every rank, the error of the first that could not load or map it.
+        InputError: on every rank, the error of the first rank that could not load or map the data set.
     """
     if world.size == 1:
         return load()
@@ -36,10 +36,10 @@ def once_a_host(world: World, load: Callable[[], CocoDataset]) -> CocoDataset:
                 return _mapped(Path(next(path for name, path in offers if name == host and path)))
             except (OSError, ValueError, StopIteration) as problem:
                 raise InputError(
-                    f"rank {world.rank} on {host} cannot read what the first rank there has read: {_why(problem)}"
+                    f"rank {world.rank} on {host} cannot map the data set read by the first rank there: {_why(problem)}"
                 ) from None
 
-        return world.together(found)  # all have mapped it, the file may go
+        return world.together(found)  # all have mapped the file, so it may be deleted
 
 
 def _why(error: Exception) -> str:

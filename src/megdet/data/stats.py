@@ -1,4 +1,4 @@
-"""What a data set looks like in numbers."""
+"""Statistics of a data set."""
 
 from dataclasses import dataclass, fields
 from typing import Any
@@ -14,7 +14,7 @@ QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 @dataclass(frozen=True)
 class Statistics:
-    """Numbers of a data set; crowds are counted apart and are in no other number."""
+    """Numbers of a data set; crowds are counted only in `num_crowds`."""
 
     num_images: int
     num_empty_images: int
@@ -49,7 +49,7 @@ class Statistics:
         return tuple(float(value) for value in np.quantile(values, QUANTILES))
 
     def as_dict(self) -> dict[str, Any]:
-        """The numbers for JSON; of the arrays of one dimension their quantiles."""
+        """The numbers for JSON; arrays of one dimension become their quantiles."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         spreads = {name: own for name, own in values.items() if isinstance(own, np.ndarray) and own.ndim == 1}
         counts = {name: own for name, own in values.items() if isinstance(own, int | dict)}

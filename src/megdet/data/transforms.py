@@ -23,7 +23,7 @@ from megdet.structures import Batch, Masks, Targets
 
 _BRIGHTNESS, _CONTRAST, _SATURATION = range(11, 14)
 _BOXES_MULTIPLE, _BYTES_MULTIPLE = 8, 1024
-"""Targets are padded to a multiple of so many boxes, and masks of so many bytes an image, so that few shapes occur."""
+"""Targets are padded to a multiple of so many boxes, and masks to so many bytes an image, so that few shapes occur."""
 
 
 def load_batch(
@@ -33,13 +33,13 @@ def load_batch(
     color_jitter: float = 0.0,
     cache: ImageCache | None = None,
 ) -> Batch:
-    """The images of one micro-batch, which may be none, on a canvas of (height, width) pixels.
+    """The batch of the images of one micro-batch (there may be none) on a canvas of (height, width) pixels.
 
-    Crowds are not targets. Targets have masks where the data set was read with them.
+    Crowds are not targets. Targets have masks if the data set was read with masks.
 
-    Raises UnreadableImageError for a file that cannot be read, or has another size than in the plan.
+    Raises UnreadableImageError for a file that cannot be read or has another size than in the plan.
     """
-    # channels last like the resized images, and like the model wants them: turning them costs more than resizing
+    # channels last, like the resized images and for the model: changing the layout costs more than resizing
     dtype = torch.float32 if any(image.resize == "torchvision" for image in images) else torch.uint8
     pixels = torch.zeros((len(images), *canvas, 3), dtype=dtype).permute(0, 3, 1, 2)
     boxes, labels, masks, scales = [], [], [], torch.ones(len(images), 2)
@@ -50,7 +50,7 @@ def load_batch(
         annotations = dataset.annotations[image.index]
         is_target = ~annotations.is_crowd
         own_boxes, is_left = _transform_boxes(annotations.boxes[is_target], image, scales[row])
-        is_target[is_target] = is_left.numpy()  # what a crop leaves
+        is_target[is_target] = is_left.numpy()  # those that a crop keeps
         boxes.append(own_boxes[is_left])
         labels.append(torch.from_numpy(annotations.labels[is_target]))
         if dataset.annotations.segmentations is not None:
@@ -76,7 +76,7 @@ def load_batch(
 
 
 def make_masks(placed: Sequence[Sequence[PlacedMask]], max_boxes: int) -> Masks:
-    """The masks of a batch: those of each of its images, in the order of its boxes."""
+    """The masks of a batch: for each image its masks, in the order of its boxes."""
     frames = np.zeros((len(placed), max_boxes, 5), np.int64)
     packed = []
     for row, own in enumerate(placed):
@@ -106,7 +106,7 @@ def resize_as_torchvision(
 ) -> Float32[Tensor, "3 new_height new_width"]:
     """Bilinear without antialias, on floats from 0 to 255, as torchvision's detectors do it; channels last in memory.
 
-    They normalise before they resize; the two change places but for rounding, since the weights of a pixel sum to 1.
+    torchvision normalises before it resizes; the order matters only by rounding, since a pixel's weights sum to 1.
     """
     tensor = torch.from_numpy(pixels).permute(2, 0, 1)[None].float()
     return F.interpolate(tensor, size=size, mode="bilinear", align_corners=False)[0]
@@ -116,7 +116,7 @@ RESIZE: dict[str, Callable[[NDArray[np.uint8], tuple[int, int]], Tensor]] = {
     "antialias": resize,
     "torchvision": resize_as_torchvision,
 }
-"""By `data.resize`."""
+"""The function for each value of `data.resize`."""
 
 
 def _load(dataset: CocoDataset, image: PlannedImage, color_jitter: float, cache: ImageCache | None) -> Tensor:
@@ -126,7 +126,7 @@ def _load(dataset: CocoDataset, image: PlannedImage, color_jitter: float, cache:
         height, width = dataset.sizes[image.index].tolist()
         reason = str(error).removeprefix(f"{dataset.image_path(image.index)}: ")
         raise UnreadableImageError(
-            f"{error}: put a sound picture of {width} x {height} pixels in its place and give the same command again",
+            f"{error}: put a sound image of {width} x {height} pixels in its place and give the same command again",
             image.index,
             reason,
         ) from None
@@ -183,7 +183,7 @@ def _masks(dataset: CocoDataset, image: PlannedImage, is_target: NDArray[np.bool
 def _transform_boxes(
     boxes: Float32[np.ndarray, "boxes 4"], image: PlannedImage, scale: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The boxes of a file as they lie on the canvas, and which of them a crop leaves enough of."""
+    """The boxes of a file in canvas coordinates, and which have enough area left after a crop."""
     scaled = torch.from_numpy(boxes) * scale.flip(0).repeat(2)
     height, width = image.size
     is_left = torch.ones(len(scaled), dtype=torch.bool)
@@ -199,7 +199,7 @@ def _transform_boxes(
 def _cut_boxes(
     boxes: Float32[Tensor, "boxes 4"], crop: Crop, size: tuple[int, int]
 ) -> tuple[Float32[Tensor, "boxes 4"], Bool[Tensor, " boxes"]]:
-    """Boxes of a resized image as they lie in its crop, cut at its borders, and which have enough area left."""
+    """Boxes of a resized image in coordinates of its crop, clipped to it, and which have enough area left."""
     moved = boxes - torch.tensor(crop.corner).flip(0).repeat(2)
     cut = clip_boxes(moved[None], torch.tensor([size]))[0]
     left = box_area(cut)

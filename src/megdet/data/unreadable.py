@@ -1,7 +1,7 @@
 """Training images whose files are lost or damaged, and which image takes their place.
 
-The rule looks at the image and its group alone, so it is the same on every layout: the next image in the order of the
-epoch, as large as the recipe and the canvas of the group let it be, with randomness of its own.
+The rule depends only on the image and its group, so it is the same on every layout: the next image in the order of the
+epoch, as large as the recipe and the group's canvas allow, with randomness of its own.
 """
 
 import math
@@ -14,10 +14,10 @@ from megdet.errors import InputError
 from megdet.ops.integer_hash import hash_integers
 
 MOST_IN_A_ROW = 8
-"""Images that follow each other and cannot be read: then the folder is lost, not a file."""
+"""Unreadable images in a row after which the folder counts as lost, not a file."""
 
 _STAND_IN, _HORIZONTAL, _VERTICAL = 8, 1, 2
-"""Purposes of random numbers; the first is one of the plan's."""
+"""Purposes of random numbers; `_STAND_IN` is numbered among those of the plan."""
 
 
 class UnreadableImageError(InputError):
@@ -32,22 +32,22 @@ class Replaced(NamedTuple):
     """An image that could not be read, and the one that took its place."""
 
     step: int
-    """0, 1, ...: of the plan"""
+    """step of the plan: 0, 1, ..."""
     image: int
-    """its place in the data set"""
+    """index of the unreadable image in the data set"""
     by: int
-    """place of the other image"""
+    """index of the image that took its place"""
     reason: str
     """why it could not be read"""
 
 
 def most_replaced(part: float, num_images: int) -> int:
-    """How many of the images may be lost: this part of them, but one always."""
+    """How many images may be lost: this part of them, at least one."""
     return max(1, math.floor(part * num_images))
 
 
 def stand_in(plan: TrainingPlan, image: PlannedImage, canvas: tuple[int, int]) -> PlannedImage:
-    """The image that takes the place of one of a group with this canvas; it is not cropped."""
+    """The image that takes the place of `image` in a group with this canvas; it is not cropped."""
     data, order = plan.recipe.data, plan.order(image.epoch)
     place = int(np.flatnonzero(order == image.index)[0])
     index = int(order[(place + 1) % len(order)])

@@ -1,4 +1,4 @@
-"""The folder of what is remembered of data sets between runs; everything in it may be deleted at any time."""
+"""The cache folder for what was read of data sets; everything in it may be deleted at any time."""
 
 import hashlib
 import os
@@ -9,14 +9,14 @@ from megdet.files import delete_leftovers
 
 
 def cache_file(kind: str, *paths: Path) -> Path:
-    """The file that remembers something of these files and folders: one of each kind, replaced when they change."""
+    """The cache file of a kind for these files and folders; it is replaced when they change."""
     key = "\n".join(str(path.resolve()) for path in paths)
     name = f"{kind}-{hashlib.sha256(os.fsencode(key)).hexdigest()[:16]}.safetensors"
     return cache_folder() / name
 
 
 def cache_folder() -> Path:
-    """The user's folder; a user without a home has none, and nothing can be written there."""
+    """The user's cache folder; for a user without a home, a folder in which nothing can be written."""
     if folder := os.environ.get("XDG_CACHE_HOME"):
         return Path(folder) / "megdet"
     try:
@@ -26,7 +26,7 @@ def cache_folder() -> Path:
 
 
 def recall(file: Path, *, is_mapped: bool = False, **expected: str) -> Columns | None:
-    """What a file remembers, where it is whole and says of itself what is expected; mapped if asked, not read."""
+    """The columns of a cache file, read or mapped; None if it is missing, damaged or its notes are not as expected."""
     try:
         columns, notes = read_columns(file, is_mapped=is_mapped)
     except (OSError, ValueError):
@@ -35,7 +35,7 @@ def recall(file: Path, *, is_mapped: bool = False, **expected: str) -> Columns |
 
 
 def remember(file: Path, columns: Columns, **notes: str) -> bool:
-    """Whether it could be written: without it the next start takes longer, no more."""
+    """Write a cache file; returns whether it could be written. If not, the next start only takes longer."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         delete_leftovers(file.parent)

@@ -1,4 +1,4 @@
-"""Where a Pascal VOC data set keeps what: XML files, their images and the splits, in whatever folders a tool chose."""
+"""Finds the files of a Pascal VOC data set (XML files, images, splits) in whatever folders a tool chose."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +11,7 @@ from megdet.errors import InputError
 SPLIT_NAMES = ("train", "training", "trainval", "val", "valid", "validation", "dev", "test", "testing")
 """Folders of these names, in any case, are splits."""
 KIND_NAMES = ("annotations", "annotation", "xml", "xmls", "labels", "jpegimages", "images", "image", "img", "imgs")
-"""Folders of these names say what is in them and not which part of the data set."""
+"""Folders of these names tell the kind of their files, not the part of the data set."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class VocFolder:
     """The files of a data set."""
 
     root: Path
-    """holds `ImageSets`, where there is one; else what was asked for"""
+    """the folder with `ImageSets`, if there is one; else the folder given"""
     xml_files: tuple[Path, ...]
     """sorted"""
     image_sets: Mapping[str, Path]
@@ -30,12 +30,12 @@ class VocFolder:
     def image_of(self, xml_file: Path, named: str, split: str) -> Path:
         """The image of an XML file whose `filename` is `named`.
 
-        That of the same name beside it; else of the same name elsewhere, in the like folder; else by `filename`.
+        An image with the XML file's name beside it; else one elsewhere, in the matching folder; else `filename`.
 
         Raises:
-            InputError: there is none, or there are several.
+            InputError: there is no such image, or there are several.
         """
-        name = PurePosixPath(PureWindowsPath(named).as_posix()).name  # some tools write the path of their machine
+        name = PurePosixPath(PureWindowsPath(named).as_posix()).name  # some tools write a path on their own machine
         for wanted in dict.fromkeys((xml_file.stem, name, PurePosixPath(name).stem)):
             found = self._in_reach(xml_file, self.images.get(wanted, ()))
             if len(found) > 1 and len(exact := [path for path in found if path.name == name]) == 1:
@@ -48,11 +48,11 @@ class VocFolder:
                 return found[0]
         raise InputError(
             f"{self.root}: no image {xml_file.stem}.* for {xml_file.name} of the split {split}, and none called "
-            f"{named!r}: put it beside the XML; an XML file that is no annotation must leave the folder"
+            f"{named!r}: put it beside the XML; an XML file that is not an annotation must leave the folder"
         )
 
     def _in_reach(self, xml_file: Path, images: Sequence[Path]) -> list[Path]:
-        """The images that are nearest: beside the file, in the like folder, or anywhere but in another split."""
+        """The nearest images: beside the file, else in the matching folder, else anywhere but in another split."""
         beside = [path for path in images if path.parent == xml_file.parent]
         alike = [path for path in images if self._part(path) == self._part(xml_file)]
         own = self.splits_of(xml_file)
@@ -60,11 +60,11 @@ class VocFolder:
         return beside or alike or allowed
 
     def _part(self, path: Path) -> tuple[str, ...]:
-        """The folders of a file that say to which part of the data set it belongs."""
+        """The folders in a file's path that tell the part of the data set."""
         return tuple(part for part in self._folders(path) if part not in KIND_NAMES)
 
     def splits_of(self, path: Path) -> set[str]:
-        """The splits that the folders of a file name."""
+        """The splits named by the folders in a file's path."""
         return {part for part in self._folders(path) if part in SPLIT_NAMES}
 
     def _folders(self, path: Path) -> tuple[str, ...]:
@@ -101,7 +101,7 @@ def folder_splits(found: VocFolder) -> dict[str, list[Path]]:
     """The XML files of each split by the names of their folders; `all` where no folder is called like a split.
 
     Raises:
-        InputError: some files are in such a folder and others are not, or a file is in two.
+        InputError: only some files are in a split folder, or a file is in two.
     """
     members: dict[str, list[Path]] = defaultdict(list)
     for path in found.xml_files:
@@ -112,7 +112,7 @@ def folder_splits(found: VocFolder) -> dict[str, list[Path]]:
     if len(members) > 1 and "" in members:
         inside = next(paths[0] for name, paths in members.items() if name)
         raise InputError(
-            f"{members[''][0]}: it is in no folder of a split, while {inside} is: move one of them, or add "
+            f"{members[''][0]}: it is not in the folder of a split, while {inside} is: move one of them, or add "
             "ImageSets/Main"
         )
     return {"all": members[""]} if "" in members else {name: members[name] for name in sorted(members)}

@@ -1,4 +1,4 @@
-"""XML as annotation tools write it, in any encoding, which may have been written by anybody."""
+"""Reads XML as annotation tools write it, in any encoding; the files are not trusted."""
 
 import codecs
 import re
@@ -10,15 +10,15 @@ from megdet.files import read_bytes
 
 _XML_ENCODING = re.compile(rb"""\s*<\?xml[^>]{0,200}?encoding\s*=\s*["']([\w.:-]{1,40})["']""")
 _ENCODINGS = re.compile("ascii|utf|iso|cp|gb|hz$|big5|shift_jis|euc_|koi8|johab|mac_|tis")
-"""Python's names of the text encodings in use; some of its others are very slow."""
+"""Python's names of the encodings that are accepted; some others are very slow."""
 _LARGEST = 8 << 20
-"""Bytes of a file: 30,000 objects; a byte can become 40 in memory."""
+"""Largest file in bytes: about 30,000 objects; a byte can become 40 in memory."""
 _DECLARATIONS = re.compile("<!(ENTITY|ATTLIST)")
-"""What a few bytes of can become gigabytes by."""
+"""Declarations by which a few bytes can become gigabytes."""
 
 
 def parse_xml(path: Path) -> ElementTree.Element:
-    """The root of an XML file. Raises InputError where it cannot be read, or defines what grows without end."""
+    """The root of an XML file. Raises InputError if it cannot be read or declares entities or default attributes."""
     try:
         return ElementTree.fromstring(_text(path))
     except ElementTree.ParseError as error:
@@ -26,7 +26,7 @@ def parse_xml(path: Path) -> ElementTree.Element:
 
 
 def _text(path: Path) -> str:
-    """The text in the encoding that the file names; expat itself knows no Chinese or Japanese ones."""
+    """The text, decoded by the encoding that the file names: expat knows no Chinese or Japanese encodings."""
     content = read_bytes(path, _LARGEST)
     declared = _XML_ENCODING.match(content.removeprefix(codecs.BOM_UTF8))
     is_wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))

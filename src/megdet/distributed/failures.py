@@ -1,11 +1,12 @@
-"""A rank that fails stops the others, with its name and its reason.
+"""If a rank fails, the others stop with a message that names it and its reason.
 
-A collective cannot say why a peer is gone: gloo says "connection closed", NCCL waits. So the ranks leave notes in the
-store of the process group, and a light thread in every rank reads them.
+A collective cannot tell why a peer is gone: gloo says "connection closed", NCCL waits. So the ranks leave notes in the
+store of the process group, and a thread in every rank reads them.
 
 torchrun sends SIGTERM to the other ranks of a machine as soon as one has died, and waits 30 seconds. In this time they
 find out which one it was, and one of them prints it. If all are alive, SIGTERM is from outside. So are SIGUSR1 and
-Ctrl-C. Then a training stops in order, at a step on which all ranks agree (`training/stopping.py`); anything else ends.
+Ctrl-C. Then a training stops in order, at a step on which all ranks agree (`training/agreement.py`); other verbs end at
+once.
 """
 
 import itertools
@@ -31,7 +32,7 @@ from megdet.errors import InputError, StoppedError
 
 PACKAGE = Path(__file__).parents[1]
 POLL_SECONDS = 1.0
-"""Between two reads of the store by a rank's thread."""
+"""Seconds between two reads of the store by a rank's thread."""
 ANSWER_SECONDS = 8.0
 """A rank that does not answer the roll call within this time counts as dead."""
 GRACE_SECONDS = 10.0
@@ -44,16 +45,16 @@ _numbers = itertools.count()
 
 @contextmanager
 def stop_together(world: World, *, heeds_signals: bool = False) -> Iterator[TerminationListener]:
-    """Around work that the ranks do together: if one rank fails in it, all end.
+    """A context for work that the ranks do together: if one rank fails in it, all end.
 
     The rank that failed raises its own exception. All other ranks raise an InputError that names the rank at fault and
     its reason, even if they only lost the connection to a rank that had lost its own. A rank that is not in a
     collective, so that it notices nothing, is ended with that line and exit code 2. All ranks must enter and leave in
     the same order.
 
-    It yields the listener to SIGTERM, which ends all ranks with exit code 143. With `heeds_signals` it listens to
-    SIGUSR1 and Ctrl-C as well, and where the caller has said `listener.heeded()`, they are for the caller: all ranks
-    must agree, set `is_agreed` and raise StoppedError; rank 0's is the one that is raised.
+    Yields the listener for SIGTERM, which ends all ranks with exit code 143. With `heeds_signals` it listens to SIGUSR1
+    and Ctrl-C as well, and inside `listener.heeded()` the caller handles the signals: all ranks must agree, set
+    `is_agreed` and raise StoppedError; that of rank 0 is raised.
     """
     number = next(_numbers)
     if not torch_distributed.is_initialized():
@@ -109,7 +110,7 @@ class _Watch(threading.Thread):
         self._has_called = False
 
     def leave(self) -> None:
-        """Stop watching: the work has ended, well or not."""
+        """Stop watching: the work has ended, with success or not."""
         self._has_left = True
         self.listener.ring()
         self.join(STORE_SECONDS)
@@ -138,7 +139,7 @@ class _Watch(threading.Thread):
                 self._end(str(self.notes.stopped), self.notes.code)
 
     def _obey(self) -> None:
-        """End this rank by the signal that it was told, unless the main thread heeds it, and all ranks live."""
+        """End this rank for a signal, unless the main thread handles it and all ranks are alive."""
         if self.listener.is_told_to_end and not self._has_called:
             self._has_called = True  # torchrun sends SIGTERM when a rank has died
             if sentence := _known_or_dead(self.notes, "told to end"):
@@ -179,15 +180,15 @@ def _whose_fault(notes: Notes, reason: str) -> str:
     elif is_timeout:
         sentence = f"the ranks waited for each other longer than {limit}: give a longer --timeout if one is slow"
     else:
-        sentence = f"the connection between the ranks broke, although all {size} live ({reason}): the network?"
+        sentence = f"the connection between the ranks broke, although all {size} are alive ({reason}): the network?"
     notes.stop(sentence)
     return notes.read() or sentence
 
 
 def _known_or_dead(notes: Notes, doing: str) -> str | None:
-    """Which rank is at fault, after a roll call in which this rank answers `doing`.
+    """A sentence on the rank at fault, after a roll call in which this rank answers `doing`.
 
-    None if all ranks are alive and none knows.
+    None if all ranks are alive and no reason is known.
     """
     if notes.stopped:  # rank 0, and the store with it, may be gone by now
         return notes.stopped

@@ -1,8 +1,8 @@
 """Gradients summed over all ranks once a step, in fixed buckets, while the last backward still runs.
 
 DistributedDataParallel rebuilds its buckets after its first step, so a new process would add numbers in another order
-than the old one did. Here the layout follows from the parameters alone and never changes. Nothing is allocated before
-it is needed: gradients stay where autograd makes them, and a bucket is filled when it is sent.
+than the old one did. Here the layout follows from the parameters alone and never changes. Nothing is allocated early:
+gradients stay where autograd makes them, and a bucket is filled when it is sent.
 """
 
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ from torch import Tensor, distributed, nn
 from megdet.distributed.world import World
 
 BUCKET_BYTES = 16 << 20
-"""Gradients that the ranks add up in one collective."""
+"""Bytes of gradients that the ranks add up in one collective."""
 _ALIGNED = 64
 """A gradient starts in its bucket at a multiple of so many numbers: GPU kernels read aligned vectors faster."""
 
@@ -28,7 +28,7 @@ class GradientBuckets:
     For the gradients of two parts of a step, call `set_aside()` between them. It sends and returns the gradients of the
     first part; they may travel while the second part runs, and are sums over all ranks after `finish()`.
 
-    A rank that must make its backwards again calls `begin_again()`: what it has sent is sent, and is right.
+    A rank that must repeat its backwards calls `begin_again()`; buckets already sent are right and are not sent again.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], world: World, bucket_bytes: int = BUCKET_BYTES) -> None:
@@ -64,17 +64,17 @@ class GradientBuckets:
         self._waiting, self._launched, self._works, self._sent = [], 0, [], []
 
     def overlap(self) -> None:
-        """From now on a bucket is sent as soon as all its gradients and all earlier buckets are there."""
+        """From now on send a bucket as soon as all its gradients are ready and all earlier buckets are sent."""
         self._waiting = [len(bucket) for bucket in self.buckets]
 
     def begin_again(self) -> None:
-        """Forget the gradients since `zero` or `set_aside`, but not that some buckets are sent."""
+        """Drop the gradients since `zero` or `set_aside`; buckets already sent stay sent."""
         for parameter in self.parameters:
             parameter.grad = None
         self._waiting = []
 
     def set_aside(self) -> list[Tensor]:
-        """Send what is left and begin anew; returns the gradients so far, in the order of `parameters`."""
+        """Send the remaining buckets and start a second part; returns the first part's gradients, as `parameters`."""
         self._send_rest()
         gradients, works = self.gradients, self._works
         self.zero()
@@ -82,7 +82,7 @@ class GradientBuckets:
         return gradients
 
     def finish(self) -> None:
-        """Send what is left and wait for all sums."""
+        """Send the remaining buckets and wait for all sums."""
         self._send_rest()
         for work in self._works:
             work.wait()
@@ -96,7 +96,7 @@ class GradientBuckets:
             return
         while self._launched < len(self.buckets):
             self._launch()
-        for parameter, view in self._sent:  # a backward that was made again has left another tensor there
+        for parameter, view in self._sent:  # a repeated backward has set another tensor
             parameter.grad = view
 
     def norm(self) -> Tensor:

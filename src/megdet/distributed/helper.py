@@ -1,4 +1,4 @@
-"""Work in a process beside this one: a task goes in, its answer or its error comes out.
+"""Runs a function in a process beside this one and returns its answer or its error.
 
     helper = start_helper(function, argument, folder=folder, device=device)
     ...                           # this process goes on
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 TASK, ANSWER = "task.pickle", "answer.pickle"
 _PARENT_SECONDS = 0.5
-"""Between two checks of a helper whether the process that started it is still alive."""
+"""Seconds between two checks by a helper that the process that started it is still alive."""
 _LOOK_SECONDS = 0.05
 T = TypeVar("T")
 
@@ -46,12 +46,12 @@ class HelperEndedError(HelperError):
 
 @dataclass(frozen=True)
 class _Task:
-    """What a helper has to do."""
+    """The task of a helper."""
 
     parent: int
-    """process that started it"""
+    """the process that started the helper"""
     path: list[str]
-    """where that process finds its modules"""
+    """`sys.path` of that process"""
     threads: int
     niceness: int
     call: bytes
@@ -66,7 +66,7 @@ class Helper(Generic[T]):
     process: subprocess.Popen[bytes]
 
     def wait(self, seconds: float = 0.0) -> bool:
-        """Wait at most so long for its end; whether it has ended."""
+        """Wait at most so long for the helper to end; returns whether it has ended."""
         try:
             self.process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -74,7 +74,7 @@ class Helper(Generic[T]):
         return True
 
     def answer(self) -> T:
-        """Wait for its end; what its function returned.
+        """Wait for the helper to end; returns what its function returned.
 
         Raises:
             InputError: its function raised it.
@@ -95,7 +95,7 @@ class Helper(Generic[T]):
         return answer
 
     def stop(self) -> None:
-        """End it, and the processes that it has started, if it is still running."""
+        """End the helper and the processes that it has started, if it is still running."""
         if self.process.poll() is None:
             if os.name == "posix":
                 os.killpg(self.process.pid, signal.SIGKILL)
@@ -115,12 +115,12 @@ def start_helper(
     """Start `function(*arguments)` in a process of its own, in which `start_world(device.type)` is alone on the device.
 
     Args:
-        function: at the top of a module, as pickle asks.
-        arguments: pickled, as is what the function returns.
-        folder: an empty one for this helper alone; whoever made it deletes it.
-        device: of its world.
-        threads: of its arithmetic; 0 = as torch chooses.
-        niceness: added to its own, so that it yields the cores to other processes.
+        function: defined at the top of a module, so that it can be pickled.
+        arguments: pickled, as is the return value.
+        folder: an empty folder for this helper alone; the caller deletes it.
+        device: the device of the helper's world.
+        threads: torch threads; 0 = torch's default.
+        niceness: added to the niceness of this process, so that the helper yields the cores to others.
 
     Raises:
         OSError: the process cannot be started, or the folder cannot be written.
@@ -137,7 +137,7 @@ def start_helper(
             env={**os.environ, **place},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is for this process, which then ends its helpers
+            start_new_session=True,  # Ctrl-C goes to this process only, which then ends its helpers
         )
     return Helper(folder, process)
 
@@ -145,7 +145,7 @@ def start_helper(
 def answers_of(helpers: Sequence[Helper[T]]) -> list[T]:
     """The answers of helpers that work together, in their order; the first that fails stops the others.
 
-    All have ended afterwards, also if this process is interrupted. Raises as `Helper.answer`.
+    All helpers have ended afterwards, also if this process is interrupted. Raises as `Helper.answer` does.
     """
     running = list(helpers)
     try:
@@ -165,7 +165,7 @@ def how_it_ended(code: int) -> str:
 
 
 def _end_with(parent: int) -> None:
-    """End this process and those that it has started as soon as its parent is gone."""
+    """End this process and the processes it has started as soon as its parent is gone."""
     while os.getppid() == parent:
         time.sleep(_PARENT_SECONDS)
     os.killpg(0, signal.SIGKILL)

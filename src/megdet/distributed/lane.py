@@ -11,7 +11,7 @@ from megdet.distributed.world import World
 from megdet.errors import InputError
 
 _groups: dict[int, tuple[distributed.ProcessGroup | None, distributed.ProcessGroup]] = {}
-"""Of this process, by width of the lane: the process group of all ranks at the time, and the group of the lane."""
+"""Lane width -> the process group of all ranks at the time it was made, and this process's group of the lane."""
 
 
 @dataclass(frozen=True)
@@ -26,17 +26,17 @@ class Lane:
 
     @property
     def place(self) -> int:
-        """The place of this rank in its lane, from 0."""
+        """The index of this rank in its lane, from 0."""
         return 0 if self.width == 1 else _rank_and_size(self.width)[0] % self.width
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the rank that contributes a number that all ranks of its lane have."""
+        """Whether this is the first rank of its lane: it alone contributes numbers that the whole lane has."""
         return self.place == 0
 
     @property
     def process_group(self) -> distributed.ProcessGroup | None:
-        """The group of the lane's ranks. With a model from a file, all ranks of the world make it at its first use."""
+        """The process group of the lane. For a model loaded from a file, all ranks make it at the first use."""
         _, size = _rank_and_size(self.width)
         everybody, group = _groups.get(self.width, (None, None))
         if group is not None and everybody is distributed.group.WORLD:
@@ -48,9 +48,9 @@ SINGLE_LANE = Lane(1)
 
 
 def make_lane(world: World, layout: Layout) -> Lane:
-    """This rank's lane, with a process group of its own where it is more than one rank.
+    """This rank's lane, with a process group of its own if it has more than one rank.
 
-    Every rank makes every lane's group, as torch.distributed demands; call it once a run.
+    Every rank makes the groups of all lanes, as torch.distributed requires; call it once a run.
     """
     if layout.lane_width > 1:
         _make_groups(layout.lane_width, world.timeout)
@@ -58,16 +58,16 @@ def make_lane(world: World, layout: Layout) -> Lane:
 
 
 def lane_of_images(bn_size: int, images_per_device: int) -> Lane:
-    """The lane of this process in your own program, where each process carries so many images of a group at a time.
+    """The lane of this process in a program of your own, in which each process carries `images_per_device` at a time.
 
-    Every process must call it, after the process group is made, if there is one. Raises InputError if the processes do
+    Every process must call it, after `init_process_group` if there are several. Raises InputError if the processes do
     not make whole groups.
     """
     size = distributed.get_world_size() if distributed.is_initialized() else 1
     if images_per_device < 1 or bn_size < 1 or bn_size % images_per_device:
         raise InputError(
-            f"bn_size {bn_size} is no multiple of images_per_device {images_per_device}: a group is made of whole "
-            "forwards; choose a bn_size that is, or smaller forwards and accumulation"
+            f"bn_size {bn_size} is not a multiple of images_per_device {images_per_device}: a group is made of "
+            "whole forwards; choose a bn_size that is, or smaller forwards and accumulation"
         )
     width = bn_size // images_per_device
     if size % width:

@@ -1,7 +1,7 @@
 """How a mini-batch is spread over devices: groups, lanes, rounds and shares. Pure arithmetic.
 
-A mini-batch is G groups of S images. W ranks make W / k lanes of k neighbouring ranks; a lane works through its groups
-one after another (rounds), and each of its ranks carries a share of every one of them.
+A mini-batch is G groups of S images. W ranks make W / k lanes of k neighbouring ranks. A lane works through its groups
+one after another (rounds), and each rank of the lane carries a share of every group.
 """
 
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ class Layout:
 
     @property
     def num_lanes(self) -> int:
-        """Lanes side by side."""
+        """Number of lanes that work side by side."""
         return self.world_size // self.lane_width
 
     @property
@@ -55,7 +55,7 @@ class Layout:
         return rank // self.lane_width
 
     def groups_of(self, rank: int) -> range:
-        """The groups of the step that a rank's lane works through, in order."""
+        """The numbers of the groups in a step that a rank's lane works through, in order."""
         return range(self.lane_of(rank), self.num_groups, self.num_lanes)
 
     def share_of(self, rank: int) -> slice:
@@ -87,7 +87,7 @@ def possible_layouts(
     """Layouts of every lane width, the fewest images on the busiest rank first, narrow lanes first among equals.
 
     `lane_width` forces the width; `max_images_per_device` is the most images that a share may have.
-    Raises InputError when there are more ranks than images, or when no lane width fits what is forced.
+    Raises InputError if there are more ranks than images, or if no lane width fits the forced values.
     """
     batch_size = num_groups * group_size
     if world_size < 1:
@@ -106,7 +106,7 @@ def possible_layouts(
     layouts = [Layout(num_groups, group_size, world_size, k) for k in widths]
     if max_images_per_device is not None:
         if max_images_per_device < 1:
-            raise InputError(f"at most {max_images_per_device} images a device: it must be at least 1")
+            raise InputError(f"at most {max_images_per_device} images a device: that must be at least 1")
         fitting = [layout for layout in layouts if layout.largest_share <= max_images_per_device]
         if not fitting:
             needed = -(-group_size // max_images_per_device)
@@ -143,7 +143,7 @@ def recipe_layout(
 def better_device_counts(
     layout: Layout, count: int = 3, lane_width: int | None = None, max_images_per_device: int | None = None
 ) -> Iterator[Layout]:
-    """Layouts of nearby numbers of devices that leave less idle, the nearest first, with the same limits forced."""
+    """Layouts on other numbers of devices with less idle time, the nearest first, with the same limits forced."""
     if layout.idle <= 0:
         return
     found = 0

@@ -1,4 +1,4 @@
-"""Ranks as real processes of this machine, without torchrun: for checks of the contract, and for tests."""
+"""Runs a function in ranks that are real processes of this machine, without torchrun; for `verify` and for tests."""
 
 import os
 import pickle
@@ -33,15 +33,15 @@ class RankError(RuntimeError):
 def run_in_ranks(
     function: Callable[..., Any], size: int, *arguments: Any, timeout: float = 120.0, device: str = "cpu"
 ) -> list[Any]:
-    """`function(world, *arguments)` in `size` new processes that form a world; returns what each rank returned.
+    """Run `function(world, *arguments)` in `size` new processes that form a world; returns what each rank returned.
 
     Every rank has one thread. They meet in a file, so no free port is needed, and communicate by gloo, or by NCCL where
     `device` is cuda, which needs a GPU for each rank.
 
     Args:
-        function: at the top of a module, as pickle asks.
-        size: ranks.
-        arguments: for every rank, pickled.
+        function: defined at the top of a module, so that it can be pickled.
+        size: number of ranks.
+        arguments: the same for every rank; pickled.
         timeout: seconds until all ranks must have ended.
         device: cpu or cuda.
 
@@ -50,7 +50,7 @@ def run_in_ranks(
         RankError: a rank raised anything else, died, or exceeded the timeout. The others are stopped.
     """
     context = get_context("forkserver")
-    # the server imports once what is imported here, and every rank has it then
+    # the fork server imports these modules once, for all ranks
     context.set_forkserver_preload(sorted(name for name in sys.modules if name.split(".")[0] == "megdet"))
     with tempfile.TemporaryDirectory(prefix="megdet_ranks_") as name:
         folder = Path(name)
@@ -78,7 +78,7 @@ class _Task:
     device: str
     timeout: float
     environment: dict[str, str]
-    """of the caller: a server that was started earlier has an older one"""
+    """environment of the caller: a fork server started earlier has an older one"""
 
 
 def _run_rank(task: _Task, rank: int) -> None:
@@ -90,7 +90,7 @@ def _run_rank(task: _Task, rank: int) -> None:
         os.environ.update(task.environment)
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=size, LOCAL_WORLD_SIZE=size)
         is_cuda = task.device == "cuda"
-        if task.size > 1:  # start_world takes the group as it finds it
+        if task.size > 1:  # start_world uses an existing process group
             distributed.init_process_group(
                 "nccl" if is_cuda else "gloo",
                 init_method=f"file://{task.folder}/meet",
@@ -124,7 +124,7 @@ def _note_failure(folder: Path, rank: int, error: BaseException) -> None:
 
 
 def _wait_for(processes: Sequence[BaseProcess], folder: Path, timeout: float) -> None:
-    """Return when all have ended well; raise as soon as one has not."""
+    """Return when all processes have ended with success; raise as soon as one has failed."""
     deadline = time.monotonic() + timeout
     running = dict(enumerate(processes))
     while running:
@@ -148,7 +148,7 @@ def _wait_for(processes: Sequence[BaseProcess], folder: Path, timeout: float) ->
 
 
 def _silent(processes: Sequence[BaseProcess], folder: Path) -> int | None:
-    """The rank that ended badly without a message, if there is one: the failures of the others follow from it."""
+    """A rank that failed without a message, if there is one: the other failures follow from it."""
     bad = (rank for rank, process in enumerate(processes) if process.exitcode)
     return next((rank for rank in bad if not _failure_file(folder, rank).exists()), None)
 

@@ -1,7 +1,7 @@
 """The notes of the ranks in the store of the process group (held by torchrun's agent, rank 0 or a file).
 
-stopped      the code with which all end, the rank at fault and its reason, in a sentence; the first written counts
-heard        how many ranks have read it
+stopped      the exit code for all ranks, and a sentence with the rank at fault and its reason; the first written counts
+heard        how many ranks have read `stopped`
 roll_call    a rank lost a peer and no reason is known: all ranks must answer
 here/RANK    the answer of a rank, as JSON: what it is doing, and where
 told/HOST    the rank that prints the reason for its machine, when its ranks get SIGTERM
@@ -21,9 +21,9 @@ from torch.distributed.distributed_c10d import PrefixStore, Store, _get_default_
 from megdet.distributed.world import World
 
 HEARD_SECONDS = 5.0
-"""How long rank 0, which may hold the store, waits at most until the others have read why it fails."""
+"""Longest time in seconds that rank 0, which may hold the store, waits for the others to read why it fails."""
 STORE_SECONDS = 30
-"""A store that answers nothing for so long is gone."""
+"""Seconds without an answer after which the store counts as gone."""
 T = TypeVar("T")
 
 
@@ -34,10 +34,10 @@ class _Question(Generic[T]):
 
 
 class Notes:
-    """The notes of one `stop_together` in the store; a store that is gone has no notes and takes none."""
+    """The notes of one `stop_together` in the store; if the store is gone, reads find nothing and writes do nothing."""
 
     def __init__(self, number: int, world: World) -> None:
-        store = _get_default_store().clone()  # a connection of its own: a collective may be waiting in the other one
+        store = _get_default_store().clone()  # a second connection: a collective may be waiting in the first
         store.set_timeout(timedelta(seconds=STORE_SECONDS))
         self._store = PrefixStore(f"megdet/stop{number}", store)
         self._questions: queue.SimpleQueue[_Question[Any] | None] = queue.SimpleQueue()
@@ -45,7 +45,7 @@ class Notes:
         self.is_gone = False
         self.stopped: str | None = None
         self.code = 2
-        """with what a rank ends that has read why"""
+        """the exit code of a rank that has read `stopped`"""
         self.num_dead = 0
         threading.Thread(target=self._answer_questions, name="megdet notes", daemon=True).start()
 
@@ -54,15 +54,15 @@ class Notes:
         self._questions.put(None)
 
     def _ask(self, asks: Callable[[Store], T], otherwise: T) -> T:
-        """What the store answers; `otherwise` where it is gone: that is waited for once, not with every question.
+        """The answer of the store, or `otherwise` if it is gone; only the first question waits to find that out.
 
-        A thread of its own asks: most questions to a store have no timeout, and a host that is cut off sends no word.
+        A thread of its own asks: most calls of a store have no timeout, and a host that is cut off never answers.
         """
         question = _Question(asks, otherwise)
         if self.is_gone:
             return otherwise
         self._questions.put(question)
-        for _ in range(STORE_SECONDS):  # not by the clock, which goes on while this process is stopped
+        for _ in range(STORE_SECONDS):  # counted, since the clock goes on while this process is stopped
             if question.is_answered.wait(1.0):
                 return question.answer
         self.is_gone = True
@@ -77,12 +77,12 @@ class Notes:
             question.is_answered.set()
 
     def stop(self, sentence: str, code: int = 2) -> None:
-        """Write which rank is at fault and why, and with what code all end, unless that is known."""
+        """Write which rank is at fault, why, and the exit code for all, unless that was written before."""
         self._ask(lambda store: store.compare_set("stopped", "", json.dumps([code, sentence])), None)
         self.read()
 
     def read(self) -> str | None:
-        """Which rank is at fault and why; None while that is not known."""
+        """The sentence with the rank at fault and its reason; None while it is not known."""
 
         def look(store: Store) -> None:
             if self.stopped is None and store.check(["stopped"]):
@@ -93,7 +93,7 @@ class Notes:
         return self.stopped
 
     def tells_first(self) -> bool:
-        """Whether this rank is the one of its machine that prints why they end."""
+        """Whether this rank is the one on its machine that prints the reason."""
         own = str(self.world.rank)
         return self._ask(lambda store: store.compare_set(f"told/{platform.node()}", "", own).decode(), own) == own
 
@@ -105,7 +105,7 @@ class Notes:
             heard = self._ask(lambda store: store.add("heard", 0), 0)
 
     def leave_in_order(self) -> None:
-        """Say that this rank is done; rank 0, which may hold the store, waits until all are, or for HEARD_SECONDS."""
+        """Note that this rank is done; rank 0, which may hold the store, waits for all, at most HEARD_SECONDS."""
         self.answer("done")
         end = time.monotonic() + HEARD_SECONDS
         while self.world.is_first and time.monotonic() < end and not self.is_gone:
@@ -114,15 +114,15 @@ class Notes:
             time.sleep(0.05)
 
     def call_the_roll(self) -> None:
-        """Ask every rank for an answer."""
+        """Ask every rank what it is doing."""
         self._ask(lambda store: store.set("roll_call", ""), None)
 
     def is_called(self) -> bool:
-        """Whether a rank has asked."""
+        """Whether a rank has called the roll."""
         return self._ask(lambda store: store.check(["roll_call"]), False)
 
     def answer(self, doing: str, place: str = "") -> None:
-        """Say what this rank is doing: done, lost, told to end, waiting or busy."""
+        """Note what this rank is doing: done, lost, told to end, waiting or busy."""
         self._ask(lambda store: store.set(f"here/{self.world.rank}", json.dumps([doing, place])), None)
 
     def answers(self) -> dict[int, tuple[str, str]]:

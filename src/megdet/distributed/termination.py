@@ -20,7 +20,7 @@ from megdet.errors import StoppedError
 STOP_SIGNALS: tuple[int, ...] = tuple(
     int(getattr(signal, name)) for name in ("SIGUSR1", "SIGTERM", "SIGINT") if hasattr(signal, name)
 )
-"""Those that this system has; where several have arrived, the first in this order decides about the exit code."""
+"""The stop signals of this system; if several have arrived, the first in this order decides the exit code."""
 _EXIT_CODES = {"SIGUSR1": 75, "SIGTERM": 143, "SIGINT": 130}
 _RUNG = b"\0"
 _listening: "weakref.WeakSet[TerminationListener]" = weakref.WeakSet()
@@ -32,7 +32,7 @@ def signal_name(number: int) -> str:
 
 
 def exit_code(number: int) -> int:
-    """With what a process ends that such a signal has stopped: 75 (to be started again), 143 or 130."""
+    """The exit code after a stop signal: 75 (SIGUSR1: start it again), 143 (SIGTERM) or 130 (Ctrl-C)."""
     return _EXIT_CODES[signal.Signals(number).name]
 
 
@@ -45,24 +45,24 @@ def stopped_by(number: int) -> StoppedError:
 
 
 class TerminationListener:
-    """While it is entered, these signals do not end this process: the program heeds them, or a thread that waits here.
+    """Inside its `with` block, signals do not end this process: the program or a thread in `wait` handles them.
 
-    It changes nothing outside the main thread, on systems without such signals, and for a signal of which the program
+    It changes nothing outside the main thread, on systems without these signals, and for signals for which the program
     has a handler of its own.
 
     Args:
-        signals: what it listens to.
+        signals: the signals to listen to.
         raises: raise StoppedError in the main thread, unless the signal is `heeded` there.
     """
 
     def __init__(self, signals: Sequence[int] = (signal.SIGTERM,), *, raises: bool = False) -> None:
         self.signals, self.raises = signals, raises
         self.told: list[int] = []
-        """the signals that `wait` has seen, in their order"""
+        """the signals that `wait` has seen, in order"""
         self.asked: list[int] = []
         """the signals that the main thread has seen"""
         self.is_heeded = False
-        """whether the main thread looks at `asked` by itself"""
+        """whether the main thread checks `asked` by itself"""
         self.is_agreed = False
         """whether all ranks have agreed to stop, so that they end in order"""
         self._before: dict[int, object] = {}
@@ -88,12 +88,12 @@ class TerminationListener:
         self.stop()
         self.wait(0.0)
         if self.told and kind is None:
-            os.kill(os.getpid(), self.told[0])  # nobody has ended the process
+            os.kill(os.getpid(), self.told[0])  # nobody has handled the signal
         os.close(self._read)
         os.close(self._write)
 
     def stop(self, *, in_child: bool = False) -> None:
-        """Give the signals their old handlers again, or those of a new process."""
+        """Restore the old signal handlers, or in a child process the default ones."""
         before, self._before = self._before, {}
         if before:
             signal.set_wakeup_fd(-1 if in_child else self._wakeup_before)
@@ -102,7 +102,7 @@ class TerminationListener:
             signal.signal(number, default if in_child else handler)  # type: ignore[arg-type]  # getsignal gave it
 
     def wait(self, seconds: float) -> None:
-        """Wait so long, or until a signal arrives or `ring` is called."""
+        """Wait for so many seconds, or until a signal arrives or `ring` is called."""
         if select.select([self._read], [], [], seconds)[0]:
             self.told += [number for number in os.read(self._read, 256) if number in self.signals]
 
@@ -112,9 +112,9 @@ class TerminationListener:
 
     @contextmanager
     def heeded(self, heeds: bool = True) -> Iterator[None]:
-        """For a block, let signals wait until the main thread looks at `asked`, or not.
+        """A context in which signals wait until the main thread checks `asked`; with `heeds` False they do not.
 
-        Raises StoppedError where one is waiting while nobody looks.
+        Raises StoppedError for a signal that is waiting when nobody checks `asked`.
         """
         before, self.is_heeded = self.is_heeded, heeds
         self._refuse_to_wait()
@@ -138,14 +138,14 @@ class TerminationListener:
 
 @contextmanager
 def blocked_signals() -> Iterator[None]:
-    """Around the start of a process: it must not end by a signal to the whole group, because this one decides when.
+    """A context for starting a process that must not end by a signal to the whole group: its parent ends it.
 
-    A launcher, a terminal or a scheduler sends its signals to all processes of a run, those that load images too.
+    Launchers, terminals and schedulers send signals to all processes of a run, loading processes included.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    resource_tracker.ensure_running()  # its start would unblock them
+    resource_tracker.ensure_running()  # starting it later would unblock the signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
@@ -154,14 +154,14 @@ def blocked_signals() -> Iterator[None]:
 
 
 def end_by_parent_only() -> None:
-    """In a process that was started with `blocked_signals`: SIGTERM ends it where its parent has sent it."""
+    """In a process started under `blocked_signals`: let SIGTERM end it only if the parent has sent it."""
     if hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         threading.Thread(target=_wait_for_parent, name="megdet end_by_parent_only", daemon=True).start()
 
 
 def _wait_for_parent() -> None:
-    parent = multiprocessing.parent_process()  # behind a fork server it is not the one that has forked
+    parent = multiprocessing.parent_process()  # not the fork server that forked this process
     parent_id = os.getppid() if parent is None else parent.pid
     while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent_id:
         pass
@@ -169,7 +169,7 @@ def _wait_for_parent() -> None:
 
 
 def _is_free(handler: object) -> bool:
-    """Whether a signal is not the program's own affair."""
+    """Whether the program has no handler of its own for a signal."""
     is_default = handler in (signal.SIG_DFL, signal.default_int_handler)
     return is_default or isinstance(getattr(handler, "__self__", None), TerminationListener)
 

@@ -1,4 +1,4 @@
-"""This process among the others: rank, device, and the few collectives that the rest of the program uses."""
+"""The processes of a run: this one's rank and device, and the few collectives that the program uses."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,7 +15,7 @@ from megdet.runtime import device_of_rank, prepare_process
 
 DEFAULT_TIMEOUT = timedelta(minutes=30)
 CHUNK_BYTES = 64 << 20
-"""Of a message of `World.broadcast`; a larger tensor is a message of its own."""
+"""Bytes of a message of `World.broadcast`; a larger tensor is a message of its own."""
 _MOST_RUNS = 6
 T = TypeVar("T")
 
@@ -30,7 +30,7 @@ class World:
     timeout: timedelta = DEFAULT_TIMEOUT
     """how long a collective waits for another rank"""
     local_rank: int = 0
-    """this process among those of its host"""
+    """the index of this process on its host"""
 
     @property
     def is_first(self) -> bool:
@@ -56,7 +56,7 @@ class World:
             distributed.barrier()
 
     def together(self, work: Callable[[], T]) -> T:
-        """What `work` returns on this rank; an InputError of any rank is raised on all ranks."""
+        """Call `work` on every rank and return its result; an InputError on any rank is raised on all."""
         result: Any = None
         problem: InputError | None = None
         try:
@@ -69,7 +69,7 @@ class World:
         return cast(T, result)
 
     def on_first(self, work: Callable[[], T]) -> T:
-        """What `work` returns on rank 0, for every rank; its InputError is raised on all. It must be picklable."""
+        """Call `work` on rank 0 and return its result, which must be picklable, on every rank; so for an InputError."""
         answer: list[Any] = [None, None]
         if self.is_first:
             try:
@@ -85,7 +85,7 @@ class World:
 
     @torch.no_grad()
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
-        """Overwrite tensors on this rank's device by those of rank 0, in place.
+        """Overwrite tensors on this rank's device with those of rank 0, in place.
 
         Every rank gives the same number of tensors, of the same shapes and dtypes, in any memory format. They are sent
         in a few messages.
@@ -114,7 +114,7 @@ def _chunks(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
 
 
 def name_ranks(ranks: Sequence[int]) -> str:
-    """`rank 1`, or `ranks 0 to 3, 5`; they must be in rising order. Only the first few ranges are named."""
+    """`rank 1`, or `ranks 0 to 3, 5`; `ranks` must be in rising order. Only the first few ranges are named."""
     runs: list[list[int]] = []
     for rank in ranks:
         if runs and rank == runs[-1][-1] + 1:

@@ -4,9 +4,9 @@ The data set and the detections are checked and put into columns (`columns`, `ma
 (`counting`): pycocotools' numbers, many times as fast. It is quiet, and the caller's dicts stay as they are.
 
 Differs from pycocotools where that goes wrong: string ids work, an annotation with id 0 counts like any other, `area`
-and `iscrowd` may be missing (width x height or the pixels of the mask, and 0), no detections at all give 0, and what
-cannot be evaluated (an unknown image, a score that is not finite) is refused with its place instead of a wrong number
-or an assertion.
+and `iscrowd` may be missing (width x height or the pixels of the mask, and 0), no detections at all give 0, and invalid
+input (an unknown image, a score that is not finite) is refused with its place instead of giving a wrong number or an
+assertion.
 """
 
 from dataclasses import asdict, dataclass
@@ -21,14 +21,14 @@ from megdet.evaluation.task import Sides, Task, read_task
 from megdet.files import typed
 
 _DIGITS = 12
-"""Behind the point: what is perfect is 1, and not 1 - 2e-16 as in pycocotools."""
+"""Decimal places that numbers are rounded to: a perfect score is 1, not 1 - 2e-16 as in pycocotools."""
 
 
 @dataclass(frozen=True)
 class ClassNumbers:
-    """The numbers of one class, each in 0..1, or -1 where the class has no box in the ground truth.
+    """The numbers of one class, each in 0..1, or -1 if the class has no box in the ground truth.
 
-    `num_boxes` counts its ground-truth boxes without crowds.
+    `num_boxes` counts its ground-truth boxes, crowds excluded.
     """
 
     AP: float
@@ -73,17 +73,17 @@ class CocoNumbers:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How good detections are: by the overlaps of boxes and, where there are masks, by those of masks."""
+    """The numbers of detections: by the IoU of boxes and, if there are masks, by the IoU of masks."""
 
     bbox: CocoNumbers
     segm: CocoNumbers | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON, under COCO's names of both: `bbox` and, where there are masks, `segm`."""
+        """For JSON, under COCO's names: `bbox` and, if there are masks, `segm`."""
         return {kind: own.as_dict() for kind, own in (("bbox", self.bbox), ("segm", self.segm)) if own is not None}
 
     def totals(self) -> dict[str, dict[str, float]]:
-        """The same without the classes."""
+        """For JSON, without the numbers of the classes."""
         return {
             kind: {key: value for key, value in own.items() if key != "per_class"}
             for kind, own in self.as_dict().items()
@@ -96,7 +96,7 @@ class Evaluation:
 
 
 def evaluate_files(ground_truth: Path, detections: Path) -> Evaluation:
-    """The numbers of a COCO result file against a COCO instances file; those of masks if the results have some.
+    """The numbers of a COCO result file against a COCO instances file; also of masks if the results have masks.
 
     Raises:
         InputError: a file is missing, corrupt, or not of its format.
@@ -125,7 +125,7 @@ def evaluate_detections(
 
 
 def evaluate_task(task: Task) -> Evaluation:
-    """The numbers of ground truth and detections that were read before."""
+    """The numbers of a task, whose ground truth and detections are already read."""
     return Evaluation(
         _count(task.boxes, task.class_names, "bbox"),
         None if task.masks is None else _count(task.masks, task.class_names, "segm"),
@@ -153,6 +153,6 @@ def _summarize(precision: Precision, recall: Recall, names: list[str], num_boxes
 
 
 def _mean(values: Float[np.ndarray, "..."]) -> float:
-    """The mean of what exists, -1 where nothing does."""
+    """The mean of the values that are not -1; -1 if there is none."""
     existing = values[values > -1]
     return round(float(existing.mean()), _DIGITS) if existing.size else -1.0

@@ -1,4 +1,4 @@
-"""Ground truth and detections as they come (COCO's JSON) checked and put into columns of numbers.
+"""Ground truth and detections (COCO's JSON), checked and put into columns of numbers.
 
 Ids of any type become 0, 1, 2, ... in ascending order: equal scores are ranked in the order of the images.
 """
@@ -55,7 +55,7 @@ class MaskedAnnotation(Annotation, gc=False):
 
 
 class Truth(msgspec.Struct):
-    """What is read of the COCO instances format where boxes are counted."""
+    """The keys of the COCO instances format that are read to evaluate boxes."""
 
     images: Sequence[Image]
     categories: Sequence[Category]
@@ -63,7 +63,7 @@ class Truth(msgspec.Struct):
 
 
 class MaskedTruth(Truth):
-    """What is read where masks are counted too."""
+    """The keys that are read to evaluate boxes and masks."""
 
     images: Sequence[SizedImage]
     annotations: Sequence[MaskedAnnotation] = ()
@@ -74,7 +74,7 @@ _Numbers = dict[Id, int]
 
 @dataclass(frozen=True)
 class Numbering:
-    """The numbers of image and category ids, and the file or words that say where they come from."""
+    """The numbers of image and category ids, and their source (a file or words) for messages."""
 
     images: _Numbers
     classes: _Numbers
@@ -84,7 +84,7 @@ class Numbering:
 def truth_columns(truth: Truth, place: str) -> tuple[list[str], Numbering, TruthColumns]:
     """The names of the classes, the numbers of all ids, and the boxes.
 
-    Raises InputError, with the place, for what cannot be evaluated.
+    Raises InputError, with the place, for an invalid row.
     """
     numbering = Numbering(_number(truth.images, "image", place), _number(truth.categories, "category", place), place)
     rows, where = truth.annotations, f"{place}: annotations"
@@ -105,7 +105,7 @@ def detection_columns(found: Sequence[Detection], place: str, numbering: Numberi
     bare = next((index for index, row in enumerate(found) if row.bbox is None and row.segmentation is None), None)
     if bare is not None:
         raise InputError(f"{where}[{bare}]: a detection needs a bbox, a segmentation or both")
-    nowhere = (0.0, 0.0, 0.0, 0.0)  # until its mask is looked at
+    nowhere = (0.0, 0.0, 0.0, 0.0)  # until the box of its mask is known
     boxes = np.array([nowhere if row.bbox is None else row.bbox for row in found], np.float64).reshape(-1, 4)
     return DetectionColumns(
         boxes=boxes,

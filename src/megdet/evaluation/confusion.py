@@ -1,4 +1,4 @@
-"""What is taken for what: the confusion matrix at IoU 0.5 and a threshold of the score."""
+"""The confusion matrix at IoU 0.5 and a score threshold."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -17,12 +17,12 @@ _OVERLAP = 0.5
 def confusion_matrix(
     sides: Sides, classes: Sequence[ClassMatches], threshold: float
 ) -> Int64[np.ndarray, "truths founds"]:
-    """How many objects of the class of the row were found as the class of the column.
+    """The number of objects of the row's class that were found as the column's class.
 
-    The last column counts the objects that are missed, the last row the detections where nothing is. Detections of at
-    least `threshold` count. Those of the right class take their objects first, as COCO matches them; what is left over,
-    the best score first, takes the object of another class that it overlaps most, by 0.5 or more. Detections on a crowd
-    of their class count nowhere.
+    The last column counts missed objects, the last row detections of nothing. Detections of at least `threshold` count.
+    Detections of the right class take their objects first, as COCO matches them. Each detection left over, best score
+    first, takes the object of another class with which it has the largest IoU of 0.5 or more. Detections on a crowd of
+    their class do not count.
     """
     truth, found, count = sides.truth, sides.found, len(classes)
     matrix = np.zeros((count + 1, count + 1), np.int64)
@@ -46,7 +46,7 @@ def confusion_matrix(
 
 
 def _partners(sides: Sides, rows: list[int], objects: list[int]) -> list[int | None]:
-    """The object that each detection takes, if there is one: of another class, or it would have been matched."""
+    """The object that each unmatched detection takes, if any; it is of another class."""
     if not objects:
         return [None] * len(rows)
     overlaps = _overlaps(sides, rows, objects)

@@ -1,8 +1,8 @@
-"""COCO's counting of boxes and of masks, by hotcoco.
+"""COCO's evaluation of boxes and of masks, by hotcoco.
 
-It has pycocotools' numbers bit for bit, and needs less time and memory than counting in columns of NumPy did, which
-knew no masks (`docs/benchmarks.md`). Of the other evaluators vernier brings pyarrow, faster-coco-eval takes eight times
-as long, and ultrafast-pycocotools, as fast, calls itself an alpha.
+hotcoco gives pycocotools' numbers bit for bit, and takes less time and memory than our former code in NumPy, which had
+no masks (`docs/benchmarks.md`). Of other evaluators, vernier depends on pyarrow, faster-coco-eval takes eight times as
+long, and ultrafast-pycocotools, equally fast, calls itself an alpha.
 """
 
 from dataclasses import dataclass, replace
@@ -13,11 +13,11 @@ from hotcoco import COCO, COCOeval
 from jaxtyping import Bool, Float, Int64
 
 MAX_DETECTIONS = (1, 10, 100)
-"""Best detections of an image and class that count for recall; for precision it is the last."""
+"""Numbers of best detections, for each image and class, at which recall is computed; precision uses the last."""
 _MOST_CLASSES = 1 << 9  # counted together: the curves of all of them are in memory
 
 Kind = Literal["bbox", "segm"]
-"""What overlaps: boxes or masks."""
+"""Whether IoU is that of boxes or of masks."""
 Precision = Float[np.ndarray, "ious classes areas"]
 Recall = Float[np.ndarray, "ious classes areas max_detections"]
 _O = TypeVar("_O", bound="Objects")
@@ -34,10 +34,10 @@ class Objects:
     areas: Float[np.ndarray, " rows"]
     """square pixels of the object"""
     masks: list[Any] | None = None
-    """run lengths, each a `Rle` of `data.rle`; None where only boxes are counted"""
+    """masks, each a `Rle` of `data.rle`; None if only boxes are evaluated"""
 
     def of_classes(self: _O, classes: range) -> _O:
-        """Those of neighbouring classes, in the same order."""
+        """The objects of a range of classes, in the same order."""
         rows = np.flatnonzero((self.classes >= classes.start) & (self.classes < classes.stop))
         if len(rows) == len(self.classes):
             return self
@@ -64,7 +64,7 @@ class DetectionColumns(Objects):
 def precision_and_recall(
     truth: TruthColumns, found: DetectionColumns, num_classes: int, kind: Kind
 ) -> tuple[Precision, Recall]:
-    """The mean of the precision at 101 recalls, and recall; -1 where a class has no object of the area.
+    """The mean of the precision at 101 recalls, and recall; -1 if a class has no object of the area.
 
     Overlaps are 0.50, 0.55, ..., 0.95; areas all, up to 32^2 square pixels, from there to 96^2, and from there on.
     Equal scores are ranked by image, then in the order given.
@@ -78,7 +78,7 @@ def precision_and_recall(
 
 
 def _count(truth: TruthColumns, found: DetectionColumns, classes: range, kind: Kind) -> tuple[Precision, Recall]:
-    """Of some classes."""
+    """`precision_and_recall` for a range of classes."""
     counted = matched(truth, found, classes, kind)
     counted.accumulate()
     curves = counted.eval or {}

@@ -1,8 +1,7 @@
-"""What kinds of mistakes cost how much AP, after TIDE (Bolya et al., ECCV 2020), counted by hotcoco.
+"""How much AP each kind of mistake costs, after TIDE (Bolya et al., ECCV 2020), counted by hotcoco.
 
-Every wrong detection and every missed object is of one kind. What a kind costs is told by an oracle: mend all mistakes
-of that kind, none of the others, and count AP50 again. The costs do not add up to 100 - AP50: mending one kind uncovers
-another.
+Every wrong detection and every missed object is of one kind. The cost of a kind is the gain in AP50 if all mistakes of
+this kind, and no others, were corrected. The costs do not add up to 100 - AP50: correcting one kind uncovers another.
 """
 
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ MEANING = {
     "background": "overlaps no object by 0.1",
     "missed": "an object that nothing has found, not even with a wrong class or a wrong place",
 }
-"""The kinds, and when a mistake is of one."""
+"""The kinds of mistakes and their definitions."""
 _TIDE = {
     "classification": "Cls",
     "localisation": "Loc",

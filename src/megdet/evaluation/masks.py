@@ -1,7 +1,7 @@
 """The masks of ground truth and detections: checked, and as run lengths of the size of their image.
 
-The size is what the file says of the image, or else what its first mask says. Where a detection's mask is turned by 90
-degrees against the file, that has the size before the image's EXIF rotation, and the detection is right.
+The size is that of the image in the file, else that of its first mask. If a detection's mask is turned by 90 degrees
+relative to the file, the file has the size before the image's EXIF rotation, and the detection's size is used.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from megdet.errors import InputError, shown
 from megdet.evaluation.columns import MaskedAnnotation, MaskedTruth, Numbering
 from megdet.evaluation.counting import DetectionColumns, Objects, TruthColumns
 
-_TOGETHER = 1 << 12  # run lengths that are looked at together: a limit of memory
+_TOGETHER = 1 << 12  # masks that are converted at a time, to limit memory
 
 _Sizes = dict[int, tuple[int, int]]
 """Height and width of images by their numbers."""
@@ -39,14 +39,14 @@ class _Rows:
 
 @dataclass(frozen=True)
 class Masked:
-    """What can be counted of boxes and of masks."""
+    """Ground truth and detections, ready to evaluate both boxes and masks."""
 
     truth: TruthColumns
-    """with masks, and the areas of these where the file has none"""
+    """with masks; areas missing in the file are those of the masks"""
     found: DetectionColumns
     """with masks and their areas"""
     found_boxes: DetectionColumns
-    """the boxes of the detections, around their masks where there is no other"""
+    """boxes of the detections; a missing box is the one around the mask"""
 
 
 def with_masks(
@@ -89,15 +89,15 @@ def _declared_sizes(truth: MaskedTruth, numbering: Numbering) -> _Sizes:
             height, width
         ) <= MOST_PIXELS:
             raise InputError(
-                f"{numbering.place}: images[{index}]: {shown(image.width)} x {shown(image.height)} is no size of an "
-                "image in pixels: write its file's width and height"
+                f"{numbering.place}: images[{index}]: {shown(image.width)} x {shown(image.height)} is not a size of "
+                "an image in pixels: write its file's width and height"
             )
         sizes[numbering.images[image.id]] = height, width
     return sizes
 
 
 def _of_detections(found: _Rows, sizes: _Sizes) -> list[Rle]:
-    """The masks of detections; the first of an image decides which way round its size is."""
+    """The masks of detections; the first mask of an image decides the order of its height and width."""
     masks, seen = [], set()
     for index, (row, image) in enumerate(zip(found.rows, found.objects.images.tolist(), strict=True)):
         mask = row.segmentation
@@ -112,7 +112,7 @@ def _of_detections(found: _Rows, sizes: _Sizes) -> list[Rle]:
 
 
 def _of_annotations(truth: _Rows, sizes: _Sizes) -> list[Rle]:
-    """The masks of annotations, polygons painted."""
+    """The masks of annotations, with polygons rasterised."""
     masks = []
     for index, (row, image) in enumerate(zip(truth.rows, truth.objects.images.tolist(), strict=True)):
         mask = row.segmentation
@@ -142,7 +142,7 @@ def _painted(truth: _Rows, index: int, polygons: list[list[float]], size: tuple[
         is_sound = len(polygon) >= 6 and len(polygon) % 2 == 0
         x, y = polygon[0::2], polygon[1::2]
         fault = far_fault([min(x), min(y), max(x), max(y)], size) if is_sound else segmentation_fault([polygon])
-        if fault:  # painting takes time and memory for every pixel of an edge
+        if fault:  # rasterising takes time and memory for every pixel of an edge
             raise truth.fault(index, f": {fault}")
     if fault := outline_fault(polygons):
         raise truth.fault(index, f": {fault}")

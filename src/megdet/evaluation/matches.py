@@ -1,7 +1,7 @@
 """Which detections are right: COCO's matching of every class, in columns that are cheap to count again.
 
-AP is no mean over images. Whoever asks for it on other images (`resampling`), at other thresholds (`thresholds`) or
-image by image (`per_image`) counts these columns anew instead of matching anew.
+AP is not a mean over images. AP on other images (`resampling`), numbers at other thresholds (`thresholds`) or for each
+image (`per_image`) are counted from these columns, without matching again.
 """
 
 from dataclasses import dataclass
@@ -13,29 +13,29 @@ from megdet.evaluation.counting import Kind, matched
 from megdet.evaluation.task import Sides
 
 OVERLAPS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
-"""IoU from which a detection is right: COCO's ten."""
+"""COCO's ten IoUs from which a detection is right."""
 
 
 @dataclass(frozen=True)
 class ClassMatches:
     """The detections of one class, the best score first, equal scores in the order of images and rows.
 
-    Left out are those that COCO does not count: beyond the 100 best of an image and class. What lies on a crowd is in,
+    Detections beyond the 100 best of an image and class are left out, as in COCO. Detections on a crowd are included,
     but not counted.
     """
 
     rows: Int64[np.ndarray, " detections"]
-    """their rows in the columns of the detections"""
+    """rows in the columns of the detections"""
     images: Int64[np.ndarray, " detections"]
     scores: Float[np.ndarray, " detections"]
     is_counted: Bool[np.ndarray, "detections 10"]
-    """for each of `OVERLAPS`: not on a crowd"""
+    """for each of `OVERLAPS`: whether the detection is not on a crowd"""
     is_right: Bool[np.ndarray, "detections 10"]
-    """it has found an object"""
+    """whether the detection has found an object"""
     partners: Int64[np.ndarray, " detections"]
-    """row of that object in the ground truth at IoU 0.5, -1 where there is none"""
+    """row of the object found at IoU 0.5 in the ground truth, -1 if there is none"""
     objects: Int64[np.ndarray, " images"]
-    """objects of each image, crowds left out"""
+    """number of objects of each image, without crowds"""
 
 
 def match(sides: Sides, num_images: int, num_classes: int, kind: Kind) -> list[ClassMatches]:
@@ -45,7 +45,7 @@ def match(sides: Sides, num_images: int, num_classes: int, kind: Kind) -> list[C
     is_counted, is_right = np.zeros((2, len(found.classes), len(OVERLAPS)), np.bool_)
     partners = np.full(len(found.classes), -1)
     for place, overlap in enumerate(OVERLAPS):
-        told = evaluated.image_diagnostics(iou_thr=overlap, score_thr=2.0)  # no list of doubtful labels
+        told = evaluated.image_diagnostics(iou_thr=overlap, score_thr=2.0)  # score_thr > 1: no list of doubtful labels
         states = told["dt_status"]
         rows = np.fromiter(states, np.int64, len(states)) - 1
         is_counted[rows, place] = True

@@ -1,4 +1,4 @@
-"""How well each image is done: objects found, wrong detections and F1, at IoU 0.5 and a threshold of the score."""
+"""Numbers of each image: objects found, wrong detections and F1, at IoU 0.5 and a score threshold."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from megdet.evaluation.matches import ClassMatches
 
 @dataclass(frozen=True)
 class ImageCounts:
-    """Of every image: its objects, how many are found, and how many detections are wrong."""
+    """The number of objects of every image, of objects found, and of wrong detections."""
 
     objects: Int64[np.ndarray, " images"]
     right: Int64[np.ndarray, " images"]
@@ -19,12 +19,12 @@ class ImageCounts:
 
     @property
     def f1(self) -> Float[np.ndarray, " images"]:
-        """2 x right / (shown + objects); 1 where there is no object and nothing is shown."""
+        """2 x right / (shown + objects); 1 if there is no object and nothing is shown."""
         total = self.right + self.wrong + self.objects
         return np.where(total > 0, 2 * self.right / np.maximum(total, 1), 1.0)
 
     def worst(self, most: int) -> list[int]:
-        """The images of the lowest F1, among equals those with most mistakes; none without a mistake."""
+        """The images of the lowest F1, among equals those with most mistakes; only images with a mistake."""
         mistakes = self.objects - self.right + self.wrong
         order = np.lexsort((np.arange(len(mistakes)), -mistakes, self.f1))
         return [int(image) for image in order if mistakes[image]][:most]

@@ -1,8 +1,8 @@
-"""AP on other images of the same kind: the images are drawn again, and the matched detections counted again.
+"""AP on other images of the same kind: images are drawn again, and the matched detections counted again.
 
-A data set is a sample. What AP would be on another one is told by the bootstrap (Efron 1979): draw as many images as
-there are, with replacement, and count. Two detectors are compared on the same draws, because an image that is hard for
-one is hard for the other.
+A data set is a sample. The bootstrap (Efron 1979) estimates AP on other samples: draw as many images as there are, with
+replacement, and count. Two detectors are compared on the same draws, because an image that is hard for one is hard for
+the other.
 """
 
 from collections.abc import Sequence
@@ -14,21 +14,21 @@ from megdet.evaluation.matches import OVERLAPS, ClassMatches
 
 RECALLS = np.linspace(0.0, 1.0, 101)
 """The recalls at which COCO reads the precision."""
-_TOGETHER = 1 << 23  # numbers in one array: a limit of memory
+_TOGETHER = 1 << 23  # numbers in one array, to limit memory
 
 Resampled = Float[np.ndarray, "resamples classes ious"]
 
 
 def draw_images(num_images: int, resamples: int, seed: int = 0) -> Int[np.ndarray, "resamples images"]:
-    """How often each image is in each of the resamples; a resample has as many images as the data set."""
+    """How often each image is in each resample; a resample has as many images as the data set."""
     drawn = np.random.default_rng(seed).multinomial(num_images, np.full(num_images, 1 / num_images), resamples)
     return drawn.astype(np.int32)
 
 
 def average_precisions(classes: Sequence[ClassMatches], weights: Int[np.ndarray, "resamples images"]) -> Resampled:
-    """AP of every class at the ten overlaps where each image counts so many times; NaN where no object is left.
+    """AP of every class at the ten IoUs if each image counts `weights` times; NaN if a class has no object.
 
-    It equals COCO's AP of a data set in which each image stands so often.
+    It equals COCO's AP on a data set in which each image is repeated so often.
     """
     found = np.full((len(weights), len(classes), len(OVERLAPS)), np.nan)
     for label, own in enumerate(classes):
@@ -39,14 +39,14 @@ def average_precisions(classes: Sequence[ClassMatches], weights: Int[np.ndarray,
 
 
 def mean_ap(found: Resampled) -> Float[np.ndarray, " resamples"]:
-    """The mean over overlaps and the classes that have objects (mmAP); NaN where none has."""
+    """The mean over IoUs and the classes that have objects (mmAP); NaN if no class has."""
     has_objects = ~np.isnan(found)
     total = np.where(has_objects, found, 0.0).sum(axis=(1, 2))
     return np.where(has_objects.any(axis=(1, 2)), total / np.maximum(has_objects.sum(axis=(1, 2)), 1), np.nan)
 
 
 def interval(values: Float[np.ndarray, " resamples"], level: float = 0.95) -> tuple[float, float]:
-    """From which to which value the middle `level` of the resamples lies; NaN if there is none."""
+    """The lowest and highest value of the middle `level` of the resamples; NaN if there is none."""
     known = values[~np.isnan(values)]
     if not len(known):
         return np.nan, np.nan

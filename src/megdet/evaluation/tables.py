@@ -8,11 +8,11 @@ from rich.text import Text
 from megdet.errors import printable
 from megdet.evaluation.coco_numbers import ClassNumbers, CocoNumbers, Evaluation
 
-_MOST_SHOWN, _SHOWN = 100, 20  # classes in a table: all up to the first, else so many of the first and of the worst
+_MOST_SHOWN, _SHOWN = 100, 20  # up to _MOST_SHOWN classes a table has all, else the first and the worst _SHOWN
 
 
 def tables(evaluation: Evaluation) -> list[Table]:
-    """The numbers of boxes, then those of masks where there are some: of all classes together, and of each."""
+    """The tables of boxes, then of masks if there are any: of all classes together, and of each class."""
     found = [numbers_table(evaluation.bbox, "boxes"), per_class_table(evaluation.bbox, "boxes")]
     if evaluation.segm is not None:
         found += [numbers_table(evaluation.segm, "masks"), per_class_table(evaluation.segm, "masks")]
@@ -20,7 +20,7 @@ def tables(evaluation: Evaluation) -> list[Table]:
 
 
 def numbers_table(numbers: CocoNumbers, of: str) -> Table:
-    """The twelve numbers in percent, mmAP and mmAR first; a dash where there is no such object."""
+    """The twelve numbers in percent, mmAP and mmAR first; a dash if there is no such object."""
     meaning = {
         "AP": ("mmAP", "IoU 0.50:0.95"),
         "AR100": ("mmAR", "IoU 0.50:0.95, 100 detections an image"),
@@ -49,7 +49,7 @@ def numbers_table(numbers: CocoNumbers, of: str) -> Table:
 def per_class_table(numbers: CocoNumbers, of: str) -> Table:
     """The classes' numbers in percent, in the order of their category ids; a dash for a class without boxes.
 
-    Of many classes the table has the first twenty and, by their mmAP, the worst twenty that have boxes.
+    If there are many classes, the table has the first twenty and the twenty of lowest mmAP that have boxes.
     """
     chosen = _shown_classes(numbers.per_class)
     title = f"Classes, {of} (percent)"

@@ -1,4 +1,4 @@
-"""What is evaluated: ground truth and detections, read, checked and in columns."""
+"""The input of an evaluation: ground truth and detections, read, checked and in columns."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,14 +24,14 @@ class Task:
     """The ground truth and the detections of a data set."""
 
     class_names: list[str]
-    """in the order of the categories' ids; equal names have their id behind them"""
+    """in the order of the categories' ids; equal names are followed by their id"""
     category_ids: list[Id]
-    """in the same order"""
+    """in the order of `class_names`"""
     image_ids: list[Id]
-    """in ascending order, numbers before strings: the place of an id is the image's number in the columns"""
+    """in ascending order, numbers before strings: the index of an id is the image's number in the columns"""
     boxes: Sides
     masks: Sides | None = None
-    """the same with masks, where there are some"""
+    """ground truth and detections with masks; None if there are no masks"""
 
 
 def read_task(
@@ -39,8 +39,8 @@ def read_task(
 ) -> Task:
     """Ground truth in the COCO instances format and detections in the COCO result format, as files or content.
 
-    With `has_masks` masks are read even if there is no detection. Raises InputError, with the place, for what cannot be
-    evaluated (`coco_numbers.evaluate_detections` lists it).
+    With `has_masks` masks are read even if there is no detection. Raises InputError, with the place, for invalid input
+    (`coco_numbers.evaluate_detections` lists it).
     """
     if isinstance(detections, Path):
         rows, place = read_json(detections, list[Detection]), str(detections)

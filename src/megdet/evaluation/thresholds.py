@@ -1,4 +1,4 @@
-"""From which score on to believe a detector: precision, recall and F1 at every threshold, at IoU 0.5."""
+"""Precision, recall and F1 at every score threshold, at IoU 0.5, to choose a threshold."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,37 +11,37 @@ from megdet.evaluation.matches import ClassMatches
 
 @dataclass(frozen=True)
 class Point:
-    """What a threshold does: the detections of at least this score are shown."""
+    """The numbers of a threshold: detections of at least this score are shown."""
 
     threshold: float
     precision: float
-    """right ones among those shown"""
+    """fraction of the shown detections that are right"""
     recall: float
-    """objects that are found"""
+    """fraction of the objects that are found"""
     f1: float
-    """harmonic mean of both"""
+    """harmonic mean of precision and recall"""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """The thresholds at which something changes, the highest first."""
+    """All thresholds at which the numbers change, the highest first."""
 
     thresholds: Float[np.ndarray, " points"]
     right: Int64[np.ndarray, " points"]
-    """objects found by the detections of at least this score"""
+    """number of objects found by detections of at least this score"""
     shown: Int64[np.ndarray, " points"]
-    """those detections, without what lies on crowds"""
+    """number of detections of at least this score, without those on crowds"""
     objects: int
 
     @property
     def precision(self) -> Float[np.ndarray, " points"]:
-        """Right ones among those shown."""
+        """The fraction of the shown detections that are right."""
         part: Float[np.ndarray, " points"] = self.right / self.shown.clip(1)
         return part
 
     @property
     def recall(self) -> Float[np.ndarray, " points"]:
-        """Objects that are found; 0 where there is no object."""
+        """The fraction of the objects that are found; 0 if there is no object."""
         return self.right / max(self.objects, 1)
 
     @property
@@ -56,16 +56,16 @@ class Curve:
         return Point(*(float(values[index]) for values in numbers))
 
     def best_f1(self) -> Point | None:
-        """The threshold of the highest F1, the highest among equals; None where nothing is right."""
+        """The threshold of the highest F1, the highest among equals; None if no detection is right."""
         return self.point(int(self.f1.argmax())) if self.right.any() else None
 
     def at_precision(self, least: float) -> Point | None:
-        """The lowest threshold whose precision is at least this, which finds most; None where none reaches it."""
+        """The lowest threshold whose precision is at least `least`, which finds most objects; None if there is none."""
         reached = np.flatnonzero((self.precision >= least) & (self.right > 0))
         return self.point(int(reached[-1])) if len(reached) else None
 
     def spread(self, most: int) -> Int64[np.ndarray, " points"]:
-        """At most about so many points for drawing: evenly along recall and along the thresholds, ends and bests in."""
+        """About `most` points for drawing, even in recall and in threshold, with the ends and the best points."""
         if len(self.thresholds) <= most:
             return np.arange(len(self.thresholds))
         kept = {0, len(self.thresholds) - 1, int(self.f1.argmax())}
@@ -78,7 +78,7 @@ class Curve:
 
 
 def curve(classes: Sequence[ClassMatches]) -> Curve:
-    """The curve of one class, or of several together, where every detection and object counts alike."""
+    """The curve of one class, or of several together; every detection and object counts equally."""
     scores = np.concatenate([own.scores[own.is_counted[:, 0]] for own in classes])
     is_right = np.concatenate([own.is_right[own.is_counted[:, 0], 0] for own in classes])
     order = np.argsort(-scores, kind="stable")

@@ -100,7 +100,7 @@ def pull(name: str, folder: RunFolder, *, revision: str | None = None) -> HubCon
     from huggingface_hub import hf_hub_download
 
     if folder.read_recipe() is not None:
-        raise InputError(f"{folder.path}: it holds a run already; choose another --run folder")
+        raise InputError(f"{folder.path}: holds a run already; choose another --run folder")
     with _refusals(name):
         paths = [Path(hf_hub_download(name, file, revision=revision)) for file in (CONFIG, WEIGHTS)]
     config = read_json(paths[0], HubConfig)

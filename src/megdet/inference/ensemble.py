@@ -1,4 +1,4 @@
-"""An ensemble of detectors from what they found: no image is looked at a second time."""
+"""An ensemble of detectors, made from their detections only; no detector runs again."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,21 +21,22 @@ from megdet.recipe import MergeKind
 Result = dict[str, Any]
 
 DEFAULT_IOU: dict[MergeKind, float] = {"wbf": 0.55}
-"""Of kinds of merges whose authors have another than 0.5."""
+"""The default IoU of the kinds of merge whose authors use another than 0.5."""
 
 
 @dataclass(frozen=True)
 class Member:
-    """What one detector found, and the file that says so."""
+    """The detections of one detector, and their file."""
 
     file: Path
     rows: list[Detection]
 
 
 def read_member(file: Path, *, has_masks: bool = True) -> Member:
-    """A COCO result file; without its masks if asked for.
+    """Read a COCO result file; without its masks if `has_masks` is false.
 
-    Raises InputError: the file is missing, no result file, or a detection has neither box nor mask, or a broken mask.
+    Raises InputError if the file is missing or not a result file, or if a detection has neither box nor mask, or a
+    broken mask.
     """
     rows = read_json(file, list[Detection])
     for index, row in enumerate(rows):
@@ -52,10 +53,9 @@ def read_member(file: Path, *, has_masks: bool = True) -> Member:
 
 
 def check_members(members: Sequence[Member], info: ImageInfo | None) -> None:
-    """Refuse members that are not of the same images and classes, or of which some have masks and some have none.
+    """Refuse members with different images or classes, and a mix of members with and without masks.
 
-    The ids must be those of the annotations; where nobody knows these, every member must have found something in the
-    same images.
+    The ids must be those of the annotations. Without annotations, all members must have detections in the same images.
     """
     images = [{row.image_id for row in member.rows} for member in members]
     for member, own in zip(members, images, strict=True):
@@ -100,16 +100,16 @@ def member_weights(
     by_class: Mapping[str, Sequence[float]] | None = None,
     names: Mapping[Id, str] | None = None,
 ) -> Tensor:
-    """How much each member counts for each class, (members, classes).
+    """The weight of each member for each class, (members, classes).
 
     Args:
-        count: members.
+        count: number of members.
         class_ids: the category ids.
         weights: one a member, by default 1.
-        by_class: other weights of some classes, by name or id.
-        names: of the category ids.
+        by_class: other weights for some classes, by name or id.
+        names: the names of the category ids.
 
-    Raises InputError for another number of weights, negative ones, only zeros, or a class that there is not.
+    Raises InputError for a wrong number of weights, negative weights, only zeros, or an unknown class.
     """
     table = torch.empty(count, len(class_ids), dtype=torch.float64)
     table[:] = _weights_of(count, weights if weights is not None else [1.0] * count, "--weights").unsqueeze(1)
@@ -131,10 +131,10 @@ def merged_members(
     vote_iou: float = 0.5,
     most: int = 100,
 ) -> list[Result]:
-    """What an ensemble finds, in the COCO result format, by image, the best first; `merge` explains the arguments.
+    """The detections of an ensemble in the COCO result format, by image, best first; arguments as in `merge`.
 
-    Equal scores go to the earlier member. A mask is the pixels in which the masks of at least half of the votes for
-    its box lie, by their weighted scores; where boxes do not vote it is the best member's.
+    Equal scores go to the earlier member. A mask has the pixels covered by the masks of at least half of the votes for
+    its box, by weighted score; if boxes do not vote, it is the mask of the best member.
     """
     rows = [row for member in members for row in member.rows]
     image_ids = sorted({row.image_id for row in rows}, key=_order)
@@ -189,11 +189,11 @@ def _weights_of(count: int, weights: Sequence[float], place: str) -> Tensor:
 
 
 def _packed(mask: Rle, place: str) -> Rle:
-    """The same with its runs as a text. Raises InputError for runs that are none."""
+    """A mask with its runs as compressed text. Raises InputError for invalid runs."""
     runs = np.array(mask.counts, np.int64) if isinstance(mask.counts, list) else runs_of_text(mask.counts)
     if runs is None or not len(runs) or runs.sum() != mask.size[0] * mask.size[1]:
         size = f"{mask.size[0]} x {mask.size[1]}"
-        raise InputError(f"{place}: its mask has counts that are no runs of {size} pixels: write it again")
+        raise InputError(f"{place}: its mask has counts that are not runs of {size} pixels: write it again")
     if isinstance(mask.counts, str):
         return mask
     counts = coco_masks.frPyObjects({"size": list(mask.size), "counts": mask.counts}, *mask.size)["counts"]

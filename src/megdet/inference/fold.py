@@ -1,4 +1,4 @@
-"""Fold batch norms into the convolutions before them, for deployment: the same detections with fewer passes."""
+"""Folds batch norms into the convolutions before them, for deployment: the same detections in less time."""
 
 from collections import Counter
 from typing import Any
@@ -16,10 +16,10 @@ _SMALL = 64
 
 @torch.no_grad()
 def fold_batch_norms(model: Detector) -> int:
-    """Fold in place every batch norm of a detector in evaluation mode that alone takes a convolution's output.
+    """Fold in place every batch norm that is the only user of a convolution's output; returns their number.
 
-    Returns how many. Results differ by rounding only; the model can no longer be trained, nor its checkpoint written.
-    Which norm follows which convolution is seen by watching one forward of a small image.
+    The detector must be in evaluation mode. Results differ by rounding only; afterwards the model cannot be trained or
+    saved as a checkpoint. One forward of a small image shows which norm follows which convolution.
     """
     if model.training:
         raise ValueError("fold_batch_norms: the running statistics are those of evaluation; call model.eval() first")
@@ -43,7 +43,7 @@ def fold_batch_norms(model: Detector) -> int:
 
 
 def _pairs(model: Detector) -> list[tuple[nn.Conv2d, Any]]:
-    """Convolutions and the norms that alone take their outputs."""
+    """Pairs of a convolution and the norm that is the only user of its output."""
     made: dict[int, tuple[nn.Conv2d, Tensor]] = {}
     taken: Counter[int] = Counter()
     found: dict[int, tuple[nn.Conv2d, Any]] = {}

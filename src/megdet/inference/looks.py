@@ -1,4 +1,4 @@
-"""Several looks at an image, at several scales and mirrored, and what they found together (test-time augmentation)."""
+"""Test-time augmentation: detections of an image at several scales and mirrored ("looks"), merged into one list."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,7 +15,7 @@ from megdet.recipe import Evaluation
 from megdet.structures import BatchDetections
 
 _VOTES_TOGETHER = 256
-"""Masks that are resampled together: a limit of memory."""
+"""Masks that are resampled together, to limit memory."""
 
 
 def mirrored_pixels(
@@ -29,31 +29,31 @@ def mirrored_pixels(
 
 
 def mirrored_detections(found: BatchDetections, sizes: Int64[Tensor, "images 2"]) -> BatchDetections:
-    """What was found in mirrored images, as it lies in the images themselves."""
+    """Detections in mirrored images, mapped back to the images."""
     is_found = (found.labels >= 0).unsqueeze(2)
     boxes = mirrored_boxes(found.boxes, sizes[:, 1:].to(found.boxes.dtype)).masked_fill(~is_found, 0)
     return replace(found, boxes=boxes, masks=None if found.masks is None else found.masks.flip(3))
 
 
 def within(found: BatchDetections, sizes: tuple[float, float]) -> BatchDetections:
-    """Only the objects whose root of area is from the first number of pixels on and below the second."""
+    """Only the detections whose square root of area, in pixels, is at least sizes[0] and below sizes[1]."""
     edge = box_area(found.boxes).clamp(min=0).sqrt()
     is_counted = (edge >= sizes[0]) & (edge < sizes[1])
     return replace(found, labels=found.labels.masked_fill(~is_counted, -1))
 
 
 def together(looks: Sequence[BatchDetections], recipe: Evaluation) -> BatchDetections:
-    """What several looks at the same images found, as one; boxes must be in pixels of the files, on the CPU.
+    """The detections of several looks at the same images, merged; boxes in pixels of the files, on the CPU.
 
     One look stays as it is.
-    A mask votes where its box does: in every place of the voted box the probability is the mean over the voters'
-    masks, weighted by their scores. Where boxes do not vote, a detection keeps its own mask.
-    Differs from detectron2, which looks at the merged boxes again, at every scale, and takes the mean of those masks.
+    A mask votes if its box does: at every place of the voted box the probability is the mean over the voters' masks,
+    weighted by their scores. If boxes do not vote, a detection keeps its own mask.
+    Differs from detectron2, which runs the mask head again on the merged boxes at every scale and averages the masks.
     """
     if len(looks) == 1:
         return looks[0]
     boxes = torch.cat([look.boxes for look in looks], 1)
-    scores = torch.cat([look.scores for look in looks], 1).double()  # as the boxes, whatever the detector's format
+    scores = torch.cat([look.scores for look in looks], 1).double()  # float64, like the boxes
     labels = torch.cat([look.labels for look in looks], 1)
     member = torch.cat([torch.full((look.labels.shape[1],), number) for number, look in enumerate(looks)])
     image, column = (labels >= 0).nonzero(as_tuple=True)

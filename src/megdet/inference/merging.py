@@ -1,4 +1,4 @@
-"""One list of detections out of several: those of many looks at an image, or of many detectors."""
+"""Merges several lists of detections of an image: from several looks (test-time augmentation) or several detectors."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from megdet.ops.nms import segmented_nms
 from megdet.recipe import MergeKind
 
 SIGMA = 0.5
-"""Of the Gaussian form of soft-NMS, its authors' choice."""
+"""Sigma of Gaussian soft-NMS, its authors' choice."""
 
 
 @dataclass(frozen=True)
@@ -25,54 +25,54 @@ class Candidates:
     scores: Float[Tensor, " candidates"]
     members: Int64[Tensor, " candidates"]
     weights: Float[Tensor, "members classes"]
-    """how much each member counts for each class, relative to the other members"""
+    """the weight of each member for each class, relative to the other members"""
 
 
 @dataclass(frozen=True)
 class Merged:
-    """What is left, a row each: by image, the best first."""
+    """The merged detections, a row each: by image, best first."""
 
     index: Int64[Tensor, " rows"]
-    """the candidate that stands for it"""
+    """the candidate that stands for the object"""
     boxes: Float[Tensor, "rows 4"]
     scores: Float[Tensor, " rows"]
     row: Int64[Tensor, " votes"]
-    """of every vote, for which row it is; rising"""
+    """the row that each vote is for, in rising order"""
     voter: Int64[Tensor, " votes"]
-    """of every vote, the candidate that gives it"""
+    """the candidate that gives each vote"""
     weight: Float[Tensor, " votes"]
 
 
 @dataclass(frozen=True)
 class _Winners:
-    """One candidate an object, in any order."""
+    """The best candidate of each object, in any order."""
 
     index: Tensor
     boxes: Tensor
     scores: Tensor
     voter_of: tuple[Tensor, Tensor] | None = None
-    """candidates: the winner and the voter of every vote; None = each for itself"""
+    """the winner and the voter of every vote, as candidates; None = each votes for itself"""
 
 
 def merge(found: Candidates, kind: MergeKind, iou: float, vote_iou: float, most: int) -> Merged:
-    """The objects that the candidates of each image and class are about, the best `most` of an image.
+    """Merge the candidates of each image and class into objects, at most `most` an image.
 
-    Equal scores go to the lower candidate. All but wbf take the score of the best candidate, times the weight of its
-    member over the largest weight. wbf has the published score: the mean of a cluster's weighted scores, times the
-    least of its size and the number of members, over the sum of the weights.
+    Equal scores go to the candidate with the lower index. All kinds but wbf take the score of the best candidate, times
+    its member's weight over the largest weight. wbf has the published score: the mean of a cluster's weighted scores,
+    times the smaller of its size and the number of members, over the sum of the weights.
 
     Args:
         found: the candidates.
-        kind: nms = the best candidate stands for all that overlap it; vote = so too, but its box is the mean of theirs;
-            soft-nms and gaussian-soft-nms = overlapping ones keep a part of their scores; wbf = weighted boxes fusion.
-        iou: candidates that overlap more are of one object (no bound for gaussian-soft-nms).
-        vote_iou: those that overlap a winner at least so much vote, with kind vote.
+        kind: nms = the best candidate replaces all that overlap it; vote = the same, with the mean box of all of them;
+            soft-nms and gaussian-soft-nms = overlapping candidates get lower scores; wbf = weighted boxes fusion.
+        iou: candidates that overlap more are one object (not used by gaussian-soft-nms).
+        vote_iou: with kind vote, candidates that overlap a winner at least so much vote.
         most: objects an image.
     """
     own_weights = found.weights[found.members, found.labels]
     segments = found.images * found.weights.shape[1] + found.labels
     weighted = found.scores * own_weights
-    counts = (weighted > 0).nonzero().flatten()  # what has no weight is not there
+    counts = (weighted > 0).nonzero().flatten()  # candidates without weight do not count
     candidates = found.boxes[counts], weighted[counts], segments[counts]
     scale = found.weights.amax(0)[found.labels[counts]]
     if kind == "wbf":
@@ -101,7 +101,7 @@ def _fused(boxes: Tensor, weighted: Tensor, segments: Tensor, weights: Tensor, l
 
 
 def _best(won: _Winners, counts: Tensor, images: Tensor, weighted: Tensor, most: int) -> Merged:
-    """The best of each image and their votes; `counts` are the candidates that `won` is about."""
+    """The best objects of each image and their votes; `counts` are the candidates that `won` indexes."""
     won_images = images[counts[won.index]]
     by_index = won.index.argsort()
     order = by_index[won.scores[by_index].argsort(descending=True, stable=True)]

@@ -29,7 +29,7 @@ from megdet.structures import BatchDetections
 
 Result = dict[str, Any]
 """One detection in the COCO result format: image_id, category_id, bbox (x, y, width, height in pixels), score, and
-segmentation (`data.rle`) where the detector finds masks."""
+segmentation (`data.rle`) if the detector finds masks."""
 
 
 def detect_dataset(
@@ -44,9 +44,9 @@ def detect_dataset(
 ) -> list[Result]:
     """All detections of a data set in the order of the evaluation plan, the same on any number of ranks.
 
-    Rank r takes whole batches r, r + W, ... with all looks at them; every rank gets the merged list. `category_ids` are
-    those of the model's labels; detections of a label without one are left out. `progress` is called with the images
-    done on this rank.
+    Rank r takes whole batches r, r + W, ... at all scales; every rank gets the merged list. `category_ids` are the ids
+    of the model's labels; detections of a label without an id are left out. `progress` is called with the number of
+    images done on this rank.
     """
     plan, num_scales = evaluation_plan(dataset.sizes, recipe), len(evaluation_scales(recipe))
     mine = range(world.rank, len(plan) // num_scales, world.size)
@@ -75,10 +75,10 @@ def detect_dataset(
 
 
 def detect_images(trained: TrainedDetector, images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
-    """What is found in some images, each (height, width, 3) RGB of 8 bits, in their order.
+    """The detections of images, each (height, width, 3) RGB of 8 bits, in the same order.
 
-    It is that of `detect_dataset` to rounding: canvas and looks are those of the evaluation plan. Images of one canvas
-    are looked at together, up to `evaluation.batch_size` of them.
+    They are those of `detect_dataset` up to rounding, with canvases and scales of the evaluation plan. Up to
+    `evaluation.batch_size` images of one canvas make a batch.
     """
     recipe, found = trained.recipe, dict[int, Detections]()
     heights_widths = np.array([pixels.shape[:2] for pixels in images], dtype=np.int64).reshape(-1, 2)
@@ -104,7 +104,7 @@ def detect_images(trained: TrainedDetector, images: Sequence[NDArray[np.uint8]])
 
 
 def detect_image(trained: TrainedDetector, file: Path) -> Detections:
-    """What is found in an image file. Raises InputError."""
+    """The detections of an image file. Raises InputError."""
     pixels = read_image(file, max_pixels=trained.recipe.data.max_pixels)
     return replace(*detect_images(trained, [pixels]), source=str(file))
 
@@ -118,7 +118,7 @@ def detect_batch(model: Detector, pixels: Tensor, sizes: Tensor, precision: Prec
 def _looks(
     model: Detector, recipe: Recipe, scale: int, pixels: Tensor, sizes: Tensor, scales: Tensor
 ) -> list[BatchDetections]:
-    """What is found in a batch at one of the scales, and in the mirrored batch if asked for; boxes as in the files."""
+    """The detections of a batch at one scale, and of the mirrored batch if asked for; boxes in pixels of the files."""
     found = [detect_batch(model, pixels, sizes, recipe.precision)]
     if recipe.evaluation.flip:
         mirrored = detect_batch(model, mirrored_pixels(pixels, sizes), sizes, recipe.precision)
@@ -129,13 +129,13 @@ def _looks(
 
 
 def at_file_size(detections: BatchDetections, scales: Tensor) -> BatchDetections:
-    """The same on the CPU, boxes in pixels of the files; `scales` are those of a `Batch`."""
+    """The detections on the CPU, with boxes in pixels of the files; `scales` are those of a `Batch`."""
     edges = scales.double().cpu().flip(1).repeat(1, 2).unsqueeze(1)
     return replace(detections.map(Tensor.cpu), boxes=detections.boxes.double().cpu() / edges)
 
 
 def detections_of_image(found: BatchDetections, size: tuple[int, int], *, exact: bool) -> Detections:
-    """Those of one image of this height and width in pixels, without names; `exact` is that of `paste_masks`."""
+    """The detections of one image of this height and width in pixels, without names; `exact` as in `paste_masks`."""
     rows = found.labels[0] >= 0
     boxes, masks = found.boxes[0, rows], None
     if found.masks is not None:

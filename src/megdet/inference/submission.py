@@ -1,8 +1,8 @@
-"""What the COCO server takes: a zip with one JSON of detections, both of the server's names, within its limits.
+"""Writes and checks submissions to the COCO server: a zip with one JSON of detections.
 
-The rules are those of cocodataset.org (results format, and upload): `[type]_[testset]_[alg]_results` as the name of the
-zip and of the JSON in it, which lies in no folder; ids of COCO; 100 detections an image at most, the others would not
-count. Detections of masks have no bbox: the COCO API would take the sizes of the objects from it.
+The rules are those of cocodataset.org (results format, and upload): `[type]_[testset]_[alg]_results` is the name of the
+zip and of the JSON at its top; ids of COCO; at most 100 detections an image, since others would not count. Detections
+of masks have no bbox: the COCO API would take the sizes of the objects from it.
 """
 
 import re
@@ -32,9 +32,9 @@ Kind = Literal["bbox", "segm"]
 
 
 def check_submission(rows: Sequence[Detection], info: ImageInfo, kind: Kind, place: str) -> None:
-    """Refuse what the server would refuse or count wrong, with the place, the image and how to mend it.
+    """Raise InputError for rows that the server would refuse or count wrong.
 
-    That numbers are finite and sizes not negative is checked when the rows are read.
+    Rows were already checked for finite numbers and sizes that are not negative when they were read.
     """
     if not rows:
         raise InputError(f"{place}: there is no detection in it")
@@ -45,7 +45,7 @@ def check_submission(rows: Sequence[Detection], info: ImageInfo, kind: Kind, pla
             raise InputError(f"{where}: there is no such image in {info.file}: is it the same test set?")
         if row.category_id not in COCO_CATEGORIES or isinstance(row.category_id, float):
             raise InputError(
-                f"{where}: category_id {shown(row.category_id)} is none of COCO's 80, which are from 1 to 90 with gaps"
+                f"{where}: category_id {shown(row.category_id)} is not one of COCO's 80, which lie from 1 to 90"
             )
         if kind == "bbox" and row.bbox is None:
             raise InputError(f"{where}: it has no bbox: give it one, or submit masks with --kind segm")
@@ -60,10 +60,10 @@ def check_submission(rows: Sequence[Detection], info: ImageInfo, kind: Kind, pla
 
 
 def submission_name(algorithm: str, test_set: str) -> str:
-    """The name of both files, without its ending. Raises InputError for a word that would not be read back."""
+    """The name of both files, without its ending. Raises InputError for a word that the server could not read back."""
     for option, word in (("--alg", algorithm), ("--test-set", test_set)):
         if not _NAME.fullmatch(word):
-            raise InputError(f"{option} {shown(word)}: take letters, digits, '-', '+' and '.'; '_' parts the words")
+            raise InputError(f"{option} {shown(word)}: take letters, digits, '-', '+' and '.'; '_' separates the words")
     return f"detections_{test_set}_{algorithm}_results"
 
 

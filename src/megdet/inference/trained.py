@@ -1,4 +1,4 @@
-"""A trained detector out of a run folder."""
+"""Loads a trained detector from a run folder."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +23,7 @@ from megdet.runtime import slow_at
 
 @dataclass
 class TrainedDetector:
-    """A detector in evaluation mode and what its labels mean."""
+    """A detector in evaluation mode, with the names and ids of its classes."""
 
     model: Detector
     recipe: Recipe
@@ -34,7 +34,7 @@ class TrainedDetector:
 
 
 def read_recipe(folder: RunFolder, overrides: dict[str, Any] | None = None) -> Recipe:
-    """The recipe of a run with some keys changed. Raises InputError when the folder is no run."""
+    """The recipe of a run with some keys changed. Raises InputError if the folder is not a run."""
     text = folder.read_recipe()
     if text is None:
         raise InputError(f"{folder.path}: not a run folder, it has no recipe.yaml")
@@ -44,12 +44,12 @@ def read_recipe(folder: RunFolder, overrides: dict[str, Any] | None = None) -> R
 def precision_here(folder: RunFolder, overrides: dict[str, Any], device: torch.device) -> tuple[dict[str, Any], str]:
     """The overrides, plus float32 if the run is in bfloat16 and this machine is slow at it; and a sentence about that.
 
-    A precision in the overrides stays. Raises InputError when the folder is no run.
+    A precision in the overrides stays. Raises InputError if the folder is not a run.
     """
     figures = "" if "precision" in overrides else slow_at(read_recipe(folder, overrides).precision, device)
     if not figures:
         return overrides, ""
-    sentence = f"In float32, since bfloat16, the run's, is slow here ({figures}); the results differ a little."
+    sentence = f"In float32, since the run's bfloat16 is slow here ({figures}); the results differ a little."
     return {**overrides, "precision": "float32"}, sentence
 
 
@@ -62,12 +62,12 @@ def load_detector(
     step: int | None = None,
     world: World | None = None,
 ) -> TrainedDetector:
-    """The detector of a run's newest checkpoint, or that of a step; its averaged weights where the run keeps them.
+    """The detector of a run's newest checkpoint, or of a step's; with averaged weights if the run keeps them.
 
-    `overrides` change the recipe, which may change how it detects but not its architecture; `lane` matters where
-    its batch norms will see groups again. Where a `world` is given all its ranks call it, and rank 0 alone reads the
-    folder. Raises InputError when the folder is no run, has no checkpoint, or the checkpoint holds another architecture
-    or weights that are not finite.
+    `overrides` change recipe keys, but must not change the architecture; `lane` is needed if batch statistics will be
+    computed again. With a `world` all its ranks must call this, and only rank 0 reads the folder. Raises InputError if
+    the folder is not a run or has no checkpoint, or if the checkpoint has another architecture or weights that are not
+    finite.
     """
     world = world or World(0, 1, device)
     weights: dict[str, torch.Tensor] = {}
@@ -87,7 +87,7 @@ def load_detector(
 
     recipe, state, source = world.on_first(read)
     model = make_detector(recipe, len(state.class_names), lane)
-    place_model(model, device, recipe.precision)  # first, so that weights in float64 stay so
+    place_model(model, device, recipe.precision)  # before loading, so that float64 weights stay float64
     world.on_first(lambda: load_weights(model, weights, source))
     world.broadcast(model.state_dict().values())
     model.eval()
@@ -95,7 +95,7 @@ def load_detector(
 
 
 def place_model(model: Detector, device: torch.device, precision: Precision) -> None:
-    """Move a detector to its device in the number format of its recipe's precision, channels last, with fast layers."""
+    """Move a detector to a device, in the dtype of its recipe's precision, channels last, with fast layers."""
     model.to(device=device, dtype=dtype_of(precision))
     for parameter in model.parameters():
         if parameter.dim() == 4:
@@ -106,7 +106,7 @@ def place_model(model: Detector, device: torch.device, precision: Precision) -> 
 def load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], source: str) -> None:
     """Load a detector's tensors, all of them or none.
 
-    Raises InputError naming the first that does not fit or is not finite.
+    Raises InputError that names the first tensor that does not fit or is not finite.
     """
     check_weights(weights, model.state_dict(), source)
     check_finite(weights, source)
@@ -114,7 +114,7 @@ def load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], sourc
 
 
 def check_weights(weights: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], source: str) -> None:
-    """Refuse tensors that are not those of a detector by name, shape and kind. Raises InputError."""
+    """Raise InputError unless tensors have the names, shapes and dtypes of a detector's."""
     try:
         check_tensors(weights, wanted, source, converts=True)
     except InputError as error:

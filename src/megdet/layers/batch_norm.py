@@ -37,7 +37,7 @@ class CrossDeviceBatchNorm(nn.Module):
     statistics.
 
     Args:
-        channels: of the input.
+        channels: channels of the input.
         eps: added to the variance.
         lane: the ranks that carry a group together.
         two_pass: Algorithm 1 to the letter, with two collectives forward instead of one.
@@ -76,10 +76,10 @@ class CrossDeviceBatchNorm(nn.Module):
     def forward(
         self, x: Float[Tensor, "n channels *rest"], is_valid: Bool[Tensor, " n"] | None = None
     ) -> Float[Tensor, "n channels *rest"]:
-        """Normalise; rows where `is_valid` is false enter no statistic and come out as if they were the mean.
+        """Normalise; rows with `is_valid` false enter no statistic and come out as if they were the mean.
 
-        Raises InputError when a group has one value a channel, which has no variance. A lane of GPUs would have to
-        wait to know that; there the value comes out as the bias.
+        Raises InputError if a group has one value a channel, which has no variance. A lane of GPUs would have to wait
+        for that number, so there the output is the bias.
         """
         has_no_group = self.lane.width == 1 and x.shape[0] == 0
         if has_no_group and self.training:
@@ -96,7 +96,7 @@ class CrossDeviceBatchNorm(nn.Module):
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch's, which has no types
     def _outside_a_graph(self, x: Tensor, is_valid: Tensor | None) -> Tensor:
-        """Never part of a compiled graph: the compiler could reorder its collectives."""
+        """The forward with collectives; never part of a compiled graph, since the compiler could reorder them."""
         return self._together(x, is_valid)
 
     def _together(self, x: Tensor, is_valid: Tensor | None) -> Tensor:
@@ -119,7 +119,7 @@ class CrossDeviceBatchNorm(nn.Module):
         if mask is None and isinstance(moments.num_values, float) and moments.num_values < 2:
             raise self._no_variance(x)
         mean, var = moments.mean, moments.unbiased_var
-        if mask is not None:  # a group without a value leaves its part of the running statistics as it is
+        if mask is not None:  # a group of padded rows only must not change the running statistics
             has_values = torch.as_tensor(moments.num_values, device=x.device) > 0
             mean, var = mean.where(has_values, self.running_mean), var.where(has_values, self.running_var)
         self._remember(mean, var)
@@ -133,7 +133,7 @@ class CrossDeviceBatchNorm(nn.Module):
             raise self._no_variance(x)
         # running statistics of momentum 1 are the batch's own: its mean and its unbiased variance
         mean, var = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
-        if x.is_cuda:  # which has other kernels for training than for the same arithmetic with given statistics
+        if x.is_cuda:  # CUDA has different kernels for training and for given statistics
             y = F.batch_norm(x, mean, var, self.weight, self.bias, True, 1.0, self.eps)
         else:
             y, found, inverse_std = torch.native_batch_norm(x, self.weight, self.bias, mean, var, True, 1.0, self.eps)
@@ -252,8 +252,8 @@ def finish_step(
     """Fold the step's groups into the running statistics: one collective for all layers together.
 
     running <- 0.9 running + 0.1 x the plain mean over the step's groups. Every rank of the world must call it once a
-    step, after its last forward; `num_groups` counts the groups of the whole mini-batch. Where `unless`, which is on
-    the device, is true, the running statistics stay as they are and the groups are forgotten.
+    step, after its last forward; `num_groups` counts the groups of the whole mini-batch. If the flag `unless` on the
+    device is true, the running statistics stay as they are and the groups are dropped.
     """
     found = _take_means(modules, num_groups, world)
     if found:  # a few launches for all layers: on a GPU many small ones would cost more than the work
@@ -279,7 +279,7 @@ def set_statistics(modules: Iterable[nn.Module], num_groups: int, world: World) 
 
 
 def step_sums(modules: Iterable[nn.Module]) -> list[Tensor]:
-    """What the forwards of a step have added up so far, in place: the sums of the groups' means and variances."""
+    """The sums of the groups' means and variances in this step so far, as tensors that may be changed in place."""
     norms = (module for module in modules if isinstance(module, CrossDeviceBatchNorm))
     return [tensor for norm in norms for tensor in (norm.step_mean, norm.step_var)]
 
@@ -290,7 +290,7 @@ def has_statistics(model: nn.Module) -> bool:
 
 
 def _replaced(means: list[Tensor], running: list[Tensor], where: Tensor) -> list[Tensor]:
-    """The means, or where the flag is true the running statistics, of which a step towards them makes the same."""
+    """The means, or if the flag is true the running statistics themselves, so that an update does not change them."""
     chosen = torch.where(where, torch.cat(running), torch.cat(means))
     return list(torch.split(chosen, [len(own) for own in means]))
 

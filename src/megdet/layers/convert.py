@@ -1,4 +1,4 @@
-"""Norm layers by name, and the exchange of the norm layers of any model, ours or yours."""
+"""Norm layers by name, and replacing the norm layers of any model."""
 
 from collections.abc import Callable
 from functools import partial
@@ -22,7 +22,7 @@ GROUP_NORM_GROUPS = 32
 
 
 def norm_factory(kind: NormKind, lane: Lane | None = SINGLE_LANE) -> NormFactory:
-    """A function from channels to a norm layer; without a lane, `batch` has fixed statistics."""
+    """A function from channels to a norm layer; without a lane, `batch` has frozen statistics."""
     if kind == "none":
         return lambda _channels: nn.Identity()
     if kind == "group":
@@ -33,7 +33,7 @@ def norm_factory(kind: NormKind, lane: Lane | None = SINGLE_LANE) -> NormFactory
 
 
 def convert_batch_norm(model: nn.Module, bn_size: int, *, images_per_device: int) -> nn.Module:
-    """Turn every batch norm of your own model into one over `bn_size` images, however many devices carry them.
+    """Replace every batch norm of a model by one over `bn_size` images, however many devices carry them.
 
     Three lines in any program, alone or under torchrun, with or without DistributedDataParallel:
 
@@ -51,7 +51,7 @@ def convert_batch_norm(model: nn.Module, bn_size: int, *, images_per_device: int
     Parameters stay the same objects, so an optimizer may be made before or after; buffers, eps, momentum, mode and
     fused activations are kept, and a layer that is used twice stays one layer. With a `bn_size` of 0 the statistics,
     weights and biases are frozen. Returns the model, or the new layer if the model is itself a batch norm. Raises
-    InputError where the images do not make whole groups, and for a batch norm of a class that is not known.
+    InputError if the images do not make whole groups, and for a batch norm of an unknown class.
     """
     if bn_size == 0:
         return exchange_norms(model, "frozen")
@@ -63,7 +63,7 @@ def exchange_norms(
 ) -> nn.Module:
     """Replace every batch norm of a model by the kind asked for, keeping its parameters, eps and fused activation.
 
-    Without a lane, `batch` has fixed statistics. Returns the model, or the new layer if the model is itself a batch
+    Without a lane, `batch` has frozen statistics. Returns the model, or the new layer if the model is itself a batch
     norm. Raises InputError for a batch norm of an unknown class, whose extra behaviour would be lost.
     """
     new = {

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from megdet.ops.winograd import convolve_3x3, num_tiles
 
 LEAST_CHANNELS = 128
-"""With fewer, moving the tiles takes as long as the multiplications that are saved (`bench/winograd.py`)."""
+"""Fewest channels: with fewer, moving the tiles costs as much as is saved (`bench/winograd.py`)."""
 LEAST_TILES = 40
-"""With fewer, the 36 sets of weights are read for too little."""
+"""Fewest tiles: with fewer, reading the 36 sets of weights costs more than is saved."""
 
 
 class Convolution3x3(nn.Conv2d):
-    """A 3 x 3 convolution of stride 1 with a border of one pixel; it takes over the parameters of a plain one."""
+    """A 3 x 3 convolution of stride 1 with padding 1, made from a plain one whose parameters it uses."""
 
     def __init__(self, plain: nn.Conv2d) -> None:
         super().__init__(plain.in_channels, plain.out_channels, 3, padding=1, bias=False, device="meta")
@@ -29,7 +29,7 @@ class Convolution3x3(nn.Conv2d):
     def of_levels(
         self, levels: Sequence[Float[Tensor, "images inputs _ _"]]
     ) -> list[Float[Tensor, "images outputs _ _"]]:
-        """The convolution of each of some maps, which together may be large enough where one alone is not."""
+        """The convolution of several maps, which together may be large enough for Winograd's form."""
         if self._is_faster(levels):
             return convolve_3x3(levels, self.weight, self.bias)
         return [super(Convolution3x3, self).forward(level) for level in levels]
@@ -46,14 +46,14 @@ class Convolution3x3(nn.Conv2d):
 def convolved_levels(
     convolution: nn.Module, levels: Sequence[Float[Tensor, "images inputs _ _"]]
 ) -> list[Float[Tensor, "images outputs _ _"]]:
-    """A convolution of every level of a pyramid, in one go where it can."""
+    """A convolution of every level of a pyramid, of all at once if the layer can."""
     if isinstance(convolution, Convolution3x3):
         return convolution.of_levels(levels)
     return [convolution(level) for level in levels]
 
 
 def speed_up_convolutions(model: nn.Module) -> None:
-    """Exchange the 3 x 3 convolutions of a model that may run in Winograd's form; parameters stay the same objects."""
+    """Replace the 3 x 3 convolutions of a model that may run in Winograd's form; parameters stay the same objects."""
     new = {old: Convolution3x3(old) for old in model.modules() if type(old) is nn.Conv2d and _is_eligible(old)}
     for module in list(model.modules()):
         for name, child in module._modules.items():  # named_children lists a layer that is used twice only once

@@ -103,7 +103,7 @@ def _two_pass(x: Tensor, mask: Tensor | None, lane: Lane) -> tuple[Tensor, Tenso
     count = sums[-1:]
     divisor = count.clamp(min=1)  # a group of padded rows only has no value
     center = (sums[:-1] / divisor).to(x.dtype)
-    # the centre is rounded; the mean of the centred values corrects it
+    # the centre is a rounded mean; the mean of the centred values corrects it
     off, square = (_sum_over_lane(centered_sums(x, mask, center).flatten(), lane) / divisor).chunk(2)
     return center + off, (square - off.square()).clamp(min=0), count if x.is_cuda else count.item()
 
@@ -128,7 +128,7 @@ def _merged(x: Tensor, mask: Tensor | None, lane: Lane) -> tuple[Tensor, Tensor,
 
 
 def _moments_on_gpu(x: Tensor, eps: float, lane: Lane) -> Moments:
-    """As `nn.SyncBatchNorm` computes them, without its wait for empty shares: the first rank of a lane has none."""
+    """As in `nn.SyncBatchNorm`, but without its wait that checks for empty shares: here rank 0 of a lane has images."""
     dtype, channels = statistics_dtype(x), x.shape[1]
     count = torch.full((1,), x.numel() // channels, dtype=dtype, device=x.device)
     if x.shape[0]:
@@ -188,7 +188,7 @@ def _gradients(
 def _own_gradients(
     dy: Tensor, x: Tensor, weight: Tensor, mean: Tensor, inverse_std: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same as `_gradients` by one kernel, for a lane of one rank on a CPU."""
+    """`_gradients` by one kernel, for a lane of one rank on a CPU."""
     dtype = statistics_dtype(x)
     moments = mean.to(dtype), inverse_std.to(dtype)
     dx, weight_gradient, bias_gradient = torch.ops.aten.native_batch_norm_backward(

@@ -1,7 +1,7 @@
-"""Deformable convolution (Dai et al., 2017): the points of the kernel move to where the features say.
+"""Deformable convolution (Dai et al., 2017): the sampling points of the kernel move by offsets that are learned.
 
-The moved samples, bilinear and channels last, are laid out as a larger image of which the kernel takes a tile at each
-place, so that the rest is a plain convolution with its groups, number formats and memory formats. Unlike
+The bilinear samples at the moved points are laid out as a larger image, channels last, so that a plain convolution with
+a stride of the kernel size does the rest, with its groups, dtypes and memory formats. Unlike
 `torchvision.ops.deform_conv2d` the backward has no scatter with atomics: it is deterministic on every device.
 """
 
@@ -17,15 +17,15 @@ from megdet.ops.weighted_bag import weighted_bags
 
 
 class DeformableConv2d(nn.Conv2d):
-    """A convolution with the weights of a plain one, whose result it has until its offsets are trained.
+    """A deformable convolution with the weights of a plain one; it gives the same result until its offsets are trained.
 
     The offsets come from a second convolution of the same shape and begin at 0. Positions are computed in float32
     (float64 for float64 input) whatever the precision of the input.
 
     Args:
         plain: the convolution, with zeros around its input.
-        modulated: weigh every sample too, between 0 and 2 (Zhu et al., 2019). Differs from the paper, whose weights
-            lie between 0 and 1 and start at 0.5: ours start at 1.
+        modulated: also weight every sample, between 0 and 2 (Zhu et al., 2019). Differs from the paper, whose weights
+            lie between 0 and 1 and start at 0.5: here they start at 1.
     """
 
     kernel_size: Pair
@@ -37,7 +37,7 @@ class DeformableConv2d(nn.Conv2d):
         shape: dict[str, Any] = {
             name: getattr(plain, name) for name in ("kernel_size", "stride", "padding", "dilation")
         }
-        # without memory, and so without drawing random numbers
+        # on the meta device, so that no random numbers are drawn
         super().__init__(plain.in_channels, plain.out_channels, **shape, groups=plain.groups, device="meta")
         self.weight, self.bias = plain.weight, plain.bias
         points = self.kernel_size[0] * self.kernel_size[1]
@@ -65,6 +65,6 @@ class DeformableConv2d(nn.Conv2d):
 
         samples = sampled(rows, weights)
         kept = rows.detach(), weights.detach()
-        # they are nine times the input, and follow from what is kept
+        # not kept for the backward: the samples are nine times the input, and can be computed again
         mark_recomputable(samples, lambda: sampled(*kept))
         return F.conv2d(samples, self.weight, self.bias, stride=kernel, groups=self.groups)

@@ -1,8 +1,8 @@
-"""What the ranks of a lane have told each other in a part of a step, so that one of them can make it again alone.
+"""The results of a lane's collectives in a part of a step, kept so that one rank can repeat that part alone.
 
 The forward and backward of a micro-batch are the same each time, so the n-th collective of the second try has the
-result of the n-th of the first. A rank that begins anew reads those results here, and takes part in the collectives
-that follow; the other ranks notice nothing but the wait.
+result of the n-th of the first. A rank that repeats its part reads those results here, and takes part in the
+collectives that follow; the other ranks only wait longer.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,22 +11,22 @@ from contextlib import contextmanager
 from torch import Tensor
 
 _active: list["Exchanges"] = []
-"""of this process, at most one: on a GPU the backward runs in another thread"""
+"""at most one in this process, not one a thread: on a GPU the backward runs in another thread"""
 
 
 class Exchanges:
-    """The results of collectives in their order."""
+    """The results of collectives, in order."""
 
     def __init__(self) -> None:
         self._results: list[Tensor] = []
         self._next = 0
 
     def rewind(self) -> None:
-        """Begin anew: the results so far come again."""
+        """Start again: the next collectives get the results kept so far."""
         self._next = 0
 
     def result(self, exchange: Callable[[], Tensor]) -> Tensor:
-        """That of the next collective; `exchange` takes part in it, unless it is known."""
+        """The result of the next collective: the kept one, or that of `exchange`, which takes part in it."""
         if self._next == len(self._results):
             self._results.append(exchange())
         self._next += 1
@@ -35,7 +35,7 @@ class Exchanges:
 
 @contextmanager
 def remembered(exchanges: Exchanges) -> Iterator[Exchanges]:
-    """Within it, the results of a lane's collectives are remembered."""
+    """A context in which the results of a lane's collectives are kept."""
     _active.append(exchanges)
     try:
         yield exchanges

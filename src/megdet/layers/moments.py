@@ -1,9 +1,9 @@
-"""Sums over the values of each channel on a CPU, as exact as if they were taken in float64, at the speed of float32.
+"""Sums over the values of each channel on a CPU, as exact as sums in float64, at the speed of float32.
 
-A kernel of torch adds up a channel in one number of float32, or in a few. Over a hundred thousand values that is too
-inexact for a variance within 1e-5, and useless for a channel whose mean is large beside its deviation. So the kernels
-get a view of the input with more channels, each a run of some hundred values, without a copy, and the runs are merged
-(Chan et al., 1983). Channels whose mean is still too far from 0 are centred first.
+torch's kernels add up a channel in one or a few float32 numbers. Over a hundred thousand values that is too inexact for
+a variance within 1e-5, and useless for a channel whose mean is large compared with its deviation. So the kernels get a
+view of the input with more channels, each a run of some hundred values, without a copy, and the runs are merged (Chan
+et al., 1983). Channels whose mean is still too far from 0 are centred first.
 """
 
 import math
@@ -15,11 +15,11 @@ from torch import Tensor
 RUN = 512
 """Values that are added up one after another in float32."""
 LANES = 16
-"""Partial sums that torch's kernels keep side by side where the pixels of a channel are neighbours in memory."""
+"""Partial sums that torch's kernels keep side by side if the pixels of a channel are neighbours in memory."""
 SHORTEST = 64
 """Fewest values in a run: shorter ones cost more than they gain."""
 FAR = 4.0
-"""A mean more than so many deviations from 0 needs centred sums."""
+"""Channels whose mean is more than so many deviations from 0 are centred first."""
 
 _backward = torch.ops.aten.native_batch_norm_backward
 
@@ -40,7 +40,7 @@ class Runs(NamedTuple):
 def channel_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each channel, for `x` (n, channels, ...) of any memory format, n > 0.
 
-    They are in float32, or in float64 where the mean needs more digits.
+    The results are in float32, or in float64 if the mean needs more digits.
     """
     runs = runs_of(x)
     if runs is None:
@@ -57,7 +57,7 @@ def channel_moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def exact_moments(x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance by centring a copy, for `x` on any device; rows where `mask` is 0 do not count."""
+    """Mean and biased variance by centring a copy, for `x` on any device; rows with `mask` 0 do not count."""
     x = x.to(statistics_dtype(x))
     count = count_values(x, mask).clamp(min=1)
     center = ((x if mask is None else x * mask).sum(other_dims(x)) / count).to(x.dtype)
@@ -75,7 +75,7 @@ def centered_sums(x: Tensor, mask: Tensor | None, center: Tensor) -> Tensor:
 
 
 def runs_of(x: Tensor) -> Runs | None:
-    """All values of a tensor in runs of at most RUN values a partial sum; None if only short ones fit its shape."""
+    """All values of a tensor in runs of at most RUN values a partial sum; None if its shape allows only short runs."""
     channels = x.shape[1]
     count = x.numel() // channels
     if not has_channels_last(x):
@@ -95,14 +95,14 @@ def runs_of(x: Tensor) -> Runs | None:
 
 
 def _rows(x: Tensor, start: int, number: int, length: int) -> Tensor:
-    """Rows of channels from `start` on, `number` of them side by side as one of `length` rows."""
+    """Rows of channels from `start` on, viewed as runs of `length` rows, `number` side by side."""
     width = number * x.shape[1]
     offset = x.storage_offset() + start * x.shape[1]
     return x.as_strided((1, width, length, 1), (width * length, 1, width, width), offset)
 
 
 def _longest_divisor(number: int, most: int) -> int:
-    """The longest divisor up to `most`; 0 where it is shorter than SHORTEST and than the number."""
+    """The largest divisor up to `most`; 0 if it is smaller than SHORTEST and than the number itself."""
     if number <= most:
         return number
     for parts in range(-(-number // most), number // SHORTEST + 1):
@@ -116,7 +116,7 @@ def _centered(runs: Runs) -> tuple[Tensor, Tensor]:
     found = []
     for part in runs.values:
         is_half = part.dtype not in (torch.float32, torch.float64)
-        # running statistics that nobody reads: they set the dtype of the result
+        # unused running statistics, which set the dtype of the result
         kept = part.new_zeros(part.shape[1], dtype=torch.float32) if is_half else None
         found.append(torch.batch_norm_update_stats(part, kept, kept, 0.0))
     if len(found) == 1:
@@ -129,7 +129,7 @@ def _centered(runs: Runs) -> tuple[Tensor, Tensor]:
 
 
 def _products(runs: Runs) -> tuple[Tensor, Tensor]:
-    """As `_centered`, by sum x (x - m) - m sum (x - m): four times as fast where a channel is contiguous."""
+    """As `_centered`, by sum x (x - m) - m sum (x - m): four times as fast if a channel is contiguous."""
     (values,), (length,) = runs.values, runs.lengths
     total = values.sum(2).flatten().double()
     means = total / length
@@ -161,12 +161,12 @@ def count_values(x: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def statistics_dtype(x: Tensor) -> torch.dtype:
-    """The number format of arithmetic over values: float32, or float64 for float64 input."""
+    """The dtype for arithmetic over values: float32, or float64 for float64 input."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def wide_dtype(x: Tensor) -> torch.dtype:
-    """The number format of a few numbers a channel: float64 on a CPU, that of the kernels on a GPU."""
+    """The dtype for a few numbers a channel: float64 on a CPU, that of the kernels on a GPU."""
     return statistics_dtype(x) if x.is_cuda else torch.float64
 
 

@@ -1,8 +1,8 @@
 """Sublinear memory (Chen et al., 2016): compute part of the forward again in the backward instead of keeping it.
 
-A recomputed forward has the statistics of the first one. In a lane of several ranks it reads them from a tape that the
-first forward wrote, so there is no second collective; in a lane of one rank it computes them again, to the bit. The
-running statistics are updated once. torch's own checkpointing alone would update them twice (pytorch issue 96136).
+A recomputed forward has the same batch statistics as the first. In a lane of several ranks it reads them from a tape
+that the first forward wrote, so there is no second collective; in a lane of one rank it computes them again, to the
+bit. The running statistics are updated once. torch's checkpointing alone would update them twice (pytorch issue 96136).
 """
 
 import threading
@@ -30,7 +30,7 @@ class Tape:
         return self._position is not None
 
     def record(self, entry: Any) -> None:
-        """Keep the statistics of a layer in the first forward."""
+        """Add the statistics of a layer, in the first forward."""
         self._entries.append(entry)
 
     def next(self) -> Any:
@@ -47,7 +47,7 @@ class Tape:
 
 
 class _Forward:
-    """The context of a forward; a second backward through the same graph enters it again."""
+    """The context of one forward of a segment; a second backward through the same graph enters it again."""
 
     def __init__(self, tape: Tape, *, is_replayed: bool) -> None:
         self.tape, self.is_replayed = tape, is_replayed
@@ -65,9 +65,9 @@ def current_tape() -> Tape | None:
 
 
 def recompute(function: Callable[..., Any], *arguments: Any) -> Any:
-    """`function(*arguments)`; only arguments and result are kept, and the backward computes the rest again.
+    """Call `function(*arguments)`; only arguments and result are kept, and the backward computes the rest again.
 
-    Inside another recomputed function, or where no gradient is asked for, it is a plain call.
+    Inside another recomputed function, or without gradients, it is a plain call.
     """
     if current_tape() is not None or not torch.is_grad_enabled():
         return function(*arguments)
@@ -81,14 +81,14 @@ def recompute(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def plainly(function: Callable[..., Any], *arguments: Any) -> Any:
-    """`function(*arguments)` with everything kept, for the recompute plan `none`."""
+    """Call `function(*arguments)` and keep everything: the recompute plan `none`."""
     return function(*arguments)
 
 
 class RecomputedBlocks(nn.Sequential):
     """A sequence of blocks, cut into segments that the backward computes again; its state dict is unchanged.
 
-    Without segments the backward computes nothing again.
+    Without segments nothing is recomputed.
     """
 
     def __init__(self, blocks: nn.Sequential, segments: Sequence[range]) -> None:

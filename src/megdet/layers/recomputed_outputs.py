@@ -1,8 +1,8 @@
-"""Outputs of batch norms that the backward computes again instead of keeping them.
+"""Computes the outputs of batch norms again in the backward instead of keeping them.
 
-A batch norm keeps its input, and its output follows from that by one multiplication and one addition a number. So a
-later layer need not keep the output or its activation: both are computed again when the backward needs them, which
-takes about a hundredth of a step. The numbers are the same to the bit, and no collective is needed.
+A batch norm keeps its input, from which its output follows by one multiplication and one addition a number. So a later
+layer need not keep the output or its activation: both are computed again when the backward needs them, which takes
+about a hundredth of a step. The numbers are the same to the bit, and no collective is needed.
 """
 
 import threading
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU)
-"""Activations allowed between a batch norm and the layer that keeps its output; all are computed in place."""
+"""Activations that may come between a batch norm and the layer that needs its output; all work in place."""
 
 _STATE = threading.local()
 
@@ -28,7 +28,7 @@ class Output:
         self._value: Tensor | None = None
 
     def keep(self) -> "Output":
-        """Stand in for the tensor in one more layer."""
+        """Count one more layer that needs the tensor; returns itself, to be kept instead of the tensor."""
         self._users += 1
         return self
 
@@ -45,7 +45,7 @@ class Output:
 
 
 class _Latest:
-    """The output that was computed last, and how to recognise it."""
+    """The last output that was marked as recomputable, and how to recognise it."""
 
     def __init__(self, tensor: Tensor, version: int, output: Output) -> None:
         self.tensor = tensor.detach()  # kept alive, so that no other tensor gets its address
@@ -65,7 +65,7 @@ class _Latest:
 
 @contextmanager
 def recompute_outputs() -> Iterator[None]:
-    """Within it, layers keep no outputs that are marked as recomputable; recomputed segments keep none anyway."""
+    """A context in which layers do not keep outputs marked as recomputable; recomputed segments keep none anyway."""
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         yield
         return
@@ -78,7 +78,7 @@ def recompute_outputs() -> Iterator[None]:
 
 
 def mark_recomputable(tensor: Tensor, compute: Callable[[], Tensor]) -> None:
-    """Register how to compute a new tensor again, to the bit, from tensors that are kept anyway."""
+    """Register a function that computes a new tensor again, to the bit, from tensors that are kept anyway."""
     if not torch.compiler.is_compiling() and getattr(_STATE, "is_active", False) and tensor.requires_grad:
         _STATE.latest = _Latest(tensor, tensor._version, Output(compute))
 
@@ -96,7 +96,7 @@ def _before_activation(activation: nn.Module, arguments: tuple[Any, ...]) -> Non
     latest: _Latest | None = _STATE.latest
     if latest is not None and activation.inplace and latest.matches(arguments[0]):
         before = latest.output.compute
-        # before the activation runs, because the activation itself keeps its output
+        # before the activation runs, because it saves its own output for the backward
         _STATE.latest = _Latest(arguments[0], latest.version + 1, Output(lambda: activation(before())))
 
 
@@ -104,7 +104,7 @@ def _pack(tensor: Tensor) -> Tensor | Output:
     latest: _Latest | None = getattr(_STATE, "latest", None)
     if latest is not None and latest.matches(tensor):
         return latest.output.keep()
-    return tensor.detach()  # with its history it would keep the graph that keeps it, which no backward may ever free
+    return tensor.detach()  # with its history tensor and graph would keep each other alive
 
 
 def _unpack(kept: Tensor | Output) -> Tensor:

@@ -1,1 +1,1 @@
-"""The detector, one file a box of the figure."""
+"""The detectors; each part of the network has a file of its own."""

@@ -1,4 +1,4 @@
-"""The anchors: at every cell of every level, a box of each of the level's sizes for each aspect ratio."""
+"""The anchors: each cell of a pyramid level has one box for each of the level's sizes and each aspect ratio."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ _KEPT_CANVASES = 16
 
 
 class AnchorGrid:
-    """Makes the anchors of a canvas and keeps those of the last few canvases; `strides` are those of the levels."""
+    """Makes the anchors of a canvas and caches the last few canvases; `strides` are those of the levels."""
 
     def __init__(self, recipe: AnchorsRecipe, strides: Sequence[int] = LEVEL_STRIDES) -> None:
         self.recipe, self.strides = recipe, strides
@@ -34,13 +34,13 @@ class AnchorGrid:
         if key not in self._made:
             while len(self._made) >= _KEPT_CANVASES:
                 self._made.popitem(last=False)
-            with torch.inference_mode(False):  # training uses what an evaluation made
+            with torch.inference_mode(False):  # training may use anchors that an evaluation made
                 levels = [self._level(level, canvas, grid, device) for level, grid in enumerate(grids)]
                 self._made[key] = [level.to(dtype) for level in levels]
         return self._made[key]
 
     def _level(self, level: int, canvas: tuple[int, int], grid: tuple[int, int], device: torch.device) -> Tensor:
-        """Laid out on the device: a new canvas must not make the host wait for a copy."""
+        """The anchors of a level, computed on the device: a new canvas must not make the host wait for a copy."""
         cell = constant(tuple(tuple(row) for row in self.cell(level).tolist()), torch.float32, device)
         return laid_out(cell, grid, self.stride(level, canvas, grid))
 
@@ -65,7 +65,7 @@ class AnchorGrid:
 def laid_out(
     cell: Float32[Tensor, "anchors 4"], grid: tuple[int, int], stride: tuple[int, int]
 ) -> Float32[Tensor, "_ 4"]:
-    """The anchors at every cell of a grid of this height and width, by row, column and place in the cell."""
+    """The anchors at every cell of a grid of this height and width, ordered by row, column and index in the cell."""
     y = torch.arange(grid[0], dtype=torch.float32, device=cell.device) * stride[0]
     x = torch.arange(grid[1], dtype=torch.float32, device=cell.device) * stride[1]
     y, x = torch.meshgrid(y, x, indexing="ij")

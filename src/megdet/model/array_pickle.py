@@ -1,8 +1,8 @@
-"""Arrays of NumPy in a pickle of anybody's: its instructions are looked at one by one, and nothing in it is run.
+"""Reads NumPy arrays from an untrusted pickle: nothing in the file is imported or called.
 
-A pickle is a program for a small machine, and Python's own machine calls whatever the file names. This one knows the
-instructions that write plain containers, numbers, texts and arrays, and has stand-ins of its own for the few names that
-NumPy's arrays are written with. Anything else ends it.
+A pickle is a program for a stack machine, and Python's machine calls whatever the file names. The machine here knows
+only the instructions for plain containers, numbers, strings and arrays, and has functions of its own for the few names
+that NumPy arrays are pickled with. Anything else raises ArrayPickleError.
 """
 
 import io
@@ -28,19 +28,19 @@ _VALUES = {
     *("BINSTRING", "SHORT_BINSTRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
     *("SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8"),
 }
-"""Instructions that put their own argument on the stack; `pickletools` has turned it into a value."""
+"""Instructions that push their argument, which `pickletools` has turned into a value."""
 _TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _STORE = {"PUT", "BINPUT", "LONG_BINPUT"}
 _FETCH = {"GET", "BINGET", "LONG_BINGET"}
-_NUMPY = ("numpy.core.", "numpy._core.")  # before NumPy 2 and since
+_NUMPY = ("numpy.core.", "numpy._core.")  # before NumPy 2, and since
 
 
 class ArrayPickleError(ValueError):
-    """The pickle is not one of plain containers and arrays; the message says why."""
+    """The pickle holds more than plain containers and arrays; the message says what."""
 
 
 class _Name(NamedTuple):
-    """A name of a module, which is never imported."""
+    """A module and a name in it; the module is never imported."""
 
     module: str
     name: str
@@ -54,7 +54,7 @@ class _Dtype:
 
 @dataclass
 class _Array:
-    """What the file says of an array, none of which is believed."""
+    """What the file says about an array; not checked yet."""
 
     is_told: bool = False
     shape: Any = ()
@@ -67,9 +67,9 @@ _MARK = object()
 
 
 def read_array_pickle(content: bytes) -> dict[Any, Any]:
-    """The dictionary that is pickled in `content`, in any protocol, by Python 3 or by Python 2 (latin1, but not 0).
+    """The dictionary pickled in `content`: by Python 3 in any protocol, by Python 2 in latin1 and any but protocol 0.
 
-    Its arrays are views of memory of their own and are whole numbers, floats or bools. Raises ArrayPickleError.
+    Its arrays own their memory and hold integers, floats or bools. Raises ArrayPickleError.
     """
     machine = _Machine(len(content))
     try:
@@ -79,15 +79,15 @@ def read_array_pickle(content: bytes) -> dict[Any, Any]:
             machine.run(instruction.name, argument)
     except ArrayPickleError:
         raise
-    except Exception:  # damaged in whatever way: cut off, no pickle at all, a stack that is empty
-        raise ArrayPickleError("it is no whole pickle") from None
+    except Exception:  # damaged in any way: truncated, no pickle at all, an empty stack
+        raise ArrayPickleError("it is not a complete pickle") from None
     if not isinstance(machine.result, dict):
         raise ArrayPickleError("it holds no dictionary")
     return machine.result
 
 
 class _Machine:
-    """The stack and the memo of a pickle. `budget` is how many bytes its arrays may have together."""
+    """The stack and the memo of a pickle. `budget` limits the bytes of all arrays together."""
 
     def __init__(self, budget: int) -> None:
         self.stack: list[Any] = []
@@ -96,7 +96,7 @@ class _Machine:
         self.result: Any = None
 
     def run(self, name: str, argument: Any) -> None:
-        """One instruction. Raises ArrayPickleError, or any error where the stack is not as it must be."""
+        """Run one instruction. Raises ArrayPickleError, or any error if the stack is not as it must be."""
         stack = self.stack
         if name in ("PROTO", "FRAME"):
             return
@@ -121,7 +121,7 @@ class _Machine:
             raise ArrayPickleError(f"it holds more than plain containers and arrays (instruction {name})")
 
     def since_mark(self) -> list[Any]:
-        """What lies above the last mark; it and the mark are taken off."""
+        """Pop the values above the last mark, and the mark; returns the values."""
         place = len(self.stack) - 1 - next(i for i, value in enumerate(reversed(self.stack)) if value is _MARK)
         above = self.stack[place + 1 :]
         del self.stack[place:]
@@ -145,7 +145,7 @@ class _Machine:
         target.extend(self.finished(value) for value in values)
 
     def name(self, module: Any, name: Any) -> None:
-        """A global name that a file refers to."""
+        """Push a global name that the file refers to, if it is one of the known names."""
         if not isinstance(module, str) or not isinstance(name, str):
             raise TypeError
         if _plain(module, name) not in _CALLS and (module, name) != ("numpy", "ndarray"):
@@ -153,28 +153,28 @@ class _Machine:
         self.stack.append(_Name(module, name))
 
     def call(self) -> None:
-        """Call one of the stand-ins."""
+        """Call one of the functions that stand for NumPy's names."""
         arguments, name = self.stack.pop(), self.stack.pop()
         if not isinstance(name, _Name) or not isinstance(arguments, tuple) or name == ("numpy", "ndarray"):
-            raise ArrayPickleError("it calls what is no maker of arrays")
+            raise ArrayPickleError("it calls something that does not make arrays")
         made = _CALLS[_plain(*name)](*arguments)
         self.stack.append(self.counted(made) if isinstance(made, _Array) and made.is_told else made)
 
     def build(self) -> None:
-        """Give an array or its type the rest of what it is made of."""
+        """Set the state of an array or of a dtype."""
         state, target = self.stack.pop(), self.stack[-1]
         if isinstance(target, _Dtype):
             target.order = state[1]
         elif isinstance(target, _Array) and not target.is_told:
-            # a version stands before since NumPy 1.0
+            # since NumPy 1.0 a version comes first
             target.shape, target.dtype, target.is_fortran, target.content = state[-4:]
             target.is_told = True
             self.counted(target)
         else:
-            raise ArrayPickleError("it changes what is no array")
+            raise ArrayPickleError("it changes something that is not an array")
 
     def counted(self, array: _Array) -> _Array:
-        """The array, whose bytes are taken off the budget: a few of a file can pose as many arrays."""
+        """The array; its bytes are subtracted from the budget, since a small file can describe huge arrays."""
         if isinstance(array.content, str):
             array.content = array.content.encode("latin1")  # Python 2 had no other bytes
         self.budget -= len(array.content)
@@ -183,11 +183,11 @@ class _Machine:
         return array
 
     def finished(self, value: Any) -> Any:
-        """What goes into a container: an array instead of what it is told to be."""
+        """The value for a container: an `_Array` becomes a checked NumPy array."""
         return _made(value) if isinstance(value, _Array) else value
 
     def stop(self) -> None:
-        """The end: one value is left."""
+        """End the program: one value must be left on the stack."""
         (value,) = self.stack
         self.result = value
 
@@ -223,14 +223,14 @@ def _scalar(dtype: Any, content: Any) -> _Array:
 
 
 def _encode(text: Any, encoding: Any) -> bytes:
-    """How Python 3 writes bytes in old protocols."""
+    """Bytes, as Python 3 writes them in old protocols."""
     if encoding != "latin1":
         raise ArrayPickleError("its bytes are in another encoding than latin1")
     return text.encode("latin1")  # type: ignore[no-any-return]  # of whatever has it; others end the reading
 
 
 def _empty() -> dict[Any, Any]:
-    """A dictionary is filled by instructions, which look at its keys; `dict` would take any."""
+    """An empty dictionary, whatever the arguments: only instructions fill it, and they check the keys."""
     return {}
 
 
@@ -240,10 +240,10 @@ _CALLS: dict[tuple[str, str], Callable[..., Any]] = {
     ("numpy.*numeric", "_frombuffer"): _from_buffer,
     ("numpy", "dtype"): _dtype,
     ("_codecs", "encode"): _encode,
-    ("__builtin__", "bytes"): lambda: b"",  # how Python 3 writes no bytes in old protocols
+    ("__builtin__", "bytes"): lambda: b"",  # how Python 3 writes empty bytes in old protocols
     ("collections", "OrderedDict"): _empty,
 }
-"""The names that a file may call, and what is called instead."""
+"""The names that a file may call, and the functions called for them."""
 
 
 def _plain(module: str, name: str) -> tuple[str, str]:

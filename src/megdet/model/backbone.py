@@ -1,4 +1,4 @@
-"""The backbone: any timm model that offers features at strides 4, 8, 16 and 32, or is atrous from one of them on."""
+"""The backbone: any timm model with features at strides 4, 8, 16 and 32, or dilated (atrous) from a stride on."""
 
 import inspect
 import itertools
@@ -26,7 +26,7 @@ from megdet.recipe import RecomputePlan
 
 STRIDES = (4, 8, 16, 32)
 _PLACES = {"body.": "", "last.0.": "conv_head.", "last.1.": "bn2."}
-"""Where a backbone keeps the layers of a whole network, and what timm calls them."""
+"""Names of layers of the backbone beside timm's names for them in the whole network."""
 _ALWAYS_RANDOM = (nn.RReLU, nn.FractionalMaxPool2d)
 """Layers of torch that draw random numbers in training whatever their arguments."""
 
@@ -34,23 +34,23 @@ _ALWAYS_RANDOM = (nn.RReLU, nn.FractionalMaxPool2d)
 class Backbone(nn.Module):
     """Features C2 to C5.
 
-    Its weights are random (`load_pretrained` reads a file).
+    Its weights are random; `load_pretrained` loads a file.
 
     Args:
         recipe: the model and its norm layers.
-        lane: the ranks that share batch statistics; None = the statistics are fixed.
-        recompute: which runs of blocks the backward computes again.
+        lane: the ranks that share batch statistics; None = frozen statistics.
+        recompute: which blocks are computed again in the backward.
     """
 
     def __init__(self, recipe: BackboneRecipe, lane: Lane | None, recompute: RecomputePlan = "none") -> None:
         super().__init__()
         self.name = recipe.name
-        # built twice: only timm knows which layers make the features, and the heads draw their weights after both
-        # networks: building one (or the second on the meta device, which draws nothing) would give other heads
+        # built twice: only timm knows which layers make the features. Both builds draw random numbers before the heads
+        # do, so building one network only (or one on the meta device) would change the initial weights of the heads.
         whole = _whole_model(recipe.name)
         body = _features(whole, recipe)
         self.strides = tuple(min(stride, recipe.output_stride) for stride in STRIDES)
-        """of C2 to C5"""
+        """channels of C2 to C5"""
         reductions = body.feature_info.reduction()
         self.picked = _last_of(self.strides, reductions)
         if len(self.picked) < len(STRIDES):
@@ -67,7 +67,7 @@ class Backbone(nn.Module):
             raise InputError(
                 f"model.backbone.name {recipe.name}: its features have a layer {error} of their own"
             ) from None
-        except RuntimeError:  # some layers have a weight for each place of the map, which is another map now
+        except RuntimeError:  # some layers have a weight for each position of a map of fixed size
             if recipe.output_stride == STRIDES[-1]:
                 raise
             raise _not_atrous(recipe) from None
@@ -95,11 +95,11 @@ class Backbone(nn.Module):
 
     @property
     def has_blocks(self) -> bool:
-        """Whether it is a sequence of blocks that can be computed again."""
+        """Whether the backbone is a sequence of blocks that can be recomputed."""
         return bool(_stages(self.body))
 
     def set_recompute(self, plan: RecomputePlan) -> None:
-        """Change what the backward computes again, from the next forward on; the tensors stay where they are."""
+        """Change what is recomputed from the next forward on; parameters and buffers stay the same tensors."""
         if plan != "none" or any(isinstance(module, RecomputedBlocks) for module in self.body.modules()):
             recompute_blocks(self.body, plan, self.name)
 
@@ -112,14 +112,14 @@ class Backbone(nn.Module):
 
 
 def recompute_blocks(body: nn.Module, plan: RecomputePlan, name: str) -> None:
-    """Exchange the stages of a network, sequences of blocks, for such that are computed again in the backward.
+    """Replace the stages of a network, sequences of blocks, by stages that are computed again in the backward.
 
     `block` cuts after every block, `stage` after every stage, `sqrt` where the planner of Chen et al. (2016) finds the
-    least memory, `none` nowhere. Raises InputError for a network that is no sequence of blocks.
+    least memory, `none` nowhere. Raises InputError for a network that is not a sequence of blocks.
     """
     stages = _stages(body)
     if not stages:
-        raise InputError(f"recompute {plan}: {name} has no sequence of blocks that could be computed again; use none")
+        raise InputError(f"recompute {plan}: {name} has no sequence of blocks that could be recomputed; use none")
     starts = list(itertools.accumulate((len(stage) for stage in stages.values()), initial=0))
     if plan == "sqrt":
         inside, kept = _block_bytes(body, list(stages.values()))
@@ -136,7 +136,7 @@ def recompute_blocks(body: nn.Module, plan: RecomputePlan, name: str) -> None:
 
 
 def _stages(module: nn.Module, path: str = "") -> dict[str, nn.Sequential]:
-    """The innermost sequences of modules that have modules of their own: the stages of a residual network."""
+    """The innermost `nn.Sequential`s whose modules have submodules: the stages of a residual network."""
     found: dict[str, nn.Sequential] = {}
     for name, child in module.named_children():
         own = f"{path}.{name}" if path else name
@@ -152,7 +152,7 @@ def _stages(module: nn.Module, path: str = "") -> dict[str, nn.Sequential]:
 
 
 def _block_bytes(body: nn.Module, stages: list[nn.Sequential]) -> tuple[list[int], list[int]]:
-    """Bytes that each block's backward needs and that each block puts out, for one small image."""
+    """Bytes that the backward of each block needs, and bytes of each block's output, for one small image."""
     inside: list[int] = []
     kept: list[int] = []
     inputs: list[Tensor] = []
@@ -171,9 +171,9 @@ def _block_bytes(body: nn.Module, stages: list[nn.Sequential]) -> tuple[list[int
 
 
 def load_pretrained(backbone: Backbone, file: Path) -> None:
-    """Load the weights of a file of torchvision's or timm's into a backbone, all of them or none.
+    """Load a weight file of torchvision or timm into a backbone, all tensors or none.
 
-    Raises InputError as `pretrained_tensors`.
+    Raises InputError as `pretrained_tensors` does.
     """
     given = pretrained_tensors(backbone.name, file)
     joined = {name.replace(".", "_"): tensor for name, tensor in given.items()}  # as in some of timm's networks
@@ -181,7 +181,7 @@ def load_pretrained(backbone: Backbone, file: Path) -> None:
     for name in backbone.state_dict():
         place = next(theirs + name.removeprefix(ours) for ours, theirs in _PLACES.items() if name.startswith(ours))
         layer, _, leaf = place.rpartition(".")
-        for known in (place, f"{layer.removesuffix('.0')}.{leaf}"):  # a group norm may stand before its activation
+        for known in (place, f"{layer.removesuffix('.0')}.{leaf}"):  # a group norm may be in a Sequential
             if known.replace(".", "_") in joined:
                 found[name] = joined[known.replace(".", "_")]
                 break
@@ -189,10 +189,10 @@ def load_pretrained(backbone: Backbone, file: Path) -> None:
 
 
 def pretrained_tensors(name: str, file: Path) -> dict[str, Tensor]:
-    """The tensors of a file, by the names that timm's model `name` has for them, without those of its classifier.
+    """The tensors of a file by their names in timm's model `name`, without those of the classifier.
 
-    Tensors are matched by name; where the names differ, in order by shape. The classifier may be missing or have
-    another shape, nothing else. Raises InputError with the first tensor that does not fit.
+    Tensors are matched by name, or by order and shape if names differ. Only the classifier may be missing or have
+    another shape. Raises InputError that names the first tensor that does not fit.
     """
     with torch.device("meta"):  # names and shapes without memory
         model = _whole_model(name)
@@ -222,7 +222,7 @@ def pretrained_tensors(name: str, file: Path) -> dict[str, Tensor]:
         if len(given) not in (len(wanted), len(wanted) + num_classifier):
             raise InputError(
                 f"model.backbone.weights {file}: it has {len(given)} tensors, {type(model).__name__} needs "
-                f"{len(wanted)} and {num_classifier} of its classifier: the file is of another model"
+                f"{len(wanted)} and {num_classifier} for its classifier: the file is of another model"
             )
         pairs = dict(zip(wanted, given.values(), strict=False))
     for name, tensor in pairs.items():
@@ -239,16 +239,16 @@ def _whole_model(name: str) -> Any:
 
 
 def _features(whole: nn.Module, recipe: BackboneRecipe) -> Any:
-    """timm's network that gives the features of a whole one, its last stages dilated if asked for (Chen et al., 2015).
+    """timm's feature network for a whole network, its last stages dilated if asked for (Chen et al., 2015).
 
-    Raises InputError where timm builds none, or not with the recipe's largest stride.
+    Raises InputError if timm cannot build it, or not with the recipe's largest stride.
     """
     atrous: dict[str, Any] = {} if recipe.output_stride == STRIDES[-1] else {"output_stride": recipe.output_stride}
     try:
         return timm.create_model(recipe.name, pretrained=False, features_only=True, **_no_drops(whole), **atrous)
     except RuntimeError:
         raise InputError(f"model.backbone.name {recipe.name}: this timm model offers no features by stride") from None
-    except (TypeError, AssertionError):  # it knows no such argument, or has blocks that cannot be dilated
+    except (TypeError, AssertionError):  # the model has no such argument, or its blocks cannot be dilated
         if not atrous:
             raise
         raise _not_atrous(recipe) from None
@@ -262,13 +262,13 @@ def _not_atrous(recipe: BackboneRecipe) -> InputError:
 
 
 def _no_drops(model: nn.Module) -> dict[str, Any]:
-    """What builds a model of this class without dropout and stochastic depth: every drop rate that it takes, at 0."""
+    """The arguments that build a model of this class without dropout and stochastic depth: each drop rate as 0."""
     taken = inspect.signature(type(model).__init__).parameters
     return {name: 0.0 for name in taken if "drop" in name and name.endswith("rate")}
 
 
 def _last_of(strides: Sequence[int], reductions: Sequence[int]) -> list[int]:
-    """For each stride the last map that has it and comes before that of the next; fewer where one is missing."""
+    """For each stride the index of the last map with it before the map of the next stride; fewer if one is missing."""
     picked: list[int] = []
     end = len(reductions)
     for stride in reversed(strides):
@@ -279,7 +279,7 @@ def _last_of(strides: Sequence[int], reductions: Sequence[int]) -> list[int]:
 
 
 def _refuse_random_layers(model: nn.Module, name: str) -> None:
-    """Raise InputError where a layer draws random numbers: they would depend on devices and on recomputing."""
+    """Raise InputError if a layer draws random numbers: they would depend on the devices and on recomputation."""
     for path, layer in model.named_modules():
         rates = {
             key: value
@@ -289,8 +289,8 @@ def _refuse_random_layers(model: nn.Module, name: str) -> None:
         if rates or isinstance(layer, _ALWAYS_RANDOM):
             what = "".join(f", its {key} is {value:g}" for key, value in rates.items())
             raise InputError(
-                f"model.backbone.name {name}: its layer {path} ({type(layer).__name__}) is random{what}, which timm "
-                "has no drop rate for; the result would depend on the devices: choose another backbone"
+                f"model.backbone.name {name}: its layer {path} ({type(layer).__name__}) is random{what}, and timm "
+                "has no argument to turn it off; the result would depend on the devices: choose another backbone"
             )
 
 
@@ -300,7 +300,7 @@ def _classifier_prefixes(model: nn.Module) -> tuple[str, ...]:
 
 
 def _copy_shared(whole: nn.Module, body: nn.Module) -> None:
-    """The features come from the same layers as the whole model; take their tensors over by name or order."""
+    """Copy the tensors of the whole model into the feature network, which has the same layers, by name or by order."""
     source = whole.state_dict()
     target = body.state_dict()
     if all(name in source for name in target):
@@ -312,9 +312,9 @@ def _copy_shared(whole: nn.Module, body: nn.Module) -> None:
 
 
 def _stride_in_1x1(model: nn.Module, name: str) -> None:
-    """Move the strides of bottlenecks from their 3 x 3 convolution to the 1 x 1 before it.
+    """Move the stride of each bottleneck from its 3 x 3 convolution to the 1 x 1 convolution before it.
 
-    Raises InputError for a network that has no such strides.
+    Raises InputError for a network without such strides.
     """
     blocks = [block for block in model.modules() if type(block) is Bottleneck and block.conv2.stride != (1, 1)]
     if not blocks:

@@ -20,15 +20,15 @@ from megdet.ops.linear import linear
 
 Pool = Callable[[], Float[Tensor, "pooled_rois bins channels"]]
 IMAGE = "image"
-"""What is pooled of the whole image, among the regions around a RoI."""
+"""The name of the features pooled from the whole image, among the regions around a RoI."""
 
 
 class BoxHead(RoiHead):
     """Fully connected layers, a classifier (background last) and a box regressor for every class or one for all.
 
-    The first layer takes the pooled features bin by bin, each with its channels; convolutions may come before. Norms
-    follow the convolutions, or where there are none the fully connected layers. The features of regions around the RoI
-    and of the whole image join in the first layer, each by weights of their own.
+    The first layer takes the pooled features bin by bin, each bin with its channels; convolutions may come before it.
+    Norms follow the convolutions or, without convolutions, the fully connected layers. Features of regions around the
+    RoI and of the whole image are added in the first layer, each with weights of its own.
     """
 
     recipe: BoxHeadRecipe
@@ -63,7 +63,7 @@ class BoxHead(RoiHead):
         self._start()
 
     def _start(self) -> None:
-        """Random weights; the first layers of all regions start as one layer of all their inputs would."""
+        """Draw random weights; the first layers of all regions are initialised as one layer of all their inputs."""
         for module in (*self.convolutions.modules(), *self.around.modules()):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -87,7 +87,7 @@ class BoxHead(RoiHead):
         return [(getattr(self, f"fc{number}"), getattr(self, f"norm{number}")) for number in numbers]
 
     def _streams(self) -> dict[str, Any]:
-        """What joins in the first layer, by name."""
+        """The pooled inputs of the first layer, by name."""
         return dict(self.around.items())
 
     def forward(
@@ -97,21 +97,21 @@ class BoxHead(RoiHead):
         recompute: Callable[..., Any] = plainly,
         around: Mapping[str, Pool] | None = None,
     ) -> tuple[Float[Tensor, "images rois classes_and_background"], Float[Tensor, "images rois regressed 4"]]:
-        """Class logits, background last, and the deltas of every class, or of all; rows of invalid RoIs mean nothing.
+        """Class logits, background last, and deltas for each class or for all; rows of invalid RoIs are meaningless.
 
         Args:
-            pool: makes the pooled features of all RoIs, image by image; with maxout from the finer and then from the
+            pool: makes the pooled features of all RoIs, image by image; with maxout first from the finer, then from the
                 coarser level.
-            is_valid: which RoIs stand for something.
-            recompute: `recompute(function)` may call `pool` again in the backward instead of keeping what it made.
-            around: makes those of each region around the RoIs, by name, and those of the whole images, one an image.
+            is_valid: which RoIs are not padding.
+            recompute: `recompute(function)` may call `pool` again in the backward instead of keeping its output.
+            around: makes the features of each region around the RoIs, by name, and of the whole images, one an image.
         """
         images, count = is_valid.shape
         (first, first_norm), *others = self._connected()
         keys = {"pool_size": self.recipe.pool_size, "scales": self.scales}
         hidden = through_first_layer(self.convolutions, first, pool, is_valid, recompute, **keys)
         for name, stream in self._streams().items():
-            assert around is not None, "the detector pools what the recipe asks for"
+            assert around is not None, "the detector pools all inputs that the recipe asks for"
             if name == IMAGE:
                 joined = stream(around[name], is_valid.new_ones(images, 1), recompute).unsqueeze(1)
             else:

@@ -1,8 +1,8 @@
 """Cascade R-CNN (Cai and Vasconcelos, 2018): three box heads one after another, each trained for better boxes.
 
-Every stage moves the boxes of the one before, whatever their class, and the next one calls positive only what overlaps
-an object more. All moved boxes go on, none is sampled anew: the first stage has drawn by the anchors' identities, or
-chosen what is hard for it, and the later ones learn from the same RoIs.
+Each stage refines the boxes of the stage before, for all classes alike, and has a higher IoU threshold for positives.
+RoIs are sampled once, for the first stage (by a hash of their anchors, or the hardest); later stages learn from the
+same RoIs, refined.
 """
 
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ from megdet.recipe import RecomputePlan
 from megdet.structures import Targets
 
 STAGES = ("box_head", "box_head_2", "box_head_3")
-"""The parts that look one after another."""
+"""Names of the box heads, in the order of the stages."""
 
 
 class CascadeRcnn(FasterRcnn):
@@ -89,9 +89,9 @@ class CascadeRcnn(FasterRcnn):
         targets: Targets,
         sizes: Int64[Tensor, "images 2"],
     ) -> dict[str, Float[Tensor, " images"]]:
-        """The losses and counts of all stages, by name: the first at its sampled RoIs, each next at those moved.
+        """The losses and counts of all stages, by name: the first stage at the sampled RoIs, the next at refined ones.
 
-        `seen` is what the first head said of them if it has looked at them already.
+        `seen` is the output of the first head for the RoIs, if it was computed already.
         """
         losses = {}
         for stage, head, weight in zip(STAGES, self.heads, self.loss_weights, strict=True):
@@ -109,7 +109,7 @@ class CascadeRcnn(FasterRcnn):
     def last_stage(
         self, table: FeatureTable, proposals: Proposals, sizes: Int64[Tensor, "images 2"]
     ) -> tuple[BoxHead, Look, Proposals]:
-        """The last head and its boxes, which are those of the stages before; scores are the mean over all heads."""
+        """The last head and the boxes that the stages before it refined; scores are the mean over all heads."""
         *earlier, last = self.heads
         for head in earlier:
             _, deltas = self.refine(table, sizes, proposals.boxes, proposals.is_valid, head)
@@ -134,7 +134,7 @@ class CascadeRcnn(FasterRcnn):
         is_valid: Bool[Tensor, "images rois"],
         sizes: Int64[Tensor, "images 2"],
     ) -> tuple[Float[Tensor, "images rois 4"], Bool[Tensor, "images rois"]]:
-        """What a stage makes of its boxes, cut at the image, and which of them are still boxes; the others are 0."""
+        """The boxes that a stage refined, clipped to the image, and which of them have area; the others are 0."""
         found = clip_boxes(decode_boxes(deltas.squeeze(2), boxes, head.delta_weights), sizes)
         is_valid = is_valid & ((found[..., 2:] - found[..., :2]) >= self.smallest).all(2)
         return found.masked_fill(~is_valid.unsqueeze(2), 0), is_valid
@@ -143,8 +143,8 @@ class CascadeRcnn(FasterRcnn):
 class CascadeMaskRcnn(MaskRcnn, CascadeRcnn):
     """Cascade R-CNN with the mask head of Mask R-CNN, which learns from the samples of the first stage.
 
-    What MaskRcnn adds a branch to is here what CascadeRcnn does. The first stage has the most positives to learn from
-    (Cai and Vasconcelos, 2019, compare places); detections have masks of their last boxes.
+    MaskRcnn adds the mask branch, CascadeRcnn does the rest. The first stage has the most positives to learn from (Cai
+    and Vasconcelos, 2019, compare the stages); masks of detections are made for the boxes of the last stage.
     """
 
     loss_names = (*CascadeRcnn.loss_names, "mask_head")
@@ -157,12 +157,12 @@ class CascadeMaskRcnn(MaskRcnn, CascadeRcnn):
 
 
 def stage_weights(number: int) -> Weights:
-    """The factors of a stage's deltas, as in detectron2: what one stage leaves to the next is ever smaller."""
+    """The factors of a stage's deltas, as in detectron2: corrections get smaller from stage to stage."""
     x, y, width, height = (number * weight for weight in DELTA_WEIGHTS)
     return x, y, width, height
 
 
 def _pooled(pool: Pool) -> Pool:
-    """The same, pooled once for all who ask."""
+    """A `Pool` that pools once and returns the same features to every caller."""
     pooled = pool()
     return lambda: pooled

@@ -28,7 +28,7 @@ DETECTORS: dict[type[Model], type[Detector]] = {
 
 
 def detector_class(model: Model) -> type[Detector]:
-    """The class that a `recipe.model` is the architecture of."""
+    """The detector class for a `recipe.model`."""
     return DETECTORS[type(model)]
 
 
@@ -42,7 +42,7 @@ def mask_use(model: Model) -> MaskUse:
 def make_detector(recipe: Recipe, num_classes: int, lane: Lane = SINGLE_LANE) -> Detector:
     """The detector of a recipe with random weights; it reads no file.
 
-    `lane` matters where batch norms have batch statistics. Raises InputError for a backbone that cannot be.
+    `lane` is the ranks that share batch statistics. Raises InputError for a backbone that cannot be built.
     """
     detector = detector_class(recipe.model)
     return detector(recipe.model, num_classes, lane if recipe.bn_size else None, recipe.recompute)

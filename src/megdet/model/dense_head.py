@@ -1,4 +1,4 @@
-"""The towers of a detector of one stage: the same convolutions on every level, a prediction for every anchor."""
+"""The towers of a one-stage detector: the same convolutions on every level, a prediction for every anchor."""
 
 from collections.abc import Sequence
 
@@ -12,15 +12,15 @@ from megdet.layers.level_norm import normalized_levels
 
 
 class Tower(nn.Module):
-    """3 x 3 convolutions, shared by all levels, and one that predicts so many numbers for each anchor of a cell.
+    """3 x 3 convolutions, shared by all levels; the last predicts `outputs` numbers for each anchor of a cell.
 
     Args:
-        channels: of every level and convolution.
-        convolutions: before the one that predicts.
-        anchors_per_cell: anchors of a cell, which have neighbouring outputs.
-        outputs: numbers of an anchor.
-        norm: after each convolution but the last.
-        has_norm: whether that is a layer; these convolutions then have no bias.
+        channels: channels of every level and convolution.
+        convolutions: number of convolutions before the last.
+        anchors_per_cell: anchors of a cell; their outputs are neighbouring channels.
+        outputs: numbers predicted for an anchor.
+        norm: makes the norm layer after each convolution but the last.
+        has_norm: whether there are norm layers; convolutions before them then have no bias.
     """
 
     def __init__(

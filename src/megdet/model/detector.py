@@ -1,4 +1,4 @@
-"""What all detectors have in common, and what each says of itself: nobody outside `model` spells a part's name."""
+"""The base class of detectors. A detector names its own parts, so that no code outside `model` has to know them."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -21,32 +21,32 @@ BACKBONE_MEANING = (
     *("mean", "std", "backbone.name", "backbone.last_convolution", "backbone.norm_eps", "backbone.output_stride"),
     *("backbone.stride_in_1x1", "backbone.deformable_stages", "backbone.deformable_modulated"),
 )
-"""The keys, within `recipe.model`, without which the same weights of a backbone mean other features."""
+"""The keys within `recipe.model` that change the features of a backbone with the same weights."""
 
 
 @dataclass(frozen=True)
 class Count:
-    """A number that a forward counts beside its losses: how many of the samples of a loss are positive."""
+    """A number that a forward returns besides its losses: how many samples of a loss are positive."""
 
     name: str
-    """in the result of a forward and in metrics.jsonl"""
+    """its name in the result of a forward and in metrics.jsonl"""
     sample: str
-    """what is sampled, in the singular: anchor"""
+    """what is sampled, in the singular, such as anchor"""
     out_of: str = ""
-    """the key, within `recipe.model`, of how many of them an image has; empty where it is a part of 1 already"""
+    """the key within `recipe.model` of the number of samples an image; empty if the count is a fraction already"""
 
     def out_of_samples(self, architecture: Model) -> float:
-        """How many samples an image has; 1 where the number is a part of 1 already."""
+        """How many samples an image has; 1 if the count is a fraction already."""
         return float(value_of(architecture, self.out_of)) if self.out_of else 1.0
 
     def ratio(self, value: float, architecture: Model) -> float:
-        """The part of the samples that is positive, of 1."""
+        """The fraction of the samples that is positive, 0 to 1."""
         return value / self.out_of_samples(architecture)
 
 
 @dataclass
 class Samples:
-    """The boxes that a loss looks at, for pictures; in pixels of the canvas."""
+    """The boxes that a loss is computed on, for pictures; in pixels of the canvas."""
 
     boxes: Float[Tensor, "images samples 4"]
     is_positive: Bool[Tensor, "images samples"]
@@ -54,42 +54,42 @@ class Samples:
 
 
 class Detector(nn.Module, ABC):
-    """A detector for training and detection. It is given its lane and asks nothing else about devices.
+    """A detector for training and detection. It is given its lane and knows nothing else about devices.
 
-    A kind of detector says by class attributes what it is made of, and one whose recipe adds a part says so by its
-    own. Building one reads no file.
+    Class attributes say what a kind of detector is made of; an instance whose recipe adds a part overrides them.
+    Building a detector reads no file.
 
     Args:
         architecture: `recipe.model`.
         num_classes: without the background.
-        lane: the ranks that share batch statistics; None = the statistics are fixed.
-        recompute_plan: what the backward computes again instead of keeping it.
+        lane: the ranks that share batch statistics; None = frozen statistics.
+        recompute_plan: what the backward computes again instead of keeping it in memory.
     """
 
     loss_names: tuple[str, ...]
     """the terms of l(x, w) in Eq. 1"""
     counts: ClassVar[tuple[Count, ...]] = ()
-    """what a forward returns beside them, in the order of the stages; Table 1 is about the last"""
+    """the counts that a forward returns besides the losses, in the order of the stages; Table 1 uses the last"""
     has_masks: ClassVar[bool] = False
-    """whether it learns from masks, which the data must then have, and finds some"""
+    """whether it learns from masks, which the data must then have, and finds masks"""
     parts: Mapping[str, str]
-    """its modules and what a picture calls them: for AGVM, the noise scale and the variance of gradients"""
+    """modules and their titles in pictures: the parts for AGVM, the noise scale and the variance of gradients"""
     reference_part: ClassVar[str] = "backbone"
-    """the part beside whose gradients AGVM sees those of the others"""
+    """the part with whose gradient variance AGVM compares the other parts"""
     dense_parts: tuple[str, ...] = ()
-    """the parts whose forward does the same arithmetic for every image of a canvas, so that it can be compiled"""
+    """the parts whose arithmetic is the same for all images of a canvas, so that they can be compiled"""
     class_layers: tuple[str, ...]
-    """the layers whose rows are classes; they start anew when the classes are others"""
+    """the layers with a row for each class; fine-tuning on other classes starts them with new weights"""
     small_start: Mapping[str, float] = {}
-    """layers whose weights begin near 0, with the factor at which `verify` sees what depends on them"""
+    """layers with initial weights near 0, and the factor by which `verify` enlarges them so that errors show"""
     same_meaning: ClassVar[tuple[str, ...]]
-    """the keys, within `recipe.model`, without which the same weights mean another detector"""
+    """the keys within `recipe.model` that change what a detector with the same weights computes"""
     map_norms: ClassVar[tuple[str, ...]] = ("backbone", "fpn")
-    """the sections whose norm layers see one feature map at a time, which must have more than one value"""
+    """the sections whose norm layers get one feature map at a time, which must have more than one value"""
     sampling_keys: ClassVar[tuple[str, ...]] = ()
-    """the keys, within `recipe.model`, that say what is sampled: runs whose counts compare have the same"""
+    """the keys within `recipe.model` that decide what is sampled: counts of runs compare only if these are equal"""
     equal_variants: ClassVar[Mapping[str, tuple[str, Callable[[Any], Model]]]] = {}
-    """other ways to compute the same, by the name of a case of `verify`: what it is, and the changed `recipe.model`"""
+    """other ways to compute the same result, by case of `verify`: a description, and the changed `recipe.model`"""
 
     def __init__(
         self, architecture: Model, num_classes: int, lane: Lane | None, recompute_plan: RecomputePlan = "none"
@@ -100,24 +100,24 @@ class Detector(nn.Module, ABC):
         self.recompute = recompute if recompute_plan != "none" else plainly
         self._recompute_plan = recompute_plan
         self.compiled: dict[str, Callable[..., Any]] = {}
-        """what training calls instead of the forward of some of the dense parts"""
+        """compiled functions of dense parts, which training calls instead of their forward"""
 
     @property
     def exact_paste(self) -> bool:
-        """Whether its masks go into an image where their boxes are, not where these are in whole pixels."""
+        """Whether masks are pasted at the exact boxes, not at boxes rounded to whole pixels."""
         return True
 
     def set_recompute(self, plan: RecomputePlan) -> None:
-        """Change what the backward computes again instead of keeping it, from the next forward on.
+        """Change what is recomputed, from the next forward on.
 
-        Raises InputError for a backbone that is no sequence of blocks.
+        Raises InputError for a backbone that is not a sequence of blocks.
         """
         if plan != self._recompute_plan:
             self.backbone.set_recompute(plan)
             self.recompute, self._recompute_plan = recompute if plan != "none" else plainly, plan
 
     def reported(self) -> tuple[str, ...]:
-        """The names in the result of a forward: losses, then counts."""
+        """The keys in the result of a forward: losses, then counts."""
         return (*self.loss_names, *(count.name for count in self.counts))
 
     def forward(self, batch: Batch) -> dict[str, Float[Tensor, " images"]]:
@@ -155,16 +155,16 @@ class Detector(nn.Module, ABC):
     def detect(
         self, images: Float[Tensor, "images 3 height width"], sizes: Int64[Tensor, "images 2"]
     ) -> BatchDetections:
-        """What is on normalised images; in evaluation mode."""
+        """The detections on normalised images; in evaluation mode."""
 
     @abstractmethod
     def samples(
         self, images: Float[Tensor, "images 3 height width"], sizes: Int64[Tensor, "images 2"], targets: Targets
     ) -> Samples:
-        """The boxes that the last loss of normalised images looks at."""
+        """The boxes on which the last loss of normalised images is computed."""
 
     def dense_part(self, name: str) -> Callable[..., Any]:
-        """A dense part, or what it was compiled to where the detector is in training mode."""
+        """A dense part; in training mode its compiled form, if there is one."""
         part: nn.Module = getattr(self, name)
         return self.compiled.get(name, part) if self.training else part
 

@@ -1,7 +1,7 @@
-"""Trained weights of detectron2's detectors in ours, by its documented names and conventions.
+"""Converts trained weights of detectron2's detectors, by its documented names and conventions.
 
-Its images are blue, green and red, which here the first convolution sees the other way round; anchors are not rounded,
-RoIAlign takes a sample for each pixel, and the ResNets of MSRA have their strides in the 1 x 1 convolutions.
+detectron2 feeds images as BGR, so the input channels of the first convolution are reversed. Its anchors are not
+rounded, its RoIAlign takes a sample for each pixel, and MSRA ResNets have their strides in the 1 x 1 convolutions.
 """
 
 import re
@@ -21,7 +21,7 @@ from megdet.recipe import Recipe
 
 _MEAN_BGR = (103.53, 116.28, 123.675)
 _LEFT_OUT = re.compile(r"pixel_(mean|std)|(proposal_generator\.)?anchor_generator\.cell_anchors\.\d")
-"""What files hold beside weights: constants of the preprocessing, and anchors in old ones."""
+"""Tensors in files that are not weights: constants of the preprocessing, and anchors in old files."""
 
 _Renamed = tuple[tuple[str, Callable[[re.Match[str]], str] | str], ...]
 _RESNET: _Renamed = (
@@ -102,16 +102,16 @@ def _retinanet() -> RetinaNet:
 
 @dataclass(frozen=True)
 class Layout:
-    """How one of detectron2's detectors names its tensors, and what it is as an architecture."""
+    """A detector of detectron2: the names of its tensors, and its architecture."""
 
     mark: str
-    """a tensor that no detector before it in the table has"""
+    """a tensor that no earlier detector in the table has"""
     classes: str
-    """the bias that tells how many classes it has"""
+    """the bias whose length tells the number of classes"""
     rows_of: Callable[[int], int]
-    """how long it is for so many classes"""
+    """the length of that bias for a number of classes"""
     renamed: _Renamed
-    """patterns for the beginnings of its names, and ours"""
+    """patterns for the beginnings of its names, and the names here"""
     architecture: Callable[[], Model]
 
 
@@ -137,19 +137,19 @@ LAYOUTS = {
         _retinanet,
     ),
 }
-"""By name; the last one whose mark is in a file is the file's."""
+"""The layouts by name; a file has the last one whose mark it contains."""
 
 
 def detectron2_layout(tensors: dict[str, Tensor]) -> Layout:
-    """The layout of a file. Raises InputError when it is none of detectron2's detectors that are known."""
+    """The layout of a file. Raises InputError if it is not of a known detectron2 detector."""
     found = [layout for layout in LAYOUTS.values() if layout.mark in tensors]
     if not found:
-        raise InputError(f"the file is no model of detectron2's that is known: {', '.join(LAYOUTS)}")
+        raise InputError(f"the file is not of a known detectron2 model: {', '.join(LAYOUTS)}")
     return found[-1]
 
 
 def detectron2_recipe(base: Recipe, layout: Layout) -> Recipe:
-    """`base` with the architecture of one of detectron2's detectors, its frozen norms, pixels and resizing."""
+    """`base` with the architecture, frozen norms, pixel normalisation and resizing of a detectron2 detector."""
     return replace(base, bn_size=0, data=replace(base.data, resize="antialias"), model=layout.architecture())
 
 
@@ -165,10 +165,10 @@ def num_detectron2_classes(tensors: dict[str, Tensor]) -> int:
 
 
 def convert_detectron2_weights(tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of our detector, with names and shapes of `wanted`, from detectron2's.
+    """A state dict for MegDet's detector, with names and shapes of `wanted`, from one of detectron2.
 
-    Detectron2 has the background last, as we, and flattens pooled features channel by channel. Raises InputError with
-    the first tensor that is missing, left over or of another shape, and for pixels of another mean.
+    As here, detectron2 has the background last; it flattens pooled features channel by channel. Raises InputError with
+    the first tensor that is missing, left over or of another shape, and if the pixel mean is another.
     """
     _check_pixels(tensors)
     renamed = detectron2_layout(tensors).renamed
@@ -179,13 +179,13 @@ def convert_detectron2_weights(tensors: dict[str, Tensor], wanted: dict[str, Ten
         new = next((re.sub(f"^{theirs}", ours, name) for theirs, ours in renamed if re.match(theirs, name)), None)
         if new is None:
             raise InputError(f"tensor {name} has no place in the detector: the file is of another model")
-        # a convolution of 1 x 1 is a layer here
+        # their 1 x 1 convolution is a linear layer here
         converted[new] = tensor.flatten(1) if new == "mask_head.logits.weight" and tensor.dim() > 1 else tensor
     return {name: _rearranged(name, tensor).contiguous() for name, tensor in fitted(converted, wanted).items()}
 
 
 def _check_pixels(tensors: dict[str, Tensor]) -> None:
-    """Refuse a file that says it sees other pixels than those of the models with ResNets of MSRA."""
+    """Refuse a file whose pixel mean or deviation is not that of the models with MSRA ResNets."""
     for name, expected in (("pixel_mean", _MEAN_BGR), ("pixel_std", (1.0, 1.0, 1.0))):
         found = tensors.get(name)
         if found is None:
@@ -198,13 +198,13 @@ def _check_pixels(tensors: dict[str, Tensor]) -> None:
 
 
 def _rearranged(name: str, tensor: Tensor) -> Tensor:
-    """A tensor of the right shape with its values in our order."""
+    """A tensor of the right shape with its values in MegDet's order."""
     if name == "backbone.body.conv1.weight":
-        return tensor.flip(1)  # blue, green, red
+        return tensor.flip(1)  # BGR to RGB
     if name == "box_head.fc1.weight":
         return bin_by_bin(tensor, _CHANNELS)
     if name.startswith(("class_tower.predict.", "delta_tower.predict.")):
-        # the anchors of a cell: there size by size, each with its ratios, here ratio by ratio
+        # anchors of a cell: detectron2 has size by size, each with its ratios; here it is ratio by ratio
         sizes = _DENSE_ANCHORS.scales_per_octave
         rows = tensor.reshape(sizes, _ANCHORS_OF_A_CELL // sizes, -1, *tensor.shape[1:])
         return rows.transpose(0, 1).flatten(0, 2)

@@ -1,4 +1,4 @@
-"""Faster R-CNN on a feature pyramid: backbone, pyramid, RPN and box head in the order of the figure."""
+"""Faster R-CNN on a feature pyramid: backbone, pyramid, RPN and box head."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,7 +31,7 @@ from megdet.structures import BatchDetections, Targets
 
 @dataclass
 class Proposed:
-    """What the first stage finds, and what its loss needs."""
+    """The proposals of the first stage, and the outputs that its loss needs."""
 
     proposals: Proposals
     logits: list[Float[Tensor, "images _"]]
@@ -45,7 +45,7 @@ def with_dense_loss(architecture: Any) -> Any:
 
 
 class FasterRcnn(Detector):
-    """Features, proposals, and a second look at every proposal, which is what its relatives do otherwise."""
+    """Features, proposals, and a second stage for every proposal; the subclasses change the second stage."""
 
     loss_names: tuple[str, ...] = ("rpn_objectness", "rpn_box", "box_head_class", "box_head_box")
     counts: ClassVar[tuple[Count, ...]] = (
@@ -124,7 +124,7 @@ class FasterRcnn(Detector):
     def pyramid_and_segments(
         self, images: Float[Tensor, "images 3 height width"]
     ) -> tuple[list[Float[Tensor, "images channels _ _"]], Float[Tensor, "images _ _ _"] | None]:
-        """The pyramid of normalised images, and the logits of the segmentation branch where there is one."""
+        """The pyramid of normalised images, and the logits of the segmentation branch if there is one."""
         backbone, fpn = self.dense_part("backbone"), self.dense_part("fpn")
         pyramid: list[Tensor] = self.recompute(fpn, backbone(images))
         if self.segmentation is None:
@@ -138,9 +138,9 @@ class FasterRcnn(Detector):
         canvas: tuple[int, int],
         sizes: Int64[Tensor, "images 2"],
     ) -> Proposed:
-        """The first stage: where something may be on a canvas of this height and width.
+        """The first stage: proposals on a canvas of this height and width.
 
-        Its logits and deltas carry no gradient where the loss is computed at the sampled anchors alone.
+        Its logits and deltas carry no gradient if the loss is computed at the sampled anchors only (sparse form).
         """
         anchors = self.anchors_of(pyramid, canvas)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.rpn.is_sparse):
@@ -155,9 +155,9 @@ class FasterRcnn(Detector):
         is_valid: Bool[Tensor, "images rois"],
         head: BoxHead | None = None,
     ) -> Outputs:
-        """The second stage, or a later one by its `head`: class logits, background last, and deltas of every class.
+        """The second stage (or the stage of `head`): class logits, background last, and deltas of every class.
 
-        Invalid rows mean nothing.
+        Invalid rows are meaningless.
         """
         pool, around = partial(self.pooling, table, boxes), self.around(table, sizes, boxes)
         logits, deltas = (head or self.box_head)(pool, is_valid, self.recompute, around)
@@ -166,7 +166,7 @@ class FasterRcnn(Detector):
     def around(
         self, table: FeatureTable, sizes: Int64[Tensor, "images 2"], boxes: Float[Tensor, "images rois 4"]
     ) -> dict[str, Pool]:
-        """What the box heads look at beside RoIs, by name, pooled when it is asked for."""
+        """The regions that the box heads use besides RoIs, by name, pooled when called."""
         recipe = self.box_head.recipe
         pools: dict[str, Pool] = {
             name: partial(self.pooling, table, region_boxes(name, boxes, sizes)) for name in recipe.regions
@@ -185,7 +185,7 @@ class FasterRcnn(Detector):
     ) -> dict[str, Float[Tensor, " images"]]:
         """The losses and counts of the second stage at its sampled RoIs, by name.
 
-        `seen` is what the box head said of them if it has looked at them already.
+        `seen` is the output of the box head for them, if it was computed already.
         """
         logits, deltas = seen or self.refine(table, sizes, sampled.boxes, sampled.is_valid)
         return self.box_head.losses(logits, deltas, sampled)
@@ -193,14 +193,14 @@ class FasterRcnn(Detector):
     def roi_detections(
         self, table: FeatureTable, proposals: Proposals, sizes: Int64[Tensor, "images 2"]
     ) -> BatchDetections:
-        """What the second stage finds at the proposals."""
+        """The detections of the second stage at the proposals."""
         head, look, proposals = self.last_stage(table, proposals, sizes)
         return detections_of_looks(head, look, proposals, sizes)
 
     def last_stage(
         self, table: FeatureTable, proposals: Proposals, sizes: Int64[Tensor, "images 2"]
     ) -> tuple[BoxHead, Look, Proposals]:
-        """The head whose detections count, how it looks at boxes, and the boxes that it looks at first."""
+        """The head that makes the detections, the function that runs it on boxes, and the first boxes for it."""
 
         def look(boxes: Tensor, is_valid: Tensor) -> Looked:
             logits, deltas = self.refine(table, sizes, boxes, is_valid)
@@ -229,7 +229,7 @@ class FasterRcnn(Detector):
     def detect(
         self, images: Float[Tensor, "images 3 height width"], sizes: Int64[Tensor, "images 2"]
     ) -> BatchDetections:
-        """What is on normalised images; in evaluation mode."""
+        """The detections on normalised images; in evaluation mode."""
         pyramid = self.features(images)
         proposals = self.propose(pyramid, _canvas(images), sizes).proposals
         proposals = proposals.shortened(least=self.box_head.recipe.detections)
@@ -239,7 +239,7 @@ class FasterRcnn(Detector):
     def samples(
         self, images: Float[Tensor, "images 3 height width"], sizes: Int64[Tensor, "images 2"], targets: Targets
     ) -> Samples:
-        """The RoIs that the box head's loss of normalised images looks at."""
+        """The RoIs on which the box head's loss of normalised images is computed."""
         targets = replace(targets, boxes=targets.boxes.to(images.dtype))
         pyramid = self.features(images)
         proposals = self.propose(pyramid, _canvas(images), sizes).proposals

@@ -12,17 +12,17 @@ from megdet.model.large_kernel import BoundaryRefinement, GlobalConvolution
 
 
 class Fpn(nn.Module):
-    """A top-down path with lateral connections, and coarser levels on top of it.
+    """A top-down path with lateral connections, and coarser levels on top.
 
     Args:
-        in_channels: of the features that enter, the last ones of the backbone's.
-        channels: of every level.
-        norm: after each convolution of the path.
-        has_norm: whether that is a layer; the convolutions then have no bias.
-        p6_from: the map that a convolution of stride 2 makes P6 of, and another one P7 of P6 (RetinaNet); without it
-            P6 takes every second pixel of P5, and there is no P7.
-        large_kernel: k of the global convolutions that the lateral connections are then made of, each with a boundary
-            refinement behind it; 0 = they are 1 x 1 convolutions.
+        in_channels: channels of the backbone features used, the last of the backbone.
+        channels: channels of every level.
+        norm: makes the norm layer after each convolution of the path.
+        has_norm: whether there are norm layers; the convolutions then have no bias.
+        p6_from: the map from which a convolution of stride 2 makes P6 (and another makes P7 from P6, as in RetinaNet);
+            without it P6 takes every second pixel of P5, and there is no P7.
+        large_kernel: k of the global convolutions used as lateral connections, each followed by a boundary refinement;
+            0 = 1 x 1 convolutions.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Fpn(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, features: list[Float[Tensor, "images _ _ _"]]) -> list[Float[Tensor, "images channels _ _"]]:
-        """P2 to P6 of C2 to C5, or P3 to P7 of C3 to C5; finer features than those that enter are left out."""
+        """P2 to P6 from C2 to C5, or P3 to P7 from C3 to C5; finer features are ignored."""
         features = features[-len(self.lateral) :]
         merged = self.lateral[-1](features[-1])
         pyramid = [self.output[-1](merged)]
@@ -74,8 +74,9 @@ def _lateral(width: int, channels: int, large_kernel: int, norm: NormFactory, *,
 
 
 def with_border(features: Float[Tensor, "images channels height width"]) -> Float[Tensor, "images channels _ _"]:
-    """A pixel of zeros around `features`, for a convolution of stride 2 that has no padding of its own.
+    """`features` with a border of one zero pixel, for a convolution of stride 2 without padding.
 
-    With its own, oneDNN finds the weights' gradient of a map one pixel wide with bfloat16 memory that nobody wrote.
+    With padding in the convolution, oneDNN reads uninitialised memory in the weight gradient of a bfloat16 map that is
+    one pixel wide.
     """
     return F.pad(features, (1, 1, 1, 1))

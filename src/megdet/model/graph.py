@@ -1,7 +1,7 @@
 """A detector as one graph from the pixels of a canvas to detections, for `torch.export` and ONNX.
 
-The layers are those of the detector, which trains with them. What stands here is the way between them, in the forms
-that a graph can hold: no shape depends on what is found, so all rows for nothing are computed too.
+The layers are those of the trained detector. This file has the code between them in forms that a graph can hold: no
+shape depends on what is found, so empty rows are computed too.
 """
 
 from abc import ABC, abstractmethod
@@ -27,14 +27,14 @@ from megdet.ops.graph_operators import NOTHING, survivors, top
 from megdet.structures import BatchDetections
 
 _LEAST = -1.0
-"""Below every probability."""
+"""A score below every probability, for rows that do not count."""
 
 
 class DetectionGraph(nn.Module, ABC):
     """Pixels and sizes of the images of a canvas to boxes, scores, labels and, where there are some, masks.
 
-    Rows for nothing have label -1. The detector must be in evaluation mode; it is changed, and serves no other end
-    afterwards.
+    Empty rows have label -1. The detector must be in evaluation mode; it is changed and cannot be used for anything
+    else afterwards.
     """
 
     def __init__(self, detector: Detector, anchors: AnchorGrid) -> None:
@@ -47,15 +47,15 @@ class DetectionGraph(nn.Module, ABC):
             parameter.data = parameter.data.contiguous()
 
     def forward(self, pixels: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
-        """Boxes x1, y1, x2, y2 in pixels of the canvas, (images, detections, 4), and so on, best first."""
-        images = self.detector.normalized(pixels, sizes).contiguous()  # of channels-last maps sizes of 1 are special
+        """Boxes x1, y1, x2, y2 in pixels of the canvas, (images, detections, 4), scores, labels, masks; best first."""
+        images = self.detector.normalized(pixels, sizes).contiguous()  # channels-last maps treat sizes of 1 specially
         found = self.detections(images, sizes)
         outputs = (found.boxes, found.scores, found.labels)
         return outputs if found.masks is None else (*outputs, found.masks)
 
     @abstractmethod
     def detections(self, images: Tensor, sizes: Tensor) -> BatchDetections:
-        """What is on normalised images."""
+        """The detections on normalised images."""
 
     def anchors_of(self, maps: list[Tensor], images: Tensor) -> list[Tensor]:
         """The anchors of each level, (anchors, 4)."""
@@ -132,12 +132,12 @@ _GRAPHS: dict[type[Detector], type[DetectionGraph]] = {
 
 
 def detection_graph(detector: Any) -> DetectionGraph:
-    """The graph of a detector, whose layers it takes over."""
+    """The graph of a detector, made of the detector's own layers."""
     return _GRAPHS[type(detector)](detector, detector.anchors).eval()
 
 
 def proposed(rpn: Rpn, predicted: tuple[list[Tensor], list[Tensor]], anchors: list[Tensor], sizes: Tensor) -> Proposals:
-    """`Rpn.propose` of its own logits and deltas."""
+    """`Rpn.propose` for logits and deltas that the RPN predicted."""
     recipe = rpn.recipe
     boxes, scores = [], []
     for logits, deltas, own in zip(*predicted, anchors, strict=True):
@@ -155,7 +155,7 @@ def proposed(rpn: Rpn, predicted: tuple[list[Tensor], list[Tensor]], anchors: li
 
 
 def found_by(head: RoiHead, seen: tuple[Tensor, Tensor], proposals: Proposals, sizes: Tensor) -> BatchDetections:
-    """`RoiHead.detections` of the probabilities and deltas that it gave the proposals."""
+    """`RoiHead.detections` for the class probabilities and deltas that the head gave the proposals."""
     recipe, classes = head.recipe, head.num_classes
     scores, deltas = seen[0][..., :classes], seen[1]
     boxes = clip_boxes(decode_boxes(deltas, proposals.boxes.unsqueeze(2), head.delta_weights), sizes)
@@ -175,7 +175,7 @@ def found_by(head: RoiHead, seen: tuple[Tensor, Tensor], proposals: Proposals, s
 
 
 def _at(rows: Tensor, place: Tensor) -> Tensor:
-    """Rows (images, rows, 4) by their places (images, chosen)."""
+    """The rows (images, rows, 4) at the indices (images, chosen)."""
     return rows.gather(1, place.unsqueeze(2).expand(-1, -1, 4))
 
 

@@ -1,4 +1,4 @@
-"""RoIAlign in an exported graph: the same RoIs on the same levels, by one operator."""
+"""RoIAlign in an exported graph: the same RoIs on the same levels, computed by one operator."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,18 +12,18 @@ from megdet.ops.graph_operators import roi_align
 from megdet.ops.roi_align import FeatureTable
 
 _NAME = "pooling"
-"""What the parts of a detector that pool call it."""
+"""The attribute names under which parts of a detector keep their pooling."""
 
 
 @dataclass
 class LevelMaps(FeatureTable):
-    """A pyramid that stays maps (images, channels, height, width), for the heads that pass a table on to pooling."""
+    """A pyramid kept as maps (images, channels, height, width); heads pass it on to the pooling like a table."""
 
     maps: tuple[Tensor, ...] = ()
 
     @classmethod
     def of(cls, levels: Sequence[Tensor]) -> "LevelMaps":
-        """Without any row: only `GraphPooling` may read it."""
+        """A table without rows: only `GraphPooling` may read it."""
         return cls(levels[0].new_zeros(0, 1), (), (), (), tuple(levels[:POOLED_LEVELS]))
 
 
@@ -52,7 +52,7 @@ class GraphPooling(RoiPooling):
 
 @dataclass(frozen=True)
 class GraphPositionSensitivePooling(PositionSensitivePooling):
-    """Every bin is a RoI of its own with one bin, in an image that has the bin's channels."""
+    """Pools every bin as a RoI with a single bin, from an image that has only the bin's channels."""
 
     def align(self, maps: Tensor, rois: Tensor, image_index: Tensor) -> Tensor:
         """The features of RoIs."""
@@ -73,7 +73,7 @@ class GraphPositionSensitivePooling(PositionSensitivePooling):
 
 
 def pool_maps(detector: Detector) -> None:
-    """Exchange the pooling of all parts of a detector for that of a graph."""
+    """Replace the pooling in all parts of a detector by the pooling for graphs."""
     for module in detector.modules():
         own = getattr(module, _NAME, None)
         if type(own) is RoiPooling:

@@ -1,13 +1,13 @@
 """Online hard example mining (Shrivastava, Gupta and Girshick, 2016): the loss of an image is over its hardest RoIs.
 
-The head looks at every proposal and at the ground truth; the RoIs of greatest loss (class and box together) are chosen,
-image by image, and no part of them has to be positive. The order is total: greatest loss first, ties to the lower place
-among the proposals, the ground truth behind them.
+The head runs on every proposal and on the ground truth; the RoIs of greatest loss (class plus box) are chosen in each
+image, with no fixed fraction of positives. The order is total: greatest loss first, ties to the lower index, proposals
+before ground truth.
 
-Where the rows of a head do not touch each other, it looks at all RoIs without a gradient and then again, with one, at
-those chosen: the paper's two copies of the network, which share their weights. Differs from the paper where the RoIs of
-a head share batch statistics: there one look, with gradients, is at all RoIs, so the statistics are those of all and
-are updated once, and an RoI that is chosen has the loss that it was chosen by.
+If the RoIs of a head do not share batch statistics, the head runs on all RoIs without gradient and then, with gradient,
+on the chosen ones, like the paper's two copies of the network with shared weights. Differs from the paper if RoIs share
+batch statistics: the head then runs once, with gradient, on all RoIs. The statistics are those of all RoIs and are
+updated once, and a chosen RoI has the loss that it was chosen by.
 """
 
 from collections.abc import Callable
@@ -26,13 +26,13 @@ from megdet.structures import Targets
 def choose_rois(
     head: RoiHead, look: Callable[[Tensor, Tensor], Outputs], proposals: Proposals, targets: Targets
 ) -> tuple[SampledRois, Outputs | None]:
-    """The RoIs of a head's loss, and what it said of them if it has looked at them already.
+    """The RoIs of a head's loss, and the head's outputs for them if they were computed already.
 
     Args:
-        head: whose recipe says whether RoIs are sampled at random or by their loss.
-        look: what the head says of (boxes, is_valid).
-        proposals: of the first stage.
-        targets: the ground truth, which joins them.
+        head: its recipe says whether RoIs are sampled at random or by their loss.
+        look: runs the head on (boxes, is_valid).
+        proposals: the proposals of the first stage.
+        targets: the ground truth, which is added to the proposals.
     """
     if head.recipe.sampling == "random":
         return head.sample(proposals, targets), None
@@ -55,10 +55,10 @@ def choose_rois(
 def hardest(
     losses: Float[Tensor, "images rois"], rois: SampledRois, count: int, nms_iou: float
 ) -> tuple[Int64[Tensor, "images chosen"], Bool[Tensor, "images chosen"]]:
-    """The places of at most `count` valid RoIs of greatest loss, the positive ones first, and which rows are some.
+    """The indices of at most `count` valid RoIs of greatest loss, positive ones first, and which rows are filled.
 
-    With an `nms_iou` below 1, a RoI that overlaps a harder one of its image by more is left out. A loss that is not a
-    number is the greatest: it must show, not vanish.
+    With an `nms_iou` below 1, a RoI that overlaps a harder RoI of its image by more is left out. NaN counts as the
+    greatest loss, so that it shows.
     """
     losses = losses.nan_to_num(nan=torch.inf, posinf=torch.inf)
     may_be_chosen = rois.is_valid

@@ -1,4 +1,4 @@
-"""Convolutions that see as far as an object reaches (Peng et al., "Large Kernel Matters", CVPR 2017)."""
+"""Convolutions with large kernels in separable form (Peng et al., "Large Kernel Matters", CVPR 2017)."""
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -10,14 +10,14 @@ from megdet.layers.convert import NormFactory
 class GlobalConvolution(nn.Module):
     """A k x k convolution in two branches: k x 1 then 1 x k beside 1 x k then k x 1, summed (Sec. 3.1, Figure 3 B).
 
-    Nothing is between the steps, so the whole is linear, with weights that grow with k and not with its square.
+    There is no activation between the steps, so the layer is linear; its weights grow with k, not with its square.
 
     Args:
-        in_channels: of the map that enters.
-        hidden: channels between the two steps; the paper has `out_channels` there, Light-Head R-CNN its own number.
-        out_channels: of the map that leaves.
+        in_channels: channels of the input.
+        hidden: channels between the two steps: `out_channels` in the paper, a separate number in Light-Head R-CNN.
+        out_channels: channels of the output.
         size: k, an odd number; the map keeps its height and width.
-        bias: of every convolution.
+        bias: whether the convolutions have a bias.
     """
 
     def __init__(self, in_channels: int, hidden: int, out_channels: int, size: int, *, bias: bool) -> None:
@@ -37,7 +37,7 @@ class GlobalConvolution(nn.Module):
 
 
 class BoundaryRefinement(nn.Module):
-    """The map and what two 3 x 3 convolutions with a ReLU between them make of it, summed (Sec. 3.2, Figure 2 C)."""
+    """A residual block of two 3 x 3 convolutions with a ReLU between them (Sec. 3.2, Figure 2 C)."""
 
     def __init__(self, channels: int, norm: NormFactory, *, bias: bool) -> None:
         super().__init__()

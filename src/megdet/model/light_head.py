@@ -1,4 +1,4 @@
-"""The light head (Light-Head R-CNN, Li et al., 2017): a thin map made by a large kernel, pooled, one layer behind."""
+"""The light head (Light-Head R-CNN, Li et al., 2017): a thin map from a large kernel, pooling, one hidden layer."""
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -13,10 +13,10 @@ from megdet.ops.linear import linear
 
 
 class LightHead(RoiHead):
-    """A large separable convolution for the whole image, and a fully connected layer and two that predict for a RoI.
+    """A large separable convolution for the image; for each RoI a fully connected layer and two predicting layers.
 
-    Each bin of a RoI has a few channels of its own, those of the first bin first (Sec. 3.1 and 3.2). Differs from the
-    paper: pooling is the mean of bilinear samples, as R-FCN's here.
+    Each bin of a RoI has a few channels of its own, bin after bin (Sec. 3.1 and 3.2). Differs from the paper: pooling
+    is the mean of bilinear samples, as in `PositionSensitivePooling`.
     """
 
     recipe: HeadRecipe

@@ -26,17 +26,17 @@ from megdet.structures import BatchDetections, Masks
 
 
 class MaskHead(nn.Module):
-    """Convolutions, a transposed one that doubles height and width, and a mask for every class.
+    """Convolutions, a transposed convolution that doubles height and width, and a mask for every class.
 
-    Of the masks only that of the RoI's own class is computed: training and detection look at no other.
+    Only the mask of a RoI's own class is computed: training and detection use no other.
 
     Args:
-        recipe: its section.
-        box_head: that of the box head, of whose samples it learns from the positive ones.
-        in_channels: of the pyramid.
+        recipe: the section of the mask head.
+        box_head: the section of the box head, whose positive samples the mask head learns from.
+        in_channels: channels of the pyramid.
         num_classes: without the background.
         norm: makes the norm layers.
-        strides: of the levels of the pyramid.
+        strides: strides of the levels of the pyramid.
     """
 
     def __init__(
@@ -76,13 +76,13 @@ class MaskHead(nn.Module):
         is_valid: Bool[Tensor, "images rois"],
         recompute: Callable[..., Any] = plainly,
     ) -> Float[Tensor, "images rois rows columns"]:
-        """The logits of each RoI's mask of the class `labels`; rows of invalid RoIs mean nothing.
+        """The logits of each RoI's mask for the class in `labels`; rows of invalid RoIs are meaningless.
 
         Args:
             pool: makes the pooled features of all RoIs, image by image.
-            labels: a class each; of invalid RoIs it may be any number.
-            is_valid: which RoIs stand for something.
-            recompute: `recompute(function)` may call `pool` again in the backward instead of keeping what it made.
+            labels: a class for each RoI; any number for invalid ones.
+            is_valid: which RoIs are not padding.
+            recompute: `recompute(function)` may call `pool` again in the backward instead of keeping its output.
         """
         logits: Tensor = recompute(self._own_logits, pool, labels, is_valid)
         return logits.reshape(*labels.shape, *logits.shape[1:])
@@ -92,11 +92,11 @@ class MaskHead(nn.Module):
         pooled = pool()
         hidden = pooled.reshape(pooled.shape[0], size, size, pooled.shape[2]).permute(
             0, 3, 1, 2
-        )  # channels last, as it lies
+        )  # channels last, as in memory
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
             hidden = F.relu_(normalized_rois(norm, convolution(hidden), is_valid))
         count, channels = hidden.shape[:2]
-        # of stride 2 and kernel 2, a transposed convolution is a layer that makes 2 x 2 pixels of each one
+        # with stride 2 and kernel 2, a transposed convolution is a linear layer that makes 2 x 2 pixels of each pixel
         weight, bias = self.upsample.weight.permute(2, 3, 1, 0).flatten(0, 2), self.upsample.bias
         assert bias is not None
         pixels = hidden.permute(0, 2, 3, 1).flatten(0, 2)
@@ -117,9 +117,9 @@ class MaskHead(nn.Module):
     ) -> dict[str, Float[Tensor, " images"]]:
         """Binary cross-entropy of each image: the mean over the cells of a mask, then over its positive RoIs (Eq. 1).
 
-        RoIs of objects without a mask are left out. The targets are parts of cells, as in torchvision; detectron2
-        rounds them to 0 or 1, which would let the last digit of a box decide.
-        Differs from torchvision in a batch of several images: there the mean is over the RoIs of all of them.
+        RoIs of objects without a mask are left out. Targets are covered fractions of cells, as in torchvision;
+        detectron2 rounds them to 0 or 1, so that the last digit of a box could decide.
+        Differs from torchvision in a batch of several images: there the mean is over the RoIs of all images.
         """
         width = filled_columns(sampled.is_positive, least=1)
         width = min(width, self.most_positives, sampled.boxes.shape[1])
@@ -135,7 +135,7 @@ class MaskHead(nn.Module):
         return {"mask_head": mean_per_image(values, is_valid)}
 
     def masks(self, table: FeatureTable, found: BatchDetections) -> Float[Tensor, "images detections rows columns"]:
-        """The probabilities of the detections' own classes on a grid over each box; 0 in rows for nothing."""
+        """The mask probabilities of each detection's class on a grid over its box; 0 in empty rows."""
         is_found = found.labels >= 0
         width = filled_columns(is_found, least=1)
         pool = partial(self.pooling, table, found.boxes[:, :width])

@@ -1,4 +1,4 @@
-"""Mask R-CNN (He et al., 2017): Faster R-CNN with one branch more, which finds a mask for every box."""
+"""Mask R-CNN (He et al., 2017): Faster R-CNN with another branch, which finds a mask for every box."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -46,7 +46,7 @@ class MaskRcnn(FasterRcnn):
 
     @property
     def exact_paste(self) -> bool:
-        """Whether its masks go into an image where their boxes are, not where these are in whole pixels."""
+        """Whether masks are pasted at the exact boxes, not at boxes rounded to whole pixels."""
         return self.mask_head.recipe.exact_paste
 
     def roi_losses(
@@ -65,6 +65,6 @@ class MaskRcnn(FasterRcnn):
     def roi_detections(
         self, table: FeatureTable, proposals: Proposals, sizes: Int64[Tensor, "images 2"]
     ) -> BatchDetections:
-        """What the second stage finds at the proposals, and its masks."""
+        """The detections of the second stage at the proposals, with masks."""
         found = super().roi_detections(table, proposals, sizes)
         return replace(found, masks=self.mask_head.masks(table, found))

@@ -1,4 +1,4 @@
-"""Pooling: the features of every RoI, on a grid of the same size whatever the RoI's."""
+"""Pooling: the features of every RoI, on a grid of fixed size."""
 
 from dataclasses import dataclass
 
@@ -17,9 +17,9 @@ from megdet.ops.roi_align import (
 )
 
 POOLED_LEVELS = 4
-"""P2 to P5."""
+"""Strides of P2 to P5, the levels that are pooled from."""
 _POINTS_OF_IMAGES = 2
-"""Sampling points of a bin of a whole image along each edge where a RoI's follow from its size."""
+"""Sampling points along each edge of a bin of a whole image, if those of RoIs depend on the RoI's size."""
 
 
 @dataclass(frozen=True)
@@ -31,20 +31,20 @@ class RoiPooling:
     sampling_ratio: int
     """sampling points of a bin along each edge"""
     aligned: bool
-    """shift coordinates by half a pixel, as they should be"""
+    """whether coordinates are shifted by half a pixel, the correct form of RoIAlign"""
     canonical_size: float
     """edge in pixels of the RoI that is pooled from P4"""
     strides: tuple[int, ...] = LEVEL_STRIDES
-    """of the levels of the pyramid"""
+    """strides of the levels of the pyramid"""
     two_levels: bool = False
-    """pool from the two neighbouring levels next to the RoI's size"""
+    """whether to pool from the two neighbouring levels nearest to the RoI's size"""
 
     def __call__(
         self, table: FeatureTable, rois: Float[Tensor, "images rois 4"]
     ) -> Float[Tensor, "pooled_rois bins channels"]:
         """The pooled features of the RoIs of all images, one after the other, bin by bin.
 
-        With two levels those of all RoIs from the finer one come first, then those of all from the coarser.
+        With two levels, the features of all RoIs from the finer level come first, then those from the coarser level.
         """
         images, count = rois.shape[:2]
         flat = rois.reshape(-1, 4)
@@ -59,8 +59,8 @@ class RoiPooling:
     def of_images(self, table: FeatureTable, sizes: Int64[Tensor, "images 2"]) -> Float[Tensor, "images bins channels"]:
         """The pooled features of whole images, each as one RoI (He et al., 2016, appendix B), without the canvas.
 
-        Where an edge has fewer pixels on its level than there are sampling points, the RoI is as much smaller as keeps
-        the outer points from reaching beyond the outer pixels. So no value of the canvas around an image is read.
+        If an edge has fewer pixels on its level than there are sampling points, the RoI is shrunk so that no sampling
+        point reaches beyond the outer pixels. So no value of the canvas around an image is read.
         """
         dtype = torch.float64 if table.rows.dtype == torch.float64 else torch.float32
         edges = sizes.flip(1).to(dtype)
@@ -91,14 +91,14 @@ class RoiPooling:
 
 @dataclass(frozen=True)
 class PositionSensitivePooling:
-    """RoIAlign of which each bin has channels of its own (R-FCN, Sec. 3)."""
+    """RoIAlign in which each bin has channels of its own (R-FCN, Sec. 3)."""
 
     pool_size: int
     """bins along each edge"""
     sampling_ratio: int
     """sampling points of a bin along each edge"""
     stride: int
-    """of the maps"""
+    """stride of the maps"""
 
     def __call__(
         self, maps: Float[Tensor, "images _ height width"], rois: Float[Tensor, "images rois 4"]

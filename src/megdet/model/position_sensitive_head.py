@@ -1,4 +1,4 @@
-"""The second stage of R-FCN (Dai et al., 2016): maps for each bin of a RoI, whose mean over the bins is the vote."""
+"""The second stage of R-FCN (Dai et al., 2016): each bin of a RoI has its own maps; a RoI averages over bins."""
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -11,10 +11,10 @@ from megdet.model.roi_head import RoiHead
 
 
 class PositionSensitiveHead(RoiHead):
-    """Three 1 x 1 convolutions for the whole image; what is done for each RoI has no weights.
+    """Three 1 x 1 convolutions for the whole image; the work for each RoI has no weights.
 
-    `classes` has a map for every class and the background of each bin, `deltas` four of each bin for all classes
-    together, those of the first bin first.
+    `classes` has for each bin a map for every class and the background, `deltas` four maps for all classes together;
+    the maps are ordered bin after bin.
     """
 
     recipe: HeadRecipe

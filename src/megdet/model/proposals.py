@@ -1,4 +1,4 @@
-"""What the first stage of a detector hands to the second."""
+"""The proposals that the first stage of a detector passes to the second."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from torch import Tensor
 class Proposals:
     """The best boxes of the first stage, best first, padded to a fixed number an image; in pixels of the canvas.
 
-    `identities` names the anchor that a proposal came from; it is what its sampling is drawn by.
+    `identities` is the anchor that a proposal came from; the random number for sampling it is a hash of this.
     """
 
     boxes: Float[Tensor, "images proposals 4"]
@@ -19,16 +19,16 @@ class Proposals:
     is_valid: Bool[Tensor, "images proposals"]
 
     def shortened(self, least: int) -> "Proposals":
-        """Without the columns after `least` that are padding in every image; a GPU keeps all of them."""
+        """The proposals without the columns after `least` that are padding in every image; on a GPU all are kept."""
         width = filled_columns(self.is_valid, least)
         return Proposals(self.boxes[:, :width], self.identities[:, :width], self.is_valid[:, :width])
 
 
 def filled_columns(is_valid: Bool[Tensor, "images columns"], least: int) -> int:
-    """How many columns hold something in any image, which come first, but not less than `least` of them.
+    """The number of leading columns that are filled in some image, at least `least`.
 
-    A CPU computes every row, so fewer are better. A GPU would have to wait for the number, and no shape of an
-    exported graph depends on what is found: there it is all of them.
+    On a CPU fewer rows mean less work. On a GPU, which would have to wait for the number, and in an exported graph,
+    whose shapes are fixed, it is the number of all columns.
     """
     if torch.compiler.is_exporting() or is_valid.is_cuda or not len(is_valid):
         return is_valid.shape[1]

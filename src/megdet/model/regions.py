@@ -15,17 +15,17 @@ _WHERE = {
     "center": (0.25, 0.25, 0.75, 0.75),
     "enlarged": (-0.4, -0.4, 1.4, 1.4),
 }
-"""x1, y1, x2, y2 in widths and heights of the RoI from its upper left corner. The halves, the centre (half as wide and
-high) and the factor 1.8 of the enlarged box are those of Gidaris and Komodakis."""
+"""Regions as x1, y1, x2, y2, in widths and heights of the RoI from its upper left corner. The halves, the centre (half
+as wide and high) and the factor 1.8 of the enlarged box are those of Gidaris and Komodakis."""
 assert tuple(_WHERE) == REGIONS
 
 
 def region_boxes(
     name: str, rois: Float[Tensor, "images rois 4"], sizes: Int64[Tensor, "images 2"]
 ) -> Float[Tensor, "images rois 4"]:
-    """A region of each RoI, cut at the image, so that the canvas around it is not seen.
+    """The named region of each RoI, clipped to the image, so that the canvas around it is not pooled.
 
-    Differs from Gidaris and Komodakis: the enlarged box has the RoI in it, not a hole where it is.
+    Differs from Gidaris and Komodakis: the enlarged box includes the RoI, without a hole in its place.
     """
     where = constant(_WHERE[name], rois.dtype, rois.device)
     low, edges = rois[..., :2].repeat(1, 1, 2), (rois[..., 2:] - rois[..., :2]).repeat(1, 1, 2)

@@ -1,8 +1,8 @@
 """Iterative box regression and box voting when testing (Gidaris and Komodakis, 2015, Sec. 4; the paper's [9]).
 
-The second stage looks again at its own detections, each for its own class, and again at what it made of them. The boxes
-of all looks together go through the NMS, and those that overlap a survivor vote for its place.
-Differs from the source, which looks again at all boxes and not only at those that survive the NMS.
+The second stage runs again on its own detections, each for its own class, several times if asked for. The boxes of all
+passes go through NMS together, and boxes that overlap a survivor vote for its place.
+Differs from the source, which runs again on all boxes and not only on those that survive NMS.
 """
 
 from collections.abc import Callable
@@ -21,16 +21,16 @@ from megdet.structures import BatchDetections
 
 Looked = tuple[Float[Tensor, "images rois classes_and_background"], Float[Tensor, "images rois regressed 4"]]
 Look = Callable[[Float[Tensor, "images rois 4"], Bool[Tensor, "images rois"]], Looked]
-"""Probabilities of the classes, background last, and deltas of RoIs; rows of invalid ones mean nothing."""
+"""Runs a head on boxes: class probabilities, background last, and deltas; rows of invalid RoIs are meaningless."""
 
 
 @torch.no_grad()
 def detections_of_looks(
     head: RoiHead, look: Look, proposals: Proposals, sizes: Int64[Tensor, "images 2"]
 ) -> BatchDetections:
-    """What a second stage finds at the proposals, after as many looks and the vote that its recipe asks for.
+    """The detections of a second stage at the proposals, after the passes and the vote that its recipe asks for.
 
-    Without either it is `head.detections` of one look.
+    Without these it is `head.detections` of one pass.
     """
     recipe = head.recipe
     scores, deltas = look(proposals.boxes, proposals.is_valid)
@@ -49,7 +49,7 @@ def detections_of_looks(
 
 @dataclass(frozen=True)
 class _Candidates:
-    """Boxes above the threshold of scores, one a row; the rows of an image in the order of its RoIs and classes."""
+    """Boxes above the score threshold, one a row; the rows of an image are ordered by RoI, then class."""
 
     images: Int64[Tensor, " rows"]
     labels: Int64[Tensor, " rows"]
@@ -57,7 +57,7 @@ class _Candidates:
     scores: Float[Tensor, " rows"]
 
     def joined(self, others: "_Candidates") -> "_Candidates":
-        """These, then the others."""
+        """These candidates followed by the others."""
         return _Candidates(*(torch.cat([own, vars(others)[name]]) for name, own in vars(self).items()))
 
 
@@ -69,7 +69,7 @@ def _candidates(
     is_asked: Bool[Tensor, "images rois _"],
     sizes: Tensor,
 ) -> _Candidates:
-    """The boxes of the classes that are asked for."""
+    """The boxes above the score threshold of the classes in `is_asked`."""
     classes = head.num_classes
     boxes = clip_boxes(decode_boxes(deltas, rois.unsqueeze(2), head.delta_weights), sizes)
     boxes = boxes.expand(-1, -1, classes, -1)
@@ -80,7 +80,7 @@ def _candidates(
 
 
 def _best(head: RoiHead, found: _Candidates, num_images: int, vote_iou: float = 0.0) -> BatchDetections:
-    """The best boxes of each image after NMS within each class, in their places as voted if asked for."""
+    """The best boxes of each image after NMS within each class, moved by box voting if asked for."""
     segments = found.images * head.num_classes + found.labels
     candidates = found.boxes, found.scores, segments
     keep = segmented_nms(*candidates, head.recipe.nms_iou)

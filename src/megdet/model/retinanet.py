@@ -1,4 +1,4 @@
-"""RetinaNet (Lin et al., "Focal Loss for Dense Object Detection", 2017): one look at every anchor of a pyramid."""
+"""RetinaNet (Lin et al., "Focal Loss for Dense Object Detection", 2017): one stage, on every anchor of a pyramid."""
 
 import math
 from collections.abc import Mapping
@@ -27,12 +27,12 @@ from megdet.structures import BatchDetections, Targets
 
 DELTA_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
 SAMPLES_SHOWN = 256
-"""Anchors an image in `samples`, of the many that its loss looks at."""
+"""Anchors an image in `samples`; the loss uses all anchors."""
 
 
 @dataclass
 class Predicted:
-    """What the head says of every anchor, level by level."""
+    """The head's outputs for every anchor, level by level."""
 
     logits: list[Float[Tensor, "images _ classes"]]
     deltas: list[Float[Tensor, "images _ 4"]]
@@ -43,7 +43,7 @@ class RetinaNet(Detector):
     """A score for each class and a better box at every anchor.
 
     The losses of an image are divided by the number of its own positive anchors (Sec. 4), then averaged over the
-    images, as torchvision does it. Detectron2 divides by those of a device's images, which is another gradient.
+    images, as in torchvision. Detectron2 divides by the positive anchors of all images of a device: another gradient.
     """
 
     loss_names = ("class_focal", "anchor_box")
@@ -113,7 +113,7 @@ class RetinaNet(Detector):
         return Predicted(logits, deltas, self.anchors(canvas, grids, images.dtype, images.device))
 
     def match(self, anchors: Float[Tensor, "anchors 4"], targets: Targets) -> Matches:
-        """The box of every anchor, and whether it counts as positive or negative (Sec. 4)."""
+        """The target box of every anchor, and whether the anchor is positive, negative or neither (Sec. 4)."""
         head = self.head
         return match_boxes(
             anchors.unsqueeze(0),
@@ -135,7 +135,7 @@ class RetinaNet(Detector):
         anchors = torch.cat(found.anchors)
         matches = self.match(anchors, targets)
         is_positive = matches.is_positive
-        # an image without boxes has one to gather
+        # an image without boxes still needs a row to gather
         boxes = F.pad(targets.boxes.to(anchors.dtype), (0, 0, 0, 1))
         labels = F.pad(targets.labels, (0, 1), value=-1).gather(1, matches.box_index).masked_fill(~is_positive, -1)
         is_counted = is_positive | matches.is_negative
@@ -154,7 +154,7 @@ class RetinaNet(Detector):
         boxes: Float[Tensor, "images boxes 4"],
         matches: Matches,
     ) -> Float[Tensor, "images anchors"]:
-        """What the box of every positive anchor costs, 0 at the others."""
+        """The box loss of every positive anchor, 0 at the others."""
         matched = boxes.gather(1, matches.box_index.unsqueeze(2).expand(-1, -1, 4))
         references = anchors.expand_as(matched)
         wanted = encode_boxes(matched, references, DELTA_WEIGHTS)
@@ -174,7 +174,7 @@ class RetinaNet(Detector):
         anchors = torch.cat(found.anchors)
         matches = self.match(anchors, targets)
         score = torch.cat(found.logits, 1).float().amax(2)
-        # positive ones before any other, whatever they score
+        # positive anchors come before all others, whatever their scores
         keys = score_keys(score.sigmoid() + 2 * matches.is_positive)
         best, index = top(keys.masked_fill(~(matches.is_positive | matches.is_negative), NEVER), SAMPLES_SHOWN)
         return Samples(anchors[index], matches.is_positive.gather(1, index), best != NEVER)
@@ -183,7 +183,7 @@ class RetinaNet(Detector):
     def detect(
         self, images: Float[Tensor, "images 3 height width"], sizes: Int64[Tensor, "images 2"]
     ) -> BatchDetections:
-        """What is on normalised images: the best of each level, decoded, thinned by NMS within each class."""
+        """The detections on normalised images: the best pairs of each level, decoded, after NMS within each class."""
         head, classes = self.head, self.num_classes
         found = self.predict(images)
         boxes, scores, labels = [], [], []
@@ -212,7 +212,7 @@ def best_pairs(
 ) -> tuple[Float[Tensor, "images pairs"], Int64[Tensor, "images pairs"], Int64[Tensor, "images pairs"]]:
     """Logits, anchors and classes of the pairs with the highest scores, `count` an image or as many as there are.
 
-    They lie at the `count` anchors whose best class scores highest, so the pairs of those alone are sorted.
+    They are all at the `count` anchors whose best class scores highest, so only the pairs of these are sorted.
     """
     _, anchor = top(score_keys(logits.amax(2)), count)
     anchor = anchor.sort(1).values  # ties go to the lower anchor

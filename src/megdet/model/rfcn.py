@@ -1,4 +1,4 @@
-"""R-FCN (Dai et al., 2016): an RPN on C4, and position-sensitive maps of an atrous C5 on which RoIs only vote."""
+"""R-FCN (Dai et al., 2016): an RPN on C4, and position-sensitive maps of a dilated C5, which RoIs only average."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -27,10 +27,10 @@ from megdet.structures import BatchDetections, Targets
 
 
 class Rfcn(Detector):
-    """Features and maps, proposals, and a vote for every proposal, or a light head's look at it.
+    """Features and maps, proposals, and for every proposal a vote or a light head.
 
-    Differs from the paper: the RPN's hidden layer is as wide as C4, not 512 channels. Its RoIs are those of greatest
-    loss where `box_head.sampling` is hard, which is not the default.
+    Differs from the paper: the RPN's hidden layer is as wide as C4, not 512 channels. The paper trains on the RoIs of
+    greatest loss; here that is `box_head.sampling` hard, which is not the default.
     """
 
     loss_names = FasterRcnn.loss_names
@@ -67,7 +67,7 @@ class Rfcn(Detector):
         self.box_head: LightHead | PositionSensitiveHead = head(box_head, c5, stride_of_maps, num_classes, norm)
 
     def features(self, images: Float[Tensor, "images 3 height width"]) -> list[Float[Tensor, "images _ _ _"]]:
-        """C4 of normalised images, and the maps of classes and of boxes that C5 becomes."""
+        """C4 of normalised images, and the maps of classes and boxes made from C5."""
         _, _, c4, c5 = self.dense_part("backbone")(images)
         return [c4, *self.recompute(self.dense_part("box_head"), c5)]
 
@@ -77,9 +77,9 @@ class Rfcn(Detector):
         images: Float[Tensor, "images 3 height width"],
         sizes: Int64[Tensor, "images 2"],
     ) -> Proposed:
-        """The first stage: where something may be on the canvas of these images.
+        """The first stage: proposals on the canvas of these images.
 
-        Its logits and deltas carry no gradient where the loss is computed at the sampled anchors alone.
+        Its logits and deltas carry no gradient if the loss is computed at the sampled anchors only (sparse form).
         """
         canvas, grid = (images.shape[2], images.shape[3]), (c4.shape[2], c4.shape[3])
         anchors = self.anchors(canvas, [grid], next(self.parameters()).dtype, c4.device)
@@ -106,14 +106,14 @@ class Rfcn(Detector):
     def detect(
         self, images: Float[Tensor, "images 3 height width"], sizes: Int64[Tensor, "images 2"]
     ) -> BatchDetections:
-        """What is on normalised images; in evaluation mode."""
+        """The detections on normalised images; in evaluation mode."""
         c4, *maps = self.features(images)
         proposals = self.propose(c4, images, sizes).proposals
         proposals = proposals.shortened(least=self.box_head.recipe.detections)
         return detections_of_looks(self.box_head, self.look_at(maps), proposals, sizes)
 
     def look_at(self, maps: list[Float[Tensor, "images _ _ _"]]) -> Look:
-        """How the second stage looks at boxes on these maps."""
+        """A function that runs the second stage on boxes of these maps."""
 
         def look(boxes: Tensor, is_valid: Tensor) -> Looked:  # noqa: ARG001  # rows without a box mean nothing
             logits, deltas = self.box_head.vote(maps, boxes)
@@ -125,7 +125,7 @@ class Rfcn(Detector):
     def samples(
         self, images: Float[Tensor, "images 3 height width"], sizes: Int64[Tensor, "images 2"], targets: Targets
     ) -> Samples:
-        """The RoIs that the second stage's loss of normalised images looks at."""
+        """The RoIs on which the second stage's loss of normalised images is computed."""
         targets = replace(targets, boxes=targets.boxes.to(images.dtype))
         c4, *maps = self.features(images)
         sampled = self.chosen(maps, self.propose(c4, images, sizes).proposals, targets)

@@ -1,4 +1,4 @@
-"""What a head does with the map of each RoI: convolutions of two kinds, and norms that see no padded RoI.
+"""Blocks on the pooled map of each RoI: convolutions of two kinds, and norms that exclude padded RoIs.
 
 Convolutions on pooled maps before the fully connected layers are the Networks on Convolutional feature maps of Ren et
 al. (2015).
@@ -20,7 +20,7 @@ from megdet.layers.convert import NormFactory
 def normalized_rois(
     norm: nn.Module, features: Float[Tensor, "all_rois channels *map"], is_valid: Bool[Tensor, "images rois"]
 ) -> Float[Tensor, "all_rois channels *map"]:
-    """Through a norm layer; padded RoIs must not enter batch statistics."""
+    """The features after a norm layer, whose batch statistics exclude padded RoIs."""
     if isinstance(norm, CrossDeviceBatchNorm):
         return norm(features, is_valid.flatten())  # type: ignore[no-any-return]  # a module of torch's has no types
     return norm(features)  # type: ignore[no-any-return]  # the same
@@ -32,10 +32,10 @@ class Convolution(nn.Sequential):
     def __init__(self, in_channels: int, channels: int, norm: NormFactory, *, bias: bool, kernel: int = 3) -> None:
         super().__init__(nn.Conv2d(in_channels, channels, kernel, padding=kernel // 2, bias=bias), norm(channels))
 
-    def forward(  # type: ignore[override]  # unlike any sequence it is told which RoIs are valid
+    def forward(  # type: ignore[override]  # takes which RoIs are valid, unlike nn.Sequential
         self, maps: Float[Tensor, "all_rois _ height width"], is_valid: Bool[Tensor, "images rois"]
     ) -> Float[Tensor, "all_rois channels height width"]:
-        """The maps of all RoIs, image by image; those of invalid RoIs enter no batch statistic."""
+        """The maps of all RoIs, image by image; batch statistics exclude invalid RoIs."""
         convolution, norm = self
         return F.relu(normalized_rois(norm, convolution(maps), is_valid))
 
@@ -61,7 +61,7 @@ class Inception(nn.Module):
     def forward(
         self, maps: Float[Tensor, "all_rois _ height width"], is_valid: Bool[Tensor, "images rois"]
     ) -> Float[Tensor, "all_rois channels height width"]:
-        """The maps of all RoIs, image by image; those of invalid RoIs enter no batch statistic."""
+        """The maps of all RoIs, image by image; batch statistics exclude invalid RoIs."""
         means = F.avg_pool2d(maps, 3, stride=1, padding=1, count_include_pad=False)
         found = []
         for hidden, branch in zip((maps, maps, maps, means), self.branches, strict=True):

@@ -1,4 +1,4 @@
-"""What the heads of the second stage have in common: which RoIs they learn from, their loss, and their detections."""
+"""The base class of second-stage heads: the RoIs of their loss, the loss, and the detections."""
 
 from dataclasses import dataclass
 
@@ -19,28 +19,28 @@ from megdet.structures import BatchDetections, Targets
 DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 SMALLEST_DETECTION = 1e-2
 _FIRST_TRUTH_IDENTITY = 1 << 40
-"""Ground-truth boxes join the proposals under identities that no anchor has."""
+"""Identities of ground-truth boxes among the proposals start here, above those of all anchors."""
 _PURPOSE = 1
-"""Of the draw, so that it does not repeat the RPN's draw of the same anchors."""
+"""Salt of the random draw, so that it differs from the RPN's draw of the same anchors."""
 Outputs = tuple[Float[Tensor, "images rois classes_and_background"], Float[Tensor, "images rois regressed 4"]]
-"""What a head says of RoIs: class logits, background last, and deltas of every class, or of all together."""
+"""A head's outputs for RoIs: class logits, background last, and deltas for each class or for all together."""
 
 
 @dataclass
 class SampledRois:
-    """The RoIs of the loss, a fixed number an image, and what each should become."""
+    """The RoIs of the loss, a fixed number an image, with their targets."""
 
     boxes: Float[Tensor, "images samples 4"]
     labels: Int64[Tensor, "images samples"]
     deltas: Float[Tensor, "images samples 4"]
     box_index: Int64[Tensor, "images samples"]
-    """the row of the targets that each belongs to; it means nothing where a RoI is not positive"""
+    """the row of the targets that each RoI is matched to; meaningless if it is not positive"""
     is_positive: Bool[Tensor, "images samples"]
-    """they come before the others where they were sampled"""
+    """positive RoIs come first if RoIs were sampled"""
     is_valid: Bool[Tensor, "images samples"]
 
     def at(self, index: Int64[Tensor, "images chosen"], is_valid: Bool[Tensor, "images chosen"]) -> "SampledRois":
-        """Some of them by their places; rows that are not valid mean nothing."""
+        """The RoIs at some indices; rows that are not valid are meaningless."""
         corners = index.unsqueeze(2).expand(-1, -1, 4)
         return SampledRois(
             self.boxes.gather(1, corners),
@@ -53,10 +53,10 @@ class SampledRois:
 
 
 class RoiHead(nn.Module):
-    """A head that gives every RoI class logits, background last, and deltas of every class or of all together."""
+    """A head that gives every RoI class logits, background last, and deltas for each class or for all together."""
 
     rois_share_statistics = False
-    """whether what it says of a RoI depends on the others of the group, as behind a batch norm"""
+    """whether the output for a RoI depends on the other RoIs of the group, as with batch norm"""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class RoiHead(nn.Module):
 
     @torch.no_grad()
     def sample(self, proposals: Proposals, targets: Targets) -> SampledRois:
-        """Join the ground truth to the proposals, match them, and sample a fixed number an image."""
+        """Add the ground truth to the proposals, match them, and sample a fixed number an image."""
         recipe = self.recipe
         boxes, is_candidate = _joined(proposals, targets)
         places = torch.arange(targets.boxes.shape[1], device=targets.boxes.device) + _FIRST_TRUTH_IDENTITY
@@ -90,14 +90,14 @@ class RoiHead(nn.Module):
         return self._with_targets(rois, box_index, sample.is_positive, sample.is_valid, targets)
 
     def candidates(self, proposals: Proposals, targets: Targets) -> SampledRois:
-        """The proposals and, behind them, the ground truth, with what each should become, none left out."""
+        """All proposals followed by the ground truth, with their targets."""
         return self.match(*_joined(proposals, targets), targets)
 
     @torch.no_grad()
     def match(
         self, rois: Float[Tensor, "images rois 4"], is_valid: Bool[Tensor, "images rois"], targets: Targets
     ) -> SampledRois:
-        """All RoIs with what each should become, none left out."""
+        """All RoIs with their targets."""
         iou = self.recipe.positive_iou
         matches = match_boxes(rois, targets.boxes, targets.is_box, iou, iou, keep_best=False)
         return self._with_targets(rois, matches.box_index, matches.is_positive & is_valid, is_valid, targets)
@@ -119,7 +119,7 @@ class RoiHead(nn.Module):
         deltas: Float[Tensor, "images samples regressed 4"],
         sampled: SampledRois,
     ) -> tuple[Float[Tensor, "images samples"], Float[Tensor, "images samples"]]:
-        """Class and box loss of each RoI; 0 where it is not valid, the box loss also where it is not positive."""
+        """Class and box loss of each RoI; 0 if it is not valid, the box loss also if it is not positive."""
         classes = F.cross_entropy(logits.flatten(0, 1), sampled.labels.flatten(), reduction="none")
         classes = classes.view_as(sampled.labels) * sampled.is_valid
         own = sampled.labels.clamp(max=self.num_regressed - 1).unsqueeze(2).unsqueeze(3).expand(-1, -1, 1, 4)
@@ -138,7 +138,7 @@ class RoiHead(nn.Module):
     ) -> dict[str, Float[Tensor, " images"]]:
         """Class and box loss of each image, sums over its sampled RoIs divided by their number (Eq. 1).
 
-        `box_head_positive` is the part of the sampled RoIs that is positive (Table 1).
+        `box_head_positive` is the fraction of the sampled RoIs that is positive (Table 1).
         """
         classes, regression = self.terms(logits, deltas, sampled)
         return {

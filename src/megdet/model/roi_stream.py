@@ -1,4 +1,4 @@
-"""The way of pooled features to the first fully connected layer: of the RoI's own, and of those around it."""
+"""From pooled features to the output of the first fully connected layer, for the RoI and the regions around it."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -39,18 +39,18 @@ def through_first_layer(
     """Pooled features through all convolutions, then, bin by bin, through a layer; no norm or activation follows.
 
     Args:
-        convolutions: none or some.
-        layer: takes what they leave of a RoI.
-        pool: makes the pooled features of all RoIs, image by image; of two scales first those of all from one of them.
-        is_valid: which RoIs stand for something.
-        recompute: keeps of each function that it calls only what it is given and what comes out.
+        convolutions: convolutions on the pooled map; may be empty.
+        layer: the fully connected layer, on the output of the convolutions.
+        pool: makes the pooled features of all RoIs, image by image; with two scales, all from the first come first.
+        is_valid: which RoIs are not padding.
+        recompute: calls a function and keeps only its input and output for the backward.
         pool_size: bins along each edge.
-        scales: with 2 the larger value of both remains (the maxout of Ren et al., 2015): behind the first convolution,
-            whose weights they share, or where there is none at once.
+        scales: 2 takes the maximum over two scales (the maxout of Ren et al., 2015): after the first convolution, whose
+            weights they share, or at once if there is no convolution.
     """
     if not convolutions:
 
-        def pooled_through_layer() -> Tensor:  # together, or the pooled features would be kept as what it was given
+        def pooled_through_layer() -> Tensor:  # one function, or the pooled features would be kept as its input
             return linear(_largest(pool(), scales).flatten(1), layer.weight, layer.bias)
 
         return recompute(pooled_through_layer)  # type: ignore[no-any-return]  # `recompute` has no types
@@ -75,10 +75,10 @@ def _largest(rows: Tensor, scales: int) -> Tensor:
 
 
 class RoiStream(nn.Module):
-    """The way of the features of one region around a RoI, or of the whole image, with weights of its own.
+    """The layers for the features of one region around a RoI, or of the whole image, with weights of their own.
 
-    What comes out is added to what the first layer makes of the RoI itself: as if the features of all were joined to
-    one input of that layer.
+    The output is added to the first layer's output for the RoI itself, as if the features of all regions were
+    concatenated into one input of that layer.
     """
 
     def __init__(self, recipe: BoxHeadRecipe, in_channels: int, norm: NormFactory, *, scales: int) -> None:
@@ -93,7 +93,7 @@ class RoiStream(nn.Module):
         is_valid: Bool[Tensor, "images rois"],
         recompute: Callable[..., Any],
     ) -> Float[Tensor, "all_rois outputs"]:
-        """What is added for each row of `is_valid`; the arguments are those of `through_first_layer`."""
+        """The term to add for each RoI; the arguments are those of `through_first_layer`."""
         return through_first_layer(
             self.convolutions, self.fc1, pool, is_valid, recompute, pool_size=self.pool_size, scales=self.scales
         )

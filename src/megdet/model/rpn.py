@@ -27,7 +27,7 @@ DELTA_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
 
 
 class Rpn(nn.Module):
-    """3 x 3 convolutions, one by default, and two 1 x 1 ones, shared by all levels."""
+    """3 x 3 convolutions, one by default, and two 1 x 1 convolutions, shared by all levels."""
 
     def __init__(self, recipe: RpnRecipe, channels: int, anchors_per_cell: int, norm: NormFactory) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class Rpn(nn.Module):
         anchors: list[Float[Tensor, "_ 4"]],
         sizes: Int64[Tensor, "images 2"],
     ) -> Proposals:
-        """The best anchors of each level, regressed, cut at the image, thinned by NMS, the best of all levels."""
+        """The best anchors of each level, regressed, clipped to the image, after NMS; then the best of all levels."""
         recipe = self.recipe
         before = recipe.train_proposals_before_nms if self.training else recipe.test_proposals_before_nms
         after = recipe.train_proposals if self.training else recipe.test_proposals
@@ -94,7 +94,7 @@ class Rpn(nn.Module):
         )
         keys, index = top(score_keys(all_scores).masked_fill(~keep, NEVER), after)
         is_kept = keys != NEVER
-        # rows for nothing are zeros: NaN of a diverged head must not reach RoIAlign, which finds pixels by coordinates
+        # empty rows are zeros: NaN of a diverged head must not reach RoIAlign, which turns coordinates into indices
         return Proposals(
             all_boxes.gather(1, index.unsqueeze(2).expand(-1, -1, 4)).masked_fill(~is_kept.unsqueeze(2), 0),
             torch.cat(identities, 1).gather(1, index).masked_fill(~is_kept, 0),
@@ -155,10 +155,10 @@ class Rpn(nn.Module):
     def _head_at(
         self, table: FeatureTable, index: Tensor, level_lengths: list[int]
     ) -> tuple[Float[Tensor, "images samples"], Float[Tensor, "images samples 4"]]:
-        """The head's outputs at some anchors: gather the patches around their cells that they depend on.
+        """The head's outputs at some anchors, from patches gathered around the anchors' cells.
 
-        A patch reaches a pixel further for every convolution, and each makes it a pixel smaller; the last one is a
-        matrix product.
+        A patch is wider by a pixel on each side for every convolution; each convolution makes it smaller by as much,
+        and the last is a matrix product.
         """
         images, samples = index.shape
         per_cell = self.objectness.out_channels
@@ -186,11 +186,11 @@ class Rpn(nn.Module):
         for convolution, _ in first:
             is_inside = is_inside[:, :, 1:-1, 1:-1]
             maps = F.relu(F.conv2d(patches.permute(0, 3, 1, 2), convolution.weight, convolution.bias))
-            # beyond the map the next convolution sees its padding, not what this one would make there
+            # outside the map the next convolution must read its zero padding, not outputs of this one
             patches = maps.permute(0, 2, 3, 1) * is_inside.flatten(0, 1).unsqueeze(3)
         weight = last.weight.permute(0, 2, 3, 1).flatten(1)
         hidden = F.relu(linear(patches.reshape(images * samples, weight.shape[1]), weight, last.bias))
-        slot = (index % per_cell).reshape(-1, 1)  # levels hold whole cells, so this is the anchor's place in its cell
+        slot = (index % per_cell).reshape(-1, 1)  # levels are whole cells, so this is the anchor's index in its cell
         logits = F.linear(hidden, self.objectness.weight.flatten(1), self.objectness.bias).gather(1, slot)
         deltas = F.linear(hidden, self.deltas.weight.flatten(1), self.deltas.bias).reshape(-1, per_cell, 4)
         own = deltas.gather(1, slot.unsqueeze(2).expand(-1, -1, 4))

@@ -1,9 +1,9 @@
-"""Segmentation supervision: a branch that learns which class every place shows, and tells the pyramid what it sees.
+"""Segmentation supervision: a branch that learns the class of every cell and feeds its features back to the pyramid.
 
 After StuffNet (Brahmbhatt et al., 2017) and Mao et al. ("What Can Help Pedestrian Detection?", CVPR 2017), who feed the
-features of such a branch back into a detector. Differs from theirs: it looks at a pyramid, in the form of HTC's
-semantic branch (Chen et al., 2019, Sec. 3.3), and adds its features to the levels of the pyramid instead of joining
-their channels; since RoIAlign is linear, this adds them to the features of every RoI, and the RPN sees them too.
+features of such a branch back into a detector. Differs from theirs: it works on a pyramid, in the form of HTC's
+semantic branch (Chen et al., 2019, Sec. 3.3), and adds its features to the levels instead of concatenating channels.
+Since RoIAlign is linear, this adds them to the features of every RoI; the RPN gets them too.
 """
 
 import torch
@@ -22,14 +22,14 @@ GRID_LEVEL = 1
 
 
 class Segmentation(nn.Module):
-    """The mean of all levels on the grid of one, 3 x 3 convolutions, and two 1 x 1 ones: to classes, to the pyramid.
+    """The mean of all levels on one grid, 3 x 3 convolutions, and two 1 x 1: to class logits and back to the pyramid.
 
     Args:
-        recipe: its section.
-        channels: of every level.
-        strides: of the levels.
+        recipe: the section of the branch.
+        channels: channels of every level.
+        strides: strides of the levels.
         num_classes: without the background.
-        norm: after each 3 x 3 convolution.
+        norm: makes the norm layer after each 3 x 3 convolution.
     """
 
     def __init__(
@@ -58,16 +58,16 @@ class Segmentation(nn.Module):
 
     @property
     def stride(self) -> int:
-        """Of its map of classes."""
+        """The stride of the map of class logits."""
         return self.strides[GRID_LEVEL]
 
     def forward(
         self, pyramid: list[Float[Tensor, "images channels _ _"]]
     ) -> tuple[list[Float[Tensor, "images channels _ _"]], Float[Tensor, "images height width classes_and_background"]]:
-        """The levels with what the branch saw added, and the logits of the classes, background last."""
+        """The levels with the branch's features added, and the class logits, background last."""
         height, width = pyramid[GRID_LEVEL].shape[2:]
         total = torch.zeros_like(pyramid[GRID_LEVEL])
-        for level, stride in zip(pyramid, self.strides, strict=True):  # all of them stacked would be five times as much
+        for level, stride in zip(pyramid, self.strides, strict=True):  # a stack of all would take five times the memory
             total = total + resized(level, stride, self.stride, (height, width))
         hidden = total / len(pyramid)
         for convolution in self.convolutions:
@@ -85,7 +85,7 @@ class Segmentation(nn.Module):
         targets: Targets,
         sizes: Int64[Tensor, "images 2"],
     ) -> Float[Tensor, " images"]:
-        """Cross-entropy of each image, the mean over its own cells and none of its canvas (Eq. 1), times the weight."""
+        """Cross-entropy of each image: the mean over the image's cells, without padding (Eq. 1), times the weight."""
         logits = logits.to(targets.boxes.dtype)
         grid = (logits.shape[1], logits.shape[2])
         wanted = semantic_targets(targets, sizes, grid, self.stride, self.num_classes).flatten(1)
@@ -97,9 +97,9 @@ class Segmentation(nn.Module):
 def resized(
     maps: Float[Tensor, "images channels _ _"], stride: int, wanted: int, size: tuple[int, int]
 ) -> Float[Tensor, "images channels _ _"]:
-    """A map of one stride on the grid of another: means over the cells within a coarser one, or each cell repeated.
+    """A map resized to another stride: means over cells for a coarser grid, repeated cells for a finer one.
 
-    Both have a backward that adds in one order on a GPU, which bilinear interpolation has not.
+    Unlike bilinear interpolation, both have a deterministic backward on a GPU.
     """
     if wanted > stride:
         maps = F.avg_pool2d(maps, wanted // stride, ceil_mode=True, count_include_pad=False)

@@ -1,4 +1,4 @@
-"""The stages of a backbone, counted from the stem (1) on: which are not trained, and which have moving kernels."""
+"""The stages of a backbone, counted from 1 (the stem): which are frozen, and which have deformable convolutions."""
 
 from typing import Any
 
@@ -11,9 +11,9 @@ from megdet.layers.deformable import DeformableConv2d
 
 
 def freeze_stages(body: nn.Module, stages: int) -> None:
-    """Stop the training of the first stages of timm's features and freeze their statistics.
+    """Freeze the parameters and batch statistics of the first stages of timm's feature network.
 
-    Raises InputError where the stages are not known.
+    Raises InputError if the stages are not known.
     """
     if not stages:
         return
@@ -26,9 +26,9 @@ def freeze_stages(body: nn.Module, stages: int) -> None:
 
 
 def deform_stages(body: nn.Module, recipe: BackboneRecipe) -> None:
-    """Exchange the 3 x 3 convolutions of the recipe's deformable stages for deformable ones of the same weights.
+    """Replace the 3 x 3 convolutions of the recipe's deformable stages by deformable ones with the same weights.
 
-    Raises InputError for a stage without any, or with one that is more than a plain convolution.
+    Raises InputError for a stage without 3 x 3 convolutions, or with one that is not a plain zero-padded convolution.
     """
     if not recipe.deformable_stages:
         return
@@ -43,14 +43,14 @@ def deform_stages(body: nn.Module, recipe: BackboneRecipe) -> None:
     for name, module, _ in found:
         if type(module) is not nn.Conv2d or isinstance(module.padding, str) or module.padding_mode != "zeros":
             raise InputError(
-                f"model.backbone.{key}: {name} of {recipe.name} is no plain convolution with zeros around its input "
+                f"model.backbone.{key}: {name} of {recipe.name} is not a plain convolution with zero padding "
                 f"({type(module).__name__}): choose another backbone"
             )
         body.set_submodule(name, DeformableConv2d(module, modulated=recipe.deformable_modulated))
 
 
 def _by_stage(body: Any, key: str, none: str) -> list[tuple[str, nn.Module, int]]:
-    """Every module with its name and stage; `key` is what asks for them and `none` its value where nothing does."""
+    """Every module with its name and stage; an error says to set the recipe key `key` to `none`."""
     modules = list(body.named_modules())
     names = [name for name, _ in modules]
     ends = []

@@ -1,4 +1,4 @@
-"""Trained weights of torchvision's detectors in ours: same image, same detections."""
+"""Converts trained weights of torchvision's detectors: same image, same detections."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -49,14 +49,14 @@ _DENSE: _Renamed = (
     *((f"head.{theirs}.{predicts}.", f"{ours}.predict.") for theirs, ours, predicts in _TOWERS),
     *((f"head.{theirs}.conv.{i}.0.", f"{ours}.convolutions.{i}.") for theirs, ours, _ in _TOWERS for i in range(4)),
     *((f"head.{theirs}.conv.{i}.1.", f"{ours}.norms.{i}.") for theirs, ours, _ in _TOWERS for i in range(4)),
-    # COCO_V1 and other files from before torchvision 0.13 have the activations in the same row
+    # COCO_V1 and other files from before torchvision 0.13 number the activations too
     *((f"head.{theirs}.conv.{2 * i}.", f"{ours}.convolutions.{i}.") for theirs, ours, _ in _TOWERS for i in range(4)),
 )
 _CHANNELS = Fpn().channels
 
 
 def _faster_rcnn(base: Recipe, norm_eps: float) -> Recipe:
-    """Frozen norms in the backbone, none behind it."""
+    """Faster R-CNN: frozen norms in the backbone, no others."""
     return _resized(replace(base, bn_size=0, model=_architecture(base, norm_eps)))
 
 
@@ -90,36 +90,36 @@ def _resized(recipe: Recipe) -> Recipe:
 
 
 def _faster_rcnn_v2(base: Recipe, norm_eps: float) -> Recipe:
-    """Batch norm in the backbone, the pyramid and the heads, which more training needs statistics for."""
+    """Faster R-CNN v2: batch norm in backbone, pyramid and heads, which need batch statistics to train further."""
     bn_size = base.bn_size or base.batch_size
     return _resized(replace(base, bn_size=bn_size, model=_architecture_v2(base, norm_eps)))
 
 
 def _mask_rcnn(base: Recipe, norm_eps: float) -> Recipe:
-    """The same as Faster R-CNN with masks."""
+    """Mask R-CNN: `_faster_rcnn` with masks."""
     recipe = _faster_rcnn(base, norm_eps)
     return replace(recipe, model=_with_masks(_architecture(base, norm_eps), "none"))
 
 
 def _mask_rcnn_v2(base: Recipe, norm_eps: float) -> Recipe:
-    """The same as its Faster R-CNN with masks."""
+    """Mask R-CNN v2: `_faster_rcnn_v2` with masks."""
     recipe = _faster_rcnn_v2(base, norm_eps)
     return replace(recipe, model=_with_masks(_architecture_v2(base, norm_eps), "batch"))
 
 
 def _retinanet(base: Recipe, norm_eps: float) -> Recipe:
-    """Frozen norms in the backbone, none behind it; P6 of P5."""
+    """RetinaNet: frozen norms in the backbone, no others; P6 from P5."""
     return _with_towers(_faster_rcnn(base, norm_eps), StridedFpn(p6_from="p5"), DenseHead(detections=300))
 
 
 def _retinanet_v2(base: Recipe, norm_eps: float) -> Recipe:
-    """Frozen norms in the backbone, group norm in the head; P6 of C5, and boxes learnt by their GIoU."""
+    """RetinaNet v2: frozen norms in the backbone, group norm in the head; P6 from C5, GIoU loss for boxes."""
     head = DenseHead(norm="group", box_loss="giou", detections=300)
     return _with_towers(_faster_rcnn(base, norm_eps), StridedFpn(p6_from="c5"), head)
 
 
 def _with_towers(recipe: Recipe, fpn: StridedFpn, head: DenseHead) -> Recipe:
-    """The recipe with a RetinaNet on its backbone."""
+    """The recipe with RetinaNet on the recipe's backbone."""
     model = RetinaNet(
         mean=recipe.model.mean,
         std=recipe.model.std,
@@ -133,11 +133,11 @@ def _with_towers(recipe: Recipe, fpn: StridedFpn, head: DenseHead) -> Recipe:
 
 @dataclass(frozen=True)
 class Classes:
-    """The tensor that tells how many classes a detector has: it has rows for each, those of the background first."""
+    """The tensor whose rows tell how many classes a detector has; rows of the background come first."""
 
     name: str
     per_class: int
-    """rows of a class"""
+    """number of rows of a class"""
     row: tuple[int, ...]
     """the shape of a row"""
 
@@ -158,14 +158,14 @@ _OF_ANCHORS = Classes("head.classification_head.cls_logits.weight", 9, (_CHANNEL
 
 @dataclass(frozen=True)
 class Layout:
-    """How one of torchvision's detectors names its tensors, and what it is as a recipe."""
+    """A detector of torchvision: the names of its tensors, and its recipe."""
 
     mark: str
-    """a tensor that no detector before it in the table has"""
+    """a tensor that no earlier detector in the table has"""
     renamed: _Renamed
-    """its beginnings of names, and ours"""
+    """prefixes of its names, and the prefixes here"""
     recipe: Callable[[Recipe, float], Recipe]
-    """a recipe with its architecture and resizing, of one that says the rest and of the eps of the backbone's norms"""
+    """makes the recipe from a base recipe and the eps of the backbone's norms: architecture and resizing are set"""
     classes: Classes = _OF_ROIS
 
 
@@ -189,11 +189,11 @@ LAYOUTS = {
         "head.classification_head.conv.0.1.weight", _PYRAMID + _DENSE, _retinanet_v2, _OF_ANCHORS
     ),
 }
-"""By the name of the function in torchvision.models.detection; the last one whose mark is in a file is the file's."""
+"""The layouts by function name in torchvision.models.detection; a file has the last one whose mark it contains."""
 
 
 def layout_of(tensors: dict[str, Tensor]) -> Layout:
-    """The layout of a file. Raises InputError when it is none of torchvision's detectors that are known."""
+    """The layout of a file. Raises InputError if it is not of a known torchvision detector."""
     found = [layout for layout in LAYOUTS.values() if layout.mark in tensors]
     if not found:
         names = ", ".join(LAYOUTS)
@@ -202,7 +202,7 @@ def layout_of(tensors: dict[str, Tensor]) -> Layout:
 
 
 def torchvision_recipe(base: Recipe, norm_eps: float, name: str = "fasterrcnn_resnet50_fpn") -> Recipe:
-    """`base` with the architecture of one of torchvision's detectors, its norms, anchors, RoIAlign and resizing."""
+    """`base` with the architecture, norms, anchors, RoIAlign and resizing of a torchvision detector."""
     return LAYOUTS[name].recipe(base, norm_eps)
 
 
@@ -212,9 +212,9 @@ def num_torchvision_classes(tensors: dict[str, Tensor]) -> int:
 
 
 def convert_torchvision_weights(tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of our detector, with names and shapes of `wanted`, from torchvision's.
+    """A state dict for MegDet's detector, with names and shapes of `wanted`, from one of torchvision.
 
-    Torchvision has the background first, boxes for it too, and flattens pooled features channel by channel.
+    Torchvision has the background first, also predicts boxes for it, and flattens pooled features channel by channel.
     Raises InputError with the first tensor that is missing, left over or of another shape.
     """
     layout = layout_of(tensors)
@@ -231,13 +231,13 @@ def convert_torchvision_weights(tensors: dict[str, Tensor], wanted: dict[str, Te
             known = next(name for name, own in LAYOUTS.items() if own is layout)
             raise InputError(f"tensor {name} has no place in a {known}: the file is of another model")
         if new.endswith("num_batches_tracked") and new not in wanted:
-            continue  # where we freeze the statistics
+            continue  # frozen statistics have no such counter
         converted[new] = _without_background(new, tensor, num_classes)
     return {name: _rearranged(name, tensor).contiguous() for name, tensor in fitted(converted, wanted).items()}
 
 
 def _without_background(name: str, tensor: Tensor, num_classes: int) -> Tensor:
-    """A tensor without what the background has there and not with us; the softmax of a box head has it, too."""
+    """A tensor without torchvision's background rows; the softmax of a box head keeps its background, as the last."""
     rows = len(tensor) if tensor.dim() else 0
     if name.startswith("box_head.deltas.") and rows == 4 * (num_classes + 1):
         return tensor[4:]
@@ -249,7 +249,7 @@ def _without_background(name: str, tensor: Tensor, num_classes: int) -> Tensor:
 
 
 def _rearranged(name: str, tensor: Tensor) -> Tensor:
-    """A tensor of the right shape with its values in our order."""
+    """A tensor of the right shape with its values in MegDet's order."""
     if name == "box_head.fc1.weight":
         return bin_by_bin(tensor, _CHANNELS)
     if name.startswith("box_head.classes."):
@@ -258,5 +258,5 @@ def _rearranged(name: str, tensor: Tensor) -> Tensor:
 
 
 def bin_by_bin(weight: Float[Tensor, "outputs inputs"], channels: int) -> Float[Tensor, "outputs inputs"]:
-    """The weight of a layer that takes pooled features channel by channel, for features bin by bin."""
+    """The weight of a layer for pooled features channel by channel, rearranged for features bin by bin."""
     return weight.reshape(len(weight), channels, -1).transpose(1, 2).flatten(1)

@@ -1,7 +1,7 @@
-"""Files of weights that were trained elsewhere, by anybody: what is in them is looked at before it is used.
+"""Reads untrusted weight files and checks their tensors.
 
-Nothing in a file is run: safetensors holds tensors alone, `torch.load` gets `weights_only`, and a pickle of arrays is
-read by a machine that knows nothing else.
+No code in a file is run: safetensors holds only tensors, `torch.load` gets `weights_only`, and a pickle of arrays is
+read by `array_pickle`.
 """
 
 import zipfile
@@ -21,10 +21,9 @@ _LARGEST_PICKLE = 4 << 30
 
 
 def read_tensors(file: Path, key: str) -> dict[str, Tensor]:
-    """The tensors of a .pth, .safetensors or .pkl file by name; `key` says in messages what asked for it.
+    """The tensors of a .pth, .safetensors or .pkl file by name; messages begin with the option or key `key`.
 
-    Raises InputError where the file is no dictionary of plain tensors: dense ones with memory of their own, which no
-    quantization packs, of finite numbers.
+    Raises InputError if the file is not a dictionary of plain tensors: dense, not quantized, stored in full, finite.
     """
     if not is_file(file):
         raise InputError(f"{key} {file}: no such file")
@@ -35,29 +34,29 @@ def read_tensors(file: Path, key: str) -> dict[str, Tensor]:
         elif file.suffix == ".pkl":
             content = _tensors_of_pickle(file)
         else:
-            with file.open("rb") as opened:  # torch opens no path that is not UTF-8
+            with file.open("rb") as opened:  # torch opens only paths that are UTF-8
                 _refuse_compressed(opened)
                 content = torch.load(opened, "cpu", weights_only=True)
     except InputError:
         raise
     except ArrayPickleError as error:
         raise InputError(f"{key} {file}: it cannot be used: {error}") from None
-    except Exception:  # whatever torch says of it, such as how to load it unsafely, helps nobody here
+    except Exception:  # torch's own message advises to load the file unsafely
         raise InputError(f"{key} {file}: neither a safetensors file nor tensors saved by torch.save") from None
     for inner in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(inner), dict):
             content = content[inner]
     if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
-        raise InputError(f"{key} {file}: it holds no plain dictionary of tensors")
+        raise InputError(f"{key} {file}: it does not hold a plain dictionary of tensors")
     for name, tensor in content.items():
-        fault = "its name is no text" if not isinstance(name, str) else _fault(tensor)
+        fault = "its name is not a string" if not isinstance(name, str) else _fault(tensor)
         if fault:
             raise InputError(f"{key} {file}: tensor {shown(name)} cannot be used: {fault}")
     return content
 
 
 def _tensors_of_pickle(file: Path) -> dict[Any, Any]:
-    """The arrays of detectron2's files as tensors; in a file of more than arrays they are under `model`."""
+    """The arrays of a detectron2 file as tensors; they may be under the key `model`."""
     content = read_array_pickle(read_bytes(file, _LARGEST_PICKLE))
     content = content["model"] if isinstance(content.get("model"), dict) else content
     return {
@@ -69,7 +68,7 @@ def _tensors_of_pickle(file: Path) -> dict[Any, Any]:
 
 
 def _refuse_compressed(opened: BinaryIO) -> None:
-    """Raise ValueError for an archive whose content may be a thousand times as large; torch never writes one."""
+    """Raise ValueError for a compressed archive, which may unpack to a thousand times its size; torch writes none."""
     if zipfile.is_zipfile(opened):
         with zipfile.ZipFile(opened) as archive:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
@@ -78,9 +77,9 @@ def _refuse_compressed(opened: BinaryIO) -> None:
 
 
 def fitted(tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a file, by our names, in the order of a model's.
+    """The tensors of a file, already renamed, in the order of the model's `wanted`.
 
-    Raises InputError with the first that is left over, missing or of another shape or kind.
+    Raises InputError with the first tensor that is left over, missing or of another shape or dtype.
     """
     left_over = next((name for name in tensors if name not in wanted), None)
     if left_over is not None:
@@ -95,7 +94,7 @@ def fitted(tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, T
 
 
 def misfit(name: str, tensor: Tensor, wanted: Tensor) -> str:
-    """How a file's tensor differs in shape or kind from the one of the model that it is for, or nothing."""
+    """How a file's tensor differs in shape or dtype from the model's tensor `wanted`; empty if it does not."""
     if tensor.shape != wanted.shape:
         return f"the tensor for {name} has shape {tuple(tensor.shape)}, not {tuple(wanted.shape)}"
     if tensor.dtype.is_floating_point != wanted.dtype.is_floating_point:
@@ -104,14 +103,14 @@ def misfit(name: str, tensor: Tensor, wanted: Tensor) -> str:
 
 
 def _fault(tensor: Tensor) -> str:
-    """Why a tensor of a file is no plain one, or nothing."""
+    """Why a tensor of a file is not a plain one; empty if it is."""
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested or tensor.device.type != "cpu":
-        return f"it is no dense tensor of plain numbers ({tensor.layout}, {tensor.dtype}, {tensor.device})"
+        return f"it is not a dense tensor of plain numbers ({tensor.layout}, {tensor.dtype}, {tensor.device})"
     if tensor.dtype.is_complex:
         return f"its numbers are {tensor.dtype}"
-    # a few bytes can pose as gigabytes, by strides of 0
+    # with strides of 0 a few bytes can pose as gigabytes
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        return f"its shape {tuple(tensor.shape)} is larger than what is stored of it"
+        return f"its shape {tuple(tensor.shape)} is larger than its stored data"
     if tensor.dtype.is_floating_point and not torch.isfinite(tensor).all():
         return "it has numbers that are not finite"
     return ""

@@ -1,8 +1,8 @@
-"""What becomes of boxes of one object that several looks found: soft-NMS, box voting, weighted boxes fusion.
+"""Ways to merge overlapping boxes of one object: soft-NMS, box voting, weighted boxes fusion.
 
-Boxes of different segments (an image and class) never meet. All segments of like length go through the same step
-together. Every choice has a total order: the higher score, then the lower index. Sums run over the boxes of a segment
-in that order, whatever lies beside it, so the result of a segment depends on nothing outside of it, to the bit.
+Boxes of different segments (an image and class) never interact. Segments of similar length are computed together. Every
+choice has a total order: the higher score, then the lower index. Sums run over the boxes of a segment in that order, so
+the result of a segment depends only on its own boxes, to the bit.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from torch import Tensor
 from megdet.ops.boxes import box_iou
 
 _MOST_PAIRS = 1 << 21
-"""Of boxes of the same segment that are compared together: 16 MB in float64."""
+"""Pairs of boxes of the same segment that are compared together: 16 MB in float64."""
 
 
 def soft_nms(
@@ -24,16 +24,17 @@ def soft_nms(
     iou_threshold: float,
     sigma: float | None = None,
 ) -> Float[Tensor, " candidates"]:
-    """The scores that are left when every box lowers those of the worse boxes that overlap it (Bodla et al., 2017).
+    """The scores after soft-NMS: every box lowers the scores of worse boxes that overlap it (Bodla et al., 2017).
 
-    The best box of a segment stays, the others lose by their overlap o with it, and so on with the best of the rest.
+    The best box of a segment keeps its score, the others are lowered by their overlap o with it; then the same with the
+    best of the rest, and so on.
 
     Args:
         boxes: x1, y1, x2, y2.
         scores: at least 0.
-        segments: who can meet whom.
-        iou_threshold: the linear form multiplies by 1 - o where o is above it.
-        sigma: takes the Gaussian form instead, which multiplies by exp(-o^2 / sigma) at every overlap.
+        segments: only boxes of the same segment interact.
+        iou_threshold: the linear form multiplies by 1 - o if o is above it.
+        sigma: if given, the Gaussian form, which multiplies by exp(-o^2 / sigma) at every overlap.
     """
     found = torch.zeros_like(scores)
     for index, is_box in _rows(scores, segments):
@@ -45,9 +46,9 @@ def soft_nms(
         left = scores[index].masked_fill(~is_box, -1.0)
         own = torch.zeros_like(left)
         for _ in range(index.shape[1]):
-            best = left.argmax(1, keepdim=True)  # the first of the largest: the order of the row
+            best = left.argmax(1, keepdim=True)  # among equals the first, in the order of the row
             score = left.gather(1, best)
-            own.scatter_(1, best, torch.maximum(score, own.gather(1, best)))  # a row that is done has -1 left
+            own.scatter_(1, best, torch.maximum(score, own.gather(1, best)))  # a finished row has only -1 left
             row_factors = factors.gather(1, best.unsqueeze(2).expand(-1, -1, index.shape[1])).squeeze(1)
             left = torch.where(left >= 0, left * row_factors, left).scatter(1, best, -1.0)
         found[index[is_box]] = own[is_box]
@@ -57,7 +58,7 @@ def soft_nms(
 def is_voter(
     boxes: Float[Tensor, "rows width 4"], is_box: Bool[Tensor, "rows width"], iou_threshold: float
 ) -> Bool[Tensor, "rows width width"]:
-    """Whether the second box of a row votes for the place of the first one; every box votes for itself."""
+    """Whether the second box of a pair votes for the first; every box votes for itself."""
     overlaps = box_iou(boxes, boxes) >= iou_threshold
     overlaps |= torch.eye(boxes.shape[1], dtype=torch.bool, device=boxes.device)
     return overlaps & is_box.unsqueeze(1) & is_box.unsqueeze(2)
@@ -69,10 +70,10 @@ def voted_boxes(
     segments: Int64[Tensor, " candidates"],
     iou_threshold: float,
 ) -> Float[Tensor, "candidates 4"]:
-    """Every box as the mean of those of its segment that overlap it at least so much, weighted by their scores.
+    """Each box as the mean of the boxes of its segment with at least `iou_threshold` with it, weighted by score.
 
-    Box voting (Gidaris and Komodakis, 2015, Sec. 4): the overlaps and the scores are those from before any
-    suppression. A box for which no other votes stays.
+    Box voting (Gidaris and Komodakis, 2015, Sec. 4), with overlaps and scores from before any suppression. A box for
+    which no other votes stays as it is.
     """
     found = boxes.clone()
     for index, is_box in _rows(scores, segments):
@@ -115,7 +116,7 @@ def fused_boxes(
     mean of its boxes, weighted by their scores.
 
     Returns:
-        The box that began the cluster of each box, and at its place the fused box of that cluster.
+        For each box the index of the box that began its cluster; and the fused boxes, each at that index.
     """
     owner, fused = torch.zeros_like(segments), boxes.clone()
     for index, is_box in _rows(scores, segments):
@@ -159,7 +160,7 @@ def _weighted_mean(
 def _rows(
     scores: Float[Tensor, " candidates"], segments: Int64[Tensor, " candidates"]
 ) -> Iterator[tuple[Int64[Tensor, "rows width"], Bool[Tensor, "rows width"]]]:
-    """Places of the boxes of some segments, a row each, the best first; and which places of a row are boxes."""
+    """Indices of the boxes of some segments, a row each, best first; and which entries of a row are boxes."""
     order = scores.argsort(descending=True, stable=True)
     order = order[segments[order].argsort(stable=True)]
     _, counts = torch.unique_consecutive(segments[order], return_counts=True)

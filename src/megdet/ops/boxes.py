@@ -9,7 +9,7 @@ from torch import Tensor
 from megdet.ops.constants import constant
 
 LARGEST_LOG_SCALE = math.log(1000.0 / 16)
-"""A regressed edge grows at most by this; keeps exp() finite at the start of training."""
+"""Largest dw and dh, so that exp() stays finite at the start of training."""
 
 Weights = tuple[float, float, float, float]
 
@@ -20,7 +20,7 @@ def box_area(boxes: Float[Tensor, "*batch 4"]) -> Float[Tensor, " *batch"]:
 
 
 def box_iou(a: Float[Tensor, "*#batch m 4"], b: Float[Tensor, "*#batch n 4"]) -> Float[Tensor, "*joined m n"]:
-    """Intersection over union of every pair, 0 where both are empty. Batch dimensions broadcast."""
+    """Intersection over union of every pair, 0 if both are empty. Batch dimensions broadcast."""
     a, b = a.unsqueeze(-2), b.unsqueeze(-3)
     width = torch.minimum(a[..., 2], b[..., 2]) - torch.maximum(a[..., 0], b[..., 0])
     height = torch.minimum(a[..., 3], b[..., 3]) - torch.maximum(a[..., 1], b[..., 1])
@@ -30,7 +30,7 @@ def box_iou(a: Float[Tensor, "*#batch m 4"], b: Float[Tensor, "*#batch n 4"]) ->
 
 
 def paired_intersection(a: Float[Tensor, "*batch 4"], b: Float[Tensor, "*batch 4"]) -> Float[Tensor, " *batch"]:
-    """The area in square pixels that each box shares with the other of its pair."""
+    """The area of the intersection of each pair of boxes, in square pixels."""
     width = torch.minimum(a[..., 2], b[..., 2]) - torch.maximum(a[..., 0], b[..., 0])
     height = torch.minimum(a[..., 3], b[..., 3]) - torch.maximum(a[..., 1], b[..., 1])
     return width.clamp(min=0) * height.clamp(min=0)
@@ -73,7 +73,7 @@ def mirrored_boxes(
 def clip_boxes(
     boxes: Float[Tensor, "images *boxes 4"], sizes: Int64[Tensor, "images 2"]
 ) -> Float[Tensor, "images *boxes 4"]:
-    """Boxes cut at the borders of their images; `sizes` are (height, width) in pixels."""
+    """Boxes clipped to their images; `sizes` are (height, width) in pixels."""
     limits = sizes.to(boxes.dtype).flip(1).repeat(1, 2)
     limits = limits.reshape(limits.shape[0], *[1] * (boxes.dim() - 2), 4)
     return torch.minimum(boxes.clamp(min=0), limits)

@@ -1,4 +1,4 @@
-"""Small tensors of fixed numbers, made once a device: made the plain way on a GPU, each would make the host wait."""
+"""Small constant tensors, made once for each device: creating one on a GPU makes the host wait."""
 
 from functools import lru_cache
 
@@ -10,13 +10,13 @@ Numbers = tuple[int | float, ...] | tuple[tuple[int | float, ...], ...]
 
 def constant(numbers: Numbers, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The tensor of these numbers; it is shared, so it must not be changed in place."""
-    if torch.compiler.is_exporting():  # what is made then is a part of the graph and has no numbers to keep
+    if torch.compiler.is_exporting():  # then the tensor is part of the graph and must not be cached
         return torch.tensor(numbers, dtype=dtype, device=device)
     return _made(numbers, dtype, device, stream_of(device))
 
 
 def stream_of(device: torch.device) -> int:
-    """The stream on which work for a device is queued now; part of the key of every tensor kept from call to call.
+    """The current stream of a device, part of the key of every cached tensor.
 
     A tensor made on one stream may be read on another only after waiting for it.
     """
@@ -27,5 +27,5 @@ def stream_of(device: torch.device) -> int:
 def _made(numbers: Numbers, dtype: torch.dtype, device: torch.device, _stream: int) -> Tensor:
     with torch.inference_mode(False):  # so that training can use a tensor that an evaluation made
         tensor = torch.tensor(numbers, dtype=dtype)
-        # the host waits for a copy out of pageable memory
+        # page-locked, since the host waits for a copy from pageable memory
         return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -1,8 +1,8 @@
 """The focal loss (Lin et al., 2017) summed over all anchors and classes of an image, without a target for each pair.
 
-Of 200,000 anchors and 80 classes a target, a probability and a weight for each pair would be 64 MB each and image. So
-every pair is taken for a negative one, some rows of anchors at a time, and only the pairs of the positive anchors with
-their own class are exchanged. The backward computes the slopes anew from the logits, which are all that is kept.
+With 200,000 anchors and 80 classes, a target, a probability and a weight for each pair would take 64 MB each, for every
+image. So every pair is first counted as negative, some rows of anchors at a time, and then only the pairs of positive
+anchors with their own class are replaced. Only the logits are kept; the backward computes the slopes again.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _ANCHORS_AT_ONCE = 1 << 14
-"""Rows whose terms lie in memory together."""
+"""Rows of anchors that are computed at a time."""
 
 
 def focal_loss(
@@ -27,9 +27,9 @@ def focal_loss(
     """The sum over each image's anchors and all classes of -alpha_t (1 - p_t)^gamma log p_t (Eq. 5), in float32.
 
     Args:
-        logits: before the sigmoid; float64 stays it.
-        labels: the class of an anchor, -1 where it shows none of them.
-        is_counted: false for an anchor that has no loss.
+        logits: before the sigmoid; float64 logits are summed in float64.
+        labels: the class of each anchor, -1 for negatives.
+        is_counted: false for anchors without a loss.
         alpha: weight of an anchor's own class; all other pairs have 1 - alpha.
         gamma: 0 makes it a weighted cross-entropy.
     """
@@ -65,7 +65,7 @@ class _FocalLoss(torch.autograd.Function):
 
 
 def _parts(logits: Tensor, labels: Tensor, is_counted: Tensor) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
-    """Some rows of anchors at a time: which they are, their logits, labels (images, rows, 1) and weights."""
+    """Some rows of anchors at a time: their slice, logits, labels (images, rows, 1) and weights."""
     dtype = _working_dtype(logits)
     for start in range(0, logits.shape[1], _ANCHORS_AT_ONCE):
         rows = slice(start, start + _ANCHORS_AT_ONCE)
@@ -73,19 +73,19 @@ def _parts(logits: Tensor, labels: Tensor, is_counted: Tensor) -> Iterator[tuple
 
 
 def _negative(x: Tensor, gamma: float) -> Tensor:
-    """p^gamma (-log(1 - p)): the term of a class that an anchor does not show; with -x of one that it does."""
+    """p^gamma (-log(1 - p)): the term of a class that is not the anchor's; with -x, the term of its own class."""
     return F.softplus(x).mul_(x.sigmoid().pow_(gamma))
 
 
 def _negative_slope(x: Tensor, gamma: float) -> Tensor:
-    """Its derivative by x: p^gamma (p + gamma (1 - p) (-log(1 - p)))."""
+    """The derivative of `_negative` by x: p^gamma (p + gamma (1 - p) (-log(1 - p)))."""
     p = x.sigmoid()
     slope = F.softplus(x).mul_(1 - p).mul_(gamma).add_(p)
     return slope.mul_(p.pow_(gamma))
 
 
 def _with_own(values: Tensor, label: Tensor, own: Tensor) -> Tensor:
-    """`values` with those of the anchors' own classes exchanged for `own`; a row without a class stays as it is."""
+    """`values` with the entries of the anchors' own classes replaced by `own`; rows without a class stay."""
     place = label.clamp(min=0)
     return values.scatter_(2, place, own.where(label >= 0, values.gather(2, place)))
 

@@ -1,7 +1,7 @@
 """The three steps of detection that are operators in an exported graph, whose shapes must not depend on data.
 
-Each is a custom operator with outputs of a fixed size, into which `torch.export` does not look. `megdet.export` says
-what each is in ONNX. A program of `torch.export` runs where this module is imported.
+Each is a custom operator with outputs of a fixed size, which `torch.export` does not trace into. `megdet.export` says
+how each is written in ONNX. A program of `torch.export` needs this module to be imported.
 """
 
 from collections.abc import Sequence
@@ -15,14 +15,14 @@ from megdet.ops.ordering import score_keys
 from megdet.ops.ordering import top as top_keys
 
 NOTHING = float("-inf")
-"""The score of a row that stands for nothing."""
+"""The score of an empty row."""
 
 
 @torch.library.custom_op("megdet::top", mutates_args=())
 def top(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` largest of the last dimension in falling order, and their places; ties go to the lower place.
+    """The `count` largest of the last dimension in falling order, and their indices; ties go to the lower index.
 
-    Where there are fewer, the rest has the score NOTHING and the place 0. Scores (rows, candidates) are no NaN.
+    If there are fewer, the rest has the score NOTHING and the index 0. Scores (rows, candidates) must not be NaN.
     """
     _, places = top_keys(score_keys(scores), count)
     missing = count - places.shape[-1]
@@ -39,21 +39,21 @@ def _(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 @torch.library.custom_op("megdet::survivors", mutates_args=())
 def survivors(boxes: Tensor, scores: Tensor, iou_threshold: float, score_threshold: float, most: int) -> Tensor:
-    """Which boxes (segments, candidates, 4) survive the NMS within their segment; at most the `most` best of each.
+    """Which boxes (segments, candidates, 4) survive NMS within their segment; at most the `most` best of each.
 
-    Candidates whose score (segments, candidates) does not exceed the threshold are none. Between equal scores the lower
-    place is better.
+    Candidates whose score (segments, candidates) does not exceed the threshold are ignored. Of equal scores the lower
+    index is better.
     """
     segment = torch.arange(len(scores), device=scores.device).unsqueeze(1)
     segments = segment.expand_as(scores).masked_fill(scores <= score_threshold, -1)
     keep = segmented_nms(boxes.flatten(0, 1), scores.flatten(), segments.flatten(), iou_threshold).view_as(scores)
     best, places = top(scores.masked_fill(~keep, NOTHING), min(most, scores.shape[1]))
-    # several rows may stand for nothing, all with place 0
+    # several rows may be empty, all with index 0
     chosen: Tensor = places.new_zeros(keep.shape).scatter_add(1, places, (best > NOTHING).long())
     return chosen > 0
 
 
-# a fake has the parameters of its operator, also those from which its shape does not follow
+# a fake must have all parameters of its operator
 @survivors.register_fake
 def _(boxes: Tensor, scores: Tensor, iou_threshold: float, score_threshold: float, most: int) -> Tensor:  # noqa: ARG001
     return scores.new_empty(scores.shape, dtype=torch.bool)
@@ -68,7 +68,7 @@ def roi_align(
     level_index: Tensor,
     pool_size: int,
     sampling_ratio: int,
-    aligned: bool,  # an operator's schema has no names that must be given
+    aligned: bool,  # positional: an operator's schema has no keyword-only arguments here
 ) -> Tensor:
     """`ops.roi_align.roi_align` of maps (images, channels, height, width): (rois, bins, channels)."""
     table = own_roi_align.feature_table(levels)

@@ -1,4 +1,4 @@
-"""Random numbers as hashes of integers, on Python's own numbers; `ops/ordering.py` has the same for tensors."""
+"""Random numbers as hashes of Python integers; `ops/ordering.py` has the same for tensors."""
 
 GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed number
 MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9

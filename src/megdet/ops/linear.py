@@ -1,4 +1,4 @@
-"""The fully connected layer by oneDNN, for float32 on a CPU that is not Intel's.
+"""The fully connected layer by oneDNN, for float32 on CPUs that are not Intel's.
 
 torch sends float32 matrix products to MKL, which is a little faster than oneDNN on Intel's processors and half as fast
 on others (`bench/linear.py`). The operator is private to torch, so where a version of torch lacks it the layer is
@@ -20,7 +20,7 @@ _HAS_ONEDNN = torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointw
 def linear(
     x: Float[Tensor, "rows inputs"], weight: Float[Tensor, "outputs inputs"], bias: Float[Tensor, " outputs"] | None
 ) -> Float[Tensor, "rows outputs"]:
-    """x @ weight.T + bias; torch's own under autocast, in another number format, in an exported graph, on a GPU."""
+    """x @ weight.T + bias; torch's own layer under autocast, in another dtype, in an exported graph, on a GPU."""
     is_plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
     if torch.compiler.is_exporting():
         return F.linear(x, weight, bias)

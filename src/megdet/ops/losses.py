@@ -1,4 +1,4 @@
-"""Loss terms as sums of one image's samples over that image's own number of samples (Eq. 1)."""
+"""Loss terms: the sum over an image's samples divided by that image's own number of samples (Eq. 1)."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -51,7 +51,7 @@ def box_loss(
     weights: Weights,
     beta: float,
 ) -> Float[Tensor, "images samples"]:
-    """What a regressed box costs: `deltas` of `references`, encoded with these weights, where `wanted` were right."""
+    """The loss of each regressed box: `deltas` against the target deltas `wanted`, both relative to `references`."""
     if kind == "smooth_l1":
         return smooth_l1(deltas, wanted, beta).sum(2)
     return giou_loss(decode_boxes(deltas, references, weights), decode_boxes(wanted, references, weights))

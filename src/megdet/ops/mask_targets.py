@@ -1,9 +1,9 @@
-"""What the mask head should say of a RoI: how much of its object there is in every cell of a grid over the RoI.
+"""The targets of the mask head: the fraction of every cell of a grid over a RoI that its object covers.
 
 A target is RoIAlign of the object's full-size mask, as in torchvision's `project_masks_on_boxes`: the mean of bilinear
-samples in each cell, as many along an edge as a cell has pixels. No full-size mask is made. The samples of a cell are a
-product of two axes, so a target is a product of three matrices: how much each row counts in each cell, the pixels in
-the window of the RoI, how much each column counts. The pixels come out of the packed bits, eight at a time.
+samples in each cell, as many along an edge as a cell has pixels. No full-size mask is made. The sampling is separable,
+so a target is a product of three matrices: the weights of rows in each cell, the pixels in the window of the RoI, the
+weights of columns. The pixels are unpacked from bits, eight at a time.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ from megdet.ops.constants import constant
 from megdet.structures import Masks
 
 PIXELS_AT_ONCE = 1 << 20
-"""Pixels of the windows that a CPU unpacks together, unless one window has more."""
+"""Pixels of windows that a CPU unpacks at a time, unless a single window has more."""
 _PIXELS_AT_ONCE_ON_GPU = 1 << 26
 _BITS = tuple(tuple(byte >> (7 - bit) & 1 for bit in range(8)) for byte in range(256))
 
@@ -32,14 +32,14 @@ def mask_targets(
     canvas: tuple[int, int],
     bins: int,
 ) -> Float[Tensor, "images rois rows columns"]:
-    """The part of each cell of a RoI's grid that shows its object, 0 to 1; 0 where the object has no mask.
+    """The fraction of each cell of a RoI's grid that its object covers, 0 to 1; 0 if the object has no mask.
 
     Args:
-        masks: of all objects.
+        masks: the masks of all objects.
         box_index: the object of each RoI.
         rois: in pixels of the canvas.
-        sizes: height and width of each image: a mask has no pixels beyond it.
-        canvas: height and width of the largest image there may be.
+        sizes: height and width of each image; masks are 0 outside it.
+        canvas: height and width of the largest possible image.
         bins: cells along each edge of the grid.
     """
     images, count = box_index.shape
@@ -53,7 +53,7 @@ def mask_targets(
     rows = _Axis(flat[:, 1], flat[:, 3], lengths[:, 0], frames[:, 2], frames[:, 4])
     columns = _Axis(flat[:, 0], flat[:, 2], lengths[:, 1], frames[:, 1], frames[:, 3])
     first_bit = first_byte * 8 + frames[:, 0]
-    with torch.autocast(rois.device.type, enabled=False):  # bfloat16 has too few digits for the weights
+    with torch.autocast(rois.device.type, enabled=False):  # bfloat16 is too coarse for the weights
         for some, height, width in _chunks(rows.num_pixels, columns.num_pixels, canvas):
             own_rows, own_columns = rows.of(some), columns.of(some)
             pixels = _unpacked(masks.bits, first_bit[some], own_rows, own_columns, height, width).to(rois.dtype)
@@ -64,43 +64,43 @@ def mask_targets(
 
 @dataclass
 class _Axis:
-    """One axis of RoIs and of the frames of their objects; a number each, in pixels."""
+    """One axis (x or y) of RoIs and of the frames of their objects; one number a RoI, in pixels."""
 
     low: Float[Tensor, " rois"]
     high: Float[Tensor, " rois"]
     length: Int64[Tensor, " rois"]
-    """of the image"""
+    """length of the image"""
     frame: Int64[Tensor, " rois"]
-    """its first pixel"""
+    """first pixel of the frame"""
     frame_length: Int64[Tensor, " rois"]
 
     def of(self, some: Tensor) -> "_Axis":
-        """Some of the RoIs."""
+        """The axis of some of the RoIs."""
         return _Axis(*(values[some] for values in vars(self).values()))
 
     @property
     def size(self) -> Float[Tensor, " rois"]:
-        """Of the RoIs, 1 pixel at least, as in RoIAlign without `aligned`."""
+        """The length of the RoIs, at least 1 pixel, as in RoIAlign without `aligned`."""
         return (self.high - self.low).clamp(min=1)
 
     @property
     def first(self) -> Int64[Tensor, " rois"]:
-        """The window's first pixel: of the frame, and where bilinear samples of the RoI may look."""
+        """The first pixel of the window, which covers the pixels of the frame that samples of the RoI may read."""
         low = self.low.floor().to(torch.int64)
         return torch.maximum(torch.minimum(low, self.length - 1), self.frame)
 
     @property
     def num_pixels(self) -> Int64[Tensor, " rois"]:
-        """Of the window, 1 at least."""
+        """The length of the window in pixels, at least 1."""
         end = (self.low + self.size).floor().to(torch.int64) + 2
         return (torch.minimum(end, self.frame + self.frame_length) - self.first).clamp(min=1)
 
     def weights(self, bins: int, count: int) -> Float[Tensor, "rois bins pixels"]:
-        """How much each of `count` pixels of the window counts in each bin, all pixels of the image together 1.
+        """The weights of `count` pixels of the window in each bin; the weights of all pixels of an image sum to 1.
 
         A sample at p gives pixel t the weight max(0, 1 - |p - t|), which is the second difference over t of
-        max(0, p - t). The samples of a bin are evenly spaced, so the sum of the latter over those beyond t is that of
-        an arithmetic series. Samples up to a pixel outside the image are moved to its border, others give nothing.
+        max(0, p - t). The samples of a bin are evenly spaced, so the sum of max(0, p - t) over those beyond t is an
+        arithmetic series. Samples up to a pixel outside the image are moved to its border, others have no weight.
         """
         edge = self.size / bins
         samples = edge.ceil().double().reshape(-1, 1, 1)
@@ -129,10 +129,10 @@ class _Axis:
 def _chunks(
     heights: Int64[Tensor, " rois"], widths: Int64[Tensor, " rois"], canvas: tuple[int, int]
 ) -> Iterator[tuple[Int64[Tensor, " some"], int, int]]:
-    """RoIs whose windows are unpacked together, and the height and width that all of these have.
+    """RoIs whose windows are unpacked together, and the height and width of the unpacked windows.
 
-    A CPU takes windows of about the same area together. A GPU would have to wait for their sizes, so all are as large
-    as the canvas there.
+    A CPU takes windows of about the same area together. A GPU would have to wait for their sizes, so there all windows
+    are as large as the canvas.
     """
     count, device = len(heights), heights.device
     if heights.is_cuda:
@@ -162,7 +162,7 @@ def _end_of_chunk(windows: Sequence[tuple[int, int]], start: int) -> int:
 def _unpacked(
     bits: Tensor, first_bit: Tensor, rows: _Axis, columns: _Axis, height: int, width: int
 ) -> Float[Tensor, "rois rows columns"]:
-    """The pixels of windows, whole bytes of columns; what lies outside a frame means nothing."""
+    """The pixels of windows, in whole bytes of columns; pixels outside a frame are meaningless."""
     device = bits.device
     row = (rows.first - rows.frame).unsqueeze(1) + torch.arange(height, device=device)
     start = (

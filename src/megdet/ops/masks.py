@@ -1,7 +1,7 @@
 """Masks of detections, from a grid over a box to the pixels of an image.
 
-What is sampled lies in a frame of whole pixels around its box, and frames of like size are sampled together: the memory
-that it takes depends neither on the size of the image nor on the number of objects.
+Only a frame of whole pixels around each box is sampled, frames of similar size together. So the memory depends neither
+on the size of the image nor on the number of objects.
 """
 
 from collections.abc import Iterator
@@ -13,22 +13,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 THRESHOLD = 0.5
-"""A pixel belongs to an object that is at least so probable."""
+"""Least probability at which a pixel belongs to an object."""
 _MOST_PIXELS = 1 << 22
-"""Of frames that are sampled together: 16 MB in float32."""
+"""Pixels of frames that are sampled together: 16 MB in float32."""
 _FEW_PIXELS = 1 << 13
-"""A frame counts as so large at least: below it a call costs more than its pixels."""
+"""Least pixels that a frame counts for: for smaller frames the call costs more than the pixels."""
 
 
 @dataclass(frozen=True)
 class PastedMask:
-    """The pixels of one object within a frame; all others of the image are not its."""
+    """The mask of one object within a frame; it is 0 outside the frame."""
 
     index: int
-    """which of the masks it is"""
+    """index of the mask"""
     x: int
     y: int
-    """column and row of the image where the frame begins"""
+    """column and row of the image at which the frame begins"""
     pixels: Bool[Tensor, "height width"]
 
 
@@ -39,16 +39,15 @@ def paste_masks(
     *,
     exact: bool = True,
 ) -> Iterator[PastedMask]:
-    """Which pixels of an image belong to each object; not in the order given, and nothing for one without a pixel.
+    """The masks of objects as pixels of an image; in any order, and without objects that have no pixel.
 
     Args:
         probabilities: 0 to 1, on a grid over each box.
         boxes: x1, y1, x2, y2 in pixels of the image; they may reach out of it.
         size: height and width of the image in pixels.
-        exact: a pixel has the value of the grid at the pixel's centre, bilinear and 0 beyond the grid, and nothing is
-            outside its box (as detectron2 pastes). Otherwise a grid with a border of zeros is resized to its box in
-            whole pixels: the result of torchvision's `paste_masks_in_image`. That takes memory for the whole of a box,
-            so let boxes end at their image.
+        exact: take the bilinear value of the grid at each pixel's centre, 0 outside the box, as detectron2 does.
+            Otherwise resize the grid with a border of zeros to the box in whole pixels, as torchvision's
+            `paste_masks_in_image` does. This takes memory for the whole box, so boxes should be clipped to the image.
     """
     return _exactly(probabilities, boxes, size) if exact else _rounded(probabilities, boxes, size)
 
@@ -56,7 +55,7 @@ def paste_masks(
 def _exactly(
     probabilities: Float[Tensor, "masks rows columns"], boxes: Float[Tensor, "masks 4"], size: tuple[int, int]
 ) -> Iterator[PastedMask]:
-    """Interpolation of a grid in y and x is a product with a matrix on either side, of two numbers a pixel."""
+    """Bilinear interpolation of each grid as a product with two matrices, one for y and one for x."""
     frames = _frames(boxes, size)
     corners = frames.tolist()
     for rows in _alike(corners):
@@ -77,9 +76,9 @@ def resampled_masks(
     boxes: Float[Tensor, "masks 4"],
     others: Float[Tensor, "masks 4"],
 ) -> Float[Tensor, "masks rows columns"]:
-    """The same masks on grids of as many cells over other boxes: bilinear between the centres of their cells.
+    """Masks resampled to grids of the same number of cells over the boxes `others`, bilinear between cell centres.
 
-    As with `paste_masks` they are 0 beyond the grids.
+    As in `paste_masks`, masks are 0 outside their grids.
     """
     rows, columns = probabilities.shape[1:]
     x = _cell_weights(boxes[:, 0::2], others[:, 0::2], columns, probabilities.dtype)
@@ -90,7 +89,7 @@ def resampled_masks(
 def _cell_weights(
     edges: Float[Tensor, "masks 2"], others: Float[Tensor, "masks 2"], cells: int, dtype: torch.dtype
 ) -> Float[Tensor, "masks cells cells"]:
-    """How much of each cell of a grid between two edges is in each cell between two others; in one direction."""
+    """Weights along one axis: of each cell of a grid over `edges` in each cell of a grid over `others`."""
     start, end = edges.double().unsqueeze(2).unbind(1)
     first, last = others.double().unsqueeze(2).unbind(1)
     centres = first + (torch.arange(cells, device=edges.device) + 0.5) / cells * (last - first)
@@ -109,7 +108,7 @@ def _frames(boxes: Float[Tensor, "masks 4"], size: tuple[int, int]) -> Int64[Ten
 
 
 def _alike(corners: list[list[int]]) -> Iterator[list[int]]:
-    """Groups of frames that have pixels; a group is not much more than its frames when all are of the largest size."""
+    """Groups of nonempty frames of similar size, so that padding all to the largest of a group costs little."""
     sides = [(y2 - y1, x2 - x1) for x1, y1, x2, y2 in corners]
     found = [index for index, (height, width) in enumerate(sides) if height and width]
     found.sort(key=lambda index: (sides[index][0].bit_length(), sides[index][1]))
@@ -131,7 +130,7 @@ def _alike(corners: list[list[int]]) -> Iterator[list[int]]:
 def _weights(
     edges: Float[Tensor, "masks 2"], first: Int64[Tensor, " masks"], count: int, cells: int, dtype: torch.dtype
 ) -> Float[Tensor, "masks count cells"]:
-    """How much of each cell of a grid between two edges is in each pixel from the first one on; in one direction."""
+    """Weights along one axis: of each cell of a grid over `edges` in each of `count` pixels from `first` on."""
     start, end = edges.double().unsqueeze(2).unbind(1)
     centres = first.unsqueeze(1) + torch.arange(count, device=edges.device) + 0.5
     return _weights_at(centres, start, end, cells, dtype)
@@ -146,7 +145,7 @@ def _weights_at(centres: Tensor, start: Tensor, end: Tensor, cells: int, dtype: 
 def _rounded(
     probabilities: Float[Tensor, "masks rows columns"], boxes: Float[Tensor, "masks 4"], size: tuple[int, int]
 ) -> Iterator[PastedMask]:
-    """Each is resized to another size, by the very function that torchvision calls."""
+    """Resizes each mask to its box in whole pixels, by the function that torchvision calls."""
     grids, cells = F.pad(probabilities, (1, 1, 1, 1)), probabilities.shape[2]
     centre, half = (boxes[:, 2:] + boxes[:, :2]) * 0.5, (boxes[:, 2:] - boxes[:, :2]) * 0.5 * ((cells + 2) / cells)
     is_box = torch.isfinite(boxes).all(dim=1) & (boxes[:, 2:] >= boxes[:, :2]).all(dim=1)

@@ -1,4 +1,4 @@
-"""Which candidates belong to which ground-truth box, and which of them are sampled for the loss."""
+"""Matches candidates to ground-truth boxes, and samples candidates for the loss."""
 
 from dataclasses import dataclass
 
@@ -11,12 +11,12 @@ from megdet.ops.integer_hash import hash_integers
 from megdet.ops.ordering import NEVER, hash64, top
 
 _BOXES_AT_ONCE = 16
-"""Boxes compared with all candidates together; bounds the memory of a crowded image at full size."""
+"""Boxes that are compared with all candidates at a time; limits the memory of crowded images."""
 
 
 @dataclass
 class Matches:
-    """The ground-truth box of every candidate, and whether it counts as positive or negative (or neither)."""
+    """The ground-truth box of every candidate, and whether the candidate is positive or negative (or neither)."""
 
     box_index: Int64[Tensor, "images candidates"]
     is_positive: Bool[Tensor, "images candidates"]
@@ -43,9 +43,9 @@ def match_boxes(
 ) -> Matches:
     """Match candidates to the box they overlap most, ties to the first box.
 
-    `candidates` are one set for all images or one set each. With `keep_best` the candidates that overlap a box most
-    are positive too, however little that is (anchors; Faster R-CNN, Sec. 3.1.2). An image without boxes has negatives
-    only.
+    `candidates` are one set for all images or one set each. With `keep_best` the candidates with the largest overlap
+    with a box are positive too, however small it is (anchors; Faster R-CNN, Sec. 3.1.2). An image without boxes has
+    only negatives.
     """
     shape = (boxes.shape[0], candidates.shape[-2])
     best_iou = boxes.new_full(shape, -1.0)

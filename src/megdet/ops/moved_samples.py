@@ -1,4 +1,4 @@
-"""Where a convolution whose points move reads its input (deformable convolution, Dai et al., 2017)."""
+"""The sampling points of a deformable convolution (Dai et al., 2017)."""
 
 import torch
 from jaxtyping import Float, Int64
@@ -15,12 +15,12 @@ def moved_taps(
     padding: Pair,
     dilation: Pair,
 ) -> tuple[Int64[Tensor, "samples 4"], Float[Tensor, "samples 4"]]:
-    """The four pixels around each point of each place of the kernel, and their bilinear weights.
+    """The four pixels around each moved point of the kernel, for each output position, and their bilinear weights.
 
-    Pixels of maps of this size are counted over all images, row by row. The samples are those of images of
-    rows * kernel[0] by columns * kernel[1]. `offsets` are as `torchvision.ops.deform_conv2d` has them: for every point
-    of the kernel, row by row, how far it moves in y and in x, in pixels of the input. What lies outside the map has the
-    weight 0; a point moved by no number has weights that are no numbers.
+    Pixels of maps of height and width `size` are indexed over all images, row by row. The samples form images of
+    rows * kernel[0] by columns * kernel[1]. `offsets` are as in `torchvision.ops.deform_conv2d`: for every point of the
+    kernel, row by row, its shift in y and in x, in pixels of the input. Pixels outside the map have the weight 0; a NaN
+    offset gives NaN weights.
     """
     images, _, rows, columns = offsets.shape
     work = torch.float64 if offsets.dtype == torch.float64 else torch.float32
@@ -36,13 +36,13 @@ def moved_taps(
 
 
 def _places(count: int, points: int, stride: int, padding: int, dilation: int, like: Tensor) -> Tensor:
-    """Where the points of the kernel lie along one axis at each of its places, (places, points)."""
+    """The coordinates of the kernel's points along one axis at each output position, (positions, points)."""
     place = torch.arange(count, device=like.device, dtype=like.dtype) * stride - padding
     return place.unsqueeze(1) + torch.arange(points, device=like.device, dtype=like.dtype) * dilation
 
 
 def _around(points: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """The pixels below and above along one axis and their weights, in a last dimension."""
+    """The lower and upper pixel along one axis and their weights, in the last dimension."""
     low = points.detach().nan_to_num(nan=0.0).clamp(-2, length).floor()
     fraction = points - low
     index = torch.stack([low, low + 1], -1).to(torch.int64)

@@ -18,14 +18,13 @@ def segmented_nms(
     segments: Int64[Tensor, " candidates"],
     iou_threshold: float,
 ) -> Bool[Tensor, " candidates"]:
-    """Which candidates survive the suppression within their own segment (an image and level, an image and class).
+    """Which candidates survive NMS within their own segment (an image and level, or an image and class).
 
-    A candidate is suppressed if its IoU with a better one that survives exceeds `iou_threshold`; between equal scores
-    the lower index is better. Candidates of a negative segment are padding and do not survive. Segments are
+    A candidate is suppressed if its IoU with a better survivor exceeds `iou_threshold`; of equal scores the lower index
+    is better. Candidates of a negative segment are padding and do not survive. Segments are
     told apart by index, never by shifted coordinates: float32 boxes moved by thousands of pixels overlap differently,
-    and one call over a whole batch is quadratic in its candidates. On a GPU it is one launch and nothing waits for it;
-    without Triton, as on Windows, or where it cannot build, the loop below reads the lengths of the segments from the
-    device.
+    and one call over a whole batch is quadratic in its candidates. On a GPU it is one kernel launch without a wait. If
+    Triton is missing, as on Windows, or cannot build, the loop below reads the lengths of the segments from the device.
     """
     if boxes.is_cuda and (thin_segments := usable_kernel(boxes.device)) is not None:
         return thin_segments(boxes, scores, segments, iou_threshold)
@@ -46,9 +45,9 @@ def segmented_nms(
 
 @cache
 def usable_kernel(device: torch.device) -> Callable[..., Tensor] | None:
-    """`nms_kernel.thin_segments` if it runs on this device; it is tried once, on one box.
+    """`nms_kernel.thin_segments` if it runs on this device, else None; it is tried once, on one box.
 
-    Triton builds a small library in C before its first launch. Where it cannot, a warning says what is missing.
+    Triton builds a small C library before its first launch. If it cannot, a warning says what is missing.
     """
     if find_spec("triton") is None:
         return None

@@ -1,6 +1,6 @@
 """Non-maximum suppression of many segments on a GPU in one launch, without waiting for the host (Triton).
 
-Imported only where the boxes are on a GPU; `ops/nms.py` has the plain form, against which this one is tested.
+Imported only for boxes on a GPU; `ops/nms.py` has the plain form, against which this one is tested.
 """
 
 import torch
@@ -22,10 +22,10 @@ def thin_segments(boxes: Tensor, scores: Tensor, segments: Tensor, iou_threshold
     ends = torch.searchsorted(sorted_segments, sorted_segments, right=True)
     alive = (sorted_segments >= 0).to(torch.int32)
     if len(order):
-        # as a number of the kernel's own the threshold would be rounded to float32, and a tie would fall elsewhere
+        # as a scalar argument of the kernel the threshold would be rounded to float32, and ties could differ
         threshold = constant((iou_threshold,), torch.float64, boxes.device)
-        # a program for every candidate; only the first of each segment has something to do. One stage: a load that
-        # was moved before the barrier would see the state of the round before. No fusion: x * y + z rounds twice here
+        # a program for every candidate; only the first of each segment works. One stage: a load moved before the
+        # barrier would read the state of the round before. No fusion: x * y + z must round twice
         _thin[(len(order),)](
             boxes[order].contiguous(),
             sorted_segments,
@@ -65,11 +65,11 @@ def _thin(boxes, segments, ends, alive, threshold, BLOCK: tl.constexpr):  # type
                     height = tl.maximum(tl.minimum(y2, other_y2) - tl.maximum(y1, other_y1), 0.0)
                     both = width * height
                     other_area = (other_x2 - other_x1) * (other_y2 - other_y1)
-                    # divided, not multiplied across, and rounded as on a CPU, so that a tie falls as in the plain form
+                    # a division rounded as on a CPU, so that ties are decided as in the plain form
                     union = area + other_area - both
                     if both.dtype == tl.float32:
                         overlap = tl.div_rn(both, union)
                     else:
                         overlap = both / union
                     tl.store(alive + j, 0, mask=is_candidate & (overlap.to(tl.float64) > iou_threshold))
-            tl.debug_barrier()  # the next round must see what this one suppressed
+            tl.debug_barrier()  # the next round must read what this one suppressed

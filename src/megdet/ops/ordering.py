@@ -1,8 +1,8 @@
 """Total orders: hashes that replace random generators, and sort keys in which no two candidates are equal.
 
-A choice that depends on a generator's state, or on the place of a candidate in some list, changes when the images are
-spread over devices in another way. Here a choice depends on 64-bit keys alone: a hash of (image seed, identity of the
-candidate), or a score joined with the candidate's index.
+A choice that depends on a generator's state, or on the position of a candidate in some list, changes when the images
+are spread over devices in another way. Here a choice depends only on 64-bit keys: a hash of (image seed, identity of
+the candidate), or a score combined with the candidate's index.
 """
 
 import torch
@@ -32,9 +32,9 @@ def hash64(seeds: Int64[Tensor, " *shape"], index: Int64[Tensor, " *shape2"]) ->
 
 
 def score_keys(scores: Float[Tensor, "... candidates"]) -> Int64[Tensor, "... candidates"]:
-    """Keys that order candidates by score, ties to the lower place in the last dimension.
+    """Keys that order candidates by score, ties to the lower index in the last dimension.
 
-    The upper half is the float32 score as an order-preserving integer, the lower half the index counted down. Places
+    The upper half is the float32 score as an order-preserving integer, the lower half the index counted down. Indices
     must be below 2**32. NaN scores get the key NEVER.
     """
     bits = scores.float().view(torch.int32).to(torch.int64)
@@ -47,6 +47,6 @@ def score_keys(scores: Float[Tensor, "... candidates"]) -> Int64[Tensor, "... ca
 def top(
     keys: Int64[Tensor, "... candidates"], count: int
 ) -> tuple[Int64[Tensor, "... kept"], Int64[Tensor, "... kept"]]:
-    """The `count` largest keys (fewer if there are fewer candidates) in falling order, and their places."""
+    """The `count` largest keys (fewer if there are fewer candidates) in falling order, and their indices."""
     values, places = keys.topk(min(count, keys.shape[-1]), dim=-1, sorted=True)
     return values, places

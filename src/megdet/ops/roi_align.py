@@ -34,7 +34,7 @@ class FeatureTable:
     def take(self, index: Int64[Tensor, " taken"]) -> Float[Tensor, "taken channels"]:
         """Rows by index; the gradient is summed per row in a fixed order.
 
-        It is added in place to the gradient of later readers of the table, so that there are never two of that size.
+        It is added in place to the gradient of later readers, so that two tables of gradients never exist.
         """
         taken: Tensor
         taken, self.rows = _TakenRows.apply(self.rows, index)
@@ -58,8 +58,8 @@ def roi_levels(
 ) -> Int64[Tensor, " rois"]:
     """The level from which each RoI is pooled, 0 the finest (Eq. 1 of the FPN paper).
 
-    A RoI of `canonical_size` pixels goes to `canonical_level`, one of half that size to the level below. A size that is
-    NaN goes to the finest.
+    A RoI of `canonical_size` pixels goes to `canonical_level`, one of half that size to the next finer level. A NaN
+    size goes to the finest.
     """
     level = _fitting_level(rois, canonical_size, canonical_level).floor()
     return level.clamp(min=0, max=num_levels - 1).to(torch.int64)
@@ -68,9 +68,9 @@ def roi_levels(
 def roi_level_pairs(
     rois: Float[Tensor, "rois 4"], num_levels: int, canonical_size: float, canonical_level: int = 2
 ) -> Int64[Tensor, "2 rois"]:
-    """The two neighbouring levels next to each RoI's size, the finer one first; one of them is that of `roi_levels`.
+    """The two neighbouring levels nearest to each RoI's size, the finer first; one of them is that of `roi_levels`.
 
-    The other is the finer one for a RoI in the smaller half of its level's sizes, by their logarithm, else the coarser.
+    The other is the next finer level if the RoI is in the smaller half of its level's log sizes, else the next coarser.
     """
     coarser = (_fitting_level(rois, canonical_size, canonical_level) + 0.5).floor()
     coarser = coarser.clamp(min=1, max=num_levels - 1).to(torch.int64)
@@ -78,7 +78,7 @@ def roi_level_pairs(
 
 
 def _fitting_level(rois: Tensor, canonical_size: float, canonical_level: int) -> Tensor:
-    """The level that fits each RoI's size, with a fraction."""
+    """The level for each RoI's size (Eq. 1 of the FPN paper), not rounded."""
     size = ((rois[:, 2] - rois[:, 0]) * (rois[:, 3] - rois[:, 1])).nan_to_num(nan=0.0).clamp(min=0).sqrt()
     return canonical_level + torch.log2(size / canonical_size) + 1e-6
 
@@ -97,11 +97,10 @@ def roi_align(
     """Pool each RoI to pool_size x pool_size bins, row by row, from its level (Mask R-CNN, Sec. 3).
 
     `rois` are in pixels of the image and get no gradient. The value of a bin is the mean of sampling_ratio^2 bilinear
-    samples, as in `torchvision.ops.roi_align`; with a ratio of 0 as many along an edge as the pixels that the bin spans
-    there, rounded up, for whose number a GPU is waited for. Points more than a pixel outside the map count as zero,
-    and so do all
-    those of a RoI with a coordinate that is not finite. `aligned` shifts by the half pixel between the corner and the
-    centre of a pixel.
+    samples, as in `torchvision.ops.roi_align`. With a ratio of 0 there are as many along an edge as the bin spans
+    pixels, rounded up; the host waits for a GPU to know that number. Points more than a pixel outside the map count as
+    zero, and so do all points of a RoI with a coordinate that is not finite. `aligned` shifts by the half pixel between
+    the corner and the centre of a pixel.
     """
     places = _Places(table, strides, rois.detach(), image_index, levels, aligned)
     if sampling_ratio:
@@ -121,8 +120,8 @@ def position_sensitive_roi_align(
 ) -> Float[Tensor, "rois bins channels"]:
     """Pool each RoI to pool_size x pool_size bins, each from channels of its own (R-FCN, Sec. 3).
 
-    The channels of the first bin come first. Differs from the paper: a bin is the mean of bilinear samples, as
-    RoIAlign's and `torchvision.ops.ps_roi_align`'s, not of whole pixels.
+    Channels are ordered bin after bin. Differs from the paper: a bin is the mean of bilinear samples, as in RoIAlign
+    and `torchvision.ops.ps_roi_align`, not of whole pixels.
     """
     images, channels, height, width = maps.shape
     bins = pool_size * pool_size
@@ -137,7 +136,7 @@ def position_sensitive_roi_align(
 
 
 class _Places:
-    """Where each RoI lies on its level: upper left corner and size, (rois, 2) in x and y, and the map's own numbers."""
+    """Each RoI on its level: upper left corner and size, (rois, 2) in x and y, with the size and stride of the map."""
 
     def __init__(
         self,
@@ -153,7 +152,7 @@ class _Places:
         self.height, self.width = shape[0], shape[1]
         scale = constant(tuple(1.0 / stride for stride in strides), work, device)[levels].unsqueeze(1)
         scaled = rois.to(work) * scale - (0.5 if aligned else 0.0)
-        scaled = scaled.where(rois.isfinite().all(1, keepdim=True), math.nan)  # so that all of its points are outside
+        scaled = scaled.where(rois.isfinite().all(1, keepdim=True), math.nan)  # then all its points count as outside
         self.low, self.size = scaled[:, :2], scaled[:, 2:] - scaled[:, :2]
         if not aligned:
             self.size = self.size.clamp(min=1.0)
@@ -203,7 +202,7 @@ def _adaptive_taps(places: _Places, pool_size: int) -> tuple[Tensor, Tensor, Ten
 def _bilinear(points: Tensor, length: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Lower and upper pixel along one axis and their weights; both weights are 0 outside the map."""
     is_inside = (points >= -1.0) & (points <= length)
-    points = torch.where(is_inside, points, 0.0).clamp(min=0)  # outside they may be NaN
+    points = torch.where(is_inside, points, 0.0).clamp(min=0)  # points outside may be NaN
     low = torch.minimum(points.floor().to(torch.int64), length - 1)
     high = torch.minimum(low + 1, length - 1)
     fraction = (points - low).clamp(max=1.0) * (high > low)
@@ -212,7 +211,7 @@ def _bilinear(points: Tensor, length: Tensor) -> tuple[Tensor, Tensor, Tensor, T
 
 
 class _TakenRows(torch.autograd.Function):
-    """Some rows of a table, and the table for later readers."""
+    """Takes some rows of a table, and passes the table on to later readers."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
@@ -223,6 +222,6 @@ class _TakenRows(torch.autograd.Function):
     def backward(ctx: Any, of_taken: Tensor, of_table: Tensor) -> tuple[Tensor, None]:
         (index,) = ctx.saved_tensors
         of_table = of_table.contiguous()
-        if of_table.is_cuda:  # sorts first; adding by index would not have one order there
+        if of_table.is_cuda:  # sorted first: adding by index has no fixed order on a GPU
             return of_table.index_put_((index,), of_taken, accumulate=True), None
         return of_table.index_add_(0, index, of_taken), None

@@ -1,7 +1,7 @@
-"""What a map of classes should say: which object is at the middle of each of its cells.
+"""Targets of semantic segmentation: the class of the object at the middle of each cell of a map.
 
-An object that has a mask is where its mask is, one that has none fills its box. The masks are read bit by bit where a
-cell asks for them; neither they nor the boxes are ever drawn at full size.
+An object covers its mask or, without a mask, its box. Masks are read bit by bit at the middles of cells; neither masks
+nor boxes are drawn at full size.
 """
 
 import torch
@@ -12,7 +12,7 @@ from megdet.ops.boxes import box_area
 from megdet.structures import Masks, Targets
 
 _PLACES_AT_ONCE = 1 << 21
-"""Pairs of an object and a cell that are looked at together on a CPU, unless one object has more cells."""
+"""Pairs of an object and a cell that are computed at a time on a CPU, unless a single object has more cells."""
 _PLACES_AT_ONCE_ON_GPU = 1 << 23
 
 
@@ -20,12 +20,12 @@ _PLACES_AT_ONCE_ON_GPU = 1 << 23
 def semantic_targets(
     targets: Targets, sizes: Int64[Tensor, "images 2"], grid: tuple[int, int], stride: int, num_classes: int
 ) -> Int64[Tensor, "images height width"]:
-    """The class at the middle of each cell: -1 beyond the image, `num_classes` where there is no object.
+    """The class at the middle of each cell: -1 outside the image, `num_classes` without an object.
 
-    Where objects overlap it is that of the smallest box, of boxes of one size that of the lower row.
+    If objects overlap, the object with the smallest box counts, of equal boxes the one with the lower index.
 
     Args:
-        targets: boxes and, where there are any, masks.
+        targets: boxes and, if there are any, masks.
         sizes: height and width of each image in pixels.
         grid: cells from top to bottom and from left to right.
         stride: edge of a cell in pixels.
@@ -37,7 +37,7 @@ def semantic_targets(
     area = box_area(targets.boxes).masked_fill(~targets.is_box, torch.inf)
     order = area.sort(dim=1, stable=True).indices  # the smallest first
     nobody = torch.full((), count, dtype=torch.int64, device=device)
-    on_top = nobody.expand(images, *grid)  # the place in this order
+    on_top = nobody.expand(images, *grid)  # the object's index in this order
     limit = _PLACES_AT_ONCE_ON_GPU if device.type == "cuda" else _PLACES_AT_ONCE
     at_once = max(1, limit // max(1, images * grid[0] * grid[1]))
     for start in range(0, count, at_once):
@@ -55,7 +55,7 @@ def semantic_targets(
 def _covers(
     targets: Targets, some: Int64[Tensor, "images objects"], y: Int64[Tensor, " height"], x: Int64[Tensor, " width"]
 ) -> Bool[Tensor, "images objects height width"]:
-    """Whether some objects are at these places, from the upper and left edge of a box on and before the others."""
+    """Whether objects cover the points (y, x); a box includes its upper and left edges, not the other two."""
     boxes = targets.boxes.gather(1, some.unsqueeze(2).expand(-1, -1, 4)).unsqueeze(3)
     in_box = _between(y, boxes[:, :, 1], boxes[:, :, 3]).unsqueeze(3) & _between(
         x, boxes[:, :, 0], boxes[:, :, 2]
@@ -77,7 +77,7 @@ def _between(
 def _in_mask(
     masks: Masks, frames: Int64[Tensor, "images objects 5"], y: Int64[Tensor, " height"], x: Int64[Tensor, " width"]
 ) -> Bool[Tensor, "images objects height width"]:
-    """Whether the pixels that begin at these places belong to the masks; beyond a frame none does."""
+    """Whether the pixels with upper left corners (y, x) belong to the masks; outside a frame none does."""
     first, left, top, width, height = (column.unsqueeze(2) for column in frames.unbind(2))
     row, column = (y - top).unsqueeze(3), (x - left).unsqueeze(2)
     is_inside = (row >= 0) & (row < height.unsqueeze(3)) & (column >= 0) & (column < width.unsqueeze(3))

@@ -1,4 +1,4 @@
-"""Weighted sums of the rows of a table, whose gradients have one order of addition on every device."""
+"""Weighted sums of the rows of a table, with gradients that are added in one order on every device."""
 
 import math
 from functools import reduce
@@ -17,7 +17,7 @@ def weighted_bags(
 
     The backward sorts the taps by row, stably, so there is no scatter with atomics.
     """
-    if torch.compiler.is_exporting():  # ONNX has no such bags
+    if torch.compiler.is_exporting():  # ONNX has no embedding bag
         taps = zip(index.unbind(1), weights.to(rows.dtype).unbind(1), strict=True)
         return reduce(torch.add, (rows[own] * weight.unsqueeze(1) for own, weight in taps))
     return _WeightedBags.apply(rows, index, weights)  # type: ignore[no-any-return]  # `apply` of torch's has no types
@@ -63,7 +63,7 @@ def ragged_bags(
     bags: Int64[Tensor, " taps"],
     num_bags: int,
 ) -> Float[Tensor, "bags channels"]:
-    """The same with another number of taps in each bag: tap t is in bag `bags[t]`, and `bags` rise.
+    """`weighted_bags` with a different number of taps in each bag: tap t is in bag `bags[t]`, and `bags` rise.
 
     The weights get no gradient.
     """
@@ -87,7 +87,7 @@ class _RaggedBags(torch.autograd.Function):
 
 
 def _sums(rows: Tensor, index: Tensor, weights: Tensor, bags: Tensor, num_bags: int) -> Tensor:
-    """For each bag the weighted sum of the rows that `index` names for it; `bags` rise."""
+    """For each bag the weighted sum of its rows; `bags` rise."""
     if not len(index):
         return rows.new_zeros(num_bags, rows.shape[1])
     offsets = torch.searchsorted(bags, torch.arange(num_bags, device=index.device))

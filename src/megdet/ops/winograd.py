@@ -37,16 +37,16 @@ def convolve_3x3(
     weight: Float[Tensor, "outputs inputs 3 3"],
     bias: Float[Tensor, " outputs"] | None = None,
 ) -> list[Float[Tensor, "_ outputs _ _"]]:
-    """The convolution of stride 1 with a border of one pixel of zeros, of several maps with the same weights.
+    """The convolution of stride 1 and padding 1 of several maps with the same weights.
 
-    Every map has its own number of images and size. Of float32 tensors on a CPU; it is fastest with channels last.
+    Each map has its own number of images and size. For float32 tensors on a CPU; fastest with channels last.
     """
     found: tuple[Tensor, ...] = _Winograd.apply(weight, bias, *maps)
     return list(found)
 
 
 def num_tiles(height: int, width: int) -> int:
-    """The tiles that cover a map."""
+    """The number of tiles that cover a map."""
     return -(-height // TILE) * -(-width // TILE)
 
 
@@ -64,7 +64,7 @@ class _Winograd(torch.autograd.Function):
         of_weight = _weight_gradient(maps, gradients) if needs_weight else None
         of_bias = torch.stack([own.sum((0, 2, 3)) for own in gradients]).sum(0) if needs_bias else None
         ctx.maybe_clear_saved_tensors()
-        del maps  # before the gradients of the maps are made: a step's memory peaks here
+        del maps  # freed before the gradients of the maps are made: a step's memory peaks here
         of_maps: Sequence[Tensor | None] = [None] * len(gradients)
         if any(needs_maps):
             of_maps = _convolved(gradients, _of_weights(weight, turns=True), None)
@@ -77,9 +77,9 @@ class _Piece(NamedTuple):
     map_index: int
     images: slice
     rows: slice
-    """of tiles"""
+    """rows of tiles"""
     columns: int
-    """of tiles"""
+    """columns of tiles"""
     start: int
     """its first tile in the chunk"""
 
@@ -131,7 +131,7 @@ def _pieces(shapes: Sequence[torch.Size], limit: int) -> Iterator[_Piece]:
 
 
 def _parts(count: int, most: int) -> Iterator[tuple[int, int]]:
-    """`count` things in as few parts as possible of at most `most`, about equally many in each."""
+    """`count` items split into as few parts as possible of at most `most`, of about equal size."""
     parts = -(-count // most)
     for part in range(parts):
         yield count * part // parts, count * (part + 1) // parts
@@ -167,24 +167,24 @@ def _weight_gradient(maps: Sequence[Tensor], gradients: Sequence[Tensor]) -> Ten
 
 
 def _of_weights(weight: Tensor, *, turns: bool = False) -> Float[Tensor, "points outputs inputs"]:
-    """G of the weights, or of the weights turned by 180 degrees, with which the gradient is convolved."""
+    """G applied to the weights; `turns` takes the weights turned by 180 degrees, for the gradient of the input."""
     flat = weight.permute(2, 3, 0, 1).reshape(9, -1)
     constant = _constants().weights
     return torch.mm(constant.flip(1) if turns else constant, flat).view(_POINTS, *weight.shape[:2])
 
 
 def _of_inputs(rows: Sequence[Tensor], chunk: _Chunk) -> Float[Tensor, "points tiles channels"]:
-    """B of the chunk's tiles, each with the pixels around it."""
+    """B applied to the chunk's tiles, each with the pixels around it."""
     return torch.mm(_constants().inputs, _cut(rows, chunk, _INPUTS)).view(_POINTS, chunk.num_tiles, -1)
 
 
 def _of_gradients(rows: Sequence[Tensor], chunk: _Chunk) -> Float[Tensor, "points tiles channels"]:
-    """A, transposed, of the gradients of the chunk's tiles."""
+    """A transposed, applied to the gradients of the chunk's tiles."""
     return torch.mm(_constants().outputs.t(), _cut(rows, chunk, TILE)).view(_POINTS, chunk.num_tiles, -1)
 
 
 def _cut(rows: Sequence[Tensor], chunk: _Chunk, edge: int) -> Float[Tensor, "pixels tiles_channels"]:
-    """The tiles of a chunk with `edge` x `edge` pixels each, which reach into their neighbours if that is over 4."""
+    """The tiles of a chunk with `edge` x `edge` pixels each; they overlap if `edge` is over 4."""
     channels = rows[0].shape[3]
     tiles = rows[0].new_empty(edge * edge, chunk.num_tiles * channels)
     for piece in chunk.pieces:
@@ -217,7 +217,7 @@ def _padded(rows: Tensor, piece: _Piece, border: int) -> Tensor:
 
 
 def _write(tiles: Tensor, rows: Tensor, piece: _Piece) -> None:
-    """Put the tiles of a piece into its map, without what lies beyond the edges."""
+    """Write the tiles of a piece into its map, without the part beyond the map's edges."""
     _, height, width, channels = rows.shape
     images, down, across = piece.shape
     top, bottom = TILE * piece.rows.start, min(TILE * piece.rows.stop, height)

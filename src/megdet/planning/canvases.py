@@ -2,7 +2,7 @@
 
 The time of an image is assumed proportional to its canvas. The canvases are those of the 159 photos of `coco-mini`, a
 sample of COCO train2017 and val2017, at the paper's size: the shorter edge 800 pixels, the longer one at most 1333,
-edges rounded up to 32. The plan puts images of like aspect ratio into one micro-batch, so it has one canvas, and the
+edges rounded up to 32. The plan puts images of similar aspect ratio into one micro-batch, so it has one canvas, and the
 canvases of the micro-batches of a step are independent draws from this distribution.
 """
 

@@ -16,7 +16,7 @@ FILE = "counts.json"
 TILE = 64
 """Edge in pixels of the canvas that is counted: the largest stride, so other canvases are multiples of it."""
 Variant = Literal["trained", "frozen"]
-"""With batch norm, or with fixed statistics and two frozen stages, as in our recipes of BN size 0."""
+"""trained = batch norm; frozen = frozen statistics and two frozen stages, as in our recipes of BN size 0."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Counts:
     normed_backward: int
     """values whose gradient passes back through them"""
     kept: int
-    """values that the forward keeps for the backward.
+    """values that the forward keeps for the backward
 
     This rests on an assumption: two for each value that passes through a norm layer (the inputs of the norm layer and
     of the next convolution), and three for each place and channel of the pyramid (the inputs of its 3 x 3 convolutions,
@@ -49,7 +49,7 @@ class Counts:
     the box head are small in comparison.
     """
     exchange: Exchange
-    """of a whole step, with any number of images"""
+    """what a step sends, for any number of images"""
 
 
 @cache

@@ -37,7 +37,7 @@ def describe(
 ) -> list[LayoutRow]:
     """The rows of `megdet describe`; only the number of parameters needs the detector built.
 
-    Raises InputError for a layout that cannot be.
+    Raises InputError for an impossible layout.
     """
     rows: list[LayoutRow] = []
 

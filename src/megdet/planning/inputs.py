@@ -40,7 +40,7 @@ class Given:
     measured: Path | None = None
     """file of an earlier `megdet plan --json`"""
     seconds_per_image: float | None = None
-    """of a step of the recipe's own recompute plan"""
+    """seconds of a step, per image, with the recipe's own recompute plan"""
     image_bytes: float | None = None
     """memory of an image"""
     fixed_bytes: float | None = None
@@ -48,17 +48,17 @@ class Given:
     bandwidth: float | None = None
     """bytes a second that a device sends"""
     latency: float | None = None
-    """seconds of a hop"""
+    """seconds from one device to the next"""
     noise_scale: float | None = None
     """images"""
     noise_from: Path | None = None
-    """run folder whose metrics have it"""
+    """run folder whose metrics have the noise scale"""
 
 
 def measure_recipe(
     recipe: Recipe, layout: Layout, how: Measuring, assumptions: list[str], progress: Callable[[str], None]
 ) -> Measurement:
-    """Measure, by default at the sizes of a layout. Raises InputError as `measure`, before any step is made."""
+    """Measure, by default at the sizes of a layout. Raises InputError as `measure` does, before any step is made."""
     backbone = recipe.model.backbone
     if backbone.weights:  # a missing file is refused before anything is measured
         pretrained_tensors(backbone.name, Path(backbone.weights))
@@ -78,7 +78,7 @@ def measured_earlier(recipe: Recipe, path: Path) -> Measurement:
     """An earlier measurement. Raises InputError if the steps of its recipe do not cost the same."""
     measurement = read_measurement(path)
     other = parse_recipe(measurement.recipe, str(path))
-    # the step of a micro-batch does not depend on these, but on whether statistics are frozen
+    # the cost of a micro-batch does not depend on these keys, except on whether statistics are frozen
     other = replace(
         other,
         batch_size=recipe.batch_size,

@@ -19,7 +19,7 @@ from megdet.recipe_check import check_recipe
 from megdet.run_length import decay_of, total_steps
 
 _AS_GOOD = 1.02
-"""A layout at most so much slower than the fastest counts as good: measurements do not tell them apart."""
+"""A layout slower than the fastest by at most this factor counts as good: measurements cannot tell them apart."""
 _DOUBLINGS = range(-3, 5)
 
 
@@ -30,21 +30,21 @@ class PlannedLayout:
     recompute: RecomputePlan
     layout: Layout
     bytes: float | None
-    """the most that a device (on a CPU: a process) needs; None where it is not known"""
+    """largest memory of a device (on a CPU: a process); None if it is not known"""
     fits: bool | None
-    """within the memory of a device; None where that is not known"""
+    """whether it is within the memory of a device; None if that is not known"""
     step: StepTime
     load_seconds: float
-    """to read a step's images of the busiest rank in its loading processes"""
+    """seconds to read the busiest rank's images of a step in its loading processes"""
     gradient_bytes_sent: float
-    """by a device in a step"""
+    """bytes that a device sends in a step"""
     norm_bytes_sent: float
     training_hours: float
     evaluation_hours: float
 
     @property
     def hours(self) -> float:
-        """Of the whole run."""
+        """Hours of the whole run."""
         return self.training_hours + self.evaluation_hours
 
     def as_dict(self) -> dict[str, Any]:
@@ -67,21 +67,21 @@ class PlannedLayout:
 
 @dataclass(frozen=True)
 class BatchSize:
-    """The cost of the same loss with another mini-batch, beside the recipe's (McCandlish et al., 2018)."""
+    """The cost of the same loss with another mini-batch, relative to the recipe's (McCandlish et al., 2018)."""
 
     batch_size: int
     steps: float
-    """as a multiple of the recipe's"""
+    """steps as a multiple of the recipe's"""
     examples: float
     """images seen, and so the work, as a multiple of the recipe's"""
     hours: float | None
-    """of the training on the same devices; None if no layout fits, or the forced one does not"""
+    """hours of the training on the same devices; None if no layout fits, or the forced one does not"""
     devices_in_step: int
     """devices in proportion to the batch"""
     hours_in_step: float | None
-    """of the training on `devices_in_step`; None also if the proportion is no whole number of devices"""
+    """hours of the training on `devices_in_step`; None also if the proportion is not a whole number of devices"""
     pays: bool
-    """whether it is at most the noise scale: then the work is at most twice the least"""
+    """whether the batch is at most the noise scale: then the work is at most twice the least"""
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Planner:
     def layouts(self, devices: int, recipe: Recipe | None = None) -> list[PlannedLayout]:
         """Every lane width and recompute plan on so many devices, those that fit first, the fastest first.
 
-        Raises InputError for a layout that cannot be.
+        Raises InputError for an impossible layout.
         """
         recipe = recipe or self.recipe
         chosen, *others = possible_layouts(
@@ -149,7 +149,7 @@ class Planner:
         """The recipe's mini-batch halved and doubled, as far as the recipe check and the number of images allow.
 
         Args:
-            devices: of the plan.
+            devices: devices of the plan.
             noise_scale: in images.
         """
         wanted = [self.recipe.batch_size * 2.0**power for power in _DOUBLINGS]
@@ -222,7 +222,7 @@ class Planner:
 def compares_gradients(recipe: Recipe) -> bool:
     """Whether some steps hold one more copy of the gradient, which was not measured.
 
-    It is the gradient of the first half, which every rank sets aside, also one that has groups of the second half only.
-    Where a mini-batch is one group, it is the gradient that is kept for the next step.
+    It is the gradient of the first half, which every rank sets aside, even with groups of the second half only. If a
+    mini-batch is one group, it is the gradient kept for the next step.
     """
     return recipe.optimizer.agvm or recipe.noise_interval > 0

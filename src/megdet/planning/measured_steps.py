@@ -1,4 +1,4 @@
-"""The work of a helper that `measuring` starts: steps with micro-batches of one size, their time and memory.
+"""The work of a helper that `measuring` starts: times steps with micro-batches of one size, and measures memory.
 
 It uses the code of a run: `make_trainer`, `train_step`, the allocator of `start_world`. The learning rate is so small
 that the weights do not move, and every step has the same work.
@@ -26,11 +26,11 @@ from megdet.training.trainer import Trainer, make_trainer
 
 _RATE = 1e-9
 TIMED_SECONDS = 20.0
-"""The time for steps of one kind; at least one is made."""
+"""Seconds for steps of one kind; at least one step is made."""
 TIMED_STEPS = 5
 """The most timed steps of one kind, by default."""
 _LOOK_SECONDS = 0.002
-"""Between two checks whether all processes that measure side by side have arrived."""
+"""Seconds between two checks that all processes that measure side by side have arrived."""
 _CONTEXT_BYTES = 1 << 30
 """Memory of a GPU that a process may hold before it computes: a CUDA context usually takes less."""
 
@@ -41,12 +41,12 @@ class DoesNotFitError(InputError):
 
 @dataclass(frozen=True)
 class Task:
-    """What the process has to measure."""
+    """The task of a measuring process."""
 
     recipe: Recipe
     num_classes: int
     images: int
-    """of a micro-batch"""
+    """images of a micro-batch"""
     device: str
     batches: Path
     """file with the Batches typical, largest and, if the evaluation is measured too, evaluation"""
@@ -55,11 +55,11 @@ class Task:
 
 @dataclass(frozen=True)
 class Meeting:
-    """Where processes that measure side by side wait for each other."""
+    """A meeting point: processes that measure side by side wait for each other there."""
 
     folder: Path
     place: int
-    """of this process among them, from 0"""
+    """index of this process among them, from 0"""
     count: int
 
     def wait(self) -> None:
@@ -70,12 +70,12 @@ class Meeting:
 
 
 class Answer(NamedTuple):
-    """What the process measured."""
+    """The results of a measuring process."""
 
     seconds: tuple[float, float]
-    """of a step of one micro-batch and of two"""
+    """seconds of a step of one micro-batch, and of two"""
     bytes: tuple[int | None, int | None]
-    """of memory, the peak until then"""
+    """peak of memory up to each of these steps"""
     others_bytes: int
     """memory of the GPU that other processes held when it began"""
     evaluation: tuple[float, int | None] | None
@@ -94,7 +94,7 @@ def resident_bytes(key: str) -> int | None:
 def micro_batch_recipe(recipe: Recipe, images: int) -> Recipe:
     """The recipe with a mini-batch of one micro-batch of so many images, without comparisons of gradients.
 
-    They would not be those of the whole mini-batch; `layouts.py` adds their memory.
+    Comparisons would not be those of the whole mini-batch; `layouts.py` adds their memory.
     """
     bn_size, group_size = (images, recipe.group_size) if recipe.bn_size else (0, images)
     optimizer = replace(recipe.optimizer, agvm=False)

@@ -28,13 +28,13 @@ class TimedSteps:
 
     recompute: RecomputePlan
     images: Whole
-    """of a micro-batch"""
+    """images of a micro-batch"""
     rounds: Whole
     """micro-batches of a step"""
     seconds: Above0
-    """of a step on the typical canvas, the median, without reading images"""
+    """median seconds of a step on the typical canvas, without reading images"""
     bytes: Whole | None
-    """the peak of the process, with a step on the largest canvas; None where the system does not say"""
+    """peak memory of the process, with a step on the largest canvas; None if the system does not tell"""
 
 
 @dataclass(frozen=True)
@@ -45,21 +45,21 @@ class Measurement:
     """the whole recipe as YAML"""
     device: Literal["cpu", "cuda"]
     machine: str
-    """its name"""
+    """name of the machine"""
     side_by_side: Whole
     """processes that measured at the same time, each on its own device or its share of the cores"""
     num_images: Whole
-    """of the training set"""
+    """images of the training set"""
     num_val_images: Whole0
     num_classes: Whole
     typical_canvas: tuple[Whole, Whole]
     """height and width in pixels of the canvas whose area is nearest to the mean of the first epoch: for the time"""
     largest_canvas: tuple[Whole, Whole]
-    """of the first epoch: for the memory"""
+    """largest canvas of the first epoch, for the memory"""
     load_seconds: NotNegative
-    """to read and resize one training image in one process"""
+    """seconds to read and resize one training image in one process"""
     evaluation_seconds: NotNegative
-    """to detect on one validation image"""
+    """seconds to detect on one validation image"""
     evaluation_bytes: Whole0 | None
     """the peak of a process that evaluated after its steps"""
     points: Annotated[tuple[TimedSteps, ...], msgspec.Meta(min_length=1)]

@@ -54,7 +54,7 @@ def say_nothing(_line: str) -> None:
 
 @dataclass(frozen=True)
 class Measuring:
-    """How to measure."""
+    """Options of measuring."""
 
     sizes: Sequence[int] = ()
     """images of the micro-batches; empty = by the layout"""
@@ -66,7 +66,7 @@ class Measuring:
     workers: int = 1
     """loading processes a rank of the planned run; 0 = the training process loads between its steps"""
     timed_steps: int = TIMED_STEPS
-    """of each kind"""
+    """timed steps of each kind"""
 
 
 def sizes_to_measure(layout: Layout) -> list[int]:

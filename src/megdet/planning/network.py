@@ -1,4 +1,4 @@
-"""What collectives cost: a latency a hop and a time a byte, over rings and trees of a fabric.
+"""The time of collectives: a latency for each hop and a time for each byte, over rings and trees of a fabric.
 
 Hops within a machine and hops between machines have different latencies. For GPUs the constants are those by which NCCL
 chooses between its algorithms (`src/graph/tuning.cc` of NCCL 2.10, `src/graph/topo.h` of NCCL 2.28): two protocols, LL
@@ -95,11 +95,11 @@ class Message(NamedTuple):
 
     kind: Literal["all-reduce", "all-gather"]
     num_bytes: float
-    """of each device"""
+    """bytes of each device"""
     devices: int
     """the number that take part"""
     times: int = 1
-    """in a step"""
+    """how often in a step"""
 
     @property
     def sent(self) -> float:

@@ -31,7 +31,7 @@ class Limits:
     memory: float | None = None
     """bytes of a device"""
     hours: float | None = None
-    """of the whole run"""
+    """hours of the whole run"""
     lane_width: int | None = None
     max_images_per_device: int | None = None
 
@@ -43,9 +43,9 @@ class Plan:
     recipe: Recipe
     limits: Limits
     steps: int
-    """of the whole run"""
+    """steps of the whole run"""
     layouts: list[PlannedLayout]
-    """on the given devices: those that fit first, the fastest first"""
+    """layouts on the given devices: those that fit first, then by time"""
     chosen: PlannedLayout
     """the choice of training without options"""
     best: PlannedLayout | None
@@ -54,7 +54,7 @@ class Plan:
     """the smallest number, if a memory is given and the recipe's own layout does not fit"""
     devices_for_hours: PlannedLayout | None
     fastest: PlannedLayout | None
-    """on any number of devices, if no number finishes within the hours"""
+    """the fastest layout on any number of devices, if no number finishes within the hours"""
     noise_scale: float | None
     batch_sizes: list[BatchSize]
     measurement: Measurement | None
@@ -90,7 +90,7 @@ def make_plan(
     """Measure what is not given, and plan.
 
     Raises InputError before anything is measured for an impossible layout, data that cannot be read, and given numbers
-    that do not belong to the recipe; for --memory if the memory of a step is not known; and as `measure`.
+    that do not belong to the recipe; for --memory if the memory of a step is not known; and as `measure` does.
     """
     given, measuring = given or Given(), measuring or Measuring()
     layout = recipe_layout(recipe, limits.devices, limits.lane_width, limits.max_images_per_device)

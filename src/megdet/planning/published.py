@@ -24,11 +24,11 @@ _STATE_NUMBERS = 3
 _FROZEN_PASSES = 2
 """Reads and writes of a value by a norm layer with fixed statistics: one each, and one each for its gradient."""
 _FORWARD_PASSES, _BACKWARD_PASSES = 4, 5
-"""With statistics of the batch: read for the mean, for the variance and to be normalised, write; then read value and
-gradient for two sums, read both again and write."""
+"""Reads and writes of a value by a norm layer with batch statistics: read for the mean, for the variance and to be
+normalised, write; then read value and gradient for two sums, read both again and write."""
 
 Recompute = Literal["none", "norms", "backbone"]
-"""What the backward computes again: nothing, the norm layers' outputs, or the whole backbone's forward."""
+"""What is recomputed in the backward: nothing, the norm layers' outputs, or the whole backbone's forward."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Machine:
     memory_bandwidth: float
     """published, of a device, bytes a second"""
     memory: float
-    """of a device by its data sheet, bytes"""
+    """bytes of a device's memory, by its data sheet"""
     value_bytes: int
     """bytes of an activation"""
     fraction: float
@@ -131,8 +131,8 @@ def published_cost(
     bytes are those without recompute.
 
     Args:
-        machine: with its devices.
-        variant: of the detector.
+        machine: the machine and its devices.
+        variant: the variant of the detector.
         devices: those of a machine share its decoded images.
         is_sparse_rpn: whether the RPN's backward covers the sampled anchors only; its cost then counts as 0.
         recompute: what the backward computes again.

@@ -16,7 +16,7 @@ from megdet.run_length import decay_of
 COUNTS = tuple(2**power for power in range(11))
 """Devices that are simulated."""
 LEAST_EFFICIENCY = 0.5
-"""Below it more devices do not pay: less than half of them is used."""
+"""Efficiency below which more devices do not pay: less than half of their time is used."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Asked:
     """The training that is simulated on every number of devices."""
 
     images_per_device: int = 8
-    """of a step; the mini-batch grows with the devices, in whole BN groups"""
+    """images of a device in a step; the mini-batch grows with the devices, in whole BN groups"""
     bn_size: int = 32
     """images that share batch statistics; 0 = frozen statistics, the first two stages frozen too"""
     batch_size: int | None = None
@@ -34,7 +34,7 @@ class Asked:
 
 
 _IMAGES = 118_000
-"""Of COCO train2017, as the paper rounds them (Sec. 4)."""
+"""Images of COCO train2017, as the paper rounds them (Sec. 4)."""
 _NORMAL = Schedule(policy="normal")
 
 
@@ -49,30 +49,30 @@ class Point:
     efficiency: float
     """speed of a device relative to one device that does the same mini-batch alone, 0 to 1"""
     worth: BatchWorth | None
-    """of the batch, where a noise scale is known"""
+    """how much the batch pays; None without a noise scale"""
     memory_bytes: float
-    """of a device: its state, what a micro-batch on the largest canvas keeps, and a bucket of gradients"""
+    """memory of a device: its state, what a micro-batch on the largest canvas keeps, and a bucket of gradients"""
     fits: bool
     """whether the device has so much memory"""
 
     @property
     def images_per_second(self) -> float:
-        """Of all devices."""
+        """Images a second of all devices together."""
         return self.batch_size / self.step.total
 
     @property
     def hours(self) -> float:
-        """Of the normal policy on COCO, without evaluation."""
+        """Hours of the normal policy on COCO, without evaluation."""
         return decay_of(_NORMAL).epochs * _IMAGES / self.images_per_second / 3600
 
     @property
     def steps(self) -> int:
-        """Of the normal policy on COCO."""
+        """Steps of the normal policy on COCO."""
         return int(decay_of(_NORMAL).epochs * _IMAGES / self.batch_size)
 
     @property
     def why_not(self) -> str:
-        """Why it does not pay, or ""."""
+        """Why this number of devices does not pay, or ""."""
         if not self.fits:
             return "does not fit"
         if self.efficiency < LEAST_EFFICIENCY:

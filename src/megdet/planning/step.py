@@ -1,7 +1,7 @@
 """The cost of a training step, in one description for measured and published numbers.
 
     seconds = update + micro-batches + images + stragglers + collectives of batch norm and of gradients + input
-    memory  = fixed (weights, momentum, gradients, libraries) + gradients that wait + images + a bucket on its way
+    memory  = fixed (weights, momentum, gradients, libraries) + waiting gradients + images + a bucket being sent
 
 `measurement.py` fits a `StepCost` to measured steps; `published.py` makes one from data sheets and counts. This module
 is pure arithmetic.
@@ -20,23 +20,23 @@ class StepCost:
     """Time and memory of a device's step: affine in the images of a micro-batch and in the number of micro-batches."""
 
     update_seconds: float
-    """of a step, independent of its images: the optimizer"""
+    """seconds of a step that do not depend on its images: the optimizer"""
     micro_batch_seconds: float
-    """of a micro-batch, independent of its images"""
+    """seconds of a micro-batch that do not depend on its images"""
     image_seconds: float
-    """of an image on the mean canvas, forward and backward"""
+    """seconds of an image on the mean canvas, forward and backward"""
     fixed_bytes: float | None = None
-    """weights, momentum, gradients, the libraries; None where memory is not known"""
+    """weights, momentum, gradients, libraries; None if memory is not known"""
     accumulation_bytes: float = 0.0
     """added if a step has several micro-batches: gradients that wait while the next one is computed"""
     image_bytes: float = 0.0
-    """of an image of a micro-batch, on the largest canvas"""
+    """bytes of an image of a micro-batch, on the largest canvas"""
     least_bytes: float = 0.0
-    """what a process needs at least, for its evaluation"""
+    """least memory of a process, which its evaluation needs"""
     backward_seconds: float = 0.0
-    """the part of image_seconds during which gradients travel; 0 = sending overlaps with nothing"""
+    """the part of image_seconds during which gradients are sent; 0 = sending overlaps with nothing"""
     load_seconds: float = 0.0
-    """to read and resize one image for a device"""
+    """seconds to read and resize one image for a device"""
     loads_beside: bool = True
     """whether other processes load images during the step"""
 
@@ -46,11 +46,11 @@ class Exchange:
     """What the devices send to one another in a step."""
 
     bucket_bytes: tuple[int, ...]
-    """gradients, in buckets that travel one after another"""
+    """gradients, in buckets that are sent one after another"""
     norm_channels: tuple[int, ...]
-    """of each layer of cross-device batch norm"""
+    """channels of each layer of cross-device batch norm"""
     number_bytes: int = 4
-    """of a statistic: 4, or 8 in float64"""
+    """bytes of a statistic: 4, or 8 in float64"""
     gathers_sums: bool = False
     """whether the backward's sums are gathered and then added, as on a CPU, instead of reduced"""
     is_two_pass: bool = False
@@ -58,15 +58,15 @@ class Exchange:
 
     @property
     def gradient_bytes(self) -> int:
-        """Of the whole gradient."""
+        """Bytes of the whole gradient."""
         return sum(self.bucket_bytes)
 
     def gradients(self, layout: Layout) -> list[Message]:
-        """Summed over all ranks, once a step."""
+        """The all-reduces of gradients over all ranks, once a step."""
         return [Message("all-reduce", float(size), layout.world_size) for size in self.bucket_bytes]
 
     def norms(self, layout: Layout) -> list[Message]:
-        """Over a lane for every micro-batch and layer, and once a step over all ranks.
+        """The collectives of batch norm: over a lane for every micro-batch and layer, over all ranks once a step.
 
         The merged form of Algorithm 1 gathers count, mean and squares forward. The backward adds up two sums, which the
         paper does not mention. Once a step the groups' statistics are folded into the running statistics.
@@ -87,12 +87,12 @@ class Exchange:
 
 @dataclass(frozen=True)
 class StepTime:
-    """Where the seconds of a step go."""
+    """The seconds of a step, by what they are spent on."""
 
     images: float
-    """on images of mean size"""
+    """computing images of mean size"""
     overhead: float
-    """of the update and of every micro-batch, independent of their images"""
+    """the update, and the part of every micro-batch that does not depend on its images"""
     stragglers: float
     """waiting for the device with the largest images"""
     norms: float
@@ -100,7 +100,7 @@ class StepTime:
     gradients: float
     """the part of the gradients' all-reduce that the backward does not hide"""
     input: float
-    """waiting for images"""
+    """waiting for images to be loaded"""
 
     @property
     def compute(self) -> float:
@@ -122,8 +122,8 @@ def step_time(cost: StepCost, layout: Layout, exchange: Exchange, fabric: Fabric
     """The time of a step: that of its busiest device. The sum of the losses, a few numbers, is left out.
 
     Args:
-        cost: of a device.
-        layout: of the mini-batch.
+        cost: the cost of a device's step.
+        layout: the layout of the mini-batch.
         exchange: what the devices send.
         fabric: their connection.
         slowest: the images of the slowest device as a multiple of the mean.

@@ -4,7 +4,7 @@
         model.safetensors                 weights and buffers, by name
         optimizer.safetensors             momentum and the like, by name
         averages.safetensors              the averaged weights (EMA), where the recipe has them
-        watch.safetensors                 the norms of the last gradients, by which the next is judged
+        watch.safetensors                 the norms of the last gradients, for the watch for divergence
         state.json                        {"format": 2, "tensors": {"model": SHA-256, ...}, "state": {"step": 123, ...},
                                            "check": SHA-256}
 
@@ -12,9 +12,9 @@
 they are read. Tensors are stored contiguous; a memory format such as channels_last belongs to the model that they are
 loaded into.
 
-A checkpoint is written into a hidden folder and renamed when all of it is on the disk. To delete it, it is hidden by a
-rename first. The next save removes hidden folders that an interrupted save has left. A damaged one that a run had to
-do without is renamed to damaged_step_00000123.
+A checkpoint is written into a hidden folder and renamed when all of it is on the disk. To delete one, it is renamed to
+a hidden name first. The next save removes hidden folders left by an interrupted save. A damaged checkpoint that a run
+skipped is renamed to damaged_step_00000123.
 """
 
 import hashlib
@@ -40,13 +40,13 @@ from megdet.tensor_file import load_tensors
 _FORMAT = 2
 _NAME = re.compile(r"step_(\d{8,})")
 UNFINISHED = ".unfinished_"
-"""How the names begin of what is being written or deleted."""
+"""Prefix of the names of folders that are being written or deleted."""
 
 Kind = Literal["model", "optimizer", "averages", "agvm", "noise", "watch"]
 
 
 class DamagedError(InputError):
-    """A checkpoint is not what was saved; the one before may be."""
+    """A checkpoint is not what was saved; an earlier one may be sound."""
 
 
 class _Format(msgspec.Struct):
@@ -60,7 +60,7 @@ class _Content(msgspec.Struct, forbid_unknown_fields=True):
     tensors: dict[Kind, str]
     state: RunState
     check: str = ""
-    """SHA-256 of the other fields; empty where it was written before there was one"""
+    """SHA-256 of the other fields; empty in files written before this field existed"""
 
     @classmethod
     def of(cls, tensors: dict[Kind, str], state: RunState) -> "_Content":
@@ -83,11 +83,11 @@ class Checkpoint:
     """SHA-256 of every file of tensors"""
 
     def file(self, kind: Kind) -> Path:
-        """The file of some of its tensors."""
+        """The file of the tensors of one kind."""
         return self.path / f"{kind}.safetensors"
 
     def tensors(self, kind: Kind) -> dict[str, Tensor]:
-        """The tensors of a file, on the CPU. Raises InputError where it is missing, damaged or not the one saved."""
+        """The tensors of one kind, on the CPU. Raises InputError if the file is missing, damaged or another."""
         file, found = self.file(kind), ""
         if kind not in self.hashes:
             raise self.damaged(f"{self.path / 'state.json'} names no {file.name}")
@@ -118,13 +118,13 @@ def save_checkpoint(
 
     Args:
         folder: the run folder.
-        state: what a resume needs besides tensors.
-        tensors: kind, which is the file's name without suffix, -> name -> tensor of any device and memory format.
+        state: the state that a resume needs besides tensors.
+        tensors: kind (the file's name without suffix) -> name -> tensor on any device, in any memory format.
         keep: number of checkpoints to keep, at least 1; the one just written is never deleted.
-        spared: steps up to this one whose checkpoints stay however old they are.
+        spared: steps up to this one whose checkpoints are kept at any age.
 
     Returns:
-        The checkpoint's folder. One of the same step is replaced.
+        The checkpoint's folder. A checkpoint of the same step is replaced.
 
     Raises:
         InputError: it cannot be written; the checkpoints that were there stay as they were.
@@ -174,7 +174,7 @@ def checkpoints(folder: RunFolder) -> list[Path]:
 
 
 def latest_checkpoint(folder: RunFolder) -> Path | None:
-    """The folder of the checkpoint with the most steps, None where there is none yet."""
+    """The folder of the checkpoint with the most steps, None if there is none yet."""
     return next(reversed(checkpoints(folder)), None)
 
 
@@ -190,7 +190,7 @@ def set_aside(path: Path) -> Path:
 
 
 def checkpoint_step(path: Path) -> int:
-    """The number of steps in a checkpoint folder's name. Raises InputError where the name is no `step_00000123`."""
+    """The number of steps in a checkpoint folder's name. Raises InputError if it is not like `step_00000123`."""
     match = _NAME.fullmatch(path.name)
     if match is None:
         raise InputError(f"{path} is not the folder of a checkpoint; those are named like step_00000123")
@@ -198,7 +198,7 @@ def checkpoint_step(path: Path) -> int:
 
 
 def checkpoint_path(folder: RunFolder, step: int) -> Path:
-    """Where the checkpoint after so many steps is, or would be."""
+    """The path of the checkpoint after so many steps, whether it exists or not."""
     return folder.checkpoints / f"step_{step:08d}"
 
 
@@ -258,7 +258,7 @@ def _write_content(folder: Path, content: _Content) -> None:
 
 
 def _storable(group: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous tensors on the CPU, each with memory of its own: safetensors refuses others."""
+    """Contiguous tensors on the CPU, each with memory of its own, as safetensors requires."""
     stored: dict[str, Tensor] = {}
     memory: set[int] = set()
     for name, tensor in group.items():

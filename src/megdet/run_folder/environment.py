@@ -1,4 +1,4 @@
-"""environment.json: where and with what a run was computed.
+"""environment.json: the machine and the software that a run was computed with.
 
     {"sessions": [session, ...]}      one session a start of the run, the oldest first; a resume appends one
 
@@ -24,7 +24,7 @@ def collect_environment(world_size: int, device: str) -> dict[str, Any]:
 
     Args:
         world_size: number of ranks of the run.
-        device: what the run computes on, as torch names it ("cpu", "cuda", "cuda:1", "mps").
+        device: torch's name of the device that the run computes on ("cpu", "cuda", "cuda:1", "mps").
     """
     return {
         "started_utc": datetime.now(UTC).isoformat(timespec="seconds"),

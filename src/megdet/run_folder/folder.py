@@ -6,12 +6,12 @@ A run folder holds (docs/run_folder.md describes each format)
     environment.json   where it ran, one entry a start               (environment.py)
     metrics.jsonl      the numbers of every step and evaluation      (metrics.py)
     replaced_images.json  training images that could not be read, if there were any
-    trackers.json      what of it was sent to which tracker, if the recipe names any
+    trackers.json      how much was sent to each tracker, if the recipe names any
     evaluation.json    the COCO numbers of the last evaluation
     detections.json    the detections they were counted from, in the COCO result format
     checkpoints/       what a resume needs                           (checkpoint_files.py)
-    pictures/          pictures to look at
-    report.html        one page that tells all of it
+    pictures/          curves and images with detections
+    report.html        one page about the whole run
 
 Every file but `metrics.jsonl`, which grows line by line, is written to a temporary file beside it, flushed to the disk
 and renamed, so a reader sees the old content or the new one, never a part. JSON is UTF-8 and strict: no NaN, no
@@ -102,7 +102,7 @@ class RunFolder:
         return lock
 
     def write_recipe(self, text: str) -> None:
-        """Write the complete recipe of this run, as YAML. Raises InputError where it cannot be written."""
+        """Write the complete recipe of this run, as YAML. Raises InputError if it cannot be written."""
         write_text_atomically(self.recipe, text)
 
     def read_recipe(self) -> str | None:
@@ -125,7 +125,7 @@ class FolderLock:
         self.folder, self._path, self._file = folder, path, file
 
     def check(self) -> None:
-        """Raise InputError if the folder was moved, deleted or made read-only: what is done now would be lost."""
+        """Raise InputError if the folder was moved, deleted or made read-only: new results would be lost."""
         try:
             is_there = os.path.samestat(os.fstat(self._file.fileno()), self._path.stat())
         except OSError:
@@ -160,7 +160,7 @@ def encode_non_finite(value: Any) -> Any:
 
 
 def decode_non_finite(value: Any) -> Any:
-    """The reverse of `encode_non_finite`: those three strings become floats again."""
+    """The reverse of `encode_non_finite`: the strings "NaN", "Infinity" and "-Infinity" become floats again."""
     if isinstance(value, str):
         return _NON_FINITE.get(value, value)
     if isinstance(value, dict):

@@ -21,17 +21,17 @@ from megdet.run_folder.folder import decode_non_finite, encode_non_finite
 
 
 class MetricsWriter:
-    """Appends lines to metrics.jsonl. One process of a run, rank 0, has one.
+    """Appends lines to metrics.jsonl; only rank 0 of a run has a writer.
 
     Args:
         path: the file; it is made if it is missing.
         resume_step: the step of the checkpoint that the run goes on from, 0 for a start from the beginning. Lines of
             later steps, and half a line at the end, are removed: those steps are made and written again.
-        unevaluated: steps whose evaluation no checkpoint knows; a line of one, written just before the run was killed,
-            is removed: it is evaluated again.
+        unevaluated: steps that no checkpoint knows as evaluated. The line of such an evaluation, written just before
+            the run was killed, is removed: the step is evaluated again.
 
     Raises:
-        InputError: the file cannot be written, or a line of it (not the last) is no JSON object with a "step".
+        InputError: the file cannot be written, or a line (not the last) is not a JSON object with a "step".
     """
 
     def __init__(self, path: Path, resume_step: int = 0, unevaluated: Collection[int] = ()) -> None:
@@ -47,7 +47,7 @@ class MetricsWriter:
             if text.encode() != content:
                 write_text_atomically(path, text)
         try:
-            self._file = path.open("ab", buffering=0)  # a buffer that a full disk refused would be written again
+            self._file = path.open("ab", buffering=0)  # no buffer: one that a full disk refused is written again
         except OSError as error:
             raise cannot_write(path, error) from error
 
@@ -55,7 +55,7 @@ class MetricsWriter:
         """Append one line: "step" (int) and the caller's keys, with Python or numpy numbers, strings, lists, dicts.
 
         Raises:
-            ValueError: "step" is missing or no integer, which is a bug of the caller.
+            ValueError: "step" is missing or not an integer, which is a bug of the caller.
             InputError: the disk is full.
         """
         if type(record.get("step")) is not int:
@@ -69,7 +69,7 @@ class MetricsWriter:
             raise cannot_write(self.path, error) from error
 
     def sync(self) -> None:
-        """Flush the lines so far to the disk; after `close` nothing is left to do. Raises InputError."""
+        """Flush the lines so far to the disk; does nothing after `close`. Raises InputError."""
         try:
             if not self._file.closed:
                 os.fsync(self._file.fileno())
@@ -105,7 +105,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The records of a metrics.jsonl, oldest first; half a line at the end is left out.
 
     Raises:
-        InputError: the file is missing or unreadable, or a line (not the last) is no JSON object with a "step".
+        InputError: the file is missing or unreadable, or a line (not the last) is not a JSON object with a "step".
     """
     return [record for _, record in _parse(path, read_bytes(path, LARGEST_JSON))]
 

@@ -8,16 +8,16 @@ Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class RunState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The part of a run's state that is no tensor; in `state.json`, read strictly."""
+    """The state of a run without its tensors; written to `state.json`, read strictly."""
 
     step: Count
     """optimizer steps done"""
     class_names: tuple[str, ...]
-    """what the labels mean"""
+    """class names, by label"""
     category_ids: tuple[int, ...]
-    """what the labels mean in the data set's file"""
+    """category ids in the data set's file, by label"""
     num_images: Count
-    """of the training data; 0 for weights that were trained elsewhere"""
+    """images of the training data; 0 for weights that were trained elsewhere"""
     data: str = ""
     """fingerprint of the training data; empty for weights that were trained elsewhere"""
     evaluation: dict[str, Any] | None = None
@@ -30,9 +30,9 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """the step of that evaluation, the earliest among equals; -1 for none"""
 
     roll_backs: Count = 0
-    """how often the run has gone back to a checkpoint"""
+    """roll-backs so far: how often the run went back to a checkpoint"""
     rolled_back_to: int = -1
-    """the step of the checkpoint that it went back to last, -1 for none"""
+    """the step of the checkpoint of the last roll-back, -1 for none"""
 
     def __post_init__(self) -> None:
         if len(self.class_names) != len(self.category_ids):

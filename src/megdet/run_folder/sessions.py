@@ -24,8 +24,8 @@ def write_environment(folder: RunFolder, session: dict[str, Any]) -> None:
 
 
 def read_environment(folder: RunFolder) -> list[dict[str, Any]]:
-    """The sessions of a run, the oldest first. Raises InputError where the file is missing or holds something else."""
+    """The sessions of a run, the oldest first. Raises InputError if the file is missing or holds something else."""
     try:
         return read_json(folder.environment, _Content).sessions
     except InputError as error:
-        raise InputError(f"{error}; remove the file, the next start writes it anew") from None
+        raise InputError(f"{error}; remove the file, the next start writes it again") from None

@@ -1,4 +1,4 @@
-"""Checks that tensors from a file are those that are needed, before any of them is copied."""
+"""Checks that the tensors of a file are those needed, before any is copied."""
 
 from collections.abc import Mapping
 
@@ -13,8 +13,8 @@ def check_tensors(
 ) -> None:
     """Refuse tensors whose names, shapes and dtypes are not exactly those of `wanted`, which may be on the meta device.
 
-    `source` says in messages where they are from; with `converts` floating-point numbers may have another width. Raises
-    InputError with the first tensor that does not fit.
+    Messages begin with `source`; with `converts` floating-point numbers may have another width. Raises InputError with
+    the first tensor that does not fit.
     """
     for name, tensor in wanted.items():
         if name not in found:

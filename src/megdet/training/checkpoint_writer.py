@@ -1,6 +1,6 @@
 """Checkpoints are written by a thread of rank 0, from a copy in memory, while the training goes on.
 
-The step waits for the copy, and for the checkpoint before if that is still being written.
+A step waits for the copy, and for the previous checkpoint if that is still being written.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -20,9 +20,9 @@ class CheckpointWriter:
     """Writes the checkpoints of a run one after the other; `leave` waits for the last.
 
     Args:
-        folder: of the run; this process has locked it.
+        folder: the run folder, locked by this process.
         keep: number of newest checkpoints to keep.
-        saved_step: the step of its newest checkpoint, 0 if it has none.
+        saved_step: the step of the folder's newest checkpoint, 0 if it has none.
     """
 
     def __init__(self, folder: RunFolder, keep: int, saved_step: int) -> None:
@@ -37,13 +37,13 @@ class CheckpointWriter:
     def save(
         self, state: RunState, tensors: Tensors, spared: Collection[int], first: Callable[[], None] | None = None
     ) -> None:
-        """Copy the tensors and write the checkpoint later; `first` is done before, `spared` as in `save_checkpoint`."""
+        """Copy the tensors and write the checkpoint later, after calling `first`; `spared` as in `save_checkpoint`."""
         self.wait()  # the copies are still being written
         self._copy(tensors)
         self._jobs.append(self._thread.submit(self._write, state, spared, first))
 
     def later(self, work: Callable[[], None]) -> None:
-        """Do something with the checkpoints when those before are written."""
+        """Call `work` once the checkpoints given before are written."""
         self._jobs.append(self._thread.submit(self._do, work))
 
     def delete_old(self, spared: Collection[int]) -> None:
@@ -52,11 +52,11 @@ class CheckpointWriter:
 
     @property
     def is_writing(self) -> bool:
-        """Whether something that was given is not on the disk yet."""
+        """Whether some checkpoint is not on the disk yet."""
         return not all(job.done() for job in self._jobs)
 
     def wait(self) -> None:
-        """Wait until all is written that was given."""
+        """Wait until all checkpoints are written."""
         jobs, self._jobs = self._jobs, []
         for job in jobs:
             job.result()
@@ -75,9 +75,9 @@ class CheckpointWriter:
         return [f"Warning: {what}{error}; {kept}" for what, error in failed]
 
     def leave(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Close it, at the end of a `with`: wait until all is written.
+        """End a `with` block: wait until all is written.
 
-        Raises InputError if something was not and nobody has asked, unless another exception ends the run.
+        Raises InputError for an unreported failure, unless another exception ends the run.
         """
         self._thread.shutdown()
         if kind is None:
@@ -102,7 +102,7 @@ class CheckpointWriter:
 
     @torch.no_grad()
     def _copy(self, tensors: Mapping[Kind, Mapping[str, Tensor]]) -> None:
-        """Copy into memory that is kept from one checkpoint to the next: new memory would cost more than the copy."""
+        """Copy into memory that is reused for every checkpoint: allocating it would cost more than the copy."""
         before, self._copies = self._copies, {}
         devices = set()
         for kind, group in tensors.items():

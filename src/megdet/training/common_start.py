@@ -18,7 +18,7 @@ MAY_DIFFER = (
     *("data.train_annotations", "data.train_images", "data.val_annotations", "data.val_images"),
     *("data.cache", "data.cache_folder", "data.cache_gib"),
 )
-"""Keys of the recipe that may differ from host to host: the places of the data, which are compared by content."""
+"""Recipe keys that may differ from host to host: the paths of the data, which are compared by content."""
 _LONGEST_VALUE, _MOST_GROUPS, _MOST_HOSTS = 40, 3, 2
 
 

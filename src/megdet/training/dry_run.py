@@ -1,9 +1,9 @@
-"""Before the first step: does the plan's largest micro-batch fit the devices, and what is done where it does not.
+"""Checks before the first step that the plan's largest micro-batch fits the devices, and makes it fit if possible.
 
-A micro-batch of that size, with the most boxes of an image, goes forward and backward once on every rank, without
-update and without the other ranks. Where it does not fit, the backward computes more again, images go one by one where
-there are no batch statistics, or wider lanes make smaller shares: none of them changes the result. It costs one
-micro-batch, and nothing where a generous count of the need is far from what is free, as on most CPUs.
+Every rank alone makes one forward and backward of a micro-batch of that size, with as many boxes as any image has, and
+no update. If it does not fit, more is recomputed in the backward, or images are taken one by one (without batch
+statistics), or wider lanes make smaller shares; none of this changes the result. The check costs one micro-batch. It is
+skipped if a generous estimate is far below the free memory, as on most CPUs.
 """
 
 from collections.abc import Iterator
@@ -27,11 +27,11 @@ from megdet.training.pieces import Pieces, accumulate, smallest_pieces
 from megdet.training.trainer import Trainer
 
 BYTES_PER_PIXEL = 24 << 10
-"""What a step keeps for a pixel in float32, generously counted; float64 takes twice as much."""
+"""Bytes that a step keeps for a pixel in float32, a generous estimate; float64 takes twice as much."""
 _SURE = 0.5
-"""The part of the free memory below which nothing need be tried."""
+"""If the estimate is below this part of the free memory, nothing is tried."""
 _SLOWER = (1.0, 1.25, 1.5)
-"""How much longer a step takes in smaller pieces, by their size (docs/training.md)."""
+"""Relative time of a step by the size of its pieces (`Pieces.size_of`; docs/training.md)."""
 _MULTIPLE, _EDGE = 8, 16
 
 
@@ -39,9 +39,9 @@ class MemoryTrial:
     """Tries shares of groups on this rank; every rank makes one and calls the same methods.
 
     Args:
-        trainer: nothing of its state is changed.
-        plan: of the run.
-        dataset: that it trains on.
+        trainer: its state is not changed.
+        plan: the plan of the run.
+        dataset: the images that the run trains on.
         world: all ranks.
     """
 
@@ -50,9 +50,9 @@ class MemoryTrial:
         self._known: dict[int, int | None] = {}
 
     def fitting(self, layout: Layout, lane_width: int | None, max_images: int | None) -> tuple[Layout, str]:
-        """A layout that fits, the given one if possible, and a sentence where something had to change.
+        """A layout that fits, the given one if possible, and a sentence if something had to change.
 
-        The trainer has its lane and its pieces. Raises InputError on every rank if nothing fits.
+        Sets the trainer's lane and pieces. Raises InputError on every rank if nothing fits.
         """
         if not any(self.world.gather_objects(self._is_needed(layout))):
             return layout, ""
@@ -83,7 +83,7 @@ class MemoryTrial:
         return chosen, f"{where} does not fit {self.world.device}: {', '.join(changes)}; the result is the same"
 
     def _layouts(self, first: Layout, lane_width: int | None, max_images: int | None) -> Iterator[Layout]:
-        """The given one, then others with smaller shares."""
+        """The given layout, then others with smaller shares."""
         yield first
         yield from smaller_shares(first, lane_width, max_images)
 
@@ -103,7 +103,7 @@ class MemoryTrial:
         return layout.largest_share * height * width * per_pixel > _SURE * free
 
     def _fits(self, images: int, canvas: tuple[int, int]) -> int | None:
-        """The size of the pieces in which so many images fit every rank; None if they do not."""
+        """The size of the pieces in which so many images fit on every rank; None if they do not fit."""
         if images not in self._known:
             own = self.world.gather_objects(self._fits_here(images, canvas))
             sizes = [size for size in own if size is not None]
@@ -132,7 +132,7 @@ class MemoryTrial:
         held.clear()
 
     def _memory_of_update(self) -> list[torch.Tensor]:
-        """As much as the optimizer takes in its first step."""
+        """As much memory as the optimizer takes in its first step."""
         if self.trainer.optimizer.state:
             return []
         kinds = 2 if self.trainer.recipe.optimizer.kind in ("adamw", "lamb") else 1
@@ -140,7 +140,7 @@ class MemoryTrial:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Without the lane, and without a trace afterwards."""
+        """A context without collectives of the lane, which restores all state afterwards."""
         lanes: list[tuple[CrossDeviceBatchNorm, Lane]] = [(norm, norm.lane) for norm in self._norms()]
         for norm, _ in lanes:
             norm.lane = SINGLE_LANE

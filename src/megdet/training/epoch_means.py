@@ -1,4 +1,4 @@
-"""The part of positive samples in an epoch, for the line at its end in metrics.jsonl (Table 1)."""
+"""The fraction of positive samples in an epoch, for the epoch's line in metrics.jsonl (Table 1)."""
 
 from typing import Any
 
@@ -21,8 +21,8 @@ class EpochMeans:
     def add(self, line: dict[str, Any]) -> dict[str, Any] | None:
         """Take a step's line; returns the line of the epoch if one ends with this step.
 
-        Its `steps` counts the lines that there are: an earlier metrics.jsonl may have lost some, and steps whose update
-        was left out do not count.
+        `steps` in it counts the lines found: metrics.jsonl may have lost some earlier lines, and steps whose update was
+        left out do not count.
         """
         while line["step"] > self.plan.epoch_end(self._epoch):
             self._own, self._epoch = [], self._epoch + 1

@@ -1,7 +1,7 @@
-"""What a run has survived, lost images, dead processes, short memory: gathered from all ranks, counted, told.
+"""Faults that a run has survived (lost images, dead processes, short memory): gathered from all ranks and reported.
 
-Each is a line of metrics.jsonl of the step that it touched, so that a resume forgets those of the steps that it makes
-again; replaced_images.json lists the images.
+Each fault is a line in metrics.jsonl with its step, so that a resume drops the faults of steps that it makes again;
+replaced_images.json lists the images.
 """
 
 from collections.abc import Sequence
@@ -20,13 +20,13 @@ _MOST_NAMED = 5
 
 
 class FaultLog:
-    """Every rank has one and calls the same methods.
+    """Collects the faults of a run; every rank has one and calls the same methods.
 
     Args:
-        run: whose `faults` are taken.
-        folder: of the run.
-        reporter: says what was survived.
-        metrics: on rank 0; it remembers those of earlier starts.
+        run: its `faults` are taken.
+        folder: the run folder.
+        reporter: prints the faults.
+        metrics: on rank 0; has the faults of earlier starts.
     """
 
     def __init__(self, run: Run, folder: RunFolder, reporter: Reporter, metrics: MetricsWriter | None) -> None:
@@ -41,9 +41,9 @@ class FaultLog:
         self._most = most_replaced(run.recipe.data.most_replaced, len(run.datasets.train))
 
     def gather(self, step: int) -> None:
-        """Take what has happened on all ranks up to a step, 1, 2, ...; all ranks wait for each other.
+        """Take the faults on all ranks up to step 1, 2, ...; all ranks wait for each other.
 
-        Raises InputError on every rank where more images are lost than the recipe allows.
+        Raises InputError on every rank if more images are lost than the recipe allows.
         """
         own_part = self.run.faults.take(), self.run.trainer.pieces.take_repeated()
         parts: list[tuple[LoadingFaults, int]] = self.run.world.gather_objects(own_part)
@@ -54,7 +54,7 @@ class FaultLog:
             self.run.world.on_first(lambda: self._write([one for _, one in found], restarts, repeated, step))
 
     def tell(self) -> None:
-        """Say what this run has survived, from its first start on."""
+        """Print the faults that this run has survived since its first start."""
         if self._images:
             names = ", ".join(row["file"] for row in list(self._images.values())[:_MOST_NAMED])
             more = f" and {len(self._images) - _MOST_NAMED} more" if len(self._images) > _MOST_NAMED else ""
@@ -63,7 +63,7 @@ class FaultLog:
                 f"{self.folder.replaced_images} lists them"
             )
         if self._restarts:
-            self.reporter.say(f"loading processes that died and were started anew: {self._restarts}")
+            self.reporter.say(f"loading processes that died and were restarted: {self._restarts}")
         if self._repeated:
             self.reporter.say(f"steps that were made again in smaller pieces, as memory ran out: {self._repeated}")
 

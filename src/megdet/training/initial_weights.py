@@ -34,12 +34,12 @@ from megdet.run_folder.sessions import write_environment
 
 
 def start_from_run(model: Detector, class_names: tuple[str, ...], source: str) -> None:
-    """Copy the weights of another run's newest checkpoint; the class layers only where the classes are the same.
+    """Copy the weights of another run's newest checkpoint; the class layers only if the classes are the same.
 
-    Frozen and trained batch norms are interchangeable: they differ by a counter of steps only.
+    Frozen and trained batch norms are interchangeable: they differ only by a counter of steps.
 
-    Raises InputError if the folder is no run, its architecture is another, or a key differs that changes the meaning of
-    the weights.
+    Raises InputError if the folder is not a run, has another architecture, or differs in a key that changes the meaning
+    of the weights.
     """
     trained = load_detector(RunFolder(Path(source)), torch.device("cpu"))
     for key in ("kind", *model.same_meaning):
@@ -110,10 +110,10 @@ def _make_run(
     convert: Callable[[dict[str, Tensor], dict[str, Tensor]], dict[str, Tensor]],
     device: torch.device,
 ) -> int:
-    """Write the run of a recipe, with classes by id, whose weights `convert` makes of a file's tensors."""
+    """Write a run folder with a recipe, classes by id, and the weights that `convert` makes from a file's tensors."""
     check_recipe(recipe, "import")
     try:
-        with torch.device("meta"):  # shapes without memory: nothing is built before every tensor is looked at
+        with torch.device("meta"):  # shapes without memory: every tensor is checked before anything is built
             wanted = make_detector(recipe, len(names)).state_dict()
         converted = convert(tensors, wanted)
     except InputError as error:

@@ -30,16 +30,16 @@ def train(recipe: Recipe, folder: RunFolder, options: RunOptions, world: World) 
     """Train from the newest checkpoint of the folder, or from the start, to the end; returns the last evaluation.
 
     Every rank calls it. Raises InputError for everything a user can mend, before the first step where possible; an
-    error on one rank stops all ranks. SIGTERM, SIGUSR1 and Ctrl-C on any rank stop all after the same step, which is
-    saved, or at once outside the steps, where nothing is lost: it raises StoppedError. Where it diverges, it does what
-    `watch.action` says; DivergedError where that is to stop.
+    error on one rank stops all ranks. After SIGTERM, SIGUSR1 or Ctrl-C on any rank, all ranks save after the same step
+    and raise StoppedError; outside the steps, where nothing would be lost, at once. If the training diverges,
+    `watch.action` says what happens; DivergedError if it is to stop.
     """
     with stop_together(world, heeds_signals=True) as signals:
         while True:
             try:
                 return _train(recipe, folder, options, world, signals)
             except _WentBackError:
-                continue  # as a new start does: from the newest checkpoint, which knows of it
+                continue  # like a new start, from the newest checkpoint, in which the roll-back is noted
 
 
 class _WentBackError(Exception):
@@ -98,7 +98,7 @@ def _train(
 
 
 def _go_back(run: Run, log: StepLog) -> NoReturn:
-    """Leave the run for its newest checkpoint. Raises DivergedError without one, and where it did so too often."""
+    """Leave the run for its newest checkpoint. Raises DivergedError without one, or after too many roll-backs."""
     found = log.divergence
     assert found is not None, "all ranks have read the same steps"
     if not run.kept_step:

@@ -1,9 +1,9 @@
-"""The forwards and backwards of a rank's micro-batches; where memory runs out they are made again in smaller pieces.
+"""The forwards and backwards of a rank's micro-batches; if memory runs out they are made again in smaller pieces.
 
-A piece is smaller where the backward computes the inside of each block again (`recompute: block`) and, without batch
-statistics, where it is a single image. Neither changes the result, so no other rank need know: this one begins its part
-of the step anew, with the statistics that its lane has agreed upon already, and the others wait in their collectives.
-Gradients, sums of statistics and losses are as before the failed try; nothing else is changed before the update.
+A smaller piece recomputes the inside of each block in the backward (`recompute: block`) and, without batch statistics,
+is a single image. Neither changes the result, so the other ranks need not know: this rank begins its part of the step
+again, with the statistics that its lane has already computed, and the others wait in their collectives. Gradients, sums
+of statistics and losses are first reset to their values before the failed try; nothing else changes before the update.
 """
 
 import logging
@@ -24,24 +24,24 @@ from megdet.structures import Batch
 
 _LOG = logging.getLogger(__name__)
 Again = Callable[[], Iterable[Batch]]
-"""The micro-batches of a part of a step, loaded once more."""
+"""Loads the micro-batches of a step again."""
 
 
 @dataclass
 class Pieces:
-    """In what pieces micro-batches of a size are computed; the more pixels, the smaller."""
+    """The pieces in which micro-batches are computed: more pixels, smaller pieces."""
 
     limits: list[int] = field(default_factory=list)
     """pixels of a micro-batch from which recompute begins, and from which images are taken one by one"""
     repeated: int = 0
-    """parts of steps that were made again, until somebody asks"""
+    """parts of steps that were made again since the last `take_repeated`"""
 
     def size_of(self, batch: Batch) -> int:
-        """0 = as the recipe says, 1 = with recompute, 2 = one by one."""
+        """0 = as in the recipe, 1 = with recompute, 2 = images one by one."""
         return sum(_pixels(batch) >= limit for limit in self.limits)
 
     def shrink(self, batch: Batch, smallest: int) -> bool:
-        """Make this micro-batch and all larger ones in smaller pieces from now on; False if there are none."""
+        """Use smaller pieces for this micro-batch and larger ones from now on; False if there are no smaller pieces."""
         size = self.size_of(batch) + 1
         if size > smallest:
             return False
@@ -68,17 +68,17 @@ def accumulate(
     """Backward through `count` micro-batches, sending gradients while the last one runs.
 
     Args:
-        model: its gradients and sums of statistics grow.
-        recipe: of the run.
+        model: its gradients and sums of statistics are added to.
+        recipe: the recipe of the run.
         buckets: the gradients of the model.
-        pieces: how micro-batches are cut; it learns from what does not fit.
-        micro_batches: in their order.
-        count: how many they are.
-        device: of the model.
-        again: gives them once more; without it a step is not made again.
+        pieces: how micro-batches are cut; changed if one does not fit.
+        micro_batches: the micro-batches in order.
+        count: number of micro-batches.
+        device: the device of the model.
+        again: loads the micro-batches again; without it a step is not made again.
 
-    Returns the sums over their images of what the model reports. Raises what torch raises where memory runs out and
-    there are no smaller pieces.
+    Returns the model's losses and counts, summed over the images. Raises torch's error if memory runs out and there are
+    no smaller pieces.
     """
     batches = iter(micro_batches)
     if again is None:
@@ -96,10 +96,10 @@ def accumulate(
                     raise
                 if not pieces.shrink(work.now, smallest_pieces(model, recipe)):
                     raise
-            # here, where the frames of the failed try are gone with what they held
+            # here, after the frames of the failed try have freed their tensors
             _LOG.warning(f"memory ran out ({reason}): this part of the step is made again in smaller pieces")
             pieces.repeated += 1
-            for _ in batches:  # those of the failed try that were not yet asked for
+            for _ in batches:  # skip micro-batches of the failed try that were not yet used
                 pass
             work = _Work(model, recipe, buckets, pieces, iter(again()), count, device)
             buckets.begin_again()
@@ -126,7 +126,7 @@ class _Work:
     count: int
     device: torch.device
     now: Batch | None = None
-    """the micro-batch in work"""
+    """the current micro-batch"""
 
 
 def _sums(work: _Work) -> Tensor:

@@ -1,9 +1,9 @@
-"""Batch-norm statistics estimated anew from the training images, with the weights as they are.
+"""Batch-norm statistics estimated again from the training images, with the final weights.
 
 The running statistics of a short run are averages over weights that have changed since, so its evaluation is worse than
 its weights. The remedy is precise BN (Wu and Johnson, "Rethinking 'Batch' in BatchNorm", 2021): statistics of the
-final weights over many images. Differs from theirs: the variance is the plain mean of the groups' variances, as it is
-in our running statistics.
+final weights over many images. Differs from theirs: the variance is the plain mean of the groups' variances, as in the
+running statistics of a training.
 """
 
 from collections.abc import Callable
@@ -41,9 +41,9 @@ def load_precise_detector(
 ) -> TrainedDetector:
     """The detector of a run's newest checkpoint with statistics of at least `num_images` images of its training plan.
 
-    They come from the plan's first whole mini-batches, in the run's own groups. Every rank calls it; the result does
-    not depend on their number. The files of the run do not change. Raises InputError if the recipe has no statistics to
-    estimate, if the training data are missing or have other classes, and for an impossible layout.
+    The images are those of the plan's first whole mini-batches, in the run's own groups. Every rank calls it; the
+    result does not depend on the number of ranks. The run folder does not change. Raises InputError if the recipe has
+    no statistics to estimate, if the training data are missing or have other classes, and for an impossible layout.
     """
     recipe = world.on_first(lambda: read_recipe(folder, overrides))
     if num_images < 1:

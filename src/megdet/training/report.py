@@ -1,4 +1,4 @@
-"""What a run tells people: a screen in a terminal, lines elsewhere."""
+"""The output of a run: a screen in a terminal, lines elsewhere."""
 
 import time
 from types import TracebackType
@@ -19,10 +19,10 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class Reporter:
-    """Tells on rank 0 how the run goes; a context manager, so that it leaves the terminal as it was.
+    """Shows on rank 0 how the run goes; a context manager, so that it leaves the terminal as it was.
 
-    Where standard error is a terminal, a screen at its bottom shows the newest numbers, and messages stay above it;
-    elsewhere, or with `RunOptions.plain`, a line comes every ten seconds. It shows numbers that are read anyway.
+    If standard error is a terminal, a screen at its bottom shows the newest numbers, with messages above it; elsewhere,
+    or with `RunOptions.plain`, there is a line every ten seconds. It causes no extra reads from the device.
     """
 
     def __init__(self, run: Run, folder: RunFolder) -> None:
@@ -99,7 +99,7 @@ class Reporter:
             self.say(f"epoch {means['epoch']}: positive are {' and '.join(shares)} (mean of {means['steps']} steps)")
 
     def evaluating(self, step: int) -> None:
-        """Say on the screen that the steps wait for an evaluation."""
+        """Show on the screen that the steps wait for an evaluation."""
         if self._screen is not None:
             self._screen.note = f"evaluating step {step}"
             self._screen.update(now=True)
@@ -132,7 +132,7 @@ class Reporter:
 
 
 def standing_of(run: Run, folder: RunFolder) -> Standing:
-    """How an open run stands, before its records are added."""
+    """The standing of an open run, before its records are added."""
     place = f"{run.world.size} x {run.world.device.type}, {run.recipe.precision}"
     counts = run.trainer.model.counts
     out_of = {count.name: count.out_of_samples(run.recipe.model) for count in counts}

@@ -48,11 +48,11 @@ class Position:
     best_step: int = -1
     """the step of that evaluation, -1 for none"""
     roll_backs: int = 0
-    """how often the run has gone back to a checkpoint because it diverged"""
+    """roll-backs so far: how often the run went back to a checkpoint because it diverged"""
     rolled_back_to: int = -1
-    """the step of the checkpoint that it went back to last, -1 for none"""
+    """the step of the checkpoint of the last roll-back, -1 for none"""
     warnings: tuple[str, ...] = ()
-    """what its user should know: the damaged checkpoints that it did without"""
+    """messages for the user: the damaged checkpoints that were skipped"""
 
 
 def check_folder(folder: RunFolder, recipe: Recipe) -> None:
@@ -69,7 +69,7 @@ def check_folder(folder: RunFolder, recipe: Recipe) -> None:
 
 
 def facts_of_training(model: Detector, plan: TrainingPlan) -> dict[str, Any]:
-    """What follows from recipe and data, for those who read a run's files without either."""
+    """Numbers that follow from recipe and data, for readers of a run folder who have neither."""
     samples = {count.name: count.out_of_samples(model.architecture) for count in model.counts}
     last_step = total_steps(plan.recipe, plan.num_images)
     return {"num_images": plan.num_images, "last_step": last_step, "positive_out_of": samples}
@@ -78,7 +78,7 @@ def facts_of_training(model: Detector, plan: TrainingPlan) -> dict[str, Any]:
 def claim_folder(folder: RunFolder, recipe: Recipe, world: World, training: Mapping[str, Any]) -> FolderLock | None:
     """Make the folder if it is missing, lock it, write the recipe into it and note this start of the run.
 
-    `training` is what the entry of environment.json says of the run itself.
+    `training` goes into the entry of environment.json for this start.
 
     Returns the lock on rank 0; closing it releases it. Raises InputError if another run has locked the folder.
     """
@@ -98,8 +98,8 @@ def claim_folder(folder: RunFolder, recipe: Recipe, world: World, training: Mapp
 def resume(trainer: Trainer, folder: RunFolder, dataset: CocoDataset, world: World) -> Position:
     """Go on from rank 0's newest checkpoint, if it has one: only rank 0 reads, every rank gets the tensors.
 
-    A damaged checkpoint is renamed, and the one before is taken. Raises InputError, before one tensor is changed, if
-    all are damaged, or for one of other data or of another run.
+    A damaged checkpoint is renamed, and the one before is taken. Raises InputError, before any tensor is changed, if
+    all are damaged, or if the checkpoint is of other data or of another run.
     """
     tensors: Tensors = {}
 
@@ -136,7 +136,7 @@ def start_at(trainer: Trainer, path: Path, dataset: CocoDataset, world: World) -
 
 
 def _read(path: Path, trainer: Trainer, dataset: CocoDataset, tensors: Tensors) -> Position:
-    """Read a checkpoint into `tensors`; returns how far it is."""
+    """Read a checkpoint into `tensors`; returns its position."""
     checkpoint = open_checkpoint(path)
     _check_data(checkpoint, dataset)
     tensors.update(read_tensors(checkpoint, trainer))
@@ -155,8 +155,8 @@ def _read(path: Path, trainer: Trainer, dataset: CocoDataset, tensors: Tensors) 
 def read_tensors(checkpoint: Checkpoint, trainer: Trainer) -> Tensors:
     """The tensors of a checkpoint, with the names, shapes and dtypes that the trainer has after so many steps.
 
-    One from before there was a watch over gradients has no norms of theirs: the watch begins anew. Raises InputError
-    for a missing, surplus or different tensor, and for weights that are not finite.
+    A checkpoint from before the gradient watch existed has no norms; the watch then starts empty. Raises InputError for
+    a missing, surplus or different tensor, and for weights that are not finite.
     """
     layout = trainer.layout(checkpoint.state.step)
     tensors: Tensors = {}

@@ -67,7 +67,7 @@ class RunOptions:
     compile: bool = False
     """compile backbone, pyramid and RPN head for each canvas; the result differs by rounding only"""
     plain: bool = False
-    """print lines, also where a terminal could show a screen"""
+    """print lines, even if the terminal could show a screen"""
 
 
 @dataclass
@@ -82,9 +82,9 @@ class Run:
     plan: TrainingPlan
     trainer: Trainer
     position: Position
-    """where it began, and its last evaluation"""
+    """the position at which the run was opened, with its last evaluation"""
     folder: RunFolder | None = None
-    """where its checkpoints go; a run without a folder saves nothing"""
+    """the run folder for its checkpoints; a run without a folder saves nothing"""
     lock: FolderLock | None = None
     """the lock of the folder, on rank 0"""
     evaluates_on: torch.device | None = None
@@ -92,22 +92,22 @@ class Run:
     compiled: Sequence[str] = ()
     """the parts of the detector that are compiled"""
     writer: CheckpointWriter | None = None
-    """of its checkpoints, on rank 0"""
+    """writes its checkpoints, on rank 0"""
 
     def __post_init__(self) -> None:
         self._saved_step = self.first_step
         self.faults = LoadingFaults()
-        """what has gone wrong on this rank with its images and was mended, until somebody takes it"""
+        """faults in loading images on this rank that were mended, until they are taken"""
         self._clock = time.perf_counter()
 
     @property
     def has_faults(self) -> bool:
-        """Whether this rank has survived something that nobody has asked for."""
+        """Whether this rank has survived faults that were not taken yet."""
         return bool(self.faults) or self.trainer.pieces.repeated > 0
 
     @property
     def first_step(self) -> int:
-        """The steps that were done before it was opened."""
+        """The number of steps done before the run was opened."""
         return self.position.step
 
     @property
@@ -163,7 +163,7 @@ class Run:
             yield replace(result, seconds=self._clock - before, data_seconds=waiting.seconds)
 
     def _loaded_again(self, step: int) -> Iterator[Batch]:
-        """The micro-batches of a step once more; what went wrong with their images is known already."""
+        """The micro-batches of a step again; faults in their images were counted already."""
         rank, device = self.world.rank, self.world.device
         steps = step, step + 1
         return training_batches(
@@ -199,7 +199,7 @@ class Run:
         """Save a checkpoint; every rank calls it, and none waits for another.
 
         Rank 0 copies the state, and a thread writes it; closing the run waits for it. The checkpoints of the steps in
-        `needed` are not deleted; `first` is done before it is written.
+        `needed` are not deleted; `first` is called before the checkpoint is written.
         """
         if self.folder is None:
             raise ValueError("a run without a folder has no checkpoints")
@@ -212,7 +212,7 @@ class Run:
     def kept_step(self) -> int:
         """The step of the newest checkpoint on the disk, 0 for none; rank 0 waits for what is being written.
 
-        The other ranks trust that it is the last one saved.
+        The other ranks assume that it is the last one saved.
         """
         if self.writer is None:
             return self._saved_step
@@ -220,7 +220,7 @@ class Run:
         return self.writer.saved_step
 
     def checkpoint_failures(self, *, waits: bool = False) -> Sequence[str]:
-        """What could not be written since the last call, a sentence each, on rank 0; waits for all that is not written.
+        """Sentences on what could not be written since the last call, on rank 0; `waits` for all checkpoints first.
 
         Raises InputError if something could not be written and the run has no checkpoint.
         """
@@ -236,7 +236,7 @@ class Run:
             self.writer.delete_old(self._spared(needed))
 
     def _spared(self, needed: Collection[int]) -> set[int]:
-        """The steps whose checkpoints stay however old they are."""
+        """The steps whose checkpoints are kept at any age."""
         every, best = self.recipe.keep_every_epochs, self.position.best_step
         epochs = range(every, int(self.plan.epochs_done(self.last_step)) + 1, every) if every else ()
         return {*needed, *map(self.plan.epoch_end, epochs), *([best] if self.recipe.keep_best else [])}
@@ -265,7 +265,7 @@ class Run:
             return
 
         def write() -> None:
-            # the newest first: if the run is killed on the way, its own is not known as evaluated, and done again
+            # newest first: if the run is killed on the way, its own checkpoint is not marked and is evaluated again
             for path in reversed(checkpoints(folder)):
                 if checkpoint_step(path) >= step:  # later ones were written during this evaluation
                     update_state(path, self.state(checkpoint_step(path)))
@@ -289,10 +289,10 @@ def open_run(
     Args:
         recipe: what is trained.
         world: all ranks.
-        options: of this machine.
-        folder: of the run; without one it starts from the beginning and saves nothing.
-        datasets: those of the recipe, if they have been read before.
-        start: without a folder, the checkpoint to start from; nothing is written beside it.
+        options: options of this machine.
+        folder: the run folder; without one the run starts from the beginning and saves nothing.
+        datasets: the data sets of the recipe, if they have been read before.
+        start: without a folder, the checkpoint to start from; nothing is written.
 
     Raises:
         InputError: everything that a user can mend, before the first step.
@@ -326,7 +326,7 @@ def open_run(
             position = start_at(trainer, start, datasets.train, world)
         compare_states(trainer, position.step, world)
         compiled = compile_dense(trainer.model, warns=world.is_first) if options.compile else []
-        if not compiled:  # a compiled part keeps what its compiler likes
+        if not compiled:  # the compiler decides what a compiled part keeps for the backward
             trial = MemoryTrial(trainer, plan, datasets.train, world)
             layout, change = trial.fitting(layout, options.lane_width, options.max_images_per_device)
             position = replace(position, warnings=(*position.warnings, *([change] if change else [])))

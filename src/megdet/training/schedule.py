@@ -45,9 +45,9 @@ def learning_rate(recipe: Recipe, num_images: int, step: int) -> float:
 
 
 def rewarm_factor(recipe: Recipe, step: int, roll_backs: int, rolled_back_to: int) -> float:
-    """What the rate of step 0, 1, ... is multiplied by after the run has gone back to a checkpoint; 1 before.
+    """The factor on the rate of step 0, 1, ... after a roll-back to a checkpoint; 1 without one.
 
-    It rises linearly to 1 in `watch.rewarm_steps` steps from that checkpoint on, in twice as many after every further
+    It rises linearly to 1 in `watch.rewarm_steps` steps from that checkpoint on, in twice as many after each further
     roll-back: with the same factors the same steps would diverge again.
     """
     if not roll_backs:

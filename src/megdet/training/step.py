@@ -36,7 +36,7 @@ class StepResult:
     """The results of a step. Its tensors are on the device and may not be computed yet."""
 
     step: int
-    """0, 1, ..."""
+    """the number of the step: 0, 1, ..."""
     rate: float
     """the scheduled learning rate"""
     means: Mapping[str, Tensor]
@@ -52,7 +52,7 @@ class StepResult:
     notes: Tensor | None = None
     """on how many ranks each of the caller's notes was true"""
     seconds: float = 0.0
-    """from the end of the step before to the end of this one"""
+    """seconds from the end of the step before to the end of this one"""
     data_seconds: float = 0.0
     """the part of `seconds` spent waiting for images"""
 
@@ -78,9 +78,9 @@ def train_step(
         rate: the scheduled learning rate.
         step: 0, 1, ...
         world: all ranks.
-        notes: asked after the last backward; the ranks that say yes are counted in the reduction that the step has
-            anyway. Every rank gives as many.
-        again: gives the micro-batches once more, where memory runs out; without it the error is raised.
+        notes: called after the last backward; gives flags, the same number on every rank. The ranks with each flag set
+            are counted in the reduction that the step makes anyway.
+        again: loads the micro-batches again if memory runs out; without it the error is raised.
     """
     recipe, buckets, reported = trainer.recipe, trainer.buckets, trainer.model.reported()
     buckets.zero()
@@ -106,7 +106,7 @@ def train_step(
         totals, counted = torch.split(summed, [len(reported), len(own)])
         for place, is_true in enumerate(own):
             if is_true:
-                counted[place] += 1  # a tensor of these numbers would be waited for on its way to the device
+                counted[place] += 1  # copying a tensor of these numbers to the device would wait
         world.all_reduce(summed)
     else:
         world.all_reduce(totals)
@@ -118,7 +118,7 @@ def train_step(
             measured.settle(verdict.is_left_out)
     if recipe.optimizer.clip_norm:
         factor = (recipe.optimizer.clip_norm / (norm + 1e-6)).clamp(max=1.0)
-        buckets.scale(factor.masked_fill(verdict.is_left_out, 1.0))  # what is not applied can be looked at as it is
+        buckets.scale(factor.masked_fill(verdict.is_left_out, 1.0))  # a gradient that is not applied is not clipped
     if trainer.agvm is not None:
         trainer.agvm.set_rates(rate)
     else:

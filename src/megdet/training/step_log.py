@@ -15,9 +15,9 @@ from megdet.training.schedule import why_no_warmup
 from megdet.training.step import StepResult, read_results
 
 READ_EVERY = 20
-"""Steps whose numbers are read from the device together; on a CPU each is read at once."""
+"""Number of steps whose results are read from the device together; on a CPU each step is read at once."""
 READ_SECONDS = 10.0
-"""The longest time between two reads, where READ_EVERY steps take longer."""
+"""The longest time in seconds between two reads, if READ_EVERY steps take longer."""
 
 
 class StepLog:
@@ -35,16 +35,16 @@ class StepLog:
         self.means = EpochMeans(run.plan, [record for record in records if "loss" in record])
         reporter.remember(records)
         self.num_left_out = int(run.trainer.watch.num_left_out)
-        """updates of the whole run that were left out, as far as they have been read"""
+        """updates of the whole run that were left out, in the steps read so far"""
         self.divergence: Divergence | None = None
-        """where the run must go back for it; nothing is read after that"""
+        """the divergence for which the run must go back; nothing is read after it"""
         self._unread: list[StepResult] = []
         self._last_read = time.perf_counter()
 
     def add(self, result: StepResult, *, reads: bool = False) -> bool:
         """Take a result; returns whether all numbers so far have been read. `reads` forces it.
 
-        Raises DivergedError if the update of one of these steps was left out and that ends the run.
+        Raises DivergedError if an update was left out and this ends the run.
         """
         self._unread.append(result)
         is_due = len(self._unread) == READ_EVERY or time.perf_counter() - self._last_read >= READ_SECONDS
@@ -92,7 +92,7 @@ class StepLog:
         self.reporter.steps(lines)
 
     def _left_out(self, result: StepResult, why: str) -> None:
-        """Act as the recipe says on a step whose update was left out. Raises DivergedError where that ends the run."""
+        """Act as the recipe says on a step whose update was left out. Raises DivergedError if that ends the run."""
         watch, step = self.run.recipe.watch, result.step + 1
         self.num_left_out += 1
         if watch.action == "stop":
@@ -119,7 +119,7 @@ class StepLog:
         return f"to look at it: megdet replay {shlex.quote(str(self.reporter.folder.path))} --step {step}"
 
     def note_roll_back(self, divergence: "Divergence", to: int) -> None:
-        """Write into the metrics, on the disk, that the run goes back to the checkpoint of this step, and say it."""
+        """Write to the metrics, on the disk, that the run goes back to the checkpoint of step `to`, and print it."""
         step, recipe, count = divergence.result.step + 1, self.run.recipe, self.run.position.roll_backs + 1
         if self.metrics is not None:
             self.metrics.write({"step": to, "rolled_back": {"from": step, "why": divergence.why}})

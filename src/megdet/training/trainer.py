@@ -1,4 +1,4 @@
-"""Everything that a step changes: the detector, its optimizer, averages and measurements; made, saved, restored."""
+"""The state that a step changes (detector, optimizer, averages, measurements): how it is made, saved and restored."""
 
 import hashlib
 from collections.abc import Mapping
@@ -46,7 +46,7 @@ class Trainer:
     noise: NoiseScale | None = None
     """the gradient noise scale, if the recipe measures it"""
     pieces: Pieces = field(default_factory=Pieces)
-    """in what pieces micro-batches are computed"""
+    """the pieces in which micro-batches are computed"""
 
     @property
     def extras(self) -> dict[Kind, GradientWatch | MovingAverage | Agvm | NoiseScale]:
@@ -84,8 +84,8 @@ def make_trainer(
 ) -> Trainer:
     """The detector with weights drawn from the recipe's seed, its optimizer and its gradient buckets.
 
-    Every rank has the weights of rank 0; only that rank reads the files that the recipe starts from. A resumed run has
-    all its weights in its checkpoint, and those files may be gone.
+    Every rank gets the weights of rank 0; only rank 0 reads the weight files that the recipe names. A resumed run does
+    not read them, since its checkpoint has all weights; they may be gone.
     """
     lane = make_lane(world, layout)
     reads = world.is_first and not is_resumed

@@ -1,4 +1,4 @@
-"""The watch over divergence: whether the update of a step is applied, decided on the device without a wait.
+"""The watch for divergence: decides on the device, without waiting, whether the update of a step is applied.
 
 An update is left out if a loss or the norm of the gradient is not finite, or if the norm is above `watch.explodes_at`
 times the median of the norms of the last `watch.window` updates that were applied; before there are so many, no finite
@@ -18,12 +18,12 @@ from megdet.recipe import Watch
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the watch says of a step; both are on the device and may not be computed yet."""
+    """The watch's decision on a step; both tensors are on the device and may not be computed yet."""
 
     is_left_out: Tensor
     """whether the update is not applied"""
     limit: Tensor
-    """the norm above which a gradient explodes, in float64; infinite where there is no limit yet"""
+    """the gradient norm above which an update is left out, in float64; infinite if there is no limit yet"""
 
 
 class GradientWatch:
@@ -31,7 +31,7 @@ class GradientWatch:
 
     Args:
         recipe: `recipe.watch`.
-        device: of the norms.
+        device: the device of the norms.
     """
 
     def __init__(self, recipe: Watch, device: torch.device) -> None:
@@ -42,7 +42,7 @@ class GradientWatch:
         self._places = torch.arange(recipe.window, device=device)
 
     def state(self) -> dict[str, Tensor]:
-        """For a checkpoint."""
+        """The norms, for a checkpoint."""
         return {"recent": self.recent, "num_applied": self.num_applied, "num_left_out": self.num_left_out}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
@@ -62,7 +62,7 @@ class GradientWatch:
         return Verdict(~is_applied, limit)
 
     def _limit(self) -> Tensor:
-        """Infinite without enough norms, and where half of them are 0."""
+        """The limit for the next norm; infinite without enough norms, and if half of them are 0."""
         none = torch.full_like(self.recent[0], torch.inf)
         if not self.recipe.explodes_at:
             return none

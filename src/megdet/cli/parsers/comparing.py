@@ -17,7 +17,7 @@ def add_compare(parser: Parser) -> None:
 
 
 def add_annotations(parser: Parser) -> None:
-    """Where the ground truth is, for verbs that read it beside the detections of a run."""
+    """Add --annotations, for verbs that need the ground truth of a run's detections."""
     parser.add_argument(
         "--annotations", type=Path, metavar="JSON", help="the validation annotations, if they are elsewhere now"
     )

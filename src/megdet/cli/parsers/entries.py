@@ -23,20 +23,20 @@ def add_ensemble(parser: Parser) -> None:
         choices=("vote", "nms", "soft-nms", "gaussian-soft-nms", "wbf"),
         help="vote (default): NMS, and overlapping boxes vote; nms; soft-nms, linear or Gaussian; wbf: weighted fusion",
     )
-    parser.add_argument("--weights", type=numbers, metavar="W,W,...", help="of the members, default 1 each")
+    parser.add_argument("--weights", type=numbers, metavar="W,W,...", help="weight of each member, default 1 each")
     parser.add_argument(
-        "--class-weights", type=Path, metavar="JSON", help='of the members for some classes: {"person": [2, 1, 1]}'
+        "--class-weights", type=Path, metavar="JSON", help='weights for some classes: {"person": [2, 1, 1]}'
     )
     parser.add_argument(
         "--iou", type=fraction, metavar="I", help="detections that overlap more are one, default 0.5, wbf 0.55"
     )
     parser.add_argument(
-        "--vote-iou", type=fraction, metavar="I", help="with vote: how much a voter overlaps, default 0.5"
+        "--vote-iou", type=fraction, metavar="I", help="with vote: least overlap of a box that votes, default 0.5"
     )
     parser.add_argument("--most", type=at_least_one, metavar="N", help="detections an image, default 100")
-    parser.add_argument("--boxes", action="store_true", help="merge the boxes alone, where some members have no masks")
+    parser.add_argument("--boxes", action="store_true", help="merge boxes only, if some members have no masks")
     parser.add_argument(
-        "--annotations", type=Path, metavar="JSON", help="COCO instances to evaluate on, default: those of the runs"
+        "--annotations", type=Path, metavar="JSON", help="COCO instances to evaluate on, default: the file of the runs"
     )
     add_json(parser)
     parser.set_defaults(run_verb="entries:run_ensemble", takes_overrides=False)

@@ -17,7 +17,7 @@ def add_export(parser: Parser) -> None:
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="default RUN/export/RUN.onnx or .pt2")
     parser.add_argument(
-        "--images", type=whole_number, metavar="N", help="prove it on so many validation images, default all of them"
+        "--images", type=whole_number, metavar="N", help="prove it on the first N validation images, default all"
     )
     parser.add_argument("--workers", type=whole_number, default=0, metavar="N", help="processes that load images")
     add_json(parser)

@@ -11,11 +11,11 @@ def add_hub(parser: Parser) -> None:
 
     push = verbs.add_parser("push", help="publish the newest weights of a run", allow_abbrev=False)
     push.add_argument("run", metavar="RUN", help="run folder")
-    push.add_argument("name", metavar="OWNER/NAME", help="repository, which is made if it is not there")
-    push.add_argument("--private", action="store_true", help="if it is made, let nobody else see it")
+    push.add_argument("name", metavar="OWNER/NAME", help="repository; made if it does not exist")
+    push.add_argument("--private", action="store_true", help="make a new repository private")
     push.set_defaults(run_verb="hub:run_push", takes_overrides=False)
 
-    pull = verbs.add_parser("pull", help="make a run folder of a published detector", allow_abbrev=False)
+    pull = verbs.add_parser("pull", help="make a run folder from a published detector", allow_abbrev=False)
     pull.add_argument("name", metavar="OWNER/NAME", help="repository")
     pull.add_argument("--run", type=Path, metavar="FOLDER", help="default runs/NAME")
     pull.set_defaults(run_verb="hub:run_pull", takes_overrides=False)

@@ -24,7 +24,7 @@ def add_describe(parser: Parser) -> None:
 
 def add_recipes(parser: Parser) -> None:
     """The options of `recipes`."""
-    parser.add_argument("name", nargs="?", metavar="NAME", help="print this one")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="print this recipe")
     add_json(parser)
     parser.set_defaults(run_verb="describing:run_recipes", takes_overrides=False)
 
@@ -33,14 +33,19 @@ def add_plan(parser: Parser) -> None:
     """The options of `plan`."""
     add_recipe(parser)
     parser.add_argument("--devices", type=whole_number, default=1, metavar="N", help="default 1")
-    parser.add_argument("--memory", type=positive, metavar="GIB", help="memory of a device, which must hold a step")
-    parser.add_argument("--hours", type=positive, metavar="H", help="find the fewest devices that end the run in time")
+    parser.add_argument("--memory", type=positive, metavar="GIB", help="memory of a device; a layout must fit into it")
+    parser.add_argument(
+        "--hours", type=positive, metavar="H", help="find the fewest devices that end the run within H hours"
+    )
     add_json(parser)
     add_layout_options(parser)
     group = parser.add_argument_group("measuring")
     group.add_argument("--sizes", type=_sizes, default=(), metavar="M,M", help="images of the micro-batches to measure")
     group.add_argument(
-        "--timed-steps", type=at_least_one, metavar="N", help="of each kind, in 20 seconds at most; default 5"
+        "--timed-steps",
+        type=at_least_one,
+        metavar="N",
+        help="timed steps of each kind, in 20 seconds at most; default 5",
     )
     group.add_argument(
         "--plans",
@@ -59,15 +64,15 @@ def add_plan(parser: Parser) -> None:
     )
     group.add_argument("--workers", type=whole_number, metavar="N", help="processes a rank that load images in the run")
     given = parser.add_argument_group("given instead of measured")
-    given.add_argument("--measured", type=Path, metavar="FILE", help="what an earlier --json printed")
-    given.add_argument("--seconds-per-image", type=positive, metavar="S", help="of a training step")
+    given.add_argument("--measured", type=Path, metavar="FILE", help="output of an earlier --json")
+    given.add_argument("--seconds-per-image", type=positive, metavar="S", help="seconds of a training step, per image")
     given.add_argument("--gib-per-image", type=positive, metavar="GIB", help="memory of an image of a micro-batch")
     given.add_argument("--fixed-gib", type=positive, metavar="GIB", help="memory of everything else")
     given.add_argument("--bandwidth", type=positive, metavar="GB/S", help="gigabytes a second that a device sends")
-    given.add_argument("--latency", type=positive, metavar="US", help="microseconds of a hop from device to device")
+    given.add_argument("--latency", type=positive, metavar="US", help="microseconds from device to device")
     noise = parser.add_argument_group("which batch sizes pay").add_mutually_exclusive_group()
     noise.add_argument("--noise-scale", type=positive, metavar="IMAGES", help="gradient noise scale, in images")
-    noise.add_argument("--noise-from", type=Path, metavar="RUN", help="run folder whose training has measured it")
+    noise.add_argument("--noise-from", type=Path, metavar="RUN", help="run folder whose training measured it")
     take_recipe_keys(parser)
     parser.set_defaults(run_verb="planning:run_plan")
 
@@ -77,18 +82,23 @@ def add_simulate(parser: Parser) -> None:
     from megdet.planning.published import MACHINES
 
     parser.add_argument(
-        "--paper", action="store_true", help="the rows of the paper's Tables 2 and 3 against prediction"
+        "--paper", action="store_true", help="compare the rows of the paper's Tables 2 and 3 with predictions"
     )
     parser.add_argument("--device", metavar="NAME", help=f"{', '.join(MACHINES)}; default h200")
     parser.add_argument("--images-per-device", type=whole_number, metavar="M", help="images of a step, default 8")
     parser.add_argument("--bn-size", type=whole_number, metavar="S", help="default 32; 0 = frozen statistics")
-    parser.add_argument("--batch-size", type=whole_number, metavar="B", help="this mini-batch on any number of devices")
+    parser.add_argument(
+        "--batch-size", type=whole_number, metavar="B", help="keep this mini-batch on every number of devices"
+    )
     parser.add_argument("--noise-scale", type=number, metavar="N", help="gradient noise scale in images")
     parser.add_argument(
-        "--fraction", type=number, metavar="F", help="part of the published peak, 0 to 1, default 0.163"
+        "--fraction",
+        type=number,
+        metavar="F",
+        help="part of the published peak speed that is reached, 0 to 1, default 0.163",
     )
     parser.add_argument(
-        "--overhead", type=number, metavar="MS", help="milliseconds that any micro-batch takes, default 47"
+        "--overhead", type=number, metavar="MS", help="fixed milliseconds of every micro-batch, default 47"
     )
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw it, as .png, .pdf or .svg")
     add_json(parser, "its `rows` are the paper's")
@@ -108,5 +118,5 @@ def _plans(text: str) -> tuple[str, ...]:
     plans = tuple(text.split(","))
     unknown = [plan for plan in plans if plan not in _RECOMPUTE_PLANS]
     if unknown:
-        raise argparse.ArgumentTypeError(f"'{unknown[0]}': choose of {', '.join(_RECOMPUTE_PLANS)}")
+        raise argparse.ArgumentTypeError(f"'{unknown[0]}': choose from {', '.join(_RECOMPUTE_PLANS)}")
     return plans

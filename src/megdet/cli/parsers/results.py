@@ -6,7 +6,7 @@ from megdet.cli.parsers.shared import Parser, add_json, add_layout_options, add_
 from megdet.cli.parsers.values import whole_number
 
 EXAMPLE = "--evaluation.batch_size 4"
-"""Of a key of a run's recipe that may be changed."""
+"""A key of a run's recipe that may be changed."""
 
 
 def add_evaluate(parser: Parser) -> None:
@@ -22,7 +22,7 @@ def add_evaluate(parser: Parser) -> None:
         "--precise-bn",
         type=whole_number,
         metavar="IMAGES",
-        help="estimate the batch-norm statistics anew from so many training images, rounded up to whole mini-batches",
+        help="estimate the batch-norm statistics again from N training images, rounded up to whole mini-batches",
     )
     add_fold(parser)
     add_json(parser)
@@ -37,7 +37,9 @@ def add_detect(parser: Parser) -> None:
     parser.add_argument("run", metavar="RUN", help="run folder, or a file of `megdet export`")
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="default RUN/pictures/detect, or FILE_detect")
-    parser.add_argument("--score", type=float, default=0.5, metavar="S", help="draw from this score on, default 0.5")
+    parser.add_argument(
+        "--score", type=float, default=0.5, metavar="S", help="draw detections of at least this score, default 0.5"
+    )
     add_fold(parser)
     add_json(parser)
     add_machine_options(parser)
@@ -46,9 +48,9 @@ def add_detect(parser: Parser) -> None:
 
 
 def add_fold(parser: Parser) -> None:
-    """Whether batch norms are folded."""
+    """The option that folds batch norms."""
     parser.add_argument(
         "--fold",
         action="store_true",
-        help="fold the batch norms into the convolutions before them: quicker, the results differ by rounding only",
+        help="fold the batch norms into the convolutions before them: faster, results differ by rounding only",
     )

@@ -39,12 +39,12 @@ def _add_variance(parser: Parser) -> None:
         "--factors", type=whole_numbers, metavar="K,K", help="mini-batches of k x N images, default 1,2,4,8"
     )
     parser.add_argument(
-        "--images", type=whole_number, metavar="M", help="use at most so many; default 8 of the largest mini-batches"
+        "--images", type=whole_number, metavar="M", help="use at most M images; default 8 of the largest mini-batches"
     )
     parser.add_argument(
-        "--rate", type=float, metavar="R", help="of the small updates, default that of N images after warmup"
+        "--rate", type=float, metavar="R", help="rate of the small updates, default that of N images after warmup"
     )
-    _add_output(parser, "RUN/analysis/variance; needed where keys of the recipe are changed")
+    _add_output(parser, "RUN/analysis/variance; required if keys of the recipe are changed")
     add_machine_options(parser)
     take_keys_of_run(parser, "--optimizer.clip_norm 0")
     parser.set_defaults(run_verb="analysing:run_variance")
@@ -73,7 +73,9 @@ def add_lr_test(parser: Parser) -> None:
     add_recipe(parser)
     parser.add_argument("--from", dest="lowest", type=float, default=1e-4, metavar="RATE", help="default 1e-4")
     parser.add_argument("--to", dest="highest", type=float, default=1.0, metavar="RATE", help="default 1")
-    parser.add_argument("--steps", type=whole_number, default=100, metavar="N", help="of the range test, default 100")
+    parser.add_argument(
+        "--steps", type=whole_number, default=100, metavar="N", help="steps of the range test, default 100"
+    )
     parser.add_argument(
         "--rates", type=_rates, metavar="RATE,RATE", help="stability runs; default the recipe's and the recommended one"
     )
@@ -81,7 +83,7 @@ def add_lr_test(parser: Parser) -> None:
         "--warmup",
         type=whole_numbers,
         metavar="N,N",
-        help="steps of warmup of stability runs; default 0 and the recipe's",
+        help="warmup steps of the stability runs; default 0 and the recipe's",
     )
     parser.add_argument(
         "--after", type=whole_number, metavar="N", help="steps at the full rate of a stability run, default 50"
@@ -142,11 +144,11 @@ def add_verify(parser: Parser) -> None:
         "--devices",
         type=_device_counts,
         metavar="N,N",
-        help="counts to compare with the first of them, default 1,2,3,4,8",
+        help="numbers of devices; each is compared with the first, default 1,2,3,4,8",
     )
     parser.add_argument("--lane-width", type=whole_number, metavar="K", help="force the ranks that carry one group")
     parser.add_argument("--dtype", choices=["float64", "float32"], default="float64", help="default float64")
-    parser.add_argument("--steps", type=whole_number, metavar="N", help="of a run, default 20")
+    parser.add_argument("--steps", type=whole_number, metavar="N", help="steps of a run, default 20")
     parser.add_argument(
         "--cases",
         metavar="NAME,NAME",
@@ -160,9 +162,9 @@ def add_verify(parser: Parser) -> None:
 def add_replay(parser: Parser) -> None:
     """The options of `replay`."""
     parser.add_argument("run", metavar="RUN", help="run folder")
-    parser.add_argument("--step", type=at_least_one, required=True, metavar="N", help="as in its metrics.jsonl")
-    parser.add_argument("--image", metavar="K", help="show the image of this id alone")
-    parser.add_argument("--without", metavar="K", help="make the step without the image of this id")
+    parser.add_argument("--step", type=at_least_one, required=True, metavar="N", help="the step, as in metrics.jsonl")
+    parser.add_argument("--image", metavar="K", help="show only the image with this id")
+    parser.add_argument("--without", metavar="K", help="make the step without the image with this id")
     parser.add_argument(
         "--devices", type=at_least_one, default=1, metavar="W", help="ranks, each a process of its own; default 1"
     )
@@ -170,7 +172,7 @@ def add_replay(parser: Parser) -> None:
         "--roll-backs",
         type=whole_number,
         metavar="R",
-        help="as the run was when it had gone back R times (watch.action roll_back); default: as it went on",
+        help="the step as made after R roll-backs of the run (watch.action roll_back); default: as made last",
     )
     _add_output(parser, "RUN/replay/step_N")
     add_layout_options(parser)
@@ -187,9 +189,11 @@ def add_chaos(parser: Parser) -> None:
         "--devices",
         type=_device_counts,
         metavar="N,N",
-        help="number of ranks, default 2; several: the undisturbed run has the first, every start another, in float64",
+        help="number of ranks, default 2; of several the first for the undisturbed run, any at each start, in float64",
     )
-    parser.add_argument("--seed", type=whole_number, metavar="S", help="of whom, when and how it hits, default 0")
+    parser.add_argument(
+        "--seed", type=whole_number, metavar="S", help="seed of what is killed, when and how, default 0"
+    )
     add_json(parser)
     add_machine_options(parser, trains=True, minutes_waited="0.5")
     take_recipe_keys(parser)
@@ -201,7 +205,7 @@ def _rates(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(word) for word in text.split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"'{text}' is no list of rates") from None
+        raise argparse.ArgumentTypeError(f"'{text}' is not a list of rates") from None
 
 
 def _device_counts(text: str) -> tuple[int, ...]:

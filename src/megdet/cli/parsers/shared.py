@@ -28,33 +28,37 @@ class Parser(argparse.ArgumentParser):
         return f"{own}\nEvery key of the recipe is an option too (docs/recipe.md):\n\n{keys}"
 
     def _examples(self) -> str:
-        """The examples of the verb and its exit codes; the parser of all verbs has the codes alone."""
+        """The examples of the verb and its exit codes; `megdet --help` has the codes only."""
         examples = EXAMPLES.get(self.prog.partition(" ")[2], ())
         lines = ["", "examples:", *(f"  {example}" for example in examples)] if examples else []
         return "\n".join([*lines, "", f"exit codes: {EXIT_CODES} (docs/commands.md)", ""])
 
 
 def take_recipe_keys(parser: Parser) -> None:
-    """For a verb that builds a recipe: its keys are options, and the help explains each."""
+    """Let a verb that builds a recipe take the recipe's keys as options; its help explains each."""
     parser.explains_recipe_keys = True
     parser.set_defaults(takes_overrides=True)
 
 
 def add_recipe(parser: Parser) -> None:
-    """The recipe of a verb that builds one."""
+    """Add the argument RECIPE."""
     parser.add_argument("recipe", metavar="RECIPE", help="name of a packaged recipe or path of a YAML file")
 
 
 def take_keys_of_run(parser: Parser, example: str, of: str = "the run's recipe") -> None:
-    """For a verb with the recipe of a run: its keys may be changed, and the help says so in one line."""
+    """Let a verb that works on a run take the keys of its recipe as options; the help says so in one line."""
     parser.epilog = f"Keys of {of} are options too, such as {example}; docs/recipe.md lists them."
     parser.set_defaults(takes_overrides=True)
 
 
 def add_json(parser: Parser, what: str = "") -> None:
-    """Results for a program; `what` describes the object."""
+    """Add --json; `what` describes the object that it prints."""
     more = f": {what}" if what else ""
-    parser.add_argument("--json", action="store_true", help=f"print one JSON object, and all else as messages{more}")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help=f"print one JSON object to standard output, all else to standard error{more}",
+    )
 
 
 def add_layout_options(parser: Parser) -> None:
@@ -87,11 +91,11 @@ def add_machine_options(parser: Parser, *, trains: bool = False, minutes_waited:
         "--evaluate-on",
         default="",
         metavar="cpu|cuda|cuda:N",
-        help="device of that process, default: on a machine that trains on GPUs one that is left over, else the CPU",
+        help="device of that process, default: a GPU that the training leaves free, else the CPU",
     )
     group.add_argument(
         "--compile",
         action="store_true",
         help="compile backbone, pyramid and RPN head for each canvas (torch.compile); results differ by rounding only",
     )
-    group.add_argument("--plain", action="store_true", help="print lines, also where a terminal could show a screen")
+    group.add_argument("--plain", action="store_true", help="print lines, even if the terminal could show a screen")

@@ -36,8 +36,10 @@ def add_train(parser: Parser) -> None:
 
 def add_watch(parser: Parser) -> None:
     """The options of `watch`."""
-    parser.add_argument("run", metavar="RUN", help="run folder; it is waited for where there is none yet")
-    parser.add_argument("--once", action="store_true", help="show it once, as also where the output is no terminal")
+    parser.add_argument("run", metavar="RUN", help="run folder; watch waits until it exists")
+    parser.add_argument(
+        "--once", action="store_true", help="show it once and end, as always if the output is not a terminal"
+    )
     add_json(parser)
     parser.set_defaults(run_verb="watching:run_watch", takes_overrides=False)
 
@@ -57,7 +59,7 @@ def add_import(parser: Parser) -> None:
         type=number,
         default=1e-5,
         metavar="EPS",
-        help="0 for torchvision's COCO_V1 files but those of a _v2, and what was fine-tuned from them (default 1e-5)",
+        help="0 for torchvision's COCO_V1 files (but not for a _v2) and what was fine-tuned from them (default 1e-5)",
     )
     add_json(parser)
     take_keys_of_run(parser, "--data.short_edges [640]")

@@ -1,4 +1,4 @@
-"""Types of option values for argparse; a wrong value is refused with its text."""
+"""Types of option values for argparse; the error of a wrong value quotes it."""
 
 import argparse
 import math
@@ -20,7 +20,7 @@ def at_least_one(text: str) -> int:
     """An integer of at least 1."""
     number = whole_number(text)
     if number == 0:
-        raise argparse.ArgumentTypeError("'0': it takes at least 1")
+        raise argparse.ArgumentTypeError("'0' is not at least 1")
     return number
 
 

@@ -1,1 +1,1 @@
-"""`megdet chaos`: a training under kills, compared with one without."""
+"""`megdet chaos`: a training whose processes are killed at random, compared with an undisturbed one."""

@@ -1,4 +1,4 @@
-"""A training under kills, started again by the same command each time, and compared with one that nobody disturbs."""
+"""Trains while processes are killed, starting again by the same command, and compares with an undisturbed run."""
 
 import math
 import os
@@ -28,7 +28,7 @@ from megdet.run_length import decay_of
 KILLS = 50
 DEVICES = (2,)
 TIMEOUT = timedelta(minutes=0.5)
-"""How long a rank waits for a stopped one; a training has 30 minutes by default."""
+"""How long a rank waits for a stopped rank; a training waits 30 minutes by default."""
 
 
 def chaos(
@@ -43,14 +43,14 @@ def chaos(
 ) -> Findings:
     """Train undisturbed, then under `kills` signals, and compare.
 
-    A run that is done before all signals were sent is compared, and another begins in a new folder.
+    If a run finishes before all signals were sent, it is compared, and another begins in a new folder.
 
     Args:
-        recipe: what is trained; with several numbers of devices in float64.
-        kills: signals to send.
+        recipe: the recipe to train; in float64 if there are several numbers of devices.
+        kills: number of signals to send.
         devices: numbers of ranks; the undisturbed run has the first, and each start one of them.
-        seed: of what is done to whom, and when.
-        options: of `megdet train`, for every start.
+        seed: seed of the signals, their targets and times.
+        options: options of `megdet train` for every start.
         timeout: how long a rank waits for another one.
         progress: called with a line after the undisturbed run, every signal and every run.
 
@@ -97,7 +97,7 @@ class _Chaos:
         write_text_atomically(self._recipe_file, dump_recipe(recipe))
 
     def run_folder(self, run: int) -> RunFolder:
-        """That of the undisturbed run is number 0."""
+        """The folder of a run; number 0 is the undisturbed run."""
         return RunFolder(self.folder / (f"run_{run}" if run else "undisturbed"))
 
     def start(self, run: int, devices: int) -> tuple[Command, Watched]:
@@ -110,7 +110,7 @@ class _Chaos:
         return Command(words, devices, uuid.uuid4().hex, log), watched
 
     def train_undisturbed(self) -> Times:
-        """The run that the others are compared with. Raises InputError where it fails."""
+        """Train the run that the others are compared with. Raises InputError if it fails."""
         command, watched = self.start(0, self.devices[0])
         loading = 0.0
         try:
@@ -131,7 +131,7 @@ class _Chaos:
         return Times(loading, stepping, max(evaluations, default=0.0), whole)
 
     def train_disturbed(self, draws: Iterator[Disturbance], kills: int, times: Times) -> None:
-        """Runs until so many signals were sent, the last of them to its end; stops at the first fault."""
+        """Train until so many signals were sent and the last run is done; stop at the first fault."""
         run, starts, devices = 1, 0, self.devices[0]
         planned = [next(draws) for _ in range(kills)]
         while True:
@@ -154,15 +154,15 @@ class _Chaos:
                 if not planned:
                     return
                 run, starts = run + 1, 0
-                planned[0] = replace(planned[0], delay=planned[0].delay / 2)  # it came too late for this one
+                planned[0] = replace(planned[0], delay=planned[0].delay / 2)  # it was too late for this run
 
     def _disturb(self, start: Start, planned: list[Disturbance], run: int) -> bool:
-        """Send what is planned as long as the command runs; whether it may fail because of that."""
+        """Send the planned signals while the command runs; returns whether it may fail because of them."""
         is_disturbed = False
         while planned and start.wait_for(planned[0]):
             done = start.disturb(planned[0], len(self.findings.disturbed) + 1, run)
             if done is None:
-                continue  # everybody had ended; the signal waits for the next start
+                continue  # all processes had ended; the signal waits for the next start
             planned.pop(0)
             self.findings.disturbed.append(done)
             is_disturbed |= done.may_end
@@ -172,7 +172,7 @@ class _Chaos:
         return is_disturbed
 
     def _look_at_end(self, start: Start, code: int, *, is_disturbed: bool) -> None:
-        """Note what must not be when a command has ended."""
+        """Note faults after a command has ended: a wrong exit code, processes left, a traceback."""
         command, faults = start.command, self.findings.faults
         if code and not is_disturbed:
             faults.append(

@@ -1,4 +1,4 @@
-"""One start of a run, by the command that its user would give."""
+"""Runs the command with which a user would start a run."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from pathlib import Path
 from megdet.contract.chaos.processes import MARK, Target, end_all, processes_of, targets_of
 
 ORPHAN_SECONDS = 5.0
-"""So long after a command has ended its last process must have ended."""
+"""Seconds after a command's end within which its last process must have ended."""
 _PACKAGE = str(Path(__file__).parents[2])
 _TRACEBACK = re.compile(r"Traceback \(most recent call last\):\n((?:.*?[ |]{2}.*\n)+)")
 
@@ -25,13 +25,13 @@ def command_line(words: Sequence[str], devices: int) -> list[str]:
 
 
 class Command:
-    """A command that has been started; `close` ends all its processes.
+    """A running command; `close` ends all its processes.
 
     Args:
-        words: after `megdet`.
+        words: the words after `megdet`.
         devices: number of ranks.
-        mark: in the environment of all its processes.
-        log: the file of its output.
+        mark: set in the environment of all its processes.
+        log: the file for its output.
     """
 
     def __init__(self, words: Sequence[str], devices: int, mark: str, log: Path) -> None:
@@ -44,12 +44,12 @@ class Command:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, MARK: mark},
-                start_new_session=True,  # Ctrl-C is for this process, which then ends it
+                start_new_session=True,  # Ctrl-C goes to this process only, which then ends the command
             )
 
     @property
     def code(self) -> int | None:
-        """Its exit code, None while it runs."""
+        """The exit code, None while it runs."""
         return self._process.poll()
 
     def targets(self) -> list[Target]:
@@ -57,24 +57,24 @@ class Command:
         return targets_of(self.mark, self._process.pid)
 
     def orphans(self) -> list[str]:
-        """The processes that it leaves, after ORPHAN_SECONDS; their command lines."""
+        """The command lines of the processes that are left after ORPHAN_SECONDS."""
         end = time.monotonic() + ORPHAN_SECONDS
         while (left := processes_of(self.mark)) and time.monotonic() < end:
             time.sleep(0.02)
         return [" ".join(process.words)[:120] for process in left]
 
     def last_line(self) -> str:
-        """What it said last: a line of megdet, if there is one."""
+        """The last line of its output, a line of megdet if there is one."""
         lines = [line for line in self.output().splitlines() if line.strip()]
         ours = [line for line in lines if line.startswith(("megdet:", "megdet (rank"))]
         return (ours or lines or ["it said nothing"])[-1]
 
     def output(self) -> str:
-        """All that it has said."""
+        """All its output."""
         return self.log.read_text(errors="replace")
 
     def traceback(self) -> str:
-        """The last line of a traceback with a frame of megdet, which is a bug; else empty."""
+        """The last line of a traceback with a frame of megdet, which means a bug; else empty."""
         text = self.output()
         for found in _TRACEBACK.finditer(text):
             if _PACKAGE in found[1]:
@@ -82,6 +82,6 @@ class Command:
         return ""
 
     def close(self) -> None:
-        """Kill what is left of it."""
+        """Kill all processes that are left."""
         end_all(self.mark)
         self._process.wait()

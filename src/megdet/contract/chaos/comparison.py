@@ -1,4 +1,4 @@
-"""Whether a disturbed run has ended where the undisturbed one did."""
+"""Compares the end of a disturbed run with that of the undisturbed run."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -18,11 +18,11 @@ _OF_THE_MACHINE = ("seconds", "data_seconds", "peak_memory_bytes")
 
 
 def compare(reference: RunFolder, found: RunFolder, *, is_bitwise: bool) -> tuple[float, list[str]]:
-    """The largest relative difference of two tensors of the last checkpoints, and what is wrong.
+    """The largest relative difference of two tensors of the last checkpoints, and a list of faults.
 
-    Bitwise are compared: the SHA-256 of every tensor file, the state, all lines of metrics.jsonl but their times and
-    memory, and the detections. Otherwise tensors to 1e-9, and which steps and evaluations there are. Raises InputError
-    for a file that cannot be read.
+    If `is_bitwise`, compares the SHA-256 of every tensor file, the state, all lines of metrics.jsonl except times and
+    memory, and the detections. Otherwise compares tensors to 1e-9, and which steps and evaluations there are. Raises
+    InputError for a file that cannot be read.
     """
     ours, theirs = _last(reference), _last(found)
     if ours.state.step != theirs.state.step:
@@ -62,10 +62,10 @@ def _differences(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> It
 
 
 def _lines_of(reference: RunFolder, found: RunFolder, *, is_bitwise: bool) -> Iterator[str]:
-    """What is wrong with metrics.jsonl."""
+    """The faults in metrics.jsonl."""
     ours, theirs = _timeless(reference), _timeless(found)
     for kind in ("loss", "epoch_means", "evaluation"):
-        # one evaluation may be known before a step, another after it
+        # the order of an evaluation and a step may differ between runs
         own, their = ([line for line in lines if kind in line] for lines in (ours, theirs))
         steps, their_steps = ([line["step"] for line in lines] for lines in (own, their))
         if steps != their_steps:

@@ -1,4 +1,4 @@
-"""What `chaos` found: every disturbance, every run that came to its end, and the verdict."""
+"""The findings of `chaos`: every disturbance, every finished run, and the verdict."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ from megdet.run_folder.folder import encode_non_finite
 
 @dataclass
 class Disturbed:
-    """A signal that was sent, and what came of it."""
+    """A signal that was sent, and its effect."""
 
     number: int
     run: int
-    """which run it was, from 1: one that is done is followed by another in a new folder"""
+    """number of the run, from 1"""
     devices: int
     signal: How
     role: Role
@@ -31,17 +31,17 @@ class Disturbed:
     code: int | None = None
     """exit code of the command; None if it went on"""
     seconds: float = 0.0
-    """from the signal to the end of the command"""
+    """seconds from the signal to the end of the command"""
     steps_again: int = 0
     """steps that the next start makes again"""
 
     @property
     def may_end(self) -> bool:
-        """Whether a run may end by it: only its parent ends a process that loads images or helps by SIGTERM."""
+        """Whether the signal may end the run: loading processes and helpers obey SIGTERM only from their parent."""
         return self.signal in ("SIGKILL", "SIGSTOP") or (self.signal == "SIGTERM" and self.role in ("rank", "launcher"))
 
     def sentence(self) -> str:
-        """In one line."""
+        """The disturbance in one line."""
         came = "went on" if self.code is None else f"ended with {self.code} after {self.seconds:.1f} s"
         again = f", {self.steps_again} steps are made again" if self.steps_again else ""
         return (
@@ -51,7 +51,7 @@ class Disturbed:
 
 @dataclass(frozen=True)
 class Finished:
-    """A run that came to its end, compared with the undisturbed one."""
+    """A finished run, compared with the undisturbed one."""
 
     run: int
     starts: int
@@ -62,27 +62,27 @@ class Finished:
 
 @dataclass
 class Findings:
-    """All of it; it grows while the runs go on."""
+    """All findings; grows while the runs go on."""
 
     is_bitwise: bool
-    """whether all ran on the same layout, so that no bit may differ"""
+    """whether all runs have the same layout, so that no bit may differ"""
     seed: int
     undisturbed_seconds: float = 0.0
     disturbed: list[Disturbed] = field(default_factory=list)
     finished: list[Finished] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
-    """what was wrong besides the results: a hang, an orphan, a traceback, a start that was refused"""
+    """faults other than wrong results: a hang, an orphan, a traceback, a refused start"""
     folder: Path | None = None
-    """where the runs are; they are kept if there is a fault"""
+    """the folder of the runs; kept if there is a fault"""
 
     @property
     def passes(self) -> bool:
-        """Whether every run came to the end of the undisturbed one, without a fault on the way."""
+        """Whether every run ended like the undisturbed one, without a fault on the way."""
         return bool(self.finished) and not self.faults and not any(run.faults for run in self.finished)
 
     @property
     def steps_again(self) -> int:
-        """Steps that were made again, in all."""
+        """Total number of steps that were made again."""
         return sum(own.steps_again for own in self.disturbed)
 
     def counts(self) -> Sequence[tuple[str, int]]:

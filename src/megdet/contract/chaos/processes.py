@@ -1,4 +1,4 @@
-"""The processes of a running command and what each of them does, read from /proc: Linux."""
+"""The processes of a running command and their roles, read from /proc (Linux only)."""
 
 import os
 import signal
@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 Role = Literal["launcher", "rank", "worker", "helper"]
-"""torchrun; a rank; a process that loads images; one that works beside the training"""
+"""torchrun; a rank; a loading process; a helper beside the training"""
 MARK = "MEGDET_CHAOS"
-"""The variable in the environment of a command and of all that it starts."""
+"""The environment variable by which a command and the processes it starts are recognised."""
 _PROC = Path("/proc")
 
 
@@ -23,7 +23,7 @@ class Process:
     """its command line"""
 
     def send(self, number: int) -> bool:
-        """Send it a signal; False where it has ended meanwhile."""
+        """Send the process a signal; False if it has ended meanwhile."""
         try:
             os.kill(self.pid, number)
         except ProcessLookupError:
@@ -39,7 +39,7 @@ class Target(Process):
 
 
 def processes_of(mark: str) -> list[Process]:
-    """All living processes that have the mark in their environment, whoever is their parent now."""
+    """All living processes with the mark in their environment, whatever their parent is now."""
     wanted = f"{MARK}={mark}".encode()
     found = []
     for folder in _PROC.iterdir():
@@ -58,10 +58,10 @@ def processes_of(mark: str) -> list[Process]:
 
 
 def targets_of(mark: str, root: int) -> list[Target]:
-    """Those that have a role; `root` is the process of the command itself."""
+    """The processes of a mark that have a role; `root` is the process of the command itself."""
     processes = processes_of(mark)
     role_of: dict[int, Role] = {}
-    # a parent may have a larger number than its child, where numbers have started again
+    # a parent may have a larger id than its child, since ids start again from low numbers
     for _ in range(4):
         for process in processes:
             role = _role(process, root, role_of.get(process.parent))
@@ -76,7 +76,7 @@ def _role(process: Process, root: int, parent: Role | None) -> Role | None:
         return "launcher" if "torch.distributed.run" in words else "rank"
     if "megdet.distributed.helper" in words:
         return "helper"
-    if "-c" in words:  # a resource tracker, or the server that forks
+    if "-c" in words:  # a resource tracker or a fork server
         return None
     if parent == "launcher":
         return "rank"

@@ -1,4 +1,4 @@
-"""What a run is doing and how far it is, seen from outside: its folder alone is read."""
+"""The activity and progress of a run, read from its folder only."""
 
 import json
 from dataclasses import dataclass
@@ -12,15 +12,15 @@ from megdet.run_folder.folder import RunFolder
 from megdet.run_folder.metrics import read_metrics
 
 Activity = Literal["loading", "stepping", "saving", "evaluating"]
-"""loading is from the start of the command until it has claimed its folder: programs, data, the checkpoint"""
+"""loading is the time from the start of the command until it has claimed its folder"""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What the folder shows at one moment."""
+    """The state of a run at one moment."""
 
     step: int
-    """of the last line of metrics.jsonl that is of a step"""
+    """step of the last line of a step in metrics.jsonl"""
     activity: Activity
 
 
@@ -29,8 +29,8 @@ class Watched:
 
     Args:
         folder: the run folder, which need not exist yet.
-        recipe: of the run.
-        epochs: of the whole run.
+        recipe: the recipe of the run.
+        epochs: epochs of the whole run.
     """
 
     def __init__(self, folder: RunFolder, recipe: Recipe, epochs: int) -> None:
@@ -42,7 +42,7 @@ class Watched:
         self._starts = self.num_starts()
 
     def num_starts(self) -> int:
-        """How many commands have claimed the folder."""
+        """Number of commands that have claimed the folder."""
         try:
             return len(json.loads(self.folder.environment.read_bytes())["sessions"])
         except (OSError, ValueError, KeyError):
@@ -64,7 +64,7 @@ class Watched:
             return []
 
     def now(self) -> Progress:
-        """How far it is, and what it is doing."""
+        """The step and the activity of the run."""
         lines = self.lines()
         step = max((line["step"] for line in lines if "loss" in line), default=0)
         if self.num_starts() == self._starts:
@@ -74,7 +74,7 @@ class Watched:
         return Progress(step, "evaluating" if lines and self._is_evaluated_next(lines) else "stepping")
 
     def _is_evaluated_next(self, lines: list[dict[str, Any]]) -> bool:
-        """Whether the last line ended an epoch whose evaluation is due; beside the steps it has a hidden folder."""
+        """Whether the last line ended an epoch whose evaluation is due (one in the background has a hidden folder)."""
         if any(self.folder.path.glob(".evaluation_*")):
             return True
         every, last = self.recipe.evaluation.every_epochs, lines[-1]
@@ -88,7 +88,7 @@ class Watched:
         return max(map(checkpoint_step, checkpoints(self.folder)), default=0)
 
     def trace(self) -> tuple[object, ...]:
-        """Something that changes as long as the run makes any progress."""
+        """A value that changes whenever the run makes progress."""
         return self.num_starts(), *(_stamp(path) for path in (self.folder.metrics, *checkpoints(self.folder)))
 
 

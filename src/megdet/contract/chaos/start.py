@@ -1,4 +1,4 @@
-"""One start of a run: waited for, disturbed, seen to its end."""
+"""One start of a run: wait for a moment, disturb it, wait for its end."""
 
 import signal
 import time
@@ -14,11 +14,11 @@ LOOK_SECONDS = 0.02
 _LOOK_AT_SAVING = 0.001
 _LONGEST_PAUSE = 2.0
 _NOTICED_SECONDS = 15.0
-"""So long the loss of a process that is no rank may take to end a run; then it counts as going on."""
+"""Seconds in which losing a process other than a rank may end a run; after that the run counts as going on."""
 _SHARE_OF_STEPS = 0.3
-"""A disturbance of steps is within so much of the time of all steps."""
+"""The part of the time of all steps within which a disturbance of steps is sent."""
 _NUM_SAVES = 3
-"""A disturbance of saving is within so many checkpoints."""
+"""The number of checkpoints within which a disturbance of saving is sent."""
 _HANGS_AFTER = 180.0
 _LONGEST_LOOK = 2.0
 
@@ -34,7 +34,7 @@ class Times:
     loading: float
     stepping: float
     evaluating: float
-    """of the longest evaluation"""
+    """the longest evaluation"""
     whole: float
 
 
@@ -65,7 +65,7 @@ class Start:
         return False
 
     def disturb(self, own: Disturbance, number: int, run: int) -> Disturbed | None:
-        """Send the signal and see what comes of it; None if there was nobody left. Raises HangError."""
+        """Send the signal and observe its effect; None if no process was left. Raises HangError."""
         target = self._target(own)
         if target is None:
             return None
@@ -88,7 +88,7 @@ class Start:
         return done
 
     def wait_end(self) -> int:
-        """Wait for the end of the command; its exit code. Raises HangError."""
+        """Wait for the end of the command; returns its exit code. Raises HangError."""
         patience = self._patience()
         while (code := self.command.code) is None:
             time.sleep(LOOK_SECONDS)
@@ -106,7 +106,7 @@ class Start:
         return fitting[int(own.choice * len(fitting))] if fitting else None
 
     def _wait_for_saving(self, number: int) -> bool:
-        """Wait until so many checkpoints were written and the next is being written."""
+        """Wait until `number` checkpoints were written and the next is being written."""
         was_saving, patience = False, self._patience()
         while self.command.code is None:
             is_saving = self.watched.is_saving
@@ -120,7 +120,7 @@ class Start:
         return False
 
     def _wait_for_others(self, stopped: Target) -> None:
-        """Wait until the other ranks have noticed that one is stopped, or must have, and kill it: nobody else does."""
+        """Wait until the other ranks must have noticed the stopped rank, and kill it, since no other process does."""
         end = time.monotonic() + self.timeout + _NOTICED_SECONDS
         while time.monotonic() < end and self.command.code is None:
             others = [own for own in self.command.targets() if own.role == "rank" and own.pid != stopped.pid]
@@ -136,7 +136,7 @@ class Start:
         return code
 
     def _sleep(self, seconds: float) -> bool:
-        """Whether the command still runs after so long."""
+        """Sleep; returns whether the command still runs afterwards."""
         return self._wait_end_at_most(seconds) is None
 
     def _patience(self) -> "_Patience":
@@ -149,12 +149,12 @@ class _Patience:
         self._trace, self._looked, self._waited = watched.trace(), time.monotonic(), 0.0
 
     def look(self) -> None:
-        """Raise HangError if there was no progress for too long; looks once a second."""
+        """Raise HangError if there was no progress for too long; called once a second."""
         passed = time.monotonic() - self._looked
         if passed < 1.0:
             return
         self._looked += passed
-        self._waited += min(passed, _LONGEST_LOOK)  # more has passed where this process was stopped too
+        self._waited += min(passed, _LONGEST_LOOK)  # limited, in case this process was stopped too
         if (trace := self.watched.trace()) != self._trace:
             self._trace, self._waited = trace, 0.0
         if self._waited > self.seconds:

@@ -33,7 +33,7 @@ DIVERGED = 2.0
 SAFETY = 10.0
 """The recommended rate is at least this factor below the one that diverged."""
 FEWEST_STEPS = 20
-"""Of a range test: with fewer steps a slope means nothing."""
+"""Fewest steps of a range test: with fewer a slope means nothing."""
 AFTER_WARMUP = 50
 """Steps at the full rate that a stability run has to survive."""
 

@@ -29,7 +29,7 @@ from megdet.runtime import device_beside, slow_at, usable_cores
 _HIDDEN = ".evaluation_"
 _DETECTIONS = "detections.json"
 _NICENESS = 10
-"""The training and the processes that load its images have priority."""
+"""Niceness of the helper: the training and its loading processes have priority."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +75,11 @@ class BackgroundEvaluations:
 
     Args:
         folder: the run folder; this process has locked it.
-        device: of the evaluations.
+        device: the device of the evaluations.
         workers: processes that load images.
-        training_device: of the training. If both are the CPU, an evaluation has the training's number of threads, so
-            that it rounds as in the foreground; beside a training on GPUs it has all cores.
-        overrides: of the run's recipe, as `overrides_beside` gives them.
+        training_device: the device of the training. If both are the CPU, an evaluation has the training's number of
+            threads, so that it rounds as in the foreground; beside a training on GPUs it has all cores.
+        overrides: keys of the run's recipe to change, from `overrides_beside`.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class BackgroundEvaluations:
             self._launch()
 
     def poll(self) -> Finished | None:
-        """An evaluation that is done, else None; does not wait, and starts the next one.
+        """A finished evaluation, else None; does not wait, and starts the next evaluation.
 
         Raises:
             InputError: the evaluation failed; the message has its step and its reason. It counts as not done.

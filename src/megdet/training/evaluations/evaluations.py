@@ -19,7 +19,7 @@ from megdet.training.report import Reporter
 from megdet.training.run import Run
 
 _WAIT_SECONDS = 5.0
-"""Rank 0 waits so long for an evaluation between two collectives, so that the other ranks do not time out."""
+"""Seconds that rank 0 waits for an evaluation between two collectives, so that the other ranks do not time out."""
 
 
 @dataclass
@@ -33,16 +33,16 @@ class Evaluations:
     folder: RunFolder
     reporter: Reporter
     metrics: MetricsWriter | None
-    """on rank 0"""
+    """None on the other ranks"""
     background: BackgroundEvaluations | None
-    """on rank 0, if they are made in the background"""
+    """only on rank 0, and only if evaluations are made in the background"""
 
     def __post_init__(self) -> None:
         self.world, self._has_said_to_wait = self.run.world, False
 
     @property
     def is_background(self) -> bool:
-        """Whether they are made beside the training; the same on every rank."""
+        """Whether evaluations are made beside the training; the same on every rank."""
         return self.run.evaluates_on is not None
 
     @property

@@ -33,12 +33,12 @@ class Agvm:
     """The factors phi of all modules, which are part of a checkpoint.
 
     Args:
-        parts: the modules.
+        parts: the modules, each with the indices of its parameters in `parameters`.
         reference: the module that the others are compared with; in the paper the backbone.
-        parameters: all trained parameters, in the order of the places in `parts`.
+        parameters: all trained parameters.
         optimizer: SGD or AdamW; each of its groups names its "module".
         warmup_steps: steps before the first measurement.
-        device: of the factors.
+        device: the device of the factors.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Agvm:
         self._reference = list(parts).index(reference)
 
     def state(self) -> dict[str, Tensor]:
-        """For a checkpoint."""
+        """The factors, for a checkpoint."""
         return {"factors": self.factors}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
@@ -80,7 +80,7 @@ class Agvm:
         return torch.stack([disagreements, self.factors])
 
     def settle(self, is_left_out: Bool[Tensor, ""]) -> None:
-        """End a step; where its update is left out, which the device knows, the factors are those before it."""
+        """End a step; if its update is left out (a flag on the device), the factors are those before the step."""
         self.factors.copy_(torch.where(is_left_out, self._settled, self.factors))
         self._settled = self.factors.clone()
 
@@ -104,7 +104,7 @@ class Agvm:
             roots = self._root_moments(ours, theirs, places)
             ours, theirs = list(torch._foreach_div(ours, roots)), list(torch._foreach_div(theirs, roots))
         lengths = (dot(ours, ours) * dot(theirs, theirs)).sqrt()
-        # a gradient of zeros has no direction: its cosine is 0
+        # a gradient of zeros has no direction: the cosine is taken as 0
         return 1 - dot(ours, theirs) / lengths.clamp(min=_SMALLEST)
 
     def _root_moments(self, first: list[Tensor], second: list[Tensor], places: Sequence[int]) -> list[Tensor]:

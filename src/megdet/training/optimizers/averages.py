@@ -15,7 +15,7 @@ class MovingAverage:
         self.tensors = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
     def state(self) -> dict[str, Tensor]:
-        """For a checkpoint, and for evaluations."""
+        """The averages by name, for a checkpoint and for evaluations."""
         return self.tensors
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
@@ -25,7 +25,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int, unless: Bool[Tensor, ""] | None = None) -> None:
-        """Add the state after step 0, 1, ... to the average; not where `unless`, which is on the device, is true."""
+        """Add the state after step 0, 1, ... to the average, unless the flag `unless` (on the device) is true."""
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
         floats: list[tuple[Tensor, Tensor]] = []
         for name, tensor in _state(model):

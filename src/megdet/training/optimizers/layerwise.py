@@ -3,7 +3,7 @@
 A layer is one tensor of weights. Groups with "adapts" False (norm layers and biases) step without a trust ratio, as in
 the published runs of both: the length of their few numbers says nothing about a step. A layer whose weights or step
 have length 0 has the ratio 1. Nothing here waits for the device. As in torch's fused optimizers, a step changes nothing
-where the attribute `found_inf`, a number on the device, is not 0.
+if the attribute `found_inf`, a number on the device, is not 0.
 """
 
 from collections.abc import Iterable
@@ -107,7 +107,7 @@ def _count(optimizer: torch.optim.Optimizer, weights: list[Tensor]) -> Tensor:
 
 
 def _is_left_out(optimizer: torch.optim.Optimizer) -> Tensor | None:
-    """Whether this step changes nothing, known to the device alone; None where nobody has said so."""
+    """A flag on the device that says whether this step changes nothing; None if `found_inf` is not set."""
     found: Tensor | None = getattr(optimizer, "found_inf", None)
     return None if found is None else found.bool()
 

@@ -1,4 +1,4 @@
-"""The gradient noise scale while training: from which mini-batch on do more images pay little?
+"""The gradient noise scale, measured while training: above which mini-batch do more images gain little?
 
 McCandlish et al. 2018, "An Empirical Model of Large-Batch Training". The simple noise scale tr(Sigma) / |G|^2 is in
 images: G is the gradient over all images, Sigma the covariance of one image's. Mini-batches far below it waste steps,
@@ -44,10 +44,10 @@ class NoiseScale:
     """The averages of both estimates by module and for the whole model, which are part of a checkpoint.
 
     Args:
-        parts: the modules.
-        parameters: all trained ones by name, in the order of the places in `parts`.
-        recipe: with the interval and the groups of a step.
-        device: of the averages.
+        parts: the modules, each with the indices of its parameters in `parameters`.
+        parameters: all trained parameters by name.
+        recipe: gives the interval and the groups of a step.
+        device: the device of the averages.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class NoiseScale:
         """the gradient of the last step, if the next one is compared with it"""
 
     def state(self) -> dict[str, Tensor]:
-        """For a checkpoint: the averages, and the gradient kept for the next step."""
+        """The tensors for a checkpoint: the averages, and the gradient kept for the next step."""
         kept = zip(self.parameters, self.kept, strict=False)  # none, unless the next step needs it
         return {"averages": self.averages, **{f"gradient.{name}": gradient for name, gradient in kept}}
 
@@ -80,7 +80,7 @@ class NoiseScale:
 
     @property
     def compares_halves(self) -> bool:
-        """Whether the halves of a mini-batch are compared; if it is one group, two successive steps are."""
+        """Whether the halves of a mini-batch are compared; with one group a step, two successive steps are compared."""
         return self.batch_size > self.images_per_group
 
     def is_due(self, step: int) -> bool:
@@ -103,7 +103,7 @@ class NoiseScale:
         return self._measure(first, second, images, self.batch_size - images, step)
 
     def of_steps(self, gradients: Sequence[Tensor], step: int) -> Tensor | None:
-        """Keep the gradient of a step where the next one measures, and measure where this one does."""
+        """Measure if this step is due; keep its gradient if the next step is due."""
         found = None
         if self.is_due(step) and self.kept:
             size = self.batch_size
@@ -112,7 +112,7 @@ class NoiseScale:
         return found
 
     def settle(self, is_left_out: Bool[Tensor, ""]) -> None:
-        """End a step; where its update is left out, which the device knows, it has measured nothing."""
+        """End a step; if its update is left out (a flag on the device), its measurement is undone."""
         self.averages.copy_(torch.where(is_left_out, self._settled, self.averages))
         self._settled = self.averages.clone()
         for gradient in self.kept:
@@ -133,7 +133,7 @@ class NoiseScale:
         estimates = torch.stack([product, variance])
         estimates = torch.cat([estimates, estimates.sum(1, keepdim=True)], 1)
         averages = torch.lerp(self.averages, estimates, 1 - MEMORY)
-        # no measurement where the step before was left out, and with it the gradient kept for this one
+        # no measurement if the step before was left out: the gradient kept for this one is invalid
         self.averages.copy_(torch.where(estimates.isfinite().all(), averages, self.averages))
         # both averages start from 0; the correction for that is the same factor and cancels in the ratio
         gradient_sq, variance = self.averages

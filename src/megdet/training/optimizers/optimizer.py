@@ -49,11 +49,11 @@ def make_optimizer(model: nn.Module, recipe: OptimizerRecipe) -> torch.optim.Opt
 
 
 def step_unless(optimizer: torch.optim.Optimizer, unless: Bool[Tensor, ""]) -> None:
-    """Make a step, unless the flag, which is on the device, is true; then nothing changes. Waits for nothing."""
+    """Make a step, or change nothing if the flag `unless` on the device is true; does not wait for the device."""
     is_first = not optimizer.state
     optimizer.found_inf = unless.float()  # type: ignore[attr-defined]  # where torch's fused kernels look for it
     optimizer.step()
-    if is_first:  # torch's SGD leaves its new momentum as the memory was, where it makes no step
+    if is_first:  # torch's SGD leaves new momentum uninitialised if it makes no step
         for state in optimizer.state.values():
             if _MOMENTUM in state:
                 state[_MOMENTUM].masked_fill_(unless, 0.0)

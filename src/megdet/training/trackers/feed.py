@@ -7,15 +7,15 @@ from threading import Thread
 from megdet.training.trackers.tracker import Tracker
 
 _MOST_WAITING = 10_000
-"""Calls that may wait for a tracker; one that is so far behind is given up."""
+"""Calls that may wait for a tracker; a tracker with more calls waiting is given up."""
 
 
 class Feed:
-    """Calls a tracker's methods one after the other, beside the thread that asks for it.
+    """Calls a tracker's methods one after the other, in a thread of its own.
 
     Args:
-        name: of the tracker.
-        tracker: open; nobody else may call it.
+        name: the name of the tracker.
+        tracker: an open tracker; nobody else may call it.
     """
 
     def __init__(self, name: str, tracker: Tracker) -> None:
@@ -27,7 +27,7 @@ class Feed:
         self._thread.start()
 
     def give(self, call: Callable[[], None]) -> None:
-        """Make this call when those before it are done."""
+        """Make this call after the calls given before."""
         if not self.failure and self._calls.qsize() >= _MOST_WAITING:
             self.failure = f"{_MOST_WAITING} calls wait for it"
         if not self.failure:
@@ -45,6 +45,6 @@ class Feed:
         while (call := self._calls.get()) is not None and not self.failure:
             try:
                 call()
-            except Exception as error:  # whatever another library raises; it is told, once
+            except Exception as error:  # another library may raise anything; it is reported once
                 self.failure = f"{type(error).__name__}: {error}"
                 return

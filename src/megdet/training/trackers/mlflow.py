@@ -11,13 +11,13 @@ from megdet.errors import InputError
 from megdet.training.trackers.tracker import PROJECT, Opening
 
 _MOST_PARAMETERS = 100
-"""that MLflow takes at a time"""
+"""metrics that MLflow takes in one call"""
 _LONGEST_VALUE = 500
 """characters of a parameter's value that every server takes"""
 
 
 def open_mlflow(opening: Opening) -> "MLflow":
-    """A run of MLflow's, or the one of an earlier start."""
+    """A new MLflow run, or the run of an earlier start."""
     from mlflow.entities import Param
     from mlflow.tracking import MlflowClient
 
@@ -42,7 +42,7 @@ def open_mlflow(opening: Opening) -> "MLflow":
 
 
 class MLflow:
-    """A run of MLflow's."""
+    """A run of MLflow."""
 
     forgets_later_steps = False
 

@@ -9,7 +9,7 @@ from megdet.training.trackers.tracker import Opening
 
 
 def open_tensorboard(opening: Opening) -> "TensorBoard":
-    """Event files that go on at a step; those of later steps count no more."""
+    """Event files that go on at a step; events of later steps from an earlier start become invalid."""
     from torch.utils.tensorboard import SummaryWriter  # here, because it takes seconds to import
 
     folder = opening.folder / "tensorboard"
@@ -44,7 +44,7 @@ class TensorBoard:
         self._writer.add_image(name, np.asarray(Image.open(file).convert("RGB")), self._step, dataformats="HWC")
 
     def attach(self, file: Path) -> None:
-        """Lay the file beside the event files: TensorBoard shows none."""
+        """Copy the file beside the event files: TensorBoard cannot show it."""
         shutil.copyfile(file, self._folder / file.name)
 
     def close(self) -> None:

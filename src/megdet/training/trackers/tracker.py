@@ -1,4 +1,4 @@
-"""What a tracker is to the rest of MegDet."""
+"""The interface of a tracker."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,25 +6,25 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 PROJECT = "megdet"
-"""What the runs are collected under where the tracker's own environment variable names nothing else."""
+"""The project of the runs, unless the tracker's own environment variable names another."""
 
 
 @dataclass(frozen=True)
 class Opening:
-    """What a tracker is opened with."""
+    """The arguments with which a tracker is opened."""
 
     folder: Path
     """the run folder"""
     recipe: Mapping[str, Any]
     """the complete recipe, by dotted key"""
     identity: str
-    """of the tracked run of an earlier start, "" for a new one"""
+    """the tracker's identity of the run from an earlier start, "" for a new run"""
     first_step: int
     """steps done when this start began"""
 
     @property
     def name(self) -> str:
-        """What the run is called there."""
+        """The name of the run in the tracker."""
         return self.folder.absolute().name
 
 
@@ -33,7 +33,7 @@ class Tracker(Protocol):
     """A tracked run that is open. Every method may raise anything: the library's errors are its own."""
 
     identity: str
-    """with which a later start opens the same run"""
+    """the identity with which a later start opens the same run"""
     place: str
     """where to look at it, for people"""
     forgets_later_steps: bool

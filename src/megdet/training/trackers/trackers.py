@@ -1,7 +1,7 @@
 """The trackers of a run: opened before its first step, fed beside it, opened again by a later start.
 
-What of each was sent is in RUN/trackers.json, written before it is sent, so that no step is there twice: those of a run
-that is killed in between are missing there. metrics.jsonl has them all.
+RUN/trackers.json says what was sent to each. It is written before sending, so that no step is sent twice; if the run is
+killed in between, steps are missing in the tracker. metrics.jsonl has all of them.
 """
 
 import time
@@ -38,7 +38,7 @@ _SECONDS_OF_CLOSING = 60.0
 
 
 class _Sent(msgspec.Struct):
-    """What of a run a tracker has got."""
+    """How much of a run was sent to a tracker."""
 
     identity: str
     steps: int = 0
@@ -58,8 +58,8 @@ class Trackers:
     """All trackers of a recipe, on rank 0; a context manager, which closes them.
 
     Args:
-        recipe: names them, and is sent to each.
-        folder: of the run.
+        recipe: names the trackers, and is sent to each.
+        folder: the run folder.
         first_step: steps done when this start began.
         say: prints a sentence.
 
@@ -89,7 +89,7 @@ class Trackers:
     def _opened(self, name: str, opening: Opening) -> Tracker:
         try:
             return _OPENERS[name](opening)
-        except Exception as error:  # whatever another library raises
+        except Exception as error:  # another library may raise anything
             for feed in self._feeds:
                 feed.end(_SECONDS_OF_CLOSING)
             reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
@@ -140,7 +140,7 @@ class Trackers:
         write_json_atomically(self._file, {name: msgspec.to_builtins(sent) for name, sent in self._sent.items()})
 
     def _tell_failures(self) -> None:
-        """Say of each tracker that has failed that it has, once; it is not asked for anything more."""
+        """Report each tracker that has failed, once; it gets no further calls."""
         for feed in [feed for feed in self._feeds if feed.failure]:
             self._feeds.remove(feed)
             self._say(f"Warning: tracker {feed.name} is given up, the run goes on without it: {feed.failure}")
@@ -171,7 +171,7 @@ def send_files(
 
 
 def _numbers(line: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
-    """The numbers of a line, those of nested mappings under their whole path."""
+    """The numbers of a line; names in nested mappings are whole paths."""
     for name, value in line.items():
         if isinstance(value, Mapping):
             yield from _numbers(value, f"{prefix}{name}/")

@@ -12,13 +12,13 @@ from megdet.training.trackers.tracker import PROJECT, Opening
 
 
 def open_trackio(opening: Opening) -> "Trackio":
-    """A run of trackio's, or the one of an earlier start."""
+    """A new trackio run, or the run of an earlier start."""
     import trackio
 
     project = os.environ.get("TRACKIO_PROJECT", PROJECT)
-    # a run is known by its name alone, and run folders in different places may be called alike
+    # trackio knows a run by its name only, and run folders in different places may have the same name
     name = opening.identity or f"{opening.name}-{secrets.token_hex(3)}"
-    with redirect_stdout(io.StringIO()):  # it would greet where results are printed
+    with redirect_stdout(io.StringIO()):  # its greeting must not go to standard output
         run = trackio.init(
             project=project,
             name=name,
@@ -32,7 +32,7 @@ def open_trackio(opening: Opening) -> "Trackio":
 
 
 class Trackio:
-    """A run of trackio's."""
+    """A run of trackio."""
 
     forgets_later_steps = False
 

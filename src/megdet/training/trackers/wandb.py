@@ -9,7 +9,7 @@ from megdet.training.trackers.tracker import PROJECT, Opening
 
 
 def open_wandb(opening: Opening) -> "WandB":
-    """A run of wandb's, or the one of an earlier start."""
+    """A new wandb run, or the run of an earlier start."""
     import wandb
 
     run = wandb.init(
@@ -19,7 +19,7 @@ def open_wandb(opening: Opening) -> "WandB":
         resume="allow",
         config=dict(opening.recipe),
         dir=str(opening.folder),
-        # its own capture of the output would fight with the screen
+        # its capture of the output would disturb the screen
         settings=wandb.Settings(console="off", silent=True, x_disable_stats=True),
     )
     for prefix in ("train", "evaluation"):
@@ -28,7 +28,7 @@ def open_wandb(opening: Opening) -> "WandB":
 
 
 class WandB:
-    """A run of wandb's."""
+    """A run of wandb."""
 
     forgets_later_steps = False
 

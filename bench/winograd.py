@@ -19,8 +19,9 @@ from rich.console import Console
 from rich.table import Table
 from torch.nn import functional as F
 
+from megdet.memory import keep_freed_memory
 from megdet.ops.winograd import convolve_3x3
-from megdet.runtime import keep_freed_memory, processor_name
+from megdet.runtime import processor_name
 
 CASES = (
     *((2, 80, 256, 256), (2, 40, 256, 256), (2, 20, 256, 256), (2, 10, 512, 512)),

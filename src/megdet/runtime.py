@@ -1,16 +1,12 @@
-"""The machine: its devices, processor, memory and speed, and the settings that a process makes once.
+"""The machine: its devices, processor and speed, and the settings that a process makes once.
 
-All questions to the machine are asked here, so that a test or a bench can pretend another one.
+All questions to the machine are asked here or in `memory.py`, so that a test or a bench can pretend another machine.
 """
 
-import ctypes
-import gc
 import os
 import platform
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -20,153 +16,50 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from megdet.errors import InputError
+from megdet.memory import keep_freed_memory
 
 Kind = Literal["cpu", "cuda"]
 _SECONDS = 0.25
-"""How long measuring takes; each operation runs at least once."""
+"""Seconds that measuring takes; each operation runs at least once."""
 _SLOW = 0.75
-"""bfloat16 is slow below this part of float32's speed: so low that two measurements of a machine agree."""
+"""bfloat16 counts as slow below this part of float32's speed: so low that repeated measurements agree."""
 _FORMATS = (torch.float32, torch.bfloat16)
-_NO_MEMORY = (
-    *("can't allocate memory", "bad_alloc", "not enough memory", "Cannot allocate memory"),
-    *("could not create a primitive", "could not execute a primitive"),
-)
-"""What torch and, in the last two, oneDNN say when memory has run out."""
-_CONTAINERS = (
-    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
-    (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
-)
-"""What a container may take and has taken, under both versions of control groups."""
 _CHANNELS, _EDGE, _SIDE = 128, 36, 512
 
 
 def num_gpus() -> int:
-    """GPUs that this process sees."""
+    """Number of GPUs that this process sees."""
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def num_ranks_here() -> int:
-    """Processes of the run on this machine, as torchrun tells them."""
+    """Number of ranks on this machine, as torchrun gives it."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def usable_cores() -> int:
-    """Processor cores that this process may use, which a container may have limited."""
+    """Number of processor cores that this process may use, which a container may limit."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def default_workers() -> int:
-    """Loading processes of this rank unless the user says another number: its share of the cores minus one, 1 to 8."""
+    """Default number of loading processes of this rank: its share of the cores minus one, from 1 to 8."""
     return max(1, min(8, usable_cores() // num_ranks_here() - 1))
 
 
-def memory_bytes() -> int | None:
-    """Memory of the machine; None where the system does not say."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None  # a system without these names
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory has run out: on a CPU torch raises a plain RuntimeError."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
-
-
-def free_bytes(device: torch.device) -> int | None:
-    """Memory that this process may still take on a device; None where the system does not say.
-
-    On a CPU it is this rank's share of what the machine and its container have left, within the limits of the process
-    (`ulimit -v`, `ulimit -d`).
-    """
-    if device.type == "cuda":
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(torch.cuda.mem_get_info(device)[0]) + kept
-    try:
-        import resource
-
-        system, own = _numbers(Path("/proc/meminfo")), _numbers(Path("/proc/self/status"))
-        left = [system["MemAvailable"] // num_ranks_here()]
-        for limit, used in ((resource.RLIMIT_AS, own["VmSize"]), (resource.RLIMIT_DATA, own["VmData"])):
-            if (most := resource.getrlimit(limit)[0]) != resource.RLIM_INFINITY:
-                left.append(most - used)
-    except (ImportError, OSError, KeyError):
-        return None
-    for file, taken in _CONTAINERS:
-        if file.exists() and (text := file.read_text().strip()).isdecimal():
-            left.append((int(text) - int(taken.read_text())) // num_ranks_here())
-    return max(0, min(left))
-
-
-def give_memory_back(device: torch.device) -> None:
-    """Return to the system what this process keeps for later, where memory has run out.
-
-    Freed memory of a CPU stays in the process otherwise (`prepare_process`), where oneDNN cannot use it for its code.
-    From now on large blocks are returned when they are freed, which is slower.
-    """
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    elif sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-        trim_threshold, mmap_threshold, mmap_max = -1, -3, -4  # of malloc.h
-        for setting, value in ((mmap_max, 1 << 16), (mmap_threshold, 1 << 20), (trim_threshold, 1 << 20)):
-            libc.mallopt(setting, value)
-        libc.malloc_trim(0)
-
-
-def peak_bytes(device: torch.device) -> int | None:
-    """The most memory that this process has had on a device so far; None where the system does not say.
-
-    Asked of the allocator or of the system, not of the device, so nothing is waited for.
-    """
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    try:
-        return _numbers(Path("/proc/self/status"))["VmHWM"]
-    except (OSError, KeyError):
-        return None
-
-
-@contextmanager
-def within_bytes(count: int | None, device: torch.device) -> Iterator[None]:
-    """On a CPU, let this process take so much more memory and not more: Linux kills what takes more than there is."""
-    if device.type != "cpu" or count is None:
-        yield
-        return
-    import resource
-
-    before = resource.getrlimit(resource.RLIMIT_DATA)
-    most = _numbers(Path("/proc/self/status"))["VmData"] + count
-    if before[0] != resource.RLIM_INFINITY:
-        most = min(most, before[0])
-    resource.setrlimit(resource.RLIMIT_DATA, (most, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_DATA, before)
-
-
-def _numbers(file: Path) -> dict[str, int]:
-    """The sizes in a file of Linux's, in bytes."""
-    rows = (line.split() for line in file.read_text().splitlines())
-    return {row[0].rstrip(":"): int(row[1]) << 10 for row in rows if row[2:] == ["kB"]}
-
-
 def processor_name() -> str:
-    """The model of the processor, or its architecture where the system does not say."""
+    """The model of the processor, or its architecture if the system does not tell."""
     return _cpuinfo("model name") or platform.processor() or platform.machine()
 
 
 @cache
 def is_intel_processor() -> bool:
-    """Whether the system says that the processor is Intel's, on which MKL computes at its full speed."""
+    """Whether the processor is Intel's, on which MKL computes at its full speed."""
     return _cpuinfo("vendor_id") == "GenuineIntel" or "GenuineIntel" in platform.processor()
 
 
 def _cpuinfo(key: str) -> str:
-    """What Linux says of its first processor; empty where there is no such line."""
+    """A value of the first processor in /proc/cpuinfo; empty if there is no such line."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -185,7 +78,7 @@ def accelerators(device: str) -> list[dict[str, Any]]:
 
 
 def device_kind(asked: str) -> Kind:
-    """What --device asks for: cpu, cuda, or empty for the GPU where there is one. Raises InputError."""
+    """The kind of device for a value of --device: cpu, cuda, or empty for a GPU if there is one. Raises InputError."""
     if not asked:
         return "cuda" if num_gpus() else "cpu"
     if asked == "cpu":
@@ -231,27 +124,14 @@ def device_beside(asked: str, training_device: torch.device) -> torch.device:
 
 
 def prepare_process(device: torch.device) -> None:
-    """Make the settings of this process for everything that it computes on its device."""
+    """Make the settings of this process for all that it computes on its device."""
     if device.type == "cpu":
         keep_freed_memory()
         return
     torch.cuda.set_device(device)
-    torch.backends.cudnn.deterministic = True  # a resumed run repeats the one that was interrupted
+    torch.backends.cudnn.deterministic = True  # a resumed run must repeat the interrupted one
     # no TF32, except within `precision.arithmetic`
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-
-
-def keep_freed_memory() -> None:
-    """Make the allocator keep the memory that a step frees for the next step.
-
-    glibc returns large blocks to the system, which fills every page with zeros when the next step asks for them: up to
-    a third of a step on a CPU.
-    """
-    if sys.platform != "linux" or not hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        return  # another libc has rules of its own
-    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
-    libc.mallopt(mmap_max, 0)
-    libc.mallopt(trim_threshold, (1 << 31) - 1)
 
 
 class Speeds(NamedTuple):
@@ -262,12 +142,12 @@ class Speeds(NamedTuple):
 
     @property
     def faster(self) -> str:
-        """The faster format, as a recipe names it."""
+        """The faster precision, as a recipe names it."""
         return "bfloat16" if self.bfloat16 > self.float32 else "float32"
 
     @property
     def bfloat16_is_slow(self) -> bool:
-        """Whether bfloat16 is clearly slower, as on processors with no unit for it, or half of one."""
+        """Whether bfloat16 is clearly slower, as on processors without a full unit for it."""
         return self.bfloat16 < _SLOW * self.float32
 
     def __str__(self) -> str:
@@ -276,7 +156,7 @@ class Speeds(NamedTuple):
 
 @cache
 def measure_speeds(device: torch.device) -> Speeds:
-    """Time a convolution and a matrix product in both formats, in turn, for a quarter of a second; the best counts.
+    """Time a convolution and a matrix product in both dtypes, in turn, for a quarter of a second; the best times count.
 
     The flags of a processor do not tell its speed: with AVX-512 BF16 alone, bfloat16 is half as fast as float32.
     """
@@ -315,7 +195,7 @@ def _operations(images: int, dtype: torch.dtype, device: torch.device) -> list[C
 
 
 def _seconds(run: Callable[[], Tensor], device: torch.device) -> float:
-    """How long an operation takes once."""
+    """Seconds of one run of an operation."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     started = time.perf_counter()

@@ -9,7 +9,7 @@ import pytest
 
 from megdet.cli import verification
 from megdet.cli.main import main
-from megdet.contract.cases import LeftOut
+from megdet.contract.trials import LeftOut
 from megdet.contract.verify import Comparison, Verdict
 
 pytestmark = pytest.mark.distributed

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from megdet.contract.cases import SHORT, LeftOut, cases_of, chosen_cases, left_out, trials
+from megdet.contract.cases import SHORT, cases_of, chosen_cases
+from megdet.contract.trials import LeftOut, left_out, trials
 from megdet.contract.verify import STEPS, Verdict, of_detections, relative_difference, verify
 from megdet.data.plan import TrainingPlan, canvas_of
 from megdet.data.rle import encode_mask

@@ -15,8 +15,8 @@ from megdet.architecture_parts import Backbone
 from megdet.distributed.local_ranks import run_in_ranks
 from megdet.distributed.world import World
 from megdet.errors import InputError
+from megdet.memory import give_memory_back, is_out_of_memory
 from megdet.recipe import Recipe
-from megdet.runtime import give_memory_back, is_out_of_memory
 from megdet.training.dry_run import MemoryTrial, largest_batch
 from megdet.training.pieces import Pieces, accumulate
 from megdet.training.run import RunOptions, open_run

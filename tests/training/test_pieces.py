@@ -15,8 +15,8 @@ from megdet.distributed import gradients
 from megdet.distributed.local_ranks import run_in_ranks
 from megdet.distributed.world import World
 from megdet.errors import InputError
+from megdet.memory import is_out_of_memory
 from megdet.recipe import Recipe
-from megdet.runtime import is_out_of_memory
 from megdet.structures import Batch, Targets
 from megdet.training.pieces import Pieces
 from megdet.training.run import RunOptions, open_run

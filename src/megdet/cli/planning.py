@@ -8,7 +8,7 @@ from rich.table import Table
 
 from megdet.cli.machine import num_workers
 from megdet.cli.options import CONSOLE, PROGRESS, Arguments
-from megdet.distributed.layout import recipe_layout
+from megdet.distributed.layout import devices_text, recipe_layout
 from megdet.errors import InputError
 from megdet.planning.inputs import Given
 from megdet.planning.layouts import PlannedLayout
@@ -72,7 +72,7 @@ def _layouts_table(plan: Plan, name: str) -> Table:
     table = Table(
         *("images a forward", "lanes", "lane width", "forwards a step", "recompute", "GiB", "s a step"),
         *("of it sending", "sent, MB", "whole run", ""),
-        title=f"{name} on {_devices(devices)}: {recipe.batch_size} images a step, BN size {recipe.bn_size}, "
+        title=f"{name} on {devices_text(devices)}: {recipe.batch_size} images a step, BN size {recipe.bn_size}, "
         f"{plan.steps} steps",
     )
     for planned in plan.layouts[:_SHOWN]:
@@ -113,21 +113,21 @@ def _sentences(plan: Plan, words: Sequence[str]) -> list[str]:
         memory = 0.0 if limits.memory is None else limits.memory / GIB
         lines.append(f"Devices that hold a step in {memory:.3g} GiB each, by recompute plan: {', '.join(found)}.")
     if best is None:
-        lines.append(f"No layout on {_devices(limits.devices)} fits.")
+        lines.append(f"No layout on {devices_text(limits.devices)} fits.")
     else:
         lines.append(f"Run it: {_command(best, plan, words)}")
     if limits.hours is not None:
         fewest = plan.devices_for_hours
         if fewest is not None:
             lines.append(
-                f"Within {limits.hours:g} hours: {_devices(fewest.layout.world_size)}, {_duration(fewest.hours)} with "
-                f"lane width {fewest.layout.lane_width} and recompute {fewest.recompute}."
+                f"Within {limits.hours:g} hours: {devices_text(fewest.layout.world_size)}, {_duration(fewest.hours)} "
+                f"with lane width {fewest.layout.lane_width} and recompute {fewest.recompute}."
             )
         elif plan.fastest is not None:
             fast = plan.fastest
             lines.append(
                 f"Within {limits.hours:g} hours: no number of devices; the shortest run takes "
-                f"{_duration(fast.hours)} on {_devices(fast.layout.world_size)}."
+                f"{_duration(fast.hours)} on {devices_text(fast.layout.world_size)}."
             )
     if plan.noise_scale is None:
         lines.append("Which batch sizes pay: give --noise-scale, or --noise-from a run that has measured it.")
@@ -148,7 +148,7 @@ def _command(best: PlannedLayout, plan: Plan, words: Sequence[str]) -> str:
 
 def _batch_table(plan: Plan) -> Table:
     table = Table(
-        *("batch size", "steps", "examples", f"training on {_devices(plan.limits.devices)}"),
+        *("batch size", "steps", "examples", f"training on {devices_text(plan.limits.devices)}"),
         *("devices in proportion", "training on these", "pays"),
         title=f"For the same loss, with a noise scale of {plan.noise_scale:.4g} images (times the recipe's)",
     )
@@ -163,10 +163,6 @@ def _batch_table(plan: Plan) -> Table:
             "yes" if size.pays else "no",
         )
     return table
-
-
-def _devices(count: int) -> str:
-    return f"{count} device{'' if count == 1 else 's'}"
 
 
 def _duration(hours: float) -> str:

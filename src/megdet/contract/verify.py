@@ -10,7 +10,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,8 +18,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from megdet.contract.cases import LeftOut, Trial, left_out, trials
 from megdet.contract.run import Leak, Trained, Training, run_steps
+from megdet.contract.trials import LeftOut, Trial, left_out, trials
 from megdet.data.rle import Rle, decode_mask
 from megdet.distributed.local_ranks import run_in_ranks
 from megdet.distributed.world import World
@@ -254,20 +254,21 @@ def _fault(trained: Trained, judged: Sequence[_Difference], limit: float) -> str
 
 def _differences(reference: Trained, trained: Trained) -> Iterator[_Difference]:
     """All differences of two runs, in the order of the computation."""
-    for name, value in _by_name(reference.gradients, trained.gradients):
+    for name, value in tensor_differences(reference.gradients, trained.gradients):
         yield _Difference("gradient", f"gradient.{name}", value, True)
     for step, (ours, theirs) in enumerate(zip(reference.reported, trained.reported, strict=True), 1):
-        for name, value in _by_name(ours, theirs):
+        for name, value in tensor_differences(ours, theirs):
             yield _Difference("reported", f"step {step}: {name}", value, step == 1)
     rates = torch.tensor([reference.rates, trained.rates], dtype=torch.float64)
     yield _Difference("rate", "learning rate", relative_difference(*rates), True)
-    for name, value in _by_name(reference.state, trained.state):
+    for name, value in tensor_differences(reference.state, trained.state):
         yield _Difference(name.split(".", 1)[0], name, value)
     for what, value in of_detections(reference.detections, trained.detections):
         yield _Difference("detections", f"detections: {what}", value)
 
 
-def _by_name(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> Iterator[tuple[str, float]]:
+def tensor_differences(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Iterator[tuple[str, float]]:
+    """The relative difference of every tensor of two runs, by name; infinite if only one run has it."""
     for name in {**ours, **theirs}:
         both = name in ours and name in theirs
         yield name, relative_difference(ours[name], theirs[name]) if both else math.inf

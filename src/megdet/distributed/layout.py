@@ -91,17 +91,19 @@ def possible_layouts(
     """
     batch_size = num_groups * group_size
     if world_size < 1:
-        raise InputError(f"{_devices(world_size)}: it takes at least one")
+        raise InputError(f"{devices_text(world_size)}: it takes at least one")
     if world_size > batch_size:
         raise InputError(
-            f"{_devices(world_size)} for a mini-batch of {batch_size} images: "
-            f"use at most {_devices(batch_size)} or a larger batch_size"
+            f"{devices_text(world_size)} for a mini-batch of {batch_size} images: "
+            f"use at most {devices_text(batch_size)} or a larger batch_size"
         )
     widths = [k for k in range(1, world_size + 1) if world_size % k == 0]
     if lane_width is not None:
         if lane_width not in widths:
             known = ", ".join(map(str, widths))
-            raise InputError(f"lane width {lane_width} does not divide {_devices(world_size)}: choose one of {known}")
+            raise InputError(
+                f"lane width {lane_width} does not divide {devices_text(world_size)}: choose one of {known}"
+            )
         widths = [lane_width]
     layouts = [Layout(num_groups, group_size, world_size, k) for k in widths]
     if max_images_per_device is not None:
@@ -111,8 +113,8 @@ def possible_layouts(
         if not fitting:
             needed = -(-group_size // max_images_per_device)
             raise InputError(
-                f"a group of {group_size} images over {_devices(max(widths))} gives {layouts[-1].largest_share} images "
-                f"a device, more than {max_images_per_device}: it takes at least {needed} devices in one lane, "
+                f"a group of {group_size} images over {devices_text(max(widths))} gives {layouts[-1].largest_share} "
+                f"images a device, more than {max_images_per_device}: it takes at least {needed} devices in one lane, "
                 "or a smaller bn_size"
             )
         layouts = fitting
@@ -162,5 +164,6 @@ def better_device_counts(
                 yield other
 
 
-def _devices(count: int) -> str:
+def devices_text(count: int) -> str:
+    """`1 device`, `2 devices`."""
     return f"{count} device{'' if count == 1 else 's'}"

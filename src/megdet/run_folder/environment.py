@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from megdet.runtime import accelerators, memory_bytes, num_gpus, processor_name, usable_cores
+from megdet.memory import memory_bytes
+from megdet.runtime import accelerators, num_gpus, processor_name, usable_cores
 
 
 def collect_environment(world_size: int, device: str) -> dict[str, Any]:

@@ -21,7 +21,8 @@ from megdet.distributed.layout import Layout, smaller_shares
 from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.layers.batch_norm import CrossDeviceBatchNorm, step_sums
-from megdet.runtime import free_bytes, give_memory_back, is_out_of_memory, within_bytes
+from megdet.memory import free_bytes, give_memory_back, is_out_of_memory, within_bytes
+from megdet.runtime import num_ranks_here
 from megdet.structures import Batch, Targets
 from megdet.training.pieces import Pieces, accumulate, smallest_pieces
 from megdet.training.trainer import Trainer
@@ -88,7 +89,7 @@ class MemoryTrial:
         yield from smaller_shares(first, lane_width, max_images)
 
     def _is_needed(self, layout: Layout) -> bool:
-        free = free_bytes(self.world.device)
+        free = free_bytes(self.world.device, num_ranks_here())
         if free is None:
             return False
         data = self.plan.recipe.data
@@ -113,7 +114,7 @@ class MemoryTrial:
     def _fits_here(self, images: int, canvas: tuple[int, int]) -> int | None:
         device, smallest = self.world.device, smallest_pieces(self.trainer.model, self.trainer.recipe)
         for size in range(smallest + 1):
-            with self._alone(), within_bytes(free_bytes(device), device):
+            with self._alone(), within_bytes(free_bytes(device, num_ranks_here()), device):
                 try:
                     self._try(images, canvas, size)
                 except (RuntimeError, MemoryError) as error:

@@ -16,10 +16,10 @@ from torch import Tensor
 from megdet.distributed.gradients import GradientBuckets
 from megdet.layers.batch_norm import has_statistics, step_sums
 from megdet.layers.exchanges import Exchanges, remembered
+from megdet.memory import give_memory_back, is_out_of_memory
 from megdet.model.detector import Detector
 from megdet.precision import arithmetic, backward, dtype_of
 from megdet.recipe import Recipe
-from megdet.runtime import give_memory_back, is_out_of_memory
 from megdet.structures import Batch
 
 _LOG = logging.getLogger(__name__)

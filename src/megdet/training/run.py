@@ -25,6 +25,7 @@ from megdet.distributed.layout import Layout, recipe_layout
 from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.evaluation.coco_numbers import Evaluation
+from megdet.memory import is_out_of_memory
 from megdet.recipe import Recipe
 from megdet.run_folder.checkpoint_files import (
     checkpoint_path,
@@ -36,7 +37,6 @@ from megdet.run_folder.checkpoint_files import (
 from megdet.run_folder.folder import FolderLock, RunFolder
 from megdet.run_folder.run_state import RunState
 from megdet.run_length import total_steps
-from megdet.runtime import is_out_of_memory
 from megdet.structures import Batch
 from megdet.training.checkpoint_writer import CheckpointWriter
 from megdet.training.common_start import compare_commands, compare_data, compare_states, newest_step

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from megdet.errors import DivergedError
+from megdet.memory import peak_bytes
 from megdet.run_folder.metrics import MetricsWriter, read_metrics
-from megdet.runtime import peak_bytes
 from megdet.training.epoch_means import EpochMeans
 from megdet.training.report import Reporter
 from megdet.training.run import Run

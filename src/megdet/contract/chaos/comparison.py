@@ -1,13 +1,13 @@
 """Compares the end of a disturbed run with that of the undisturbed run."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from msgspec.structs import asdict
 from torch import Tensor
 
-from megdet.contract.verify import LIMITS, relative_difference
+from megdet.contract.verify import LIMITS, tensor_differences
 from megdet.errors import InputError
 from megdet.run_folder.checkpoint_files import Checkpoint, latest_checkpoint, open_checkpoint
 from megdet.run_folder.folder import RunFolder
@@ -29,7 +29,7 @@ def compare(reference: RunFolder, found: RunFolder, *, is_bitwise: bool) -> tupl
         return math.inf, [f"it ended at step {theirs.state.step}, the undisturbed run at {ours.state.step}"]
     worst, where = 0.0, ""
     if not is_bitwise or ours.hashes != theirs.hashes:
-        worst, where = max((value, name) for name, value in _differences(_tensors(ours), _tensors(theirs)))
+        worst, where = max((value, name) for name, value in tensor_differences(_tensors(ours), _tensors(theirs)))
     faults = list(_lines_of(reference, found, is_bitwise=is_bitwise))
     if is_bitwise and ours.hashes != theirs.hashes:
         kinds = ", ".join(kind for kind in ours.hashes if ours.hashes[kind] != theirs.hashes.get(kind))
@@ -53,12 +53,6 @@ def _last(folder: RunFolder) -> Checkpoint:
 
 def _tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
     return {f"{kind}.{name}": tensor for kind in checkpoint.hashes for name, tensor in checkpoint.tensors(kind).items()}
-
-
-def _differences(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Iterator[tuple[str, float]]:
-    for name in {**ours, **theirs}:
-        both = name in ours and name in theirs
-        yield name, relative_difference(ours[name], theirs[name]) if both else math.inf
 
 
 def _lines_of(reference: RunFolder, found: RunFolder, *, is_bitwise: bool) -> Iterator[str]:

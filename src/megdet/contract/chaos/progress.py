@@ -37,10 +37,6 @@ class Watched:
         self.folder, self.recipe, self.epochs = folder, recipe, epochs
         self._starts = self.num_starts()
 
-    def begins(self) -> None:
-        """Note that a command starts now."""
-        self._starts = self.num_starts()
-
     def num_starts(self) -> int:
         """Number of commands that have claimed the folder."""
         try:

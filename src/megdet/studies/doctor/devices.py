@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import torch
 
-from megdet.runtime import accelerators, measure_speeds, memory_bytes, num_gpus, processor_name
+from megdet.memory import memory_bytes
+from megdet.runtime import accelerators, measure_speeds, num_gpus, processor_name
 from megdet.studies.doctor.finding import Finding
 
 _GIB = 2**30
@@ -33,7 +34,7 @@ def _gpus() -> Finding:
         return Finding("devices", "good", f"{text}; CUDA {torch.version.cuda}", numbers={"devices": found})
     if torch.version.cuda is None:
         return Finding("devices", "look", "no GPU: this torch is built without CUDA", "on a GPU: uv pip install torch")
-    step = "where there is a GPU: see that nvidia-smi lists it, and its driver fits this CUDA"
+    step = "if there is a GPU: check that nvidia-smi lists it, and that its driver fits this CUDA"
     return Finding("devices", "look", f"no GPU that CUDA {torch.version.cuda} sees; trainings are on the CPU", step)
 
 

@@ -10,10 +10,10 @@ from megdet.evaluation.coco_numbers import Evaluation, evaluate_detections
 from megdet.files import write_json_atomically
 from megdet.inference.predict import detect_dataset
 from megdet.inference.trained import load_detector
+from megdet.memory import is_out_of_memory
 from megdet.model.detector import Detector
 from megdet.run_folder.folder import RunFolder
 from megdet.run_folder.metrics import MetricsWriter
-from megdet.runtime import is_out_of_memory
 from megdet.training.evaluations.background import BackgroundEvaluations
 from megdet.training.report import Reporter
 from megdet.training.run import Run

@@ -1,8 +1,8 @@
-"""YAML as people write it for us: texts, numbers, lists and mappings, in the core schema of YAML 1.2.
+"""Reads and writes plain YAML: strings, numbers, lists and mappings, in the core schema of YAML 1.2.
 
-The rest of YAML is refused with its line, because nobody needs it here and it surprises people: anchors and aliases
-(a few bytes become gigabytes, or a list contains itself), tags (`!!timestamp`), a second document, a key given twice.
-Dates, `yes` and `no` are texts, `1e-3` is a number.
+The rest of YAML is refused with its line, because it is not needed here and is dangerous or surprising: anchors and
+aliases (a few bytes become gigabytes, or a list contains itself), tags (`!!timestamp`), a second document, a key given
+twice. Dates, `yes` and `no` are strings, `1e-3` is a number.
 """
 
 import re
@@ -28,9 +28,9 @@ _WORDS = {
 
 
 def parse_yaml(text: str, source: str) -> Any:
-    """The dicts (keys are texts), lists, texts, numbers, booleans and None of a YAML text; None if it is empty.
+    """The dicts (with string keys), lists, strings, numbers, booleans and None of a YAML text; None if it is empty.
 
-    Raises InputError with `source` and the line for text that is no YAML, or uses more than the plain part of it.
+    Raises InputError with `source` and the line for text that is not YAML, or uses more than the plain part of it.
     """
     if len(text) > _MOST_CHARACTERS:
         raise InputError(
@@ -93,13 +93,13 @@ def _mapping(events: Iterator[Any], depth: int) -> dict[str, Any]:
         if not isinstance(key, yaml.ScalarEvent) or key.anchor is not None or key.tag is not None:
             raise _FaultError("a key must be a plain text", key)
         if key.value in found:
-            raise _FaultError(f"key '{key.value}' stands twice", key)
+            raise _FaultError(f"key '{key.value}' is given twice", key)
         found[key.value] = _value(events, next(events), depth + 1)
     return found
 
 
 def _plain(event: yaml.ScalarEvent) -> Any:
-    """The number, boolean or None that a word without quotes means, or its text."""
+    """The number, boolean or None that an unquoted word means, or the word as a string."""
     word = event.value
     if word in _WORDS:
         return _WORDS[word]
@@ -114,7 +114,7 @@ def _plain(event: yaml.ScalarEvent) -> Any:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes a text that YAML 1.1 or 1.2 would read as something else."""
+    """Quotes strings that YAML 1.1 or 1.2 would read as something else."""
 
 
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"(?:{_NUMBER.pattern})$"), list("-+.0123456789"))

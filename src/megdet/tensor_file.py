@@ -10,6 +10,6 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, on the CPU. Raises OSError or SafetensorError."""
     try:
         str(path).encode()
-    except UnicodeEncodeError:  # the library opens no path that is not UTF-8
+    except UnicodeEncodeError:  # the library opens only paths that are UTF-8
         return load(path.read_bytes())
     return load_file(path)

@@ -1,4 +1,4 @@
-"""Output for people: no text of a file reaches the terminal as a command or stops the program."""
+"""Output for people: text from files cannot reach the terminal as a command or stop the program."""
 
 import io
 import sys
@@ -15,15 +15,15 @@ _WIDE = 160
 
 
 class Terminal(Console):
-    """A rich console that takes text as it is, without markup, and writes out what is not printable in it.
+    """A rich console that ignores markup in text and escapes characters that are not printable.
 
-    Class and file names may hold escape sequences and marks that turn the direction of writing; see `printable`. Line
+    Class and file names may hold escape sequences and marks that change the direction of writing; see `printable`. Line
     breaks and tabs stay.
 
     Args:
         stderr: write to standard error instead of standard output.
         quiet: write nothing.
-        wraps: break long lines at words; otherwise the terminal does it, and a path stays in one piece.
+        wraps: break long lines at words; otherwise the terminal breaks them, and a path can be copied whole.
     """
 
     def __init__(self, *, stderr: bool = False, quiet: bool = False, wraps: bool = False) -> None:
@@ -31,11 +31,11 @@ class Terminal(Console):
         super().__init__(stderr=stderr, quiet=quiet, highlight=False, markup=False, soft_wrap=not wraps, width=width)
 
     def render_str(self, text: str, **how: Any) -> Text:
-        """The text as rich's, with the length of its printable form."""
+        """The text as a rich Text, with the length of its printable form."""
         return super().render_str(_printable_lines(text), **how)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """The pieces of a renderable, made printable; rich's own control codes, as of a progress line, stay."""
+        """The segments of a renderable, made printable; rich's own control codes, as of a progress line, stay."""
         for segment in super().render(renderable, options):
             if segment.control or segment.text.isprintable():
                 yield segment

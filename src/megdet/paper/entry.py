@@ -1,8 +1,8 @@
 """The winning entry (appendix, Table 4): its parts in the appendix's order, each a row on top of the rows before.
 
-The paper names the parts and gives the result of all of them; it has no numbers of single ones. Not in the paper: how
-each was built and how strong it was made; our choices are the keys below. RoIAlign, which the appendix lists too, is in
-every row, as it is in the rows of Tables 2 and 3. A row is trained with several seeds, a run folder each.
+The paper names the parts and gives the result of all together, not of single parts. Not in the paper: how each part was
+built and its strength; our choices are the keys below. RoIAlign, which the appendix lists too, is in every row, as in
+the rows of Tables 2 and 3. A row is trained with several seeds, each in its own run folder.
 """
 
 from collections.abc import Mapping
@@ -22,11 +22,11 @@ class Part:
     """A part of the entry."""
 
     name: str
-    """of its row"""
+    """name of its row"""
     appendix: str
-    """what the appendix calls it, with the paper's references"""
+    """its name in the appendix, with the paper's references"""
     changes: Mapping[str, Any]
-    """the keys of the recipe that switch it on"""
+    """recipe keys that turn it on"""
 
 
 PARTS = (
@@ -65,7 +65,7 @@ MEMBERS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "member-resnet": {"model.backbone.name": "resnet26"},
     }
 )
-"""The detectors of another structure that join the best one in the ensemble, by name: what they change of it."""
+"""The other detectors of the ensemble, by name, as changes to the detector with all parts."""
 
 
 def entry_recipes(changes: Mapping[str, Any], seeds: int) -> dict[str, Recipe]:
@@ -73,7 +73,7 @@ def entry_recipes(changes: Mapping[str, Any], seeds: int) -> dict[str, Recipe]:
 
     Args:
         changes: keys on top of the packaged recipe's, such as the files of the data.
-        seeds: how many.
+        seeds: number of seeds.
     """
     recipes = {}
     for seed in range(seeds):

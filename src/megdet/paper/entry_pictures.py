@@ -39,8 +39,8 @@ def plot_entry(rows: Sequence[EntryRow], path: Path) -> None:
 def draw_figure5(dataset: CocoDataset, results: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Some images of a data set with the detections (COCO's result format) of at least SHOWN_SCORE.
 
-    The images stand at equal distances in the data set, not chosen by what was found. Raises InputError if one cannot
-    be read or the picture cannot be written.
+    The images are taken at equal distances from the data set, not chosen by their detections. Raises InputError if an
+    image cannot be read or the picture cannot be written.
     """
     pictures = []
     for index in np.linspace(0, len(dataset) - 1, min(SHOWN, len(dataset))).round().astype(int).tolist():

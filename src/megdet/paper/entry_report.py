@@ -1,4 +1,4 @@
-"""Table 4 beside ours: the leaderboard, the ablation of the entry's parts, multi-scale testing and the ensemble."""
+"""Table 4 beside our numbers: leaderboard, ablation of the entry's parts, multi-scale testing and ensemble."""
 
 import statistics
 from collections.abc import Sequence
@@ -30,22 +30,22 @@ class Score:
 
 @dataclass
 class EntryRow:
-    """A row of ours, over its seeds."""
+    """One of our rows, over its seeds."""
 
     name: str
     adds: str
     scores: list[Score] = field(default_factory=list)
-    """of the seeds that are finished"""
+    """scores of the finished seeds"""
     minutes: list[float] = field(default_factory=list)
-    """of training, by seed"""
+    """minutes of training, by seed"""
     failures: list[str] = field(default_factory=list)
     """why a seed failed"""
     step_seconds: float | None = None
-    """of a step, measured alone"""
+    """seconds of a step, measured alone"""
     step_bytes: int | None = None
-    """that a step needs at most"""
+    """peak memory of a step"""
     paper: LeaderboardEntry | None = None
-    """the result that stands for it in the paper"""
+    """the paper's result for this row"""
 
 
 def entry_report(item: EntryItem, scale: Scale, rows: Sequence[EntryRow], details: Sequence[str]) -> Report:

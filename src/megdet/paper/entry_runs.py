@@ -1,6 +1,6 @@
-"""`megdet reproduce table4`: train the entry's rows, test the whole one at several scales, and join four detectors.
+"""`megdet reproduce table4`: train the entry's rows, test the last one at several scales, and merge four detectors.
 
-Every row has a run folder for each seed, `entry-ohem-s0`, in the folder of the scale. Beside the runs stand
+Every row has a run folder for each seed, such as `entry-ohem-s0`, in the folder of the scale. Beside the runs are
 
     entry-at-scales-s0/    detections and numbers of the detector with all parts, tested at several scales
     entry-ensemble-s0/     detections and numbers of four detectors together, each tested at several scales
@@ -42,16 +42,16 @@ from megdet.training.run import RunOptions
 
 SCALE: Scale = "demo"
 AT_SCALES, ENSEMBLE = "at-scales", "ensemble"
-"""The rows that train nothing."""
+"""The rows without a training."""
 
 
 @dataclass(frozen=True)
 class EntryOrder:
-    """What to reproduce, where and from which data."""
+    """The item to reproduce, its folder and its data."""
 
     item: EntryItem
     folder: Path
-    """of the rows"""
+    """folder of the rows"""
     data: Path | None = None
     """folder of the images; None = data/demo-hard"""
     rows: str | None = None
@@ -66,11 +66,11 @@ class EntryOrder:
 
 @dataclass(frozen=True)
 class StepCost:
-    """What a step of a row takes on this machine."""
+    """The time and memory of a row's step on this machine."""
 
     seconds: float
     bytes: int | None
-    """at most; None where the machine does not tell"""
+    """peak memory; None if the machine does not tell"""
 
 
 def reproduce_entry(
@@ -78,7 +78,7 @@ def reproduce_entry(
 ) -> Report | None:
     """Train what is missing, test it, and write table4 into the order's folder; returns the report on rank 0.
 
-    Every rank calls it. The table is written after every row. Raises InputError as `run_sweep`.
+    Every rank calls it. The table is written after every row. Raises InputError as `run_sweep` does.
     """
     recipes = entry_recipes(data_changes(SCALE, order.data) | dict(order.overrides), order.seeds)
     chosen = [*recipes] if order.rows is None else _chosen(recipes, order.rows)
@@ -125,7 +125,7 @@ def _chosen(recipes: Mapping[str, Recipe], rows: str) -> list[str]:
 
 
 def _test(folder: Path, seed: int, options: RunOptions, world: World, say: Callable[[str], None]) -> None:
-    """Test the members of a seed at several scales and join them, unless that is done."""
+    """Test the members of a seed at several scales and merge their detections, unless that is done."""
     joined = folder / run_name(ENSEMBLE, seed)
     if world.on_first((joined / "evaluation.json").exists):
         return
@@ -147,7 +147,7 @@ def _detect(run: Path, options: RunOptions, world: World) -> list[Result]:
 
 
 def _together(found: list[list[Result]]) -> list[Result]:
-    """The four detectors' detections as one, by weighted boxes fusion."""
+    """The four detectors' detections merged by weighted boxes fusion."""
     members = [
         Member(Path(name), typed(results, list[Detection], name))
         for name, results in zip(member_names(0), found, strict=True)
@@ -157,7 +157,7 @@ def _together(found: list[list[Result]]) -> list[Result]:
 
 
 def _keep(folder: Path, run: Path, results: list[Result]) -> None:
-    """Write detections and their numbers on the validation images of a run."""
+    """Write detections on the validation images of a run, and their numbers."""
     data = read_recipe(RunFolder(run)).data
     numbers = evaluate_detections(Path(data.val_annotations), results)
     make_folder(folder)
@@ -166,7 +166,7 @@ def _keep(folder: Path, run: Path, results: list[Result]) -> None:
 
 
 def _read_scores(order: EntryOrder) -> dict[str, Score]:
-    """The scores of the rows that train nothing, by the name of their folder, as far as they are done."""
+    """The scores of the rows without a training, by folder name, as far as they are done."""
     found = {}
     for name in (run_name(row, seed) for row in (AT_SCALES, ENSEMBLE) for seed in range(order.seeds)):
         file = order.folder / name / "evaluation.json"
@@ -179,7 +179,7 @@ def _read_scores(order: EntryOrder) -> dict[str, Score]:
 def _measure(
     recipes: Mapping[str, Recipe], outcomes: Mapping[str, Outcome], file: Path, say: Callable[[str], None]
 ) -> None:
-    """Measure a step of every row that has a training and no cost yet."""
+    """Measure a step of every row that has a training but no cost yet."""
     costs = _read_costs(file)
     for row in (*(part.name for part in PARTS), *MEMBERS):
         name = run_name(row, 0)
@@ -200,7 +200,7 @@ def _read_costs(file: Path) -> dict[str, StepCost]:
 
 
 def _what(recipes: Mapping[str, Recipe], order: EntryOrder) -> str:
-    """What the rows are, in a sentence."""
+    """A sentence that describes the rows."""
     recipe = next(iter(recipes.values()))
     return (
         f"Scale {SCALE}: {recipe.batch_size} images a step, BN size {recipe.bn_size}, "

@@ -31,19 +31,19 @@ _DPI = 160
 
 @dataclass(frozen=True)
 class Curve:
-    """The validation accuracy of a run over its course."""
+    """The validation accuracy of a run over time."""
 
     label: str
     epochs: tuple[float, ...]
-    """where it was evaluated"""
+    """epochs at which it was evaluated"""
     hours: tuple[float, ...]
-    """of training until then, on the machine of the run"""
+    """hours of training until each evaluation, on the machine of the run"""
     mmap: tuple[float, ...]
     """percent"""
     decay_epochs: tuple[float, ...]
-    """where the learning rate falls"""
+    """epochs at which the learning rate falls"""
     decay_hours: tuple[float, ...]
-    """where the learning rate falls, in hours, as far as the run has come"""
+    """hours at which the learning rate falls, as far as the run has come"""
 
 
 def find_curve(folder: RunFolder, label: str) -> Curve | None:
@@ -133,7 +133,7 @@ def plot_ratios(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Table 1: the positive part of the sampled RoIs at the paper's epochs, here (solid) and in the paper (dashed).
 
     `records` have the keys epoch, batch_size, ratio (None where it is missing) and paper_ratio, both in percent.
-    Raises InputError where the picture cannot be written.
+    Raises InputError if the picture cannot be written.
     """
     figure, (axes,) = _panels(1, (4.2, 3.1))
     epochs = sorted({record["epoch"] for record in records})

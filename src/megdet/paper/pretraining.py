@@ -1,7 +1,7 @@
 """A backbone with weights and statistics for the sweep of scale demo, if no ImageNet weights are given.
 
-It replaces the paper's ImageNet pretraining: a short run on other pictures than those of the rows. The rows start from
-its backbone. Without it, rows of BN size 0 would freeze the statistics of random weights.
+A short run on other pictures than those of the rows replaces the paper's ImageNet pretraining; the rows start from its
+backbone. Without it, rows of BN size 0 would freeze the statistics of random weights.
 """
 
 from dataclasses import replace
@@ -83,11 +83,11 @@ def export_backbone(run: RunFolder, file: Path) -> None:
 
 
 def _check_origin(run: RunFolder, recipe: Recipe) -> None:
-    """Refuse the backbone of another recipe or of other pictures; pictures that are gone are not compared."""
+    """Refuse a backbone of another recipe or of other pictures; missing pictures are not compared."""
     mend = f"delete {run.path} and the rows that started from it, or choose another --run folder"
     text = run.read_recipe()
     if text is None:
-        raise InputError(f"{run.path} holds a backbone without the recipe that it was trained by: {mend}")
+        raise InputError(f"{run.path} holds a backbone without its recipe: {mend}")
     difference = first_difference(recipe, parse_recipe(text, str(run.recipe)))
     if difference:
         raise InputError(f"{run.path} holds the backbone of another recipe ({difference}): {mend}")

@@ -35,7 +35,7 @@ TIMES_NOTE = "Times of rows that were trained on different numbers of devices, o
 
 @dataclass(frozen=True)
 class Report:
-    """One table or figure of the paper beside ours."""
+    """One table or figure of the paper beside our numbers."""
 
     item: Item
     scale: Scale
@@ -82,7 +82,7 @@ class Report:
 def training_report(
     item: Item, scale: Scale, rows: Sequence[TrainingRow], outcomes: Mapping[str, Outcome], pictures: list[Path]
 ) -> Report:
-    """The report for rows of Tables 2 and 3, also for those that a figure draws."""
+    """The report for rows of Tables 2 and 3, also for rows that a figure draws."""
     report = Report(item, scale, TRAINING_COLUMNS, [], [], [], pictures)
     for row in rows:
         outcome = outcomes.get(row_name(row))

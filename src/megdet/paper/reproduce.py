@@ -41,14 +41,14 @@ from megdet.training.run import RunOptions
 
 @dataclass(frozen=True)
 class Order:
-    """What to reproduce, where and from which data."""
+    """The item to reproduce, its folder and its data."""
 
     item: SweptItem
     scale: Scale
     folder: Path
-    """of the scale's rows"""
+    """folder of the scale's rows"""
     data: Path | None = None
-    """folder of its images; None = data/SCALE"""
+    """folder of the scale's images; None = data/SCALE"""
     weights: Path | None = None
     """file of the backbone's weights"""
     rows: str | None = None
@@ -82,7 +82,8 @@ def reproduce(
 ) -> Report | None:
     """Train what is missing and write the item's files into the order's folder; returns the report on rank 0.
 
-    Every rank calls it. The table is written after every row. Raises InputError as `run_sweep`, and for missing files.
+    Every rank calls it. The table is written after every row. Raises InputError as `run_sweep` does, and for missing
+    files.
     """
     rows = rows_of(order.item)
     if order.rows is not None and order.item not in ("table2", "table3"):
@@ -109,7 +110,7 @@ def reproduce(
 
 
 def progress_line(name: str, chosen: Sequence[str], outcomes: Mapping[str, Outcome]) -> str:
-    """Which training of how many begins, or has ended and how."""
+    """A line on a training that begins or has ended: its number among all, and its result."""
     place = f"row {chosen.index(name) + 1} of {len(chosen)}, {name}"
     if name not in outcomes:
         return f"{place}: training"
@@ -147,7 +148,7 @@ def _report(own: _Standing, world: World, workers: int) -> Report:
 
 
 def _curves_report(own: _Standing, picture: Path) -> Report:
-    """Figures 1 and 4: the existing curves, and notes about rows without one."""
+    """Figures 1 and 4: the existing curves, and notes about rows without a curve."""
     found = [find_curve(RunFolder(own.order.folder / row_name(row)), row_label(row)) for row in own.rows]
     curves = [curve for curve in found if curve is not None]
     if curves:

@@ -10,8 +10,8 @@ the backbone has batch norm; both are the same at every scale. The changes of a 
     warmup               its steps: 500 times its images in an epoch of the paper over 118,000. So the warmup is the
                          same part of a row's steps as in our recipes of COCO (the paper gives no number)
     rate                 its base_lr instead of 0.02
-    clipping             its clip_norm, the same for every row, since runs so short have no room for a warmup that is
-                         gentle enough for heads with random weights
+    clipping             its clip_norm, the same for every row, since so short a run cannot have a warmup that is gentle
+                         enough for heads with random weights
 """
 
 from collections.abc import Mapping
@@ -50,7 +50,7 @@ _FILES = {
 def rows_of(item: SweptItem) -> list[TrainingRow]:
     """The trainings that a table or figure needs, in the paper's order.
 
-    Table 1 compares the long trainings of 16 and 256 images that Figure 4 draws, the only ones that see its epoch 12;
+    Table 1 compares the long trainings of 16 and 256 images that Figure 4 draws, the only ones that reach epoch 12;
     Figure 2 shows the baseline.
     """
     if item in ("table2", "table3"):
@@ -69,7 +69,7 @@ def row_name(row: TrainingRow) -> str:
 
 
 def row_recipe(row: TrainingRow, scale: Scale, changes: Mapping[str, Any]) -> Recipe:
-    """The checked recipe of a row at a scale; `changes` are keys on top of the scale's (`data_changes`, weights)."""
+    """The checked recipe of a row at a scale; `changes` are further keys to change (`data_changes`, weights)."""
     if scale == "coco":
         return load_recipe(recipe_of(row), changes)
     paper, base = load_recipe(recipe_of(row)), load_recipe(f"reproduce-{scale}", changes)
@@ -106,12 +106,12 @@ def scaled_schedule(paper: Schedule, base: Schedule) -> Schedule:
 
 
 def epoch_factor(base: Schedule) -> float:
-    """Epochs of a scale that stand for one of the paper: the length of its base recipe over the normal policy's."""
+    """Epochs of a scale for one epoch of the paper: the length of its base recipe over that of the normal policy."""
     return decay_of(base).epochs / decay_of(Schedule(policy="normal")).epochs
 
 
 def scale_epoch_factor(scale: Scale) -> float:
-    """Epochs of a scale that stand for one of the paper."""
+    """Epochs of a scale for one epoch of the paper."""
     return 1.0 if scale == "coco" else epoch_factor(load_recipe(f"reproduce-{scale}").schedule)
 
 

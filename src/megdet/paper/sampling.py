@@ -24,7 +24,7 @@ _LOOKED_AT = 64
 def ratios_report(scale: Scale, rows: Sequence[TrainingRow], folder: Path, outcomes: Mapping[str, Outcome]) -> Report:
     """Table 1 from the rows of 16 and 256 images, and its picture; a missing epoch of a failed row is a dash.
 
-    Raises InputError as `sampling_table` for rows that did not fail.
+    Raises InputError as `sampling_table` does, for rows that did not fail.
     """
     factor = scale_epoch_factor(scale)
     found = _ratios(rows, folder, outcomes, [round(epoch * factor) for epoch in sorted({epoch for epoch, _ in TABLE1})])

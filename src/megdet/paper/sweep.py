@@ -1,4 +1,4 @@
-"""A sweep: trainings one after another, each in its own run folder and none of them twice.
+"""A sweep: trainings one after another, each in its own run folder, and each only once.
 
 A finished row has an `outcome.json` beside its metrics; the next call reads it and trains the rows that have none. An
 interrupted row goes on from its checkpoint like any run. A training that diverges is a result, as in Table 2 of the
@@ -121,7 +121,7 @@ def _finished(
         if started_from and started_from != weights[own_weights]:
             raise InputError(
                 f"{own.path} started from other weights than {own_weights or 'none'}: rows would not "
-                "compare; choose another --run folder, or the weights of before with --weights"
+                "compare; choose another --run folder, or the earlier weights with --weights"
             )
         theirs = recipe if text is None else parse_recipe(text, str(own.recipe))
         if started_from:
@@ -139,7 +139,7 @@ def _finished(
             raise InputError(
                 f"{own.path} was trained or evaluated on other images or boxes than those of "
                 f"{recipe.data.train_annotations} and {recipe.data.val_annotations}: rows would not compare; choose "
-                "another --run folder, or the data of before with --data"
+                "another --run folder, or the earlier data with --data"
             )
         found[name] = outcome
     return found
@@ -157,7 +157,7 @@ def _weights_hash(path: str) -> str:
 
 
 def _started_from(folder: RunFolder, outcome: Outcome | None) -> str:
-    """The hash of a row's weights, "" if none is noted."""
+    """The hash of a row's weights, "" if none was written."""
     if outcome is not None:
         return outcome.weights
     file = folder.path / _WEIGHTS

@@ -1,7 +1,7 @@
-"""The numbers of the paper: Tables 2 to 4 whole, what its text says of Figures 1 and 4, the recipe of a row.
+"""The numbers of the paper: Tables 2 to 4, the text's statements on Figures 1 and 4, and the recipe of a row.
 
-Table 1 is in `studies/sampling/table1.py`. A number stands here as the paper prints it. What the paper leaves open is
-None, or a function that says what it assumes.
+Table 1 is in `studies/sampling/table1.py`. Numbers are as printed. What the paper leaves open is None, or a function
+that says what it assumes.
 """
 
 from dataclasses import dataclass
@@ -28,9 +28,9 @@ class TrainingRow:
     bn_size: int
     """0 = frozen statistics"""
     num_gpus: int | None
-    """as printed; None in Table 2, which has no such column"""
+    """number of GPUs as printed; None in Table 2, which has no such column"""
     mmap: float | None
-    """on COCO val, percent; None = the training failed"""
+    """mmAP on COCO val, percent; None = the training failed"""
     hours: float | None
     """None = the training failed"""
     policy: Policy = "normal"
@@ -44,17 +44,17 @@ class TrainingRow:
 
     @property
     def devices(self) -> int:
-        """GPUs: as printed; in Table 2, which has no such column, 2 images each as in its row of 16 (`16-base`)."""
+        """GPUs as printed; in Table 2, which has no such column, 2 images a GPU as in its row of 16 (`16-base`)."""
         return self.num_gpus or self.batch_size // _IMAGES_PER_DEVICE
 
     @property
     def epochs(self) -> float:
-        """Length of its policy."""
+        """Length of the policy in epochs."""
         return decay_of(Schedule(policy=self.policy)).epochs
 
     @property
     def name(self) -> str:
-        """Its name in its table: `16`, `64 (half rate)`, `256 (long), BN 16, 128 GPUs`."""
+        """The name of the row in its table: `16`, `64 (half rate)`, `256 (long), BN 16, 128 GPUs`."""
         size = f"{self.batch_size}" + (" (half rate)" if self.rate == "half" else "")
         size += " (long)" if self.policy == "long" else ""
         return size if self.table == "table2" else f"{size}, BN {self.bn_size}, {self.num_gpus} GPUs"
@@ -62,16 +62,16 @@ class TrainingRow:
 
 @dataclass(frozen=True)
 class CurveStatement:
-    """What the text says about one curve of Figure 1 or 4; the paper prints no points of the curves."""
+    """A statement of the text on one curve of Figure 1 or 4; the paper prints no points of the curves."""
 
     figure: Literal["figure1", "figure4"]
     batch_size: int
     bn_size: int
-    """of the row of Table 3 that is drawn"""
+    """BN size of the row of Table 3 that is drawn"""
     num_gpus: int
     policy: Policy
     statement: str
-    """the text, shortened"""
+    """the statement, shortened"""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class LeaderboardEntry:
     mmap: float
     """percent"""
     mmar: float | None
-    """percent; None = the paper does not say"""
+    """percent; None = not in the paper"""
 
 
 TABLE2 = (

@@ -75,9 +75,9 @@ class Constants:
     """The constants that the two rows set."""
 
     fraction: float
-    """of the TITAN Xp's peak"""
+    """fraction of the TITAN Xp's peak that is reached"""
     fixed_hours: float
-    """of a run, or of an epoch"""
+    """fixed hours of a run, or of an epoch"""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class PlainRule:
     """hours of one epoch on one GPU"""
 
     def hours(self, row: TrainingRow) -> float:
-        """Of a row of Table 2 or 3."""
+        """Predicted hours of a row of Table 2 or 3."""
         return self.fixed_hours + self.slope * row.epochs / row.devices
 
 
@@ -100,7 +100,7 @@ class Prediction:
     row: TrainingRow
     hours: float
     seconds: float
-    """of a step"""
+    """predicted seconds of a step"""
 
     @property
     def error(self) -> float:
@@ -109,7 +109,7 @@ class Prediction:
 
     @property
     def paper_seconds(self) -> float:
-        """Of a step, if the paper's hours were all spent on steps."""
+        """Seconds of a step if the paper's hours were all spent on steps."""
         return _hours(self.row) * 3600 / _num_steps(self.row)
 
     @property
@@ -178,8 +178,8 @@ def predict_paper(assumptions: Assumptions | None = None) -> tuple[Constants, li
 def count_good(predictions: list[Prediction]) -> tuple[int, int]:
     """How many trainings are predicted within GOOD, and how many there are.
 
-    The rows that set the constants are left out. A training that is in both tables counts once: the row of BN size 0 in
-    Table 3 is Table 2's row of 16 images.
+    The rows that set the constants are left out. A training in both tables counts once: the row of BN size 0 in Table 3
+    is the row of 16 images in Table 2.
     """
     trainings = {
         replace(prediction.row, table="table3", num_gpus=prediction.row.devices): prediction.is_good
@@ -197,7 +197,7 @@ def plain_rule() -> PlainRule:
 
 
 def predict_by_rule() -> list[Prediction]:
-    """Every row of Tables 2 and 3 that has a time, beside the plain rule's prediction; `seconds` are of a step."""
+    """The plain rule's predictions for every row of Tables 2 and 3 with a time; `seconds` are of a step."""
     rule = plain_rule()
     predictions = []
     for row in timed_rows():
@@ -209,7 +209,7 @@ def predict_by_rule() -> list[Prediction]:
 @cache
 def calibrate(assumptions: Assumptions) -> Constants:
     """The constants that give both rows their printed hours, by bisection of the fraction of the peak."""
-    slow, fast = CALIBRATED_BY  # of equal length, so the fixed hours cancel in their difference
+    slow, fast = CALIBRATED_BY  # both rows have equal length, so the fixed hours cancel in their difference
     low, high = 1e-3, 1.0
     for _ in range(60):
         fraction = math.sqrt(low * high)

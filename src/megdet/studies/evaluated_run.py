@@ -16,7 +16,7 @@ from megdet.run_folder.folder import RunFolder
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The numbers, and the files they are in; the same numbers on every rank."""
+    """The numbers, the same on every rank, and their files."""
 
     numbers: Evaluation
     evaluation: Path
@@ -34,18 +34,18 @@ def evaluate_run(
     is_own: bool = True,
     suffix: str = "",
 ) -> Evaluated:
-    """Detect a data set and count; every rank calls it, rank 0 writes.
+    """Detect a data set and compute the numbers; every rank calls it, rank 0 writes.
 
     Args:
         trained: the detector.
-        folder: its run.
+        folder: the detector's run folder.
         world: all ranks.
-        data: annotations and image folder; default those that the run is validated on.
+        data: annotations and image folder; by default those that the run is validated on.
         workers: loading processes of this rank.
-        out: where the two files are written; by default the run folder, or where data, recipe or weights are not the
-            run's own, `evaluations/` in it.
-        is_own: whether they are.
-        suffix: what the name of that folder ends with.
+        out: where the two files are written; by default the run folder or, if data, recipe or weights are not the
+            run's own, a folder in its `evaluations/`.
+        is_own: whether recipe and weights are the run's own.
+        suffix: suffix of the name of that folder.
 
     Raises:
         InputError: the data cannot be read or have classes that the detector does not know.

@@ -78,7 +78,7 @@ def plot_course(metrics: list[dict[str, Any]], losses_of: Sequence[str], path: P
 
 
 def masks_of_truth(dataset: CocoDataset, index: int) -> list[NDArray[np.bool_]] | None:
-    """The masks of an image's objects, at the size of its file; None where they have not been read."""
+    """The masks of an image's objects, at the size of its file; None if masks were not read."""
     if dataset.annotations.segmentations is None:
         return None
     height, width = dataset.sizes[index].tolist()

@@ -1,10 +1,10 @@
-"""Whether runs differ by more than noise: of the images they are scored on, and of the seeds they are trained with.
+"""Whether runs differ by more than noise: the noise of the evaluation images, and the noise of the seeds.
 
-**Images.** The paired bootstrap (`evaluation.resampling`): both runs are scored on the same draws of the images. Its
-interval speaks of these weights on other images of the same kind. **Seeds.** Runs of one recipe that differ in `seed`
-alone are one group; Welch's t over the groups speaks of the recipes. A difference counts where every interval that is
-known leaves out 0. With more than two groups each is compared with the first, at a level that holds for all
-comparisons together (Bonferroni).
+**Images.** The paired bootstrap (`evaluation.resampling`) scores both runs on the same draws of the images. Its
+interval is for these weights on other images of the same kind. **Seeds.** Runs of one recipe that differ only in `seed`
+are one group; Welch's t over the groups is for the recipes. A difference counts if every known interval excludes 0.
+With more than two groups, each is compared with the first, at a level that holds for all comparisons together
+(Bonferroni).
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class RunScore:
-    """A run and its numbers, 0..1, -1 where the ground truth has no such object."""
+    """A run and its numbers, 0..1, -1 if the ground truth has no such object."""
 
     name: str
     group: str
@@ -39,25 +39,25 @@ class RunScore:
     AP75: float
     AR100: float
     over_images: Interval
-    """where AP would lie on other images of the same kind"""
+    """interval of AP on other images of the same kind"""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of one recipe with other seeds."""
+    """Runs of one recipe with different seeds."""
 
     name: str
     runs: list[str]
     seeds: list[int]
     AP: float
-    """the mean over its seeds"""
+    """mean AP over its seeds"""
     deviation: float | None
-    """of AP over its seeds; None with one seed"""
+    """standard deviation of AP over its seeds; None with one seed"""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A group less the first one."""
+    """A group minus the first group."""
 
     first: str
     second: str
@@ -66,20 +66,20 @@ class Difference:
     over_seeds: Interval | None
     """None with fewer than two seeds in a group"""
     seeds_needed: int | None
-    """of each group, to find a difference of this size in 8 of 10 cases; None where nobody can tell"""
+    """seeds of each group needed to find a difference of this size in 8 of 10 cases; None if not known"""
     verdict: Verdict
     words: str
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All of it."""
+    """The whole comparison."""
 
     kind: Kind
     images: int
     resamples: int
     level: float
-    """of each interval of a difference"""
+    """confidence level of each interval of a difference"""
     runs: list[RunScore]
     groups: list[Group]
     recipe_differences: dict[str, list[Any]]
@@ -94,9 +94,9 @@ class Comparison:
 def compare_runs(
     runs: Sequence[ScoredRun], kind: Kind = "bbox", *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Comparison:
-    """Compare runs that were evaluated on the same images. Raises InputError where they were not, or for one run."""
+    """Compare runs that were evaluated on the same images. Raises InputError if they were not, or for a single run."""
     if len(runs) < 2:
-        raise InputError("one run is no comparison: name two or more")
+        raise InputError("one run cannot be compared: name two or more")
     check_same_images(runs)
     grouped = _grouped(runs)
     draws = draw_images(len(runs[0].task.image_ids), resamples, seed)
@@ -117,7 +117,7 @@ def compare_runs(
 
 
 def _grouped(runs: Sequence[ScoredRun]) -> dict[str, list[ScoredRun]]:
-    """Runs by their recipe, under the letters A, B, ...; where all have one recipe, each on its own."""
+    """Runs by their recipe, under the letters A, B, ...; if all have one recipe, each run is its own group."""
     found: dict[Any, list[ScoredRun]] = {}
     for run in runs:
         found.setdefault(recipe_identity(run.recipe), []).append(run)
@@ -151,7 +151,7 @@ def _score(run: ScoredRun, kind: Kind, group: str, resampled: Float[np.ndarray, 
 
 
 def _by_seed(names: Sequence[str], scores: dict[str, RunScore]) -> dict[int, float]:
-    """Seed -> mean AP of its runs: a recipe repeated with one seed is no second sample."""
+    """Seed -> mean AP of its runs: repeating a recipe with the same seed gives no second sample."""
     found: dict[int, list[float]] = {}
     for name in names:
         found.setdefault(scores[name].seed, []).append(scores[name].AP)

@@ -1,4 +1,4 @@
-"""What differs between complete recipes, and what departs from the defaults."""
+"""Differences between complete recipes, and between a recipe and the defaults."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from megdet.recipe_check import flat_keys
 from megdet.recipe_file import WITHOUT_EFFECT, parse_recipe
 
 _BY_CONTENT = ("data.train_annotations", "data.train_images")
-"""Another path may be other data; those of validation are compared themselves."""
+"""Paths of training data: another path may be other data. Validation data are compared by their content."""
 
 
 def has_effect(key: str) -> bool:
@@ -19,9 +19,9 @@ def has_effect(key: str) -> bool:
 
 
 def differences(recipes: Sequence[Recipe]) -> dict[str, list[Any]]:
-    """Key -> its value in each recipe, for the keys that differ; None where a kind of detector has no such key.
+    """Key -> its value in each recipe, for the keys that differ; None if a kind of detector has no such key.
 
-    Keys that cannot change the result, such as how often it is saved, come last.
+    Keys that cannot change the result, such as how often to save, come last.
     """
     flat = [flat_keys(dataclasses.asdict(recipe)) for recipe in recipes]
     keys = dict.fromkeys(key for own in flat for key in own)
@@ -41,7 +41,7 @@ def departures(recipe: Recipe) -> dict[str, tuple[Any, Any]]:
 
 
 def value_text(value: Any) -> str:
-    """A value of a recipe for people: `[8, 10]`, `true`, `0.02`; a dash where there is none."""
+    """A value of a recipe for people: `[8, 10]`, `true`, `0.02`; a dash for None."""
     if value is None:
         return "-"
     if isinstance(value, tuple | list):
@@ -52,7 +52,7 @@ def value_text(value: Any) -> str:
 
 
 def recipe_identity(recipe: Recipe) -> tuple[tuple[str, Any], ...]:
-    """What two runs must share to be runs of one recipe with other seeds."""
+    """The keys and values that runs of one recipe with different seeds share."""
     flat = flat_keys(dataclasses.asdict(recipe))
     return tuple((key, _hashable(value)) for key, value in flat.items() if key != "seed" and has_effect(key))
 

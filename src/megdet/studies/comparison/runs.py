@@ -1,4 +1,4 @@
-"""Runs that were evaluated on the same images, as a comparison or a report needs them."""
+"""Runs that were evaluated on the same images, read for a comparison or a report."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,11 +37,11 @@ class ScoredRun:
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
-        """What can be counted: boxes, and masks where the run has some."""
+        """What can be evaluated: boxes, and masks if the run has any."""
         return ("bbox",) if self.task.masks is None else ("bbox", "segm")
 
     def sides(self, kind: Kind) -> Sides:
-        """Ground truth and detections of boxes or of masks. Raises InputError where the run has no masks."""
+        """Ground truth and detections of boxes or of masks. Raises InputError if the run has no masks."""
         if kind == "bbox":
             return self.task.boxes
         if self.task.masks is None:
@@ -60,7 +60,7 @@ class ScoredRun:
 
 
 def recipe_of(folder: RunFolder) -> Recipe:
-    """The complete recipe of a run. Raises InputError where the folder is no run."""
+    """The complete recipe of a run. Raises InputError if the folder is not a run."""
     if not folder.path.is_dir():
         raise InputError(f"{folder.path}: no such folder")
     if not folder.recipe.is_file():
@@ -69,9 +69,9 @@ def recipe_of(folder: RunFolder) -> Recipe:
 
 
 def read_scored_run(folder: RunFolder, annotations: Path | None = None) -> ScoredRun:
-    """A run with its detections, on the ground truth of its recipe or on `annotations`, the same file at another place.
+    """A run with its detections and the ground truth of its recipe; `annotations` is that file at another place.
 
-    Raises InputError where the folder is no run, the run has no detections, or a file is missing or does not fit.
+    Raises InputError if the folder is not a run, the run has no detections, or a file is missing or does not fit.
     """
     recipe = recipe_of(folder)
     if not folder.detections.is_file():
@@ -89,7 +89,7 @@ def read_scored_run(folder: RunFolder, annotations: Path | None = None) -> Score
 
 
 def check_same_images(runs: Sequence[ScoredRun]) -> None:
-    """Refuse runs whose ground truth differs: their scores say nothing of each other. Raises InputError."""
+    """Raise InputError for runs whose ground truth differs: their scores cannot be compared."""
     first = runs[0]
     for other in runs[1:]:
         ours, theirs = first.task, other.task

@@ -8,7 +8,7 @@ import numpy as np
 
 _POWER = 0.8
 MOST_SEEDS = 1000
-"""More seeds than anybody runs."""
+"""The largest number of seeds that is looked for."""
 
 
 def t_cdf(t: float, freedom: float) -> float:
@@ -48,7 +48,7 @@ def welch_interval(ours: Sequence[float], theirs: Sequence[float], level: float)
 
 
 def pooled_deviation(groups: Sequence[Sequence[float]]) -> float | None:
-    """The standard deviation within the groups; None where no group has two values."""
+    """The standard deviation within the groups; None if no group has two values."""
     freedom = sum(len(values) - 1 for values in groups)
     if not freedom:
         return None
@@ -56,7 +56,7 @@ def pooled_deviation(groups: Sequence[Sequence[float]]) -> float | None:
 
 
 def seeds_needed(difference: float, deviation: float, level: float = 0.95) -> int | None:
-    """Seeds of each recipe with which a t-test finds a true difference of this size in 8 of 10 cases (power 0.8).
+    """Seeds of each recipe for a t-test to find a true difference of this size in 8 of 10 cases (power 0.8).
 
     `deviation` is that of one recipe over its seeds, `level` 0.95 a test at 5%. None if more than `MOST_SEEDS` are.
     """

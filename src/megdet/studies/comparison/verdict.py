@@ -1,4 +1,4 @@
-"""What a difference and its intervals say, in plain words."""
+"""The meaning of a difference and its intervals, in plain words."""
 
 from typing import Literal
 
@@ -16,7 +16,7 @@ def judge(
 ) -> tuple[Verdict, str]:
     """Whether the second of two groups differs from the first, and why, as a sentence or two.
 
-    Numbers are AP, 0..1; the sentences have points, 0..100. `is_one_recipe`: they differ in their seed alone.
+    Numbers are AP, 0..1; the sentences have points, 0..100. `is_one_recipe`: they differ only in their seed.
     """
     first, second = names
     way = "more" if difference >= 0 else "less"

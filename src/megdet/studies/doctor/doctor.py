@@ -20,7 +20,7 @@ def look_at_machine(run: Path, annotations: Path | None = None, images: Path | N
     """Each finding as soon as it is known.
 
     Args:
-        run: the run folder whose disk is looked at; it need not be there.
+        run: the run folder whose disk is looked at; it need not exist.
         annotations: COCO instances of the images to load; without them some are drawn.
         images: the folder of these images.
 
@@ -31,7 +31,7 @@ def look_at_machine(run: Path, annotations: Path | None = None, images: Path | N
     yield from versions
     loads = all(finding.state != "bad" for finding in versions)
     if loads:
-        from megdet.studies.doctor.devices import look_at_devices  # here: torch may not be there, which was told
+        from megdet.studies.doctor.devices import look_at_devices  # here: torch may be missing, which was reported
 
         yield from look_at_devices()
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

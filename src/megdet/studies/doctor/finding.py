@@ -8,15 +8,15 @@ State = Literal["good", "look", "bad"]
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found about one subject; `look` costs speed or room, with `bad` a training cannot start or go on."""
+    """A finding about one subject; `look` costs speed or room, with `bad` a training cannot start or go on."""
 
     subject: str
     state: State
     text: str
     next_step: str = ""
-    """what to do, in one line; empty where nothing is to be done"""
+    """what to do, in one line; empty if nothing"""
     numbers: dict[str, Any] = field(default_factory=dict)
-    """what was measured, for programs"""
+    """the measured numbers, for programs"""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""

@@ -1,4 +1,4 @@
-"""What the system lets a training have: cores, open files, shared memory, disk; without torch."""
+"""The system's limits for a training: cores, open files, shared memory, disk; without torch."""
 
 import os
 import resource
@@ -15,7 +15,7 @@ MIB, GIB = 2**20, 2**30
 _LEAST_FILES = 1024
 _FEW_FILES = 4096
 _LEAST_SHARED, _GOOD_SHARED = 64 * MIB + 1, 2 * GIB
-"""Docker gives a container 64 MiB; below the second number the batches of some processes may not fit."""
+"""Bytes of shared memory: Docker gives a container the first; below the second, batches may not fit."""
 _LEAST_FREE, _GOOD_FREE = 1 * GIB, 10 * GIB
 _WRITTEN = 64 * MIB
 _SLOW_DISK = 50 * MIB
@@ -79,11 +79,11 @@ def look_at_open_files() -> Finding:
 
 
 def look_at_shared_memory(folder: Path = Path("/dev/shm")) -> Finding:
-    """The room through which loading processes pass their batches."""
+    """The shared memory through which loading processes pass their batches."""
     try:
         usage = shutil.disk_usage(folder)
     except OSError:
-        return Finding("shared memory", "good", f"no {folder} on this system, which has ways of its own")
+        return Finding("shared memory", "good", f"no {folder} on this system, which shares memory in another way")
     numbers = {"size_bytes": usage.total, "free_bytes": usage.free}
     text = f"{usage.total / GIB:.2f} GiB, {usage.free / GIB:.2f} free"
     if usage.free >= _GOOD_SHARED:
@@ -93,7 +93,7 @@ def look_at_shared_memory(folder: Path = Path("/dev/shm")) -> Finding:
 
 
 def look_at_disk(folder: Path) -> Iterator[Finding]:
-    """Free room, and the speed of writing with a flush to the disk, where a run's folder is or would be made."""
+    """Free space, and the speed of writing with a flush, on the disk of a run folder, which need not exist."""
     place = _existing(folder)
     usage = shutil.disk_usage(place)
     numbers = {"folder": str(place), "free_bytes": usage.free, "size_bytes": usage.total}
@@ -121,7 +121,7 @@ def look_at_disk(folder: Path) -> Iterator[Finding]:
 
 
 def _writing_speed(folder: Path) -> float:
-    """Bytes a second, of a file that is deleted."""
+    """Bytes a second, measured with a file that is deleted again."""
     file, block = folder / temporary_name("speed"), os.urandom(MIB)
     try:
         started = time.perf_counter()
@@ -135,10 +135,10 @@ def _writing_speed(folder: Path) -> float:
 
 
 def _existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that is there. Raises InputError for a file."""
+    """The folder, or the nearest existing one above it. Raises InputError for a file."""
     place = folder.absolute()
     while not place.exists():
         place = place.parent
     if not place.is_dir():
-        raise InputError(f"{place}: a file, where a folder is looked for; name the folder of a run")
+        raise InputError(f"{place} is a file, not a folder; name the folder of a run")
     return place

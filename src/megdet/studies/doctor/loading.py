@@ -1,4 +1,4 @@
-"""How many images a second one process decodes and resizes."""
+"""Measures how many images a second one process decodes and resizes."""
 
 import tempfile
 import time
@@ -15,7 +15,7 @@ from megdet.studies.doctor.finding import Finding
 
 _SECONDS = 1.0
 _SLOW = 10.0
-"""Images a second of one process below which loading may hold up a step; a GPU trains some tens a second."""
+"""Images a second of one process below which loading may hold up steps; a GPU trains some tens a second."""
 _DRAWN, _DRAWN_SIZE = 4, (640, 480)
 
 
@@ -47,13 +47,13 @@ def _finding(files: list[Path], what: str) -> Finding:
 
 
 def _paths(dataset: CocoDataset) -> list[Path]:
-    """Some images, from the whole of the set."""
+    """Some images, spread over the whole data set."""
     places = np.linspace(0, len(dataset) - 1, min(200, len(dataset))).round().astype(int)
     return [dataset.image_path(place) for place in dict.fromkeys(places.tolist())]
 
 
 def _drawn(folder: Path) -> list[Path]:
-    """Pictures with detail, as photographs have it."""
+    """Drawn pictures with as much detail as photographs."""
     noise = np.random.default_rng(0)
     files = []
     for number in range(_DRAWN):

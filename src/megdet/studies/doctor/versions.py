@@ -1,4 +1,4 @@
-"""Versions of what MegDet needs, and whether they fit each other; loads torch only to see whether it can be loaded."""
+"""Versions of the packages MegDet needs, and whether they fit each other; loads torch only to see that it loads."""
 
 import importlib.metadata
 import platform
@@ -32,9 +32,9 @@ def look_at_versions() -> Iterator[Finding]:
 
 
 def version_fault(torch: str, torchvision: str, wanted: str = "") -> tuple[str, str]:
-    """What is wrong with two versions, and what to do; both empty where nothing is known to be.
+    """What is wrong with two versions, and what to do; both empty if nothing is known to be wrong.
 
-    `wanted` is what this torchvision asks for, such as ==2.11.0.
+    `wanted` is the torch that this torchvision asks for, such as ==2.11.0.
     """
     own, beside = _numbers(torch), _numbers(torchvision)
     if own < LEAST_TORCH:

@@ -17,24 +17,24 @@ class Level:
     batches: int
     """the number of disjoint mini-batches that were measured"""
     variance: Estimate
-    """of the gradient, summed over the parameters"""
+    """variance of the gradient, summed over the parameters"""
     of_law: Estimate
-    """k times the variance over that of the smallest mini-batch: 1 under the 1/N law"""
+    """k times the variance, divided by that of the smallest mini-batch: 1 under the 1/N law"""
 
 
 @dataclass(frozen=True)
 class Update:
-    """k updates of rate r from N images each beside one update of rate k r from the same images."""
+    """k updates of rate r from N images each, compared with one update of rate k r from the same images."""
 
     factor: int
     updates: int
-    """the number of each kind that were measured"""
+    """number of measurements of each kind"""
     small: Estimate
     """variance of the sum of k successive small updates, summed over the parameters"""
     large: Estimate
     """variance of the large update"""
     ratio: Estimate
-    """large over small: 1 under Eq. 4"""
+    """variance of the large update over that of the small ones: 1 under Eq. 4"""
     law: float
     """k r^2 times the variance of the gradient of N images, as in Eq. 4"""
     distance: float
@@ -47,7 +47,7 @@ class ModuleVariance:
 
     name: str
     title: str
-    """its name in tables and pictures"""
+    """name of the module in tables and pictures"""
     parameters: int
     levels: tuple[Level, ...]
     updates: tuple[Update, ...]
@@ -72,11 +72,11 @@ class Variance:
     images: int
     """the number of different images"""
     blocks: int
-    """the number of blocks of images; for the errors, one at a time is left out"""
+    """number of blocks of images; the errors come from leaving out one at a time"""
     rate: float
     """r"""
     optimizer: str
-    """of the run; the updates are of plain SGD"""
+    """optimizer of the run; the updates are of plain SGD"""
     scheduled_rate: float
     """the run's own rate in the last step before these weights"""
     overrides: dict[str, Any]

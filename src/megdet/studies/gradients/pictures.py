@@ -9,7 +9,7 @@ from megdet.plotting import panels, save_figure
 from megdet.studies.gradients.findings import Variance
 
 _STYLES = (("#1b6ca8", "o"), ("#d1721c", "s"), ("#3a8f3a", "^"), ("#8e44ad", "D"), ("#b03060", "v"), ("#6b6b2f", "P"))
-"""Colours and marks of the modules, in their order; more modules use them again."""
+"""Colours and marks of the modules, in order; they repeat if there are more modules."""
 _STYLE_OF_WHOLE = ("#222222", "*")
 
 

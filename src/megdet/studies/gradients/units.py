@@ -2,7 +2,7 @@
 
 Units are drawn independently of each other. A unit is one image if images do not interact (frozen statistics, group
 norm or no norm). Under batch norm it is the group of bn_size images, which share statistics. The gradient is that of
-the losses of Eq. 1; weight decay is the same for every mini-batch and left out.
+the losses of Eq. 1, without weight decay, which is the same for every mini-batch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -81,8 +81,8 @@ class Study:
 def load_study(folder: RunFolder, device: torch.device, overrides: dict[str, Any] | None = None) -> Study:
     """The trained weights of the newest checkpoint, not their averages, and the run's training images.
 
-    Raises InputError if the folder is no run or has no checkpoint, and if the training data are missing or not those of
-    the run.
+    Raises InputError if the folder is not a run or has no checkpoint, and if the training data are missing or not those
+    of the run.
     """
     recipe = read_recipe(folder, overrides)
     newest = latest_checkpoint(folder)

@@ -41,7 +41,7 @@ BATCHES = 8
 """How many of the largest mini-batches are taken, if the data set has them."""
 
 Progress = Callable[[str, int, int], None]
-"""Called with the name of the work, how much of it is done, and how much there is."""
+"""Called with the name of the work, the amount done, and the whole amount."""
 
 
 def measure_variance(
@@ -57,7 +57,7 @@ def measure_variance(
     """Measure mini-batches of `batch` images (default: the recipe's) times 1 and times each of the factors.
 
     `images` is the most images to use. `rate` is r; its default is the rate of `batch` images after warmup, by the
-    recipe's scaling rule, and exists for SGD only. Momentum, clipping and weight decay are not part of it. Raises
+    recipe's scaling rule, and exists for SGD only. Momentum, clipping and weight decay are left out. Raises
     InputError for too few images, for a missing rate and for a gradient that is not finite.
     """
     batch = batch or study.recipe.batch_size
@@ -115,7 +115,7 @@ def measure_variance(
 
 
 def _check_optimizer(study: Study) -> None:
-    """Refuse to use the rate of another optimizer than SGD for the updates, which are plain SGD's."""
+    """Raise InputError if the run's optimizer is not SGD: its rate does not suit the updates, which are plain SGD."""
     kind = study.recipe.optimizer.kind
     if kind != "sgd":
         raise InputError(

@@ -1,4 +1,4 @@
-"""How high the learning rate may be: a range test, and a test of stability after warmups of several lengths.
+"""The highest learning rate that works: a range test, and stability runs after warmups of several lengths.
 
 The range test (Smith, "Cyclical learning rates for training neural networks", 2015) lets the rate rise geometrically
 from step to step until the loss diverges. The recommended rate is that of the lowest smoothed loss, but at most a tenth
@@ -29,7 +29,7 @@ from megdet.training.step import read_results
 SMOOTHING = 0.9
 """Decay of the running mean of the losses, by which divergence is detected."""
 DIVERGED = 2.0
-"""A running mean above so many times its lowest value so far has diverged."""
+"""A run has diverged if the running mean is above so many times its lowest value so far."""
 SAFETY = 10.0
 """The recommended rate is at least this factor below the one that diverged."""
 FEWEST_STEPS = 20
@@ -38,7 +38,7 @@ AFTER_WARMUP = 50
 """Steps at the full rate that a stability run has to survive."""
 
 Progress = Callable[[str, int, int], None]
-"""Called with the name of a short run, its steps done, and how many there are."""
+"""Called with the name of a short run, its steps done, and the number of its steps."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Course:
     """The losses of a short run, up to the step that diverged."""
 
     rates: tuple[float, ...]
-    """of every step"""
+    """learning rate of every step"""
     losses: tuple[float, ...]
     diverged: int | None
     """the step, from 1, whose loss was not finite or whose running mean was DIVERGED times its lowest value; a step
@@ -55,7 +55,7 @@ class Course:
 
 @dataclass(frozen=True)
 class RangeTest:
-    """What the range test found."""
+    """The result of the range test."""
 
     course: Course
     smoothed: tuple[float, ...]
@@ -93,11 +93,11 @@ class Stability:
 
 @dataclass(frozen=True)
 class RateTest:
-    """What `megdet lr-test` finds; rates are those of the recipe's mini-batch."""
+    """The result of `megdet lr-test`; rates are for the recipe's mini-batch."""
 
     batch_size: int
     rate_over_base_lr: float
-    """by the recipe's scaling rule"""
+    """the rate over base_lr by the recipe's scaling rule"""
     range_test: RangeTest
     stability: tuple[Stability, ...]
     no_warmup: str = ""
@@ -158,8 +158,7 @@ def run_rate_test(
 
     The range goes from `lowest` to `highest` in `steps` steps. A stability run has one of `rates` (default: the
     recipe's own and the recommended one), one of `warmups` in steps (default: 0 and, if it has an effect, the
-    recipe's), and `after` steps more. Raises InputError for numbers that make no test, and for a recipe that cannot be
-    trained.
+    recipe's), then `after` steps. Raises InputError for impossible numbers, and for a recipe that cannot be trained.
     """
     if not 0 < lowest < highest < math.inf:
         raise InputError(f"--from {lowest:g} --to {highest:g}: the first must be above 0 and below the second")
@@ -223,7 +222,7 @@ def smooth(values: NDArray[np.float64], reach: int) -> NDArray[np.float64]:
 
 
 def first_divergence(losses: Iterable[float]) -> int | None:
-    """The place, from 1, of the first loss that diverges: not finite, or a running mean above DIVERGED x its lowest.
+    """The number, from 1, of the first loss that diverges: not finite, or a running mean above DIVERGED x its lowest.
 
     The running mean is exponential with decay SMOOTHING, corrected for its start.
     """

@@ -1,4 +1,4 @@
-"""What can be seen of one step while it is made: every image's losses, the first layer that is not finite, pictures."""
+"""Records a step while it is made: every image's losses, the first layer that is not finite, the batches."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ class ImageLosses:
     """The losses of an image in a step, before they are divided by the mini-batch."""
 
     place: tuple[int, int]
-    """group of the step, and place in it"""
+    """group of the step, and index in the group"""
     image_id: int | str
     file_name: str
     losses: dict[str, float]
@@ -34,9 +34,9 @@ class NotFinite:
 
     group: int
     layer: str
-    """its path in the detector"""
+    """path of the layer in the detector"""
     image_ids: tuple[int | str, ...]
-    """the images of which it has such values, where its rows are images; else those of the micro-batch"""
+    """the images with such values, if the rows of the output are images; else all images of the micro-batch"""
 
 
 @dataclass(frozen=True)
@@ -44,16 +44,16 @@ class Forward:
     """A forward of the detector: this rank's share of a group."""
 
     group: int
-    """of the step"""
+    """number of the group in the step"""
     places: Sequence[int]
-    """of its images in the group"""
+    """indices of its images in the group"""
     batch: Batch
-    """as the model got it"""
+    """the batch as the model got it"""
 
 
 @dataclass
 class Look:
-    """What a rank sees of its part of a step."""
+    """The record of a rank's part of a step."""
 
     images: list[ImageLosses] = field(default_factory=list)
     not_finite: list[NotFinite] = field(default_factory=list)
@@ -62,11 +62,11 @@ class Look:
 
 @contextmanager
 def looking(run: Run, without: int | None = None) -> Iterator[Look]:
-    """Look at the forwards of one step, all of which must be made inside.
+    """A context that records the forwards of one step; all of them must be made inside.
 
     Args:
         run: the run, on every rank.
-        without: the place in the data set of an image that is taken out of its group.
+        without: index in the data set of an image that is taken out of its group.
     """
     model, dataset, seen = run.trainer.model, run.datasets.train, Look()
     groups = iter(run.layout.groups_of(run.world.rank))
@@ -123,7 +123,7 @@ def rows_of(batch: Batch, rows: Sequence[int]) -> Batch:
 
 
 def tensors_of(value: Any) -> Iterator[Tensor]:
-    """The tensors of numbers with a fraction in what a layer returns, those with rows."""
+    """The floating-point tensors with rows in the output of a layer."""
     if isinstance(value, Tensor):
         if value.is_floating_point() and value.dim():
             yield value.detach()

@@ -18,7 +18,7 @@ def draw_images(
 ) -> list[Path]:
     """Draw the images of these ids into a folder; returns the paths of the pictures.
 
-    A step in which an epoch ends may have an image twice, so the names have its place too. Raises InputError.
+    A step in which an epoch ends may have an image twice, so file names have its index too. Raises InputError.
     """
     paths = []
     for forward in forwards:

@@ -1,4 +1,4 @@
-"""A step made again beside what metrics.jsonl says of it: a machine that computes wrongly is found."""
+"""Compares a step made again with its line in metrics.jsonl, which finds a machine that computes wrongly."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import Any
 from megdet.recipe import Precision
 
 LIMITS: Mapping[Precision, float] = {"float64": 1e-9, "float32": 1e-4, "tf32": 1e-2, "bfloat16": 5e-2}
-"""The relative difference that is allowed. The first two are those of the contract, the others ours."""
+"""The allowed relative difference by precision. The first two are those of the contract, the others our choice."""
 _SMALLEST = 1e-6
 
 
@@ -17,9 +17,9 @@ class Compared:
     """A step here and in metrics.jsonl."""
 
     step: int
-    """1, 2, ..."""
+    """the number of the step: 1, 2, ..."""
     difference: float
-    """the largest relative one of a loss or of the gradient's norm; infinite where one side is not finite"""
+    """the largest relative difference of a loss or of the gradient norm; infinite if one side is not finite"""
     name: str
     here: float
     there: float
@@ -27,12 +27,12 @@ class Compared:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All steps from the checkpoint on that metrics.jsonl has."""
+    """All steps from the checkpoint on that are in metrics.jsonl."""
 
     steps: Sequence[Compared]
     limit: float
     is_exact: bool
-    """whether later steps must agree as the first does: in float64"""
+    """whether later steps must agree as well as the first: in float64"""
 
     @property
     def first_wrong(self) -> Compared | None:
@@ -65,7 +65,7 @@ class Comparison:
 
 
 def compare(here: Sequence[Mapping[str, Any]], there: Sequence[Mapping[str, Any]], precision: Precision) -> Comparison:
-    """Compare the lines of steps with those of the run, where it has them."""
+    """Compare the lines of steps with those of the run, as far as it has them."""
     recorded = {line["step"]: line for line in there if "loss" in line}
     found = [_compared(line, recorded[line["step"]]) for line in here if line["step"] in recorded]
     return Comparison(found, LIMITS[precision], precision == "float64")

@@ -1,4 +1,4 @@
-"""`megdet replay`: a step is a function of (recipe, checkpoint, step), so any step can be made again and looked at."""
+"""`megdet replay`: a step is a function of (recipe, checkpoint, step), so any step can be made again and examined."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -27,16 +27,16 @@ from megdet.training.step import read_results
 
 _HANGS_AFTER = 3600.0
 _PICTURES = 8
-"""Images that are drawn unless one is asked for: those of the largest losses."""
+"""Number of images drawn unless one is asked for: those with the largest losses."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """Which step of which run, and what of it."""
+    """The step to make again, and what to show of it."""
 
     folder: Path
     step: int
-    """as in metrics.jsonl: 1, 2, ..."""
+    """number of the step as in metrics.jsonl: 1, 2, ..."""
     out: Path
     """folder of the pictures"""
     image: str = ""
@@ -44,14 +44,14 @@ class Request:
     without: str = ""
     """id of an image that is left out of its group in this step; empty = none"""
     roll_backs: int | None = None
-    """make it as the run was when it had gone back so often; None = as it went on"""
+    """make the step as the run made it after so many roll-backs; None = as it made it last"""
     overrides: Mapping[str, Any] | None = None
-    """keys of the recipe that do not change the result, such as the place of the images"""
+    """recipe keys that do not change the result, such as the path of the images"""
 
 
 @dataclass(frozen=True)
 class Replay:
-    """What was found."""
+    """The result of a replay."""
 
     step: int
     started_from: int
@@ -61,9 +61,9 @@ class Replay:
     numbers: Mapping[str, Any]
     """the line of the step as in metrics.jsonl"""
     images: Sequence[ImageLosses]
-    """of the step, in the order of the plan"""
+    """losses of the images of the step, in the order of the plan"""
     norms: Mapping[str, float]
-    """of the gradient, by part of the detector, before clipping"""
+    """norm of the gradient before clipping, by part of the detector"""
     not_finite: NotFinite | None
     """the first layer whose output is not finite"""
     wrong_gradients: Sequence[str]
@@ -85,13 +85,13 @@ class Replay:
 
 
 def replay(request: Request, world: World | None, devices: int = 1, options: RunOptions | None = None) -> Replay:
-    """Make a step of a run again and look at it; nothing of the run is changed.
+    """Make a step of a run again and examine it; the run is not changed.
 
     Args:
-        request: what is asked.
-        world: this process, where `devices` is 1.
-        devices: ranks, each in a process of its own where there are several.
-        options: of this machine.
+        request: the step and what to show of it.
+        world: this process, if `devices` is 1.
+        devices: number of ranks; several ranks are processes of their own.
+        options: options of this machine.
 
     Raises:
         InputError: there is no such run, step or image, its data are missing, or the layout is impossible.
@@ -172,7 +172,7 @@ def _start_of(folder: RunFolder, request: Request, backs: Sequence[int], count: 
 
 
 def _image(run: Run, request: Request, option: str) -> int | None:
-    """The place in the data set of the image that an option names. Raises InputError unless it is in the step."""
+    """The index in the data set of the image that an option names. Raises InputError unless it is in the step."""
     text, ids = getattr(request, option), run.datasets.train.image_ids
     if not text:
         return None
@@ -186,7 +186,7 @@ def _image(run: Run, request: Request, option: str) -> int | None:
 
 
 def _chosen(images: Sequence[ImageLosses], image_id: int | str | None) -> set[int | str]:
-    """The ids of the images to draw: the one that is asked for, or those of the largest losses, NaN first."""
+    """The ids of the images to draw: the one asked for, or those with the largest losses, NaN first."""
     if image_id is not None:
         return {image_id}
     ordered = sorted(images, key=lambda own: own.loss if own.loss < float("inf") else float("inf"), reverse=True)

@@ -24,7 +24,7 @@ from megdet.studies.gradients.units import Study
 
 POSITIVE, NEGATIVE, TRUTH = "#25d366", "#ff3b30", "#ffffff"
 NEGATIVES_SHOWN = 16
-"""The most negative proposals drawn in an image; the paper's figure shows only some, too."""
+"""Largest number of negative proposals drawn in an image; the paper's figure shows only some, too."""
 _COLUMNS = 4
 _LEAST_SIDE = 2.6  # inches
 
@@ -41,7 +41,7 @@ class SampledImage:
 
     @property
     def ratio(self) -> float:
-        """The part of its RoIs that is positive; 0 without RoIs."""
+        """The fraction of its RoIs that is positive; 0 without RoIs."""
         return float(self.is_positive.float().mean()) if len(self.rois) else 0.0
 
 
@@ -98,7 +98,7 @@ def most_and_least_balanced(images: list[SampledImage], shown: int) -> list[Samp
 def draw_proposals(images: list[SampledImage], title: str, path: Path) -> None:
     """Draw images with their positive and some of their negative proposals, as Figure 2 does.
 
-    Raises InputError where the picture cannot be written.
+    Raises InputError if the picture cannot be written.
     """
     columns = min(_COLUMNS, len(images))
     rows = -(-len(images) // columns)

@@ -1,8 +1,8 @@
-"""Table 1: how many of the sampled RoIs and anchors are positive, by epoch and mini-batch size, of any runs.
+"""Table 1: the fraction of sampled RoIs and anchors that is positive, by epoch and mini-batch size, for any runs.
 
-The paper does not say whether its ratio is of positives to negatives or to all. Here it is the part of the sampled
-candidates that is positive: a mean over images, then over the steps of the epoch. For RoIs it cannot exceed the largest
-part that is sampled, 25% in the baseline; no number of Table 1 does.
+The paper does not say whether its ratio is of positives to negatives or to all. Here it is the fraction of the sampled
+candidates that is positive: a mean over images, then over the steps of the epoch. For RoIs it cannot exceed the
+sampler's positive_fraction, 25% in the baseline; no number of Table 1 does.
 """
 
 import math
@@ -25,7 +25,7 @@ _SIZES = (
     *("data.short_edges", "data.max_long_edge", "data.scale_jitter", "data.scale_law"),
     *("data.crop", "data.crop_least_area", "model.kind"),
 )
-"""Keys that change the meaning of a ratio, besides those that the detector names: runs must agree in all."""
+"""Keys that change the meaning of a ratio, besides the detector's `sampling_keys`: runs must agree in all."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class Ratio:
     epoch_steps: int
     """all steps of the epoch"""
     ratios: dict[str, float]
-    """kind of sample -> the part that is positive, of 1; the first is that of Table 1"""
+    """kind of sample -> fraction that is positive; the first is that of Table 1"""
     paper: float | None
-    """Table 1's number for RoIs, if it has this epoch and mini-batch size"""
+    """Table 1's number for RoIs, if the table has this epoch and mini-batch size"""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON, where the ratios are called roi_ratio and so on."""
@@ -155,7 +155,7 @@ def _epoch_of(line: dict[str, Any]) -> int:
 
 
 def _steps_of_epoch(line: dict[str, Any], batch_size: int, epoch: int) -> int:
-    """How many steps begin in an epoch; any line of the metrics gives the number of images."""
+    """The number of steps that begin in an epoch; `line` is any line of the metrics, for the number of images."""
     num_images: int = round(line["step"] * batch_size / line["epoch"])
     first, after = (math.ceil(done * num_images / batch_size) for done in (epoch - 1, epoch))
     return after - first

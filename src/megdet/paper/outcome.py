@@ -39,11 +39,11 @@ class Outcome:
     steps: int
     """optimizer steps done"""
     hours: float
-    """of all its steps, without evaluations"""
+    """hours of all its steps, without evaluations"""
     ranks: int
-    """processes at its end"""
+    """number of processes at its end"""
     mmap: float | None
-    """of the last evaluation, percent; None if it failed or the data have no boxes to find"""
+    """mmAP of the last evaluation, percent; None if the training failed or the data have no boxes"""
     ap50: float | None
     """AP at IoU 0.5, percent"""
     mmar: float | None
@@ -94,7 +94,7 @@ def write_outcome(
         folder: of the run.
         numbers: its last evaluation; None if it failed.
         error: of a training that failed.
-        ranks: processes at its end.
+        ranks: number of processes at its end.
         hashes: of the training data, the validation data and the weights.
     """
     steps = [line for line in read_metrics(folder.metrics) if "loss" in line] if folder.metrics.exists() else []

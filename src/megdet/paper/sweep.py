@@ -43,7 +43,7 @@ def run_sweep(
 ) -> dict[str, Outcome]:
     """Train the chosen rows (all by default) that have no outcome yet, each in `folder / name`.
 
-    Every rank calls it. Rows that another process trains are left to it. Returns all outcomes that there are at the
+    Every rank calls it. Rows that another process is training are skipped. Returns all outcomes that exist at the
     end, also those of rows that were not chosen. `told` is called on rank 0 before and after each training, with the
     name of the row and the outcomes so far. Raises InputError, before any training where possible: if a row does not
     fit the ranks, if a folder holds another recipe, other data or other weights, and for everything that stops a
@@ -67,9 +67,9 @@ def run_sweep(
 def finished_rows(
     rows: Mapping[str, Recipe], folder: Path, world: World
 ) -> tuple[dict[str, Outcome], dict[str, tuple[str, str, str]]]:
-    """The outcomes that there are, and what every row is trained on; every rank calls it.
+    """The existing outcomes, and for each row the hashes of its training data, validation data and weights.
 
-    Second: for each row the hashes of its training data, validation data and weights. Data that can be drawn are drawn.
+    Every rank calls it. Missing data that can be drawn are drawn.
     Raises InputError if a folder holds another recipe, other data or other weights.
     """
     datasets = load_datasets(next(iter(rows.values())), world)
@@ -82,14 +82,14 @@ def finished_rows(
 
 
 def outcomes_of(names: Collection[str], folder: Path) -> dict[str, Outcome]:
-    """The outcomes of those rows that have one. Raises InputError if one is damaged."""
+    """The outcomes of the rows that have one. Raises InputError if one is damaged."""
     found = {name: read_outcome(RunFolder(folder / name)) for name in names}
     return {name: outcome for name, outcome in found.items() if outcome is not None}
 
 
 @contextmanager
 def _taken(folder: RunFolder, world: World) -> Iterator[bool]:
-    """Whether this process has the row for itself and it has no outcome yet; every rank gets the same answer."""
+    """A context that locks a row for this process; yields, on every rank, whether it is locked and has no outcome."""
     held = []
 
     def take() -> bool:
@@ -183,7 +183,7 @@ def _check_layout(name: str, recipe: Recipe, options: RunOptions, world: World) 
 def _run_row(
     recipe: Recipe, folder: RunFolder, options: RunOptions, world: World, hashes: tuple[str, str, str], train_row: Train
 ) -> Outcome:
-    """Train a row; `hashes` are those of the training data, the validation data and the weights."""
+    """Train a row; `hashes` are of the training data, the validation data and the weights."""
     numbers, error = None, None
     world.on_first(partial(_note_start, folder, recipe, hashes[2]))
     try:

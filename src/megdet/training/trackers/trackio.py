@@ -3,6 +3,7 @@
 import io
 import os
 import secrets
+import sys
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -56,5 +57,5 @@ class Trackio:
 
     def close(self) -> None:
         """Send what is not sent yet."""
-        with redirect_stdout(io.StringIO()):
+        with redirect_stdout(sys.stderr):  # what it says is no result; this thread may not hide what others print
             self._run.finish()

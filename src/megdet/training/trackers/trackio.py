@@ -6,6 +6,7 @@ import secrets
 import sys
 from collections.abc import Mapping
 from contextlib import redirect_stdout
+from contextvars import Context
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ def open_trackio(opening: Opening) -> "Trackio":
     # a run is known by its name alone, and run folders in different places may be called alike
     name = opening.identity or f"{opening.name}-{secrets.token_hex(3)}"
     with redirect_stdout(io.StringIO()):  # it would greet where results are printed
-        run = trackio.init(
+        # in a context of its own it is nobody's current run: the end of the process would finish that once more, aloud
+        run = Context().run(
+            trackio.init,
             project=project,
             name=name,
             resume="allow",

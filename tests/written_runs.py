@@ -94,7 +94,12 @@ def write_run(
     write_json_atomically(folder.evaluation, numbers.as_dict())
     session = {"started_utc": "2026-01-02T03:04:05+00:00", "world_size": 1, "device": "cpu", "devices": []}
     session |= {"cpu": {"model": "a processor", "cores": 2, "memory_bytes": 8 << 30}, "host": "here"}
-    session |= {"versions": {"megdet": "0.1.0", "torch": "2.11"}, "command": "megdet train", "system": "Linux"}
+    session |= {
+        "versions": {"megdet": "0.1.0", "torch": "2.11"},
+        "training": {"positive_out_of": {"rpn_positive": 256, "box_head_positive": 1}},
+        "command": "megdet train",
+        "system": "Linux",
+    }
     write_json_atomically(folder.environment, {"sessions": [session]})
     write_metrics(folder, numbers.totals())
     return folder

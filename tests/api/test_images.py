@@ -91,9 +91,11 @@ def test_several_are_a_list_a_folder_or_one_array_more(file, pixels):
         (torch.zeros(20, 30, 3), r"tensor of shape \(20, 30, 3\) is no image: it is \(3, height, width\)"),
         (torch.full((3, 4, 4), 255.0), "floats as an image has values from 0 to 1: divide it by 255"),
         (torch.full((3, 4, 4), float("nan")), "values from 0 to 1"),
-        (7, "a int is no image"),
+        (torch.full((3, 4, 4), 300), "tensor of torch.int64 is no image: it has 8 bits"),
+        (torch.ones(3, 4, 4, dtype=torch.bool), "tensor of torch.bool is no image"),
+        (7, "of type int is no image"),
         ("nowhere.png", "nowhere.png: no such image file"),
-        (Image.new("RGB", (200, 100)), "200 x 100 pixels is too large"),
+        (Image.new("RGB", (200, 100)), "200 x 100 pixels are more than data.max_pixels 10000"),
     ],
 )
 def test_what_is_no_image_is_refused_with_what_is_wanted(image, message):

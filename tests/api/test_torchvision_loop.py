@@ -106,6 +106,25 @@ def test_in_evaluation_it_finds_what_the_loaded_detector_finds(recipe, model, da
         assert all(torch.equal(ours[name], expected[name]) for name in ("boxes", "labels", "scores", "masks"))
 
 
+def test_a_loaded_detector_detects_as_in_evaluation_while_its_model_is_trained(recipe, model, dataset, tmp_path):
+    detector = megdet.load(tmp_path / "run", device="cpu")
+    images, targets = as_torchvision(dataset, [0, 1])
+    before = detector(images)
+    training = detector.model.train()
+    frozen = next(module for module in training.modules() if isinstance(module, CrossDeviceBatchNorm))
+    frozen.eval()
+    for ours, theirs in zip(detector(images), before, strict=True):
+        assert np.array_equal(ours.boxes, theirs.boxes)
+        assert np.array_equal(ours.scores, theirs.scores)
+    assert {module for module in training.modules() if not module.training} == set(frozen.modules())
+    assert set(training(images, targets)) == set(detector.trained.model.loss_names)
+
+
+def test_a_folded_detector_has_no_model_to_train(model, tmp_path):
+    with pytest.raises(InputError, match="folded batch norms cannot be trained: load it without fold"):
+        _ = megdet.load(tmp_path / "run", device="cpu", fold=True).model
+
+
 def spoiled(target, **changes):
     return {name: value for name, value in {**target, **changes}.items() if value is not None}
 

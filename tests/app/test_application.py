@@ -56,6 +56,17 @@ def test_a_run_is_named_by_its_index_or_name_and_masks_come_as_runs_of_pixels(cl
     ]
 
 
+def test_a_number_is_an_index_also_where_a_run_is_called_so():
+    """The page asks by index; a folder may be called 1."""
+    with Batcher([served(name="1"), served(name="0")]) as batcher:
+        client = TestClient(make_application(batcher, Limits()), "http://localhost")
+        names = [
+            client.post("/api/detect", params={"run": run}, content=png(), headers=IMAGE).json()["run"]
+            for run in ("0", "1")
+        ]
+    assert names == ["1", "0"]
+
+
 def test_a_score_leaves_out_what_has_less(client):
     found = client.post("/api/detect", params={"score": 0.6}, content=png(), headers=IMAGE).json()
     assert [own["score"] for own in found["objects"]] == [0.9, 0.6]

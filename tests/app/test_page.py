@@ -116,6 +116,7 @@ def test_classes_are_chosen_without_a_new_request_and_their_names_are_text(page)
     expect(first).to_contain_text("3 of 3 objects")
     page.locator("summary").first.press("Enter")
     expect(page.locator("tbody").first.locator("tr").first).to_contain_text(CLASSES[0])
+    assert page.locator("tbody .swatch").first.bounding_box()["width"] > 10
     assert page.locator("h2").all_text_contents() == ["first", "<i>second</i>"]
     assert page.locator("main b, main i").count() == 0
 

@@ -141,7 +141,7 @@ def test_more_than_may_wait_are_told_to_come_again():
         assert slow.begun.wait(_SECONDS)
         status, headers, body = post(address, png())
         assert (status, headers["retry-after"]) == (503, "1")
-        assert body["error"] == "1 requests wait already: try again"
+        assert body["error"] == "as many requests wait as may (1): try again"
         slow.may_go_on.set()
         assert asked.result()[0] == 200
 

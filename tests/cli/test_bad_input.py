@@ -67,6 +67,7 @@ def test_an_option_without_a_value_is_refused(refused: Refused) -> None:
 
 def test_an_option_of_no_recipe_is_refused_where_a_verb_takes_none(refused: Refused) -> None:
     assert "--fast" in refused("data", "demo", "--fast", "yes")
+    assert "unknown option '--json'; see `megdet completion --help`" in refused("completion", "bash", "--json")
 
 
 def test_more_devices_than_images_are_refused(refused: Refused) -> None:

@@ -9,6 +9,7 @@ from typing import overload
 from megdet.api.images import Image, Pixels, each_image, is_one_image, pixels_of_any
 from megdet.api.torchvision_loop import TorchvisionLoop
 from megdet.detections import Detections
+from megdet.errors import InputError
 from megdet.inference.predict import detect_images
 from megdet.inference.trained import TrainedDetector
 from megdet.recipe import Recipe
@@ -22,10 +23,11 @@ class LoadedDetector:
 
     Args:
         trained: the detector and what its labels mean.
+        is_folded: its batch norms are folded into the convolutions before them.
     """
 
-    def __init__(self, trained: TrainedDetector) -> None:
-        self.trained = trained
+    def __init__(self, trained: TrainedDetector, *, is_folded: bool = False) -> None:
+        self.trained, self.is_folded = trained, is_folded
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -49,7 +51,12 @@ class LoadedDetector:
 
     @cached_property
     def model(self) -> TorchvisionLoop:
-        """The network for a training loop of your own: images and targets as torchvision's detectors take them."""
+        """The network for a training loop of your own: images and targets as torchvision's detectors take them.
+
+        The detector itself detects as in evaluation, whatever mode this is in. Raises InputError for a folded one.
+        """
+        if self.is_folded:
+            raise InputError("a detector with folded batch norms cannot be trained: load it without fold")
         return TorchvisionLoop(self.trained)
 
     @overload

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
 from torch import Tensor
 
-from megdet.data.image import IMAGE_SUFFIXES, pixels_of, read_image
+from megdet.data.image import IMAGE_SUFFIXES, pixels_fault, pixels_of, read_image
 from megdet.errors import InputError
 
 Image: TypeAlias = str | Path | PillowImage.Image | NDArray[np.uint8] | Tensor
@@ -65,15 +66,16 @@ def pixels_of_any(image: Any, max_pixels: int) -> Pixels:
     if isinstance(image, str | Path):
         return Pixels(read_image(image, max_pixels=max_pixels), str(image), is_file=True)
     if isinstance(image, PillowImage.Image):
-        if image.width * image.height > max_pixels:
-            raise InputError(f"an image of {image.width} x {image.height} pixels is too large: shrink it")
+        if fault := pixels_fault(image.height, image.width, max_pixels):
+            raise InputError(f"the image: {fault}")
         return Pixels(pixels_of(image), str(getattr(image, "filename", "")), is_file=False)
     if isinstance(image, Tensor):
         return Pixels(_of_tensor(image), "", is_file=False)
     if isinstance(image, np.ndarray):
         return Pixels(_of_array(image), "", is_file=False)
     raise InputError(
-        f"a {type(image).__name__} is no image: give a path, an address, an array, a tensor or an image of Pillow's"
+        f"something of type {type(image).__name__} is no image: give a path, an address, an array, a tensor or an "
+        "image of Pillow's"
     )
 
 
@@ -101,8 +103,10 @@ def _of_tensor(image: Tensor) -> NDArray[np.uint8]:
     if values.is_floating_point():
         if not bool(((values >= 0) & (values <= 1)).all()):
             raise InputError("a tensor of floats as an image has values from 0 to 1: divide it by 255 if it has bytes")
-        values = (values.float() * 255).round()
-    return _of_array(values.byte().permute(1, 2, 0).numpy())
+        values = (values.float() * 255).round().byte()
+    if values.dtype != torch.uint8:
+        raise InputError(f"a tensor of {values.dtype} is no image: it has 8 bits (torch.uint8), or floats from 0 to 1")
+    return _of_array(values.permute(1, 2, 0).numpy())
 
 
 def _of_array(image: NDArray[Any]) -> NDArray[np.uint8]:

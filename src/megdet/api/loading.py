@@ -45,7 +45,7 @@ def load(
     trained = load_detector(folder, own_device, changed, step=step)
     if fold:
         fold_batch_norms(trained.model)
-    return LoadedDetector(trained)
+    return LoadedDetector(trained, is_folded=fold)
 
 
 def _place(name: str | Path) -> tuple[RunFolder, int | None]:

@@ -11,11 +11,15 @@ from megdet.distributed.failures import stop_together
 from megdet.distributed.world import World, start_world
 from megdet.errors import InputError
 from megdet.evaluation.coco_numbers import Evaluation
+from megdet.evaluation.exported_file import evaluate_exported_file
+from megdet.exported.detector import ExportedDetector
+from megdet.exported.programs import is_exported
 from megdet.inference.fold import fold_batch_norms
 from megdet.inference.trained import load_detector, precision_here
 from megdet.recipe import Recipe
 from megdet.recipe_check import flat_keys
 from megdet.recipe_file import load_recipe, recipe_name
+from megdet.report.report import write_report
 from megdet.run_folder.folder import RunFolder
 from megdet.runtime import default_workers
 from megdet.studies.evaluated_run import evaluate_run
@@ -35,6 +39,8 @@ class TrainedRun:
     """of its last weights; `evaluation.bbox.AP` is the mmAP, 0 to 1"""
     pictures: list[Path] = field(default_factory=list)
     """its course and some detections; of rank 0"""
+    report: Path | None = None
+    """one page of all of it, for a browser; of rank 0"""
 
     def load(self, **options: Any) -> LoadedDetector:
         """The trained detector; the options are those of `megdet.load`."""
@@ -73,7 +79,7 @@ def train(
 
 
 def trained_run(recipe: Recipe, folder: RunFolder, options: RunOptions, world: World) -> TrainedRun:
-    """Train, evaluate and, on rank 0, draw pictures."""
+    """Train, evaluate and, on rank 0, draw pictures and write the report; the trackers get both."""
     if folder.path == Path():
         raise InputError("the run folder has an empty name: choose one (--run)")
     evaluation = train_recipe(recipe, folder, options, world)
@@ -82,8 +88,9 @@ def trained_run(recipe: Recipe, folder: RunFolder, options: RunOptions, world: W
     from megdet.studies.run_pictures import draw_run  # here, because only one rank needs matplotlib
 
     pictures = draw_run(load_detector(folder, world.device), folder)
-    send_files(recipe, folder, pictures, [], Terminal(stderr=True).print)
-    return TrainedRun(folder.path, evaluation, pictures)
+    report = write_report([folder.path])
+    send_files(recipe, folder, pictures, [report], Terminal(stderr=True).print)
+    return TrainedRun(folder.path, evaluation, pictures, report)
 
 
 def evaluate(
@@ -99,11 +106,11 @@ def evaluate(
     """The COCO numbers of a run's newest weights, which are written with the detections, as `megdet evaluate` does.
 
     Args:
-        run: a run folder.
+        run: a run folder, or a file of `megdet export`, which takes only `data` and `out` besides.
         data: annotations and image folder; default those that the run is validated on.
         overrides: keys of its recipe to change, such as {"evaluation.flip": True}.
         out: where `evaluation.json` and `detections.json` are written; default the run folder, or a folder in it where
-            data, recipe or weights are changed.
+            data, recipe or weights are changed, or a folder beside the file.
         device: cpu or cuda; empty is a GPU where there is one.
         workers: processes that load images; default one less than the cores.
         fold: fold the batch norms into the convolutions before them.
@@ -111,6 +118,10 @@ def evaluate(
     Raises:
         InputError: everything that a user can mend.
     """
+    if is_exported(run):
+        if device or overrides or fold:
+            raise InputError(f"{run}: an exported file is as it is: leave out device, overrides and fold")
+        return evaluate_exported_file(ExportedDetector(run), data, None if out is None else Path(out)).numbers
     folder, world = RunFolder(run), start_world(device)
     with stop_together(world):
         changed, _ = world.on_first(lambda: precision_here(folder, _dotted(overrides), world.device))

@@ -1,7 +1,6 @@
 """The application: the page, and the endpoint that detects."""
 
 from collections.abc import Collection, Sequence
-from importlib.resources import files
 from typing import Annotated, Any
 
 from fastapi import FastAPI, HTTPException, Query, Request, Response
@@ -15,6 +14,7 @@ import megdet
 from megdet.app.answers import Answer, Classes, Health, Problem, answer_of, classes_of
 from megdet.app.batcher import Batcher, FullError, TooManyPixelsError
 from megdet.app.guard import Guard
+from megdet.app.page import page_text
 from megdet.app.requests import IMAGE_TYPES, Limits, answer_in_time, sent_image
 from megdet.app.runs import ServedRun
 from megdet.errors import InputError, shown
@@ -57,7 +57,7 @@ def make_application(batcher: Batcher, limits: Limits, hosts: Collection[str] = 
         limits: of one request.
         hosts: names under which the server may be asked for, besides localhost and numeric addresses.
     """
-    page = (files("megdet.app") / "page.html").read_text(encoding="utf-8")
+    page = page_text()
     app = FastAPI(
         title="MegDet",
         summary="Finds objects in images.",
@@ -129,10 +129,11 @@ def make_application(batcher: Batcher, limits: Limits, hosts: Collection[str] = 
 
 def _index_of(run: str, runs: Sequence[ServedRun]) -> int:
     names = [own.name for own in runs]
-    if run in names:
-        return names.index(run)
+    # a number is an index, also where a folder is called so: the page asks by index
     if run.isascii() and run.isdecimal() and len(run) < 9 and int(run) < len(runs):
         return int(run)
+    if run in names:
+        return names.index(run)
     raise HTTPException(404, f"no run {shown(run)}; there are {', '.join(f'{i} ({n})' for i, n in enumerate(names))}")
 
 

@@ -116,7 +116,7 @@ class Batcher:
         """A place for a request, taken before its body is read. Raises FullError."""
         with self._changed:
             if self._waiting >= self.most_waiting:
-                raise FullError(f"{self.most_waiting} requests wait already")
+                raise FullError(f"as many requests wait as may ({self.most_waiting})")
             self._waiting += 1
             self._coming += 1
         place = Place(self)

@@ -1,6 +1,5 @@
 """Verbs about the paper's science: analyse variance, analyse sampling, lr-test."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -190,7 +189,7 @@ def _hand_over(
     content = encode_non_finite(content)
     write_json_atomically(numbers, content, indent=2)
     if arguments.json:
-        print(json.dumps(content, allow_nan=False))
+        arguments.print_json(content)
         return
     for own in shown:
         CONSOLE.print(own)

@@ -1,7 +1,5 @@
 """The verb compare."""
 
-import json
-
 from rich.table import Table
 from rich.text import Text
 
@@ -20,9 +18,6 @@ def run_compare(arguments: Arguments) -> None:
         raise InputError(f"{twice} is named twice: a run does not differ from itself")
     runs = [read_scored_run(RunFolder(path), arguments.annotations) for path in arguments.runs]
     compared = compare_runs(runs, arguments.kind, **arguments.given("resamples"))
-    if arguments.json:
-        print(json.dumps(compared.as_dict(), indent=2))
-        return
     CONSOLE.print(_scores(compared))
     CONSOLE.print(_recipes(compared))
     for group in compared.groups:
@@ -31,6 +26,7 @@ def run_compare(arguments: Arguments) -> None:
             CONSOLE.print(f"{group.name}, {len(group.seeds)} seeds: {spread}")
     for difference in compared.differences:
         CONSOLE.print(difference.words)
+    arguments.print_json(compared.as_dict())
 
 
 def _scores(compared: Comparison) -> Table:

@@ -1,7 +1,5 @@
 """The verb chaos."""
 
-import json
-
 from megdet.cli.options import CONSOLE, PROGRESS, Arguments
 from megdet.contract.chaos.chaos import DEVICES, chaos
 from megdet.recipe_file import load_recipe
@@ -18,7 +16,7 @@ def run_chaos(arguments: Arguments) -> None:
         progress=PROGRESS.print,
     )
     if arguments.json:
-        print(json.dumps(findings.as_dict(), allow_nan=False))
+        arguments.print_json(findings.as_dict())
     else:
         CONSOLE.print(", ".join(f"{count} {word}" for word, count in findings.counts()))
         CONSOLE.print(findings.sentence())

@@ -1,15 +1,10 @@
 """Evaluate and detect with an exported file. Nothing here may load torch."""
 
-from dataclasses import replace
-from pathlib import Path
-
-from megdet.cli.options import CONSOLE, PROGRESS, Arguments
-from megdet.cli.pictures import draw_files, image_files, print_numbers
-from megdet.data.coco import validation_set
+from megdet.cli.options import PROGRESS, Arguments
+from megdet.cli.pictures import draw_files, image_files, print_evaluation
 from megdet.errors import InputError
-from megdet.evaluation.coco_numbers import evaluate_detections
+from megdet.evaluation.exported_file import evaluate_exported_file
 from megdet.exported.detector import ExportedDetector
-from megdet.files import write_result
 
 _OF_A_RUN = {
     "fold": "--fold",
@@ -26,20 +21,12 @@ def evaluate_exported(arguments: Arguments) -> None:
     if arguments.ground_truth or arguments.detections:
         raise InputError("files are evaluated with both --ground-truth and --detections, without an exported file")
     detector = ExportedDetector(arguments.run)
-    data = detector.recipe.data
-    if arguments.data:
-        data = replace(data, val_annotations=arguments.data[0], val_images=arguments.data[1])
-    dataset = validation_set(data, with_masks=detector.has_masks)
+    data = None if arguments.data is None else (arguments.data[0], arguments.data[1])
     with PROGRESS.status("") as status:
-        rows = detector.detect_dataset(dataset, lambda done: status.update(f"{done} of {len(dataset)} images"))
-    numbers = evaluate_detections(dataset.annotations_file, rows, has_masks=detector.has_masks)
-    out = arguments.out or _beside(detector.path, "evaluation")
-    write_result(out / "detections.json", rows)
-    write_result(out / "evaluation.json", numbers.as_dict())
-    print_numbers(numbers)
-    CONSOLE.print(f"numbers     {out / 'evaluation.json'}\ndetections  {out / 'detections.json'}")
-    files = {"numbers": str(out / "evaluation.json"), "detections": str(out / "detections.json")}
-    arguments.print_json({**files, "evaluation": numbers.as_dict()})
+        found = evaluate_exported_file(
+            detector, data, arguments.out, lambda done, of: status.update(f"{done} of {of} images")
+        )
+    print_evaluation(found.numbers, found.evaluation, found.detections, arguments.print_json)
 
 
 def detect_exported(arguments: Arguments) -> None:
@@ -47,12 +34,8 @@ def detect_exported(arguments: Arguments) -> None:
     _refuse_options(arguments)
     files = image_files(arguments.images)
     detector = ExportedDetector(arguments.run)
-    out = arguments.out or _beside(detector.path, "detect")
+    out = arguments.out or detector.path.with_name(f"{detector.path.stem}_detect")
     draw_files(files, detector.detect_file, out, arguments.score, arguments.print_json)
-
-
-def _beside(path: Path, what: str) -> Path:
-    return path.with_name(f"{path.stem}_{what}")
 
 
 def _refuse_options(arguments: Arguments) -> None:

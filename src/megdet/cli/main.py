@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext, redirect_stdout
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -138,14 +139,15 @@ def _run(words: list[str]) -> None:
     if called is None:
         parser.print_help()
         raise InputError(f"a verb is missing: {', '.join(VERBS)}")
-    from megdet.cli.options import CONSOLE, Arguments, split_overrides
+    from megdet.cli.options import Arguments, split_overrides
 
-    CONSOLE.stderr = getattr(options, "json", False)  # standard output is for the JSON alone
-
-    overrides = split_overrides(rest)
-    if overrides and not options.takes_overrides:
-        raise InputError(f"unknown option '--{next(iter(overrides))}'; see `{_PROGRAM} {words[0]} --help`")
-    _load(f"megdet.cli.{options.run_verb}")(Arguments(options, overrides))
+    unknown = next((word.partition("=")[0] for word in rest if word.startswith("--")), None)
+    if unknown is not None and not options.takes_overrides:
+        raise InputError(f"unknown option '{unknown}'; see `{_PROGRAM} {called} --help`")
+    arguments = Arguments(options, split_overrides(rest))
+    # with --json tables and sentences are no result, nor is what other people's packages print
+    with redirect_stdout(sys.stderr) if getattr(options, "json", False) else nullcontext():
+        _load(f"megdet.cli.{options.run_verb}")(arguments)
 
 
 def _load(place: str) -> Callable[..., Any]:

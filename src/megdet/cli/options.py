@@ -2,10 +2,11 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from megdet.errors import InputError
 from megdet.run_folder.folder import encode_non_finite
@@ -21,6 +22,8 @@ class Arguments:
 
     options: argparse.Namespace
     overrides: dict[str, str]
+    results: TextIO = field(default_factory=lambda: sys.stdout)
+    """where the JSON object goes; with --json nothing else does"""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.options, name)
@@ -28,7 +31,7 @@ class Arguments:
     def print_json(self, content: Mapping[str, Any]) -> None:
         """With --json, print this object to standard output; nothing else is printed there."""
         if self.options.json:
-            print(json.dumps(encode_non_finite(content), allow_nan=False))
+            print(json.dumps(encode_non_finite(content), allow_nan=False), file=self.results)
 
     def given(self, *names: str) -> dict[str, Any]:
         """Those of the named options that were given; the called function has defaults for the others."""

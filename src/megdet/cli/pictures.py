@@ -72,6 +72,15 @@ def _free_name(out: Path, file: Path, taken: set[Path]) -> Path:
     return next(path for path in paths if path not in taken)
 
 
+def print_evaluation(
+    numbers: Evaluation, evaluation: Path, detections: Path, tell: Callable[[Mapping[str, Any]], None]
+) -> None:
+    """The tables of an evaluation and the files that it is in; `tell` gets all of it."""
+    print_numbers(numbers)
+    CONSOLE.print(f"numbers     {evaluation}\ndetections  {detections}")
+    tell({"numbers": str(evaluation), "detections": str(detections), "evaluation": numbers.as_dict()})
+
+
 def print_numbers(numbers: Evaluation) -> None:
     """The tables of an evaluation."""
     for table in tables(numbers):

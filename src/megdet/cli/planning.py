@@ -1,6 +1,5 @@
 """The verb plan."""
 
-import json
 import shlex
 from collections.abc import Sequence
 
@@ -55,7 +54,7 @@ def run_plan(arguments: Arguments) -> None:
         progress=PROGRESS.print,
     )
     if arguments.json:
-        print(json.dumps(plan.as_dict(), allow_nan=False))
+        arguments.print_json(plan.as_dict())
         return
     CONSOLE.print(_layouts_table(plan, arguments.recipe))
     words = [arguments.recipe, *(f"--{key}={value}" for key, value in arguments.overrides.items())]

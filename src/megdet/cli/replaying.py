@@ -1,6 +1,5 @@
 """The verb replay: makes a step of a run again."""
 
-import json
 import math
 from pathlib import Path
 
@@ -34,7 +33,7 @@ def run_replay(arguments: Arguments) -> None:
     make_folder(out)
     write_json_atomically(out / "replay.json", found.as_dict(), indent=2)
     if arguments.json:
-        print(json.dumps(found.as_dict(), allow_nan=False))
+        arguments.print_json(found.as_dict())
     else:
         _show(found)
         CONSOLE.print(f"numbers  {out / 'replay.json'}")

@@ -1,6 +1,5 @@
 """The verb reproduce: trains the rows of the paper's tables and figures."""
 
-import json
 from pathlib import Path
 
 from rich.table import Table
@@ -34,7 +33,7 @@ def run_reproduce(arguments: Arguments) -> None:
     if report is None:
         return
     if arguments.json:
-        print(json.dumps(report.as_dict(), allow_nan=False))
+        arguments.print_json(report.as_dict())
         return
     CONSOLE.print(_table(report))
     for note in report.notes:

@@ -5,8 +5,8 @@ from functools import partial
 from pathlib import Path
 
 from megdet.cli.machine import join_world, num_workers, run_options, say
-from megdet.cli.options import CONSOLE, Arguments, existing_file
-from megdet.cli.pictures import draw_files, image_files, print_numbers
+from megdet.cli.options import Arguments, existing_file
+from megdet.cli.pictures import draw_files, image_files, print_evaluation, print_numbers
 from megdet.distributed.failures import stop_together
 from megdet.distributed.world import World
 from megdet.errors import InputError
@@ -65,10 +65,7 @@ def _evaluate_run(arguments: Arguments, folder: RunFolder, world: World) -> None
         trained, folder, world, data, workers=num_workers(arguments), out=out, is_own=is_own, suffix=folded
     )
     if world.is_first:
-        print_numbers(found.numbers)
-        CONSOLE.print(f"numbers     {found.evaluation}\ndetections  {found.detections}")
-        files = {"numbers": str(found.evaluation), "detections": str(found.detections)}
-        arguments.print_json({**files, "evaluation": found.numbers.as_dict()})
+        print_evaluation(found.numbers, found.evaluation, found.detections, arguments.print_json)
 
 
 def overrides_here(overrides: dict[str, str], folder: RunFolder, world: World) -> dict[str, str]:

@@ -1,6 +1,5 @@
 """The verb simulate: predicts times on clusters."""
 
-import json
 from dataclasses import replace
 from typing import Any
 
@@ -54,7 +53,7 @@ def run_simulate(arguments: Arguments) -> None:
 
             plot_scaling(points, machine, arguments.picture)
     if arguments.json:
-        print(json.dumps(report, allow_nan=False))
+        arguments.print_json(report)
     elif arguments.paper:
         _print_paper(constants, predictions)
     else:

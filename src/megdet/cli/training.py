@@ -6,17 +6,15 @@ import torch
 
 from megdet.api.runs import trained_run
 from megdet.cli.machine import join_world, run_options, say
-from megdet.cli.options import CONSOLE, PROGRESS, Arguments
+from megdet.cli.options import CONSOLE, Arguments
 from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.evaluation.tables import tables
 from megdet.inference.trained import read_recipe
 from megdet.recipe_file import load_recipe, recipe_name
-from megdet.report.report import write_report
 from megdet.run_folder.folder import RunFolder
 from megdet.runtime import measure_speeds, slow_at
 from megdet.training.initial_weights import import_detectron2, import_torchvision
-from megdet.training.trackers.trackers import send_files
 
 
 def run_demo(arguments: Arguments) -> None:
@@ -59,10 +57,8 @@ def _train(arguments: Arguments, name: str, path: Path) -> None:
     CONSOLE.print(f"score table  {RunFolder(run.folder).evaluation}")
     for picture in run.pictures:
         CONSOLE.print(f"picture      {picture}")
-    report = write_report([run.folder])
-    send_files(recipe, RunFolder(run.folder), [], [report], PROGRESS.print)
-    CONSOLE.print(f"report       {report}")
-    files = {"run": str(run.folder), "report": str(report), "pictures": [str(picture) for picture in run.pictures]}
+    CONSOLE.print(f"report       {run.report}")
+    files = {"run": str(run.folder), "report": str(run.report), "pictures": [str(picture) for picture in run.pictures]}
     arguments.print_json({**files, "evaluation": run.evaluation.as_dict()})
 
 

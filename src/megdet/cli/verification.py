@@ -1,7 +1,5 @@
 """The verb verify."""
 
-import json
-
 from rich.table import Table
 
 from megdet.cli.options import CONSOLE, PROGRESS, Arguments
@@ -23,7 +21,7 @@ def run_verify(arguments: Arguments) -> None:
         progress=PROGRESS.print,
     )
     if arguments.json:
-        print(json.dumps(verdict.as_dict(), allow_nan=False))
+        arguments.print_json(verdict.as_dict())
     else:
         CONSOLE.print(_table(verdict))
         for line in _left_out(verdict):

@@ -1,6 +1,5 @@
 """The verb watch: shows a run from another terminal."""
 
-import json
 import time
 from pathlib import Path
 
@@ -20,7 +19,7 @@ def run_watch(arguments: Arguments) -> None:
     run = WatchedRun(Path(arguments.run))
     terminal = Terminal(wraps=True)
     if arguments.once or arguments.json or not takes_screen(terminal):
-        _show_once(run, terminal, as_json=arguments.json)
+        _show_once(run, terminal, arguments)
         return
     try:
         run.look()
@@ -49,16 +48,14 @@ def _follow(run: WatchedRun, terminal: Terminal) -> None:
             time.sleep(_SECONDS_BETWEEN_LOOKS)
 
 
-def _show_once(run: WatchedRun, terminal: Terminal, *, as_json: bool) -> None:
+def _show_once(run: WatchedRun, terminal: Terminal, arguments: Arguments) -> None:
     run.look()
     standing = _standing(run)
-    if as_json:
-        print(json.dumps({**standing.as_dict(), "state": run.state()}, allow_nan=False))
-    else:
-        terminal.print(draw(standing, min(terminal.width, 100), run.state()))
+    terminal.print(draw(standing, min(terminal.width, 100), run.state()))
+    arguments.print_json({**standing.as_dict(), "state": run.state()})
 
 
 def _standing(run: WatchedRun) -> Standing:
     if run.standing is None:
-        raise InputError(f"{run.state()}; without --once, watch waits for it")
+        raise InputError(f"{run.state()}; in a terminal, without --once and --json, watch waits for it")
     return run.standing

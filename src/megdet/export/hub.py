@@ -149,7 +149,9 @@ def hub_card(name: str, config: HubConfig, recipe: Recipe) -> str:
     """The model card as the hub shows it, with its metadata in front."""
     scores = (config.evaluation or {}).get("bbox", {})
     numbers = [
-        (metric, scores[key]) for metric, key in (("mmAP", "AP"), ("AP50", "AP50"), ("mmAR", "AR100")) if key in scores
+        (metric, scores[key])
+        for metric, key in (("mmAP", "AP"), ("AP50", "AP50"), ("mmAR", "AR100"))
+        if scores.get(key, -1) >= 0
     ]
     metadata = {"library_name": "megdet", "pipeline_tag": "object-detection", "tags": ["megdet", recipe.model.kind]}
     classes = ", ".join(_plain(own) for own in config.class_names)

@@ -1,7 +1,8 @@
 """Detections of whole data sets and of single images."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,6 @@ def detect_dataset(
     """
     plan, num_scales = evaluation_plan(dataset.sizes, recipe), len(evaluation_scales(recipe))
     mine = range(world.rank, len(plan) // num_scales, world.size)
-    model.eval()
     found: list[tuple[int, list[Result]]] = []
     groups = [plan[number * num_scales + scale] for number in mine for scale in range(num_scales)]
     batches = group_batches(dataset, groups, workers=workers, device=world.device)
@@ -110,9 +110,21 @@ def detect_image(trained: TrainedDetector, file: Path) -> Detections:
 
 
 def detect_batch(model: Detector, pixels: Tensor, sizes: Tensor, precision: Precision) -> BatchDetections:
-    """Detections of one batch on the model's device, in the precision of its recipe."""
-    with torch.inference_mode(), arithmetic(precision, pixels.device):
+    """Detections of one batch on the model's device, in the precision of its recipe, as in evaluation mode."""
+    with torch.inference_mode(), arithmetic(precision, pixels.device), _evaluating(model):
         return model.detect(model.normalized(pixels, sizes), sizes)
+
+
+@contextmanager
+def _evaluating(model: Detector) -> Iterator[None]:
+    """Inside it, every module is in evaluation mode; somebody else's loop may train them between two detections."""
+    trained = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in trained:
+            module.training = True
 
 
 def _looks(

@@ -36,7 +36,7 @@ def analysis_of(run: ScoredRun, kind: Kind, resamples: int) -> dict[str, Any]:
     areas = sides.truth.areas[~sides.truth.is_crowd]
     return {
         "numbers": {key: value for key, value in numbers.as_dict().items() if key != "per_class"},
-        "over_images": interval(mean_ap(average_precisions(matches, draws))),
+        "over_images": interval(mean_ap(average_precisions(matches, draws)), around=numbers.AP),
         "all": {"name": "all classes"} | _thresholds(together, 1),
         "classes": per_class,
         "threshold": threshold,

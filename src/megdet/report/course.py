@@ -24,11 +24,17 @@ _FAULTS = {
 }
 
 
-def course_of(metrics: Sequence[Mapping[str, Any]], recipe: Recipe, source: str = "metrics.jsonl") -> dict[str, Any]:
+def course_of(
+    metrics: Sequence[Mapping[str, Any]],
+    recipe: Recipe,
+    source: str = "metrics.jsonl",
+    out_of: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
     """The lines of `metrics.jsonl` as the page draws them: values over `epochs` and `hours`.
 
     Hours are those of steps and evaluations, without what a stopped run did not do. An empty run has empty lists.
-    Raises InputError, naming `source` and the step, for a line that is not one of a training.
+    `out_of` says of each count of positive samples out of how many it is. Raises InputError, naming `source` and the
+    step, for a line that is not one of a training.
     """
     for line in metrics:
         if not _is_sound(line):
@@ -39,14 +45,16 @@ def course_of(metrics: Sequence[Mapping[str, Any]], recipe: Recipe, source: str 
         if "loss" in line:
             steps.append((seconds / 3600, line))
         elif "evaluation" in line:
-            epoch = steps[-1][1]["epoch"] if steps else 0.0
+            # one beside the training comes when later steps are done
+            epoch = next((own["epoch"] for _, own in reversed(steps) if own["step"] <= line["step"]), 0.0)
             evaluations.append({"epoch": epoch, "hours": seconds / 3600} | _scores(line["evaluation"]))
     epochs = np.array([line["epoch"] for _, line in steps], np.float64)
     hours = np.array([hour for hour, _ in steps], np.float64)
     return {
         "epochs": _thinned(epochs),
         "hours": _thinned(hours),
-        "charts": [chart for chart in _charts([line for _, line in steps], recipe) if chart["lines"]],
+        "reached": float(epochs[-1]) if len(epochs) else 0.0,
+        "charts": [chart for chart in _charts([line for _, line in steps], recipe, out_of or {}) if chart["lines"]],
         "evaluations": evaluations,
         "decays": [
             {"epoch": epoch, "hours": float(np.interp(epoch, epochs, hours))}
@@ -86,7 +94,9 @@ def _is_sound(line: Mapping[str, Any]) -> bool:
     return True
 
 
-def _charts(lines: Sequence[Mapping[str, Any]], recipe: Recipe) -> Iterator[dict[str, Any]]:
+def _charts(
+    lines: Sequence[Mapping[str, Any]], recipe: Recipe, out_of: Mapping[str, float]
+) -> Iterator[dict[str, Any]]:
     """One chart a subject, each with named lines."""
     numbers = [key for key in (lines[-1] if lines else {}) if _is_number(lines[-1][key])]
     counts = [key for key in numbers if key.endswith("_positive")]
@@ -96,7 +106,12 @@ def _charts(lines: Sequence[Mapping[str, Any]], recipe: Recipe) -> Iterator[dict
     speed = [{"images a second": recipe.batch_size / line["seconds"]} for line in lines if line.get("seconds")]
     yield _chart("Images a second", "", speed if len(speed) == len(lines) else [], ["images a second"])
     for key in counts:
-        yield _chart(f"Positive samples of the {key.removesuffix('_positive').replace('_', ' ')}", "", lines, [key])
+        title = f"Positive samples of the {key.removesuffix('_positive').replace('_', ' ')}"
+        if out_of.get(key):
+            parts = [{key: line[key] / out_of[key]} if _is_number(line.get(key)) else {} for line in lines]
+            yield _chart(title, "as a part of 1", parts, [key])
+        else:
+            yield _chart(title, "", lines, [key])
     yield _chart("Norm of the gradient", "before clipping", lines, ["gradient_norm"])
     memory = [{"GiB": line["peak_memory_bytes"] / 2**30} for line in lines if line.get("peak_memory_bytes")]
     yield _chart("Memory", "GiB at most", memory if len(memory) == len(lines) else [], ["GiB"])

@@ -14,7 +14,17 @@ from megdet.errors import InputError
 from megdet.files import make_folder, write_text_atomically
 from megdet.run_folder.folder import encode_non_finite
 
-_SCRIPTS = ("dom.js", "charts.js", "curves.js", "tables.js", "mistakes.js", "course.js", "pictures.js", "page.js")
+_SCRIPTS = (
+    "dom.js",
+    "charts.js",
+    "curves.js",
+    "tables.js",
+    "mistakes.js",
+    "course.js",
+    "runs.js",
+    "pictures.js",
+    "page.js",
+)
 """In this order, as one script."""
 _ESCAPED = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 

@@ -1,17 +1,20 @@
-"""The validation images that went worst and best, small, with their boxes."""
+"""The validation images that went worst and best, small, with their boxes or masks."""
 
 import base64
 import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from megdet.data.coco import leaves_folder, outside_fault
 from megdet.data.coco_file import load_columns
 from megdet.data.image import read_image
 from megdet.data.result_rows import Id
+from megdet.data.rle import Rle, decode_mask, encode_mask
 from megdet.errors import InputError, printable
+from megdet.evaluation.counting import Kind
 from megdet.evaluation.per_image import image_counts
 from megdet.recipe import Data
 from megdet.studies.comparison.runs import ScoredRun
@@ -23,13 +26,13 @@ _LOWEST_SCORE, _MOST_BOXES = 0.05, 100
 
 
 def pictures_of(
-    run: ScoredRun, annotations: Path, folder: Path, threshold: float
+    run: ScoredRun, kind: Kind, annotations: Path, folder: Path, threshold: float
 ) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
-    """The pictures of the lowest and of the highest F1 of boxes at a threshold, and what is missing of them.
+    """The pictures of the lowest and of the highest F1 of boxes or masks at a threshold, and what is missing of them.
 
     A picture that cannot be read is left out, and the second result says why.
     """
-    counts = image_counts(run.matches("bbox"), threshold)
+    counts = image_counts(run.matches(kind), threshold)
     columns = load_columns(annotations)
     names: dict[Id, str] = dict(zip(columns.image_ids, columns.file_names, strict=True))
     worst = counts.worst(MOST)
@@ -42,10 +45,11 @@ def pictures_of(
             name = names[run.task.image_ids[image]]
             try:
                 picture = _picture(folder, name, run.recipe.data)
+                picture |= _objects(run, kind, image, picture)
             except InputError as error:
                 missing.append(f"The picture {printable(name)} is left out: {error}")
                 continue
-            found[sort].append(picture | {"f1": float(counts.f1[image])} | _boxes(run, image))
+            found[sort].append(picture | {"f1": float(counts.f1[image])})
     return found, missing
 
 
@@ -59,26 +63,48 @@ def _picture(folder: Path, name: str, data: Data) -> dict[str, Any]:
     content = io.BytesIO()
     image.save(content, "jpeg", quality=_QUALITY)
     jpeg = base64.b64encode(content.getvalue()).decode()
-    return {"name": printable(name), "width": width, "height": height, "jpeg": jpeg}
+    return {"name": printable(name), "width": width, "height": height, "small": image.size, "jpeg": jpeg}
 
 
-def _boxes(run: ScoredRun, image: int) -> dict[str, Any]:
-    """Ground truth as x, y, width, height, class; detections too, with score and the object they found or -1."""
-    truth, found = run.task.boxes.truth, run.task.boxes.found
-    rows = (truth.images == image).nonzero()[0]
-    place = {int(row): index for index, row in enumerate(rows)}
-    boxes = []
-    for label, own in enumerate(run.matches("bbox")):
+def _objects(run: ScoredRun, kind: Kind, image: int, picture: dict[str, Any]) -> dict[str, Any]:
+    """Ground truth as x, y, width, height, class, mask; detections as x, y, width, height, class, score, the object
+    that they found or -1, mask. Masks are texts of runs at the size of the small picture, "" where boxes are shown."""
+    truth, found, sides = run.task.boxes.truth, run.task.boxes.found, run.sides(kind)
+    objects = ((truth.images == image) & ~truth.is_crowd).nonzero()[0].tolist()
+    place = {row: index for index, row in enumerate(objects)}
+    shown: list[tuple[int, int, int]] = []
+    for label, own in enumerate(run.matches(kind)):
         is_shown = (own.images == image) & own.is_counted[:, 0] & (own.scores >= _LOWEST_SCORE)
-        for row, partner in zip(own.rows[is_shown].tolist(), own.partners[is_shown].tolist(), strict=True):
-            where = [round(value, 1) for value in found.boxes[row].tolist()]
-            boxes.append([*where, label, float(found.scores[row]), place.get(partner, -1)])
-    boxes.sort(key=lambda box: -box[5])
+        pairs = zip(own.rows[is_shown].tolist(), own.partners[is_shown].tolist(), strict=True)
+        shown += [(row, label, place.get(partner, -1)) for row, partner in pairs]
+    shown = sorted(shown, key=lambda own: -found.scores[own[0]])[:_MOST_BOXES]
+
+    def mask(masks: list[Rle] | None, row: int) -> str:
+        return "" if masks is None else _small_mask(masks[row], picture)
+
     return {
         "truth": [
-            [*(round(value, 1) for value in truth.boxes[row].tolist()), int(truth.classes[row])]
-            for row in rows
-            if not truth.is_crowd[row]
+            [*_rounded(truth.boxes[row]), int(truth.classes[row]), mask(sides.truth.masks, row)] for row in objects
         ],
-        "found": boxes[:_MOST_BOXES],
+        "found": [
+            [*_rounded(found.boxes[row]), label, float(found.scores[row]), partner, mask(sides.found.masks, row)]
+            for row, label, partner in shown
+        ],
     }
+
+
+def _rounded(box: np.ndarray) -> list[float]:
+    return [round(edge, 1) for edge in box.tolist()]
+
+
+def _small_mask(mask: Rle, picture: dict[str, Any]) -> str:
+    """The runs of a mask at the size of the small picture, as the compressed text of COCO."""
+    if tuple(mask["size"]) != (picture["height"], picture["width"]):
+        raise InputError(
+            f"its masks are of {mask['size'][0]} x {mask['size'][1]} pixels, the file has {picture['height']} x "
+            f"{picture['width']}"
+        )
+    width, height = picture["small"]
+    grey = Image.fromarray(decode_mask(mask).astype(np.uint8) * 255).resize((width, height), Image.Resampling.BOX)
+    counts = encode_mask(np.asarray(grey) >= 128, 0, 0, (height, width))["counts"]
+    return counts if isinstance(counts, str) else counts.decode()

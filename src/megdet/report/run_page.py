@@ -5,12 +5,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from megdet.errors import InputError, printable
+from megdet.errors import printable
 from megdet.evaluation.coco_numbers import Evaluation
 from megdet.files import read_json
 from megdet.recipe import Recipe
 from megdet.report.analysis import analysis_of
 from megdet.report.course import course_of
+from megdet.report.machine import Session, machine_facts, sessions_of
 from megdet.report.pictures import pictures_of
 from megdet.run_folder.folder import RunFolder
 from megdet.run_folder.metrics import read_metrics
@@ -35,26 +36,33 @@ def run_page(folder: RunFolder, places: Places, resamples: int) -> tuple[dict[st
     """
     recipe, notes = recipe_of(folder), []
     metrics = read_metrics(folder.metrics) if folder.metrics.is_file() else []
-    course = course_of(metrics, recipe, str(folder.metrics))
+    sessions = sessions_of(folder)
+    out_of = sessions[-1].training.positive_out_of if sessions else {}
+    course = course_of(metrics, recipe, str(folder.metrics), out_of)
     evaluated, why = _evaluated(folder, recipe, places)
     if why:
         notes.append(why)
+    numbers = _numbers(folder, evaluated)
+    if outdated := _outdated(numbers, course):
+        notes.append(outdated)
     page: dict[str, Any] = {
         "name": printable(str(folder.path)),
-        "facts": _facts(folder, recipe, course, metrics),
+        "facts": _facts(recipe, course, metrics, sessions),
         "recipe": [[key, value_text(value), value_text(usual)] for key, (value, usual) in departures(recipe).items()],
         "course": course,
-        "numbers": _numbers(folder, evaluated),
+        "numbers": numbers,
         "analysis": {},
-        "pictures": {"worst": [], "best": []},
+        "pictures": {},
         "notes": notes,
     }
     if evaluated is not None:
-        page["analysis"] = {kind: analysis_of(evaluated, kind, resamples) for kind in evaluated.kinds}
         annotations = places.annotations or Path(recipe.data.val_annotations)
         images = places.images or Path(recipe.data.val_images)
-        threshold = page["analysis"]["bbox"]["threshold"]
-        page["pictures"], missing = pictures_of(evaluated, annotations, images, threshold)
+        missing: list[str] = []
+        for kind in evaluated.kinds:
+            own = page["analysis"][kind] = analysis_of(evaluated, kind, resamples)
+            page["pictures"][kind], faults = pictures_of(evaluated, kind, annotations, images, own["threshold"])
+            missing += [fault for fault in faults if fault not in missing]
         notes += [missing[0], *([f"So are {len(missing) - 1} others."] if len(missing) > 1 else [])] if missing else []
     return page, evaluated
 
@@ -84,8 +92,18 @@ def _numbers(folder: RunFolder, evaluated: ScoredRun | None) -> dict[str, Any]:
     return Evaluation.from_dict(read_json(folder.evaluation), str(folder.evaluation)).totals()
 
 
+def _outdated(numbers: dict[str, Any], course: dict[str, Any]) -> str:
+    """A sentence where the run has gone on since the evaluation that the scores are from; else nothing."""
+    if not numbers or not course["evaluations"] or not course["epochs"]:
+        return ""
+    last, reached = course["evaluations"][-1], course["reached"]
+    if last["epoch"] >= reached or last["mmAP"] != numbers["bbox"]["AP"]:  # `megdet evaluate` may have made others
+        return ""
+    return f"The scores are those after epoch {last['epoch']:.3g}; the run has gone on to epoch {reached:.3g} since."
+
+
 def _facts(
-    folder: RunFolder, recipe: Recipe, course: dict[str, Any], metrics: list[dict[str, Any]]
+    recipe: Recipe, course: dict[str, Any], metrics: list[dict[str, Any]], sessions: list[Session]
 ) -> list[tuple[str, str]]:
     """What one wants to know first, as (what, value)."""
     backbone = getattr(recipe.model, "backbone", None)
@@ -101,24 +119,4 @@ def _facts(
         facts.append(("speed", f"{course['images_per_second']:.3g} images a second"))
     facts += [("rate", f"{recipe.optimizer.base_lr:g} for 16 images, {recipe.optimizer.kind}")]
     facts += [("precision", recipe.precision), ("seed", str(recipe.seed))]
-    return [(what, printable(value)) for what, value in facts + _machine(folder)]
-
-
-def _machine(folder: RunFolder) -> list[tuple[str, str]]:
-    """Where and with what it ran last."""
-    if not folder.environment.is_file():
-        return []
-    document = read_json(folder.environment)
-    sessions = document.get("sessions") if isinstance(document, dict) else None
-    if not isinstance(sessions, list) or not sessions or not isinstance(sessions[-1], dict):
-        raise InputError(f"{folder.environment}: it has no list of sessions; remove the file")
-    last = sessions[-1]
-    versions: dict[str, Any] = last.get("versions") or {}
-    devices = last.get("devices") or [last.get("cpu") or {}]
-    name = str(devices[0].get("name") or devices[0].get("model") or last.get("device", "")) if devices else ""
-    starts = f", {len(sessions)} starts" if len(sessions) > 1 else ""
-    return [
-        ("machine", f"{last.get('world_size', 1)} x {name}"),
-        ("started", f"{str(sessions[0].get('started_utc', ''))[:16].replace('T', ' ')} UTC{starts}"),
-        ("versions", ", ".join(f"{what} {versions[what]}" for what in ("megdet", "torch") if versions.get(what))),
-    ]
+    return [(what, printable(value)) for what, value in facts + machine_facts(sessions)]

@@ -50,6 +50,18 @@ def test_the_scores_are_those_of_the_evaluation_and_lie_in_their_intervals(folde
         assert run.over_images[0] < run.AP < run.over_images[1]
 
 
+def test_an_interval_lies_around_the_score_and_not_where_repeated_images_lift_it(folder):
+    values = np.array([1.0, 2.0, 3.0, 4.0, np.nan, 5.0])
+    assert interval(values, 0.5) == (2.0, 4.0)
+    assert interval(values, 0.5, around=10.0) == (9.0, 11.0)
+    run = read_scored_run(RunFolder(folder / "b0"))
+    lifted = mean_ap(average_precisions(run.matches("bbox"), draw_images(60, 200)))
+    score = run.evaluation.bbox.AP
+    assert lifted.mean() > score
+    low, high = compared(folder, "b0", "a0").runs[0].over_images
+    assert (low, high) == pytest.approx(np.quantile(lifted, [0.025, 0.975]) - lifted.mean() + score)
+
+
 def test_a_clear_difference_of_one_seed_each_says_nothing_of_the_recipes(folder):
     (difference,) = compared(folder, "a0", "b0").differences
     assert difference.over_images[1] < 0

@@ -57,6 +57,8 @@ def two_starts(name: str, folder: Path, **environment: str) -> str:
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(f"tracked by {name}") == 2
     assert "Warning" not in done.stdout
+    strangers = [line for line in done.stdout.splitlines() if not line.startswith("tracked by")]
+    assert strangers == [], "a tracker printed where results are"
     sent = json.loads((folder / "run/trackers.json").read_text())[name]
     assert (sent["steps"], sent["evaluated"]) == (4, 4)
     return sent["identity"]

@@ -19,7 +19,11 @@ const isKnown = (value) => typeof value === "number" && value > -1;
 const percent = (value) => (isKnown(value) ? (100 * value).toFixed(1) : "-");
 const points = (value) => (value >= 0 ? "+" : "\u2212") + Math.abs(100 * value).toFixed(1);
 const short = (value) => (value === null ? "-" : Number(value.toPrecision(4)).toString());
-const score = (value) => value.toFixed(3);
+// Rounded down, so that a threshold as it is told lets through what it was chosen for.
+const score = (value) => {
+  const digits = value < 0.99 ? 3 : 5;
+  return (Math.floor(value * 10 ** digits + 1e-6) / 10 ** digits).toFixed(digits);
+};
 const many = (count, one, more = one + "s") => `${count.toLocaleString("en")} ${count === 1 ? one : more}`;
 
 function section(title, id, lead, ...children) {

@@ -26,7 +26,7 @@ function confusion(analysis) {
   };
   const rows = [...shown, nothing].map((truth, row) => {
     const of = total(truth);
-    return h("tr", {}, h("th", { scope: "row" }, h("span", {}, truth === nothing ? "nothing there" : names[truth])),
+    return h("tr", {}, h("th", { scope: "row" }, h("span", {}, truth === nothing ? "nothing" : names[truth])),
       [...shown, nothing].map((found, column) => {
         if (truth === nothing && found === nothing) return h("td", {});
         const times = count(truth, found);

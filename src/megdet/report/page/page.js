@@ -3,7 +3,6 @@
 const DATA = JSON.parse(document.getElementById("data").textContent);
 
 function comparison(runs, own, kind) {
-  const first = own.runs[0];
   const scores = [
     { name: "run", left: true, value: (row) => row.name, text: (row) => row.name },
     { name: "recipe", left: true, value: (row) => row.group, text: (row) => row.group },
@@ -21,7 +20,7 @@ function comparison(runs, own, kind) {
     h("ul", { class: "verdicts" }, own.differences.map((one) => h("li", {}, forest(one, own), h("p", {}, h("strong", {}, verdict(one)), " ", one.words)))),
     table("Scores in percent", scores, own.runs, { bar: 3 }),
     own.recipe_differences.length ? table("What differs in the recipes", recipes, own.recipe_differences) : h("p", {}, "The recipes do not differ."),
-    first ? overlay(runs) : null);
+    kind === "bbox" ? overlay(runs) : null);
 }
 
 const verdict = (one) => ({
@@ -63,14 +62,15 @@ function details(run) {
   const kinds = Object.keys(run.analysis);
   const draw = (kind) => {
     const own = run.analysis[kind];
-    place.replaceChildren(...[classes(own), curves(own), confusion(own), errors(own), sizes(own)]);
+    const parts = [classes(own), curves(own), confusion(own), errors(own), sizes(own), pictures(run.pictures[kind], own, kind)];
+    place.replaceChildren(...parts.filter(Boolean));
   };
   if (kinds.length) draw(kinds[0]);
   const interval = Object.fromEntries(kinds.map((kind) => [kind, run.analysis[kind].over_images]));
   return [
     DATA.runs.length > 1 ? h("h2", { class: "run" }, run.name) : null, tiles(run.numbers, interval), facts(run.facts), run.notes.map((note) => h("p", { class: "warning" }, note)),
     kinds.length > 1 ? choice("kind", "count by", [{ value: "bbox", label: "boxes" }, { value: "segm", label: "masks" }], "bbox", draw) : null,
-    place, kinds.length ? pictures(run.pictures, run.analysis.bbox) : null, course(run.course), recipe(run.recipe),
+    place, course(run.course), recipe(run.recipe),
   ].flat(9).filter(Boolean);
 }
 

@@ -1,5 +1,22 @@
 // Validation pictures with what is there and what was found; a slider sets the score from which detections are shown.
 
+// The pixels of an object, column by column, in an image of this height.
+function maskPath(text, height) {
+  const parts = [];
+  let at = 0;
+  runsOf(text).forEach((length, index) => {
+    const end = at + length;
+    while (index % 2 && at < end) {
+      const [x, y] = [Math.floor(at / height), at % height];
+      const high = Math.min(end - at, height - y);
+      parts.push(`M${x} ${y}v${high}h1v${-high}z`);
+      at += high;
+    }
+    at = end;
+  });
+  return parts.join("");
+}
+
 function picture(own, names) {
   const boxes = s("svg", { viewBox: `0 0 ${own.width} ${own.height}`, "aria-hidden": true });
   const says = h("span", { class: "says" });
@@ -13,6 +30,8 @@ function picture(own, names) {
     }, text);
   };
   const frame = ([x, y, width, height], kind) => s("rect", { class: kind, x, y, width, height });
+  const enlarged = `scale(${own.width / own.small[0]} ${own.height / own.small[1]})`;
+  const mask = (text, kind) => (text ? [s("path", { class: `mask ${kind}`, d: maskPath(text, own.small[1]), transform: enlarged })] : []);
   const element = h("figure", { class: "picture" },
     h("div", { class: "frame" }, h("img", {
       src: `data:image/jpeg;base64,${own.jpeg}`, alt: own.name, width: own.width, height: own.height,
@@ -23,6 +42,8 @@ function picture(own, names) {
     const missed = own.truth.filter((_, index) => !found.has(index));
     const wrong = shown.filter((box) => box[6] < 0);
     boxes.replaceChildren(
+      ...(withTruth ? missed.flatMap((box) => mask(box[5], "missed")) : []),
+      ...shown.toReversed().flatMap((box) => mask(box[7], box[6] < 0 ? "wrong" : "right")),
       ...(withTruth ? own.truth.flatMap((box, index) => [frame(box, "under"), frame(box, found.has(index) ? "truth" : "truth missed")]) : []),
       ...shown.toReversed().flatMap((box) => [frame(box, "under"), frame(box, box[6] < 0 ? "found wrong" : "found right")]),
       ...shown.toReversed().map((box) => label(box, `${box[6] < 0 ? "\u2717 " : ""}${names[box[4]]} ${Math.round(100 * box[5])}`, "name")),
@@ -33,27 +54,26 @@ function picture(own, names) {
   return { element, draw };
 }
 
-function pictures(own, analysis) {
+function pictures(own, analysis, kind) {
   const names = analysis.classes.map((one) => one.name);
   const groups = [["worst", "Worst"], ["best", "Best"]].map(([key, title]) => ({ title, all: own[key].map((one) => picture(one, names)) }));
   const every = groups.flatMap((group) => group.all);
   if (!every.length) return null;
-  const start = Math.floor(100 * analysis.threshold) / 100;
-  const slider = h("input", { type: "range", min: 0.05, max: 1, step: 0.01, value: start, "aria-label": "score from which detections are shown" });
+  const slider = h("input", { type: "range", min: 0.05, max: 1, step: "any", value: analysis.threshold, "aria-label": "score from which detections are shown" });
   const truth = h("input", { type: "checkbox", checked: true });
   const says = h("output", { class: "threshold-says" });
   function draw() {
     const threshold = Number(slider.value);
     const sums = every.map((one) => one.draw(threshold, truth.checked))
       .reduce((all, one) => ({ right: all.right + one.right, wrong: all.wrong + one.wrong, missed: all.missed + one.missed }));
-    says.textContent = `score ${threshold.toFixed(2)} or more: ${sums.right + sums.wrong} detections shown, ${sums.right} right, `
+    says.textContent = `score ${score(threshold)} or more: ${sums.right + sums.wrong} detections shown, ${sums.right} right, `
       + `${sums.wrong} wrong; ${sums.missed} objects missed`;
   }
   slider.addEventListener("input", draw);
   truth.addEventListener("change", draw);
   draw();
   return section("Worst and best pictures", "pictures",
-    `By the F1 of the image at the threshold ${score(analysis.threshold)}. Boxes are right from IoU 0.5 on.`,
+    `By the F1 of the image at the threshold ${score(analysis.threshold)}. ${kind === "bbox" ? "Boxes" : "Masks"} are right from IoU 0.5 on.`,
     h("label", { class: "slider" }, h("span", {}, "score"), slider), says,
     h("p", { class: "keys" }, h("span", { class: "key right" }, "right"), h("span", { class: "key wrong" }, "\u2717 wrong"),
       h("label", {}, truth, h("span", { class: "key truth" }, "ground truth")), h("span", { class: "key missed" }, "missed")),

@@ -147,7 +147,7 @@ def _score(run: ScoredRun, kind: Kind, group: str, resampled: Float[np.ndarray, 
     told = run.evaluation.bbox if kind == "bbox" else run.evaluation.segm
     assert told is not None, "the sides are there, so the numbers are"
     numbers = (told.AP, told.AP50, told.AP75, told.AR100)
-    return RunScore(run.name, group, run.recipe.seed, *numbers, interval(resampled, LEVEL))
+    return RunScore(run.name, group, run.recipe.seed, *numbers, interval(resampled, LEVEL, told.AP))
 
 
 def _by_seed(names: Sequence[str], scores: dict[str, RunScore]) -> dict[int, float]:

@@ -3,8 +3,10 @@
 import io
 import os
 import secrets
+import sys
 from collections.abc import Mapping
 from contextlib import redirect_stdout
+from contextvars import Context
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,10 @@ def open_trackio(opening: Opening) -> "Trackio":
     project = os.environ.get("TRACKIO_PROJECT", PROJECT)
     # trackio knows a run by its name only, and run folders in different places may have the same name
     name = opening.identity or f"{opening.name}-{secrets.token_hex(3)}"
-    with redirect_stdout(io.StringIO()):  # its greeting must not go to standard output
-        run = trackio.init(
+    with redirect_stdout(io.StringIO()):  # it would greet where results are printed
+        # in a context of its own it is nobody's current run: the end of the process would finish that once more, aloud
+        run = Context().run(
+            trackio.init,
             project=project,
             name=name,
             resume="allow",
@@ -56,5 +60,5 @@ class Trackio:
 
     def close(self) -> None:
         """Send what is not sent yet."""
-        with redirect_stdout(io.StringIO()):
+        with redirect_stdout(sys.stderr):  # what it says is no result; this thread may not hide what others print
             self._run.finish()

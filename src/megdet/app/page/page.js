@@ -1,90 +1,3 @@
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>MegDet</title>
-<link rel="icon" href="data:,">
-<style>
-:root { color-scheme: light dark; --paper: #fff; --ink: #1b1c1f; --soft: #5c6068; --line: #d5d8de; --field: #f3f4f7;
-  --accent: #0b57a4; --on-accent: #fff; --bad: #a4260b; }
-@media (prefers-color-scheme: dark) {
-  :root { --paper: #16181c; --ink: #e9eaee; --soft: #a5a9b3; --line: #3a3e47; --field: #21242a; --accent: #7db8f5;
-    --on-accent: #10131a; --bad: #ff9d85; }
-}
-* { box-sizing: border-box; }
-[hidden] { display: none !important; }
-body { margin: 0 auto; max-width: 84rem; padding: 1rem clamp(.75rem, 3vw, 2rem) 3rem; background: var(--paper);
-  color: var(--ink); font: 1rem/1.45 system-ui, sans-serif; }
-h1 { font-size: 1.35rem; margin: 0; } h2 { font-size: 1.05rem; margin: 0; overflow-wrap: anywhere; }
-header, .row { display: flex; flex-wrap: wrap; gap: .5rem .75rem; align-items: center; }
-header { justify-content: space-between; margin-bottom: 1rem; } a { color: var(--accent); }
-button { font: inherit; color: var(--ink); background: var(--field); border: 1px solid var(--line);
-  border-radius: .5rem; padding: .5rem .9rem; min-height: 2.75rem; cursor: pointer; }
-button.first, button[aria-pressed=true] { background: var(--accent); color: var(--on-accent); border-color: var(--accent); }
-button:disabled { opacity: .5; cursor: default; }
-:focus-visible { outline: 3px solid var(--accent); outline-offset: 2px; }
-#drop { border: 2px dashed var(--line); border-radius: .75rem; padding: 1rem; margin-bottom: 1rem; }
-#drop.over { border-color: var(--accent); background: var(--field); }
-#drop p, .soft { margin: 0; color: var(--soft); } .bad { color: var(--bad); }
-video { display: block; max-width: 100%; max-height: 14rem; margin-top: .75rem; border-radius: .5rem; }
-input[type=range] { width: min(22rem, 48vw); min-height: 2rem; accent-color: var(--accent); }
-fieldset { border: 1px solid var(--line); border-radius: .5rem; margin: .75rem 0 1rem; padding: .5rem .75rem;
-  max-height: 11rem; overflow: auto; }
-.chip { display: inline-flex; align-items: center; gap: .4rem; min-height: 2.25rem; margin-right: .9rem;
-  overflow-wrap: anywhere; }
-.chip input { width: 1.15rem; height: 1.15rem; accent-color: var(--accent); }
-.swatch { flex: none; width: .9rem; height: .9rem; border-radius: .2rem; border: 1px solid var(--soft); }
-#panes { display: grid; gap: 1.25rem; } @media (min-width: 52rem) { #panes.two { grid-template-columns: 1fr 1fr; } }
-article { min-width: 0; } article .row { justify-content: space-between; margin-bottom: .5rem; }
-canvas { display: block; width: 100%; max-height: 78vh; object-fit: contain; object-position: left top;
-  border-radius: .25rem; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-td, th { text-align: left; padding: .3rem .5rem; border-top: 1px solid var(--line); overflow-wrap: anywhere; }
-tr:hover td, tr:focus td { background: var(--field); } summary { cursor: pointer; padding: .6rem 0; }
-.table { overflow-x: auto; }
-</style>
-</head>
-<body>
-<header><h1>MegDet</h1><a href="/openapi.json">HTTP interface (OpenAPI)</a></header>
-<noscript>This page needs JavaScript.</noscript>
-<main>
-<section id="drop" aria-label="Image">
-  <div class="row">
-    <button id="choose" class="first">Choose an image</button>
-    <button id="camera">Use the camera</button>
-    <button id="frame" hidden>Take a picture</button>
-    <button id="live" aria-pressed="false" hidden>Live</button>
-    <p>or drop one here, or paste it</p>
-  </div>
-  <input type="file" id="file" accept="image/*" hidden aria-label="Image file">
-  <video id="video" playsinline muted hidden aria-label="Camera"></video>
-</section>
-<p id="message" class="bad" role="alert" hidden></p>
-<section aria-label="What is shown">
-  <div class="row">
-    <label for="score">Lowest score</label>
-    <input type="range" id="score" min="0" max="1" step="0.01" value="0.5">
-    <output id="score-shown" for="score">0.50</output>
-  </div>
-  <fieldset>
-    <legend>Classes</legend>
-    <div class="row"><button id="all">All</button><button id="none">None</button></div>
-    <div id="classes"></div>
-  </fieldset>
-</section>
-<section id="panes" aria-label="Found objects"></section>
-</main>
-<template id="pane"><article>
-  <div class="row"><h2></h2><button class="download" disabled>Download JSON</button></div>
-  <canvas width="640" height="400" role="img" hidden></canvas>
-  <p class="status soft" role="status">No image yet.</p>
-  <details hidden><summary>As a list</summary><div class="table"><table>
-    <thead><tr><th>Class</th><th>Score</th><th>Box (x, y, width, height)</th></tr></thead><tbody></tbody></table></div>
-  </details>
-</article></template>
-<script>
-"use strict";
 // Okabe and Ito's colours, told apart also by the colour blind; after eight classes the line is broken another way.
 const COLOURS = ["#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#999999"];
 const DASHES = [[], [6, 3], [2, 3], [10, 3, 2, 3]];
@@ -264,18 +177,6 @@ function drawMask(context, own, scale) {
   context.globalAlpha = .45; context.drawImage(own.drawn.canvas, x, y, width, height); context.globalAlpha = 1;
 }
 
-// Lengths of runs out of COCO's text: five bits a character, the sixth says that more follow, the lowest bits first.
-function runsOf(text) {
-  const runs = [];
-  for (let at = 0; at < text.length;) {
-    let value = 0, shift = 0, code;
-    do { code = text.charCodeAt(at++) - 48; value |= (code & 31) << shift; shift += 5; } while (code & 32);
-    if (code & 16 && shift < 32) value |= -1 << shift;
-    runs.push(runs.length > 2 ? value + runs[runs.length - 2] : value);
-  }
-  return runs;
-}
-
 // The pixels of an object in the frame of its box, small enough to be drawn again at every move of the slider.
 function maskPicture(own) {
   const [height, width] = own.mask.size, [left, top, right, bottom] = own.box;
@@ -384,6 +285,3 @@ byId("frame").addEventListener("click", () => { stopLive(); takeFrame(); });
 byId("live").addEventListener("click", goLive);
 addEventListener("resize", () => { if (picture) show(); });
 start();
-</script>
-</body>
-</html>

@@ -13,6 +13,7 @@ from exported_file import write_fixed_file
 from megdet.cli.main import main
 from megdet.export import exporting
 from megdet.export.proof import prove
+from megdet.export.quantized import Cost, Quantized
 from megdet.inference.trained import load_detector
 from megdet.run_folder.folder import RunFolder
 from megdet.structures import BatchDetections
@@ -85,6 +86,60 @@ def test_a_file_that_finds_other_things_fails_and_is_kept_under_another_name(run
     assert json.loads((run.path / "a.failed.onnx.proof.json").read_text())["holds"] is False
     assert "does NOT hold" in (run.path / "a.failed.onnx.md").read_text()
     assert "The proof does not hold" in capsys.readouterr().out
+
+
+def pretend_int8(monkeypatch):
+    """The same file as the one in floats, as if it computed with 8-bit integers."""
+
+    def in_8_bits(trained, in_float, file, inputs, calibration):
+        file.write_bytes(in_float.read_bytes())
+        costs = Cost(4_000_000, 0.02), Cost(1_000_000, 0.01)
+        return Quantized(calibration.method, len(inputs), 20, 4, len(inputs), *costs)
+
+    monkeypatch.setattr(exporting, "_in_8_bits", in_8_bits)
+
+
+def test_a_file_of_8_bit_integers_has_a_name_of_its_own_and_says_what_it_saves(run, monkeypatch, capsys):
+    pretend_graph(monkeypatch, BOX, -1)
+    pretend_int8(monkeypatch)
+    asked = ["--int8", "--calibration", "entropy", "--calibration-images", "3"]
+    assert main(["export", str(run.path), *asked]) == 0
+    folder = run.path / "export"
+    names = [f"run-int8.onnx{suffix}" for suffix in ("", ".md", ".proof.json")]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    proof = json.loads((folder / "run-int8.onnx.proof.json").read_text())
+    assert proof["allowed"] == 0.01
+    assert (proof["int8"]["method"], proof["int8"]["images"]) == ("entropy", 3)
+    assert "float32     4.0 MB    20.0 ms" in capsys.readouterr().out
+    card = (folder / "run-int8.onnx.md").read_text()
+    assert "20 layers compute with 8-bit integers" in card
+    assert "| this file | 1.0 | 0.0100 |" in card
+
+
+def test_a_file_of_8_bit_integers_that_finds_other_things_is_not_there_under_its_name(run, monkeypatch, capsys):
+    sizes_of_files(run)
+    truth_of(run)
+    pretend_graph(monkeypatch, BOX, 0)
+    pretend_int8(monkeypatch)
+    with pytest.raises(SystemExit) as stop:
+        main(["export", str(run.path), "--int8"])
+    assert stop.value.code == 1
+    assert not (run.path / "export" / "run-int8.onnx").exists()
+    words = " ".join(capsys.readouterr().out.split())
+    assert "and may by 1. Do not use the file. Another --calibration" in words
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["--int8", "--to", "torch-export"], "--int8 is for --to onnx"),
+        (["--calibration", "minmax"], "are for --int8"),
+        (["--int8", "--data.train_annotations", "gone.json"], "gone.json"),
+    ],
+)
+def test_what_cannot_have_8_bit_integers_is_refused_before_work(run, capsys, words, why):
+    assert main(["export", str(run.path), *words]) == 2
+    assert why in capsys.readouterr().err
 
 
 def test_a_name_of_another_kind_and_what_cannot_be_exported_are_refused_before_work(run, capsys):

@@ -73,4 +73,25 @@ On {of_all} {proof.of_images} images of `{proof.annotations}`, beside the detect
 `same` counts the detections that both have (one class, an overlap of at least 0.5), `unmatched` those of one side,
 `box` and `score` are the largest differences. Batches get the same pixels as the detector; `files` reads and resizes
 the files itself.
+{_quantized(proof)}"""
+
+
+def _quantized(proof: Proof) -> str:
+    """How the file came to its 8-bit integers, where it has some."""
+    own = proof.int8
+    if own is None:
+        return ""
+    before, after = own.before, own.after
+    return f"""
+## 8-bit integers
+
+{own.layers} layers compute with 8-bit integers; {own.float_layers} that predict, and the rest of the graph, in float32.
+Ranges of numbers are those of {own.images} training images ({own.method}).
+
+| | MB | s an image |
+|---|---|---|
+| float32 | {before.bytes / 1e6:.1f} | {before.seconds:.4f} |
+| this file | {after.bytes / 1e6:.1f} | {after.seconds:.4f} |
+
+Seconds of the processor that exported it, for an image alone in its batch, the median of {own.timed}.
 """

@@ -10,13 +10,15 @@ import torch
 
 from megdet import __version__
 from megdet.errors import InputError
+from megdet.export.calibration import Calibration, Inputs, training_inputs
 from megdet.export.card import model_card
 from megdet.export.files import described, write_graph
-from megdet.export.proof import Proof, prove
+from megdet.export.proof import MOST_AP, MOST_AP_INT8, Proof, prove
+from megdet.export.quantized import Quantized
 from megdet.export.refusals import refuse_unexportable
 from megdet.exported.description import SUFFIXES
 from megdet.files import make_folder, write_json_atomically, write_text_atomically
-from megdet.inference.trained import load_detector, read_recipe
+from megdet.inference.trained import TrainedDetector, load_detector, read_recipe
 from megdet.run_folder.checkpoint_files import latest_checkpoint, open_checkpoint
 from megdet.run_folder.folder import RunFolder
 
@@ -41,6 +43,7 @@ def export_run(
     kind: str,
     out: Path | None = None,
     *,
+    int8: Calibration | None = None,
     overrides: dict[str, Any] | None = None,
     images: int | None = None,
     workers: int = 0,
@@ -52,6 +55,7 @@ def export_run(
         folder: the run.
         kind: onnx or torch-export.
         out: the file; default `export/` in the run.
+        int8: let layers compute with 8-bit integers, whose ranges come from this; only of onnx.
         overrides: keys of the recipe to change.
         images: how many validation images the proof looks at; None = all.
         workers: processes that load images.
@@ -65,29 +69,48 @@ def export_run(
     """
     recipe = read_recipe(folder, overrides)
     refuse_unexportable(recipe)
-    file = _place(folder, kind, out)
+    file = _place(folder, kind, out, is_int8=int8 is not None)
+    inputs = training_inputs(recipe, int8.images) if int8 is not None else []
     # in float32, whatever the run computed in, since the file does
     trained = load_detector(folder, torch.device("cpu"), {**(overrides or {}), "precision": "float32"})
     description = described(trained, _weights_of(folder), __version__)
     make_folder(file.parent)
-    unproven = _beside(file, "unproven")
+    unproven, in_float = _beside(file, "unproven"), _beside(file, "float32")
     try:
-        write_graph(trained, description, kind, unproven)
-        proof = prove(trained, unproven, images=images, workers=workers, progress=progress)
+        if int8 is None:
+            write_graph(trained, description, kind, unproven)
+            quantized, allowed = None, MOST_AP
+        else:
+            write_graph(trained, description, kind, in_float)
+            quantized, allowed = _in_8_bits(trained, in_float, unproven, inputs, int8), MOST_AP_INT8
+        proof = prove(trained, unproven, images=images, workers=workers, allowed=allowed, progress=progress)
         final = file if proof.holds else _beside(file, "failed")
         unproven.replace(final)
     finally:
         unproven.unlink(missing_ok=True)
-    proof = replace(proof, file=final.name)
+        in_float.unlink(missing_ok=True)
+    proof = replace(proof, file=final.name, int8=quantized)
     write_json_atomically(final.with_name(f"{final.name}.proof.json"), proof.as_dict(), indent=2)
     write_text_atomically(final.with_name(f"{final.name}.md"), model_card(final.name, description, proof))
     return Exported(final, proof)
 
 
-def _place(folder: RunFolder, kind: str, out: Path | None) -> Path:
+def _in_8_bits(
+    trained: TrainedDetector, in_float: Path, file: Path, inputs: list[Inputs], calibration: Calibration
+) -> Quantized:
+    """Write the file of 8-bit integers; the layers that predict stay as they are."""
+    from megdet.export.int8 import write_int8  # here, because only it needs onnxruntime's quantisation
+
+    predicting = {*trained.model.class_layers, *trained.model.small_start}
+    return write_int8(in_float, file, inputs, calibration.method, predicting)
+
+
+def _place(folder: RunFolder, kind: str, out: Path | None, *, is_int8: bool) -> Path:
     """The file to write. Raises InputError for a name of another kind."""
+    if is_int8 and kind != "onnx":
+        raise InputError(f"--int8 is for --to onnx, not {kind}: onnxruntime is what computes with 8-bit integers here")
     suffix = next(own for own, of in SUFFIXES.items() if of == kind)
-    file = out or folder.path / "export" / f"{folder.path.resolve().name}{suffix}"
+    file = out or folder.path / "export" / f"{folder.path.resolve().name}{'-int8' * is_int8}{suffix}"
     if file.suffix != suffix:
         raise InputError(f"{file}: a file of --to {kind} ends with {suffix}, so that others know what it is")
     return file

@@ -43,7 +43,11 @@ def described(trained: TrainedDetector, weights: str, version: str) -> Descripti
 def write_graph(trained: TrainedDetector, description: Description, kind: str, path: Path) -> None:
     """Write a detector's graph, `onnx` or `torch-export`, whole or not at all. Raises InputError."""
     program = traced(trained)
-    content = onnx_bytes(program, description) if kind == "onnx" else _torch_bytes(program, description)
+    write_content(path, onnx_bytes(program, description) if kind == "onnx" else _torch_bytes(program, description))
+
+
+def write_content(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all. Raises InputError."""
     try:
         replace_file(path, content)
     except OSError as error:

@@ -15,6 +15,7 @@ from megdet.data.loader import group_batches
 from megdet.data.plan import evaluation_plan
 from megdet.detections import Detections
 from megdet.evaluation.coco_numbers import Evaluation, evaluate_detections
+from megdet.export.quantized import Quantized
 from megdet.exported.detector import ExportedDetector
 from megdet.files import read_json
 from megdet.inference.predict import at_file_size, detect_batch, detections_of_image
@@ -25,6 +26,8 @@ BATCHES = (1, 2, 8)
 """Images of a batch, each tried on all images."""
 MOST_AP = 0.001
 """How far the AP of boxes or of masks may be from that of the detector: 0.1 points."""
+MOST_AP_INT8 = 0.01
+"""How far it may be where the file computes with 8-bit integers: 1 point."""
 _SAME = 0.5
 """Overlap from which two detections of one class may be the same."""
 
@@ -78,6 +81,8 @@ class Proof:
     """mmAP of the detector itself"""
     looks: list[Look]
     allowed: float = MOST_AP
+    int8: Quantized | None = None
+    """of a file that computes with 8-bit integers"""
 
     @property
     def worst(self) -> float:

@@ -19,6 +19,16 @@ from megdet.exported.resizing import RESIZE
 from megdet.recipe import Recipe
 
 
+def on_canvas(group: PlannedGroup, images: Sequence[NDArray[np.uint8]]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Images resized onto their canvas, and their sizes there: what a graph takes."""
+    resized = [RESIZE[own.resize](pixels, own.size) for own, pixels in zip(group.images, images, strict=True)]
+    canvas = np.zeros((len(resized), *group.canvas, 3), resized[0].dtype)
+    for row, small in enumerate(resized):
+        canvas[row, : small.shape[0], : small.shape[1]] = small
+    sizes = np.array([own.size for own in group.images], dtype=np.int64)
+    return np.ascontiguousarray(canvas.transpose(0, 3, 1, 2)), sizes
+
+
 class ExportedDetector:
     """Finds objects in images as the run does that it was exported from, to rounding.
 
@@ -64,13 +74,9 @@ class ExportedDetector:
 
     def detect_group(self, group: PlannedGroup, images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
         """What is found in images that share a canvas."""
-        resized = [RESIZE[own.resize](pixels, own.size) for own, pixels in zip(group.images, images, strict=True)]
-        canvas = np.zeros((len(resized), *group.canvas, 3), resized[0].dtype)
-        for row, small in enumerate(resized):
-            canvas[row, : small.shape[0], : small.shape[1]] = small
-        sizes = np.array([own.size for own in group.images], dtype=np.int64)
-        outputs = self.program(np.ascontiguousarray(canvas.transpose(0, 3, 1, 2)), sizes)
-        return self.detections_of(outputs, sizes, [pixels.shape[:2] for pixels in images])
+        pixels, sizes = on_canvas(group, images)
+        outputs = self.program(pixels, sizes)
+        return self.detections_of(outputs, sizes, [image.shape[:2] for image in images])
 
     def detections_of(
         self, outputs: Sequence[NDArray[Any]], sizes: NDArray[np.int64], file_sizes: Sequence[tuple[int, ...]]

@@ -33,12 +33,8 @@ def _of_onnx(path: Path) -> tuple[Program, Description]:
         import onnxruntime
     except ImportError:
         raise InputError("onnxruntime is not installed: pip install 'megdet[export]'") from None
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    options.intra_op_num_threads = int(asked) if asked.isdecimal() else 0  # as torch takes it; 0 is all cores
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(str(path), session_options(), providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has an error of its own for every fault of a file
         raise InputError(f"{path}: no graph that onnxruntime runs ({reason_of(error)}): export it again") from None
     description = Description.read(session.get_modelmeta().custom_metadata_map, str(path))
@@ -48,6 +44,17 @@ def _of_onnx(path: Path) -> tuple[Program, Description]:
         return found
 
     return run, description
+
+
+def session_options() -> Any:
+    """Of a session of onnxruntime: as many threads as torch would have, and no notes about its insides."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    options.intra_op_num_threads = int(asked) if asked.isdecimal() else 0  # as torch takes it; 0 is all cores
+    return options
 
 
 def _of_torch(path: Path) -> tuple[Program, Description]:

@@ -1,5 +1,8 @@
 """Masks of detections, from a grid over a box to the runs of an image: `ops.masks.paste_masks` without torch."""
 
+# Written twice, because exported files run where there is no torch, and `ops.masks` pastes on the device where the
+# masks are, many in one product. A test holds the two equal.
+
 import math
 
 import numpy as np

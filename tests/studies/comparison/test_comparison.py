@@ -62,6 +62,19 @@ def test_an_interval_lies_around_the_score_and_not_where_repeated_images_lift_it
     assert (low, high) == pytest.approx(np.quantile(lifted, [0.025, 0.975]) - lifted.mean() + score)
 
 
+def test_the_interval_of_a_difference_lies_around_it_also_where_one_run_is_lifted_more(folder, tmp_path):
+    """A run that finds nothing is lifted by nothing, so the difference has the whole lift of the other."""
+    nothing = write_run(tmp_path / "nothing", folder / "val.json", base_lr=0.5)
+    nothing.detections.write_text("[]")
+    runs = [read_scored_run(nothing), read_scored_run(RunFolder(folder / "a0"))]
+    (difference,) = compare_runs(runs, resamples=200).differences
+    score = runs[1].evaluation.bbox.AP
+    lifted = mean_ap(average_precisions(runs[1].matches("bbox"), draw_images(60, 200)))
+    assert score == difference.AP
+    assert lifted.mean() > score
+    assert difference.over_images == pytest.approx(np.quantile(lifted, [0.025, 0.975]) - lifted.mean() + score)
+
+
 def test_a_clear_difference_of_one_seed_each_says_nothing_of_the_recipes(folder):
     (difference,) = compared(folder, "a0", "b0").differences
     assert difference.over_images[1] < 0
@@ -206,13 +219,15 @@ def test_detectors_of_one_quality_are_told_apart_by_chance_as_often_as_promised(
     """200 pairs whose mistakes are drawn alike, at 90%: about 20 intervals leave out 0, and 20 +- 4.2 in theory."""
     annotations = write_validation_set(tmp_path, images=80)
     truth = json.loads(annotations.read_text())
-    draws, outside = draw_images(80, 300), 0
+    draws, one_each, outside = draw_images(80, 300), np.ones((1, 80), np.int32), 0
     for pair in range(200):
-        found = []
+        found, scores = [], []
         for seed in (2 * pair, 2 * pair + 1):
             task = read_task(truth, noisy_detections(annotations, 2.0, 1000 + seed))
-            found.append(mean_ap(average_precisions(match(task.boxes, 80, 3, "bbox"), draws)))
-        low, high = interval(found[1] - found[0], 0.9)
+            matches = match(task.boxes, 80, 3, "bbox")
+            found.append(mean_ap(average_precisions(matches, draws)))
+            scores.append(mean_ap(average_precisions(matches, one_each)).item())
+        low, high = interval(found[1] - found[0], 0.9, scores[1] - scores[0])
         outside += low > 0 or high < 0
     print(f"{outside} of 200")
     assert 6 <= outside <= 38

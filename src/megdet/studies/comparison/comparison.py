@@ -174,11 +174,12 @@ def _difference(
     resampled: dict[str, Float[np.ndarray, " resamples"]],
     level: float,
 ) -> Difference:
-    over_images = interval(_mean_of(second, scores, resampled) - _mean_of(first, scores, resampled), level)
+    drawn = _mean_of(second, scores, resampled) - _mean_of(first, scores, resampled)
+    difference = second.AP - first.AP
+    over_images = interval(drawn, level, difference)
     values = [[*_by_seed(group.runs, scores).values()] for group in (first, second)]
     over_seeds = welch_interval(values[0], values[1], level)
     deviation = pooled_deviation(values)
-    difference = second.AP - first.AP
     needed = None if deviation is None else seeds_needed(difference, deviation, level)
     is_one_recipe = recipe_identity(grouped[first.name][0].recipe) == recipe_identity(grouped[second.name][0].recipe)
     verdict, words = judge(

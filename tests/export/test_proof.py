@@ -70,6 +70,24 @@ def test_the_card_says_whether_the_proof_holds_and_what_the_file_takes():
     assert "does NOT hold" in model_card("a.onnx", description(small_recipe()), proof_of(0.4))
 
 
+def test_equal_aps_of_nothing_are_no_proof_without_a_warning():
+    assert proof_of(0.5).warning == ""
+    for nothing in (0.0, -1.0):
+        looks = [Look("batch 1", ap={"bbox": nothing})]
+        proof = Proof("a.onnx", 5, 9, "val.json", "float32", {"bbox": nothing}, looks)
+        assert "prove little" in proof.as_dict()["warning"]
+        assert "prove little" in model_card("a.onnx", description(small_recipe()), proof)
+
+
+@pytest.mark.parametrize(("resize", "kind"), [("torchvision", "float32"), ("antialias", "uint8")])
+def test_the_example_in_the_card_gives_pixels_of_the_type_the_file_takes(resize, kind):
+    recipe = small_recipe()
+    recipe = replace(recipe, data=replace(recipe.data, resize=resize))
+    code = model_card("a.onnx", description(recipe), proof_of(0.5)).split("```python")[1].split("```")[0]
+    assert f'convert("RGB"), "{kind}")' in code
+    compile(code, "card", "exec")
+
+
 def test_a_table_survives_names_with_bars():
     assert markdown([("a|b", "c"), ("d", "e")]) == "| a/b | c |\n| --- | --- |\n| d | e |"
 

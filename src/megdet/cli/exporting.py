@@ -31,6 +31,8 @@ def run_export(arguments: Arguments) -> None:
             progress=lambda done, of: status.update(f"proof: {done} of {of} images"),
         )
     _print(exported)
+    if exported.proof.warning:
+        CONSOLE.print(exported.proof.warning)
     files = {"file": str(exported.file), "proof": f"{exported.file}.proof.json", "card": f"{exported.file}.md"}
     arguments.print_json({**files, "passes": exported.holds})
     if not exported.holds:

@@ -56,7 +56,8 @@ Divide boxes by the scale to have pixels of the file.
 import numpy, onnxruntime
 from PIL import Image
 session = onnxruntime.InferenceSession("{file_name}")
-pixels = numpy.asarray(Image.open("image.jpg").convert("RGB")).transpose(2, 0, 1)[None]  # resize it first, see above
+image = numpy.asarray(Image.open("image.jpg").convert("RGB"), "{kind}")  # resize it first, see above
+pixels = image.transpose(2, 0, 1)[None]
 sizes = numpy.array([pixels.shape[2:]])
 boxes, scores, labels = session.run(None, {{"pixels": pixels, "sizes": sizes}})[:3]
 ```
@@ -72,7 +73,7 @@ On {of_all} {proof.of_images} images of `{proof.annotations}`, beside the detect
 
 `same` counts the detections that both have (one class, an overlap of at least 0.5), `unmatched` those of one side,
 `box` and `score` are the largest differences. Batches get the same pixels as the detector; `files` reads and resizes
-the files itself.
+the files itself.{f" {proof.warning}" if proof.warning else ""}
 {_quantized(proof)}"""
 
 

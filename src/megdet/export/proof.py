@@ -94,9 +94,16 @@ class Proof:
         """Whether no AP differs by more than allowed."""
         return self.worst <= self.allowed
 
+    @property
+    def warning(self) -> str:
+        """Why equal APs prove little here; empty if they prove something."""
+        if max(self.ours.values(), default=0.0) > 0.0:
+            return ""
+        return "The detector finds none of these objects, so equal APs prove little: look at unmatched, box and score."
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return asdict(self) | {"worst_difference_of_AP": self.worst, "holds": self.holds}
+        return asdict(self) | {"worst_difference_of_AP": self.worst, "holds": self.holds, "warning": self.warning}
 
     def rows(self) -> list[tuple[str, ...]]:
         """A table: a heading, then a row a look."""

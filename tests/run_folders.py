@@ -7,6 +7,7 @@ from torch import Tensor
 
 from megdet.run_folder.checkpoint_files import Kind, checkpoint_step, checkpoints, open_checkpoint
 from megdet.run_folder.folder import RunFolder
+from megdet.run_folder.ledger import course, read_chain
 from megdet.run_folder.metrics import read_metrics
 from megdet.run_folder.run_state import RunState
 
@@ -20,13 +21,18 @@ def training_lines(folder: RunFolder) -> list[dict[str, Any]]:
     return [{key: line[key] for key in line if not key.endswith(("seconds", "memory_bytes"))} for line in lines]
 
 
+def states(folder: RunFolder) -> dict[int, dict[str, str]]:
+    """The digests of all state by step, as the ledger has them."""
+    return {entry.step: entry.state for entry in course(read_chain(folder.ledger).entries)}
+
+
 def content(folder: RunFolder) -> dict[str, bytes]:
-    """Every file but those that tell the time, by its path."""
+    """Every file but those that tell the time and the starts, by its path."""
     files = (path for path in folder.path.rglob("*") if path.is_file())
     return {
         str(path.relative_to(folder.path)): path.read_bytes()
         for path in files
-        if path not in (folder.environment, folder.metrics)
+        if path not in (folder.environment, folder.metrics, folder.ledger)
     }
 
 
@@ -34,6 +40,8 @@ def assert_same_run(ours: RunFolder, theirs: RunFolder) -> None:
     assert evaluation_lines(ours) == evaluation_lines(theirs)
     assert training_lines(ours) == training_lines(theirs)
     assert content(ours) == content(theirs)
+    mine, others = states(ours), states(theirs)
+    assert {step: mine[step] for step in mine if step in others} == {s: others[s] for s in others if s in mine}
 
 
 def load_checkpoint(path: Path) -> tuple[dict[Kind, dict[str, Tensor]], RunState]:

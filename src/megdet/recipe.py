@@ -218,6 +218,8 @@ class Recipe:
     """also keep the checkpoint with the highest mmAP of boxes"""
     keep_every_epochs: NotNegative = 0
     """also keep the checkpoint of every so many epochs; 0 = none"""
+    ledger_steps: NotNegative = 200
+    """steps between lines of ledger.jsonl, digests of all state by which megdet audit checks a run; 0 = no ledger"""
     start_from: str = ""
     """run folder whose newest weights the run starts from; class layers get random weights if classes differ"""
     trackers: tuple[str, ...] = ()

@@ -120,6 +120,7 @@ def test_every_step_has_its_groups_of_their_size_on_canvases_that_hold_them(numb
     for step in range(2 * recipe.plan_window):
         groups = plan.groups(step)
         assert len(groups) == recipe.batch_size // recipe.images_per_group == recipe.groups_per_step
+        assert plan.order_of(step).tolist() == [image.index for group in groups for image in group.images]
         for group in groups:
             assert len(group.images) == recipe.images_per_group
             for axis in (0, 1):

@@ -60,6 +60,7 @@ VERBS = {
     ),
     "reproduce": Verb("train the rows of a table or figure of the paper and compare", "science:add_reproduce"),
     "replay": Verb("make a step of a run again and look at it: losses, gradients, images", "science:add_replay"),
+    "audit": Verb("check a run against its ledger, and compute some of its steps again", "science:add_audit"),
     "doctor": Verb("check whether this machine is fit to train, and say what to mend", "machine:add_doctor"),
     "completion": Verb("the script that lets a shell complete verbs, options and keys", "machine:add_completion"),
     "verify": Verb("prove on this machine that the result does not depend on the devices", "science:add_verify"),

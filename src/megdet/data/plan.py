@@ -73,6 +73,15 @@ class PlannedGroup:
     images: tuple[PlannedImage, ...]
 
 
+class _DrawnGroup(NamedTuple):
+    """What is drawn for a group: which images, each in which epoch, and the scale of all."""
+
+    indices: NDArray[np.int64]
+    epochs: NDArray[np.int64]
+    short_edge: int
+    factor: float
+
+
 class Canvases(NamedTuple):
     """The canvases of an epoch."""
 
@@ -93,6 +102,7 @@ class TrainingPlan:
             )
         self.sizes, self.recipe = sizes, recipe
         self._groups = lru_cache(maxsize=2)(self._make_groups)
+        self._drawn = lru_cache(maxsize=2)(self._draw_groups)
         self.order = lru_cache(maxsize=3)(self._make_order)
         """image indices of epoch 0, 1, ... in the order in which they are drawn"""
 
@@ -157,7 +167,22 @@ class TrainingPlan:
     def _make_order(self, epoch: int) -> NDArray[np.int64]:
         return _generator(self.recipe.seed, _ORDER, epoch).permutation(self.num_images)
 
+    def order_of(self, step: int) -> NDArray[np.int64]:
+        """The places in the data set of the images of step 0, 1, ..., in the order of its groups, which cost more."""
+        window = self._window_of(step)
+        indices = np.concatenate([drawn.indices for drawn in self._drawn(window)])
+        first = (step - window.start) * self.recipe.batch_size
+        return indices[first : first + self.recipe.batch_size]
+
     def _make_groups(self, window: range) -> list[PlannedGroup]:
+        groups = []
+        for indices, epochs, short_edge, factor in self._drawn(window):
+            own = zip(indices.tolist(), epochs.tolist(), strict=True)
+            images = tuple(self._image(index, epoch, short_edge, factor) for index, epoch in own)
+            groups.append(PlannedGroup(_canvas(images, self.recipe.data), images))
+        return groups
+
+    def _draw_groups(self, window: range) -> list[_DrawnGroup]:
         recipe, n = self.recipe, self.num_images
         positions = np.arange(window.start * recipe.batch_size, window.stop * recipe.batch_size)
         epochs, places = positions // n, positions % n
@@ -170,9 +195,7 @@ class TrainingPlan:
         groups = []
         for start in range(0, len(positions), recipe.images_per_group):
             chosen = by_aspect[start : start + recipe.images_per_group]
-            short_edge, factor = _draw_scale(recipe.data, random)
-            images = tuple(self._image(int(indices[i]), int(epochs[i]), short_edge, factor) for i in chosen)
-            groups.append(PlannedGroup(_canvas(images, recipe.data), images))
+            groups.append(_DrawnGroup(indices[chosen], epochs[chosen], *_draw_scale(recipe.data, random)))
         return [groups[i] for i in random.permutation(len(groups))]
 
     @cached_property

@@ -5,6 +5,8 @@ A run folder holds (docs/run_folder.md describes each format)
     recipe.yaml        the complete recipe, as text: `megdet train runs/a/recipe.yaml` repeats the run
     environment.json   where it ran, one entry a start               (environment.py)
     metrics.jsonl      the numbers of every step and evaluation      (metrics.py)
+    ledger.jsonl       digests of all that it computed, a chain  (ledger.py)
+    image_digests.json  SHA-256 of every training image's file
     replaced_images.json  training images that could not be read, if there were any
     trackers.json      how much was sent to each tracker, if the recipe names any
     evaluation.json    the COCO numbers of the last evaluation
@@ -13,10 +15,10 @@ A run folder holds (docs/run_folder.md describes each format)
     pictures/          curves and images with detections
     report.html        one page about the whole run
 
-Every file but `metrics.jsonl`, which grows line by line, is written to a temporary file beside it, flushed to the disk
-and renamed, so a reader sees the old content or the new one, never a part. JSON is UTF-8 and strict: no NaN, no
-Infinity. Where such a number may occur (metrics, the state of a checkpoint), it is one of the strings "NaN", "Infinity"
-and "-Infinity", which Python's `float()` and JavaScript's `Number()` both understand.
+Every file but `metrics.jsonl` and `ledger.jsonl`, which grow line by line, is written to a temporary file beside it,
+flushed to the disk and renamed, so a reader sees the old content or the new one, never a part. JSON is UTF-8 and
+strict: no NaN, no Infinity. Where such a number may occur (metrics, the state of a checkpoint), it is one of the
+strings "NaN", "Infinity" and "-Infinity", which Python's `float()` and JavaScript's `Number()` both understand.
 """
 
 import errno
@@ -46,6 +48,8 @@ class RunFolder:
         self.recipe = self.path / "recipe.yaml"
         self.environment = self.path / "environment.json"
         self.metrics = self.path / "metrics.jsonl"
+        self.ledger = self.path / "ledger.jsonl"
+        self.image_digests = self.path / "image_digests.json"
         self.evaluation = self.path / "evaluation.json"
         self.detections = self.path / "detections.json"
         self.trackers = self.path / "trackers.json"

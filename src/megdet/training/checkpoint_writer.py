@@ -35,12 +35,26 @@ class CheckpointWriter:
         self._copies: Tensors = {}
 
     def save(
-        self, state: RunState, tensors: Tensors, spared: Collection[int], first: Callable[[], None] | None = None
+        self,
+        state: RunState,
+        tensors: Tensors,
+        spared: Collection[int],
+        first: Callable[[], None] | None = None,
+        look: Callable[[Tensors], None] | None = None,
     ) -> None:
-        """Copy the tensors and write the checkpoint later, after calling `first`; `spared` as in `save_checkpoint`."""
+        """Copy the tensors and write the checkpoint later, after calling `first`; `spared` as in `save_checkpoint`.
+
+        `look` gets the copy before; the checkpoint is written even if it fails.
+        """
+        self.look_at_copy(tensors, look)
+        self._jobs.append(self._thread.submit(self._write, state, spared, first))
+
+    def look_at_copy(self, tensors: Tensors, look: Callable[[Tensors], None] | None) -> None:
+        """Copy the tensors and give the copy to `look`, later."""
         self.wait()  # the copies are still being written
         self._copy(tensors)
-        self._jobs.append(self._thread.submit(self._write, state, spared, first))
+        if look is not None:
+            self.later(lambda: look(self._copies))
 
     def later(self, work: Callable[[], None]) -> None:
         """Call `work` once the checkpoints given before are written."""

@@ -18,6 +18,7 @@ from megdet.training.agreement import Agreement
 from megdet.training.evaluations.background import BackgroundEvaluations, overrides_beside
 from megdet.training.evaluations.evaluations import Evaluations
 from megdet.training.fault_log import FaultLog
+from megdet.training.ledger import RunLedger
 from megdet.training.report import Reporter
 from megdet.training.run import Run, RunOptions, open_run
 from megdet.training.step_log import StepLog
@@ -67,15 +68,18 @@ def _train(
                 is_stopped, is_last = agreed.signal is not None, step == run.last_step
                 is_due = agreed.is_save_due or (recipe.checkpoint_steps and step % recipe.checkpoint_steps == 0)
                 is_saved = stop.is_saved or bool(is_due) or is_stopped
+                is_noted = is_saved or observers.ledger.is_due(step)
                 if agreed.are_faults_known or is_saved:
                     observers.faults.gather(step)
-                is_read = observers.log.add(result, reads=step in stops or is_saved or agreed.is_roll_back_due)
+                is_read = observers.log.add(result, reads=step in stops or is_noted or agreed.is_roll_back_due)
                 agreed.has_diverged = observers.log.divergence is not None
-                if agreed.is_roll_back_due or (agreed.has_diverged and (step in stops or is_saved)):
+                if agreed.is_roll_back_due or (agreed.has_diverged and (step in stops or is_noted)):
                     _go_back(run, observers.log)
                 if is_saved:
-                    run.save(step, evaluations.needed_checkpoints, first=observers.log.sync)
+                    observers.save(step)
                     agreed.saved()
+                elif is_noted:
+                    observers.note(step)
                 for failure in run.checkpoint_failures(waits=is_stopped or is_last or stop.is_evaluated):
                     reporter.say(failure)
                 if is_stopped:
@@ -83,14 +87,16 @@ def _train(
                 if is_last and run.kept_step != step:
                     raise InputError(f"every step is done, but the last checkpoint is not saved: {_MAKE_ROOM}")
                 if is_read:
-                    _look(run, evaluations, step, is_saved=is_saved)
+                    _look(observers, step, is_saved=is_saved)
                 if stop.is_evaluated and (run.evaluates_on is None or run.kept_step == step):
                     with signals.heeded(False):
                         evaluations.due(step)
-                if step in stops or is_saved:
+                if step in stops or is_noted:
                     run.restart_clock()
         evaluations.finish()
         reporter.say(observers.log.outcome())
+        if sentence := run.world.on_first(observers.ledger.finish):
+            reporter.say(sentence)
         observers.faults.tell()
     if run.position.numbers is None:
         raise InputError(f"{folder.path}: the run is over but has no evaluation: run `megdet evaluate {folder.path}`")
@@ -143,9 +149,22 @@ def stops_of(run: Run) -> dict[int, Stop]:
 
 @dataclass(frozen=True)
 class _Observers:
+    run: Run
     log: StepLog
     evaluations: Evaluations
     faults: FaultLog
+    ledger: RunLedger
+
+    def save(self, step: int) -> None:
+        """Save a checkpoint, and its line of the ledger before."""
+        self.run.save(step, self.evaluations.needed_checkpoints, self.log.sync, self.ledger.line_of(step))
+        self.ledger.noted(step, is_saved=True)
+
+    def note(self, step: int) -> None:
+        """Write a line of the ledger without a checkpoint."""
+        if self.run.writer is not None:
+            self.run.writer.look_at_copy(self.run.trainer.state(), self.ledger.line_of(step))
+        self.ledger.noted(step, is_saved=False)
 
 
 @contextmanager
@@ -166,15 +185,18 @@ def _watched(run: Run, folder: RunFolder) -> Iterator[_Observers]:
             opened.callback(background.close)
             note = f", in float32, since bfloat16 is slow there: {slow}" if slow else ""
             reporter.say(f"evaluations go on beside the training, on {run.evaluates_on}{note}")
+        ledger = RunLedger(run, folder, reporter.say)
+        opened.callback(ledger.close)
         evaluations = Evaluations(run, folder, reporter, metrics, background)
-        yield _Observers(StepLog(run, reporter, metrics), evaluations, FaultLog(run, folder, reporter, metrics))
+        faults = FaultLog(run, folder, reporter, metrics)
+        yield _Observers(run, StepLog(run, reporter, metrics, ledger), evaluations, faults, ledger)
 
 
-def _look(run: Run, evaluations: Evaluations, step: int, *, is_saved: bool = False) -> None:
+def _look(observers: _Observers, step: int, *, is_saved: bool = False) -> None:
     """Check the evaluations beside the training; if one has failed, save the run and stop it."""
     try:
-        evaluations.look()
+        observers.evaluations.look()
     except InputError:
         if not is_saved:
-            run.save(step, evaluations.needed_checkpoints)
+            observers.save(step)
         raise

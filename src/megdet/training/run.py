@@ -47,7 +47,8 @@ from megdet.training.evaluations.background import agree_on_device
 from megdet.training.resume import Position, check_folder, claim_folder, facts_of_training, resume, start_at
 from megdet.training.schedule import learning_rate, rewarm_factor
 from megdet.training.step import StepResult, train_step
-from megdet.training.trainer import Trainer, make_trainer
+from megdet.training.trainer import Tensors, Trainer, make_trainer
+from megdet.training.waiting import Waiting
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ class Run:
         )
         self.restart_clock()
         for step in range(first, last):
-            waiting, again = _Waiting(batches), None if self.compiled else partial(self._loaded_again, step)
+            waiting, again = Waiting(batches), None if self.compiled else partial(self._loaded_again, step)
             rate = (rate_of or self.scheduled_rate)(step)
             try:
                 own = islice(waiting, len(groups))
@@ -175,7 +176,8 @@ class Run:
         self._clock = time.perf_counter()
 
     @cached_property
-    def _fingerprint(self) -> str:
+    def fingerprint(self) -> str:
+        """A hash of the training images' names, sizes and boxes."""
         return fingerprint(self.datasets.train)
 
     def state(self, step: int) -> RunState:
@@ -186,7 +188,7 @@ class Run:
             class_names=train.class_names,
             category_ids=train.category_ids,
             num_images=len(train),
-            data=self._fingerprint,
+            data=self.fingerprint,
             evaluation=None if position.numbers is None else position.numbers.as_dict(),
             evaluated_step=position.evaluated_step,
             best_score=position.best_score,
@@ -195,18 +197,24 @@ class Run:
             rolled_back_to=position.rolled_back_to,
         )
 
-    def save(self, step: int, needed: Collection[int] = (), first: Callable[[], None] | None = None) -> None:
+    def save(
+        self,
+        step: int,
+        needed: Collection[int] = (),
+        first: Callable[[], None] | None = None,
+        look: Callable[[Tensors], None] | None = None,
+    ) -> None:
         """Save a checkpoint; every rank calls it, and none waits for another.
 
         Rank 0 copies the state, and a thread writes it; closing the run waits for it. The checkpoints of the steps in
-        `needed` are not deleted; `first` is called before the checkpoint is written.
+        `needed` are not deleted; `first` is called, and `look` gets the copy, before the checkpoint is written.
         """
         if self.folder is None:
             raise ValueError("a run without a folder has no checkpoints")
         self._saved_step = step
         self.check_folder()
         if self.writer is not None:
-            self.writer.save(self.state(step), self.trainer.state(), self._spared(needed), first)
+            self.writer.save(self.state(step), self.trainer.state(), self._spared(needed), first, look)
 
     @property
     def kept_step(self) -> int:
@@ -332,19 +340,3 @@ def open_run(
             position = replace(position, warnings=(*position.warnings, *([change] if change else [])))
         place = (position, folder, lock, beside, compiled, writer)
         yield Run(recipe, options, world, layout, datasets, plan, trainer, *place)
-
-
-class _Waiting:
-    """Iterates over batches and adds up the time spent waiting for them."""
-
-    def __init__(self, batches: Iterator[Batch]) -> None:
-        self.batches, self.seconds = batches, 0.0
-
-    def __iter__(self) -> Iterator[Batch]:
-        while True:
-            started = time.perf_counter()
-            batch = next(self.batches, None)
-            self.seconds += time.perf_counter() - started
-            if batch is None:
-                return
-            yield batch

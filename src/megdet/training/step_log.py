@@ -2,13 +2,16 @@
 
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from megdet.data.plan import TrainingPlan
 from megdet.errors import DivergedError
 from megdet.memory import peak_bytes
 from megdet.run_folder.metrics import MetricsWriter, read_metrics
 from megdet.training.epoch_means import EpochMeans
+from megdet.training.ledger import RunLedger
 from megdet.training.report import Reporter
 from megdet.training.run import Run
 from megdet.training.schedule import why_no_warmup
@@ -27,10 +30,11 @@ class StepLog:
         run: the run of the steps.
         reporter: gets every step.
         metrics: on rank 0; None on the other ranks.
+        ledger: gets the lines of metrics.
     """
 
-    def __init__(self, run: Run, reporter: Reporter, metrics: MetricsWriter | None) -> None:
-        self.run, self.reporter, self.metrics = run, reporter, metrics
+    def __init__(self, run: Run, reporter: Reporter, metrics: MetricsWriter | None, ledger: RunLedger) -> None:
+        self.run, self.reporter, self.metrics, self.ledger = run, reporter, metrics, ledger
         records = [] if metrics is None else read_metrics(metrics.path)
         self.means = EpochMeans(run.plan, [record for record in records if "loss" in record])
         reporter.remember(records)
@@ -73,18 +77,15 @@ class StepLog:
                     self.divergence = Divergence(result, why)
                     break
                 self._left_out(result, why)
-            step = result.step + 1
             line = {
-                "step": step,
-                "epoch": round(self.run.plan.epochs_done(step), 6),
-                "learning_rate": result.rate,
-                **numbers,
+                **line_of_step(result, numbers, self.run.plan),
                 "seconds": round(result.seconds, 6),
                 "data_seconds": round(result.data_seconds, 6),
                 **({} if peak is None else {"peak_memory_bytes": peak}),
             }
             if self.metrics is not None:
                 self.metrics.write(line)
+                self.ledger.add(line)
                 if ended := self.means.add(line):
                     self.metrics.write(ended)
                     self.reporter.epoch_ended(ended["epoch_means"])
@@ -136,6 +137,12 @@ class StepLog:
             return "converged: every update was applied"
         times = f"{skipped + back} time{'s' if skipped + back > 1 else ''}"
         return f"recovered {times} (updates left out: {skipped}, roll-backs: {back})"
+
+
+def line_of_step(result: StepResult, numbers: Mapping[str, Any], plan: TrainingPlan) -> dict[str, Any]:
+    """A step's line of metrics.jsonl, without what belongs to the machine: it is the same whenever the step is made."""
+    step = result.step + 1
+    return {"step": step, "epoch": round(plan.epochs_done(step), 6), "learning_rate": result.rate, **numbers}
 
 
 @dataclass(frozen=True)

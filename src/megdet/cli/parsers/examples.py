@@ -46,6 +46,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "plan": ("megdet plan demo --devices 2", "megdet plan megdet-r50 --devices 8 --memory 24 --hours 12 --json"),
     "simulate": ("megdet simulate --paper", "megdet simulate --device h200 --bn-size 32 --noise-scale 500"),
     "reproduce": ("megdet reproduce table3", "megdet reproduce figure4 --scale bccd --rows b16-bn0"),
+    "audit": ("megdet audit runs/demo", "megdet audit runs/demo --steps 20 --stretches 4 --seed 7 --json"),
     "replay": ("megdet replay runs/demo --step 310", "megdet replay runs/demo --step 310 --without 42"),
     "doctor": ("megdet doctor", "megdet doctor --data my/train.json my/images --run /big/runs"),
     "completion": ("source <(megdet completion bash)", "megdet completion fish | source"),

@@ -1,4 +1,4 @@
-"""The options of analyse, lr-test, reproduce, verify, replay and chaos."""
+"""The options of analyse, lr-test, reproduce, verify, replay, audit and chaos."""
 
 import argparse
 from pathlib import Path
@@ -179,6 +179,24 @@ def add_replay(parser: Parser) -> None:
     add_machine_options(parser)
     take_keys_of_run(parser, "--data.train_images FOLDER")
     parser.set_defaults(run_verb="replaying:run_replay")
+
+
+def add_audit(parser: Parser) -> None:
+    """The options of `audit`."""
+    parser.add_argument("run", metavar="RUN", help="run folder")
+    parser.add_argument("--steps", type=at_least_one, metavar="K", help="computed again in a stretch, default 3")
+    parser.add_argument(
+        "--stretches", type=whole_number, metavar="N", help="of steps, drawn by chance, default 2; 0 = read files only"
+    )
+    parser.add_argument("--seed", type=whole_number, metavar="S", help="of that draw, default a new one every time")
+    parser.add_argument("--head", default="", metavar="HASH", help="of the ledger, as it was published")
+    parser.add_argument(
+        "--devices", type=at_least_one, metavar="W", help="ranks, each a process of its own; default as the run had"
+    )
+    add_json(parser)
+    add_machine_options(parser)
+    take_keys_of_run(parser, "--data.train_images FOLDER")
+    parser.set_defaults(run_verb="auditing:run_audit")
 
 
 def add_chaos(parser: Parser) -> None:

@@ -28,6 +28,18 @@ def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def arithmetic_of_image(precision: str, device: torch.device) -> Iterator[None]:
+    """The same in a thread that computes one image, while `arithmetic` is entered around all such threads.
+
+    A weight is cast anew for every use. Kept casts would be dropped whenever another thread leaves its block, and what
+    several uses of a weight give its gradient would add up in bfloat16 or in float32, as it happens.
+    """
+    enabled = precision == "bfloat16"
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled, cache_enabled=False):
+        yield
+
+
 def backward(loss: Tensor, precision: str) -> None:
     """`loss.backward()` in the arithmetic of the forward: the call belongs after the block of `arithmetic`.
 

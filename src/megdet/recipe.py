@@ -23,6 +23,8 @@ RecomputePlan = Literal["none", "block", "stage", "sqrt"]
 WatchAction = Literal["stop", "skip", "roll_back"]
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 """The trackers that `trackers` may name."""
+MOST_EXACT_IMAGES = 4096
+"""The most images of a mini-batch whose gradients are summed in fixed point (`exact`): more could wrap."""
 MergeKind = Literal["vote", "nms", "soft-nms", "gaussian-soft-nms", "wbf"]
 
 
@@ -200,6 +202,8 @@ class Recipe:
     """mini-batches within which images of similar aspect ratio are put into one group"""
     precision: Precision = "float32"
     """arithmetic of convolutions and matrix products; tf32 (on a CPU float32) and bfloat16 keep weights in float32"""
+    exact: bool = False
+    """the same bits on any number of devices of one kind: each image is computed apart, sums are integers (slower)"""
     recompute: RecomputePlan = "none"
     """save memory: recompute the inside of each block, stage or series of blocks in the backward; the same result"""
     noise_interval: NotNegative = 0

@@ -7,7 +7,7 @@ from typing import Any
 
 from megdet.bounds import faults_of
 from megdet.errors import InputError, nearest, shown
-from megdet.recipe import TRACKERS, Recipe
+from megdet.recipe import MOST_EXACT_IMAGES, TRACKERS, Recipe
 
 _PILLOWS_MOST = 178_956_970  # pixels
 _SHOWN_DIVISORS = 12
@@ -33,6 +33,8 @@ def check_recipe(recipe: Recipe, source: str) -> None:
     if recipe.batch_size % recipe.images_per_group:
         divisors = _divisors(recipe.batch_size, recipe.images_per_group)
         refuse(size_key, f"it must divide batch_size {recipe.batch_size}: choose one of {divisors}")
+    if recipe.exact and recipe.batch_size > MOST_EXACT_IMAGES:
+        refuse("batch_size", f"exact adds up at most {MOST_EXACT_IMAGES} images: choose a smaller one, or exact false")
     if recipe.bn_size and "batch" not in recipe.model.norms.values():
         refuse("bn_size", "no norm of the recipe is batch, so nothing would use it: set bn_size 0")
     for section, norm in recipe.model.norms.items():

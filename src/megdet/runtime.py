@@ -6,7 +6,8 @@ All questions to the machine are asked here or in `memory.py`, so that a test or
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -47,9 +48,30 @@ def default_workers() -> int:
     return max(1, min(8, usable_cores() // num_ranks_here() - 1))
 
 
+@contextmanager
+def operations_on_one_thread() -> Iterator[None]:
+    """Within it no operation of torch splits its work among threads.
+
+    How a sum is split decides how it is rounded, so the bits of a result would depend on the number of threads.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def processor_name() -> str:
     """The model of the processor, or its architecture if the system does not tell."""
     return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def kind_of_machine(device: torch.device) -> str:
+    """What two machines must have in common for the same operations to give the same bits: processor or GPU, torch."""
+    names = [own["name"] for own in accelerators(str(device))] or [processor_name()]
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"{', '.join(dict.fromkeys(names))}, {capability}, torch {torch.__version__}"
 
 
 @cache

@@ -17,8 +17,11 @@ from megdet.contract.trials import LeftOut, left_out, trials
 from megdet.contract.verify import STEPS, Verdict, of_detections, relative_difference, verify
 from megdet.data.plan import TrainingPlan, canvas_of
 from megdet.data.rle import encode_mask
+from megdet.distributed.gradients import GradientBuckets
+from megdet.distributed.lane import Lane
 from megdet.distributed.world import World
 from megdet.errors import InputError
+from megdet.layers.image_team import ImageTeam
 from megdet.recipe import Recipe
 from megdet.recipe_file import load_recipe
 from megdet.training.datasets import load_datasets
@@ -109,6 +112,61 @@ def test_float32_judges_the_first_step_and_reports_the_others(recipe):
     assert 1e-9 < row.difference < 1e-4
     assert row.where.startswith(("gradient.", "step 1: "))
     assert row.later_difference is not None
+
+
+@pytest.mark.distributed
+def test_exact_runs_have_one_sha256_on_any_devices(recipe):
+    verdict = verify(recipe, (1, 2, 3), cases=("bn-all", "resume"), steps=2, dtype="bfloat16", exact=True)
+    assert verdict.passes, verdict.sentence()
+    assert verdict.worst.difference == 0
+    by_case: dict[str, set[str]] = {}
+    for row in verdict.rows:
+        by_case.setdefault(row.case, set()).add(row.sha256)
+    assert {len(found) for found in by_case.values()} == {1}
+    assert by_case["bn-all"] != by_case["resume"]
+    assert verdict.count("another layout") == 3
+    assert verdict.sentence() == (
+        "pass: 3 runs compared with another layout; difference 0, every bit is the same; SHA-256 " + verdict.sha256
+    )
+    assert verdict.as_dict()["sha256"] == verdict.sha256
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_exact_case_has_one_sha256_on_all_device_counts(recipe, dtype):
+    names = tuple(cases_of(recipe))
+    verdict = verify(recipe, cases=names, steps=4, dtype=dtype, exact=True)
+    assert verdict.passes, verdict.sentence()
+    assert verdict.worst.difference == 0
+    assert {row.case for row in verdict.rows} == set(names)
+
+
+def add_in_floating_point(trainer: Trainer, world: World) -> None:
+    trainer.apart, trainer.buckets = None, GradientBuckets(trainer.model.parameters(), world)
+
+
+def forget_the_order_of_ranks(trainer: Trainer, world: World) -> None:
+    """Merge the images of a group beginning with this rank's own."""
+    of_lane = ImageTeam._of_lane
+
+    def turned(team: ImageTeam, rows: torch.Tensor, lane: Lane) -> torch.Tensor:
+        return of_lane(team, rows, lane).roll(-world.rank * team.num_images, 0)
+
+    ImageTeam._of_lane = turned  # type: ignore[method-assign]  # this process is for one run
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("leak", [add_in_floating_point, forget_the_order_of_ranks])
+def test_sums_in_an_order_of_the_devices_are_caught_in_an_exact_run(recipe, leak):
+    verdict = verify(recipe, (1, 2), cases=("bn-all",), steps=1, dtype="float32", exact=True, break_with=leak)
+    assert [row.passes for row in verdict.rows] == [True, False]
+    assert 0 < verdict.rows[1].difference < 0.1
+
+
+def test_bfloat16_is_judged_with_exact_alone(recipe):
+    with pytest.raises(InputError, match=r"--dtype bfloat16: .* with --exact"):
+        verify(recipe, (1, 2), dtype="bfloat16")
 
 
 HABITS = {

@@ -1,5 +1,7 @@
 """The work of one rank for `megdet verify`: a short training with the code of any other run, and its results."""
 
+import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +60,12 @@ class Trained:
     """trained tensors that are bitwise the same as at the start"""
     drifted: list[int]
     """ranks whose weights or buffers differ bitwise from those of rank 0"""
+
+    def sha256(self) -> str:
+        """Of every bit of the state and of the detections."""
+        found = hashlib.sha256(digest(self.state).encode())
+        found.update(json.dumps(self.detections, allow_nan=True).encode())
+        return found.hexdigest()
 
 
 def run_steps(world: World, training: Training, leak: Leak | None = None) -> Trained | None:

@@ -2,10 +2,13 @@
 
 The difference of two tensors is max|a - b| / max(max|a|, 1e-6), where a is the run on the first count. In float64
 everything that a step changes agrees to 1e-9 after all steps. In float32 the first step's losses and gradients agree to
-1e-4; later steps are only reported, because a near-tie in NMS or top-k may flip. A value that is not finite, a trained
+1e-4; later steps are only reported, because a near-tie in NMS or top-k may flip. With `exact` every bit is the same in
+every number format, and a SHA-256 says so. A value that is not finite, a trained
 tensor that did not move, and ranks that differ are failures.
 """
 
+import hashlib
+import json
 import math
 import os
 import tempfile
@@ -30,7 +33,8 @@ from megdet.run_folder.folder import encode_non_finite
 from megdet.runtime import num_gpus
 from megdet.training.datasets import load_datasets
 
-LIMITS = {"float64": 1e-9, "float32": 1e-4}
+Format = Literal["float64", "float32", "bfloat16"]
+LIMITS: dict[Format, float] = {"float64": 1e-9, "float32": 1e-4, "bfloat16": 0.0}
 DEVICES = (1, 2, 3, 4, 8)
 STEPS = 20
 _SMALLEST = 1e-6
@@ -58,6 +62,8 @@ class Comparison:
     """largest difference of gradient, reported, rate, weights, buffers, momentum, averages, agvm, noise, watch, ..."""
     compared_with: Literal["nothing", "same layout", "another layout"] = "another layout"
     """`nothing` is for the reference, which can only have faults of its own"""
+    sha256: str = ""
+    """of weights, buffers, momentum and all other state, and of the detections, where the recipe is exact"""
 
     @property
     def passes(self) -> bool:
@@ -97,22 +103,32 @@ class Verdict:
         worst, same = self.worst, self.count("same layout")
         compared = f"{self.count('another layout')} runs compared with another layout"
         compared += f", {same} with the same layout" if same else ""
+        if self.sha256:
+            return f"pass: {compared}; difference 0, every bit is the same; SHA-256 {self.sha256}"
         return (
             f"pass: {compared}; the largest relative difference is {worst.difference:.2g}, allowed {self.limit:g} "
             f"({worst.where or 'nowhere'}; case {worst.case} on {worst.devices} device(s))"
         )
 
+    @property
+    def sha256(self) -> str:
+        """Of the SHA-256 of all cases, where the recipe is exact."""
+        found = {row.case: row.sha256 for row in self.rows if row.sha256}
+        return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest() if found else ""
+
     def as_dict(self) -> dict[str, Any]:
         """For strict JSON: an infinite difference is the string Infinity."""
         names = {"difference": "largest_relative_difference", "later_difference": "later_relative_difference"}
         layouts = [
-            {names.get(key, key): value for key, value in asdict(row).items()} | {"pass": row.passes}
+            {names.get(key, key): value for key, value in asdict(row).items() if value or key != "sha256"}
+            | {"pass": row.passes}
             for row in self.rows
         ]
         found = {
             "pass": self.passes,
             "largest_relative_difference": self.worst.difference,
             "limit": self.limit,
+            **({"sha256": self.sha256} if self.sha256 else {}),
             "compared_with_another_layout": self.count("another layout"),
             "layouts": layouts,
             "left_out": [asdict(own) for own in self.left_out],
@@ -127,7 +143,8 @@ def verify(
     cases: Sequence[str] = ("base",),
     steps: int = STEPS,
     lane_width: int | None = None,
-    dtype: Literal["float64", "float32"] = "float64",
+    dtype: Format = "float64",
+    exact: bool = False,
     break_with: Leak | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Verdict:
@@ -139,7 +156,8 @@ def verify(
         cases: names out of `cases_of(recipe)`.
         steps: optimizer steps of a run.
         lane_width: force it (except on the first count, if it does not divide that).
-        dtype: the dtype of the arithmetic; it also sets the limit.
+        dtype: the dtype of the arithmetic; it also sets the limit. bfloat16 goes with `exact` only.
+        exact: train with `exact: true` and allow no difference in one bit.
         break_with: applied to every trainer before its first step; a control that must fail.
         progress: called with a line after every run.
 
@@ -153,16 +171,18 @@ def verify(
         raise InputError(f"devices {', '.join(map(str, devices))}: name different counts of at least 1")
     if steps < 1:
         raise InputError(f"{steps} steps: it takes at least one")
-    recipe = replace(recipe, precision=dtype)
+    if dtype == "bfloat16" and not exact:
+        raise InputError("--dtype bfloat16: sums in another order differ too much to be judged; verify it with --exact")
+    recipe = replace(recipe, precision=dtype, exact=exact)
     with tempfile.TemporaryDirectory(prefix="megdet_verify_") as folder:
         planned = trials(recipe, cases, devices, steps, lane_width, Path(folder))
         load_datasets(recipe, World(0, 1, torch.device("cpu")))  # draws missing demo data, and checks the others
         rows = list(_rows(planned, dtype, break_with, progress))
-        return Verdict(rows, LIMITS[dtype], left_out(recipe, planned, cases, devices))
+        return Verdict(rows, 0.0 if exact else LIMITS[dtype], left_out(recipe, planned, cases, devices))
 
 
 def _rows(
-    planned: Sequence[Trial], dtype: str, leak: Leak | None, progress: Callable[[str], None]
+    planned: Sequence[Trial], dtype: Format, leak: Leak | None, progress: Callable[[str], None]
 ) -> Iterator[Comparison]:
     most = max(run.ranks for trial in planned for run in (*trial.runs, *trial.reference))
     device = "cuda" if num_gpus() >= most else "cpu"
@@ -212,14 +232,20 @@ class _Difference:
         return self.value == math.inf and self.kind != "detections"
 
 
-def _judge(trial: Trial, reference: Trained, trained: Trained, dtype: str) -> Comparison:
-    run, limit = trial.runs[-1], 0.0 if trial.is_bitwise else LIMITS[dtype]
+def _judge(trial: Trial, reference: Trained, trained: Trained, dtype: Format) -> Comparison:
+    run = trial.runs[-1]
+    is_exact = run.recipe.exact
+    is_bitwise = trial.is_bitwise or is_exact
+    limit = 0.0 if is_bitwise else LIMITS[dtype]
     found = list(_differences(reference, trained))
-    judges_all = dtype == "float64" or trial.is_bitwise
+    judges_all = dtype == "float64" or is_bitwise
     # a near-tie may change the list of detections, but cannot make a number infinite
     judged = [own for own in found if judges_all or own.is_of_first_step or own.is_broken]
     later = [own.value for own in found if not (judges_all or own.is_of_first_step or own.value == math.inf)]
     worst = max(judged, key=lambda own: own.value)
+    fault = _fault(trained, judged, limit)
+    if is_exact and not fault and reference.sha256() != trained.sha256():
+        fault = "the SHA-256 is another, though no number differs"
     of_kind: dict[str, float] = {}
     for own in found:
         of_kind[own.kind] = max(of_kind.get(own.kind, 0.0), own.value)
@@ -232,9 +258,10 @@ def _judge(trial: Trial, reference: Trained, trained: Trained, dtype: str) -> Co
         worst.value,
         worst.where if worst.value else "",
         max(later, default=None),
-        _fault(trained, judged, limit),
+        fault,
         of_kind,
         "nothing" if trial.runs == trial.reference else "another layout" if trial.has_other_layout else "same layout",
+        trained.sha256() if is_exact else "",
     )
 
 

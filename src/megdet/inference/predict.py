@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from megdet.model.detector import Detector
 from megdet.ops.masks import paste_masks
 from megdet.precision import arithmetic
 from megdet.recipe import Precision, Recipe
+from megdet.runtime import operations_on_one_thread
 from megdet.structures import BatchDetections
 
 Result = dict[str, Any]
@@ -49,6 +50,20 @@ def detect_dataset(
     of the model's labels; detections of a label without an id are left out. `progress` is called with the number of
     images done on this rank.
     """
+    with operations_on_one_thread() if recipe.exact else nullcontext():
+        return _detections_of(model, recipe, dataset, category_ids, world, workers=workers, progress=progress)
+
+
+def _detections_of(
+    model: Detector,
+    recipe: Recipe,
+    dataset: CocoDataset,
+    category_ids: Sequence[int | None],
+    world: World,
+    *,
+    workers: int,
+    progress: Callable[[int], None] | None,
+) -> list[Result]:
     plan, num_scales = evaluation_plan(dataset.sizes, recipe), len(evaluation_scales(recipe))
     mine = range(world.rank, len(plan) // num_scales, world.size)
     found: list[tuple[int, list[Result]]] = []

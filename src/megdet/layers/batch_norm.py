@@ -21,6 +21,7 @@ from megdet.distributed.lane import SINGLE_LANE, Lane, lane_of_all
 from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.layers.cross_device import CrossDeviceNorm, Moments, lane_moments, mean_over_lanes, normalize
+from megdet.layers.image_team import current_image
 from megdet.layers.moments import statistics_dtype
 from megdet.layers.recompute import current_tape
 from megdet.layers.recomputed_outputs import mark_recomputable
@@ -81,13 +82,13 @@ class CrossDeviceBatchNorm(nn.Module):
         Raises InputError if a group has one value a channel, which has no variance. A lane of GPUs would have to wait
         for that number, so there the output is the bias.
         """
-        has_no_group = self.lane.width == 1 and x.shape[0] == 0
+        has_no_group = self.lane.width == 1 and x.shape[0] == 0 and current_image() is None
         if has_no_group and self.training:
             with torch.no_grad():
                 self._remember_nothing()
         if has_no_group or not self.training:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
-        is_alone = self.lane.width == 1 and is_valid is None
+        is_alone = self.lane.width == 1 and is_valid is None and current_image() is None
         if torch.compiler.is_compiling():
             if is_alone and not self._folds_all_lanes():
                 return self._local(x)
@@ -153,6 +154,8 @@ class CrossDeviceBatchNorm(nn.Module):
         )
 
     def _remember(self, mean: Tensor, var: Tensor) -> None:
+        if (image := current_image()) is not None and not image.is_first:
+            return
         if self.fold_momentum is None:
             self.step_mean += mean
             self.step_var += var
@@ -247,15 +250,20 @@ class FrozenBatchNormAct(FrozenBatchNorm):
 
 @torch.no_grad()
 def finish_step(
-    modules: Iterable[nn.Module], num_groups: int, world: World, unless: Bool[Tensor, ""] | None = None
+    modules: Iterable[nn.Module],
+    num_groups: int,
+    world: World,
+    unless: Bool[Tensor, ""] | None = None,
+    rows: Float[Tensor, "groups _"] | None = None,
 ) -> None:
     """Fold the step's groups into the running statistics: one collective for all layers together.
 
     running <- 0.9 running + 0.1 x the plain mean over the step's groups. Every rank of the world must call it once a
     step, after its last forward; `num_groups` counts the groups of the whole mini-batch. If the flag `unless` on the
-    device is true, the running statistics stay as they are and the groups are dropped.
+    device is true, the running statistics stay as they are and the groups are dropped. If the groups were taken
+    one by one (`take_step_sums`), `rows` has a row for each group of the step, in the order of the plan.
     """
-    found = _take_means(modules, num_groups, world)
+    found = _take_means(modules, num_groups, world, rows)
     if found:  # a few launches for all layers: on a GPU many small ones would cost more than the work
         running = [tensor for norm, _, _ in found for tensor in (norm.running_mean, norm.running_var)]
         means = [tensor for _, *own in found for tensor in own]
@@ -284,6 +292,17 @@ def step_sums(modules: Iterable[nn.Module]) -> list[Tensor]:
     return [tensor for norm in norms for tensor in (norm.step_mean, norm.step_var)]
 
 
+@torch.no_grad()
+def take_step_sums(modules: Iterable[nn.Module]) -> Float[Tensor, " numbers"] | None:
+    """`step_sums` as one row of numbers, which restart at 0; None where there are none."""
+    sums = step_sums(modules)
+    if not sums:
+        return None
+    row = torch.cat(sums)
+    torch._foreach_zero_(sums)
+    return row
+
+
 def has_statistics(model: nn.Module) -> bool:
     """Whether a model has batch norms whose statistics are estimated, not frozen."""
     return any(isinstance(module, CrossDeviceBatchNorm) for module in model.modules())
@@ -296,16 +315,19 @@ def _replaced(means: list[Tensor], running: list[Tensor], where: Tensor) -> list
 
 
 def _take_means(
-    modules: Iterable[nn.Module], num_groups: int, world: World
+    modules: Iterable[nn.Module], num_groups: int, world: World, rows: Tensor | None = None
 ) -> list[tuple[CrossDeviceBatchNorm, Tensor, Tensor]]:
     """For every layer the mean over all groups of their means and unbiased variances; the sums restart at 0."""
     norms = [module for module in modules if isinstance(module, CrossDeviceBatchNorm)]
     if not norms:
         return []
-    flat = torch.cat([tensor for norm in norms for tensor in (norm.step_mean, norm.step_var)])
-    if not norms[0].lane.is_first:
-        flat.zero_()  # every rank of a lane holds the same sums; only the first contributes them
-    world.all_reduce(flat)
+    if rows is None:
+        flat = torch.cat([tensor for norm in norms for tensor in (norm.step_mean, norm.step_var)])
+        if not norms[0].lane.is_first:
+            flat.zero_()  # every rank of a lane holds the same sums; only the first contributes them
+        world.all_reduce(flat)
+    else:
+        flat = rows.sum(0)
     flat /= num_groups
     parts = iter(torch.split(flat, [norm.channels for norm in norms for _ in range(2)]))
     torch._foreach_zero_([tensor for norm in norms for tensor in (norm.step_mean, norm.step_var)])

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from megdet.distributed.lane import Lane, lane_of_all
 from megdet.layers.exchanges import exchanged
+from megdet.layers.image_team import current_image
 from megdet.layers.moments import (
     by_channel,
     centered_sums,
@@ -62,7 +63,7 @@ class CrossDeviceNorm(torch.autograd.Function):
         dy = gradients[0] * rest[0].to(x.dtype) if rest else gradients[0]
         if dy.stride() != x.stride():
             dy = dy.movedim(1, -1).contiguous().movedim(-1, 1) if has_channels_last(x) else dy.contiguous()
-        if ctx.lane.width == 1 and not rest and not x.is_cuda and x.shape[0]:
+        if _has_own_group(ctx.lane) and not rest and not x.is_cuda and x.shape[0]:
             found = _own_gradients(dy, x, weight, mean, inverse_std)
         else:
             found = _gradients(dy, x, weight, mean, inverse_std, ctx.num_values, ctx.lane)
@@ -116,7 +117,7 @@ def _merged(x: Tensor, mask: Tensor | None, lane: Lane) -> tuple[Tensor, Tensor,
         mean, var = channel_moments(x)
     else:
         mean, var = x.new_zeros(2, x.shape[1], dtype=wide_dtype(x))
-    if lane.width == 1 and mask is None and not x.is_cuda:
+    if _has_own_group(lane) and mask is None and not x.is_cuda:
         return mean, var, float(x.numel() // x.shape[1])
     parts = _gather_over_lane(torch.cat([count_values(x, mask), mean, var]), lane)
     counts, means, variances = parts[:, :1], parts[:, 1 : 1 + len(mean)], parts[:, 1 + len(mean) :]
@@ -213,10 +214,15 @@ def mean_over_lanes(mean: Tensor, var: Tensor, num_groups: int = 1) -> tuple[Ten
     return means, variances
 
 
+def _has_own_group(lane: Lane) -> bool:
+    """Whether what this thread computes is a whole group."""
+    return lane.width == 1 and current_image() is None
+
+
 def _sum_over_lane(tensor: Tensor, lane: Lane) -> Tensor:
-    if lane.width == 1:
+    if _has_own_group(lane):
         return tensor
-    if tensor.is_cuda:
+    if tensor.is_cuda and current_image() is None:
         return exchanged(lambda: _all_reduced(tensor, lane))
     return _gather_over_lane(tensor, lane).sum(0)  # a third faster than gloo's all-reduce, in a fixed order
 
@@ -227,7 +233,9 @@ def _all_reduced(tensor: Tensor, lane: Lane) -> Tensor:
 
 
 def _gather_over_lane(tensor: Tensor, lane: Lane) -> Tensor:
-    """The tensors of all ranks of the lane, one a row."""
+    """The tensors of all ranks of the lane, one a row; where images are computed apart, of all images of the group."""
+    if (image := current_image()) is not None:
+        return image.gathered(tensor, lane)
     if lane.width == 1:
         return tensor.unsqueeze(0)
     return exchanged(lambda: _gathered(tensor, lane))

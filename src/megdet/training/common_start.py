@@ -11,6 +11,7 @@ from megdet.recipe import Recipe
 from megdet.recipe_check import flat_keys
 from megdet.run_folder.checkpoint_files import checkpoint_step, latest_checkpoint
 from megdet.run_folder.folder import RunFolder
+from megdet.runtime import kind_of_machine
 from megdet.training.datasets import Datasets, fingerprint
 from megdet.training.trainer import Trainer, digest
 
@@ -27,6 +28,9 @@ def compare_commands(recipe: Recipe, options: Mapping[str, Any], world: World) -
     keys = {key: value for key, value in flat_keys(asdict(recipe)).items() if key not in MAY_DIFFER}
     named = {f"--{name.replace('_', '-')}": value for name, value in options.items()}
     _compare({**keys, **named}, "give every rank the same command", world)
+    if recipe.exact:
+        mend = "exact needs machines of one kind with one torch; leave the others out, or set exact false"
+        _compare({"the kind of machine": kind_of_machine(world.device)}, mend, world)
 
 
 def compare_data(datasets: Datasets, world: World) -> None:

@@ -32,6 +32,11 @@ _LOG = logging.getLogger(__name__)
 
 def check_compiler(recipe: Recipe, device: torch.device) -> None:
     """Raise InputError, before any work, if the recipe or this machine does not allow compiling."""
+    if recipe.exact:
+        raise InputError(
+            "--compile does not go with exact: what a compiler makes for a canvas may differ from one machine to the "
+            "next; set exact false, or leave --compile out"
+        )
     if recipe.recompute != "none":
         raise InputError(
             f"--compile does not go with recompute {recipe.recompute}: what is kept for the backward is then the "

@@ -128,8 +128,10 @@ class MemoryTrial:
     def _try(self, images: int, canvas: tuple[int, int], size: int) -> None:
         trainer, device = self.trainer, self.world.device
         held = self._memory_of_update()
+        trainer.buckets.zero()
         batch = largest_batch(self.dataset, images, canvas, trainer.recipe.data.resize).to(device)
-        accumulate(trainer.model, trainer.recipe, trainer.buckets, Pieces([0] * size), [batch], 0, device)
+        pieces, apart = Pieces([0] * size), trainer.apart
+        accumulate(trainer.model, trainer.recipe, trainer.buckets, pieces, [batch], 0, device, apart=apart)
         held.clear()
 
     def _memory_of_update(self) -> list[torch.Tensor]:
@@ -151,6 +153,8 @@ class MemoryTrial:
             for norm, lane in lanes:
                 norm.lane = lane
             self.trainer.buckets.zero()
+            if self.trainer.apart is not None:
+                self.trainer.apart.rows.clear()
             for total in step_sums(self.trainer.model.modules()):
                 total.zero_()
             self.trainer.model.set_recompute(self.trainer.recipe.recompute)

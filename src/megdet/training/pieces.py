@@ -19,8 +19,9 @@ from megdet.layers.exchanges import Exchanges, remembered
 from megdet.memory import give_memory_back, is_out_of_memory
 from megdet.model.detector import Detector
 from megdet.precision import arithmetic, backward, dtype_of
-from megdet.recipe import Recipe
+from megdet.recipe import Recipe, RecomputePlan
 from megdet.structures import Batch
+from megdet.training.images_apart import ImagesApart
 
 _LOG = logging.getLogger(__name__)
 Again = Callable[[], Iterable[Batch]]
@@ -64,6 +65,7 @@ def accumulate(
     count: int,
     device: torch.device,
     again: Again | None = None,
+    apart: ImagesApart | None = None,
 ) -> Tensor:
     """Backward through `count` micro-batches, sending gradients while the last one runs.
 
@@ -76,17 +78,19 @@ def accumulate(
         count: number of micro-batches.
         device: the device of the model.
         again: loads the micro-batches again; without it a step is not made again.
+        apart: computes each image apart (`exact`).
 
-    Returns the model's losses and counts, summed over the images. Raises torch's error if memory runs out and there are
-    no smaller pieces.
+    Returns the model's losses and counts, summed over the images, in fixed point if images are computed apart. Raises
+    torch's error if memory runs out and there are no smaller pieces.
     """
     batches = iter(micro_batches)
     if again is None:
-        return _sums(_Work(model, recipe, buckets, pieces, batches, count, device))
+        return _sums(_Work(model, recipe, buckets, pieces, batches, count, device, apart))
     sums = step_sums(model.modules())
     before = list(torch._foreach_add(sums, 0.0)) if sums else []  # copies, in one launch on a GPU
+    groups_before = 0 if apart is None else len(apart.rows)
     with remembered(Exchanges()) as exchanges:
-        work = _Work(model, recipe, buckets, pieces, batches, count, device)
+        work = _Work(model, recipe, buckets, pieces, batches, count, device, apart)
         while True:
             try:
                 return _sums(work)
@@ -101,8 +105,10 @@ def accumulate(
             pieces.repeated += 1
             for _ in batches:  # skip micro-batches of the failed try that were not yet used
                 pass
-            work = _Work(model, recipe, buckets, pieces, iter(again()), count, device)
+            work = _Work(model, recipe, buckets, pieces, iter(again()), count, device, apart)
             buckets.begin_again()
+            if apart is not None:
+                del apart.rows[groups_before:]
             if sums:
                 torch._foreach_copy_(sums, before)
             exchanges.rewind()
@@ -111,7 +117,7 @@ def accumulate(
 
 def smallest_pieces(model: Detector, recipe: Recipe) -> int:
     """The smallest size, as in `Pieces.size_of`, into which micro-batches can be cut with the same result."""
-    if not has_statistics(model):
+    if not has_statistics(model) and not recipe.exact:
         return 2
     return 1 if recipe.recompute == "none" and model.backbone.has_blocks else 0
 
@@ -125,17 +131,33 @@ class _Work:
     batches: Iterator[Batch]
     count: int
     device: torch.device
+    apart: ImagesApart | None = None
     now: Batch | None = None
     """the current micro-batch"""
 
 
+def _sums_of_images_apart(work: _Work, apart: ImagesApart) -> Tensor:
+    totals = torch.zeros(2, len(work.model.reported()), device=work.device, dtype=torch.int64)
+    with arithmetic(work.recipe.precision, work.device):
+        for batch in work.batches:
+            work.now = batch
+            totals += apart.losses(batch, _recompute_plan(work, batch), work.device)
+    return totals
+
+
+def _recompute_plan(work: _Work, batch: Batch) -> RecomputePlan:
+    is_plain = work.recipe.recompute == "none" and work.model.backbone.has_blocks
+    return "block" if is_plain and work.pieces.size_of(batch) else work.recipe.recompute
+
+
 def _sums(work: _Work) -> Tensor:
+    if work.apart is not None:
+        return _sums_of_images_apart(work, work.apart)
     model, recipe = work.model, work.recipe
     totals = torch.zeros(len(model.reported()), device=work.device, dtype=dtype_of(recipe.precision))
     for number, batch in enumerate(work.batches):
         work.now, size = batch, work.pieces.size_of(batch)
-        recomputes = size and recipe.recompute == "none" and model.backbone.has_blocks
-        model.set_recompute("block" if recomputes else recipe.recompute)
+        model.set_recompute(_recompute_plan(work, batch))
         cut = list(_one_by_one(batch)) if size > 1 else [batch]
         for place, piece in enumerate(cut):
             with arithmetic(recipe.precision, work.device):

@@ -37,6 +37,7 @@ from megdet.run_folder.checkpoint_files import (
 from megdet.run_folder.folder import FolderLock, RunFolder
 from megdet.run_folder.run_state import RunState
 from megdet.run_length import total_steps
+from megdet.runtime import operations_on_one_thread
 from megdet.structures import Batch
 from megdet.training.checkpoint_writer import CheckpointWriter
 from megdet.training.common_start import compare_commands, compare_data, compare_states, newest_step
@@ -321,6 +322,8 @@ def open_run(
     is_resumed = start is not None or (folder is not None and newest_step(folder, world) is not None)
     trainer = make_trainer(recipe, datasets.train.class_names, layout, world, is_resumed=is_resumed)
     with ExitStack() as opened:
+        if trainer.apart is not None:
+            opened.enter_context(operations_on_one_thread())
         lock, writer, position = None, None, Position()
         if folder is not None:
             lock = claim_folder(folder, recipe, world, facts_of_training(trainer.model, plan))

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megdet.distributed.fixed_point import LOSS_BITS, summed_numbers
 from megdet.distributed.world import World
 from megdet.layers.batch_norm import finish_step
 from megdet.precision import dtype_of
@@ -84,17 +85,20 @@ def train_step(
     """
     recipe, buckets, reported = trainer.recipe, trainer.buckets, trainer.model.reported()
     buckets.zero()
+    apart, all_groups = trainer.apart, list(groups)
     totals = torch.zeros(len(reported), device=world.device, dtype=dtype_of(recipe.precision))
+    if apart is not None:
+        totals = torch.zeros(2, len(reported), device=world.device, dtype=torch.int64)
     several = trainer.model, recipe, buckets, trainer.pieces
     batches, first_half, done = iter(micro_batches), None, 0
     if _needs_halves(trainer, step):
         number = num_in_first_half(groups, recipe.groups_per_step)
         first_again = None if again is None else lambda: islice(again(), number)
-        totals += accumulate(*several, islice(batches, number), number, world.device, first_again)
+        totals += accumulate(*several, islice(batches, number), number, world.device, first_again, apart)
         first_half, done = buckets.set_aside(), number
         groups = groups[number:]
     rest_again = None if again is None else lambda: islice(again(), done, None)
-    totals += accumulate(*several, batches, len(groups), world.device, rest_again)
+    totals += accumulate(*several, batches, len(groups), world.device, rest_again, apart)
     buckets.finish()
     agvm, noise = _measure(trainer, first_half, step)
     if first_half is not None:
@@ -102,17 +106,22 @@ def train_step(
     counted = None
     if notes is not None:
         own = notes()
-        summed = torch.cat([totals, totals.new_zeros(len(own))])
-        totals, counted = torch.split(summed, [len(reported), len(own)])
+        summed = torch.cat([totals.flatten(), totals.new_zeros(len(own))])
+        flat, counted = torch.split(summed, [totals.numel(), len(own)])
+        totals = flat.view_as(totals)
         for place, is_true in enumerate(own):
             if is_true:
                 counted[place] += 1  # copying a tensor of these numbers to the device would wait
         world.all_reduce(summed)
     else:
         world.all_reduce(totals)
+    rows = None
+    if apart is not None:
+        totals = summed_numbers(totals, LOSS_BITS).to(dtype_of(recipe.precision))
+        rows = apart.take_rows(all_groups, world)
     norm = buckets.norm()
     verdict = trainer.watch.judge(totals[: len(trainer.model.loss_names)], norm)
-    finish_step(trainer.model.modules(), recipe.groups_per_step, world, unless=verdict.is_left_out)
+    finish_step(trainer.model.modules(), recipe.groups_per_step, world, verdict.is_left_out, rows)
     for measured in (trainer.agvm, trainer.noise):
         if measured is not None:
             measured.settle(verdict.is_left_out)

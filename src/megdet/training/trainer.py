@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from megdet.distributed.exact_gradients import ExactGradients
 from megdet.distributed.gradients import GradientBuckets
 from megdet.distributed.lane import make_lane
 from megdet.distributed.layout import Layout
@@ -18,6 +19,7 @@ from megdet.model.choice import make_detector
 from megdet.model.detector import Detector
 from megdet.recipe import Recipe
 from megdet.run_folder.checkpoint_files import Kind
+from megdet.training.images_apart import ImagesApart
 from megdet.training.initial_weights import start_from_run
 from megdet.training.optimizers.agvm import Agvm
 from megdet.training.optimizers.averages import MovingAverage
@@ -47,6 +49,8 @@ class Trainer:
     """the gradient noise scale, if the recipe measures it"""
     pieces: Pieces = field(default_factory=Pieces)
     """the pieces in which micro-batches are computed"""
+    apart: ImagesApart | None = None
+    """computes every image for itself, if the recipe is exact"""
 
     @property
     def extras(self) -> dict[Kind, GradientWatch | MovingAverage | Agvm | NoiseScale]:
@@ -111,7 +115,10 @@ def trainer_of(recipe: Recipe, model: Detector, world: World) -> Trainer:
     """The trainer of a detector that is on its device, before its first step."""
     optimizer = make_optimizer(model, recipe.optimizer)
     averages = MovingAverage(model, recipe.optimizer.ema_decay) if recipe.optimizer.ema_decay else None
-    buckets = GradientBuckets(model.parameters(), world)
+    buckets, apart = GradientBuckets(model.parameters(), world), None
+    if recipe.exact:
+        buckets = gradients = ExactGradients(model.parameters(), world, recipe.batch_size)
+        apart = ImagesApart(model, recipe, gradients)
     parts, device, warmup_steps = parts_of(model, buckets.parameters), world.device, recipe.schedule.warmup_steps
     agvm = None
     if recipe.optimizer.agvm:
@@ -121,7 +128,7 @@ def trainer_of(recipe: Recipe, model: Detector, world: World) -> Trainer:
         name_of = {parameter: name for name, parameter in model.named_parameters()}
         noise = NoiseScale(parts, {name_of[parameter]: parameter for parameter in buckets.parameters}, recipe, device)
     watch = GradientWatch(recipe.watch, device)
-    return Trainer(recipe, model, optimizer, buckets, watch, averages, agvm, noise)
+    return Trainer(recipe, model, optimizer, buckets, watch, averages, agvm, noise, apart=apart)
 
 
 def restore_everywhere(trainer: Trainer, tensors: Tensors, step: int, world: World) -> None:

@@ -147,7 +147,12 @@ def add_verify(parser: Parser) -> None:
         help="numbers of devices; each is compared with the first, default 1,2,3,4,8",
     )
     parser.add_argument("--lane-width", type=whole_number, metavar="K", help="force the ranks that carry one group")
-    parser.add_argument("--dtype", choices=["float64", "float32"], default="float64", help="default float64")
+    parser.add_argument(
+        "--dtype",
+        choices=["float64", "float32", "bfloat16"],
+        help="default float64; with --exact float32, then bfloat16",
+    )
+    parser.add_argument("--exact", action="store_true", help="train with exact: true and allow no difference in a bit")
     parser.add_argument("--steps", type=whole_number, metavar="N", help="steps of a run, default 20")
     parser.add_argument(
         "--cases",

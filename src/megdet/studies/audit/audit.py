@@ -17,7 +17,7 @@ from megdet.run_folder.folder import RunFolder
 from megdet.run_folder.ledger import BrokenChainError, Chain, Images, Start, course, read_chain
 from megdet.run_folder.metrics import read_metrics
 from megdet.studies.audit import claims
-from megdet.studies.audit.stretches import Stretch, check_layout, compute, devices_for, fault_of, is_exact, stretches_of
+from megdet.studies.audit.stretches import Stretch, check_layout, compute, devices_for, fault_of, stretches_of
 from megdet.training.datasets import load_datasets
 from megdet.training.ledger import SHORT_STRETCH
 
@@ -175,7 +175,7 @@ def audit(
     for stretch in _chosen(possible, request, world, devices, recipe):
         say(f"computing {stretch.name} again")
         made = compute(stretch, folder, recipe, world, devices, workers)
-        wrong = world.on_first(partial(fault_of, stretch, made, records, exact=is_exact(recipe)))
+        wrong = world.on_first(partial(fault_of, stretch, made, records, exact=recipe.exact))
         count = made.machine.devices
         again.append(Again(stretch.first, stretch.last, count, len(made.states), wrong))
         if wrong:

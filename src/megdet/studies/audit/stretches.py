@@ -58,11 +58,6 @@ class Made:
     """after so many steps -> kind -> digest"""
 
 
-def is_exact(recipe: Recipe) -> bool:
-    """Whether any layout computes the same bits."""
-    return bool(getattr(recipe, "exact", False))
-
-
 def stretches_of(folder: RunFolder, counted: Counted, steps: int, recipe: Recipe) -> list[Stretch]:
     """All stretches of at most so many steps that begin at a kept checkpoint, or where the run began."""
     kept = {checkpoint_step(path) for path in checkpoints(folder)}
@@ -123,7 +118,7 @@ def compute(
 
 def devices_for(stretch: Stretch, recipe: Recipe, world: World) -> int:
     """On how many devices a stretch is computed where nothing else is asked."""
-    return world.size if world.size > 1 or is_exact(recipe) else stretch.start.machine.devices
+    return world.size if world.size > 1 or recipe.exact else stretch.start.machine.devices
 
 
 def check_layout(stretch: Stretch, recipe: Recipe, device: str, devices: int) -> None:
@@ -131,7 +126,7 @@ def check_layout(stretch: Stretch, recipe: Recipe, device: str, devices: int) ->
     there = stretch.start.machine
     if there.device != device:
         raise InputError(f"{stretch.name} were computed on {there.device}, here on {device}: --device {there.device}")
-    if devices != there.devices and not is_exact(recipe):
+    if devices != there.devices and not recipe.exact:
         raise InputError(
             f"{stretch.name} were computed on {there.devices} device(s), not on {devices}: without exact: true "
             f"only the same layout has the same bits; choose --devices {there.devices}, or megdet replay, which "

@@ -4,7 +4,7 @@ from rich.table import Table
 
 from megdet.cli.options import CONSOLE, PROGRESS, Arguments
 from megdet.contract.cases import chosen_cases
-from megdet.contract.verify import Comparison, Verdict, verify
+from megdet.contract.verify import Comparison, Format, Verdict, verify
 from megdet.recipe_file import load_recipe
 
 _SHOWN_DIGITS = 12
@@ -16,7 +16,8 @@ def run_verify(arguments: Arguments) -> None:
     recipe = load_recipe(arguments.recipe or "verify", arguments.overrides)
     cases = chosen_cases(arguments.cases or ("base" if arguments.recipe else "all"), recipe)
     exact = arguments.exact or recipe.exact
-    formats = [arguments.dtype] if arguments.dtype else ["float32", "bfloat16"] if exact else ["float64"]
+    usual: list[Format] = ["float32", "bfloat16"] if exact else ["float64"]
+    formats: list[Format] = [arguments.dtype] if arguments.dtype else usual
     verdicts: dict[str, Verdict] = {}
     for dtype in formats:
         verdicts[dtype] = verify(

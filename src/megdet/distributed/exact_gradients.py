@@ -76,7 +76,7 @@ class ExactGradients(GradientBuckets):
             parameter.grad = torch.empty_like(parameter)
             # freed one by one, and in parts: a step's memory could peak here
             total, sums[place] = sums[place], zero[place]
-            parts = zip(_flat(parameter.grad).split(_PART), total.split(_PART), strict=True)
+            parts = zip(torch.split(_flat(parameter.grad), _PART), torch.split(total, _PART), strict=True)
             for numbers, own in parts:
                 numbers.copy_(own.double().mul_(2.0**-GRADIENT_BITS / self.num_images))
             parameter.grad.masked_fill_(counts[place] > 0, torch.nan)

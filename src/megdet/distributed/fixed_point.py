@@ -32,10 +32,10 @@ def add_numbers(total: Int64[Tensor, " numbers"], values: Float[Tensor, " number
     """
     if not len(values):
         return torch.ones((), dtype=torch.bool, device=values.device)
-    fits = torch.linalg.vector_norm(values, torch.inf).double() * 2.0**bits < _LIMIT
+    fits: Tensor = torch.linalg.vector_norm(values, torch.inf).double() * 2.0**bits < _LIMIT
     chunk = min(_CHUNK, len(values)) if values.device.type == "cpu" else len(values)
     room = torch.empty(chunk, dtype=torch.float64, device=values.device)
-    for own, numbers in zip(total.split(chunk), values.split(chunk), strict=True):
+    for own, numbers in zip(torch.split(total, chunk), torch.split(values, chunk), strict=True):
         shifted = room[: len(numbers)].copy_(numbers).mul_(2.0**bits).add_(_SHIFT)
         own.add_(shifted.view(torch.int64).sub_(_SHIFT_BITS))
     return fits

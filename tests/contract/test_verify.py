@@ -326,9 +326,9 @@ def test_what_is_left_out_is_told_with_its_reason():
     told = {(own.case, own.why): own.devices for own in found if own.case in names}
     assert told == {
         ("bn-all", "to save time"): (2, 4),
-        ("lane-1", "there it is case base"): (1, 2, 3, 4),
+        ("lane-1", "the same as case base there"): (1, 2, 3, 4),
         ("lane-2", "2 does not divide them"): (1, 3),
-        ("lane-2", "there it is case base"): (8,),
+        ("lane-2", "the same as case base there"): (8,),
         ("recompute-stage", "2 does not divide them"): (1, 3),
     }
     assert {own.case for own in found if own.why == "not asked for"} == set(cases_of(verified)) - set(names)

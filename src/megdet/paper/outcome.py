@@ -24,7 +24,7 @@ class Failure:
     step: int
     """from 1"""
     why: str
-    """what was not finite: `rpn_box is not finite`"""
+    """what was not finite: `gradient_norm is not finite`"""
     last_norm: float | None
     """norm of the gradient of the step before it; None if there was none"""
 

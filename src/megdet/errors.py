@@ -33,7 +33,7 @@ class DivergedError(InputError):
     Args:
         message: one line, as of every InputError.
         step: the step that failed, from 1; 0 if not known.
-        why: the reason, such as `rpn_box is not finite`.
+        why: the reason, such as `gradient_norm is not finite`.
     """
 
     def __init__(self, message: str, step: int = 0, why: str = "") -> None:

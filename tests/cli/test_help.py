@@ -16,6 +16,7 @@ from megdet.studies.rates.trial import AFTER_WARMUP
 BUILD_A_RECIPE = {"train", "describe", "lr-test", "plan", "verify", "chaos"}
 CHANGE_A_RECIPE = {
     "audit",
+    "reproduce",
     "replay",
     "demo",
     "import",

@@ -133,7 +133,7 @@ def add_reproduce(parser: Parser) -> None:
     add_json(parser)
     add_layout_options(parser)
     add_machine_options(parser, trains=True)
-    take_recipe_keys(parser)
+    take_keys_of_run(parser, "--optimizer.clip_norm 4", "every row's recipe")
     parser.set_defaults(run_verb="reproduction:run_reproduce")
 
 

@@ -70,7 +70,7 @@ def test_not_a_number_is_read():
         ("a: !!timestamp x", "a.yaml: line 1, column 4: a tag such as tag:yaml.org,2002:timestamp is not read"),
         ("a: !!python/object:os.system {}", "a.yaml: line 1, column 4: a tag"),
         ("!x a: 1", "a.yaml: line 1, column 1: a key must"),
-        ("a: 1\nb: 2\na: 3", "a.yaml: line 3, column 1: key 'a' stands twice"),
+        ("a: 1\nb: 2\na: 3", "a.yaml: line 3, column 1: key 'a' is given twice"),
         ("? [a]\n: 1", "a.yaml: line 1, column 3: a key must be a plain text"),
         ("a: 1\n---\nb: 2", "a.yaml: line 2, column 1: a second document starts"),
         ("[" * 33 + "]" * 33, "a.yaml: line 1, column 33: nested more than 32 deep"),

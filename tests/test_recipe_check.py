@@ -118,14 +118,17 @@ def test_what_rfcn_cannot_have_is_refused_by_its_key(key, value, why):
 
 def test_whole_sizes_of_less_than_a_pixel_are_refused():
     text = "model: {kind: retinanet, anchors: {sizes: [0.5, 16, 32, 64, 128], whole_sizes: true}}"
-    assert "model.anchors.sizes is (0.5, 16.0, 32.0, 64.0, 128.0): cut down to whole pixels" in refusal(text)
+    assert "model.anchors.sizes is (0.5, 16.0, 32.0, 64.0, 128.0): rounded down to whole pixels" in refusal(text)
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         ({"bn_size": "0", "group_size": "3"}, "group_size is 3: it must divide batch_size 16"),
-        ({"data.cache": "resized", "data.resize": "torchvision"}, "data.cache is resized: pixels that data.resize"),
+        (
+            {"data.cache": "resized", "data.resize": "torchvision"},
+            "resized: data.resize torchvision makes pixels",
+        ),
         (
             {"bn_size": "0", "model.fpn.norm": "batch"},
             "model.fpn.norm is batch: frozen statistics that were never trained",

@@ -251,7 +251,7 @@ def test_derived_numbers_follow_from_the_fields():
 
 
 def test_a_key_that_stands_twice_is_refused():
-    with pytest.raises(InputError, match="key 'seed' stands twice"):
+    with pytest.raises(InputError, match="key 'seed' is given twice"):
         parse_recipe("seed: 1\nbatch_size: 16\nseed: 2", "r.yaml")
 
 

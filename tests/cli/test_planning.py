@@ -266,7 +266,7 @@ def test_what_cannot_be_planned_is_refused_before_anything_is_measured(
         ("--bandwidth", "fast", "not a number above 0"),
         ("--sizes", "4", "at least two numbers"),
         ("--sizes", "0,4", "at least two numbers"),
-        ("--plans", "none,half", "'half': choose of none, block, stage, sqrt"),
+        ("--plans", "none,half", "'half': choose from none, block, stage, sqrt"),
         ("--side-by-side", "0", "at least 1"),
         ("--device", "tpu", "choose from"),
     ],

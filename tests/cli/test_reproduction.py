@@ -16,7 +16,7 @@ Refused = Callable[..., str]
 def test_items_and_scales_that_do_not_exist_are_named(refused: Refused) -> None:
     assert "invalid choice: 'table9' (choose from" in refused("reproduce", "table9")
     assert "argument --scale: invalid choice: 'imagenet'" in refused("reproduce", "table2", "--scale", "imagenet")
-    assert "unknown option '--model.fpn.channels'" in refused("reproduce", "table2", "--model.fpn.channels", "8")
+    assert "unknown option '--model.fpn.chanels'" in refused("reproduce", "claim-bn-size", "--model.fpn.chanels", "8")
     assert "no row 'b1-bn1'; there are b16-bn0" in refused("reproduce", "table2", "--rows", "b1-bn1")
     assert "--rows is for table2 and table3" in refused("reproduce", "figure4", "--rows", "b16-bn0")
     assert "--run is empty" in refused("reproduce", "table2", "--run", "")

@@ -70,7 +70,7 @@ def test_frozen_statistics_are_spread_in_large_micro_batches(capsys: pytest.Capt
         (["--batch-size", "64", "--images-per-device", "2"], "contradict"),
         (["--batch-size", "48"], "BN size 32 does not divide the batch of 48 images"),
         (["--fraction", "1.5"], "above 0 and at most 1"),
-        (["--overhead", "-1"], "--overhead -1: it must be at least 0"),
+        (["--overhead", "-1"], "--overhead -1 must be at least 0"),
         (["--noise-scale", "nan"], "'nan' is not a number"),
         (["--picture", "x.movie"], "name it .png, .pdf or .svg"),
         (["--model.fpn.channels", "64"], "unknown option '--model.fpn.channels'"),

@@ -44,6 +44,8 @@ def test_train_leaves_the_whole_run_folder(run: Path) -> None:
         "evaluation.json",
         "detections.json",
         "checkpoints",
+        "ledger.jsonl",
+        "image_digests.json",
         "pictures",
         "report.html",
     }

@@ -202,7 +202,7 @@ def test_a_pipe_in_the_place_of_an_image_is_refused_and_not_waited_for(tmp_path)
     with pytest.raises(InputError, match=r"a\.jpg: it is a pipe, no image file"):
         load_coco(file, images, keep_empty=False)
     os.mkfifo(tmp_path / "pipe.json")
-    with pytest.raises(InputError, match=r"pipe\.json cannot be read: it is no plain file"):
+    with pytest.raises(InputError, match=r"pipe\.json cannot be read: it is not a plain file"):
         load_coco(tmp_path / "pipe.json", images, keep_empty=False)
 
 

@@ -123,7 +123,7 @@ def load_without_the_file(world: World, annotations: Path, images: Path) -> None
 
 def test_a_rank_without_a_first_process_on_its_host_says_so(tmp_path):
     with pytest.raises(
-        InputError, match=r"rank 1 on elsewhere cannot read .* no rank there is the first \(LOCAL_RANK 0"
+        InputError, match=r"rank 1 on elsewhere cannot map .* no rank there is the first \(LOCAL_RANK 0"
     ):
         run_in_ranks(load_without_the_file, 2, *write_set(tmp_path, two_images()))
 

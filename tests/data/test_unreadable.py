@@ -109,7 +109,7 @@ def test_a_folder_that_is_gone_stops_the_run_after_a_few_images(recipe):
 def test_an_image_that_is_evaluated_is_never_replaced(recipe):
     dataset = val_set(recipe)
     (Path(recipe.data.val_images) / dataset.file_names[1]).unlink()
-    with pytest.raises(InputError, match=r"1\.png: no such .* a score without it would be that of other data"):
+    with pytest.raises(InputError, match=r"1\.png: no such .* the score would be that of other data"):
         list(group_batches(dataset, evaluation_plan(dataset.sizes, recipe), workers=0, device=CPU))
 
 

@@ -1,5 +1,6 @@
 """A run whose images are lost while it goes on: replaced alike on every layout, counted, listed, bounded."""
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from megdet.run_folder.folder import RunFolder
 from megdet.run_folder.metrics import read_metrics
 from megdet.training.loop import train
 from megdet.training.run import RunOptions
+from megdet.training.step_log import StepLog
 from run_folders import load_checkpoint
 from small_runs import ALONE, furthest, three_epochs
 
@@ -79,10 +81,14 @@ def test_two_ranks_replace_the_image_as_one_does(recipe, whole, tmp_path):
 
 def test_a_run_that_goes_on_without_the_image_ends_where_one_without_a_stop_does(recipe, whole, tmp_path, capsys):
     folder = RunFolder(tmp_path / "run")
-    with (
-        mock.patch("megdet.training.loop.StepLog.add", side_effect=[False, False, False, KeyboardInterrupt]),
-        pytest.raises(KeyboardInterrupt),
-    ):
+    add, calls = StepLog.add, itertools.count()
+
+    def interrupted(self, result, **options):
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        return add(self, result, **options)
+
+    with mock.patch("megdet.training.loop.StepLog.add", interrupted), pytest.raises(KeyboardInterrupt):
         train(recipe, folder, OPTIONS, ALONE)
     train(recipe, folder, OPTIONS, ALONE)
     ours, theirs = end_of(whole), end_of(folder)

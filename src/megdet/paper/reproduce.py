@@ -31,8 +31,9 @@ from megdet.paper.rows import (
 )
 from megdet.paper.sampling import proposals_report, ratios_report
 from megdet.paper.sweep import Train
-from megdet.paper.tables import FIGURES, TrainingRow
+from megdet.paper.tables import FIGURES, TrainingRow, recipe_of
 from megdet.recipe import Recipe
+from megdet.recipe_file import load_recipe
 from megdet.run_folder.checkpoint_files import latest_checkpoint
 from megdet.run_folder.folder import RunFolder
 from megdet.training.loop import train
@@ -89,6 +90,7 @@ def reproduce(
     if order.rows is not None and order.item not in ("table2", "table3"):
         raise InputError(f"--rows is for table2 and table3: {order.item} needs all of its rows")
     chosen = [row_name(row) for row in chosen_rows(rows, order.rows)]
+    load_recipe(recipe_of(rows[0]) if order.scale == "coco" else f"reproduce-{order.scale}", order.overrides)
     changes = data_changes(order.scale, order.data) | weights_changes(order.scale, order.weights)
     if order.scale == "demo" and order.weights is None:
         changes["model.backbone.weights"] = str(pretrained_backbone(order.folder, order.data, options, world))

@@ -61,6 +61,7 @@ def reproduce_claim(
     claim = CLAIMS[order.item]
     seeds = order.seeds or claim.seeds
     chosen_rows = _chosen(claim, order.rows)
+    _recipe(claim, chosen_rows[0], 0, order.overrides)  # a wrong key is refused before anything is drawn or trained
     files = _files(claim, order, options, world)
     recipes = {
         run_name(row, seed): _recipe(claim, row, seed, files | dict(order.overrides))

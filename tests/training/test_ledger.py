@@ -206,7 +206,9 @@ def test_two_ranks_write_one_ledger(recipe: Recipe, every_step: RunFolder, tmp_p
     start = chain.entries[0]
     assert isinstance(start, Start)
     assert start.machine.devices == 2
-    assert start.state == read_chain(every_step.ledger).entries[0].state, "the same weights to begin with"  # type: ignore[union-attr]
+    first = read_chain(every_step.ledger).entries[0]
+    assert isinstance(first, Start)
+    assert start.state == first.state, "the same weights to begin with"
     assert [entry.step for entry in course(chain.entries)] == [0, 1, 2, 3, 4, 5]
     assert [line.images for line in chain.entries if isinstance(line, Steps)] == [
         line.images for line in lines_of(every_step)

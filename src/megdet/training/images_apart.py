@@ -84,7 +84,7 @@ class ImagesApart:
         shared |= {id(parameter): leaf for parameter, leaf in leaves.items()}
         made = copy.deepcopy(self.model, shared)
         for parameter, place in places.items():
-            leaves[parameter].register_post_accumulate_grad_hook(partial(self._add, place))  # type: ignore[no-untyped-call]
+            leaves[parameter].register_post_accumulate_grad_hook(partial(self._add, place))  # type: ignore[no-untyped-call]  # torch's, which has no types
         return made
 
     def _add(self, place: int, leaf: Tensor) -> None:

@@ -2,6 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
+# every test starts processes of its own: compiled modules are kept, even where the environment forbids it, as images of containers
+# often do; without them each process compiles torch anew, for 7 seconds of a core
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-slow check bench bench-page docs clean
 
 demo: .venv/installed

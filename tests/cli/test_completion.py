@@ -11,12 +11,24 @@ from megdet.cli.completing import bash_script, fish_script, zsh_script
 from megdet.cli.main import VERBS, main
 from megdet.recipe_file import packaged_recipes
 
-BASH = shutil.which("bash")
+BASH, FISH, ZSH = (shutil.which(shell) for shell in ("bash", "fish", "zsh"))
 _ASK = """
 source "$1"; shift
 COMP_WORDS=("$@"); COMP_CWORD=$(( $# - 1 ))
 _megdet
 printf '%s\\n' "${COMPREPLY[@]}"
+"""
+_TYPE = """
+zmodload zsh/zpty
+zpty -b shell zsh -f -i
+zpty -w shell "PS1='ready''now '; autoload -Uz compinit; compinit -u -D; source megdet.zsh"
+zpty -r shell seen '*readynow *'
+while (( $# )); do
+  zpty -w -n shell $'\\C-u'"$1"$'\\t'
+  zpty -r -m shell seen "*$1$2*" && print -r -- "completed to $1$2"
+  shift 2
+done
+zpty -d shell
 """
 
 
@@ -55,15 +67,32 @@ def test_bash_completes_verbs_options_values_recipes_keys_and_files(script: Path
     assert completed(script, "detect", "runs/demo", "pho", cwd=tmp_path) == {"photo.jpg"}
 
 
-@pytest.mark.parametrize(("shell", "write"), [("zsh", zsh_script), ("fish", fish_script)])
-def test_the_other_shells_take_their_scripts_where_they_are_installed(shell, write, tmp_path: Path) -> None:
-    script = write()
-    assert all(verb in script for verb in VERBS)
-    assert "--optimizer.base_lr" in script or "-l optimizer.base_lr" in script
-    if shutil.which(shell) is None:
-        pytest.skip(f"{shell} is not installed")
-    (tmp_path / "script").write_text(script)
-    subprocess.run([shell, "-n", str(tmp_path / "script")], check=True, timeout=60)
+@pytest.mark.skipif(FISH is None, reason="fish is not installed")
+def test_fish_completes_them_too(tmp_path: Path) -> None:
+    (tmp_path / "megdet.fish").write_text(fish_script())
+    (tmp_path / "course.jpg").touch()
+    lines = ("megdet wa", "megdet data c", "megdet train demo --optimizer.base", "megdet detect runs/demo cou")
+    ask = "source megdet.fish; for line in $argv; complete -C $line; echo end; end"
+    command = [str(FISH), "--no-config", "-c", ask, *lines]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, cwd=tmp_path)
+    assert done.stderr == ""
+    offered = [{line.split("\t")[0] for line in part.splitlines() if line} for part in done.stdout.split("end\n")]
+    assert offered[0] == {"watch"}
+    assert offered[1] >= {"check", "convert"}
+    assert "course.jpg" not in offered[1]
+    assert offered[2] == {"--optimizer.base_lr"}
+    assert offered[3] == {"course.jpg"}
+
+
+@pytest.mark.skipif(ZSH is None, reason="zsh is not installed")
+def test_zsh_completes_them_too_in_a_terminal(tmp_path: Path) -> None:
+    (tmp_path / "megdet.zsh").write_text(zsh_script())
+    command = [str(ZSH), "-f", "-c", _TYPE, "zsh", "megdet wa", "tch", "megdet train demo --optimizer.base", "_lr"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120, cwd=tmp_path)
+    assert done.stdout.splitlines() == [
+        "completed to megdet watch",
+        "completed to megdet train demo --optimizer.base_lr",
+    ]
 
 
 def test_the_command_prints_the_script_and_loads_no_library_that_computes(script: Path) -> None:

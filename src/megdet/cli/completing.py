@@ -156,7 +156,9 @@ def fish_script() -> str:
     ]
     for command in commands():
         if command.first:
-            lines.append(f"complete -c megdet -n '__megdet_at {command.words}' -a {_quoted(' '.join(command.first))}")
+            no_files = " -f" if command.words in _pairs() else ""
+            words = _quoted(" ".join(command.first))
+            lines.append(f"complete -c megdet{no_files} -n '__megdet_at {command.words}' -a {words}")
         for option in (*command.options, *(recipe_options() if command.takes_keys else ())):
             values = (
                 f" -x -a {_quoted(' '.join(option.values))}" if option.values else " -r" if option.takes_value else ""

@@ -50,41 +50,28 @@ def detect_dataset(
     of the model's labels; detections of a label without an id are left out. `progress` is called with the number of
     images done on this rank.
     """
-    with operations_on_one_thread() if recipe.exact else nullcontext():
-        return _detections_of(model, recipe, dataset, category_ids, world, workers=workers, progress=progress)
-
-
-def _detections_of(
-    model: Detector,
-    recipe: Recipe,
-    dataset: CocoDataset,
-    category_ids: Sequence[int | None],
-    world: World,
-    *,
-    workers: int,
-    progress: Callable[[int], None] | None,
-) -> list[Result]:
     plan, num_scales = evaluation_plan(dataset.sizes, recipe), len(evaluation_scales(recipe))
     mine = range(world.rank, len(plan) // num_scales, world.size)
     found: list[tuple[int, list[Result]]] = []
     groups = [plan[number * num_scales + scale] for number in mine for scale in range(num_scales)]
     batches = group_batches(dataset, groups, workers=workers, device=world.device)
     done, looks = 0, list[BatchDetections]()
-    for (number, scale), batch in zip(itertools.product(mine, range(num_scales)), batches, strict=True):
-        batch = batch.to(world.device)
-        looks += _looks(model, recipe, scale, batch.pixels, batch.sizes, batch.scales)
-        if scale < num_scales - 1:
-            continue
-        detections, looks = together(looks, recipe.evaluation), []
-        results = []
-        for row, index in enumerate(batch.image_index):
-            height, width = dataset.sizes[index].tolist()
-            own = detections_of_image(detections[row : row + 1], (height, width), exact=model.exact_paste)
-            results += own.to_coco(dataset.image_ids[index], category_ids)
-        found.append((number, results))
-        done += len(batch.image_index)
-        if progress is not None:
-            progress(done)
+    with operations_on_one_thread() if recipe.exact else nullcontext():
+        for (number, scale), batch in zip(itertools.product(mine, range(num_scales)), batches, strict=True):
+            batch = batch.to(world.device)
+            looks += _looks(model, recipe, scale, batch.pixels, batch.sizes, batch.scales)
+            if scale < num_scales - 1:
+                continue
+            detections, looks = together(looks, recipe.evaluation), []
+            results = []
+            for row, index in enumerate(batch.image_index):
+                height, width = dataset.sizes[index].tolist()
+                own = detections_of_image(detections[row : row + 1], (height, width), exact=model.exact_paste)
+                results += own.to_coco(dataset.image_ids[index], category_ids)
+            found.append((number, results))
+            done += len(batch.image_index)
+            if progress is not None:
+                progress(done)
     merged = sorted((item for part in world.gather_objects(found) for item in part), key=lambda item: item[0])
     return [result for _, results in merged for result in results]
 

@@ -130,6 +130,25 @@ def test_scores_are_judged_over_seeds_and_a_second_call_trains_nothing(order: Cl
         run(order, **own, rows="bn3")
 
 
+def test_trainings_of_another_machine_are_taken_over_and_not_made_again(order: ClaimOrder) -> None:
+    row = "b16-bn16-w0-r0.01"
+    first, _ = run(order, rows=row, seeds=2)
+    numbers, elsewhere = order.folder / "claim-failing.json", order.folder.with_name("elsewhere")
+    again, heard = run(order, folder=elsewhere, rows=row, seeds=2, outcomes=numbers)
+    assert (heard, again.records) == ([], first.records)
+    more, heard = run(order, folder=elsewhere, rows=row, seeds=3, outcomes=numbers)
+    assert heard[0] == f"row 3 of 3, {row}-s2: training"
+    assert [record["seeds"] for record in more.records if record["row"] == row] == [[0, 1, 2]]
+    nowhere = order.folder.with_name("nowhere")
+    for changes, message in (
+        ({"item": "claim-bn-size", "rows": "bn2"}, "it holds claim-failing, not claim-bn-size"),
+        ({"overrides": {"data.draw_demo": "", "optimizer.momentum": 0.8}}, "was trained with optimizer.momentum None"),
+    ):
+        with pytest.raises(InputError, match=message):
+            run(order, **{"folder": nowhere, "rows": row, "outcomes": numbers, **changes})
+    assert not list(nowhere.glob("*/outcome.json"))
+
+
 def test_jobs_train_the_rows_in_processes_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = tmp_path / "data"
     draw_demo(data, num_train=8, num_val=2, size=64, workers=1)

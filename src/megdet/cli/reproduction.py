@@ -19,6 +19,8 @@ def run_reproduce(arguments: Arguments) -> None:
     """Train the rows that are missing; print the table and where the files are."""
     if arguments.run == Path():
         raise InputError("--run is empty: name a folder")
+    if arguments.outcomes is not None and arguments.item not in CLAIM_ITEMS:
+        raise InputError(f"--outcomes is for the claims: {', '.join(CLAIM_ITEMS)}")
     options, world = run_options(arguments), join_world(arguments)
     report: Report | None
     if arguments.item in CLAIM_ITEMS:
@@ -64,7 +66,7 @@ def _claim_order(arguments: Arguments) -> ClaimOrder:
     claim = CLAIMS[arguments.item]
     if arguments.scale not in (None, claim.scale):
         raise InputError(f"{claim.name} has no rows at scale {arguments.scale}: choose --scale {claim.scale}")
-    asked = arguments.given("data", "weights", "rows", "seeds", "jobs")
+    asked = arguments.given("data", "weights", "rows", "seeds", "jobs", "outcomes")
     return ClaimOrder(claim.name, _folder(arguments, claim.name), **asked, overrides=arguments.overrides)
 
 

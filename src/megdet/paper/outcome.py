@@ -119,8 +119,13 @@ def write_outcome(
         command=str(starts[-1].get("command", "")) if starts else "",
         commit=_commit(starts[-1].get("git")) if starts else "",
     )
-    write_json_atomically(folder.path / _OUTCOME, asdict(outcome), indent=2)
+    keep_outcome(folder, outcome)
     return outcome
+
+
+def keep_outcome(folder: RunFolder, outcome: Outcome) -> None:
+    """Write an outcome into a run folder: its row is finished. Raises InputError if that fails."""
+    write_json_atomically(folder.path / _OUTCOME, asdict(outcome), indent=2)
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -125,6 +125,12 @@ def add_reproduce(parser: Parser) -> None:
         "--jobs", type=whole_number, default=1, metavar="N", help="train so many rows side by side, a core each"
     )
     parser.add_argument(
+        "--outcomes",
+        type=Path,
+        metavar="FILE",
+        help="of a claim: CLAIM.json of an earlier call, also of another machine; its trainings are not made again",
+    )
+    parser.add_argument(
         "--run",
         type=Path,
         metavar="FOLDER",

@@ -48,7 +48,7 @@ def claim_report(
     for row in claim.rows:
         found = results.get(row, ())
         report.rows.append(_cells(row, found))
-        report.records.append({"row": row, "keys": dict(claim.rows[row]), "outcomes": [asdict(own) for own in found]})
+        report.records.append({"row": row, "outcomes": [asdict(own) for own in found]})
     report.notes.append(f"Question: {claim.question}")
     report.notes.append(f"The paper: {claim.paper}")
     report.notes.append(_setting(claim, recipe))

@@ -6,6 +6,7 @@ next, so that a call that was stopped has whole columns.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from megdet.data.demo import draw_demo
 from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.paper.claims.claim import CLAIMS, Claim
+from megdet.paper.claims.earlier import take_over
 from megdet.paper.claims.pictures import plot_curves_of_rows, plot_failures, plot_scores
 from megdet.paper.claims.report import claim_report
 from megdet.paper.claims.rules import FailMore
@@ -46,6 +48,8 @@ class ClaimOrder:
     """trainings of each row; None = as many as the claim asks for"""
     jobs: int = 1
     """trainings side by side, a core each"""
+    outcomes: Path | None = None
+    """numbers of an earlier call, whose trainings are not made again; None = those in the folder alone"""
     overrides: Mapping[str, Any] = field(default_factory=dict)
     """keys on top of every row's: the verdict is then one on another experiment, and says so"""
 
@@ -68,12 +72,19 @@ def reproduce_claim(
         for seed in range(seeds)
         for row in claim.rows
     }
+    if order.outcomes is not None:
+        places = {(row, seed): order.folder / run_name(row, seed) for seed in range(seeds) for row in claim.rows}
+        earlier = order.outcomes
+        world.on_first(lambda: take_over(earlier, claim.name, partial(_keys, claim, order.overrides), places))
     chosen = [name for name in recipes if name.rpartition("-s")[0] in chosen_rows]
 
     def report_of(outcomes: Mapping[str, Outcome]) -> Report:
-        return claim_report(
-            claim, results_of(claim, seeds, outcomes), recipes[run_name(chosen_rows[0], 0)], order.overrides
-        )
+        results, example = results_of(claim, seeds, outcomes), recipes[run_name(chosen_rows[0], 0)]
+        report = claim_report(claim, results, example, order.overrides)
+        for record in report.records:
+            record["keys"] = _keys(claim, order.overrides, record["row"])
+            record["seeds"] = [seed for seed in range(seeds) if run_name(record["row"], seed) in outcomes]
+        return report
 
     def told(name: str, outcomes: Mapping[str, Outcome]) -> None:
         say(progress_line(name, chosen, outcomes))
@@ -100,6 +111,11 @@ def results_of(claim: Claim, seeds: int, outcomes: Mapping[str, Outcome]) -> dic
     """The finished trainings of every row, by its name."""
     names = {row: [run_name(row, seed) for seed in range(seeds)] for row in claim.rows}
     return {row: [outcomes[name] for name in own if name in outcomes] for row, own in names.items()}
+
+
+def _keys(claim: Claim, overrides: Mapping[str, Any], row: str) -> dict[str, Any]:
+    """All keys of a row but its seed and its files."""
+    return {**claim.keys, **claim.rows[row], **overrides}
 
 
 def _recipe(claim: Claim, row: str, seed: int, changes: Mapping[str, Any]) -> Recipe:

@@ -21,9 +21,9 @@ def drawn(seed: int, count: int, numbers: int = 300, scale: float = 0.1) -> list
 
 
 def summed(parts: list[Tensor]) -> Tensor:
-    total = torch.zeros(len(parts[0]), dtype=torch.int64)
-    for part in parts:
-        assert add_numbers(total, part, GRADIENT_BITS)
+    total = torch.full((len(parts[0]),), 12345)  # what lies in memory before the first is added
+    for place, part in enumerate(parts):
+        assert add_numbers(total, part, GRADIENT_BITS, begins=place == 0)
     return total
 
 

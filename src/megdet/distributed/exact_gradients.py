@@ -42,8 +42,12 @@ class ExactGradients(GradientBuckets):
     def add(self, place: int, gradient: Tensor) -> None:
         """Add an image's gradient of the parameter at a place in `parameters`, in that parameter's memory format."""
         with self._locks[place], torch.no_grad():
-            self._sums[place] = total = self._sum(place)
-            self._misfits[place] += (~add_numbers(total, _flat(gradient), GRADIENT_BITS)).to(torch.int64)
+            total, values = self._sums[place], _flat(gradient)
+            begins = total is None
+            if total is None:
+                total = self._sums[place] = torch.empty(len(values), dtype=torch.int64, device=values.device)
+            fits = add_numbers(total, values, GRADIENT_BITS, begins=begins)
+            self._misfits[place] += (~fits).to(torch.int64)
 
     def zero(self) -> None:
         """Start a step: forget all gradients."""
@@ -64,7 +68,10 @@ class ExactGradients(GradientBuckets):
 
     def finish(self) -> None:
         """Add up over all ranks; every parameter then has its gradient."""
-        sums = [self._sum(place) for place in range(len(self.parameters))]
+        sums = [
+            torch.zeros(parameter.numel(), dtype=torch.int64, device=parameter.device) if known is None else known
+            for parameter, known in zip(self.parameters, self._sums, strict=True)
+        ]
         zero = [own.new_zeros(()) for own in sums]
         misfits = [own + found for own, found in zip(zero, self._misfits, strict=True)]
         self._begin()
@@ -80,12 +87,6 @@ class ExactGradients(GradientBuckets):
             for numbers, own in parts:
                 numbers.copy_(own.double().mul_(2.0**-GRADIENT_BITS / self.num_images))
             parameter.grad.masked_fill_(counts[place] > 0, torch.nan)
-
-    def _sum(self, place: int) -> Tensor:
-        parameter, known = self.parameters[place], self._sums[place]
-        if known is not None:
-            return known
-        return torch.zeros(parameter.numel(), dtype=torch.int64, device=parameter.device)
 
     def _begin(self) -> None:
         self._sums, self._misfits = [None] * len(self.parameters), [0] * len(self.parameters)

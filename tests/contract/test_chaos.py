@@ -241,3 +241,14 @@ def test_kills_on_changing_numbers_of_ranks_leave_its_weights_to_rounding(tmp_pa
     assert findings.passes, findings.sentence()
     assert len({own.devices for own in findings.disturbed}) > 1
     assert max(run.difference for run in findings.finished) < 1e-9
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_kills_on_changing_numbers_of_ranks_leave_every_bit_of_an_exact_run(tmp_path: Path) -> None:
+    recipe = tiny(tmp_path, exact="true")
+    findings = chaos(recipe, 10, (1, 2, 3), seed=3, options=["--device", "cpu", "--workers", "1"])
+    assert findings.passes, findings.sentence()
+    assert findings.is_bitwise
+    assert len({own.devices for own in findings.disturbed}) > 1
+    assert recipe.precision == "float32"

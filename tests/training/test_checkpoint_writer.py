@@ -73,6 +73,29 @@ def test_the_training_goes_on_while_a_checkpoint_of_before_is_written(
     assert steps(folder) == [2]
 
 
+def test_a_line_of_the_ledger_does_not_wait_for_a_checkpoint_that_is_being_written(
+    folder: RunFolder, writer: CheckpointWriter
+) -> None:
+    may_write, own = threading.Event(), tensors(1)
+    seen: list[tuple[float, list[int]]] = []
+
+    def look(copy: Tensors) -> None:
+        seen.append((copy["model"]["weight"].max().item(), steps(folder)))
+
+    writer.save(run_state(1), own, [], first=lambda: may_write.wait(60) and None)
+    own["model"]["weight"] += 1  # the next step
+    writer.look_at_copy(own, look)
+    assert writer.is_writing
+    own["model"]["weight"] += 1
+    may_write.set()
+    writer.look_at_copy(own, look)
+    writer.wait()
+    assert seen == [(2.0, [1]), (3.0, [1])], "in the order in which they were given, each with its own values"
+    found = latest_checkpoint(folder)
+    assert found is not None
+    assert torch.equal(load_checkpoint(found)[0]["model"]["weight"], torch.full((1, 2, 3, 4), 1.0))
+
+
 def test_a_full_disk_keeps_the_old_checkpoint_and_is_said_once_each(
     folder: RunFolder, writer: CheckpointWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:

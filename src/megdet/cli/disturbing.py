@@ -1,5 +1,7 @@
 """The verb chaos."""
 
+from dataclasses import replace
+
 from megdet.cli.options import CONSOLE, PROGRESS, Arguments
 from megdet.contract.chaos.chaos import DEVICES, chaos
 from megdet.recipe_file import load_recipe
@@ -9,6 +11,8 @@ from megdet.runtime import num_gpus
 def run_chaos(arguments: Arguments) -> None:
     """Train undisturbed and disturbed, print the verdict; exit code 1 if a disturbed run ended differently."""
     recipe = load_recipe(arguments.recipe, arguments.overrides)
+    if arguments.exact:
+        recipe = replace(recipe, exact=True)
     findings = chaos(
         recipe,
         **arguments.given("kills", "devices", "seed", "timeout"),

@@ -1,10 +1,12 @@
 """Checkpoints are written by a thread of rank 0, from a copy in memory, while the training goes on.
 
-A step waits for the copy, and for the previous checkpoint if that is still being written.
+A step waits for the copy, and a checkpoint for the previous one if that is still being written. A copy that is only
+looked at (a line of the ledger) waits for neither: while the memory of the copies is in use it gets memory of its own.
 """
 
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -33,6 +35,9 @@ class CheckpointWriter:
         self._jobs: list[Future[None]] = []
         self._failed: list[tuple[str, InputError]] = []
         self._copies: Tensors = {}
+        """memory that every checkpoint uses again: allocating it would cost more than the copy"""
+        self._beside: Future[None] | None = None
+        """looks at a copy in memory of its own"""
 
     def save(
         self,
@@ -46,15 +51,23 @@ class CheckpointWriter:
 
         `look` gets the copy before; the checkpoint is written even if it fails.
         """
-        self.look_at_copy(tensors, look)
+        self.wait()  # the copies are still being written
+        self._copies = _copied(tensors, self._copies)
+        if look is not None:
+            self.later(partial(look, self._copies))
         self._jobs.append(self._thread.submit(self._write, state, spared, first))
 
-    def look_at_copy(self, tensors: Tensors, look: Callable[[Tensors], None] | None) -> None:
-        """Copy the tensors and give the copy to `look`, later."""
-        self.wait()  # the copies are still being written
-        self._copy(tensors)
-        if look is not None:
-            self.later(lambda: look(self._copies))
+    def look_at_copy(self, tensors: Tensors, look: Callable[[Tensors], None]) -> None:
+        """Copy the tensors and give the copy to `look`, after the checkpoints given before are written."""
+        if self._beside is not None:
+            self._beside.result()  # one copy more is enough
+        is_beside = self.is_writing
+        copies = _copied(tensors, {} if is_beside else self._copies)
+        if not is_beside:
+            self._copies = copies
+        job = self._thread.submit(self._do, partial(look, copies))
+        self._beside = job if is_beside else None
+        self._jobs.append(job)
 
     def later(self, work: Callable[[], None]) -> None:
         """Call `work` once the checkpoints given before are written."""
@@ -114,20 +127,22 @@ class CheckpointWriter:
         except InputError as error:
             self._failed.append(("", error))
 
-    @torch.no_grad()
-    def _copy(self, tensors: Mapping[Kind, Mapping[str, Tensor]]) -> None:
-        """Copy into memory that is reused for every checkpoint: allocating it would cost more than the copy."""
-        before, self._copies = self._copies, {}
-        devices = set()
-        for kind, group in tensors.items():
-            self._copies[kind] = {}
-            for name, tensor in group.items():
-                copy = before.get(kind, {}).get(name)
-                if copy is None or copy.shape != tensor.shape or copy.dtype != tensor.dtype:
-                    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-                copy.copy_(tensor, non_blocking=True)
-                self._copies[kind][name] = copy
-                devices.add(tensor.device)
-        for device in devices:
-            if device.type == "cuda":
-                torch.cuda.current_stream(device).synchronize()
+
+@torch.no_grad()
+def _copied(tensors: Mapping[Kind, Mapping[str, Tensor]], memory: Tensors) -> Tensors:
+    """Copies on the CPU, in the memory of an earlier copy where it fits."""
+    copies: Tensors = {}
+    devices = set()
+    for kind, group in tensors.items():
+        copies[kind] = {}
+        for name, tensor in group.items():
+            copy = memory.get(kind, {}).get(name)
+            if copy is None or copy.shape != tensor.shape or copy.dtype != tensor.dtype:
+                copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+            copy.copy_(tensor, non_blocking=True)
+            copies[kind][name] = copy
+            devices.add(tensor.device)
+    for device in devices:
+        if device.type == "cuda":
+            torch.cuda.current_stream(device).synchronize()
+    return copies

@@ -162,8 +162,9 @@ class _Observers:
 
     def note(self, step: int) -> None:
         """Write a line of the ledger without a checkpoint."""
-        if self.run.writer is not None:
-            self.run.writer.look_at_copy(self.run.trainer.state(), self.ledger.line_of(step))
+        write = self.ledger.line_of(step)
+        if self.run.writer is not None and write is not None:
+            self.run.writer.look_at_copy(self.run.trainer.state(), write)
         self.ledger.noted(step, is_saved=False)
 
 

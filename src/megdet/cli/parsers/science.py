@@ -221,6 +221,11 @@ def add_chaos(parser: Parser) -> None:
         help="number of ranks, default 2; of several the first for the undisturbed run, any at each start, in float64",
     )
     parser.add_argument(
+        "--exact",
+        action="store_true",
+        help="train with exact: true, in the recipe's precision: the same SHA-256 on changing numbers of ranks too",
+    )
+    parser.add_argument(
         "--seed", type=whole_number, metavar="S", help="seed of what is killed, when and how, default 0"
     )
     add_json(parser)

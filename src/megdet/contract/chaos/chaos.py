@@ -46,7 +46,7 @@ def chaos(
     If a run finishes before all signals were sent, it is compared, and another begins in a new folder.
 
     Args:
-        recipe: the recipe to train; in float64 if there are several numbers of devices.
+        recipe: the recipe to train; in float64 if there are several numbers of devices and it is not exact.
         kills: number of signals to send.
         devices: numbers of ranks; the undisturbed run has the first, and each start one of them.
         seed: seed of the signals, their targets and times.
@@ -61,11 +61,12 @@ def chaos(
         raise InputError("chaos starts its processes itself: run it without torchrun")
     if not Path("/proc/self/environ").exists():
         raise InputError("chaos finds the processes of a run in /proc, which this system does not have: use Linux")
-    if len(set(devices)) > 1:
+    is_bitwise = recipe.exact or len(set(devices)) == 1
+    if not is_bitwise:
         recipe = replace(recipe, precision="float64")
     for number in devices:
         recipe_layout(recipe, number)
-    findings = Findings(is_bitwise=len(set(devices)) == 1, seed=seed)
+    findings = Findings(is_bitwise=is_bitwise, seed=seed)
     findings.folder = Path(tempfile.mkdtemp(prefix="megdet_chaos_"))
     own = _Chaos(recipe, tuple(devices), [*options, "--timeout", str(timeout.total_seconds() / 60)], timeout, findings)
     own.progress = progress

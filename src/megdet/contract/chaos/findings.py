@@ -65,7 +65,7 @@ class Findings:
     """All findings; grows while the runs go on."""
 
     is_bitwise: bool
-    """whether all runs have the same layout, so that no bit may differ"""
+    """whether all runs have the same layout or are exact, so that no bit may differ"""
     seed: int
     undisturbed_seconds: float = 0.0
     disturbed: list[Disturbed] = field(default_factory=list)

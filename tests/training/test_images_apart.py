@@ -117,6 +117,32 @@ def test_gradients_added_in_floating_point_differ_where_micro_batches_do():
     assert found[0] != found[1]
 
 
+def test_the_gradient_of_a_step_is_nearer_to_the_sum_in_float64_than_a_sum_in_float32_is(monkeypatch):
+    trainer = trainer_for(replace(frozen("verify", "float32"), batch_size=8))
+    assert trainer.apart is not None
+    gradients, parts = trainer.apart.gradients, dict[int, list[Tensor]]()
+    add = gradients.add
+
+    def noting(place: int, gradient: Tensor) -> None:
+        parts.setdefault(place, []).append(gradient.clone())
+        add(place, gradient)
+
+    monkeypatch.setattr(gradients, "add", noting)
+    trainer.buckets.zero()
+    trainer.apart.losses(masked_batch(8), "none", ALONE.device)
+    trainer.buckets.finish()
+    error_of_ours, error_of_float32 = 0.0, 0.0
+    for place, own in parts.items():
+        assert len(own) == 8
+        truth = torch.stack(own).double().sum(0) / 8
+        plain = torch.zeros_like(own[0])
+        for part in own:
+            plain += part
+        error_of_ours += (trainer.buckets.gradients[place].double() - truth).square().sum().item()
+        error_of_float32 += ((plain / 8).double() - truth).square().sum().item()
+    assert error_of_ours < error_of_float32
+
+
 @pytest.mark.parametrize("bad", [1e9, math.inf, math.nan])
 def test_a_gradient_too_large_for_fixed_point_is_a_divergence_that_changes_nothing(bad, monkeypatch):
     trainer = make_trainer(replace(FROZEN, exact=True))

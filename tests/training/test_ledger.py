@@ -198,6 +198,22 @@ def test_a_ledger_that_is_broken_is_set_aside_and_said(
     assert [entry.step for entry in course(read_chain(run.ledger).entries)] == [4, 5]
 
 
+def test_an_exact_run_that_goes_on_on_another_kind_of_machine_says_so(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    own = replace(recipe, exact=True)
+    run = trained(own, tmp_path / "run", checkpoint_steps=4)
+    shutil.rmtree(checkpoint_path(run, 5))
+    train(replace(own, checkpoint_steps=4), run, OPTIONS, ALONE)
+    assert "another" not in capfd.readouterr().err
+    shutil.rmtree(checkpoint_path(run, 5))
+    monkeypatch.setattr(ledger_module, "processor_name", lambda: "a new one")
+    train(replace(own, checkpoint_steps=4), run, OPTIONS, ALONE)
+    said = " ".join(capfd.readouterr().err.split())
+    assert "Warning: exact gives the same bits on machines of one kind, and the run goes on on another: " in said
+    assert "processor a new one, before " in said
+
+
 @pytest.mark.distributed
 def test_two_ranks_write_one_ledger(recipe: Recipe, every_step: RunFolder, tmp_path: Path) -> None:
     own = replace(recipe, ledger_steps=1, checkpoint_steps=2, keep_checkpoints=5)

@@ -37,6 +37,8 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """cpu or cuda"""
     processor: str
     """the name of rank 0's CPU or GPU"""
+    instructions: str = ""
+    """the vector instructions that torch uses on that CPU, such as AVX512; empty in older ledgers"""
     megdet: str
     torch: str
     threads: Annotated[int, msgspec.Meta(ge=1, le=1024)]

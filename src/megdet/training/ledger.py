@@ -46,6 +46,8 @@ from megdet.training.trainer import Tensors, digest
 
 SHORT_STRETCH = 3
 """Steps."""
+OF_THE_KIND = ("device", "processor", "instructions", "torch")
+"""Of a `Machine`: what must be equal for an exact run to have the same bits."""
 
 
 class RunLedger:
@@ -102,6 +104,11 @@ class LedgerWriter:
         self.run, self.folder = run, folder
         start = start_of(run)
         chain = _chain_to_continue(folder, start, say)
+        if run.recipe.exact and (changed := _other_machine(chain, start.machine)):
+            say(
+                f"Warning: exact gives the same bits on machines of one kind, and the run goes on on another: {changed}; "
+                "from here on its bits are those of no other run"
+            )
         self._number, self._head, self._size = len(chain.entries), chain.head, chain.size
         self._append(msgspec.structs.replace(start, line=self._number + 1, previous=self._head))
         self._step = run.first_step
@@ -206,12 +213,23 @@ def _chain_to_continue(folder: RunFolder, start: Start, say: Callable[[str], Non
     return chain
 
 
+def _other_machine(chain: Chain, now: Machine) -> str:
+    """How the kind of machine differs from that of the start before; empty where it does not."""
+    starts = [entry for entry in chain.entries if isinstance(entry, Start)]
+    if not starts:
+        return ""
+    before = starts[-1].machine
+    changed = [key for key in OF_THE_KIND if getattr(before, key) not in ("", getattr(now, key))]
+    return ", ".join(f"{key} {getattr(now, key)}, before {getattr(before, key)}" for key in changed)
+
+
 def machine_of(layout: Layout, world: World, *, is_compiled: bool) -> Machine:
     """What this process and those beside it compute with."""
     gpus = accelerators(str(world.device))
     return Machine(
         device=world.device.type,
         processor=gpus[world.device.index or 0]["name"] if gpus else processor_name(),
+        instructions=torch.backends.cpu.get_cpu_capability(),
         megdet=__version__,
         torch=str(torch.__version__),
         threads=torch.get_num_threads(),

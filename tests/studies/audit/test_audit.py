@@ -310,5 +310,14 @@ def test_a_run_on_two_ranks_is_computed_again_on_two_and_not_on_one(recipe: Reci
     assert [own.holds for own in under_torchrun] == [True, True]
 
 
+@pytest.mark.distributed
+def test_an_exact_run_on_one_device_is_computed_again_on_two(recipe: Recipe, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    train(replace(recipe, exact=True), folder, OPTIONS, ALONE)
+    found = audited(folder, devices=2)
+    assert found.holds, found.faults
+    assert [(own.first, own.last, own.devices) for own in found.again] == [(0, 3, 2), (2, 5, 2), (4, 5, 2)]
+
+
 def _audit_rank(world: World, folder: Path) -> Audit:
     return audit(Request(folder, seed=2, stretches=1), world)

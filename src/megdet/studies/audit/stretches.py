@@ -25,7 +25,8 @@ from megdet.training.step_log import line_of_step
 
 _HANGS_AFTER = 6 * 3600.0
 _MOST_PROCESSES = 16
-_OF_THE_LAYOUT = ("devices", "lane_width", "largest_share")
+_NEVER_IN_EXACT = ("devices", "lane_width", "largest_share", "threads")
+"""What of a machine changes no bit of an exact run."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ def fault_of(stretch: Stretch, made: Made, records: Mapping[int, Mapping[str, An
     if not found:
         return ""
     ours, theirs = msgspec.to_builtins(made.machine), msgspec.to_builtins(stretch.start.machine)
-    keys = [key for key in ours if ours[key] != theirs[key] and not (exact and key in _OF_THE_LAYOUT)]
+    keys = [key for key in ours if ours[key] != theirs[key] and not (exact and key in _NEVER_IN_EXACT)]
     other = [f"{key.replace('_', ' ')} {theirs[key]} there, {ours[key]} here" for key in keys]
     doubt = f"; it may be rounding, as the machine differs: {', '.join(other)}" if other else ""
     return f"computed again, {found}{doubt}"

@@ -3,8 +3,9 @@
     python bench/exact.py --size 320 --batch 4
 
 Both sides are whole steps of ResNet-50 FPN on the same images, each in a process of its own, in turn. Reported are the
-seconds of a step, the processor's seconds of a step (which other programs on the machine do not change), and the peak
-of the process's memory less its value after the imports.
+seconds of a step, the processor's seconds of a step (which other programs on the machine change less), and the peak of
+the process's memory less its value after the imports. Memory is measured in processes of their own, which hand freed
+memory back, so that the peak is of what is in use.
 """
 
 import argparse
@@ -36,6 +37,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="processes of each side, in turn")
     parser.add_argument("--steps", type=int, default=2, help="of each process, after one that warms up")
     parser.add_argument("--side", choices=SIDES, help="measure this side alone, in this process")
+    parser.add_argument("--hands-back", action="store_true", help="with --side: measure memory, not time")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     if options.side:
@@ -44,7 +46,8 @@ def main() -> None:
     found: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
     for _ in range(options.rounds):
         for side, own in found.items():
-            own.append(measured_in_process(options, side))
+            time_of_it = measured_in_process(options, side)
+            own.append(time_of_it | measured_in_process(options, side, hands_back=True))
     rows = {
         side: {key: statistics.median(row[key] for row in own) for key in own[0]}
         | {f"{key}_spread": [min(row[key] for row in own), max(row[key] for row in own)] for key in own[0]}
@@ -62,18 +65,21 @@ def main() -> None:
     Console().print(table)
 
 
-def measured_in_process(options: argparse.Namespace, side: str) -> dict[str, float]:
-    """The numbers of a side, measured in a new process that hands freed memory back."""
+def measured_in_process(options: argparse.Namespace, side: str, *, hands_back: bool = False) -> dict[str, float]:
+    """The times of a side, or its memory, measured in a new process."""
     command = [sys.executable, __file__, "--side", side, "--size", str(options.size), "--batch", str(options.batch)]
     command += ["--norm", options.norm, "--precision", options.precision, "--steps", str(options.steps)]
-    environment = dict(os.environ) | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    environment = dict(os.environ)
+    if hands_back:
+        command += ["--hands-back"]
+        environment |= {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 def measured(options: argparse.Namespace) -> dict[str, float]:
-    """Seconds and memory of a step of one side, in this process."""
-    start_side("torchvision")  # what is freed is handed back
+    """Seconds or memory of a step of one side, in this process."""
+    start_side("torchvision" if options.hands_back else "megdet")
     images, boxes, labels, _ = make_images(options.size, options.batch)
     before = resident_mib("VmRSS")
     recipe = shared_recipe(options.batch, options.precision)
@@ -82,13 +88,15 @@ def measured(options: argparse.Namespace) -> dict[str, float]:
     recipe = replace(recipe, exact=options.side == "exact true")
     step = real_step(images, boxes, labels, NUM_CLASSES, recipe)
     step()
+    if options.hands_back:
+        step()  # the first has no momentum yet
+        return {"mib": resident_mib("VmHWM") - before}
     seconds, processor = time.perf_counter(), time.process_time()
     for _ in range(options.steps):
         step()
     return {
         "seconds": (time.perf_counter() - seconds) / options.steps,
         "processor_seconds": (time.process_time() - processor) / options.steps,
-        "mib": resident_mib("VmHWM") - before,
     }
 
 

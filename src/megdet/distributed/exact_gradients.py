@@ -14,8 +14,8 @@ from megdet.distributed.fixed_point import GRADIENT_BITS, add_numbers
 from megdet.distributed.gradients import GradientBuckets
 from megdet.distributed.world import World
 
-_PART = 1 << 18
-"""Numbers that are turned back together."""
+_PART = 1 << 16
+"""Numbers that are turned back together, which stay in a processor's cache."""
 
 
 class ExactGradients(GradientBuckets):
@@ -68,25 +68,26 @@ class ExactGradients(GradientBuckets):
 
     def finish(self) -> None:
         """Add up over all ranks; every parameter then has its gradient."""
+        if not self.parameters:
+            return
         sums = [
             torch.zeros(parameter.numel(), dtype=torch.int64, device=parameter.device) if known is None else known
             for parameter, known in zip(self.parameters, self._sums, strict=True)
         ]
-        zero = [own.new_zeros(()) for own in sums]
-        misfits = [own + found for own, found in zip(zero, self._misfits, strict=True)]
+        nothing = sums[0].new_zeros(())
+        counts = torch.stack([nothing + found for found in self._misfits])
         self._begin()
-        counts = torch.stack(misfits) if misfits else None
-        for work in [] if counts is None else self._reduced([*sums, counts]):
+        for work in self._reduced([*sums, counts]):
             work.wait()
+        scale = 2.0**-GRADIENT_BITS / self.num_images
+        factors = torch.full_like(counts, scale, dtype=torch.float64).masked_fill_(counts > 0, torch.nan)
         for place, parameter in enumerate(self.parameters):
-            assert counts is not None
             parameter.grad = torch.empty_like(parameter)
             # freed one by one, and in parts: a step's memory could peak here
-            total, sums[place] = sums[place], zero[place]
+            total, sums[place] = sums[place], nothing
             parts = zip(torch.split(_flat(parameter.grad), _PART), torch.split(total, _PART), strict=True)
             for numbers, own in parts:
-                numbers.copy_(own.double().mul_(2.0**-GRADIENT_BITS / self.num_images))
-            parameter.grad.masked_fill_(counts[place] > 0, torch.nan)
+                numbers.copy_(own.double().mul_(factors[place]))
 
     def _begin(self) -> None:
         self._sums, self._misfits = [None] * len(self.parameters), [0] * len(self.parameters)

@@ -3,6 +3,7 @@
     {"kind":"start","line":1,"previous":"","step":0,"data":...,"state":{"model":...},"recipe":...,"hash":"5ca1..."}
     {"kind":"steps","line":2,"previous":"5ca1...","since":0,"step":3,...,"state":{...},"hash":"ab1e..."}
     {"kind":"images","line":3,"previous":"ab1e...","step":3,"digest":...,"hash":"77d0..."}
+    {"kind":"evaluation","line":4,"previous":"77d0...","step":3,"numbers":...,"detections":...,"hash":"90c3..."}
 
 "hash" is the SHA-256 of the line without it, "previous" that of the line before. A line is never taken back: a run that
 goes on from an earlier step writes a start line of that step, and the lines of later steps before it no longer count
@@ -103,7 +104,22 @@ class Images(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """of the file image_digests.json"""
 
 
-Entry = Start | Steps | Images
+class Evaluated(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="evaluation", tag_field="kind"
+):
+    """An evaluation of the run."""
+
+    line: int
+    previous: str
+    step: int
+    """steps done by the weights that were evaluated"""
+    numbers: dict[str, Any]
+    """as in metrics.jsonl"""
+    detections: str
+    """the digest of the file detections.json"""
+
+
+Entry = Start | Steps | Images | Evaluated
 """A line of the ledger, without its hash."""
 
 
@@ -203,7 +219,7 @@ def course(entries: Iterable[Entry]) -> list[Start | Steps]:
     """
     counted: list[Start | Steps] = []
     for entry in entries:
-        if isinstance(entry, Images):
+        if isinstance(entry, Images | Evaluated):
             continue
         if isinstance(entry, Start):
             while counted and counted[-1].step > entry.step:

@@ -29,6 +29,7 @@ from megdet.run_folder.ledger import (
     BrokenChainError,
     Chain,
     Entry,
+    Evaluated,
     Images,
     Machine,
     Start,
@@ -60,7 +61,7 @@ class RunLedger:
     """
 
     def __init__(self, run: Run, folder: RunFolder, say: Callable[[str], None]) -> None:
-        self.every, self._last = run.recipe.ledger_steps, run.first_step
+        self._run, self.every, self._last = run, run.recipe.ledger_steps, run.first_step
         self._short = run.first_step + SHORT_STRETCH
         writes = bool(self.every) and run.world.is_first and run.first_step < run.last_step
         self._writer = LedgerWriter(run, folder, say) if writes else None
@@ -84,12 +85,21 @@ class RunLedger:
         """What writes the line after so many steps from a copy of the state; None on ranks that do not."""
         return None if self._writer is None else partial(self._writer.write, step)
 
+    def evaluated(self, step: int, numbers: Mapping[str, Any]) -> None:
+        """Write the line of an evaluation, later; its detections are in the run folder. Raises InputError."""
+        if self._writer is not None and self._run.writer is not None:
+            found = file_digest(self._writer.folder.detections)
+            self._run.writer.later(partial(self._writer.write_evaluation, step, numbers, found))
+
     def finish(self) -> str:
         """End the ledger of a run that has made its last step; returns the sentence on it, empty where there is none.
 
-        Nothing else may be writing then. Raises InputError.
+        Waits for what is being written. Raises InputError.
         """
-        return "" if self._writer is None else self._writer.finish()
+        if self._writer is None or self._run.writer is None:
+            return ""
+        self._run.writer.wait()
+        return self._writer.finish()
 
     def close(self) -> None:
         """Stop what goes on beside the training."""
@@ -150,6 +160,11 @@ class LedgerWriter:
             )
         )
         self._step, self._waiting = step, self._waiting[len(own) :]
+
+    def write_evaluation(self, step: int, numbers: Mapping[str, Any], detections: str) -> None:
+        """Write the line of an evaluation of the weights after so many steps. Raises InputError."""
+        place = {"line": self._number + 1, "previous": self._head}
+        self._append(Evaluated(**place, step=step, numbers=encode_non_finite(dict(numbers)), detections=detections))
 
     def finish(self) -> str:
         """Wait until the images are known; returns the sentence on the ledger. Raises InputError."""

@@ -188,7 +188,7 @@ def _watched(run: Run, folder: RunFolder) -> Iterator[_Observers]:
             reporter.say(f"evaluations go on beside the training, on {run.evaluates_on}{note}")
         ledger = RunLedger(run, folder, reporter.say)
         opened.callback(ledger.close)
-        evaluations = Evaluations(run, folder, reporter, metrics, background)
+        evaluations = Evaluations(run, folder, reporter, metrics, background, ledger)
         faults = FaultLog(run, folder, reporter, metrics)
         yield _Observers(run, StepLog(run, reporter, metrics, ledger), evaluations, faults, ledger)
 

@@ -120,13 +120,21 @@ def lose_line(run: RunFolder) -> None:
 
 def cut_ledger(run: RunFolder) -> None:
     lines = run.ledger.read_bytes().splitlines(keepends=True)
-    run.ledger.write_bytes(b"".join(lines[:-1] if b'"images"' not in lines[-1][:20] else lines[:-2]))
+    last = max(number for number, line in enumerate(lines) if line.startswith(b'{"kind":"steps"'))
+    run.ledger.write_bytes(b"".join(lines[:last]))
 
 
 def edit_metrics(run: RunFolder) -> None:
     lines = read_metrics(run.metrics)
     wrong = next(line for line in lines if line["step"] == 3 and "loss" in line)
     wrong["loss"] *= 0.5
+    run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def edit_score(run: RunFolder) -> None:
+    lines = read_metrics(run.metrics)
+    wrong = next(line for line in lines if "evaluation" in line)
+    wrong["evaluation"]["bbox"]["AP"] += 0.01
     run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
@@ -146,6 +154,7 @@ def edit_digests(run: RunFolder) -> None:
         (lose_line, r"ledger.jsonl line 2: here stands what was line 3: line 2 is missing"),
         (cut_ledger, r"step_00000005: no line of ledger.jsonl that counts is of its step"),
         (edit_metrics, r"metrics.jsonl: steps 3 to 4 are not what line \d of ledger.jsonl has"),
+        (edit_score, r"metrics.jsonl: the evaluation of step 5 is not what line \d has"),
         (edit_digests, r"image_digests.json is not what line \d of ledger.jsonl stands for"),
     ],
 )  # fmt: skip
@@ -271,6 +280,14 @@ def test_a_run_that_ended_before_its_images_were_known_is_noted(run: RunFolder) 
     assert found.notes == (
         "the run ended before it knew the content of all images: only those computed again are checked",
     )
+
+
+def test_other_detections_are_noted(run: RunFolder) -> None:
+    assert audited(run, stretches=0).notes == ()
+    run.detections.write_text("[]")
+    found = audited(run, stretches=0)
+    assert found.holds, "megdet evaluate may have written them"
+    assert found.notes[0].startswith("detections.json is not what the training found after step 5; ")
 
 
 def test_a_run_without_a_ledger_is_refused(run: RunFolder) -> None:

@@ -51,6 +51,6 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "doctor": ("megdet doctor", "megdet doctor --data my/train.json my/images --run /big/runs"),
     "completion": ("source <(megdet completion bash)", "megdet completion fish | source"),
     "verify": ("megdet verify", "megdet verify --cases short --devices 1,2,3 --steps 3"),
-    "chaos": ("megdet chaos demo --kills 10 --devices 1,2",),
+    "chaos": ("megdet chaos demo --kills 10 --devices 1,2", "megdet chaos demo --exact --devices 1,2,3"),
 }
 """By verb, or by verb and second word."""

@@ -14,12 +14,12 @@ from megdet.inference.trained import read_recipe
 from megdet.recipe import Recipe
 from megdet.recipe_file import first_difference
 from megdet.run_folder.folder import RunFolder
-from megdet.run_folder.ledger import BrokenChainError, Chain, Images, Start, course, read_chain
+from megdet.run_folder.ledger import BrokenChainError, Chain, Evaluated, Images, Start, Steps, course, read_chain
 from megdet.run_folder.metrics import read_metrics
 from megdet.studies.audit import claims
 from megdet.studies.audit.stretches import Stretch, check_layout, compute, devices_for, fault_of, stretches_of
 from megdet.training.datasets import load_datasets
-from megdet.training.ledger import SHORT_STRETCH
+from megdet.training.ledger import SHORT_STRETCH, file_digest
 
 _MEND = "set keep_checkpoints or keep_every_epochs before a training, so that steps follow a kept checkpoint"
 
@@ -150,10 +150,13 @@ def audit(
     datasets = load_datasets(recipe, world)
     records: dict[int, dict[str, Any]] = {}
     images = next((entry for entry in reversed(chain.entries) if isinstance(entry, Images)), None)
+    evaluations = [entry for entry in chain.entries if isinstance(entry, Evaluated)]
 
     def look() -> tuple[str, ...]:
         say(f"comparing {len(datasets.train)} images, metrics and checkpoints with the ledger")
-        records.update((line["step"], line) for line in read_metrics(folder.metrics) if "loss" in line)
+        lines = read_metrics(folder.metrics)
+        records.update((line["step"], line) for line in lines if "loss" in line)
+        scores = {line["step"]: line["evaluation"] for line in lines if "evaluation" in line}
         found = [*claims.recipe_faults(folder, counted, recipe)]
         found += claims.data_faults(folder, counted, datasets.train)
         if images is not None:
@@ -162,10 +165,11 @@ def audit(
             plan = TrainingPlan(datasets.train.sizes, recipe)
             found += claims.plan_faults(folder, counted, datasets.train, plan)
         found += claims.metrics_faults(folder, counted, records)
+        found += claims.evaluation_faults(folder, evaluations, scores)
         return (*found, *claims.checkpoint_faults(folder, counted))
 
     faults += world.on_first(look)
-    notes = world.on_first(lambda: _notes(chain, counted, images, max(records, default=0)))
+    notes = world.on_first(lambda: _notes(folder, chain, counted, max(records, default=0)))
     known["notes"] = tuple(notes)
     if faults or not request.stretches:
         return Audit(**known, faults=faults, is_chain_all=not request.stretches)
@@ -224,18 +228,24 @@ def _chain_faults(folder: RunFolder, chain: Chain, counted: claims.Counted, head
     return faults
 
 
-def _notes(chain: Chain, counted: claims.Counted, images: Images | None, last: int) -> list[str]:
+def _notes(folder: RunFolder, chain: Chain, counted: claims.Counted, last: int) -> list[str]:
     notes = []
     starts = [entry for entry in chain.entries if isinstance(entry, Start)]
     if len(starts) > 1:
-        left = sum(1 for entry in chain.entries if not isinstance(entry, Images)) - len(counted)
+        left = sum(1 for entry in chain.entries if isinstance(entry, Start | Steps)) - len(counted)
         notes.append(f"the run was started {len(starts)} times; {left} lines are of steps that were made again")
     if chain.is_torn:
         notes.append("half a line follows the last one: the run was killed while it wrote it")
     if last > counted[-1].step:
         notes.append(f"metrics.jsonl goes on to step {last}, what is after step {counted[-1].step} is in no line yet")
-    if images is None:
+    if not any(isinstance(entry, Images) for entry in chain.entries):
         notes.append("the run ended before it knew the content of all images: only those computed again are checked")
+    evaluations = [entry for entry in chain.entries if isinstance(entry, Evaluated)]
+    if evaluations and (not folder.detections.exists() or file_digest(folder.detections) != evaluations[-1].detections):
+        notes.append(
+            f"{folder.detections.name} is not what the training found after step {evaluations[-1].step}; "
+            "`megdet evaluate` writes that file too"
+        )
     return notes
 
 

@@ -3,7 +3,7 @@
 Each function yields a sentence for each thing that is not what the ledger says, and computes no step.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from megdet.data.coco import CocoDataset
@@ -14,7 +14,7 @@ from megdet.recipe import Recipe
 from megdet.recipe_file import first_difference, parse_recipe
 from megdet.run_folder.checkpoint_files import checkpoint_step, checkpoints, open_checkpoint
 from megdet.run_folder.folder import RunFolder, encode_non_finite
-from megdet.run_folder.ledger import Images, Start, Steps, digest_of_images, digest_of_numbers
+from megdet.run_folder.ledger import Evaluated, Images, Start, Steps, digest_of_images, digest_of_numbers
 from megdet.training.datasets import fingerprint
 from megdet.training.ledger import file_digest, image_digests
 from megdet.training.trainer import digest
@@ -98,6 +98,16 @@ def metrics_faults(folder: RunFolder, counted: Counted, records: Mapping[int, Ma
             wrong = next((key for key, value in entry.numbers.items() if last.get(key) != value), None)
             detail = "" if wrong is None else f": {wrong} of step {entry.step} is {entry.numbers[wrong]} there"
             yield f"{folder.metrics}: {where} are not what line {entry.line} of {folder.ledger.name} has{detail}"
+
+
+def evaluation_faults(
+    folder: RunFolder, evaluations: Iterable[Evaluated], records: Mapping[int, Mapping[str, Any]]
+) -> Iterator[str]:
+    """Whether the numbers of the evaluations, by their step, are those that were found."""
+    for entry in {own.step: own for own in evaluations}.values():
+        here = records.get(entry.step)
+        if here is not None and encode_non_finite(dict(here)) != entry.numbers:
+            yield f"{folder.metrics}: the evaluation of step {entry.step} is not what line {entry.line} has"
 
 
 def checkpoint_faults(folder: RunFolder, counted: Counted) -> Iterator[str]:

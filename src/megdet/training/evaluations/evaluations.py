@@ -15,6 +15,7 @@ from megdet.model.detector import Detector
 from megdet.run_folder.folder import RunFolder
 from megdet.run_folder.metrics import MetricsWriter
 from megdet.training.evaluations.background import BackgroundEvaluations
+from megdet.training.ledger import RunLedger
 from megdet.training.report import Reporter
 from megdet.training.run import Run
 
@@ -36,6 +37,7 @@ class Evaluations:
     """None on the other ranks"""
     background: BackgroundEvaluations | None
     """only on rank 0, and only if evaluations are made in the background"""
+    ledger: RunLedger
 
     def __post_init__(self) -> None:
         self.world, self._has_said_to_wait = self.run.world, False
@@ -128,5 +130,6 @@ class Evaluations:
         if self.metrics is not None:
             self.metrics.write({"step": step, "evaluation": numbers.totals(), "seconds": round(seconds, 3)})
             write_json_atomically(self.folder.evaluation, numbers.as_dict(), indent=2)
+            self.ledger.evaluated(step, numbers.totals())
         self.run.evaluated(step, numbers)
         self.reporter.evaluated(step, numbers, seconds)

@@ -116,8 +116,8 @@ class LedgerWriter:
         chain = _chain_to_continue(folder, start, say)
         if run.recipe.exact and (changed := _other_machine(chain, start.machine)):
             say(
-                f"Warning: exact gives the same bits on machines of one kind, and the run goes on on another: {changed}; "
-                "from here on its bits are those of no other run"
+                f"Warning: exact gives the same bits on machines of one kind, and the run goes on on another: {changed}"
+                "; from here on its bits are those of no other run"
             )
         self._number, self._head, self._size = len(chain.entries), chain.head, chain.size
         self._append(msgspec.structs.replace(start, line=self._number + 1, previous=self._head))

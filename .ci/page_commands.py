@@ -1,4 +1,4 @@
-"""Runs the commands of the README's and the pages' shell blocks, in order, in the repository; stops at the first that fails.
+"""Runs the commands of the shell blocks of README and pages, in order, in the repository; stops at the first failure.
 
 `make test` is left out: CI has just run it. A block marked `<!-- not in CI: reason -->`
 needs what CI has not, and a command that another page has run is not run again.

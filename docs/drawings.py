@@ -1,6 +1,5 @@
 """The two drawings of the glossary as SVG, from the layout and the plan that train."""
 
-from collections.abc import Iterator
 from html import escape
 
 import numpy as np
@@ -40,7 +39,9 @@ def cross_device_batch_norm() -> str:
     groups = _image_numbers(recipe)
     width, height, top = 172, 214, 96
     parts = [
-        _text(24, 34, "Cross-device batch norm: 4 devices, 2 lanes of 2, each lane with one group of 8 images", bold=True),
+        _text(
+            24, 34, "Cross-device batch norm: 4 devices, 2 lanes of 2, each lane with one group of 8 images", bold=True
+        ),
         _text(24, 54, "What crosses devices is two numbers a channel and their count. Images stay where they are."),
     ]
     bars: list[str] = []  # drawn last, over the frames of the devices
@@ -64,7 +65,13 @@ def cross_device_batch_norm() -> str:
     bottom = top + height + 18
     parts += [
         *bars,
-        _bar(24, bottom, 4 * (width + 16), "once a step, over all lanes: running ← 0.9 running + 0.1 mean over the groups", _FAINT),
+        _bar(
+            24,
+            bottom,
+            4 * (width + 16),
+            "once a step, over all lanes: running ← 0.9 running + 0.1 mean over the groups",
+            _FAINT,
+        ),
         _text(24, bottom + 48, "Nothing of a group goes to another lane. A lane of one device sends nothing at all."),
     ]
     return _svg(bottom + 68, parts, "Cross-device batch norm over two lanes of two devices")
@@ -107,8 +114,8 @@ def _on_devices(groups: list[list[int]], layout: Layout, top: int) -> tuple[list
 
 
 def _image(x: int, y: int, number: int, group: int, size: int = _CELL) -> str:
-    label = f'<text x="{x + size / 2:g}" y="{y + size / 2 + 4:g}" font-size="11" fill="#fff" text-anchor="middle">{number}</text>'
-    return f'<rect x="{x}" y="{y}" width="{size}" height="{size}" rx="4" fill="{_COLOURS[group]}"/>{label}'
+    square = f'<rect x="{x}" y="{y}" width="{size}" height="{size}" rx="4" fill="{_COLOURS[group]}"/>'
+    return square + _white(x + size / 2, y + size / 2 + 4, 11, str(number))
 
 
 def _box(x: int, y: int, width: int, height: int) -> str:
@@ -117,8 +124,12 @@ def _box(x: int, y: int, width: int, height: int) -> str:
 
 def _bar(x: int, y: int, width: int, text: str, colour: str) -> str:
     """A bar across the devices that exchange something."""
-    middle = f'<text x="{x + width / 2:g}" y="{y + 18}" font-size="13" fill="#fff" text-anchor="middle">{escape(text)}</text>'
-    return f'<rect x="{x}" y="{y}" width="{width}" height="26" rx="13" fill="{colour}"/>{middle}'
+    bar = f'<rect x="{x}" y="{y}" width="{width}" height="26" rx="13" fill="{colour}"/>'
+    return bar + _white(x + width / 2, y + 18, 13, text)
+
+
+def _white(x: float, y: float, size: int, text: str) -> str:
+    return f'<text x="{x:g}" y="{y:g}" font-size="{size}" fill="#fff" text-anchor="middle">{escape(text)}</text>'
 
 
 def _line(left: int, y: int, right: int, text: str) -> str:
@@ -131,18 +142,19 @@ def _text(
 ) -> str:
     weight = ' font-weight="600"' if bold else ""
     size, fill = (12 if small else 14), colour or (_INK if bold else _FAINT)
-    return f'<text x="{x}" y="{y}" font-size="{size}" fill="{fill}" text-anchor="{anchor}"{weight}>{escape(text)}</text>'
+    return (
+        f'<text x="{x}" y="{y}" font-size="{size}" fill="{fill}" text-anchor="{anchor}"{weight}>{escape(text)}</text>'
+    )
 
 
 def _svg(height: int, parts: list[str], title: str) -> str:
-    lines: Iterator[str] = iter(parts)
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" '
             'font-family="system-ui, sans-serif" role="img">',
             f"<title>{escape(title)}</title>",
             f'<rect width="{_WIDTH}" height="{height}" rx="12" fill="{_PAPER}"/>',
-            *lines,
+            *parts,
             "</svg>\n",
         ]
     )

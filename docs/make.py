@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import megdet
 from drawings import PICTURES
+
+import megdet
 from megdet.paper.claims import rules
 from megdet.paper.claims.claim import CLAIMS, Claim
 from megdet.recipe_file import packaged_recipes

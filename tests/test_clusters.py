@@ -1,4 +1,4 @@
-"""The files of examples/clusters: their own validators take them, and the scripts do what they say, with stand-ins for the cluster."""
+"""The files of examples/clusters: validators take them, and scripts do what they say with stand-ins for a cluster."""
 
 import re
 import shlex
@@ -39,7 +39,9 @@ def parsed(words: list[str]) -> Any:
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda own: own.name)
 def test_shellcheck_has_nothing_to_say(script: Path) -> None:
-    done = subprocess.run([str(Path(sys.executable).with_name("shellcheck")), str(script)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("shellcheck")), str(script)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout
 
 
@@ -66,7 +68,9 @@ def test_every_command_of_a_container_is_one_of_ours() -> None:
 
 def test_torchrun_gets_a_meeting_point_and_a_command_that_megdet_takes(tmp_path: Path) -> None:
     stand_in(tmp_path, "torchrun", 'printf "%q " "$@"')
-    done = run_script("torchrun.sh", "host1", "demo", "runs/a", "--precision", "bfloat16", programs=tmp_path, NNODES="3")
+    done = run_script(
+        "torchrun.sh", "host1", "demo", "runs/a", "--precision", "bfloat16", programs=tmp_path, NNODES="3"
+    )
     words = shlex.split(done.stdout)
     assert words[:2] == ["--nnodes", "3"]
     assert words[words.index("--rdzv-endpoint") + 1] == "host1:29400"

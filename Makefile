@@ -6,7 +6,7 @@ BIN := .venv/bin
 # often do; without them each process compiles torch anew, for 7 seconds of a core
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-slow check bench bench-page docs clean
+.PHONY: demo test test-slow check bench bench-page docs site links clean
 
 demo: .venv/installed
 	$(BIN)/megdet demo
@@ -31,6 +31,14 @@ bench-page: .venv/installed
 
 docs: .venv/installed
 	$(BIN)/python docs/make.py
+
+# the documentation as web pages, in site/; a warning is an error
+site: .venv/installed
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --builder html docs site
+
+# asks the network whether the pages that we link to are there
+links: .venv/installed
+	$(BIN)/python docs/links.py
 
 # uv brings torch with CUDA in seconds, which runs on CPU as well; pip alone may find a build that torchvision refuses
 .venv/installed: requirements.txt pyproject.toml

@@ -1,6 +1,7 @@
 """Writes the reference pages that follow from the code.
 
-docs/recipe.md (every knob), recipes.md (the packaged ones), api.md and claims.md (the rules of the experiments).
+docs/recipe.md (every knob), recipes.md (the packaged ones), api.md, claims.md (the rules of the experiments), and the
+drawings of the glossary.
 
 Run by `make docs`; a test holds that the pages are up to date.
 """
@@ -10,6 +11,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from drawings import PICTURES
 
 import megdet
 from megdet.paper.claims import rules
@@ -141,6 +144,8 @@ def main() -> None:
     (DOCS / "claims.md").write_text(claims_page(), encoding="utf-8")
     (DOCS / "recipe.md").write_text(knobs_page(), encoding="utf-8")
     (DOCS / "recipes.md").write_text(recipes_page(), encoding="utf-8")
+    for name, draw in PICTURES.items():
+        (DOCS / "pictures" / name).write_text(draw(), encoding="utf-8")
 
 
 if __name__ == "__main__":

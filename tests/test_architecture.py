@@ -75,7 +75,9 @@ def test_the_reference_pages_are_what_make_docs_writes() -> None:
         "assert Path('docs/recipe.md').read_text() == make.knobs_page(), 'docs/recipe.md: run make docs';"
         "assert Path('docs/claims.md').read_text() == make.claims_page(), 'docs/claims.md: run make docs';"
         "assert Path('docs/api.md').read_text() == make.api_page(), 'docs/api.md: run make docs';"
-        "assert Path('docs/recipes.md').read_text() == make.recipes_page(), 'docs/recipes.md: run make docs'"
+        "assert Path('docs/recipes.md').read_text() == make.recipes_page(), 'docs/recipes.md: run make docs';"
+        "drawn = [Path('docs/pictures', name).read_text() == draw() for name, draw in make.PICTURES.items()];"
+        "assert all(drawn), 'docs/pictures: run make docs'"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

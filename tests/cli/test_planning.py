@@ -94,6 +94,30 @@ def test_a_plan_can_be_made_from_the_json_of_a_plan(
     assert json.loads(capsys.readouterr().out) == first
 
 
+def test_a_price_gives_the_cost_of_a_run_and_the_cheapest_devices_within_the_hours(
+    plan: Callable[..., dict[str, Any]], recipe: Path, measured: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--hours", 0.2, "--price", 10, "--workers", 0)
+    found = plan(*words)
+    # a step of 16, 8, 6 (shares of 3, 3 and 2) and 4 images on 1 to 4 devices, and 0.1 s: two take 0.248 hours
+    assert found["chosen"]["cost"] == pytest.approx(10 * 110 * 16.1 / 3600)
+    fewest, cheapest = found["devices_for_hours"], found["cheapest_for_hours"]
+    assert (fewest["devices"], cheapest["devices"]) == (3, 4)
+    assert fewest["cost"] == pytest.approx(10 * 3 * 110 * 6.1 / 3600, rel=0.02)
+    assert cheapest["cost"] == pytest.approx(10 * 4 * 110 * 4.1 / 3600, rel=0.02)
+    assert main(["plan", str(recipe), "--measured", str(measured), *map(str, words)]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "Within 0.2 hours: 3 devices, 11." in text
+    assert f"with lane width 3 and recompute none, cost {fewest['cost']:.2f}." in text
+    assert "The cheapest within 0.2 hours: 4 devices, " in text
+
+
+def test_without_a_price_nothing_costs(plan: Callable[..., dict[str, Any]]) -> None:
+    found = plan("--hours", 0.2)
+    assert (found["price"], found["cheapest_for_hours"], found["chosen"]["cost"]) == (None, None, None)
+    assert found["chosen"]["device_hours"] == found["chosen"]["hours"]
+
+
 def test_layouts_that_do_not_fit_are_marked_and_what_would_fit_is_named(
     plan: Callable[..., dict[str, Any]], recipe: Path, measured: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -32,6 +32,7 @@ def run_plan(arguments: Arguments) -> None:
             arguments.hours,
             arguments.lane_width,
             arguments.max_images_per_device,
+            arguments.price,
         ),
         Given(
             arguments.measured,
@@ -70,12 +71,14 @@ def _layouts_table(plan: Plan, name: str) -> Table:
     recipe, devices = plan.recipe, plan.limits.devices
     table = Table(
         *("images a forward", "lanes", "lane width", "forwards a step", "recompute", "GiB", "s a step"),
-        *("of it sending", "sent, MB", "whole run", ""),
+        *("of it sending", "sent, MB", "whole run"),
+        *(("cost", "") if plan.limits.price is not None else ("",)),
         title=f"{name} on {devices_text(devices)}: {recipe.batch_size} images a step, BN size {recipe.bn_size}, "
         f"{plan.steps} steps",
     )
     for planned in plan.layouts[:_SHOWN]:
-        table.add_row(*_cells(planned), _remark(planned, plan))
+        cost = plan.cost_of(planned)
+        table.add_row(*_cells(planned), *([] if cost is None else [_money(cost)]), _remark(planned, plan))
     if len(plan.layouts) > _SHOWN:
         table.caption = f"{len(plan.layouts) - _SHOWN} slower ones are in --json"
     return table
@@ -118,10 +121,10 @@ def _sentences(plan: Plan, words: Sequence[str]) -> list[str]:
     if limits.hours is not None:
         fewest = plan.devices_for_hours
         if fewest is not None:
-            lines.append(
-                f"Within {limits.hours:g} hours: {devices_text(fewest.layout.world_size)}, {_duration(fewest.hours)} "
-                f"with lane width {fewest.layout.lane_width} and recompute {fewest.recompute}."
-            )
+            lines.append(f"Within {limits.hours:g} hours: {_in_words(fewest, plan)}.")
+            cheapest = plan.cheapest_for_hours
+            if cheapest is not None and cheapest.device_hours < fewest.device_hours:
+                lines.append(f"The cheapest within {limits.hours:g} hours: {_in_words(cheapest, plan)}.")
         elif plan.fastest is not None:
             fast = plan.fastest
             lines.append(
@@ -131,6 +134,15 @@ def _sentences(plan: Plan, words: Sequence[str]) -> list[str]:
     if plan.noise_scale is None:
         lines.append("Which batch sizes pay: give --noise-scale, or --noise-from a run that has measured it.")
     return lines
+
+
+def _in_words(planned: PlannedLayout, plan: Plan) -> str:
+    """Devices, hours, layout and, where a price is given, the cost of a layout."""
+    layout, cost = planned.layout, plan.cost_of(planned)
+    return (
+        f"{devices_text(layout.world_size)}, {_duration(planned.hours)} with lane width {layout.lane_width} "
+        f"and recompute {planned.recompute}{'' if cost is None else f', cost {_money(cost)}'}"
+    )
 
 
 def _command(best: PlannedLayout, plan: Plan, words: Sequence[str]) -> str:
@@ -170,6 +182,11 @@ def _duration(hours: float) -> str:
         if hours >= (2 if unit == "days" else 1) * length:
             return f"{hours / length:.3g} {unit}"
     return f"{hours * 3600:.3g} s"
+
+
+def _money(cost: float) -> str:
+    """Two decimals below 100, none above."""
+    return f"{cost:,.2f}" if cost < 100 else f"{cost:,.0f}"
 
 
 def _scaled(value: float | None, unit: float) -> float | None:

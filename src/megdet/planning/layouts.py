@@ -47,6 +47,11 @@ class PlannedLayout:
         """Hours of the whole run."""
         return self.training_hours + self.evaluation_hours
 
+    @property
+    def device_hours(self) -> float:
+        """Hours of the whole run, times its devices: what is paid for."""
+        return self.hours * self.layout.world_size
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON; bytes, seconds and hours are plain numbers."""
         layout, step, own = self.layout, self.step, asdict(self)
@@ -62,6 +67,7 @@ class PlannedLayout:
             "compute_seconds": step.compute,
             "communication_seconds": step.communication,
             "hours": self.hours,
+            "device_hours": self.device_hours,
         }
 
 
@@ -139,6 +145,11 @@ class Planner:
         """The layout on the fewest devices that finish the run within the hours; None if there is none."""
         plans = (self.best(count) for count in self._counts())
         return next((plan for plan in plans if plan is not None and plan.hours <= hours), None)
+
+    def cheapest_for(self, hours: float) -> PlannedLayout | None:
+        """The layout with the fewest device hours, on any number of devices, that finishes the run within the hours."""
+        plans = [plan for count in self._counts() if (plan := self.best(count)) is not None and plan.hours <= hours]
+        return min(plans, key=lambda plan: plan.device_hours, default=None)
 
     def fastest(self) -> PlannedLayout | None:
         """The layout with the shortest run, on any number of devices; None if none fits."""

@@ -34,6 +34,8 @@ class Limits:
     """hours of the whole run"""
     lane_width: int | None = None
     max_images_per_device: int | None = None
+    price: float | None = None
+    """money for an hour of one device, in any currency"""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,9 @@ class Plan:
     devices_that_fit: dict[RecomputePlan, int | None]
     """the smallest number, if a memory is given and the recipe's own layout does not fit"""
     devices_for_hours: PlannedLayout | None
+    """the fewest devices that finish within the hours"""
+    cheapest_for_hours: PlannedLayout | None
+    """the fewest device hours within the hours, if a price is given too"""
     fastest: PlannedLayout | None
     """the fastest layout on any number of devices, if no number finishes within the hours"""
     noise_scale: float | None
@@ -60,24 +65,33 @@ class Plan:
     measurement: Measurement | None
     assumptions: list[str]
 
+    def cost_of(self, planned: PlannedLayout) -> float | None:
+        """What the whole run costs with this layout, in the currency of the price; None without a price."""
+        return None if self.limits.price is None else planned.device_hours * self.limits.price
+
     def as_dict(self) -> dict[str, Any]:
-        """For JSON; bytes, seconds and hours are plain numbers."""
-        found = {name: getattr(self, name) for name in ("chosen", "best", "devices_for_hours", "fastest")}
+        """For JSON; bytes, seconds, hours and money are plain numbers."""
+        names = ("chosen", "best", "devices_for_hours", "cheapest_for_hours", "fastest")
+        found = {name: getattr(self, name) for name in names}
         return {
             "batch_size": self.recipe.batch_size,
             "bn_size": self.recipe.bn_size,
             "devices": self.limits.devices,
             "memory_bytes": self.limits.memory,
             "hours_asked": self.limits.hours,
+            "price": self.limits.price,
             "steps": self.steps,
-            **{name: None if layout is None else layout.as_dict() for name, layout in found.items()},
-            "layouts": [layout.as_dict() for layout in self.layouts],
+            **{name: None if layout is None else self._described(layout) for name, layout in found.items()},
+            "layouts": [self._described(layout) for layout in self.layouts],
             "devices_that_fit": self.devices_that_fit,
             "noise_scale": self.noise_scale,
             "batch_sizes": [asdict(size) for size in self.batch_sizes],
             "assumptions": self.assumptions,
             "measurement": None if self.measurement is None else asdict(self.measurement),
         }
+
+    def _described(self, planned: PlannedLayout) -> dict[str, Any]:
+        return planned.as_dict() | {"cost": self.cost_of(planned)}
 
 
 def make_plan(
@@ -125,6 +139,8 @@ def make_plan(
     chosen = planner.chosen_by_training(limits.devices)
     if several:
         assumptions.append(how_linked)
+    if limits.price is not None:
+        assumptions.append("the cost is that of the devices while they train and evaluate, at the given price")
     if compares_gradients(recipe):
         assumptions.append("a step that compares gradients (agvm, noise_interval) takes as long as any other")
     found = None if limits.hours is None else planner.devices_for(limits.hours)
@@ -137,6 +153,7 @@ def make_plan(
         planner.best(limits.devices),
         {} if chosen.fits is not False else {plan: planner.devices_that_fit(plan) for plan in planner.costs},
         found,
+        None if limits.hours is None or limits.price is None else planner.cheapest_for(limits.hours),
         planner.fastest() if limits.hours is not None and found is None else None,
         noise_scale,
         [] if noise_scale is None else planner.batch_sizes(limits.devices, noise_scale),

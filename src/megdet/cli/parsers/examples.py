@@ -43,7 +43,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "analyse variance": ("megdet analyse variance runs/demo --batch 16 --factors 1,2,4 --images 256",),
     "analyse sampling": ("megdet analyse sampling runs/a runs/b --epochs 1,6,12",),
     "lr-test": ("megdet lr-test demo --steps 30 --after 5",),
-    "plan": ("megdet plan demo --devices 2", "megdet plan megdet-r50 --devices 8 --memory 24 --hours 12 --json"),
+    "plan": (
+        "megdet plan demo --devices 2",
+        "megdet plan megdet-r50 --devices 8 --memory 24 --hours 12 --price 2.5 --json",
+    ),
     "simulate": ("megdet simulate --paper", "megdet simulate --device h200 --bn-size 32 --noise-scale 500"),
     "reproduce": ("megdet reproduce table3", "megdet reproduce figure4 --scale bccd --rows b16-bn0"),
     "audit": ("megdet audit runs/demo", "megdet audit runs/demo --steps 20 --stretches 4 --seed 7 --json"),

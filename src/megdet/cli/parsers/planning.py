@@ -37,6 +37,9 @@ def add_plan(parser: Parser) -> None:
     parser.add_argument(
         "--hours", type=positive, metavar="H", help="find the fewest devices that end the run within H hours"
     )
+    parser.add_argument(
+        "--price", type=positive, metavar="P", help="money for an hour of one device, in any currency: tell the cost"
+    )
     add_json(parser)
     add_layout_options(parser)
     group = parser.add_argument_group("measuring")

@@ -163,8 +163,15 @@ class LedgerWriter:
 
     def write_evaluation(self, step: int, numbers: Mapping[str, Any], detections: str) -> None:
         """Write the line of an evaluation of the weights after so many steps. Raises InputError."""
-        place = {"line": self._number + 1, "previous": self._head}
-        self._append(Evaluated(**place, step=step, numbers=encode_non_finite(dict(numbers)), detections=detections))
+        self._append(
+            Evaluated(
+                line=self._number + 1,
+                previous=self._head,
+                step=step,
+                numbers=encode_non_finite(dict(numbers)),
+                detections=detections,
+            )
+        )
 
     def finish(self) -> str:
         """Wait until the images are known; returns the sentence on the ledger. Raises InputError."""

@@ -43,8 +43,7 @@ def test_the_search_finds_a_page_without_a_network(site: Path, browser: Browser)
 def test_no_page_is_wider_than_its_window(site: Path, browser: Browser, width: int) -> None:
     page = open_page(browser, site / "index.html", width=width).page
     for file in sorted(site.glob("*.html")):
-        page.goto(file.as_uri(), wait_until="commit")
-        page.wait_for_selector("article")
+        page.goto(file.as_uri(), wait_until="domcontentloaded")
         assert page.evaluate("document.documentElement.scrollWidth") <= width, file.name
 
 

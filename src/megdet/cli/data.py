@@ -6,8 +6,10 @@ from pathlib import Path
 
 from rich.table import Table
 
+from megdet.cli.advising import print_advice, wishes
 from megdet.cli.options import CONSOLE, Arguments
 from megdet.cli.parsers.data import SHOWN_OF_A_KIND
+from megdet.data.advice import advise
 from megdet.data.check import check_dataset
 from megdet.data.coco import load_coco
 from megdet.data.convert import convert_voc, convert_yolo_folder, link_images
@@ -56,7 +58,7 @@ def run_check(arguments: Arguments) -> None:
 
 
 def run_stats(arguments: Arguments) -> None:
-    """Print the statistics of a data set, and draw them if asked."""
+    """Print the statistics of a data set and what they advise, and draw them if asked."""
     dataset = load_coco(
         arguments.annotations,
         arguments.images,
@@ -89,12 +91,15 @@ def run_stats(arguments: Arguments) -> None:
     for name, count in stats.class_counts.items():
         classes.add_row(printable(name), str(count))
     CONSOLE.print(classes)
+    advice = advise(stats, wishes(arguments)) if stats.num_boxes else None
+    if advice is not None:
+        print_advice(advice)
     if arguments.picture is not None:
         from megdet.data.stats_picture import plot_statistics  # here, because few calls need it
 
         plot_statistics(stats, arguments.picture, arguments.annotations.name)
         CONSOLE.print(f"picture {arguments.picture}")
-    arguments.print_json(stats.as_dict())
+    arguments.print_json({**stats.as_dict(), "advice": None if advice is None else asdict(advice)})
 
 
 def run_convert(arguments: Arguments) -> None:

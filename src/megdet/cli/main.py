@@ -37,7 +37,7 @@ VERBS = {
     "train": Verb("train a detector, or go on with a run", "training:add_train"),
     "watch": Verb("look at a training from another terminal", "training:add_watch"),
     "describe": Verb("show how the batch of a recipe is laid out on some devices", "planning:add_describe"),
-    "recipes": Verb("list the packaged recipes, or print one", "planning:add_recipes"),
+    "recipes": Verb("list the packaged recipes, print one, or write one for your images", "planning:add_recipes"),
     "import": Verb("make a run folder from weights trained elsewhere", "training:add_import"),
     "evaluate": Verb("the COCO numbers of a run or of a file", "results:add_evaluate"),
     "detect": Verb("draw what a run finds on pictures", "results:add_detect"),

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from megdet.cli.parsers.shared import Parser, add_json
+from megdet.cli.parsers.shared import Parser, add_advice_options, add_json
 from megdet.cli.parsers.values import at_least_one
 from megdet.recipe import Data
 
@@ -24,10 +24,13 @@ def add_data(parser: Parser) -> None:
     check.add_argument("--all", action="store_true", help=f"print more than {SHOWN_OF_A_KIND} problems of one kind")
     check.set_defaults(run_verb="data:run_check")
 
-    stats = verbs.add_parser("stats", help="count boxes, classes, sizes and aspect ratios", allow_abbrev=False)
+    stats = verbs.add_parser(
+        "stats", help="count boxes, classes, sizes and aspect ratios, and advise a recipe", allow_abbrev=False
+    )
     _add_dataset(stats)
     stats.add_argument("--masks", action="store_true", help="count masks too")
     stats.add_argument("--picture", type=Path, metavar="FILE", help="draw them too (.png, .svg or .pdf)")
+    add_advice_options(stats.add_argument_group("the advice at the end, which `megdet recipes new` writes as a recipe"))
     stats.set_defaults(run_verb="data:run_stats")
 
     convert = verbs.add_parser("convert", help="turn Pascal VOC or YOLO into COCO files", allow_abbrev=False)

@@ -13,7 +13,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "watch": ("megdet watch runs/demo", "megdet watch runs/demo --once --json"),
     "describe": ("megdet describe demo --devices 3", "megdet describe megdet-r50-b256-bn32 --devices 128 --json"),
-    "recipes": ("megdet recipes", "megdet recipes demo"),
+    "recipes": (
+        "megdet recipes",
+        "megdet recipes demo",
+        "megdet recipes new birds --data birds/train.json birds/images --val birds/val.json birds/images",
+    ),
     "import": ("megdet import torchvision fasterrcnn_resnet50_fpn.pth --run runs/tv",),
     "evaluate": (
         "megdet evaluate runs/demo --json",
@@ -37,7 +41,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "data demo": ("megdet data demo data/demo",),
     "data check": ("megdet data check train.json images --masks --json",),
-    "data stats": ("megdet data stats train.json images --picture stats.png",),
+    "data stats": (
+        "megdet data stats train.json images --picture stats.png",
+        "megdet data stats train.json images --mark 12",
+    ),
     "data convert": ("megdet data convert --from yolo my_yolo data/mine",),
     "analyse": ("megdet analyse variance runs/demo --batch 16 --factors 1,2,4", "megdet analyse sampling runs/demo"),
     "analyse variance": ("megdet analyse variance runs/demo --batch 16 --factors 1,2,4 --images 256",),

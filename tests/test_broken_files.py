@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 from data_factories import save_image, two_images, write_set
 from megdet.data.check import check_dataset
 from megdet.data.coco import load_coco
-from megdet.data.convert import convert_voc, convert_yolo_folder
+from megdet.data.formats.voc import convert_voc
+from megdet.data.formats.yolo import convert_yolo
 from megdet.evaluation.coco_numbers import evaluate_files
 from megdet.model.weight_file import read_tensors
 from megdet.paper.outcome import Outcome, read_outcome
@@ -87,7 +88,7 @@ def test_yolo(tmp_path: Path, number: int) -> None:
     label = tmp_path / "labels/a.txt"
     label.parent.mkdir()
     label.write_text("0 0.5 0.5 0.2 0.2")
-    read = partial(convert_yolo_folder, tmp_path, tmp_path / "out")
+    read = partial(convert_yolo, tmp_path, tmp_path / "out")
     counted(map(reading_file(tmp_path / "data.yaml", read), mutants_of_text(YAML, number)))
     (tmp_path / "data.yaml").write_bytes(YAML)
     lines = b"0 0.5 0.5 0.2 0.2\n1 0.1 0.1 0.5 0.1 0.3 0.4\n"

@@ -50,7 +50,7 @@ VERBS = {
     "serve": Verb("a page and an HTTP endpoint that detect in images", "serving:add_serve"),
     "ensemble": Verb("merge the detections of several runs", "entries:add_ensemble"),
     "submit": Verb("check detections and write the zip that the COCO server takes", "entries:add_submit"),
-    "data": Verb("draw, check, describe and convert data sets", "data:add_data"),
+    "data": Verb("draw, check, describe, convert, split, merge and sample data sets", "data:add_data"),
     "analyse": Verb("measure a run: variance of gradients, sampling ratios", "science:add_analyse"),
     "lr-test": Verb("learning-rate range test; tell which rates survive with which warmup", "science:add_lr_test"),
     "plan": Verb("memory, time and communication of a run on some devices", "planning:add_plan"),

@@ -45,7 +45,17 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "megdet data stats train.json images --picture stats.png",
         "megdet data stats train.json images --mark 12",
     ),
-    "data convert": ("megdet data convert --from yolo my_yolo data/mine",),
+    "data convert": (
+        "megdet data convert --from yolo my_yolo data/mine",
+        "megdet data convert --from label-studio export.json data/mine --images photos",
+        "megdet data convert --from coco --to yolo data/mine/annotations/train.json yolo --images data/mine/images",
+    ),
+    "data split": (
+        "megdet data split all.json data/mine --parts train=0.7,val=0.2,test=0.1",
+        "megdet data split all.json data/mine --group '^(patient_[0-9]+)' --seed 1",
+    ),
+    "data merge": ("megdet data merge data/both --data a.json photos/a --data b.json photos/b",),
+    "data sample": ("megdet data sample train.json small.json --images 100 --classes cat,dog",),
     "analyse": ("megdet analyse variance runs/demo --batch 16 --factors 1,2,4", "megdet analyse sampling runs/demo"),
     "analyse variance": ("megdet analyse variance runs/demo --batch 16 --factors 1,2,4 --images 256",),
     "analyse sampling": ("megdet analyse sampling runs/a runs/b --epochs 1,6,12",),

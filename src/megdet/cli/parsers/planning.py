@@ -35,9 +35,11 @@ def add_recipes(parser: Parser) -> None:
     parser.add_argument("new_name", nargs="?", metavar="NEW", help="after `new`: name or path of the file to write")
     add_json(parser)
     group = parser.add_argument_group("new: a recipe from the statistics of a data set (docs/data.md)")
-    data = {"nargs": 2, "metavar": ("ANNOTATIONS", "IMAGES")}
-    group.add_argument("--data", **data, help="COCO instances file and image folder to train on")
-    group.add_argument("--val", **data, help="those to evaluate on; without, the training images are evaluated")
+    for name, text in (
+        ("--data", "COCO instances file and image folder to train on"),
+        ("--val", "those to evaluate on; without, the training images are evaluated"),
+    ):
+        group.add_argument(name, nargs=2, metavar=("ANNOTATIONS", "IMAGES"), help=text)
     add_advice_options(group)
     parser.set_defaults(run_verb="describing:run_recipes", takes_overrides=False)
 

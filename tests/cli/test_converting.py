@@ -34,6 +34,7 @@ def test_a_split_that_is_merged_again_has_all_images(files, capsys):
     merged = printed(capsys, "data", "merge", "merged", *both)
     assert (merged["images"], merged["boxes"], merged["classes"]) == (2, 3, ["cat", "dog"])
     assert main(["data", "check", merged["annotations"], merged["image_folder"]]) == 0
+    capsys.readouterr()
     assert printed(capsys, "data", "sample", files[0], "one.json", "--images", 1)["images"] == 1
 
 

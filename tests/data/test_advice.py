@@ -173,6 +173,17 @@ def test_epochs_batch_rate_and_warmup_by_hand():
     assert (advice["schedule.epochs"], advice["batch_size"], advice["bn_size"]) == (100, 5, 5)
 
 
+def test_classes_in_few_images_may_be_repeated():
+    # 100 boxes dealt to 100 images: a class of 9 is in 9% of them, one of 10 in 10%
+    def advised(count):
+        stats = statistics(squares("common", 100, 100 - count) + squares("rare", 100, count))
+        return {own.key: own for own in advise(stats).values}.get("data.repeat_threshold")
+
+    assert (advised(9).value, advised(9).is_set) == (0.1, False)
+    assert "(rare)" in advised(9).why
+    assert advised(10) is None
+
+
 def test_wishes_come_first():
     wishes = Wishes(short_edge=200, batch_size=48, epochs=3, backbone="resnet50", weights="r.pth")
     advice = advise(statistics(squares("a", 100)), wishes)
@@ -194,7 +205,7 @@ def test_crowded_images_have_more_proposals_and_detections():
 @pytest.mark.parametrize(("backbone", "weights"), [("mobilenetv2_100", ""), ("resnet50", "my weights: #1.pth")])
 def test_the_recipe_says_what_was_advised_and_why(tmp_path, backbone, weights):
     images = [(320, 320 + 32 * i) for i in range(16)] * 4
-    boxes = [("a\nb", 20, 60), ("c", 60, 20), ("c", 40, 40)] * 40
+    boxes = [("a\nb", 20, 60), ("c", 60, 20), ("c", 40, 40)] * 40 + [("rare", 40, 40)]
     stats = statistics(boxes, images=images, num_empty=3)
     advice = advise(stats, Wishes(backbone=backbone, weights=weights))
     text = recipe_text(tmp_path / "mine.yaml", advice, stats, Places(("t: #.json", "t"), ("v.json", "v")))
@@ -207,7 +218,12 @@ def test_the_recipe_says_what_was_advised_and_why(tmp_path, backbone, weights):
         assert (value == own.value) is own.is_set, own.key
     # what is only shown is a valid value too
     shown = [own for own in advice.values if not own.is_set]
-    assert {own.key for own in shown} == {"data.canvas_edges", "data.keep_empty_images", "data.vertical_flip"}
+    assert {own.key for own in shown} == {
+        "data.canvas_edges",
+        "data.keep_empty_images",
+        "data.repeat_threshold",
+        "data.vertical_flip",
+    }
     for own in shown:
         leaf = own.key.split(".")[-1]
         assert f"  # {leaf}: " in text

@@ -24,6 +24,8 @@ FEWEST_UPDATES = 600
 """Updates of a run, below which the mini-batch is 8 images instead of 16."""
 LARGEST_BN_SIZE = 32
 """Images of one set of batch statistics: the paper finds no gain beyond (Table 3)."""
+SELDOM = 0.1
+"""Part of the images below which a class is rare."""
 FEW_BOXES = 20
 """Boxes below which a class is hardly learnt."""
 _NOTABLE_SHARE = 0.05
@@ -170,12 +172,27 @@ def _image_values(stats: Statistics, wishes: Wishes, edge: int, long_edge: int) 
         more = sizes.added_padding(stats, edge, long_edge, canvas_edges)
         why = f"images have many sizes: these lengths make few canvases, for --compile, and cost {more:.0%} more pixels"
         yield AdvisedValue("data.canvas_edges", canvas_edges, why, is_set=False)
+    seldom = _seldom(stats)
+    if seldom:
+        why = f"classes in less than {SELDOM:.0%} of the images ({_named(seldom)}): set it and they come more often"
+        yield AdvisedValue("data.repeat_threshold", SELDOM, why, is_set=False)
     if stats.num_empty_images:
         why = f"{stats.num_empty_images} images have no box: set it if that is because they show no object"
         yield AdvisedValue("data.keep_empty_images", True, why, is_set=False)
     yield AdvisedValue(
         "data.vertical_flip", 0.5, "set it if the images have no up and down, as those of a microscope", is_set=False
     )
+
+
+def _seldom(stats: Statistics) -> list[str]:
+    """The classes that are in less than `SELDOM` of the images with boxes, but in one at least."""
+    num_images = stats.num_images - stats.num_empty_images
+    found = []
+    for label, name in enumerate(stats.class_counts):
+        images = len(np.unique(stats.box_images[stats.box_classes == label]))
+        if 0 < images < SELDOM * num_images:
+            found.append(name)
+    return found
 
 
 def _model_values(stats: Statistics, wishes: Wishes, objects: NDArray[np.float64]) -> Iterator[AdvisedValue]:

@@ -52,7 +52,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "data split": (
         "megdet data split all.json data/mine --parts train=0.7,val=0.2,test=0.1",
-        "megdet data split all.json data/mine --group '^(patient_[0-9]+)' --seed 1",
+        "megdet data split all.json data/mine --group '^patient_[0-9]+' --seed 1",
     ),
     "data merge": ("megdet data merge data/both --data a.json photos/a --data b.json photos/b",),
     "data sample": ("megdet data sample train.json small.json --images 100 --classes cat,dog",),

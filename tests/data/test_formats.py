@@ -295,6 +295,8 @@ def test_a_bad_labelme_file_is_refused_with_its_place(photos, tmp_path, content,
         ('<polygon label="x" points="1,2;3"/>', "polygon 1: its points should be three pairs"),
         ('<points label="x" points="1,2"/>', "points 1: <points> has no box"),
         ("<annotations>", "not valid XML"),
+        ('<annotations><image name="val/a.jpg" subset="../x"/></annotations>', "'../x' cannot be the name of a split"),
+        ('<ellipse label="x" cx="1" cy="1" rx="1e30" ry="1"/>', "not finite or far too large"),
     ],
 )
 def test_a_bad_cvat_file_is_refused_with_its_place(photos, tmp_path, content, message):

@@ -49,4 +49,5 @@ def _counts(weights: NDArray[np.float64], offset: float) -> NDArray[np.int64]:
     sums = np.cumsum(weights)
     offset = math.floor(offset * 2**20) / 2**20  # so that the last sum is exact
     ends = np.floor(sums / sums[-1] * len(weights) + offset).astype(np.int64)
-    return np.diff(ends, prepend=0)
+    counts: NDArray[np.int64] = np.diff(ends, prepend=0)
+    return counts

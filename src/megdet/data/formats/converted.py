@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from megdet.data.coco import write_coco
 from megdet.data.image import IMAGE_SUFFIXES
@@ -53,6 +53,11 @@ def number_of(text: str | None) -> float:
     except ValueError:
         return math.nan
     return value if abs(value) <= _LARGEST_NUMBER else math.nan
+
+
+def is_coordinate(value: object) -> TypeGuard[float]:
+    """Whether a value is a number that may be a coordinate: finite, and its square too."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST_NUMBER
 
 
 def numbered_lines(path: Path) -> list[tuple[int, str]]:

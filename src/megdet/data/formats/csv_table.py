@@ -131,7 +131,7 @@ def _images(rows: list[_Row], files: ImageFiles, path: Path, split: str) -> Iter
     for named, own in by_image.items():
         image = files.find(named, own[0].where, path.parent)
         declared = own[0].size
-        size = (int(declared[0]), int(declared[1])) if min(declared) >= 1 else None
+        size = (int(declared[0]), int(declared[1])) if all(side >= 1 for side in declared) else None
         height, width = image_size(image) if are_parts else (1, 1)
         objects = [
             LabelledObject(row.name, (x1 * width, y1 * height, (x2 - x1) * width, (y2 - y1) * height), (), row.is_crowd)

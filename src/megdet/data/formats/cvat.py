@@ -44,7 +44,7 @@ def convert_cvat(source: Path, out: Path, images: Path | None = None) -> list[Co
             image = files.find(element.get("name", ""), where, path.parent)
             objects = [_object(own, f"{where}, {own.tag} {number}") for number, own in enumerate(_shapes(element), 1)]
             height, width = number_of(element.get("height")), number_of(element.get("width"))
-            size = (int(height), int(width)) if min(height, width) >= 1 else None
+            size = (int(height), int(width)) if height >= 1 and width >= 1 else None
             labelled.append(LabelledImage(image, objects, where, element.get("subset", "").strip(), size))
     if not labelled:
         raise InputError(f"{paths[0]}: no image in this file")

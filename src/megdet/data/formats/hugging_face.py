@@ -1,15 +1,14 @@
 """Data sets of the Hugging Face library `datasets`: a column with the image, and one with boxes and classes."""
 
 import io
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from PIL import Image
 
-from megdet.data.formats.converted import Converted
-from megdet.data.formats.image_files import ImageFiles
+from megdet.data.formats.converted import Converted, is_coordinate
+from megdet.data.formats.image_files import ImageFiles, refuse_odd_split
 from megdet.data.formats.labelled import LabelledImage, LabelledObject, write_labelled
 from megdet.data.image import image_size
 from megdet.errors import InputError, shown
@@ -39,6 +38,7 @@ def convert_hugging_face(source: str, out: Path, form: BoxForm = "xywh") -> list
     labelled: list[LabelledImage] = []
     names: dict[str, None] = {}
     for split, rows in _splits(source).items():
+        refuse_odd_split(split, source)
         image_column = _image_column(rows.features, f"{source}, split {split}")
         boxes = _Boxes(rows.features, form, f"{source}, split {split}")
         names |= dict.fromkeys(boxes.class_names)
@@ -72,7 +72,7 @@ class _Boxes:
         if isinstance(content, list):  # a list of objects instead of an object of lists
             content = {key: [own[key] for own in content] for key in (self.boxes, self.classes)}
         for box, label in zip(content[self.boxes], content[self.classes], strict=True):
-            if len(box) != 4 or not all(isinstance(value, int | float) and math.isfinite(value) for value in box):
+            if len(box) != 4 or not all(map(is_coordinate, box)):
                 raise InputError(f"{where}: a box is {shown(box)}: four numbers are expected")
             x, y, a, b = box
             w, h = (a, b) if self.form == "xywh" else (a - x, b - y)

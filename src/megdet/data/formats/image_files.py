@@ -12,6 +12,8 @@ SPLIT_NAMES = ("train", "training", "trainval", "val", "valid", "validation", "d
 KIND_NAMES = ("annotations", "annotation", "xml", "xmls", "labels", "jpegimages", "images", "image", "img", "imgs")
 """Folders of these names tell the kind of their files, not the part of the data set."""
 
+_LONGEST_NAME = 60
+
 
 class ImageFiles:
     """The images in a folder and below.
@@ -98,6 +100,12 @@ def split_of(path: Path, root: Path) -> str:
     if len(names) > 1:
         raise InputError(f"{path}: its folders name the splits {' and '.join(sorted(names))}: rename one of them")
     return "".join(names)
+
+
+def refuse_odd_split(split: str, where: str) -> None:
+    """Refuse a name of a split, as a file gives it, that cannot be the name of a file or leads elsewhere."""
+    if split != Path(split).name or split.startswith(".") or len(split) > _LONGEST_NAME or not split.isprintable():
+        raise InputError(f"{where}: {shown(split)} cannot be the name of a split: rename it")
 
 
 def refuse_mixed_splits(splits: Iterable[tuple[Path, str]]) -> None:

@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import msgspec
 
-from megdet.data.formats.converted import Converted
+from megdet.data.formats.converted import Converted, is_coordinate
 from megdet.data.formats.image_files import ImageFiles, files_of
 from megdet.data.formats.labelled import LabelledImage, LabelledObject, box_around, write_labelled
 from megdet.data.image import image_size
@@ -101,7 +101,10 @@ def _address(data: dict[str, Any], where: str) -> str:
 
 
 def _image_of(address: str, files: ImageFiles, where: str, beside: Path) -> Path:
-    parts = urlsplit(address)
+    try:
+        parts = urlsplit(address)
+    except ValueError as error:
+        raise InputError(f"{where}: {shown(address)} is no address: {error}") from None
     named = parse_qs(parts.query)["d"][0] if "d" in parse_qs(parts.query) else unquote(parts.path)
     try:
         return files.find(named, where, beside)
@@ -133,7 +136,7 @@ def _object(region: tuple[str, dict[str, Any]], width: int, height: int, where: 
         outline = [part for x, y in corners for part in (x * width / 100, y * height / 100)]
         return LabelledObject(names[0], box_around([outline]), [outline])
     angle = value.get("rotation", 0)
-    if not isinstance(angle, int | float):
+    if not is_coordinate(angle):
         raise InputError(f"{where}: rotation is {shown(angle)}, not a number")
     if "radiusX" in value:
         x, y, rx, ry = _numbers(value, ("x", "y", "radiusX", "radiusY"), where)
@@ -147,7 +150,7 @@ def _object(region: tuple[str, dict[str, Any]], width: int, height: int, where: 
 def _numbers(value: dict[str, Any], keys: Any, where: str) -> Iterator[float]:
     for key in keys:
         number = value.get(key)
-        if not isinstance(number, int | float) or not math.isfinite(number):
+        if not is_coordinate(number):
             raise InputError(f"{where}: {key} is {shown(number)}, not a number")
         yield float(number)
 

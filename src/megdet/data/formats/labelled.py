@@ -8,10 +8,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from megdet.data.formats.converted import Converted, annotation_row, write_converted
-from megdet.data.formats.image_files import ImageFiles, refuse_mixed_splits, split_of
+from megdet.data.formats.converted import Converted, annotation_row, is_coordinate, write_converted
+from megdet.data.formats.image_files import ImageFiles, refuse_mixed_splits, refuse_odd_split, split_of
 from megdet.data.image import image_size
-from megdet.errors import InputError
+from megdet.errors import InputError, shown
 
 
 class LabelledObject(NamedTuple):
@@ -49,8 +49,8 @@ def write_labelled(
     1 in the order of the paths.
 
     Raises:
-        InputError: an image is labelled twice, or has another size than the annotations say; only some images are in
-            the folder of a split; a file cannot be written.
+        InputError: an image is labelled twice, or has another size than the annotations say; a box is not finite; only
+            some images are in the folder of a split, or the name of a split is no file name; a file cannot be written.
     """
     labelled = sorted(labelled, key=lambda own: own.path)
     for before, own in pairwise(labelled):
@@ -59,6 +59,13 @@ def write_labelled(
     names = class_names or sorted({own.name for image in labelled for own in image.objects})
     category_ids = {name: number for number, name in enumerate(names, start=1)}
     splits = [own.split or split_of(own.path, images.root) for own in labelled]
+    for own, split in zip(labelled, splits, strict=True):
+        refuse_odd_split(split, own.where)
+        for one in own.objects:
+            if not all(map(is_coordinate, (*one.box, *(value for polygon in one.polygons for value in polygon)))):
+                raise InputError(
+                    f"{own.where}: the box of an object ({shown(one.name)}) is not finite or far too large"
+                )
     refuse_mixed_splits((own.path, split) for own, split in zip(labelled, splits, strict=True))
     members: dict[str, list[tuple[int, LabelledImage]]] = defaultdict(list)
     for number, (own, split) in enumerate(zip(labelled, splits, strict=True), start=1):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from megdet.data.annotations import Annotations
 from megdet.data.coco import CocoDataset
+from megdet.data.formats.image_files import refuse_odd_split
 from megdet.errors import InputError, shown
 from megdet.files import cannot_write, make_folder, read_text, replace_file
 from megdet.plain_yaml import dump_yaml, parse_yaml
@@ -34,6 +35,7 @@ def write_yolo(dataset: CocoDataset, out: Path, split: str) -> Written:
         InputError: `out` has other classes or this split already, two images would share a label file, or a file cannot
             be written.
     """
+    refuse_odd_split(split, str(dataset.annotations_file))
     names = list(dataset.class_names)
     yaml_file = out / "data.yaml"
     found = parse_yaml(read_text(yaml_file), str(yaml_file)) if yaml_file.exists() else {"names": names}
@@ -66,6 +68,7 @@ def write_voc(dataset: CocoDataset, out: Path, split: str) -> Written:
         InputError: `out` has this split or one of these images already, two images would share an XML file, or a file
             cannot be written.
     """
+    refuse_odd_split(split, str(dataset.annotations_file))
     _refuse_used(out / "ImageSets" / "Main" / f"{split}.txt")
     _refuse_shared(dataset)
     stems = []

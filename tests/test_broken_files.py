@@ -15,7 +15,12 @@ from safetensors.torch import save_file
 from data_factories import save_image, two_images, write_set
 from megdet.data.check import check_dataset
 from megdet.data.coco import load_coco
-from megdet.data.convert import convert_voc, convert_yolo_folder
+from megdet.data.formats.csv_table import convert_csv
+from megdet.data.formats.cvat import convert_cvat
+from megdet.data.formats.label_studio import convert_label_studio
+from megdet.data.formats.labelme import convert_labelme
+from megdet.data.formats.voc import convert_voc
+from megdet.data.formats.yolo import convert_yolo
 from megdet.evaluation.coco_numbers import evaluate_files
 from megdet.model.weight_file import read_tensors
 from megdet.paper.outcome import Outcome, read_outcome
@@ -87,7 +92,7 @@ def test_yolo(tmp_path: Path, number: int) -> None:
     label = tmp_path / "labels/a.txt"
     label.parent.mkdir()
     label.write_text("0 0.5 0.5 0.2 0.2")
-    read = partial(convert_yolo_folder, tmp_path, tmp_path / "out")
+    read = partial(convert_yolo, tmp_path, tmp_path / "out")
     counted(map(reading_file(tmp_path / "data.yaml", read), mutants_of_text(YAML, number)))
     (tmp_path / "data.yaml").write_bytes(YAML)
     lines = b"0 0.5 0.5 0.2 0.2\n1 0.1 0.1 0.5 0.1 0.3 0.4\n"
@@ -102,6 +107,42 @@ def test_voc(tmp_path: Path, number: int, encoding: str) -> None:
     content = VOC.replace("utf-8", encoding).replace("\u732b", "\u72ac").encode(encoding)
     read = reading_file(tmp_path / "Annotations/a.xml", partial(convert_voc, tmp_path, tmp_path / "out"))
     counted(map(read, mutants_of_text(content, number)))
+
+
+_SHAPE = {"label": "\u732b", "points": [[1, 2], [3, 4.5]], "shape_type": "rectangle", "group_id": 1}
+_VALUE = {"x": 1, "y": 2, "width": 3, "height": 4.5, "rotation": 5, "rectanglelabels": ["a"]}
+LABELME = {"imagePath": "a.jpg", "imageHeight": 30, "imageWidth": 40, "shapes": [_SHAPE]}
+LABEL_STUDIO = [
+    {
+        "data": {"image": "/data/upload/1/0a1b2c3d-a.jpg"},
+        "annotations": [{"result": [{"type": "rectanglelabels", "value": _VALUE}]}],
+    }
+]
+CVAT = """<?xml version="1.0" encoding="utf-8"?><annotations><image name="a.jpg" width="40" height="30" subset="train">
+<box label="\u732b" xtl="1" ytl="2" xbr="3" ybr="4" rotation="5"/><polygon label="a" points="1,2;3,4;5,6"/>
+</image></annotations>"""
+CSV = "filename,width,height,class,xmin,ymin,xmax,ymax\na.jpg,40,30,\u732b,1,2,3.5,4\na.jpg,40,30,b,0,0,40,30\n"
+
+
+@NUMBER
+@pytest.mark.parametrize(
+    ("convert", "content"),
+    [
+        (convert_labelme, json.dumps(LABELME)),
+        (convert_label_studio, json.dumps(LABEL_STUDIO)),
+        (convert_cvat, CVAT),
+        (convert_csv, CSV),
+    ],
+)
+def test_files_of_labelling_tools(tmp_path: Path, number: int, convert: Callable[..., Any], content: str) -> None:
+    save_image(tmp_path / "images/a.jpg", 40, 30)
+    file = tmp_path / "labels/a.txt"
+    file.parent.mkdir()
+    read = reading_file(file, partial(convert, file, tmp_path / "out", tmp_path / "images"))
+    counted(map(read, mutants_of_text(content.encode(), number)))
+    if content.startswith(("{", "[")):
+        counted(map(read, mutants_of_json(json.loads(content), number)))
+    assert {path.parent for path in (tmp_path / "out").rglob("*.json")} == {tmp_path / "out/annotations"}
 
 
 @NUMBER

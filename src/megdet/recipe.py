@@ -44,6 +44,8 @@ class Data:
     """if not empty and the annotations are missing, draw the demo data set into the folder above them"""
     keep_empty_images: bool = False
     """also train on images without boxes"""
+    repeat_threshold: Fraction = 0.0
+    """images of classes that are in less than this part of the images come more often (LVIS's t); 0 = all alike"""
     allow_outside_files: bool = False
     """read images whose file_name is absolute or has .. in it, so that an annotation file may name any file"""
     unreadable: Literal["stop", "replace"] = "stop"

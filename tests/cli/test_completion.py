@@ -9,6 +9,7 @@ import pytest
 
 from megdet.cli.completing import bash_script, fish_script, zsh_script
 from megdet.cli.main import VERBS, main
+from megdet.cli.parsers.converting import SOURCES
 from megdet.recipe_file import packaged_recipes
 
 BASH, FISH, ZSH = (shutil.which(shell) for shell in ("bash", "fish", "zsh"))
@@ -59,7 +60,7 @@ def test_bash_completes_verbs_options_values_recipes_keys_and_files(script: Path
     assert completed(script, "train", "demo", "--keep_best", "") == {"true", "false"}
     assert completed(script, "plan", "demo", "--device", "") == {"cpu", "cuda"}
     assert completed(script, "data", "c") == {"check", "convert"}
-    assert completed(script, "data", "convert", "--from", "") == {"voc", "yolo"}
+    assert completed(script, "data", "convert", "--from", "") == set(SOURCES)
     assert completed(script, "data", "check", "--ma") == {"--masks", "--max-pixels"}
     assert completed(script, "watch", "--o") == {"--once"}
     assert completed(script, "recipes", "--optimizer") == set()  # a verb without keys of a recipe

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from torchvision.transforms.v2 import Resize
 from torchvision.transforms.v2 import functional as V
 
+from megdet.data.draws import unit_interval
 from megdet.data.plan import (
     TrainingPlan,
     canvas_of,
     evaluation_plan,
     resized,
-    unit_interval,
 )
 from megdet.distributed.layout import choose_layout
 from megdet.errors import InputError

@@ -7,8 +7,8 @@ import pytest
 
 from data_factories import save_image
 from megdet.cli.main import main
-from megdet.data.convert import convert_voc
-from megdet.data.voc_folder import find_voc
+from megdet.data.formats.voc import convert_voc
+from megdet.data.formats.voc_folder import find_voc
 from megdet.errors import InputError
 
 

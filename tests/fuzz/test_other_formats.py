@@ -16,7 +16,8 @@ from PIL import Image
 from broken import STRANGE, broken_bytes, broken_json, broken_value
 from data_factories import save_image
 from fuzzing import Tally
-from megdet.data.convert import convert_voc, convert_yolo_folder
+from megdet.data.formats.voc import convert_voc
+from megdet.data.formats.yolo import convert_yolo
 from megdet.data.headers import read_headers
 from megdet.data.image import read_image
 from megdet.model.choice import make_detector
@@ -149,7 +150,7 @@ def test_yolo(tmp_path: Path, number: int) -> None:
     def check(case: tuple[bytes, bytes]) -> None:
         label.write_bytes(case[0])
         names.write_bytes(case[1])
-        tally.case(partial(convert_yolo_folder, tmp_path, tmp_path / "out"), label.name, names.name)
+        tally.case(partial(convert_yolo, tmp_path, tmp_path / "out"), label.name, names.name)
 
     lines = st.lists(st.just("0 0.5 0.5 0.2 0.2") | _LINE, max_size=3).map("\n".join).map(str.encode)
     labels = lines | broken_bytes(b"0 0.5 0.5 0.2 0.2\n1 0.1 0.1 0.5 0.1 0.3 0.4\n")

@@ -1,4 +1,4 @@
-"""Verbs about data sets: demo, check, stats, convert."""
+"""Verbs about data sets: demo, check, stats."""
 
 from collections import Counter
 from dataclasses import asdict
@@ -6,11 +6,12 @@ from pathlib import Path
 
 from rich.table import Table
 
+from megdet.cli.advising import print_advice, wishes
 from megdet.cli.options import CONSOLE, Arguments
 from megdet.cli.parsers.data import SHOWN_OF_A_KIND
+from megdet.data.advice import advise
 from megdet.data.check import check_dataset
 from megdet.data.coco import load_coco
-from megdet.data.convert import convert_voc, convert_yolo_folder, link_images
 from megdet.data.demo import draw_demo
 from megdet.data.stats import QUANTILES, dataset_statistics
 from megdet.errors import InputError, printable, shown
@@ -56,7 +57,7 @@ def run_check(arguments: Arguments) -> None:
 
 
 def run_stats(arguments: Arguments) -> None:
-    """Print the statistics of a data set, and draw them if asked."""
+    """Print the statistics of a data set and what they advise, and draw them if asked."""
     dataset = load_coco(
         arguments.annotations,
         arguments.images,
@@ -89,36 +90,12 @@ def run_stats(arguments: Arguments) -> None:
     for name, count in stats.class_counts.items():
         classes.add_row(printable(name), str(count))
     CONSOLE.print(classes)
+    advice = advise(stats, wishes(arguments)) if stats.num_boxes else None
+    if advice is not None:
+        print_advice(advice)
     if arguments.picture is not None:
         from megdet.data.stats_picture import plot_statistics  # here, because few calls need it
 
         plot_statistics(stats, arguments.picture, arguments.annotations.name)
         CONSOLE.print(f"picture {arguments.picture}")
-    arguments.print_json(stats.as_dict())
-
-
-def run_convert(arguments: Arguments) -> None:
-    """Write COCO files, and link the images beside them."""
-    if arguments.source_format == "voc":
-        converted = convert_voc(
-            arguments.source,
-            arguments.out,
-            zero_based=arguments.zero_based,
-            difficult_as_crowd=arguments.difficult_as_crowd,
-        )
-    else:
-        converted = convert_yolo_folder(arguments.source, arguments.out)
-    table = Table("annotations", "images", "count", "boxes", "classes")
-    for part in converted:
-        images = link_images(part, arguments.out)
-        table.add_row(
-            str(part.annotations_file),
-            str(images),
-            str(part.num_images),
-            str(part.num_boxes),
-            str(len(part.class_names)),
-        )
-    CONSOLE.print(table)
-    parts = [(own.annotations_file, own.num_images, own.num_boxes, own.class_names) for own in converted]
-    keys = ("annotations", "images", "boxes", "classes")
-    arguments.print_json({"parts": [dict(zip(keys, (str(part[0]), *part[1:]), strict=True)) for part in parts]})
+    arguments.print_json({**stats.as_dict(), "advice": None if advice is None else asdict(advice)})

@@ -5,6 +5,8 @@ import dataclasses
 from rich.table import Table
 
 from megdet.cli.options import CONSOLE, Arguments
+from megdet.cli.parsers.shared import ADVICE_OPTIONS
+from megdet.errors import InputError
 from megdet.planning.describe import describe
 from megdet.recipe_file import load_recipe, packaged_recipes
 
@@ -27,7 +29,13 @@ def run_describe(arguments: Arguments) -> None:
 
 
 def run_recipes(arguments: Arguments) -> None:
-    """List the packaged recipes with the first line of their header, or print one."""
+    """List the packaged recipes with the first line of their header, print one, or write a new one."""
+    if arguments.name == "new":
+        from megdet.cli.advising import run_new  # here, because it reads data sets
+
+        run_new(arguments)
+        return
+    _refuse_options_of_new(arguments)
     recipes = packaged_recipes()
     if arguments.name is not None:
         if arguments.name not in recipes:
@@ -40,6 +48,13 @@ def run_recipes(arguments: Arguments) -> None:
         table.add_row(name, _what_it_is(text))
     CONSOLE.print(table)
     arguments.print_json({name: _what_it_is(text) for name, text in recipes.items()})
+
+
+def _refuse_options_of_new(arguments: Arguments) -> None:
+    given = arguments.given("new_name", "data", "val", *ADVICE_OPTIONS)
+    if given:
+        what = given.get("new_name") or "--" + next(iter(given)).replace("_", "-")
+        raise InputError(f"unexpected '{what}': only `megdet recipes new NAME --data ANNOTATIONS IMAGES` takes it")
 
 
 def _what_it_is(recipe: str) -> str:

@@ -84,6 +84,11 @@ def _crop(recipe: Recipe) -> Recipe:
     return replace(recipe, data=data)
 
 
+def _repeats(recipe: Recipe) -> Recipe:
+    """Every class that is not in all images comes more often, so that images are repeated within a mini-batch."""
+    return replace(recipe, data=replace(recipe.data, repeat_threshold=1.0))
+
+
 def _averages(recipe: Recipe) -> Recipe:
     return replace(recipe, optimizer=replace(recipe.optimizer, ema_decay=0.9))
 
@@ -136,6 +141,7 @@ CASES = {
     "head-norms": Case("batch norm behind the backbone too", _head_norms, (3, 8)),
     "multi-scale": Case("scale and colour jitter; detection at two scales, mirrored, with votes", _multi_scale, (2, 8)),
     "crop": Case("large-scale jitter: crops at a place drawn for each image", _crop, (3, 8)),
+    "repeats": Case("images of rare classes several times an epoch", _repeats, (3, 8)),
     "retinanet": Case("RetinaNet, the small one of recipe verify-retinanet", _detector_of("verify-retinanet"), (3, 8)),
     "rfcn": Case("R-FCN, deformable, hard RoIs, recipe verify-rfcn", _detector_of("verify-rfcn"), (3, 8)),
     "heads": Case(

@@ -6,7 +6,7 @@ files have, it repairs: boxes are clipped to the image, and boxes without area a
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePath
@@ -195,14 +195,16 @@ def write_coco(
     images: Sequence[dict[str, Any]],
     annotations: Sequence[dict[str, Any]],
     categories: Sequence[dict[str, Any]],
-    info: dict[str, Any] | None = None,
+    head: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a COCO instances file as a whole and make its folder; the same input gives the same bytes.
+
+    `head` has what stands before the rows, such as `info` and `licenses`.
 
     Raises:
         InputError: the file cannot be written.
     """
-    document = {"info": info or {}, "images": images, "annotations": annotations, "categories": categories}
+    document = {"info": {}, **(head or {}), "images": images, "annotations": annotations, "categories": categories}
     text = json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

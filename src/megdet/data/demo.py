@@ -167,7 +167,7 @@ def _draw_split(folder: Path, split: str, count: int, settings: DemoSettings, wo
     objects = [(index + 1, shape) for index, shapes in enumerate(pictures) for shape in shapes]
     write_coco(
         folder / "annotations" / f"{split}.json",
-        info={"description": "shapes drawn by megdet data demo", "megdet_demo": _info(settings, count)},
+        head={"info": {"description": "shapes drawn by megdet data demo", "megdet_demo": _info(settings, count)}},
         images=[
             {"id": index + 1, "file_name": _file_name(index), "width": width, "height": height}
             for index, (height, width) in enumerate(map(settings.picture_size, range(count)))

@@ -6,7 +6,8 @@ its slice of the plan, a resume is a position in it, and another number of devic
 The order is an endless stream of permutations, one an epoch, cut into mini-batches of B: nobody is dropped, and epoch e
 ends at step ceil(e n / B). Within each window of `plan_window` mini-batches the images are sorted by aspect ratio and
 cut into groups, and the groups are shuffled over the window's mini-batches. The last window ends with the run, so every
-image is seen in every complete epoch, also in the last.
+image is seen in every complete epoch, also in the last. With `data.repeat_threshold` an epoch is as long, but images of
+rare classes come in it several times, each time with randomness of its own (see `repeats`).
 """
 
 import math
@@ -20,13 +21,15 @@ import numpy as np
 from jaxtyping import Int64
 from numpy.typing import NDArray
 
+from megdet.data.draws import generator, unit_interval
+from megdet.data.epochs import EpochOrders
 from megdet.errors import InputError
 from megdet.ops.integer_hash import hash_integers
 from megdet.recipe import Data, Recipe, ResizeKind
 from megdet.run_length import total_steps
 
-_ORDER, _WINDOW, _IMAGE, _HORIZONTAL, _VERTICAL, _CROP_TOP, _CROP_LEFT = range(1, 8)
-"""Purposes of random numbers, so that no two share a stream."""
+_WINDOW, _IMAGE, _HORIZONTAL, _VERTICAL, _CROP_TOP, _CROP_LEFT = range(2, 8)
+"""Purposes of random numbers, so that no two share a stream; the others are in `epochs` and `unreadable`."""
 
 
 class Crop(NamedTuple):
@@ -48,7 +51,7 @@ class PlannedImage:
     """its index in the data set"""
     epoch: int
     seed: int
-    """signed 64-bit hash of (recipe seed, epoch, index); all randomness of the image comes from it"""
+    """signed 64-bit hash of (recipe seed, epoch, index, copy); all randomness of the image comes from it"""
     size: tuple[int, int]
     """height and width in pixels on the canvas, after resizing and cropping"""
     flip_horizontal: bool = False
@@ -78,6 +81,8 @@ class _DrawnGroup(NamedTuple):
 
     indices: NDArray[np.int64]
     epochs: NDArray[np.int64]
+    copies: NDArray[np.int64]
+    """how often each image has come in its epoch before; 0 unless images are repeated"""
     short_edge: int
     factor: float
 
@@ -92,23 +97,38 @@ class Canvases(NamedTuple):
 
 
 class TrainingPlan:
-    """The groups of every step. Raises InputError when the data set is smaller than one mini-batch."""
+    """The groups of every step.
 
-    def __init__(self, sizes: Int64[np.ndarray, "images 2"], recipe: Recipe) -> None:
+    Args:
+        sizes: height, width of each image in pixels.
+        recipe: the recipe.
+        repeats: (images,) repeat factors, if the recipe has a `data.repeat_threshold` (see `repeats.training_plan`).
+
+    Raises:
+        InputError: the data set is smaller than one mini-batch.
+    """
+
+    def __init__(
+        self,
+        sizes: Int64[np.ndarray, "images 2"],
+        recipe: Recipe,
+        repeats: NDArray[np.float64] | None = None,
+    ) -> None:
+        if (repeats is not None) != bool(recipe.data.repeat_threshold):
+            raise ValueError("a recipe with data.repeat_threshold, and no other, needs repeat factors")
         if len(sizes) < recipe.batch_size:
             raise InputError(
                 f"{recipe.data.train_annotations}: {len(sizes)} images to train on are not enough for one mini-batch "
                 f"of {recipe.batch_size}: lower batch_size or add images"
             )
-        self.sizes, self.recipe = sizes, recipe
+        self.sizes, self.recipe, self._repeats = sizes, recipe, repeats
         self._groups = lru_cache(maxsize=2)(self._make_groups)
         self._drawn = lru_cache(maxsize=2)(self._draw_groups)
-        self.order = lru_cache(maxsize=3)(self._make_order)
-        """image indices of epoch 0, 1, ... in the order in which they are drawn"""
+        self._epochs = EpochOrders(len(sizes), recipe.seed, repeats)
 
-    def __reduce__(self) -> tuple[type["TrainingPlan"], tuple[Any, Recipe]]:
+    def __reduce__(self) -> tuple[type["TrainingPlan"], tuple[Any, Recipe, Any]]:
         # the caches hold functions, which cannot be pickled; a loading process makes its own
-        return TrainingPlan, (self.sizes, self.recipe)
+        return TrainingPlan, (self.sizes, self.recipe, self._repeats)
 
     @property
     def num_images(self) -> int:
@@ -164,8 +184,13 @@ class TrainingPlan:
         first = end + (step - end) // length * length
         return range(first, first + length)
 
-    def _make_order(self, epoch: int) -> NDArray[np.int64]:
-        return _generator(self.recipe.seed, _ORDER, epoch).permutation(self.num_images)
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """The image indices of epoch 0, 1, ... in the order in which they are drawn."""
+        return self._epochs.places(epoch)[0]
+
+    def permutation(self, epoch: int) -> NDArray[np.int64]:
+        """All image indices, once each, in an order of epoch 0, 1, ...; the order, unless images are repeated."""
+        return self._epochs.permutation(epoch)
 
     def order_of(self, step: int) -> NDArray[np.int64]:
         """The places in the data set of the images of step 0, 1, ..., in the order of its groups, which cost more."""
@@ -176,9 +201,9 @@ class TrainingPlan:
 
     def _make_groups(self, window: range) -> list[PlannedGroup]:
         groups = []
-        for indices, epochs, short_edge, factor in self._drawn(window):
-            own = zip(indices.tolist(), epochs.tolist(), strict=True)
-            images = tuple(self._image(index, epoch, short_edge, factor) for index, epoch in own)
+        for indices, epochs, copies, short_edge, factor in self._drawn(window):
+            own = zip(indices.tolist(), epochs.tolist(), copies.tolist(), strict=True)
+            images = tuple(self._image(*one, short_edge, factor) for one in own)
             groups.append(PlannedGroup(_canvas(images, self.recipe.data), images))
         return groups
 
@@ -186,16 +211,18 @@ class TrainingPlan:
         recipe, n = self.recipe, self.num_images
         positions = np.arange(window.start * recipe.batch_size, window.stop * recipe.batch_size)
         epochs, places = positions // n, positions % n
-        indices = np.empty_like(positions)
+        indices, copies = np.empty_like(positions), np.empty_like(positions)
         for epoch in np.unique(epochs):
             mine = epochs == epoch
-            indices[mine] = self.order(int(epoch))[places[mine]]
+            for all_places, own in zip((indices, copies), self._epochs.places(int(epoch)), strict=True):
+                all_places[mine] = own[places[mine]]
         by_aspect = np.argsort(self._aspects[indices], kind="stable")
-        random = _generator(recipe.seed, _WINDOW, -(-window.start // recipe.plan_window))
+        random = generator(recipe.seed, _WINDOW, -(-window.start // recipe.plan_window))
         groups = []
         for start in range(0, len(positions), recipe.images_per_group):
             chosen = by_aspect[start : start + recipe.images_per_group]
-            groups.append(_DrawnGroup(indices[chosen], epochs[chosen], *_draw_scale(recipe.data, random)))
+            drawn = indices[chosen], epochs[chosen], copies[chosen]
+            groups.append(_DrawnGroup(*drawn, *_draw_scale(recipe.data, random)))
         return [groups[i] for i in random.permutation(len(groups))]
 
     @cached_property
@@ -203,9 +230,9 @@ class TrainingPlan:
         aspects: NDArray[np.float64] = self.sizes[:, 1] / self.sizes[:, 0]
         return aspects
 
-    def _image(self, index: int, epoch: int, short_edge: int, factor: float) -> PlannedImage:
+    def _image(self, index: int, epoch: int, copy: int, short_edge: int, factor: float) -> PlannedImage:
         data = self.recipe.data
-        seed = hash_integers(self.recipe.seed, _IMAGE, epoch, index)
+        seed = hash_integers(self.recipe.seed, _IMAGE, epoch, index, *([copy] if copy else []))
         whole = training_size(int(self.sizes[index, 0]), int(self.sizes[index, 1]), short_edge, factor, data)
         size = _cut(whole, data)
         top, left = (
@@ -291,11 +318,6 @@ def resized(
     return max(1, whole(height * scale)), max(1, whole(width * scale))
 
 
-def unit_interval(seed: int, purpose: int) -> float:
-    """A number in [0, 1) drawn by hash."""
-    return ((hash_integers(seed, purpose) >> 11) & ((1 << 53) - 1)) / (1 << 53)
-
-
 def _draw_scale(data: Data, random: np.random.Generator) -> tuple[int, float]:
     short_edge = data.short_edges[int(random.integers(len(data.short_edges)))]
     low, high = data.scale_jitter
@@ -318,7 +340,3 @@ def canvas_of(size: tuple[int, int], data: Data) -> tuple[int, int]:
 def _rounded(length: int, data: Data) -> int:
     multiple = data.canvas_multiple
     return next((edge for edge in data.canvas_edges if edge >= length), -(-length // multiple) * multiple)
-
-
-def _generator(seed: int, purpose: int, number: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(key=hash_integers(seed, purpose, number) & ((1 << 64) - 1)))

@@ -11,6 +11,8 @@ from megdet.data.coco import CocoDataset
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 """the fractions at which quantiles are given: minimum, 5%, quartiles, 95%, maximum"""
 
+_SPREADS = ("boxes_per_image", "box_sizes", "aspect_ratios", "mask_fractions")
+
 
 @dataclass(frozen=True)
 class Statistics:
@@ -31,6 +33,10 @@ class Statistics:
     """(boxes,): square root of width * height, in pixels"""
     aspect_ratios: NDArray[np.float64]
     """(boxes,): width over height"""
+    box_images: NDArray[np.int64]
+    """(boxes,): the image that a box is in, a row of `image_sizes`"""
+    box_classes: NDArray[np.int64]
+    """(boxes,): the class of a box, an index into the names of `class_counts`"""
     image_sizes: NDArray[np.int64]
     """(images, 2): height, width in pixels"""
     num_small: int
@@ -51,7 +57,7 @@ class Statistics:
     def as_dict(self) -> dict[str, Any]:
         """The numbers for JSON; arrays of one dimension become their quantiles."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        spreads = {name: own for name, own in values.items() if isinstance(own, np.ndarray) and own.ndim == 1}
+        spreads = {name: values[name] for name in _SPREADS if values[name] is not None}
         counts = {name: own for name, own in values.items() if isinstance(own, int | dict)}
         return {**counts, "quantiles": {name: self.quantiles(own) for name, own in spreads.items()}}
 
@@ -64,9 +70,9 @@ def dataset_statistics(dataset: CocoDataset) -> Statistics:
     labels = np.concatenate([np.zeros(0, np.int64), *(one.labels for one in dataset.annotations)])[~crowd]
     areas = np.concatenate([np.zeros(0, np.float32), *(one.areas for one in dataset.annotations)])[~crowd]
     width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
-    counts = dict.fromkeys(dataset.class_names, 0)
-    for name, count in zip(dataset.class_names, np.bincount(labels, minlength=len(counts)).tolist(), strict=False):
-        counts[name] += count
+    names = list(dict.fromkeys(dataset.class_names))
+    classes = np.array([names.index(name) for name in dataset.class_names], np.int64)[labels]
+    counts = dict(zip(names, np.bincount(classes, minlength=len(names)).tolist(), strict=True))
     boxes_per_image = np.array([int((~one.is_crowd).sum()) for one in dataset.annotations], np.int64)
     num_small, num_up_to_medium = int((areas < 32**2).sum()), int((areas < 96**2).sum())
     return Statistics(
@@ -79,6 +85,8 @@ def dataset_statistics(dataset: CocoDataset) -> Statistics:
         boxes_per_image=boxes_per_image,
         box_sizes=np.sqrt(width * height),
         aspect_ratios=width / height,
+        box_images=np.repeat(np.arange(len(dataset)), boxes_per_image),
+        box_classes=classes,
         image_sizes=dataset.sizes,
         num_small=num_small,
         num_medium=num_up_to_medium - num_small,

@@ -13,9 +13,10 @@ from torchvision.transforms.v2 import functional as V
 
 from megdet.data.cache import ImageCache
 from megdet.data.coco import CocoDataset
+from megdet.data.draws import unit_interval
 from megdet.data.image import read_image
 from megdet.data.masks import PlacedMask, place_mask
-from megdet.data.plan import Crop, PlannedImage, unit_interval
+from megdet.data.plan import Crop, PlannedImage
 from megdet.data.unreadable import UnreadableImageError
 from megdet.errors import InputError
 from megdet.ops.boxes import box_area, clip_boxes, mirrored_boxes

@@ -1,7 +1,7 @@
 """Training images whose files are lost or damaged, and which image takes their place.
 
-The rule depends only on the image and its group, so it is the same on every layout: the next image in the order of the
-epoch, as large as the recipe and the group's canvas allow, with randomness of its own.
+The rule depends only on the image and its group, so it is the same on every layout: the next image in the epoch's
+permutation, as large as the recipe and the group's canvas allow, with randomness of its own.
 """
 
 import math
@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from megdet.data.plan import PlannedImage, TrainingPlan, resized, training_size, unit_interval
+from megdet.data.draws import unit_interval
+from megdet.data.plan import PlannedImage, TrainingPlan, resized, training_size
 from megdet.errors import InputError
 from megdet.ops.integer_hash import hash_integers
 
@@ -48,7 +49,7 @@ def most_replaced(part: float, num_images: int) -> int:
 
 def stand_in(plan: TrainingPlan, image: PlannedImage, canvas: tuple[int, int]) -> PlannedImage:
     """The image that takes the place of `image` in a group with this canvas; it is not cropped."""
-    data, order = plan.recipe.data, plan.order(image.epoch)
+    data, order = plan.recipe.data, plan.permutation(image.epoch)
     place = int(np.flatnonzero(order == image.index)[0])
     index = int(order[(place + 1) % len(order)])
     height, width = plan.sizes[index].tolist()

@@ -6,7 +6,7 @@ from typing import Any
 
 from megdet.data.coco import training_set
 from megdet.data.demo import CLASS_NAMES, DEMO_SETS
-from megdet.data.plan import TrainingPlan
+from megdet.data.repeats import training_plan
 from megdet.distributed.layout import better_device_counts, choose_layout
 from megdet.recipe import Recipe
 from megdet.run_length import decay_of, total_steps
@@ -126,7 +126,7 @@ def _data_rows(recipe: Recipe, add: Any) -> tuple[int, int]:
         f"{len(dataset)} images, {boxes} boxes, {classes} classes in {annotations}",
     )
     if len(dataset) >= recipe.batch_size:
-        found = TrainingPlan(dataset.sizes, recipe).canvases()
+        found = training_plan(dataset, recipe).canvases()
         images_on = ", ".join(f"{height} x {width}" for (height, width), _ in found.counts.most_common(3))
         more = ", ..." if len(found.counts) > 3 else ""
         add(

@@ -8,7 +8,7 @@ from typing import get_args
 
 import torch
 
-from megdet.data.plan import TrainingPlan
+from megdet.data.repeats import training_plan
 from megdet.distributed.layout import Layout
 from megdet.distributed.world import World
 from megdet.errors import InputError
@@ -143,7 +143,7 @@ def planner_of_numbers(recipe: Recipe, given: Given, device: str, fabric: Fabric
         raise InputError("--gib-per-image and --fixed-gib go together: memory = fixed + images x that of an image")
     cost = StepCost(0.0, 0.0, given.seconds_per_image, given.fixed_bytes, 0.0, given.image_bytes or 0.0)
     train = load_datasets(recipe, World(0, 1, torch.device("cpu"))).train
-    TrainingPlan(train.sizes, recipe)  # refuses too few images
+    training_plan(train, recipe)  # refuses too few images
     exchange = exchange_of(meta_detector(recipe, len(train.class_names)), gathers_sums=device == "cpu")
     return Planner(recipe, {recipe.recompute: cost}, exchange, fabric, len(train))
 

@@ -19,6 +19,7 @@ from torch import distributed
 
 from megdet.data.coco import CocoDataset
 from megdet.data.plan import PlannedImage, TrainingPlan, evaluation_plan
+from megdet.data.repeats import training_plan
 from megdet.data.transforms import load_batch
 from megdet.distributed.gradients import BUCKET_BYTES
 from megdet.distributed.helper import HelperEndedError, answers_of, start_helper
@@ -87,7 +88,7 @@ def measure(recipe: Recipe, how: Measuring, progress: Callable[[str], None] = sa
     kind = device_kind(how.device)
     before = resident_bytes("VmRSS")
     datasets = load_datasets(recipe, World(0, 1, torch.device("cpu")))
-    plan = TrainingPlan(datasets.train.sizes, recipe)
+    plan = training_plan(datasets.train, recipe)
     check_statistics(recipe, plan, datasets.train)
     data_bytes = 0 if before is None or kind != "cpu" else max(0, (resident_bytes("VmRSS") or before) - before)
     canvases = plan.canvases().counts

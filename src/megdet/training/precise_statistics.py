@@ -14,6 +14,7 @@ import torch
 from megdet.data.coco import CocoDataset, training_set
 from megdet.data.loader import training_batches
 from megdet.data.plan import TrainingPlan
+from megdet.data.repeats import training_plan
 from megdet.data.shared import once_a_host
 from megdet.distributed.lane import make_lane
 from megdet.distributed.layout import Layout, recipe_layout
@@ -55,7 +56,7 @@ def load_precise_detector(
     layout = recipe_layout(recipe, world.size, options.lane_width, options.max_images_per_device)
     data = recipe.data
     dataset = once_a_host(world, lambda: training_set(data, masks=mask_use(recipe.model)))
-    plan = TrainingPlan(dataset.sizes, recipe)
+    plan = training_plan(dataset, recipe)
     trained = load_detector(folder, world.device, overrides, make_lane(world, layout), world=world)
     if dataset.class_names != trained.class_names:
         raise InputError(f"{data.train_annotations}: its classes are not those that the run was trained on")

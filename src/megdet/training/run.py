@@ -21,6 +21,7 @@ import torch
 
 from megdet.data.loader import LoadingFaults, training_batches
 from megdet.data.plan import TrainingPlan
+from megdet.data.repeats import training_plan
 from megdet.distributed.layout import Layout, recipe_layout
 from megdet.distributed.world import World
 from megdet.errors import InputError
@@ -317,7 +318,7 @@ def open_run(
         world.on_first(lambda: check_folder(own_folder, recipe))
     datasets = datasets or load_datasets(recipe, world)
     compare_data(datasets, world)
-    plan = TrainingPlan(datasets.train.sizes, recipe)
+    plan = training_plan(datasets.train, recipe)
     check_statistics(recipe, plan, datasets.train)
     is_resumed = start is not None or (folder is not None and newest_step(folder, world) is not None)
     trainer = make_trainer(recipe, datasets.train.class_names, layout, world, is_resumed=is_resumed)

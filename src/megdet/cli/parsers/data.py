@@ -1,8 +1,9 @@
-"""The options of data demo, data check, data stats and data convert."""
+"""The options of data demo, data check and data stats."""
 
 from pathlib import Path
 
-from megdet.cli.parsers.shared import Parser, add_json
+from megdet.cli.parsers.converting import add_convert, add_merge, add_sample, add_split
+from megdet.cli.parsers.shared import Parser, add_advice_options, add_json
 from megdet.cli.parsers.values import at_least_one
 from megdet.recipe import Data
 
@@ -24,20 +25,17 @@ def add_data(parser: Parser) -> None:
     check.add_argument("--all", action="store_true", help=f"print more than {SHOWN_OF_A_KIND} problems of one kind")
     check.set_defaults(run_verb="data:run_check")
 
-    stats = verbs.add_parser("stats", help="count boxes, classes, sizes and aspect ratios", allow_abbrev=False)
+    stats = verbs.add_parser(
+        "stats", help="count boxes, classes, sizes and aspect ratios, and advise a recipe", allow_abbrev=False
+    )
     _add_dataset(stats)
     stats.add_argument("--masks", action="store_true", help="count masks too")
     stats.add_argument("--picture", type=Path, metavar="FILE", help="draw them too (.png, .svg or .pdf)")
+    add_advice_options(stats.add_argument_group("the advice at the end, which `megdet recipes new` writes as a recipe"))
     stats.set_defaults(run_verb="data:run_stats")
 
-    convert = verbs.add_parser("convert", help="turn Pascal VOC or YOLO into COCO files", allow_abbrev=False)
-    convert.add_argument("--from", dest="source_format", choices=["voc", "yolo"], required=True)
-    convert.add_argument("source", type=Path, metavar="SOURCE")
-    convert.add_argument("out", type=Path, metavar="OUT")
-    convert.add_argument("--zero-based", action="store_true", help="VOC boxes that count pixels from 0")
-    convert.add_argument("--difficult-as-crowd", action="store_true", help="VOC's difficult objects become crowds")
-    convert.set_defaults(run_verb="data:run_convert")
-    for verb in (demo, check, stats, convert):
+    more = (add_convert(verbs), add_split(verbs), add_merge(verbs), add_sample(verbs))
+    for verb in (demo, check, stats, *more):
         add_json(verb)
         verb.set_defaults(takes_overrides=False)
 

@@ -13,7 +13,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "watch": ("megdet watch runs/demo", "megdet watch runs/demo --once --json"),
     "describe": ("megdet describe demo --devices 3", "megdet describe megdet-r50-b256-bn32 --devices 128 --json"),
-    "recipes": ("megdet recipes", "megdet recipes demo"),
+    "recipes": (
+        "megdet recipes",
+        "megdet recipes demo",
+        "megdet recipes new birds --data birds/train.json birds/images --val birds/val.json birds/images",
+    ),
     "import": ("megdet import torchvision fasterrcnn_resnet50_fpn.pth --run runs/tv",),
     "evaluate": (
         "megdet evaluate runs/demo --json",
@@ -37,8 +41,21 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "data demo": ("megdet data demo data/demo",),
     "data check": ("megdet data check train.json images --masks --json",),
-    "data stats": ("megdet data stats train.json images --picture stats.png",),
-    "data convert": ("megdet data convert --from yolo my_yolo data/mine",),
+    "data stats": (
+        "megdet data stats train.json images --picture stats.png",
+        "megdet data stats train.json images --mark 12",
+    ),
+    "data convert": (
+        "megdet data convert --from yolo my_yolo data/mine",
+        "megdet data convert --from label-studio export.json data/mine --images photos",
+        "megdet data convert --from coco --to yolo data/mine/annotations/train.json yolo --images data/mine/images",
+    ),
+    "data split": (
+        "megdet data split all.json data/mine --parts train=0.7,val=0.2,test=0.1",
+        "megdet data split all.json data/mine --group '^patient_[0-9]+' --seed 1",
+    ),
+    "data merge": ("megdet data merge data/both --data a.json photos/a --data b.json photos/b",),
+    "data sample": ("megdet data sample train.json small.json --images 100 --classes cat,dog",),
     "analyse": ("megdet analyse variance runs/demo --batch 16 --factors 1,2,4", "megdet analyse sampling runs/demo"),
     "analyse variance": ("megdet analyse variance runs/demo --batch 16 --factors 1,2,4 --images 256",),
     "analyse sampling": ("megdet analyse sampling runs/a runs/b --epochs 1,6,12",),

@@ -4,7 +4,14 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-from megdet.cli.parsers.shared import Parser, add_json, add_layout_options, add_recipe, take_recipe_keys
+from megdet.cli.parsers.shared import (
+    Parser,
+    add_advice_options,
+    add_json,
+    add_layout_options,
+    add_recipe,
+    take_recipe_keys,
+)
 from megdet.cli.parsers.values import at_least_one, number, positive, whole_number, whole_numbers
 from megdet.recipe import RecomputePlan
 
@@ -23,9 +30,17 @@ def add_describe(parser: Parser) -> None:
 
 
 def add_recipes(parser: Parser) -> None:
-    """The options of `recipes`."""
-    parser.add_argument("name", nargs="?", metavar="NAME", help="print this recipe")
+    """The options of `recipes` and of `recipes new`."""
+    parser.add_argument("name", nargs="?", metavar="NAME", help="print this recipe; `new` writes one for your images")
+    parser.add_argument("new_name", nargs="?", metavar="NEW", help="after `new`: name or path of the file to write")
     add_json(parser)
+    group = parser.add_argument_group("new: a recipe from the statistics of a data set (docs/data.md)")
+    for name, text in (
+        ("--data", "COCO instances file and image folder to train on"),
+        ("--val", "those to evaluate on; without, the training images are evaluated"),
+    ):
+        group.add_argument(name, nargs=2, metavar=("ANNOTATIONS", "IMAGES"), help=text)
+    add_advice_options(group)
     parser.set_defaults(run_verb="describing:run_recipes", takes_overrides=False)
 
 

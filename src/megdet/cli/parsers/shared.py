@@ -4,7 +4,7 @@ import argparse
 from typing import NoReturn
 
 from megdet.cli.parsers.examples import EXAMPLES, EXIT_CODES
-from megdet.cli.parsers.values import minutes, whole_number
+from megdet.cli.parsers.values import at_least_one, minutes, positive, whole_number
 from megdet.errors import InputError
 
 
@@ -59,6 +59,29 @@ def add_json(parser: Parser, what: str = "") -> None:
         action="store_true",
         help=f"print one JSON object to standard output, all else to standard error{more}",
     )
+
+
+ADVICE_OPTIONS = ("short_edge", "mark", "batch_size", "epochs", "backbone", "weights")
+"""The options of `add_advice_options`, as attributes; they are None where they were not given."""
+
+
+def add_advice_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Options by which a user decides what would be advised."""
+    parser.add_argument("--short-edge", type=at_least_one, metavar="PX", help="resize the shorter edge to this")
+    parser.add_argument(
+        "--mark",
+        type=positive,
+        metavar="PX",
+        help="size, in pixels of the files, of the smallest mark that tells two classes apart",
+    )
+    parser.add_argument("--batch-size", type=at_least_one, metavar="N", help="images of an update")
+    parser.add_argument("--epochs", type=at_least_one, metavar="N", help="length of the run")
+    parser.add_argument(
+        "--backbone",
+        choices=["mobilenetv2_100", "resnet18", "resnet50"],
+        help="default mobilenetv2_100; resnet50 is the paper's, for GPUs",
+    )
+    parser.add_argument("--weights", metavar="FILE", help="trained weights of the backbone; default random weights")
 
 
 def add_layout_options(parser: Parser) -> None:

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from megdet.data.plan import TrainingPlan
+from megdet.data.repeats import training_plan
 from megdet.distributed.world import World
 from megdet.errors import InputError, shown
 from megdet.inference.trained import read_recipe
@@ -162,7 +162,7 @@ def audit(
         if images is not None:
             found += claims.image_faults(folder, images, datasets.train)
         if not found:
-            plan = TrainingPlan(datasets.train.sizes, recipe)
+            plan = training_plan(datasets.train, recipe)
             found += claims.plan_faults(folder, counted, datasets.train, plan)
         found += claims.metrics_faults(folder, counted, records)
         found += claims.evaluation_faults(folder, evaluations, scores)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from megdet.data.coco import CocoDataset, training_set
 from megdet.data.loader import training_batches
 from megdet.data.plan import TrainingPlan
+from megdet.data.repeats import training_plan
 from megdet.distributed.layout import recipe_layout
 from megdet.errors import InputError
 from megdet.inference.trained import load_weights, place_model, read_recipe
@@ -99,7 +100,7 @@ def load_study(folder: RunFolder, device: torch.device, overrides: dict[str, Any
             f"{data.train_annotations}: its images or boxes are not those that {folder.path} was trained on, so its "
             "gradients would be of other data: bring them back, or train on these"
         )
-    plan = TrainingPlan(dataset.sizes, recipe)
+    plan = training_plan(dataset, recipe)
     model = make_detector(recipe, len(dataset.class_names))
     place_model(model, device, recipe.precision)
     load_weights(model, checkpoint.tensors("model"), str(checkpoint.file("model")))

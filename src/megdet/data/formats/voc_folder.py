@@ -5,13 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from megdet.data.formats.image_files import KIND_NAMES, SPLIT_NAMES, visible_files
 from megdet.data.image import IMAGE_SUFFIXES
 from megdet.errors import InputError
-
-SPLIT_NAMES = ("train", "training", "trainval", "val", "valid", "validation", "dev", "test", "testing")
-"""Folders of these names, in any case, are splits."""
-KIND_NAMES = ("annotations", "annotation", "xml", "xmls", "labels", "jpegimages", "images", "image", "img", "imgs")
-"""Folders of these names tell the kind of their files, not the part of the data set."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +71,7 @@ def find_voc(folder: Path) -> VocFolder:
     """The files of the data set in a folder. Raises InputError where there is none, or more than one."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
-    files = sorted(path for path in folder.rglob("*") if not _is_hidden(path, folder) and path.is_file())
+    files = visible_files(folder)
     xml_files = [path for path in files if path.suffix.lower() == ".xml"]
     if not xml_files:
         raise InputError(f"{folder}: no XML file in this folder or below; Pascal VOC has one for each image")
@@ -137,7 +133,3 @@ def listed_files(found: VocFolder, split: str, names: Iterable[str]) -> list[Pat
             )
         chosen.append(files[0])
     return chosen
-
-
-def _is_hidden(path: Path, folder: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(folder).parts)

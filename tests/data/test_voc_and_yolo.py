@@ -6,7 +6,8 @@ import pytest
 from data_factories import SHARED_DATA, needs_shared_data, save_image
 from megdet.data.check import check_dataset
 from megdet.data.coco import load_coco
-from megdet.data.convert import convert_voc, convert_yolo, convert_yolo_folder
+from megdet.data.formats.voc import convert_voc
+from megdet.data.formats.yolo import convert_yolo
 from megdet.errors import InputError
 
 
@@ -129,7 +130,7 @@ def yolo(tmp_path):
 
 
 def test_yolo_centres_become_corners_in_pixels(yolo, tmp_path):
-    train, val = convert_yolo_folder(yolo, tmp_path / "out")
+    train, val = convert_yolo(yolo, tmp_path / "out")
     assert (train.num_images, train.num_boxes, train.class_names) == (2, 2, ("猫", "dog"))
     document = json.loads(train.annotations_file.read_text(encoding="utf-8"))
     assert [row["file_name"] for row in document["images"]] == ["a.jpg", "sub/b.png"]
@@ -142,7 +143,7 @@ def test_yolo_centres_become_corners_in_pixels(yolo, tmp_path):
 
 def test_converted_files_can_be_loaded(yolo, voc, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for converted in [*convert_yolo_folder(yolo, tmp_path / "y"), *convert_voc(voc, tmp_path / "v")]:
+    for converted in [*convert_yolo(yolo, tmp_path / "y"), *convert_voc(voc, tmp_path / "v")]:
         dataset = load_coco(converted.annotations_file, converted.image_folder, keep_empty=True)
         assert len(dataset) == converted.num_images
         assert dataset.class_names == converted.class_names
@@ -160,7 +161,7 @@ def test_other_yolo_layouts_are_found(yolo, tmp_path, layout):
     (target / "images" / "sub" / "b.png").rename(target / "images" / "b.png")
     (target / "images" / "sub").rmdir()
     (target / "labels" / "sub").rmdir()
-    (converted,) = convert_yolo_folder(folder, tmp_path / "out")
+    (converted,) = convert_yolo(folder, tmp_path / "out")
     assert converted.annotations_file.stem == ("test" if layout == "roboflow" else "all")
     assert (converted.num_images, converted.num_boxes, converted.class_names) == (2, 2, ("cat", "dog"))
 
@@ -182,7 +183,7 @@ def test_other_yolo_layouts_are_found(yolo, tmp_path, layout):
 def test_a_bad_yolo_line_is_refused_with_its_number(yolo, tmp_path, line, message):
     (yolo / "labels" / "train" / "a.txt").write_text(f"1 0.5 0.5 0.25 0.2\n\n{line}\n")
     with pytest.raises(InputError, match=rf"a\.txt:3: .*{message}"):
-        convert_yolo_folder(yolo, tmp_path / "out")
+        convert_yolo(yolo, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -203,20 +204,61 @@ def test_a_bad_yolo_line_is_refused_with_its_number(yolo, tmp_path, line, messag
 def test_bad_class_names_are_refused(yolo, tmp_path, content, message):
     (yolo / "data.yaml").write_text(content)
     with pytest.raises(InputError, match=rf"data\.yaml: .*{message}"):
-        convert_yolo_folder(yolo, tmp_path / "out")
+        convert_yolo(yolo, tmp_path / "out")
 
 
 def test_missing_yolo_parts_are_refused(yolo, tmp_path):
-    with pytest.raises(InputError, match="no YOLO data set"):
-        convert_yolo_folder(tmp_path / "absent", tmp_path / "out")
-    with pytest.raises(InputError, match="no such folder"):
-        convert_yolo(yolo / "images", yolo / "absent", yolo / "data.yaml", tmp_path / "out.json")
-    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="absent: no such folder"):
+        convert_yolo(tmp_path / "absent", tmp_path / "out")
     with pytest.raises(InputError, match="no images in this folder"):
-        convert_yolo(tmp_path / "empty", yolo / "labels", yolo / "data.yaml", tmp_path / "out.json")
+        convert_yolo(yolo, tmp_path / "out", yolo / "labels")
+    (yolo / "images" / "val" / "c.jpg").unlink()
+    with pytest.raises(InputError, match=r"c\.txt: no image c\.\* in"):
+        convert_yolo(yolo, tmp_path / "out")
+    for path in yolo.rglob("*.txt"):
+        path.unlink()
+    with pytest.raises(InputError, match="no YOLO data set"):
+        convert_yolo(yolo, tmp_path / "out")
     (yolo / "data.yaml").unlink()
     with pytest.raises(InputError, match="no class names: add"):
-        convert_yolo_folder(yolo, tmp_path / "out")
+        convert_yolo(yolo, tmp_path / "out")
+
+
+@pytest.mark.parametrize("layout", ["beside", "deep", "elsewhere", "other folders"])
+def test_yolo_labels_are_found_in_any_layout(tmp_path, layout):
+    folder, images = tmp_path / "set", None
+    image, text = {
+        "beside": ("obj_train_data/a.jpg", "obj_train_data/a.txt"),
+        "deep": ("farm/images/train/a.jpg", "farm/labels/train/a.txt"),
+        "elsewhere": ("../photos/2024/a.jpg", "labels/a.txt"),
+        "other folders": ("pictures/a.jpg", "boxes/a.txt"),
+    }[layout]
+    if layout == "elsewhere":
+        images = tmp_path / "photos"
+    save_image(folder / image, 40, 30)
+    save_image((folder / image).with_name("b.jpg"), 40, 30)
+    (folder / text).parent.mkdir(parents=True, exist_ok=True)
+    (folder / text).write_text("0 0.5 0.5 0.5 0.5\n")
+    (folder / text).with_name("classes.txt").write_text("cat\n")
+    (converted,) = convert_yolo(folder, tmp_path / "out", images)
+    assert (converted.num_images, converted.num_boxes, converted.class_names) == (2, 1, ("cat",))
+    assert converted.annotations_file.stem == ("train" if layout == "deep" else "all")
+    document = json.loads(converted.annotations_file.read_text())
+    assert document["annotations"][0]["bbox"] == [10, 7.5, 20, 15]
+    assert document["images"][0]["file_name"] == "a.jpg"
+
+
+def test_a_label_file_that_may_be_of_two_images_is_refused(yolo, tmp_path):
+    save_image(yolo / "images" / "train" / "a.png", 40, 30)
+    with pytest.raises(InputError, match=r"a\.txt: it may belong to .*a\.jpg or .*a\.png"):
+        convert_yolo(yolo, tmp_path / "out")
+
+
+def test_folders_in_images_with_a_partner_in_labels_are_splits(yolo, tmp_path):
+    for kind in ("images", "labels"):
+        (yolo / kind / "train").rename(yolo / kind / "train2017")
+        (yolo / kind / "val").rename(yolo / kind / "val2017")
+    assert [own.annotations_file.stem for own in convert_yolo(yolo, tmp_path / "out")] == ["train2017", "val2017"]
 
 
 CHINESE, JAPANESE, RUSSIAN = "犬", "ねこ", "кот"
@@ -283,4 +325,4 @@ def test_an_image_name_that_no_file_can_have_is_refused(voc, tmp_path):
 def test_an_image_name_that_is_not_utf_8_is_refused(yolo, tmp_path):
     (yolo / "images" / "train" / os.fsdecode(b"caf\xe9.jpg")).symlink_to(next((yolo / "images" / "train").iterdir()))
     with pytest.raises(InputError, match=r"name of 'caf.*jpg' is not UTF-8; rename the file"):
-        convert_yolo_folder(yolo, tmp_path / "out")
+        convert_yolo(yolo, tmp_path / "out")

@@ -17,17 +17,20 @@ _DECLARATIONS = re.compile("<!(ENTITY|ATTLIST)")
 """Declarations by which a few bytes can become gigabytes."""
 
 
-def parse_xml(path: Path) -> ElementTree.Element:
-    """The root of an XML file. Raises InputError if it cannot be read or declares entities or default attributes."""
+def parse_xml(path: Path, largest: int = _LARGEST) -> ElementTree.Element:
+    """The root of an XML file of at most `largest` bytes.
+
+    Raises InputError if it cannot be read or declares entities or default attributes.
+    """
     try:
-        return ElementTree.fromstring(_text(path))
+        return ElementTree.fromstring(_text(path, largest))
     except ElementTree.ParseError as error:
         raise InputError(f"{path}: not valid XML: {error}") from error
 
 
-def _text(path: Path) -> str:
+def _text(path: Path, largest: int) -> str:
     """The text, decoded by the encoding that the file names: expat knows no Chinese or Japanese encodings."""
-    content = read_bytes(path, _LARGEST)
+    content = read_bytes(path, largest)
     declared = _XML_ENCODING.match(content.removeprefix(codecs.BOM_UTF8))
     is_wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     encoding = declared[1].decode("ascii") if declared else "utf-16" if is_wide else "utf-8"

@@ -1,0 +1,142 @@
+"""Tables of boxes (CSV): TensorFlow's, those of Open Images, and others with a column for each corner."""
+
+import csv
+import io
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from megdet.data.formats.converted import Converted, number_of
+from megdet.data.formats.image_files import SPLIT_NAMES, ImageFiles, files_of
+from megdet.data.formats.labelled import LabelledImage, LabelledObject, write_labelled
+from megdet.data.image import image_size
+from megdet.errors import InputError, shown
+from megdet.files import LARGEST_JSON, read_bytes
+
+COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "image": ("filename", "file_name", "imageid", "image_id", "image", "image_name", "image_path", "path"),
+    "class": ("class", "labelname", "label", "class_name", "category", "name"),
+    "x1": ("xmin", "x_min", "x1", "left"),
+    "y1": ("ymin", "y_min", "y1", "top"),
+    "x2": ("xmax", "x_max", "x2", "right"),
+    "y2": ("ymax", "y_max", "y2", "bottom"),
+}
+"""The names that a column may have, in any case; other columns are ignored, but for width, height and isgroupof."""
+_CORNERS = ("x1", "y1", "x2", "y2")
+
+
+class _Row(NamedTuple):
+    where: str
+    image: str
+    name: str
+    corners: tuple[float, ...]
+    size: tuple[float, float]
+    """height and width; NaN if missing"""
+    is_crowd: bool
+
+
+def convert_csv(source: Path, out: Path, images: Path | None = None) -> list[Converted]:
+    """Write a COCO file for each table, or for each split that the folders of the images name.
+
+    A table is a split if there are several, or if its name begins with the name of a split (`train_labels.csv`).
+    Corners are pixels from 0; where no corner of a table is above 1 they are parts of the image. Open Images' group
+    boxes (`IsGroupOf`) are crowds, and its `LabelName` is looked up in the table of class descriptions (two columns
+    without a header), if one lies beside it. A row whose corners are all empty is an image without objects.
+
+    Args:
+        source: a table, or a folder of tables.
+        out: the folder to write to.
+        images: the folder of the images; by default that of the tables.
+
+    Raises:
+        InputError: a table is malformed or an image is missing; the message names the file and the line.
+    """
+    tables = {path: _records(path) for path in files_of(source, ".csv")}
+    titles = {path: _columns(records[0][1]) for path, records in tables.items() if records}
+    descriptions = {
+        words[0]: words[1]
+        for path, records in tables.items()
+        if titles.get(path) is None
+        for _, words in records
+        if len(words) == 2
+    }
+    boxes = {path: found for path, found in titles.items() if found is not None}
+    if not boxes:
+        wanted = "; ".join(f"{key}: {', '.join(names[:4])}" for key, names in COLUMNS.items())
+        raise InputError(f"{next(iter(tables))}: its first line needs a column for each of {wanted}")
+    files = ImageFiles(images or (source if source.is_dir() else source.parent))
+    labelled: list[LabelledImage] = []
+    for path, columns in boxes.items():
+        first = path.stem.lower().replace("-", "_").split("_")[0]
+        split = path.stem if len(boxes) > 1 else first if first in SPLIT_NAMES else ""
+        rows = list(_rows(path, tables[path][1:], columns, descriptions))
+        labelled += _images(rows, files, path, split)
+    return write_labelled(labelled, files, out)
+
+
+def _records(path: Path) -> list[tuple[int, list[str]]]:
+    """The lines of a table that are not empty, with their numbers, split into fields."""
+    try:
+        text = read_bytes(path, LARGEST_JSON).decode("utf-8-sig")
+        first = text.partition("\n")[0]
+        delimiter = max(",;\t", key=first.count)
+        reader = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
+        return [(reader.line_num, words) for words in reader if any(word.strip() for word in words)]
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}; save it as UTF-8") from None
+    except csv.Error as error:
+        raise InputError(f"{path}:{reader.line_num}: not a valid CSV line: {error}") from None
+
+
+def _columns(header: list[str]) -> dict[str, int] | None:
+    """The place of each column that is used; None if one is missing."""
+    found = {word.strip().lower(): place for place, word in reversed(list(enumerate(header)))}
+    places = {key: next((found[name] for name in names if name in found), -1) for key, names in COLUMNS.items()}
+    more = {name: found.get(name, -1) for name in ("width", "height", "isgroupof")}
+    return None if -1 in places.values() else places | more
+
+
+def _rows(
+    path: Path, records: list[tuple[int, list[str]]], columns: Mapping[str, int], descriptions: Mapping[str, str]
+) -> Iterator[_Row]:
+    for line, words in records:
+        where = f"{path}:{line}"
+
+        def word(key: str, words: list[str] = words) -> str:
+            place = columns[key]
+            return words[place].strip() if 0 <= place < len(words) else ""
+
+        if len(words) <= max(columns[key] for key in COLUMNS):
+            raise InputError(f"{where}: {len(words)} fields, fewer than the first line has")
+        texts = [word(key) for key in _CORNERS]
+        corners = tuple(number_of(text) for text in texts) if any(texts) else ()
+        name = word("class")
+        if not word("image") or (corners and not name):
+            raise InputError(f"{where}: the name of the {'class' if word('image') else 'image'} is empty")
+        if not all(math.isfinite(value) for value in corners):
+            raise InputError(f"{where}: four numbers are expected as corners, found {shown(texts)}")
+        if corners and (corners[2] < corners[0] or corners[3] < corners[1]):
+            raise InputError(f"{where}: the second corner lies before the first: {shown(texts)}")
+        size = number_of(word("height")), number_of(word("width"))
+        yield _Row(where, word("image"), descriptions.get(name, name), corners, size, word("isgroupof") == "1")
+
+
+def _images(rows: list[_Row], files: ImageFiles, path: Path, split: str) -> Iterator[LabelledImage]:
+    are_parts = max((value for row in rows for value in row.corners), default=2.0) <= 1
+    by_image: dict[str, list[_Row]] = defaultdict(list)
+    for row in rows:
+        by_image[row.image].append(row)
+    for named, own in by_image.items():
+        image = files.find(named, own[0].where, path.parent)
+        declared = own[0].size
+        size = (int(declared[0]), int(declared[1])) if all(side >= 1 for side in declared) else None
+        height, width = image_size(image) if are_parts else (1, 1)
+        objects = [
+            LabelledObject(row.name, (x1 * width, y1 * height, (x2 - x1) * width, (y2 - y1) * height), (), row.is_crowd)
+            for row in own
+            if row.corners
+            for x1, y1, x2, y2 in [row.corners]
+        ]
+        yield LabelledImage(image, objects, own[0].where, split, size)

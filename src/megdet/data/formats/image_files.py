@@ -1,0 +1,117 @@
+"""The files of a data set in whatever folders a tool chose: images by the names that annotations give, and splits."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from megdet.data.image import IMAGE_SUFFIXES
+from megdet.errors import InputError, shown
+
+SPLIT_NAMES = ("train", "training", "trainval", "val", "valid", "validation", "dev", "test", "testing")
+"""Folders of these names, in any case, are splits."""
+KIND_NAMES = ("annotations", "annotation", "xml", "xmls", "labels", "jpegimages", "images", "image", "img", "imgs")
+"""Folders of these names tell the kind of their files, not the part of the data set."""
+
+_LONGEST_NAME = 60
+
+
+class ImageFiles:
+    """The images in a folder and below.
+
+    Args:
+        root: the folder; hidden files and folders are left out.
+
+    Raises:
+        InputError: there is no such folder, or no image in it.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._by_name: dict[str, list[Path]] = defaultdict(list)
+        self.paths = [path for path in visible_files(root) if path.suffix.lower() in IMAGE_SUFFIXES]
+        if not self.paths:
+            raise InputError(f"{root}: no images in this folder ({', '.join(IMAGE_SUFFIXES)})")
+        for path in self.paths:
+            for name in {path.name, path.stem}:
+                self._by_name[name].append(path)
+
+    def find(self, named: str, where: str, beside: Path | None = None) -> Path:
+        """The image that an annotation names by a path of any machine, or by a name without its ending.
+
+        Of several images of that name it is the one whose folders agree with the most folders of the path, else the one
+        in the folder `beside`. `where` (file and place) begins the message.
+
+        Raises:
+            InputError: there is no such image, or there are several.
+        """
+        wanted = PurePosixPath(PureWindowsPath(named).as_posix())
+        found = self._by_name.get(wanted.name, ())
+        if not found:
+            raise InputError(f"{where}: no image {shown(wanted.name)} in {self.root} or below: put it there")
+        agreeing = [(_shared_tail(path.parent.parts, wanted.parent.parts), path) for path in found]
+        most = max(count for count, _ in agreeing)
+        best = [path for count, path in agreeing if count == most]
+        if len(best) > 1:
+            best = [path for path in best if path.parent == beside] or best
+        if len(best) > 1:
+            raise InputError(f"{where}: its image may be {best[0]} or {best[1]}: keep one of them")
+        return best[0]
+
+
+def _shared_tail(ours: Sequence[str], theirs: Sequence[str]) -> int:
+    """How many of the last folders are the same."""
+    count = 0
+    for a, b in zip(reversed(ours), reversed(theirs), strict=False):
+        if a != b:
+            break
+        count += 1
+    return count
+
+
+def visible_files(folder: Path) -> list[Path]:
+    """The files in a folder and below, sorted, without hidden ones. Raises InputError if there is no such folder."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts) and path.is_file()
+    )
+
+
+def files_of(source: Path, suffix: str) -> list[Path]:
+    """A file itself, or the files with an ending in a folder and below. Raises InputError if there are none."""
+    if source.is_file():
+        return [source]
+    found = [path for path in visible_files(source) if path.suffix.lower() == suffix]
+    if not found:
+        raise InputError(f"{source}: no {suffix} file in this folder or below")
+    return found
+
+
+def folders_below(path: Path, root: Path) -> tuple[str, ...]:
+    """The folders of a file below a root; all of its folders if it is elsewhere."""
+    return (path.relative_to(root) if path.is_relative_to(root) else path).parent.parts
+
+
+def split_of(path: Path, root: Path) -> str:
+    """The split that the folders of a file name, or "". Raises InputError if they name two."""
+    names = {part for part in folders_below(path, root) if part.lower() in SPLIT_NAMES}
+    if len(names) > 1:
+        raise InputError(f"{path}: its folders name the splits {' and '.join(sorted(names))}: rename one of them")
+    return "".join(names)
+
+
+def refuse_odd_split(split: str, where: str) -> None:
+    """Refuse a name of a split, as a file gives it, that cannot be the name of a file or leads elsewhere."""
+    if split != Path(split).name or split.startswith(".") or len(split) > _LONGEST_NAME or not split.isprintable():
+        raise InputError(f"{where}: {shown(split)} cannot be the name of a split: rename it")
+
+
+def refuse_mixed_splits(splits: Iterable[tuple[Path, str]]) -> None:
+    """Refuse files of which only some are in a split."""
+    inside = outside = None
+    for path, split in splits:
+        inside, outside = (path, outside) if split else (inside, path)
+    if inside and outside:
+        raise InputError(f"{outside}: it is not in the folder of a split, while {inside} is: move one of them")

@@ -1,0 +1,144 @@
+"""COCO data sets as Pascal VOC or YOLO, for other tools. Images are linked, or copied where links are not possible."""
+
+import shutil
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from megdet.data.annotations import Annotations
+from megdet.data.coco import CocoDataset
+from megdet.data.formats.image_files import refuse_odd_split
+from megdet.errors import InputError, shown
+from megdet.files import cannot_write, make_folder, read_text, replace_file
+from megdet.plain_yaml import dump_yaml, parse_yaml
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written."""
+
+    folder: Path
+    num_images: int
+    num_boxes: int
+    num_crowds: int
+    """crowds that were left out (YOLO) or marked difficult (VOC)"""
+
+
+def write_yolo(dataset: CocoDataset, out: Path, split: str) -> Written:
+    """Write `out/labels/<split>/*.txt`, `out/images/<split>` and `out/data.yaml`; other splits there stay.
+
+    A number has eight decimals, so a box comes back to a thousandth of a pixel. Masks are not written, nor are crowds,
+    which YOLO does not have.
+
+    Raises:
+        InputError: `out` has other classes or this split already, two images would share a label file, or a file cannot
+            be written.
+    """
+    refuse_odd_split(split, str(dataset.annotations_file))
+    names = list(dataset.class_names)
+    yaml_file = out / "data.yaml"
+    found = parse_yaml(read_text(yaml_file), str(yaml_file)) if yaml_file.exists() else {"names": names}
+    if not isinstance(found, dict) or found.get("names") != names:
+        raise InputError(f"{yaml_file}: other classes than those of {dataset.annotations_file}: choose another folder")
+    _refuse_used(out / "labels" / split)
+    _refuse_shared(dataset)
+    num_boxes = 0
+    for index, name in enumerate(dataset.file_names):
+        own, (height, width) = dataset.annotations[index], dataset.sizes[index].tolist()
+        lines = []
+        for (x1, y1, x2, y2), label in zip(*_objects(own), strict=True):
+            values = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height)
+            lines.append(f"{label} " + " ".join(f"{value:.8f}" for value in values) + "\n")
+        num_boxes += len(lines)
+        _write(out / "labels" / split / Path(name).with_suffix(".txt"), "".join(lines))
+        _link(dataset.image_path(index), out / "images" / split / name)
+    found[split] = f"images/{split}"
+    _write(yaml_file, dump_yaml(found))
+    return Written(out, len(dataset), num_boxes, int(dataset.annotations.is_crowd.sum()))
+
+
+def write_voc(dataset: CocoDataset, out: Path, split: str) -> Written:
+    """Write `out/Annotations/*.xml`, `out/JPEGImages` and `out/ImageSets/Main/<split>.txt`; other splits there stay.
+
+    VOC counts whole pixels from 1 and includes the last: edges are rounded, and a box keeps at least one pixel. A crowd
+    is an object marked difficult, which VOC's evaluation passes over. Masks are not written.
+
+    Raises:
+        InputError: `out` has this split or one of these images already, two images would share an XML file, or a file
+            cannot be written.
+    """
+    refuse_odd_split(split, str(dataset.annotations_file))
+    _refuse_used(out / "ImageSets" / "Main" / f"{split}.txt")
+    _refuse_shared(dataset)
+    stems = []
+    for index, name in enumerate(dataset.file_names):
+        stem = Path(name).with_suffix("")
+        file = out / "Annotations" / f"{stem}.xml"
+        _refuse_used(file)
+        height, width = dataset.sizes[index].tolist()
+        root = ElementTree.Element("annotation")
+        ElementTree.SubElement(root, "filename").text = Path(name).name
+        size = ElementTree.SubElement(root, "size")
+        for key, value in (("width", width), ("height", height), ("depth", 3)):
+            ElementTree.SubElement(size, key).text = str(value)
+        own = dataset.annotations[index]
+        for box, label, is_crowd in zip(own.boxes.tolist(), own.labels.tolist(), own.is_crowd.tolist(), strict=True):
+            _add_object(root, dataset.class_names[label], box, is_difficult=is_crowd)
+        ElementTree.indent(root)
+        _write(file, ElementTree.tostring(root, encoding="unicode") + "\n")
+        _link(dataset.image_path(index), out / "JPEGImages" / name)
+        stems.append(stem.as_posix())
+    _write(out / "ImageSets" / "Main" / f"{split}.txt", "\n".join(stems) + "\n")
+    crowds = int(dataset.annotations.is_crowd.sum())
+    return Written(out, len(dataset), len(dataset.annotations.boxes) - crowds, crowds)
+
+
+def _add_object(root: ElementTree.Element, name: str, box: list[float], *, is_difficult: bool) -> None:
+    x1, y1, x2, y2 = (round(value) for value in box)
+    element = ElementTree.SubElement(root, "object")
+    ElementTree.SubElement(element, "name").text = name
+    ElementTree.SubElement(element, "difficult").text = str(int(is_difficult))
+    corners = ElementTree.SubElement(element, "bndbox")
+    edges = {"xmin": x1 + 1, "ymin": y1 + 1, "xmax": max(x2, x1 + 1), "ymax": max(y2, y1 + 1)}
+    for key, value in edges.items():
+        ElementTree.SubElement(corners, key).text = str(value)
+
+
+def _objects(own: Annotations) -> tuple[list[list[float]], list[int]]:
+    """Boxes and labels without crowds."""
+    return own.boxes[~own.is_crowd].tolist(), own.labels[~own.is_crowd].tolist()
+
+
+def _refuse_used(path: Path) -> None:
+    if path.exists():
+        raise InputError(f"{path} exists: choose another folder, or delete it")
+
+
+def _refuse_shared(dataset: CocoDataset) -> None:
+    """Refuse images that differ in their endings only, since a label file has the name of its image."""
+    stems = Counter(str(Path(name).with_suffix("")) for name in dataset.file_names)
+    stem, count = stems.most_common(1)[0]
+    if count > 1:
+        raise InputError(f"{dataset.annotations_file}: {count} images are called {shown(stem)}: rename all but one")
+
+
+def _write(path: Path, text: str) -> None:
+    make_folder(path.parent)
+    try:
+        replace_file(path, text.encode(), durable=False)
+    except (OSError, UnicodeEncodeError) as error:
+        raise cannot_write(path, error) from error
+
+
+def _link(image: Path, link: Path) -> None:
+    make_folder(link.parent)
+    try:
+        try:
+            link.symlink_to(image.absolute())
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without links
+            shutil.copyfile(image, link)
+    except OSError as error:
+        raise cannot_write(link, error) from error

@@ -1,0 +1,189 @@
+"""At which size a detector should see the images of a data set, and with which anchors."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megdet.data.stats import Statistics
+
+EDGE_STEP = 32
+"""Edges are multiples of this many pixels, like the canvases."""
+LARGEST_EDGE = 800
+"""The shorter edge of the paper's baseline, in pixels."""
+SMALLEST_EDGE = 256
+"""The shorter edge in pixels below which little is saved; smaller images keep their size."""
+SMALL_OBJECT = 32.0
+"""Pixels that a small object should have: COCO calls objects below it small, and finds them least."""
+TINY_OBJECT = 12.0
+"""Pixels below which an object is hardly found: 3 cells of the finest level."""
+SMALL_MARK = 8.0
+"""Pixels that a mark which tells two classes apart should have: 2 cells of the finest level."""
+BASE_SIZES = (8, 10, 12, 14, 16, 20, 24, 28, 32)
+"""Sizes in pixels that the smallest anchor may have, up to the paper's; each level doubles it."""
+NUM_LEVELS = 5
+_LEAST_SHARE = 0.01
+_MOST_BOXES = 20_000
+_ALIKE_IOU = 0.01
+_FEWEST_ALIKE = 5
+_MOST_CANVASES = 12
+_FEW_CANVAS_EDGES = 4
+
+
+@dataclass(frozen=True)
+class AnchorAdvice:
+    """Anchors for a data set, and how well they fit."""
+
+    sizes: tuple[int, ...]
+    ratios: tuple[float, ...]
+    """height over width"""
+    mean_iou: float
+    """mean over the boxes of the IoU with the best anchor on the same centre"""
+
+
+def advised_edge(stats: Statistics, mark: float | None = None) -> int:
+    """The shorter edge in pixels to which images should be resized.
+
+    The smallest multiple of `EDGE_STEP` from `SMALLEST_EDGE` on at which the `small_object` has `SMALL_OBJECT` pixels,
+    and a mark of `mark` pixels in the files has `SMALL_MARK`. It is at most `LARGEST_EDGE`, and only for a mark larger
+    than the median image, whose enlarging adds no detail.
+    """
+    native = native_edge(stats)
+    wanted, limit = float(SMALLEST_EDGE), min(native, LARGEST_EDGE)
+    if stats.num_boxes:
+        wanted = max(wanted, native * SMALL_OBJECT / small_object(stats))
+    if mark is not None:
+        wanted, limit = max(wanted, native * SMALL_MARK / mark), LARGEST_EDGE
+    if limit < SMALLEST_EDGE:
+        return limit
+    return min(math.ceil(round(wanted / EDGE_STEP, 6)), limit // EDGE_STEP) * EDGE_STEP
+
+
+def small_object(stats: Statistics) -> float:
+    """The size in pixels of the files that stands for small objects.
+
+    The 10% quantile of all sizes, or the median of a class (with 1% of the boxes at least) that is smaller.
+    """
+    medians = [
+        float(np.median(own))
+        for label in range(len(stats.class_counts))
+        if len(own := stats.box_sizes[stats.box_classes == label]) >= max(1, _LEAST_SHARE * stats.num_boxes)
+    ]
+    return min([float(np.quantile(stats.box_sizes, 0.1)), *medians])
+
+
+def native_edge(stats: Statistics) -> int:
+    """The median of the images' shorter edges in pixels of the files."""
+    return int(np.median(stats.image_sizes.min(axis=1)))
+
+
+def advised_long_edge(stats: Statistics, edge: int) -> int:
+    """The largest longer edge in pixels: 95% of the images reach the shorter edge, longer ones are shrunk to it."""
+    long_over_short = stats.image_sizes.max(axis=1) / stats.image_sizes.min(axis=1)
+    return int(np.ceil(round(edge * float(np.quantile(long_over_short, 0.95)), 6)))
+
+
+def image_scales(stats: Statistics, edge: int, long_edge: int) -> NDArray[np.float64]:
+    """(images,): the factor by which each image is resized."""
+    short, long = stats.image_sizes.min(axis=1), stats.image_sizes.max(axis=1)
+    scales: NDArray[np.float64] = np.minimum(edge / short, long_edge / long)
+    return scales
+
+
+def resized_objects(stats: Statistics, edge: int, long_edge: int) -> NDArray[np.float64]:
+    """(boxes,): size (root of the area) of each object in pixels of the resized images."""
+    sizes: NDArray[np.float64] = stats.box_sizes * image_scales(stats, edge, long_edge)[stats.box_images]
+    return sizes
+
+
+def advised_anchors(sizes: NDArray[np.float64], aspect_ratios: NDArray[np.float64]) -> AnchorAdvice:
+    """Five sizes, each twice the one before, and the ratios that fit the boxes.
+
+    The ratios are the 10%, 50% and 90% quantiles of height over width, or 1 alone where these differ by less than 1.5.
+    Of the `BASE_SIZES` whose mean IoU with the boxes is within 0.01 of the best, the smallest anchor is the one that is
+    nearest to the 5% quantile of the sizes, so that the finest level is for the smallest objects.
+
+    Args:
+        sizes: (boxes,) root of the area in pixels of the resized images.
+        aspect_ratios: (boxes,) width over height.
+    """
+    order = np.argsort(sizes, kind="stable")[:: max(1, len(sizes) // _MOST_BOXES)]
+    sizes, tall = sizes[order], 1 / aspect_ratios[order]
+    low, middle, high = (float(value) for value in np.quantile(tall, (0.1, 0.5, 0.9)))
+    ratios = (round(middle, 1),) if high / low < 1.5 else tuple(round(value, 2) for value in (low, middle, high))
+    ious = [mean_best_iou(sizes, tall, doubled(base), ratios) for base in BASE_SIZES]
+    smallest = np.log(np.quantile(sizes, 0.05))
+    good = [place for place, iou in enumerate(ious) if iou >= max(ious) - _ALIKE_IOU]
+    best = min(good, key=lambda place: abs(float(np.log(BASE_SIZES[place]) - smallest)))
+    return AnchorAdvice(doubled(BASE_SIZES[best]), ratios, ious[best])
+
+
+def doubled(base: int) -> tuple[int, ...]:
+    """A size for each level of the pyramid, each twice the one before."""
+    return tuple(base * 2**level for level in range(NUM_LEVELS))
+
+
+def mean_best_iou(
+    sizes: NDArray[np.float64],
+    heights_over_widths: NDArray[np.float64],
+    anchor_sizes: tuple[int, ...],
+    ratios: tuple[float, ...],
+) -> float:
+    """Mean over boxes of the IoU with the best anchor, all on one centre."""
+    root = np.sqrt(heights_over_widths)
+    width, height = sizes / root, sizes * root
+    best = np.zeros(len(sizes))
+    for size in anchor_sizes:
+        for ratio in ratios:
+            shared = np.minimum(width, size / ratio**0.5) * np.minimum(height, size * ratio**0.5)
+            best = np.maximum(best, shared / (sizes**2 + size**2 - shared))
+    return float(best.mean())
+
+
+def advised_canvas_edges(stats: Statistics, edge: int, long_edge: int) -> tuple[int, ...]:
+    """At most four lengths for the edges of canvases where images have many sizes; empty for few sizes."""
+    canvases = -(-_resized_sizes(stats, edge, long_edge) // EDGE_STEP) * EDGE_STEP
+    if len(np.unique(canvases, axis=0)) <= _MOST_CANVASES:
+        return ()
+    levels = np.arange(1, _FEW_CANVAS_EDGES + 1) / _FEW_CANVAS_EDGES
+    lengths = np.quantile(canvases, levels, method="higher")
+    return tuple(int(length) for length in np.unique(lengths))
+
+
+def added_padding(stats: Statistics, edge: int, long_edge: int, canvas_edges: tuple[int, ...]) -> float:
+    """Pixels of the images' own canvases with these lengths, over those with multiples of 32, minus 1."""
+    canvases = -(-_resized_sizes(stats, edge, long_edge) // EDGE_STEP) * EDGE_STEP
+    rounded = np.array(canvas_edges)[np.searchsorted(canvas_edges, canvases)]
+    return float(rounded.prod(axis=1).sum() / canvases.prod(axis=1).sum() - 1)
+
+
+def _resized_sizes(stats: Statistics, edge: int, long_edge: int) -> NDArray[np.int64]:
+    scales = image_scales(stats, edge, long_edge)
+    sizes: NDArray[np.int64] = np.maximum(1, np.rint(stats.image_sizes * scales[:, None])).astype(np.int64)
+    return sizes
+
+
+def classes_alike(stats: Statistics) -> list[tuple[str, str]]:
+    """Pairs of classes whose objects neither size nor shape tells apart, those with most boxes first.
+
+    The middle halves (25% to 75% quantile) of their sizes overlap, and those of their aspect ratios. Classes of fewer
+    than five boxes are left out.
+    """
+    names = list(stats.class_counts)
+    halves = {}
+    for label, name in enumerate(names):
+        own = stats.box_classes == label
+        if own.sum() >= _FEWEST_ALIKE:
+            halves[name] = [np.quantile(values[own], (0.25, 0.75)) for values in (stats.box_sizes, stats.aspect_ratios)]
+    pairs = [
+        (first, second)
+        for place, first in enumerate(names)
+        for second in names[place + 1 :]
+        if first in halves and second in halves and _overlap(halves[first], halves[second])
+    ]
+    return sorted(pairs, key=lambda pair: -min(stats.class_counts[name] for name in pair))
+
+
+def _overlap(a: list[NDArray[np.float64]], b: list[NDArray[np.float64]]) -> bool:
+    return all(max(x[0], y[0]) <= min(x[1], y[1]) for x, y in zip(a, b, strict=True))

@@ -1,0 +1,352 @@
+"""COCO boxes written in the format of each tool, read back, and compared; and what a bad file is told."""
+
+import base64
+import csv
+import json
+import math
+
+import pytest
+
+from data_factories import save_image
+from megdet.data.formats.csv_table import convert_csv
+from megdet.data.formats.cvat import convert_cvat
+from megdet.data.formats.label_studio import convert_label_studio
+from megdet.data.formats.labelme import convert_labelme
+from megdet.errors import InputError
+
+BOXES = {
+    "train/a.jpg": [("dog", (1.25, 2, 10, 20.5)), ("кот", (0, 0, 40, 30))],
+    "train/deep/b.png": [("dog", (5, 6.75, 7, 8))],
+    "train/empty.jpg": [],
+    "val/a.jpg": [("кот", (3, 3, 30, 20))],
+}
+"""Boxes x, y, width, height of images of 40 x 30; two images have one name."""
+SIZE = (40, 30)
+POLYGON = [1, 2, 11, 2, 11, 22.5]
+
+
+@pytest.fixture
+def photos(tmp_path):
+    for name in BOXES:
+        save_image(tmp_path / "photos" / name, *SIZE)
+    return tmp_path / "photos"
+
+
+def write_csv(folder, photos):
+    """TensorFlow's table, in pixels."""
+    with (folder / "labels.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["filename", "width", "height", "class", "xmin", "ymin", "xmax", "ymax"])
+        for name, rows in BOXES.items():
+            for label, (x, y, w, h) in rows:
+                writer.writerow([name, *SIZE, label, x, y, x + w, y + h])
+            if not rows:
+                writer.writerow([name, *SIZE, "", "", "", "", ""])
+
+
+def write_open_images(folder, photos):
+    """Parts of an image, names of classes in a table of their own, images named without an ending."""
+    ids = {"dog": "/m/0bt9lr", "кот": "/m/01yrx"}
+    (folder / "class-descriptions-boxable.csv").write_text("".join(f"{i},{n}\n" for n, i in ids.items()), "utf-8")
+    with (folder / "all-annotations-bbox.csv").open("w", newline="") as file:
+        writer = csv.writer(file, delimiter=";")
+        writer.writerow(["ImageID", "Source", "LabelName", "Confidence", "XMin", "XMax", "YMin", "YMax", "IsGroupOf"])
+        for name, rows in BOXES.items():
+            stem = name.rsplit(".", 1)[0]
+            for label, (x, y, w, h) in rows:
+                writer.writerow([stem, "x", ids[label], 1, x / 40, (x + w) / 40, y / 30, (y + h) / 30, 0])
+            if not rows:
+                writer.writerow([stem, "x", "", 1, "", "", "", "", 0])
+
+
+def write_labelme(folder, photos):
+    for name, rows in BOXES.items():
+        shapes = [
+            {"label": label, "points": [[x + w, y + h], [x, y]], "shape_type": "rectangle", "group_id": None}
+            for label, (x, y, w, h) in rows
+        ]
+        content = {"version": "5.4", "shapes": shapes, "imagePath": f"..\\photos\\{name}".replace("/", "\\")}
+        data = base64.b64encode((photos / name).read_bytes()).decode()
+        path = folder / f"{name.replace('/', '_')}.json"
+        path.write_text(json.dumps({**content, "imageData": data, "imageHeight": 30, "imageWidth": 40}))
+
+
+def write_cvat(folder, photos):
+    images = []
+    for number, (name, rows) in enumerate(BOXES.items()):
+        boxes = [
+            f'<box label="{label}" occluded="0" xtl="{x}" ytl="{y}" xbr="{x + w}" ybr="{y + h}" z_order="0"></box>'
+            for label, (x, y, w, h) in rows
+        ]
+        images.append(f'<image id="{number}" name="{name}" width="40" height="30">{"".join(boxes)}</image>')
+    labels = "<labels><label><name>dog</name></label><label><name>кот</name></label></labels>"
+    text = f"<annotations><version>1.1</version><meta><job>{labels}</job></meta>{''.join(images)}</annotations>"
+    (folder / "annotations.xml").write_text(f'<?xml version="1.0" encoding="utf-8"?>{text}', encoding="utf-8")
+
+
+def regions(rows, kind="rectanglelabels"):
+    sizes = {"original_width": 40, "original_height": 30}
+    return [
+        {
+            "type": kind,
+            **sizes,
+            "value": {
+                "x": x / 0.4,
+                "y": y / 0.3,
+                "width": w / 0.4,
+                "height": h / 0.3,
+                "rotation": 0,
+                kind: [label],
+            },
+        }
+        for label, (x, y, w, h) in rows
+    ]
+
+
+def write_label_studio(folder, photos):
+    """The second image has the prefix of an upload, the first two are local files."""
+    tasks = []
+    for name, rows in BOXES.items():
+        address = f"/data/local-files/?d=photos/{name}"
+        if name == "train/deep/b.png":
+            address = "/data/upload/1/0a1b2c3d-b.png"
+        result = [*regions(rows), {"type": "choices", "value": {"choices": ["sharp"]}}]
+        annotations = [{"result": result}, {"result": [], "was_cancelled": True}]
+        tasks.append({"id": 1, "data": {"image": address, "note": "x"}, "annotations": annotations})
+    (folder / "export.json").write_text(json.dumps(tasks))
+
+
+def write_label_studio_min(folder, photos):
+    tasks = []
+    for name, rows in BOXES.items():
+        tasks.append({"image": f"s3://bucket/{name}", "id": 3, "label": [own["value"] for own in regions(rows)]})
+    (folder / "export.json").write_text(json.dumps(tasks))
+
+
+FORMATS = {
+    "csv": (write_csv, convert_csv),
+    "open-images": (write_open_images, convert_csv),
+    "labelme": (write_labelme, convert_labelme),
+    "cvat": (write_cvat, convert_cvat),
+    "label-studio": (write_label_studio, convert_label_studio),
+    "label-studio-min": (write_label_studio_min, convert_label_studio),
+}
+
+
+def boxes_of(converted):
+    """As `BOXES`, from the COCO files; every number in them must be rounded to a thousandth."""
+    found = {}
+    for part in converted:
+        document = json.loads(part.annotations_file.read_text(encoding="utf-8"))
+        names = {row["id"]: row["name"] for row in document["categories"]}
+        paths = {row["id"]: part.image_folder / row["file_name"] for row in document["images"]}
+        assert all(path.is_file() for path in paths.values())
+        assert {(row["width"], row["height"]) for row in document["images"]} == {SIZE}
+        found[part.annotations_file.stem] = {
+            str(path): [
+                (names[row["category_id"]], tuple(row["bbox"]))
+                for row in document["annotations"]
+                if row["image_id"] == image_id
+            ]
+            for image_id, path in paths.items()
+        }
+    return found
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_boxes_come_back_from_every_format(photos, tmp_path, name):
+    write, convert = FORMATS[name]
+    labels = tmp_path / "labels"
+    labels.mkdir()
+    write(labels, photos)
+    found = boxes_of(convert(labels, tmp_path / "out", photos))
+    assert set(found) == {"train", "val"}
+    wanted = {str(photos / name): rows for name, rows in BOXES.items()}
+    read = found["train"] | found["val"]
+    assert set(read) == set(wanted)
+    for path, rows in wanted.items():
+        assert [label for label, _ in read[path]] == [label for label, _ in rows]
+        for (_, box), (_, own) in zip(read[path], rows, strict=True):
+            assert box == pytest.approx(own, abs=1e-3)
+
+
+def test_outlines_become_boxes_with_a_segmentation(photos, tmp_path):
+    folder = tmp_path / "labels"
+    folder.mkdir()
+    points = [POLYGON[i : i + 2] for i in (0, 2, 4)]
+    shape = {"label": "dog", "points": points}
+    far = {"label": "dog", "points": [[20, 20], [30, 20], [30, 29]], "group_id": 1}
+    circle = {"label": "dog", "points": [[20, 15], [23, 19]], "shape_type": "circle"}
+    content = {"imagePath": "val/a.jpg", "shapes": [shape, {**shape, "group_id": 1}, far, circle]}
+    (folder / "a.json").write_text(json.dumps(content))
+    (labelme,) = convert_labelme(folder, tmp_path / "labelme", photos)
+    one, two, three = json.loads(labelme.annotations_file.read_text())["annotations"]
+    assert (one["bbox"], one["segmentation"]) == ([1, 2, 10, 20.5], [POLYGON])
+    assert two["bbox"] == [1, 2, 29, 27]
+    assert len(two["segmentation"]) == 2
+    assert three["bbox"] == [15, 10, 10, 10]  # radius 5, of 3 and 4
+    assert "segmentation" not in three
+
+    text = "".join(f"{x},{y};" for x, y in points).rstrip(";")
+    image = f'<image name="val/a.jpg" subset="Test"><polygon label="dog" points="{text}"/><ellipse label="dog" '
+    image += 'cx="20" cy="15" rx="3" ry="4"/><mask label="dog" rle="1" left="2" top="3" width="4" height="5"/>'
+    image += '<box label="dog" xtl="10" ytl="10" xbr="20" ybr="14" rotation="90"/><tag label="x"/></image>'
+    (folder / "a.xml").write_text(f"<annotations>{image}</annotations>")
+    (cvat,) = convert_cvat(folder / "a.xml", tmp_path / "cvat", photos)
+    assert cvat.annotations_file.stem == "Test"
+    rows = json.loads(cvat.annotations_file.read_text())["annotations"]
+    assert rows[0]["segmentation"] == [POLYGON]
+    # a box of 10 x 4 that is turned by 90 degrees about its centre (15, 12)
+    assert [row["bbox"] for row in rows] == [[1, 2, 10, 20.5], [17, 11, 6, 8], [2, 3, 4, 5], [13, 7, 4, 10]]
+
+    polygon = {"points": [[x / 0.4, y / 0.3] for x, y in points], "polygonlabels": ["dog"]}
+    # 8 x 6 px, turned by 90 degrees clockwise about its upper left corner (20, 10): x from 14 to 20, y from 10 to 18
+    turned = {"x": 50, "y": 100 / 3, "width": 20, "height": 20, "rotation": 90, "labels": ["dog"]}
+    ellipse = {"x": 50, "y": 50, "radiusX": 10, "radiusY": 10, "rotation": 90, "ellipselabels": ["dog"]}
+    result = [
+        {"type": "polygonlabels", "value": polygon},
+        {"type": "labels", "value": turned},
+        {"type": "ellipselabels", "value": ellipse},
+    ]
+    (folder / "a.json").write_text(json.dumps([{"data": {"image": "val/a.jpg"}, "annotations": [{"result": result}]}]))
+    (studio,) = convert_label_studio(folder / "a.json", tmp_path / "studio", photos)
+    rows = json.loads(studio.annotations_file.read_text())["annotations"]
+    assert rows[0]["segmentation"] == [POLYGON]
+    assert [row["bbox"] for row in rows] == [[1, 2, 10, 20.5], [14, 10, 6, 8], [17, 11, 6, 8]]
+
+
+def test_several_tables_are_splits_and_groups_are_crowds(photos, tmp_path):
+    header = "image,label,x1,y1,x2,y2,IsGroupOf\n"
+    (photos / "train_labels.csv").write_text(header + "a.jpg,dog,1,2,3,4,1\n".replace("a.jpg", "train/a.jpg"))
+    (photos / "test_labels.csv").write_text(header + "val/a.jpg,cat,1,2,3,4,0\n")
+    test, train = convert_csv(photos, tmp_path / "out")
+    assert (test.annotations_file.stem, train.annotations_file.stem) == ("test_labels", "train_labels")
+    assert test.class_names == train.class_names == ("cat", "dog")
+    assert [json.loads(own.annotations_file.read_text())["annotations"][0]["iscrowd"] for own in (test, train)] == [
+        0,
+        1,
+    ]
+    (photos / "test_labels.csv").unlink()
+    (train,) = convert_csv(photos, tmp_path / "alone")
+    assert train.annotations_file.stem == "train"
+
+
+HEADER = "filename,class,xmin,ymin,xmax,ymax\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a,b\n1,2\n", r"labels\.csv: its first line needs a column for each of image: filename"),
+        (HEADER + "val/a.jpg,cat,1,2,3\n", r"labels\.csv:2: 5 fields, fewer"),
+        (HEADER + "\nval/a.jpg,cat,1,x,3,4\n", r"labels\.csv:3: four numbers .* found \['1', 'x', '3', '4'\]"),
+        (HEADER + "val/a.jpg,cat,1,nan,3,4\n", r"labels\.csv:2: four numbers"),
+        (HEADER + "val/a.jpg,cat,3,2,1,4\n", r"labels\.csv:2: the second corner lies before the first"),
+        (HEADER + "val/a.jpg,,1,2,3,4\n", r"labels\.csv:2: the name of the class is empty"),
+        (HEADER + ",cat,1,2,3,4\n", r"labels\.csv:2: the name of the image is empty"),
+        (HEADER + "absent.jpg,cat,1,2,3,4\n", r"labels\.csv:2: no image 'absent\.jpg' in"),
+        (HEADER + "a.jpg,cat,1,2,3,4\n", r"labels\.csv:2: its image may be .*train/a\.jpg or .*val/a\.jpg: keep one"),
+        (HEADER + '"val/a.jpg,cat\n', r"labels\.csv:\d: not a valid CSV line"),
+        ("filename,width,height,class,xmin,ymin,xmax,ymax\nval/a.jpg,4,3,x,1,2,3,4\n", "says 4 x 3 pixels, but"),
+    ],
+)
+def test_a_bad_table_is_refused_with_its_line(photos, tmp_path, text, message):
+    (tmp_path / "labels.csv").write_text(text)
+    with pytest.raises(InputError, match=message):
+        convert_csv(tmp_path / "labels.csv", tmp_path / "out", photos)
+    assert not (tmp_path / "out").exists()
+
+
+SHAPE = {"label": "x", "points": [[1, 2], [3, 4]], "shape_type": "rectangle"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([], r"a\.json: expected object, got array"),
+        ({"shapes": []}, "missing required field imagePath"),
+        (
+            {"imagePath": "val/a.jpg", "shapes": [{**SHAPE, "points": [[1], [2]]}]},
+            r"shapes\[0\]\.points\[0\]: expected",
+        ),
+        ({"imagePath": "val/a.jpg", "shapes": [{**SHAPE, "shape_type": "point"}]}, "shape 1 .'x'.: a 'point' of 2"),
+        ({"imagePath": "val/a.jpg", "shapes": [SHAPE, {**SHAPE, "label": " "}]}, "shape 2 has no label"),
+        ({"imagePath": "val/a.jpg", "shapes": [{**SHAPE, "shape_type": "polygon"}]}, "a 'polygon' of 2 point"),
+        ({"imagePath": "val/a.jpg", "shapes": [], "imageHeight": 3, "imageWidth": 4}, "it says 4 x 3 pixels"),
+        ({"imagePath": "../../etc/passwd", "shapes": []}, "no image 'passwd' in"),
+    ],
+)
+def test_a_bad_labelme_file_is_refused_with_its_place(photos, tmp_path, content, message):
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=message):
+        convert_labelme(tmp_path / "a.json", tmp_path / "out", photos)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("<a/>", "no CVAT file: its root is <a>"),
+        ("<annotations/>", "no image in this file"),
+        ("<annotations><track/></annotations>", "tracks of a video"),
+        ('<annotations><image name="x.jpg"/></annotations>', "image 'x.jpg': no image 'x.jpg' in"),
+        ("<box/>", "image 'val/a.jpg', box 1: it has no label"),
+        ('<tag label="t"/><box label="x" xtl="1"/>', "box 1: ytl is None, not a number"),
+        ('<box label="x" xtl="3" ytl="1" xbr="2" ybr="2"/>', "its second corner lies before the first"),
+        ('<polygon label="x" points="1,2;3"/>', "polygon 1: its points should be three pairs"),
+        ('<points label="x" points="1,2"/>', "points 1: <points> has no box"),
+        ("<annotations>", "not valid XML"),
+        ('<annotations><image name="val/a.jpg" subset="../x"/></annotations>', "'../x' cannot be the name of a split"),
+        ('<ellipse label="x" cx="1" cy="1" rx="1e30" ry="1"/>', "not finite or far too large"),
+    ],
+)
+def test_a_bad_cvat_file_is_refused_with_its_place(photos, tmp_path, content, message):
+    if "annotations" not in content and content != "<a/>":
+        content = f'<annotations><image name="val/a.jpg">{content}</image></annotations>'
+    (tmp_path / "a.xml").write_text(content)
+    with pytest.raises(InputError, match=message):
+        convert_cvat(tmp_path / "a.xml", tmp_path / "out", photos)
+
+
+def task(*results, count=1, image="val/a.jpg"):
+    return [{"data": {"image": image}, "annotations": [{"result": list(results)}] * count}]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({}, "expected array, got object"),
+        ([3], r"\[0\]: expected object, got int"),
+        (task(count=2), "task 1: 2 annotations: delete all but one"),
+        (task({"type": 3}), "task 1: .*export it as JSON again"),
+        ([{"data": {}, "annotations": []}], "task 1: no image in it"),
+        (task({"type": "brushlabels", "value": {}}), "a region of type 'brushlabels' has no box"),
+        (task({"type": "rectanglelabels", "value": {"rectanglelabels": ["a", "b"]}}), "one label, found .'a', 'b'"),
+        (task({"type": "rectanglelabels", "value": {"rectanglelabels": ["a"], "x": "1"}}), "x is '1', not a number"),
+        (task({"type": "polygonlabels", "value": {"polygonlabels": ["a"], "points": [[1, 2]]}}), "needs three points"),
+        (task({"type": "polygonlabels", "value": {"polygonlabels": ["a"], "points": [1, 2, 3]}}), "x is None, not a"),
+        (task(image="/data/upload/2/deadbeef-none.jpg"), "no image 'none.jpg' in"),
+        (task() * 2, "val/a.jpg is labelled in .*task 1 too"),
+    ],
+)
+def test_a_bad_label_studio_file_is_refused_with_its_place(photos, tmp_path, content, message):
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=message):
+        convert_label_studio(tmp_path / "a.json", tmp_path / "out", photos)
+
+
+def test_images_in_and_outside_of_split_folders_are_refused(photos, tmp_path):
+    save_image(photos / "loose.jpg", *SIZE)
+    (tmp_path / "labels.csv").write_text(HEADER + "val/a.jpg,cat,1,2,3,4\nloose.jpg,cat,1,2,3,4\n")
+    with pytest.raises(InputError, match=r"loose\.jpg: it is not in the folder of a split, while .*val/a\.jpg is"):
+        convert_csv(tmp_path / "labels.csv", tmp_path / "out", photos)
+
+
+def test_a_rotated_ellipse_is_bounded_by_arithmetic(photos, tmp_path):
+    value = {"x": 50, "y": 50, "radiusX": 25, "radiusY": 10, "rotation": 30, "ellipselabels": ["dog"]}
+    (tmp_path / "a.json").write_text(json.dumps(task({"type": "ellipselabels", "value": value})))
+    (studio,) = convert_label_studio(tmp_path / "a.json", tmp_path / "out", photos)
+    (row,) = json.loads(studio.annotations_file.read_text())["annotations"]
+    turns = [2 * math.pi * k / 100_000 for k in range(100_000)]  # the outline, point by point: radii 10 and 3
+    xs = [20 + 10 * math.cos(t) * math.cos(math.pi / 6) - 3 * math.sin(t) * math.sin(math.pi / 6) for t in turns]
+    assert row["bbox"][0] == pytest.approx(min(xs), abs=1e-3)
+    assert row["bbox"][2] == pytest.approx(max(xs) - min(xs), abs=1e-3)

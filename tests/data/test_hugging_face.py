@@ -1,0 +1,116 @@
+"""Data sets of the library `datasets`, in the forms that its versions and users write."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from megdet.data.formats.hugging_face import convert_hugging_face
+from megdet.errors import InputError
+
+datasets = pytest.importorskip("datasets")
+BOXES = [[[1.25, 2.0, 10.0, 20.5], [0.0, 0.0, 40.0, 30.0]], []]
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.disable_progress_bars()
+
+
+def rows(boxes=BOXES, classes=((1, 0), ()), column="objects"):
+    pictures = [Image.new("RGB", (40, 30), color) for color in ("red", "blue")]
+    objects = [{"bbox": own, "category": list(labels)} for own, labels in zip(boxes, classes, strict=True)]
+    return {"image": pictures, column: objects, "note": ["a", "b"]}
+
+
+def features(class_type, column="objects"):
+    own = {"bbox": datasets.List(datasets.List(datasets.Value("float32"), 4)), "category": datasets.List(class_type)}
+    return datasets.Features({"image": datasets.Image(), column: own, "note": datasets.Value("string")})
+
+
+def saved(tmp_path, content, kinds, split=""):
+    made = datasets.Dataset.from_dict(content, features=kinds)
+    made = datasets.DatasetDict({split: made}) if split else made
+    made.save_to_disk(tmp_path / "saved")
+    return str(tmp_path / "saved")
+
+
+def boxes_of(part):
+    document = json.loads(part.annotations_file.read_text())
+    names = {row["id"]: row["name"] for row in document["categories"]}
+    assert [row["file_name"] for row in document["images"]] == ["000000.png", "000001.png"]
+    return [(row["image_id"], names[row["category_id"]], row["bbox"]) for row in document["annotations"]]
+
+
+WANTED = [(1, "dog", [1.25, 2, 10, 20.5]), (1, "cat", [0, 0, 40, 30])]
+
+
+def test_boxes_with_named_classes_come_back(tmp_path):
+    source = saved(tmp_path, rows(), features(datasets.ClassLabel(names=["cat", "dog", "cow"])), "train")
+    (part,) = convert_hugging_face(source, tmp_path / "out")
+    assert (part.annotations_file.stem, part.class_names) == ("train", ("cat", "dog", "cow"))
+    assert boxes_of(part) == WANTED
+    with Image.open(part.image_folder / "000001.png") as image:
+        assert image.getpixel((0, 0)) == (0, 0, 255)
+
+
+def test_texts_as_classes_corners_and_other_columns(tmp_path):
+    corners = [[[1.25, 2.0, 11.25, 22.5], [0.0, 0.0, 40.0, 30.0]], []]
+    content = rows(corners, [("dog", "cat"), ()], "annotations")
+    source = saved(tmp_path, content, features(datasets.Value("string"), "annotations"))
+    (part,) = convert_hugging_face(source, tmp_path / "out", "xyxy")
+    assert part.annotations_file.stem == "all"
+    assert boxes_of(part) == WANTED
+
+
+def test_a_list_of_objects_is_read_like_an_object_of_lists(tmp_path):
+    objects = [[{"bbox": box, "label": label} for box, label in zip(BOXES[0], (1, 0), strict=True)], []]
+    item = {"bbox": datasets.List(datasets.Value("float32")), "label": datasets.ClassLabel(names=["cat", "dog"])}
+    kinds = datasets.Features({"image": datasets.Image(), "objects": datasets.List(item)})
+    (part,) = convert_hugging_face(saved(tmp_path, {"image": rows()["image"], "objects": objects}, kinds), tmp_path)
+    assert boxes_of(part) == WANTED
+
+
+def test_a_folder_of_images_with_metadata_is_read(tmp_path):
+    folder = tmp_path / "folder" / "train"
+    folder.mkdir(parents=True)
+    lines = []
+    for number, image in enumerate(rows()["image"]):
+        image.save(folder / f"{number}.png")
+        objects = {"bbox": BOXES[number], "category": [["dog", "cat"], []][number]}
+        lines.append(json.dumps({"file_name": f"{number}.png", "objects": objects}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    (part,) = convert_hugging_face(str(tmp_path / "folder"), tmp_path / "out")
+    assert boxes_of(part) == WANTED
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "message"),
+    [
+        (rows([[[30.0, 2.0, 35.0, 20.0]], []], [(0,), ()]), "class", "split all, row 0: the box .* give --corners"),
+        (rows(classes=((1, 7), ())), "int", None),
+        (rows(classes=(("a", ""), ())), "text", "row 0: an object has no class"),
+    ],
+)
+def test_bad_rows_are_refused_with_split_and_number(tmp_path, content, kind, message):
+    kinds = {
+        "class": datasets.ClassLabel(names=["cat", "dog"]),
+        "int": datasets.Value("int64"),
+        "text": datasets.Value("string"),
+    }
+    source = saved(tmp_path, content, features(kinds[kind]))
+    if message is None:
+        assert convert_hugging_face(source, tmp_path / "out")[0].class_names == ("1", "7")
+        return
+    with pytest.raises(InputError, match=message):
+        convert_hugging_face(source, tmp_path / "out")
+
+
+def test_what_is_no_data_set_of_boxes_is_refused(tmp_path):
+    with pytest.raises(InputError, match="`datasets` cannot load it"):
+        convert_hugging_face(str(tmp_path / "absent"), tmp_path / "out")
+    made = datasets.Dataset.from_dict({"text": ["a"]})
+    made.save_to_disk(tmp_path / "texts")
+    with pytest.raises(InputError, match="0 columns are images"):
+        convert_hugging_face(str(tmp_path / "texts"), tmp_path / "out")

@@ -15,6 +15,9 @@ HEAD = (
     "taken round by round."
 )
 
+NOT_RUN = "<!-- not in CI: measures for minutes on a quiet machine -->"
+"""Before the commands: the check that runs those of all pages leaves them out."""
+
 
 @dataclass(frozen=True)
 class Section:
@@ -39,7 +42,7 @@ def write_page(results: Mapping[str, Entry]) -> str:
 
 def _section(section: Section, results: Mapping[str, Entry]) -> list[str]:
     known = {name: results[name] for name in section.benches if name in results}
-    lines = [f"## {section.title}", "", tables.wrap(section.text), "", "```sh"]
+    lines = [f"## {section.title}", "", tables.wrap(section.text), "", NOT_RUN, "```sh"]
     for name, command in section.benches.items():
         # what was really run, which may be older than today's settings
         lines.append(known[name]["command"].removesuffix(" --json") if name in known else f"python bench/{command}")

@@ -41,6 +41,7 @@ def test_only_the_model_and_the_papers_own_tables_spell_the_parts_of_a_detector(
         ),
         *("paper/times.py", "paper/sampling.py"),
         "paper/entry.py",  # the keys of the appendix's parts
+        "data/advice.py",  # the keys of the recipe that it writes
         "training/initial_weights.py",  # the name of a model of torchvision's
     }
     found = {

@@ -60,11 +60,10 @@ def test_trainings_are_counted_once_and_without_those_that_set_the_constants() -
     assert count_good([prediction for prediction in predictions if prediction.calibrated]) == (0, 0)
 
 
-def test_the_page_and_the_readme_have_the_count() -> None:
+def test_the_page_has_the_count() -> None:
     root = Path(__file__).parents[2]
     good, others = count_good(predict_paper()[1])
     assert f"**{good} of these {others} lie" in (root / "docs" / "simulate.md").read_text()
-    assert f"{good} of {others} within 20%" in (root / "README.md").read_text()
     counts = [count_good(predict_paper(assumptions)[1]) for assumptions in OTHERS.values()]
     lines = (root / "docs" / "simulate.md").read_text().splitlines()
     shown = [line.split("|")[2].strip() for line in lines if line.endswith(f" of {others} |")]

@@ -5,7 +5,6 @@ pipe that otherwise carries its address. If a process was killed, all are starte
 not arrived: a batch depends only on its place in the order. A process that hangs is given up after `LONGEST_WAIT`.
 """
 
-import multiprocessing
 import pickle
 import shutil
 import signal
@@ -107,11 +106,11 @@ def received(loader_from: "Callable[[int], DataLoader[Any]]", restarted: Callabl
 
 def _items(loader: "DataLoader[Any]") -> Iterator[Loaded]:
     """The items of one loader. Raises _DeadProcessError where one of its processes was killed."""
-    before = set(multiprocessing.active_children())
     handler = signal.getsignal(signal.SIGCHLD)
     with blocked_signals():
-        items = iter(loader)
-    processes = [process for process in multiprocessing.active_children() if process not in before]
+        items: Any = iter(loader)
+    # all of them: multiprocessing.active_children() would leave out one that has died since
+    processes = list(items._workers) if loader.num_workers else []
     if threading.current_thread() is threading.main_thread():
         # torch's own handler would raise anywhere in the training; here a dead process is noticed when it is its turn
         signal.signal(signal.SIGCHLD, handler)

@@ -209,4 +209,5 @@ def test_the_result_of_a_deformable_rfcn_does_not_depend_on_the_devices(name, ca
     verdict = verify(recipe, (1, 2), cases=cases, steps=2)
     assert verdict.passes, verdict.sentence()
     assert verdict.worst.difference < 1e-9
-    assert verdict.count("another layout") >= len(cases)
+    assert {row.case for row in verdict.rows} == set(cases)
+    assert verdict.count("another layout") >= len({*cases} - {"dense-rpn"})  # dense-rpn on one device, to save time

@@ -52,8 +52,8 @@ class AnchorGrid:
 
     def cell(self, level: int) -> Float32[Tensor, "anchors 4"]:
         """The anchors at a cell of a level, in pixels from its corner."""
-        sizes = torch.tensor(self.recipe.level_sizes[level])
-        ratios = torch.tensor(self.recipe.ratios).unsqueeze(1)
+        sizes = torch.tensor(self.recipe.level_sizes[level], dtype=torch.float32)  # whatever torch's default is
+        ratios = torch.tensor(self.recipe.ratios, dtype=torch.float32).unsqueeze(1)
         half_height = (sizes * ratios.sqrt() / 2).flatten()
         half_width = (sizes / ratios.sqrt() / 2).flatten()
         cell = torch.stack([-half_width, -half_height, half_width, half_height], dim=1)

@@ -22,7 +22,7 @@ def main() -> None:
         "draw_demo": "",
     }
     changes = {"data": own_data, "schedule.epochs": 2, "schedule.warmup_steps": 4}
-    run = megdet.train("demo", {**changes, "model.box_head.score_threshold": 0.01}, run="runs/example", workers=1)
+    run = megdet.train("demo", {**changes, "model.box_head.score_threshold": 0.01}, run="runs/from_python", workers=1)
     print(f"mmAP {100 * run.evaluation.bbox.AP:.1f} after 2 epochs of 64 images: far too few to learn much")
 
     detector = run.load()
@@ -30,7 +30,7 @@ def main() -> None:
     print(found)
     for name, score, box in zip(found.names[:3], found.scores[:3], found.boxes[:3].round(1).tolist(), strict=True):
         print(f"{name} {score:.2f} at {box}")
-    found.draw(score=0.2).save("runs/example/pictures/found.png")
+    found.draw(score=0.2).save("runs/from_python/pictures/found.png")
 
 
 if __name__ == "__main__":

@@ -41,4 +41,4 @@ def test_a_detector_is_trained_and_used_from_python(tmp_path):
     output = output_of("train_from_python.py", tmp_path)
     assert "after 2 epochs of 64 images" in output
     assert "<Detections in data/example_shapes/val/000000.jpg: " in output
-    assert (tmp_path / "runs/example/pictures/found.png").stat().st_size > 1000
+    assert (tmp_path / "runs/from_python/pictures/found.png").stat().st_size > 1000

@@ -68,7 +68,7 @@ def test_bash_completes_verbs_options_values_recipes_keys_and_files(script: Path
     assert completed(script, "detect", "runs/demo", "pho", cwd=tmp_path) == {"photo.jpg"}
 
 
-@pytest.mark.skipif(FISH is None, reason="fish is not installed")
+@pytest.mark.skipif(FISH is None, reason="fish is not installed; CI installs it")
 def test_fish_completes_them_too(tmp_path: Path) -> None:
     (tmp_path / "megdet.fish").write_text(fish_script())
     (tmp_path / "course.jpg").touch()
@@ -85,7 +85,7 @@ def test_fish_completes_them_too(tmp_path: Path) -> None:
     assert offered[3] == {"course.jpg"}
 
 
-@pytest.mark.skipif(ZSH is None, reason="zsh is not installed")
+@pytest.mark.skipif(ZSH is None, reason="zsh is not installed; CI installs it")
 def test_zsh_completes_them_too_in_a_terminal(tmp_path: Path) -> None:
     (tmp_path / "megdet.zsh").write_text(zsh_script())
     command = [str(ZSH), "-f", "-c", _TYPE, "zsh", "megdet wa", "tch", "megdet train demo --optimizer.base", "_lr"]

@@ -59,7 +59,7 @@ def add_gradients_in_rank_order(trainer: Trainer, world: World) -> None:
             parts = world.gather_objects(sums.pop(place, torch.zeros_like(parameter)))
             parameter.grad = torch.stack(parts).sum(0) / own.num_images
 
-    own.add, own.finish = add, finish  # type: ignore[method-assign]
+    own.add, own.finish = add, finish  # type: ignore[method-assign]  # this process is for one run
 
 
 def add_statistics_in_rank_order(trainer: Trainer, world: World) -> None:

@@ -25,8 +25,8 @@ class _File(msgspec.Struct):
 
     shapes: list[_Shape]
     imagePath: str  # noqa: N815 - the file's own name for it
-    imageHeight: int | None = None  # noqa: N815
-    imageWidth: int | None = None  # noqa: N815
+    imageHeight: int | None = None  # noqa: N815 - likewise
+    imageWidth: int | None = None  # noqa: N815 - likewise
 
 
 def convert_labelme(source: Path, out: Path, images: Path | None = None) -> list[Converted]:

@@ -7,7 +7,8 @@ The order is an endless stream of permutations, one an epoch, cut into mini-batc
 ends at step ceil(e n / B). Within each window of `plan_window` mini-batches the images are sorted by aspect ratio and
 cut into groups, and the groups are shuffled over the window's mini-batches. The last window ends with the run, so every
 image is seen in every complete epoch, also in the last. With `data.repeat_threshold` an epoch is as long, but images of
-rare classes come in it several times, each time with randomness of its own (see `repeats`).
+rare classes come in it several times, each time with randomness of its own, and others may be left out of it (see
+`repeats`).
 """
 
 import math

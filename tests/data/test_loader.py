@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import pickle
 import signal
@@ -216,6 +217,22 @@ def test_a_batch_whose_loading_process_is_killed_each_time_is_given_up_in_one_li
     killing(recipe, 9, tmp_path / "count", monkeypatch)
     with pytest.raises(InputError, match=r"^process \d+, which .* by SIGKILL, and loading was started anew 3 times"):
         batches(recipe, 1)
+
+
+def test_a_killed_process_that_has_closed_its_files_and_is_not_gone_yet_is_known_as_dead():
+    def dying():
+        os.closerange(3, 4096)
+        time.sleep(1)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def items():
+        raise ConnectionResetError("what the receiver of a batch sees")
+        yield
+
+    process = multiprocessing.get_context("fork").Process(target=dying)
+    process.start()
+    with pytest.raises(batches_module._DeadProcessError, match="was ended by SIGKILL"):
+        batches_module._next(items(), [process])
 
 
 @pytest.mark.parametrize("seconds", [1.0, 60.0])

@@ -154,7 +154,9 @@ def _next(items: Iterator[Any], processes: list[BaseProcess]) -> Loaded | Pickle
 
 
 def _has_died(process: BaseProcess) -> bool:
-    process.join(0)
+    # a killed process closes its files, which wakes those that wait for it, and is gone a moment later: join waits
+    # for that moment, but not with a timeout of 0
+    process.join(0.001)
     return bool(process.exitcode)
 
 

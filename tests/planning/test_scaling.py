@@ -10,7 +10,7 @@ from PIL import Image
 from megdet.errors import InputError
 from megdet.paper.tables import TRAINING_IMAGES
 from megdet.planning.pictures import plot_scaling
-from megdet.planning.published import MACHINES
+from megdet.planning.published import MACHINES, PLAIN, TUNED
 from megdet.planning.scaling import COUNTS, Asked, last_that_pays, simulate_scaling
 from megdet.recipe import Schedule
 from megdet.run_length import decay_of
@@ -141,7 +141,7 @@ def test_what_does_not_fit_does_not_pay_and_more_devices_make_it_fit() -> None:
 
 def test_without_overhead_two_images_a_device_pay_on_more_devices() -> None:
     asked = Asked(images_per_device=2)
-    last = last_that_pays(simulate_scaling(replace(H200, overhead=0.0), asked))
+    last = last_that_pays(simulate_scaling(replace(H200, speed=replace(H200.speed, overhead=0.0)), asked))
     usual = last_that_pays(simulate_scaling(H200, asked))
     assert last is not None
     assert usual is not None
@@ -163,7 +163,9 @@ def test_what_cannot_be_is_refused(asked: Asked, message: str) -> None:
 
 
 def test_the_picture_is_drawn(tmp_path: Path) -> None:
-    plot_scaling(simulate_scaling(H200, Asked(noise_scale=300.0)), H200, tmp_path / "scaling.png")
+    asked = Asked(noise_scale=300.0)
+    plain, tuned = (simulate_scaling(replace(H200, speed=speed), asked) for speed in (PLAIN, TUNED))
+    plot_scaling([("plain", plain), ("tuned", tuned)], "H200", tmp_path / "scaling.png")
     with Image.open(tmp_path / "scaling.png") as picture:
         assert picture.width > 1000
         assert len(picture.convert("L").getcolors() or ()) > 20

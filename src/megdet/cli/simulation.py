@@ -1,7 +1,7 @@
 """The verb simulate: predicts times on clusters."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.table import Table
 
@@ -17,59 +17,92 @@ from megdet.paper.times import (
     predict_by_rule,
     predict_paper,
 )
-from megdet.planning.published import USABLE, Machine, machine_of
+from megdet.planning.published import PLAIN, TUNED, USABLE, Machine, Speed, machine_of
+from megdet.planning.published_speeds import PUBLISHED_SPEEDS, mean_errors
 from megdet.planning.scaling import Asked, Point, last_that_pays, simulate_scaling
 
 _SCALING = ("device", "images_per_device", "bn_size", "batch_size", "noise_scale", "fraction", "overhead")
 
 
+class _Simulated(NamedTuple):
+    """The scaling at one speed of programs."""
+
+    name: str
+    machine: Machine
+    points: list[Point]
+
+    def as_dict(self) -> dict[str, Any]:
+        speed = self.machine.speed
+        own = {"name": self.name, "fraction": speed.fraction, "overhead_ms": 1e3 * speed.overhead}
+        return {**own, "points": [point.as_dict() for point in self.points]}
+
+
 def run_simulate(arguments: Arguments) -> None:
-    """Print the paper's rows and their predictions, or the scaling of current devices."""
+    """Print the paper's rows or published speeds beside their predictions, or the scaling of current devices."""
     given = {name: getattr(arguments, name) for name in _SCALING if getattr(arguments, name) is not None}
-    if arguments.paper and given:
+    of_published = [name for name in ("paper", "published") if getattr(arguments, name)]
+    if of_published and given:
         name = next(iter(given)).replace("_", "-")
-        raise InputError(f"--{name} has no effect with --paper: leave one of them out")
+        raise InputError(f"--{name} has no effect with --{of_published[0]}: leave one of them out")
+    if len(of_published) == 2:
+        raise InputError("--paper and --published are two tables: ask for one of them")
+    if arguments.published and arguments.picture:
+        raise InputError("--published has no picture: leave --picture out")
     if {"batch_size", "images_per_device"} <= set(given):
         raise InputError("--batch-size and --images-per-device contradict each other: leave one of them out")
+    if arguments.paper:
+        _simulate_paper(arguments)
+    elif arguments.published:
+        report = {"published": [own.as_dict() for own in PUBLISHED_SPEEDS]}
+        arguments.print_json(report) if arguments.json else _print_published()
+    else:
+        _simulate_scaling(arguments, given)
+
+
+def _simulate_paper(arguments: Arguments) -> None:
     constants, predictions = predict_paper()
     by_rule = [prediction.hours for prediction in predict_by_rule()]
     rows = [
         {**prediction.as_dict(), "plain_rule_hours": hours}
         for prediction, hours in zip(predictions, by_rule, strict=True)
     ]
-    report: dict[str, Any] = {"rows": rows}
-    if arguments.paper:
-        report |= {"fraction": constants.fraction, "fixed_hours": constants.fixed_hours}
-        if arguments.picture:
-            from megdet.paper.times_picture import plot_paper  # here, because matplotlib is slow to load
+    if arguments.picture:
+        from megdet.paper.times_picture import plot_paper  # here, because matplotlib is slow to load
 
-            plot_paper(predictions, arguments.picture)
-    else:
-        machine = _machine(given)
-        points = simulate_scaling(machine, Asked(**given))
-        report["scaling"] = {"device": machine.device, "points": [point.as_dict() for point in points]}
-        if arguments.picture:
-            from megdet.planning.pictures import plot_scaling
-
-            plot_scaling(points, machine, arguments.picture)
+        plot_paper(predictions, arguments.picture)
     if arguments.json:
-        arguments.print_json(report)
-    elif arguments.paper:
-        _print_paper(constants, predictions)
+        arguments.print_json({"rows": rows, "fraction": constants.fraction, "fixed_hours": constants.fixed_hours})
     else:
-        _print_scaling(machine, points, Asked(**given))
+        _print_paper(constants, predictions)
 
 
-def _machine(given: dict[str, Any]) -> Machine:
-    """The machine asked for; removes the options of the machine from `given`."""
+def _simulate_scaling(arguments: Arguments, given: dict[str, Any]) -> None:
+    machines = _machines(given)
+    asked = Asked(**given)
+    simulated = [_Simulated(name, machine, simulate_scaling(machine, asked)) for name, machine in machines.items()]
+    if arguments.picture:
+        from megdet.planning.pictures import plot_scaling
+
+        plot_scaling([(own.name, own.points) for own in simulated], simulated[0].machine.device, arguments.picture)
+    if arguments.json:
+        speeds = [own.as_dict() for own in simulated]
+        arguments.print_json({"scaling": {"device": simulated[0].machine.device, "speeds": speeds}})
+    else:
+        _print_scaling(simulated, asked)
+
+
+def _machines(given: dict[str, Any]) -> dict[str, Machine]:
+    """The machine asked for at each speed; removes the options of the machine from `given`."""
     machine = machine_of(given.pop("device", "h200"))
-    fraction = given.pop("fraction", machine.fraction)
+    if not {"fraction", "overhead"} & set(given):
+        return {name: replace(machine, speed=speed) for name, speed in {"plain": PLAIN, "tuned": TUNED}.items()}
+    fraction = given.pop("fraction", PLAIN.fraction)
     if not 0 < fraction <= 1:
         raise InputError(f"--fraction {fraction:g} must be above 0 and at most 1")
-    overhead = given.pop("overhead", 1e3 * machine.overhead)
+    overhead = given.pop("overhead", 1e3 * PLAIN.overhead)
     if overhead < 0:
         raise InputError(f"--overhead {overhead:g} must be at least 0")
-    return replace(machine, fraction=fraction, overhead=overhead / 1e3)
+    return {"given": replace(machine, speed=Speed(fraction, overhead / 1e3))}
 
 
 def _print_paper(constants: Constants, predictions: list[Prediction]) -> None:
@@ -105,24 +138,54 @@ def _count(predictions: list[Prediction]) -> str:
     return f"{good} of the {others} trainings that set no constant are within {GOOD:.0%}"
 
 
-def _print_scaling(machine: Machine, points: list[Point], asked: Asked) -> None:
+def _print_published() -> None:
+    table = Table("GPUs", "images a GPU", "published, images/s", "predicted", "error", "plain rule", "")
+    for own in PUBLISHED_SPEEDS:
+        row = own.as_dict()
+        numbers = (f"{own.images_per_second:.4g}", f"{own.predicted(own.speed):.4g}")
+        errors = (f"{row['error']:+z.0%}", f"{row['plain_rule_error']:+z.0%}")
+        note = "calibrated" if own.calibrates else ""
+        table.add_row(f"{own.devices} x {own.machine.device}", str(own.micro_batch), *numbers, *errors, note)
+    CONSOLE.print(table)
+    ours, rule = mean_errors(PUBLISHED_SPEEDS)
+    others = sum(not own.calibrates for own in PUBLISHED_SPEEDS)
+    CONSOLE.print(
+        f"Mask R-CNN in 16 bits. Mean error of the {others} speeds that set nothing: {ours:.1%}, of the plain rule "
+        f"{rule:.1%}, which is the same line through the same speeds of one GPU, times the GPUs."
+    )
+    sources = dict.fromkeys(own.source for own in PUBLISHED_SPEEDS)
+    CONSOLE.print(f"Sources: {'; '.join(sources)}. docs/simulate.md says what follows.")
+
+
+def _print_scaling(simulated: list[_Simulated], asked: Asked) -> None:
     table = Table("devices", "batch size", "lane x rounds x images", "GB", "seconds a step", "images/s", "efficiency")
     for name in ("communication", "stragglers", "hours", "pays"):
         table.add_column(name)
-    for point in points:
-        layout, step = point.layout, point.step
+    for at_speeds in zip(*(own.points for own in simulated), strict=True):
+        first, layout = at_speeds[0], at_speeds[0].layout
         spread = f"{layout.lane_width} x {layout.rounds} x {layout.largest_share}"
-        memory = f"{point.memory_bytes / 1e9:.1f}"
-        seconds = (f"{step.total:.4f}", f"{point.images_per_second:.0f}", f"{point.efficiency:.0%}")
-        parts = (f"{step.communication / step.total:.0%}", f"{step.stragglers / step.total:.0%}", f"{point.hours:.3g}")
-        table.add_row(
-            str(layout.world_size), str(point.batch_size), spread, memory, *seconds, *parts, point.why_not or "yes"
+        ranges = (
+            _range([f"{point.step.total:.4f}" for point in at_speeds]),
+            _range([f"{point.images_per_second:.0f}" for point in at_speeds]),
+            _range([f"{point.efficiency:.0%}" for point in at_speeds]),
+            _range([f"{point.step.communication / point.step.total:.0%}" for point in at_speeds]),
+            _range([f"{point.step.stragglers / point.step.total:.0%}" for point in at_speeds]),
+            _range([f"{point.hours:.3g}" for point in at_speeds]),
         )
+        pays = _range([point.why_not or "yes" for point in at_speeds], "; ")
+        memory = f"{first.memory_bytes / 1e9:.1f}"
+        table.add_row(str(layout.world_size), str(first.batch_size), spread, memory, *ranges, pays)
     CONSOLE.print(table)
-    CONSOLE.print(
-        f"{machine.device} at {machine.fraction:.3g} of its peak and {1e3 * machine.overhead:g} ms a micro-batch "
-        f"({machine.source}): {_verdict(points)}."
-    )
+    machine, points = simulated[0].machine, simulated[0].points
+    for own in simulated:
+        speed = own.machine.speed
+        CONSOLE.print(
+            f"{machine.device}, {_SPEEDS[own.name]}, {speed.fraction:.3g} of its peak and "
+            f"{1e3 * speed.overhead:.3g} ms a micro-batch: {_verdict(own.points)}."
+        )
+    CONSOLE.print(f"Devices and networks: {machine.source}.")
+    if len(simulated) > 1:
+        CONSOLE.print("Two numbers are the two speeds: plain, tuned. --fraction and --overhead set one of your own.")
     if asked.noise_scale is None:
         CONSOLE.print("Judged by time, memory and warmup only; with --noise-scale also by the size of the batch.")
     if asked.batch_size is None and asked.bn_size > 1:
@@ -139,6 +202,18 @@ def _print_scaling(machine: Machine, points: list[Point], asked: Asked) -> None:
         f"{machine.memory / 1e9:g} GB."
     )
     CONSOLE.print("Hours of the normal policy on COCO's 118,000 images, without evaluation (docs/simulate.md).")
+
+
+_SPEEDS = {
+    "plain": "plain programs (PyTorch in 2019)",
+    "tuned": "tuned ones (entries to MLPerf)",
+    "given": "as given",
+}
+
+
+def _range(values: list[str], between: str = ", ") -> str:
+    """The values of the speeds; one if they are the same."""
+    return between.join(dict.fromkeys(values))
 
 
 def _is_rounded(point: Point, asked: Asked) -> bool:

@@ -231,7 +231,8 @@ def _step_hours(row: TrainingRow, assumptions: Assumptions, fraction: float) -> 
 
 
 def _step_seconds(row: TrainingRow, assumptions: Assumptions, fraction: float) -> float:
-    machine = replace(assumptions.machine, fraction=fraction)
+    own = assumptions.machine
+    machine = replace(own, speed=replace(own.speed, fraction=fraction))
     return paper_step(row, machine, assumptions.recompute).total
 
 

@@ -6,7 +6,7 @@ which they have 12, 18 and 18; 12 GB/s of PCIe 3.0 x16. Networks: one card a GPU
 Images are those of `canvases.py`, the detector's work that of `counts.py`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from megdet.errors import InputError, nearest
@@ -32,6 +32,23 @@ Recompute = Literal["none", "norms", "backbone"]
 
 
 @dataclass(frozen=True)
+class Speed:
+    """What a program makes of a device."""
+
+    fraction: float
+    """part of the peak that convolutions and matrix products achieve"""
+    overhead: float
+    """seconds of a micro-batch independent of its images: launches, small kernels, waits for the host"""
+
+
+PLAIN, TUNED = Speed(0.166, 0.0468), Speed(0.640, 0.036)
+"""The slow and the fast end of what programs make of current devices.
+
+Each is set by two published speeds of Mask R-CNN in 16 bits (`published_speeds.py`, which has others beside their
+predictions): PLAIN by PyTorch programs of 2019 on V100s, TUNED by NVIDIA's entries to MLPerf on A100s and H100s."""
+
+
+@dataclass(frozen=True)
 class Machine:
     """A machine and its devices."""
 
@@ -44,10 +61,7 @@ class Machine:
     """bytes of a device's memory, by its data sheet"""
     value_bytes: int
     """bytes of an activation"""
-    fraction: float
-    """part of the peak that convolutions and matrix products achieve"""
-    overhead: float
-    """seconds of a micro-batch independent of its images: launches, small kernels, waits for the host"""
+    speed: Speed
     fabric: Fabric
     images_per_second: float
     """decoded and resized by the processors of a machine"""
@@ -56,12 +70,6 @@ class Machine:
 
 PIL_IMAGES_PER_CORE, OUR_IMAGES_PER_CORE = 130.0, 572.0
 """JPEG files of 640 x 480 to tensors of 800 x 1067 a second, measured on one core (docs/benchmarks.md, Input)."""
-MIXED_FRACTION, OVERHEAD = 0.163, 0.047
-"""Part of the peak in 16 bits, and seconds of a micro-batch whatever its images: a line through two published speeds of
-Mask R-CNN R-50 FPN training in float16 on V100s (125 TFLOP/s), 10.77 images a second with 2 images a step and 13.82
-with 16 (NVIDIA DeepLearningExamples, Mask R-CNN for PyTorch, March 2019). The two speeds are of two different cards, so
-the line is a rough one. It rises by 69 ms an image, for which we count 1.41 TFLOP: 1.00 of the box detector with its
-stem and first stage frozen, 0.41 of the mask head on 128 RoIs."""
 
 TITAN_XP = Machine(
     device="TITAN Xp",
@@ -69,8 +77,7 @@ TITAN_XP = Machine(
     memory_bandwidth=547.7 * GIGA,
     memory=12 * GIGA,
     value_bytes=4,
-    fraction=1.0,
-    overhead=OVERHEAD,
+    speed=replace(PLAIN, fraction=1.0),
     fabric=nccl_fabric(8, "pcie", link_bandwidth=12.0 * GIGA, network_bandwidth=12.0 * GIGA),
     images_per_second=16 * PIL_IMAGES_PER_CORE,
     source="NVIDIA: 3,840 cores at 1.582 GHz, 12 GB at 547.7 GB/s; 8 a machine on PCIe 3.0 x16 as the paper says. "
@@ -79,7 +86,7 @@ TITAN_XP = Machine(
 """The paper's GPU. Its fraction of the peak is calibrated (`paper/times.py`)."""
 
 
-def _dgx(
+def dgx(
     device: str, tflops: float, memory: tuple[float, float], nvlink: float, network: float, cores: int, source: str
 ) -> Machine:
     """A machine of 8 devices; `memory` is its size and its bandwidth, in GB and GB/s."""
@@ -89,8 +96,7 @@ def _dgx(
         memory_bandwidth=memory[1] * GIGA,
         memory=memory[0] * GIGA,
         value_bytes=2,
-        fraction=MIXED_FRACTION,
-        overhead=OVERHEAD,
+        speed=PLAIN,
         fabric=nccl_fabric(8, "nvlink", nvlink * GIGA, 8 * network * GIGA),
         images_per_second=cores * OUR_IMAGES_PER_CORE,
         source=f"{source}, {cores} cores",
@@ -102,10 +108,10 @@ _H100 = "H100 data sheet; DGX H100: 8 x NDR 400 Gb/s"
 _H200 = "H200 data sheet; DGX H200: 8 x NDR 400 Gb/s"
 _B200 = "Blackwell data sheet; DGX B200: 8 x NDR 400 Gb/s"
 MACHINES = {
-    "a100": _dgx("A100 80GB", 312.0, (80.0, 2039.0), 12 * 20.0, 25.0, 128, _A100),
-    "h100": _dgx("H100 SXM", 989.5, (80.0, 3350.0), 18 * 20.6, 50.0, 112, _H100),
-    "h200": _dgx("H200 SXM", 989.5, (141.0, 4800.0), 18 * 20.6, 50.0, 112, _H200),
-    "b200": _dgx("B200", 2250.0, (192.0, 8000.0), 18 * 40.1, 50.0, 112, _B200),
+    "a100": dgx("A100 80GB", 312.0, (80.0, 2039.0), 12 * 20.0, 25.0, 128, _A100),
+    "h100": dgx("H100 SXM", 989.5, (80.0, 3350.0), 18 * 20.6, 50.0, 112, _H100),
+    "h200": dgx("H200 SXM", 989.5, (141.0, 4800.0), 18 * 20.6, 50.0, 112, _H200),
+    "b200": dgx("B200", 2250.0, (192.0, 8000.0), 18 * 40.1, 50.0, 112, _B200),
 }
 """Current devices in bfloat16, by the name of the option --device."""
 
@@ -138,7 +144,7 @@ def published_cost(
         recompute: what the backward computes again.
     """
     counts = detector_counts(variant)
-    tiles, rate = mean_pixels() / TILE**2, machine.arithmetic * machine.fraction
+    tiles, rate = mean_pixels() / TILE**2, machine.arithmetic * machine.speed.fraction
     flops = tiles * (counts.backbone + counts.pyramid + counts.rpn) + counts.box_head
     backward_flops = tiles * (counts.backward + (0 if is_sparse_rpn else 2 * counts.rpn)) + 2 * counts.box_head
     if recompute == "backbone":
@@ -152,7 +158,7 @@ def published_cost(
     backward = backward_flops / rate + (backward_passes * counts.normed_backward + again) * to_seconds
     return StepCost(
         update_seconds=0.0,
-        micro_batch_seconds=machine.overhead,
+        micro_batch_seconds=machine.speed.overhead,
         image_seconds=forward + backward,
         fixed_bytes=float(_STATE_NUMBERS * counts.exchange.gradient_bytes),
         image_bytes=counts.kept * machine.value_bytes * largest_pixels() / TILE**2,

@@ -102,6 +102,7 @@ def add_simulate(parser: Parser) -> None:
     parser.add_argument(
         "--paper", action="store_true", help="compare the rows of the paper's Tables 2 and 3 with predictions"
     )
+    parser.add_argument("--published", action="store_true", help="compare published speeds with predictions")
     parser.add_argument("--device", metavar="NAME", help=f"{', '.join(MACHINES)}; default h200")
     parser.add_argument("--images-per-device", type=whole_number, metavar="M", help="images of a step, default 8")
     parser.add_argument("--bn-size", type=whole_number, metavar="S", help="default 32; 0 = frozen statistics")
@@ -113,13 +114,13 @@ def add_simulate(parser: Parser) -> None:
         "--fraction",
         type=number,
         metavar="F",
-        help="part of the published peak speed that is reached, 0 to 1, default 0.163",
+        help="part of the published peak speed that is reached, 0 to 1; default: a slow and a fast program's",
     )
     parser.add_argument(
-        "--overhead", type=number, metavar="MS", help="fixed milliseconds of every micro-batch, default 47"
+        "--overhead", type=number, metavar="MS", help="fixed milliseconds of every micro-batch; default likewise"
     )
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw it, as .png, .pdf or .svg")
-    add_json(parser, "its `rows` are the paper's")
+    add_json(parser, "`rows` of --paper, `published`, or `scaling` at each speed")
     parser.set_defaults(run_verb="simulation:run_simulate", takes_overrides=False)
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from cli_runs import OVERRIDES, TinyData, make_data
 from megdet.cli.main import main
+from megdet.distributed import failures
 from megdet.distributed.failures import stop_together
 from megdet.run_folder.checkpoint_files import checkpoints
 from megdet.run_folder.folder import RunFolder
@@ -82,6 +83,18 @@ def test_a_rank_that_is_killed_is_named_by_all_others(data: TinyData, tmp_path: 
         assert ended.seconds < LIMIT
         assert f"rank {rank}" in ended.line
         assert "died without a word (killed, or out of memory?)" in ended.line
+
+
+@pytest.mark.parametrize(
+    ("file", "is_lost"),
+    [("distributed/exact_gradients.py", True), ("distributed/gradients.py", True), ("training/step.py", False)],
+)
+def test_a_message_of_gloo_that_does_not_name_it_is_known_by_where_it_was_raised(file: str, is_lost: bool) -> None:
+    # seen where a rank was frozen for longer than the timeout
+    code = "raise RuntimeError('Application timeout caused pair closure')"
+    with pytest.raises(RuntimeError) as caught:
+        exec(compile(code, failures.PACKAGE / file, "exec"))
+    assert failures._is_lost_peer(caught.value) is is_lost
 
 
 def test_a_rank_that_hangs_is_named_with_its_place_and_ended_too(data: TinyData, tmp_path: Path) -> None:

@@ -222,7 +222,17 @@ def _is_lost_peer(error: BaseException) -> bool:
     """Whether a collective failed because of another rank."""
     if isinstance(error, DistError):
         return True
-    return isinstance(error, RuntimeError) and "gloo" in str(error) and _LOST.search(str(error)) is not None
+    if not isinstance(error, RuntimeError) or _LOST.search(str(error)) is None:
+        return False
+    # gloo names itself in most of its messages, not in all
+    frames = traceback.extract_tb(error.__traceback__)
+    return "gloo" in str(error) or (bool(frames) and _is_collective(Path(frames[-1].filename)))
+
+
+def _is_collective(file: Path) -> bool:
+    """Whether a line of this file may wait for other ranks: a method in C++ has no Python frame of its own."""
+    own = (PACKAGE / "distributed" / name for name in ("gradients.py", "exact_gradients.py"))
+    return file in own or Path(torch_distributed.__file__).parent in file.parents
 
 
 def _whereabouts(thread: int) -> tuple[str, str]:
@@ -231,10 +241,7 @@ def _whereabouts(thread: int) -> tuple[str, str]:
     if frame is None:
         return "done", ""
     stack = traceback.extract_stack(frame, limit=60)
-    # GradientBuckets waits in a C++ method, which has no Python frame
-    collectives, buckets = Path(torch_distributed.__file__).parent, PACKAGE / "distributed/gradients.py"
-    files = [Path(entry.filename) for entry in stack]
-    is_waiting = buckets in files or any(collectives in file.parents for file in files)
+    is_waiting = any(_is_collective(Path(entry.filename)) for entry in stack)
     entry = next((entry for entry in reversed(stack) if PACKAGE in Path(entry.filename).parents), stack[-1])
     place = "/".join(Path(entry.filename).parts[-2:])
     return ("waiting" if is_waiting else "busy"), f"{place}:{entry.lineno} ({entry.name})"

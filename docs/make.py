@@ -101,10 +101,19 @@ def claims_page() -> str:
             f"- {_data(claim)}",
             f"- Seeds a row: {claim.seeds}.",
         ]
+        if claim.trunk:
+            lines.append(f"- All rows start from the weights of one training with {_keys(claim.trunk)}.")
+        if claim.factors:
+            lines.append(
+                f"- Measured at the kept checkpoints of every training: k = {', '.join(map(str, claim.factors))}."
+            )
         lines += ["", "| row | keys |", "|---|---|"]
         lines += [f"| `{row}` | {_keys(keys)} |" for row, keys in claim.rows.items()]
         lines += ["", "Statements that are judged:", ""]
         for own in claim.statements:
+            if isinstance(own, rules.Keeps):
+                lines.append(f"- {own.statement} (`{own.row}`; within a factor of {1 + own.margin:g})")
+                continue
             margin = getattr(own, "margin", None)
             within = "" if margin is None else f"; equal within {margin:g} points"
             lines.append(f"- {own.statement} (`{own.row}` against `{own.than}`{within})")

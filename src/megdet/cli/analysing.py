@@ -37,7 +37,7 @@ def run_variance(arguments: Arguments) -> None:
         )
     world = _join_alone(arguments, "analyse variance")
     folder = RunFolder(arguments.run)
-    study = load_study(folder, world.device, arguments.overrides)
+    study = load_study(folder, world.device, arguments.overrides, arguments.step)
     out = make_folder(arguments.out or folder.path / "analysis" / "variance")
     with _status() as status:
         found = measure_variance(

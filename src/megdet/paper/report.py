@@ -23,7 +23,9 @@ TITLES: dict[Item, str] = {
     "claim-failing": "Large mini-batches without batch norm or without a warmup",
     "claim-large-batch": "16 images against 256 in the same epochs",
     "claim-bn-size": "BN sizes of 16 images",
+    "claim-variance": "Eq. 4: k small updates and one large one",
     "past-256": "Mini-batches past 256 images",
+    "critical-batch": "Forks of one training at several mini-batches",
     "real-photos": "Mini-batches and BN sizes on real photos",
 }
 TRAINING_COLUMNS = (

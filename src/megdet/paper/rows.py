@@ -32,7 +32,15 @@ SweptItem = Literal["table1", "table2", "table3", "figure1", "figure2", "figure4
 SWEPT_ITEMS: tuple[SweptItem, ...] = get_args(SweptItem)
 EntryItem = Literal["table4", "figure5"]
 ENTRY_ITEMS: tuple[EntryItem, ...] = get_args(EntryItem)
-ClaimItem = Literal["claim-failing", "claim-large-batch", "claim-bn-size", "past-256", "real-photos"]
+ClaimItem = Literal[
+    "claim-failing",
+    "claim-large-batch",
+    "claim-bn-size",
+    "claim-variance",
+    "past-256",
+    "critical-batch",
+    "real-photos",
+]
 CLAIM_ITEMS: tuple[ClaimItem, ...] = get_args(ClaimItem)
 Item = SweptItem | EntryItem | ClaimItem
 

@@ -44,6 +44,9 @@ def _add_variance(parser: Parser) -> None:
     parser.add_argument(
         "--rate", type=float, metavar="R", help="rate of the small updates, default that of N images after warmup"
     )
+    parser.add_argument(
+        "--step", type=at_least_one, metavar="N", help="measure at the checkpoint after this step, default the newest"
+    )
     _add_output(parser, "RUN/analysis/variance; required if keys of the recipe are changed")
     add_machine_options(parser)
     take_keys_of_run(parser, "--optimizer.clip_norm 0")

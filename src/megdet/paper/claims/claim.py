@@ -6,10 +6,10 @@ training, only where a number is not finite.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from megdet.paper.claims.rules import FailMore, Scores
+from megdet.paper.claims.rules import FailMore, Keeps, Scores
 from megdet.paper.rows import ClaimItem, Scale
 
 
@@ -30,9 +30,13 @@ class Claim:
     """by name, the keys of a row on top of those"""
     seeds: int
     """trainings of each row"""
-    statements: tuple[FailMore, ...] | tuple[Scores, ...]
+    statements: tuple[FailMore, ...] | tuple[Scores, ...] | tuple[Keeps, ...]
     pictures: tuple[int, int] | None = None
     """drawn for it to train on and to evaluate on; None = the data of its scale as they are"""
+    trunk: Mapping[str, Any] = field(default_factory=dict)
+    """keys, on top of `keys`, of one training from whose weights all rows start; none = there is no such training"""
+    factors: tuple[int, ...] = ()
+    """k of Eq. 4, measured at the kept checkpoints of every training; none = nothing is measured"""
 
 
 _ALIKE = {
@@ -175,6 +179,70 @@ def _past_256() -> Claim:
     )
 
 
+_FACTORS, _MARGIN = (2, 4, 8, 16), 0.25
+
+
+def _variance() -> Claim:
+    rows = {f"bn{size}": {"bn_size": size} for size in (0, 16)}
+    return Claim(
+        "claim-variance",
+        "Does one update of rate k r from k N images vary as much as k updates of rate r from N images, all along a "
+        "training?",
+        "Sec. 3.2, Eq. 2 to 4, from which the linear scaling rule follows; N = 16 here.",
+        "demo",
+        "reproduce-demo",
+        {
+            **_ALIKE,
+            "schedule.epochs": 20,
+            "schedule.milestones": [15, 18],
+            "evaluation.every_epochs": 20,
+            "keep_every_epochs": 4,
+            "keep_checkpoints": 1,
+            "keep_best": False,
+        },
+        rows,
+        3,
+        tuple(
+            Keeps(f"Eq. 4 holds for k = {factor}, {name}", row, factor, _MARGIN)
+            for row, name in zip(rows, ("frozen statistics", "batch norm over 16"), strict=True)
+            for factor in _FACTORS
+        ),
+        factors=_FACTORS,
+    )
+
+
+_FORKS, _FORK_IMAGES, _FORK_WARMUP = (16, 32, 64, 128, 256, 512), 20_000, 2_048
+
+
+def _critical_batch() -> Claim:
+    rows = {
+        f"b{batch}": {"batch_size": batch, "schedule.warmup_steps": _FORK_WARMUP // batch if batch > _FORKS[0] else 0}
+        for batch in _FORKS
+    }
+    return Claim(
+        "critical-batch",
+        "From one half-trained detector, up to which mini-batch do the same images bring as much, and does the "
+        "gradient noise scale say so?",
+        "Not in the paper: its Sec. 3.2 gives no limit; McCandlish et al. (2018) predict one from the noise scale.",
+        "demo",
+        "reproduce-demo",
+        {
+            **_ALIKE,
+            "schedule.epochs": _FORK_IMAGES / _IMAGES,
+            "schedule.milestones": [0.8 * _FORK_IMAGES / _IMAGES],
+            "schedule.factors": [0.1],
+            "evaluation.every_epochs": 0,
+        },
+        rows,
+        3,
+        tuple(
+            Scores(f"{batch} images bring as much as {_FORKS[0]}", f"b{batch}", f"b{_FORKS[0]}", margin=2.0)
+            for batch in _FORKS[1:]
+        ),
+        trunk={"schedule.epochs": 6, "schedule.milestones": [], "schedule.factors": []},
+    )
+
+
 def _real_photos() -> Claim:
     rows = {
         f"b{batch}-bn{bn_size}": {"batch_size": batch, "bn_size": bn_size, "schedule.warmup_steps": 15 * 16 // batch}
@@ -200,6 +268,15 @@ def _real_photos() -> Claim:
 
 
 CLAIMS: Mapping[ClaimItem, Claim] = {
-    claim.name: claim for claim in (_failing(), _large_batch(), _bn_size(), _past_256(), _real_photos())
+    claim.name: claim
+    for claim in (
+        _failing(),
+        _large_batch(),
+        _bn_size(),
+        _variance(),
+        _past_256(),
+        _critical_batch(),
+        _real_photos(),
+    )
 }
 """All of them, in the order in which they are worth running."""

@@ -1,12 +1,13 @@
 """Trainings of an earlier call, taken over from the numbers it wrote: a claim can go on on another machine."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from megdet.errors import InputError
 from megdet.files import read_json
+from megdet.paper.claims.variance import Measured, keep_measured
 from megdet.paper.outcome import Outcome, keep_outcome, read_outcome
 from megdet.run_folder.folder import RunFolder
 
@@ -22,6 +23,8 @@ class EarlierRow:
     """of the finished trainings"""
     outcomes: list[Outcome]
     """of these seeds"""
+    measured: list[list[Measured]] = field(default_factory=list)
+    """of these seeds, for a claim that measures"""
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,10 @@ def take_over(
     numbers = read_json(file, EarlierNumbers)
     if numbers.item != item:
         raise InputError(f"--outcomes {file}: it holds {numbers.item}, not {item}")
-    found: dict[Path, Outcome] = {}
+    found: dict[Path, tuple[Outcome, list[Measured]]] = {}
     for own in numbers.rows:
-        for seed, outcome in zip(own.seeds, own.outcomes, strict=True):
+        measured = own.measured or [[] for _ in own.seeds]
+        for seed, outcome, points in zip(own.seeds, own.outcomes, measured, strict=True):
             folder = names.get((own.row, seed))
             if folder is None:
                 continue
@@ -62,7 +66,8 @@ def take_over(
                     f"--outcomes {file}: row {own.row} was trained with {other[0]} {own.keys.get(other[0])}, this call "
                     f"has {ours.get(other[0])}: rows would not compare"
                 )
-            found[folder] = outcome
-    for folder, outcome in found.items():
+            found[folder] = outcome, points
+    for folder, (outcome, points) in found.items():
         if read_outcome(RunFolder(folder)) is None:
             keep_outcome(RunFolder(folder).create(), outcome)
+            keep_measured(RunFolder(folder), points)

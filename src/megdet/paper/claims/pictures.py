@@ -8,6 +8,7 @@ from matplotlib.ticker import MaxNLocator
 
 from megdet.paper.claims.claim import Claim
 from megdet.paper.claims.rules import has_failed, score_of
+from megdet.paper.claims.variance import Measured
 from megdet.paper.figures import COLOURS, find_curve
 from megdet.paper.outcome import Outcome
 from megdet.plotting import panels, save_figure
@@ -65,6 +66,29 @@ def plot_scores(claim: Claim, results: Mapping[str, Sequence[Outcome]], path: Pa
     axes.set_yticks(range(len(claim.rows)), list(claim.rows), fontsize=8)
     axes.set(xlabel="mmAP (%); a dot a training, a bar at their mean", ylim=(len(claim.rows) - 0.4, -0.6))
     save_figure(figure, path, _DPI)
+
+
+def plot_ratios(claim: Claim, measured: Mapping[str, Sequence[Sequence[Measured]]], path: Path) -> bool:
+    """Eq. 4's ratio over the steps of a training, a panel a row and a line a factor, between the seeds' extremes.
+
+    Returns False, and draws nothing, where nothing was measured. Raises InputError if it cannot be written.
+    """
+    if not any(points for trainings in measured.values() for points in trainings):
+        return False
+    figure, axes = panels(len(claim.rows), (3.4 * len(claim.rows), 3.0), sharey=True)
+    for place, (row, trainings) in zip(axes, measured.items(), strict=True):
+        for factor, colour in zip(claim.factors, COLOURS, strict=False):
+            found = [point for points in trainings for point in points if point.factor == factor]
+            steps = sorted({point.step for point in found})
+            values = [[point.ratio for point in found if point.step == step] for step in steps]
+            place.plot(steps, [np.mean(own) for own in values], "o-", color=colour, markersize=3, label=f"k = {factor}")
+            place.fill_between(steps, [min(v) for v in values], [max(v) for v in values], color=colour, alpha=0.2)
+        place.axhline(1.0, color="0.55", linestyle="--", linewidth=0.8)
+        place.set(xlabel="step", title=row)
+    axes[0].set_ylabel("variance, large update over k small")
+    axes[0].legend(fontsize=8, frameon=False)
+    save_figure(figure, path, _DPI)
+    return True
 
 
 def plot_curves_of_rows(folders: Mapping[str, Sequence[Path]], path: Path) -> bool:

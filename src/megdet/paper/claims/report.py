@@ -8,6 +8,7 @@ from typing import Any
 from megdet.paper.claims.claim import Claim
 from megdet.paper.claims.rules import (
     FailMore,
+    Keeps,
     Scores,
     Verdict,
     fraction_interval,
@@ -16,6 +17,7 @@ from megdet.paper.claims.rules import (
     judge_scores,
     score_of,
 )
+from megdet.paper.claims.variance import Measured, as_records, cells, judge_variances
 from megdet.paper.outcome import Outcome
 from megdet.paper.report import Report
 from megdet.recipe import Recipe
@@ -66,8 +68,22 @@ def verdicts_of(claim: Claim, results: Mapping[str, Sequence[Outcome]]) -> list[
     return [*judge_failures(failures, results), *judge_scores(scores, results)]
 
 
+def add_measured(report: Report, claim: Claim, measured: Mapping[str, Sequence[Sequence[Measured]]]) -> None:
+    """Put what was measured of a claim's trainings into its report: records, a table, the verdicts."""
+    for record in report.records:
+        record["measured"] = as_records(measured[record["row"]])
+    head = "| row | k | trainings | large over small, after step | mean |\n|---|---|---|---|---|\n"
+    lines = [cells(row, factor, measured[row]) for row in claim.rows for factor in claim.factors]
+    report.notes.append(head + "\n".join(f"| {' | '.join(own)} |" for own in lines))
+    keeps = [own for own in claim.statements if isinstance(own, Keeps)]
+    report.notes.extend(verdict.sentence() for verdict in judge_variances(keeps, measured))
+
+
 def _setting(claim: Claim, recipe: Recipe) -> str:
-    weights = "trained weights" if recipe.model.backbone.weights else "random weights"
+    if recipe.start_from:
+        weights = f"the weights of {recipe.start_from}"
+    else:
+        weights = "trained weights" if recipe.model.backbone.weights else "random weights"
     return (
         f"Every row: {recipe.model.backbone.name} from {weights}, short edge {recipe.data.short_edges[-1]} px, no "
         f"clipping, all stages trained, base rate {recipe.optimizer.base_lr:g} for 16 images unless the row says "

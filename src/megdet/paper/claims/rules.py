@@ -5,6 +5,8 @@
     fail more   Fisher's exact test, one side: so many more failures are not chance
     better      Welch's interval of the difference of two means leaves out 0
     equal       the 90% interval of the difference lies within the margin (two one-sided tests at 5%)
+    keeps       the 90% interval of the mean ratio of two variances lies within the margin; a training counts with the
+                mean over its checkpoints, of logarithms
 
 Several comparisons of one claim share its 5%: by Holm's method for failures, in equal parts for intervals. A training
 that failed has an mmAP of 0.
@@ -130,6 +132,18 @@ class Scores:
     than: str
     margin: float | None = None
     """points of mmAP within which both are called equal; None = only better and worse are asked for"""
+
+
+@dataclass(frozen=True)
+class Keeps:
+    """The statement that Eq. 4 holds for the trainings of a row, measured along the way (`variance.py`)."""
+
+    statement: str
+    row: str
+    factor: int
+    """k"""
+    margin: float
+    """0.25: between 1 / 1.25 and 1.25"""
 
 
 def judge_scores(statements: Sequence[Scores], results: Mapping[str, Sequence[Outcome]]) -> list[Verdict]:

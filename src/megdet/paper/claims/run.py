@@ -15,9 +15,10 @@ from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.paper.claims.claim import CLAIMS, Claim
 from megdet.paper.claims.earlier import take_over
-from megdet.paper.claims.pictures import plot_curves_of_rows, plot_failures, plot_scores
-from megdet.paper.claims.report import claim_report
-from megdet.paper.claims.rules import FailMore
+from megdet.paper.claims.pictures import plot_curves_of_rows, plot_failures, plot_ratios, plot_scores
+from megdet.paper.claims.report import add_measured, claim_report
+from megdet.paper.claims.rules import FailMore, Keeps
+from megdet.paper.claims.variance import measure_noise, measure_updates, read_measured, read_noise
 from megdet.paper.jobs import run_rows
 from megdet.paper.outcome import Outcome
 from megdet.paper.pretraining import pretrained_backbone
@@ -27,8 +28,12 @@ from megdet.paper.rows import ClaimItem, data_changes, weights_changes
 from megdet.paper.sweep import Train
 from megdet.recipe import Recipe
 from megdet.recipe_file import load_recipe
+from megdet.run_folder.folder import RunFolder
 from megdet.training.loop import train
 from megdet.training.run import RunOptions
+
+_TRUNK = "trunk"
+"""The run folder of the training from whose weights all rows of a claim start."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +68,17 @@ def reproduce_claim(
     files.
     """
     claim = CLAIMS[order.item]
+    if world.size > 1 and (claim.factors or claim.trunk):
+        raise InputError(
+            f"{claim.name} measures gradients in one process, not in {world.size}: start it without torchrun"
+        )
     seeds = order.seeds or claim.seeds
     chosen_rows = _chosen(claim, order.rows)
     _recipe(claim, chosen_rows[0], 0, order.overrides)  # a wrong key is refused before anything is drawn or trained
     files = _files(claim, order, options, world)
+    trunk = _trunk(claim, order, files, options, world, say, train_row)
+    if trunk is not None:
+        files |= {"start_from": str(trunk.path), "model.backbone.weights": ""}
     recipes = {
         run_name(row, seed): _recipe(claim, row, seed, files | dict(order.overrides))
         for seed in range(seeds)
@@ -81,9 +93,16 @@ def reproduce_claim(
     def report_of(outcomes: Mapping[str, Outcome]) -> Report:
         results, example = results_of(claim, seeds, outcomes), recipes[run_name(chosen_rows[0], 0)]
         report = claim_report(claim, results, example, order.overrides)
+        measured = {}
         for record in report.records:
             record["keys"] = _keys(claim, order.overrides, record["row"])
             record["seeds"] = [seed for seed in range(seeds) if run_name(record["row"], seed) in outcomes]
+            runs = [RunFolder(order.folder / run_name(record["row"], seed)) for seed in record["seeds"]]
+            measured[record["row"]] = [read_measured(run) for run in runs]
+        if claim.factors:
+            add_measured(report, claim, measured)
+        if trunk is not None and (noise := read_noise(trunk)) is not None:
+            report.notes.append(f"Noise scale at the weights from which all rows start: {noise} images.")
         return report
 
     def told(name: str, outcomes: Mapping[str, Outcome]) -> None:
@@ -96,10 +115,40 @@ def reproduce_claim(
     )
     if not world.is_first:
         return None
+    if trunk is not None:
+        measure_noise(trunk, world.device, options.workers)
+    for name in outcomes if claim.factors else ():
+        if outcomes[name].status == "trained":
+            measure_updates(RunFolder(order.folder / name), claim.factors, world.device, options.workers, say)
+            report_of(outcomes).write(order.folder)
     report = report_of(outcomes)
     report.pictures.extend(_draw(claim, order.folder, results_of(claim, seeds, outcomes)))
     report.write(order.folder)
     return report
+
+
+def _trunk(
+    claim: Claim,
+    order: ClaimOrder,
+    files: Mapping[str, Any],
+    options: RunOptions,
+    world: World,
+    say: Callable[[str], None],
+    train_row: Train,
+) -> RunFolder | None:
+    """The training from whose weights all rows start, made if it is missing; None for a claim without."""
+    if not claim.trunk:
+        return None
+    keys = {**claim.keys, **claim.trunk, **files, **order.overrides}
+    recipes = {_TRUNK: load_recipe(claim.recipe, keys)}
+
+    def told(name: str, outcomes: Mapping[str, Outcome]) -> None:
+        say(progress_line(name, [_TRUNK], outcomes))
+
+    outcomes = run_rows(recipes, order.folder, options, world, told=told, train_row=train_row)
+    if outcomes[_TRUNK].status == "failed":
+        raise InputError(f"{order.folder / _TRUNK} failed, so no row can start from it: {outcomes[_TRUNK].reason}")
+    return RunFolder(order.folder / _TRUNK)
 
 
 def run_name(row: str, seed: int) -> str:
@@ -155,6 +204,12 @@ def _draw(claim: Claim, folder: Path, results: Mapping[str, Sequence[Outcome]]) 
     if isinstance(claim.statements[0], FailMore):
         plot_failures(claim, results, picture)
         return [picture]
+    if isinstance(claim.statements[0], Keeps):
+        measured = {
+            row: [read_measured(RunFolder(folder / run_name(row, seed))) for seed in range(len(found))]
+            for row, found in results.items()
+        }
+        return [picture] if plot_ratios(claim, measured, picture) else []
     plot_scores(claim, results, picture)
     curves = folder / f"{claim.name}-course.png"
     names = {

@@ -47,6 +47,15 @@ def welch_interval(ours: Sequence[float], theirs: Sequence[float], level: float)
     return difference - half, difference + half
 
 
+def mean_interval(values: Sequence[float], level: float) -> tuple[float, float] | None:
+    """The interval of a mean by Student's t; None with fewer than two values."""
+    if len(values) < 2:
+        return None
+    mean, deviation = float(np.mean(values)), float(np.std(values, ddof=1))
+    half = t_quantile((1 + level) / 2, float(len(values) - 1)) * deviation / math.sqrt(len(values))
+    return mean - half, mean + half
+
+
 def pooled_deviation(groups: Sequence[Sequence[float]]) -> float | None:
     """The standard deviation within the groups; None if no group has two values."""
     freedom = sum(len(values) - 1 for values in groups)

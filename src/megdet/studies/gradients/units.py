@@ -1,4 +1,4 @@
-"""Gradients of sampling units at the weights of a run's newest checkpoint, by the code that trains.
+"""Gradients of sampling units at the weights of a run's checkpoint, by the code that trains.
 
 Units are drawn independently of each other. A unit is one image if images do not interact (frozen statistics, group
 norm or no norm). Under batch norm it is the group of bn_size images, which share statistics. The gradient is that of
@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from megdet.model.choice import make_detector, mask_use
 from megdet.model.detector import Detector
 from megdet.precision import arithmetic, backward
 from megdet.recipe import Recipe
-from megdet.run_folder.checkpoint_files import latest_checkpoint, open_checkpoint
+from megdet.run_folder.checkpoint_files import checkpoint_step, checkpoints, open_checkpoint
 from megdet.run_folder.folder import RunFolder
 from megdet.structures import Batch
 from megdet.training.datasets import fingerprint
@@ -79,17 +80,16 @@ class Study:
         return {name: parameters for name, parameters in found.items() if parameters}
 
 
-def load_study(folder: RunFolder, device: torch.device, overrides: dict[str, Any] | None = None) -> Study:
-    """The trained weights of the newest checkpoint, not their averages, and the run's training images.
+def load_study(
+    folder: RunFolder, device: torch.device, overrides: dict[str, Any] | None = None, step: int | None = None
+) -> Study:
+    """The trained weights of a checkpoint, by default the newest, not their averages, and the run's training images.
 
-    Raises InputError if the folder is not a run or has no checkpoint, and if the training data are missing or not those
-    of the run.
+    Raises InputError if the folder is not a run or has no such checkpoint, and if the training data are missing or not
+    those of the run.
     """
     recipe = read_recipe(folder, overrides)
-    newest = latest_checkpoint(folder)
-    if newest is None:
-        raise InputError(f"{folder.path}: the run has no checkpoint yet; `megdet train` writes one an epoch")
-    checkpoint = open_checkpoint(newest)
+    checkpoint = open_checkpoint(_checkpoint(folder, step))
     state = checkpoint.state
     data = recipe.data
     dataset = training_set(data, masks=mask_use(recipe.model))
@@ -106,6 +106,21 @@ def load_study(folder: RunFolder, device: torch.device, overrides: dict[str, Any
     load_weights(model, checkpoint.tensors("model"), str(checkpoint.file("model")))
     model.train()
     return Study(folder, state.step, recipe, model, dataset, plan, device, overrides or {})
+
+
+def _checkpoint(folder: RunFolder, step: int | None) -> Path:
+    kept = checkpoints(folder)
+    if not kept:
+        raise InputError(f"{folder.path}: the run has no checkpoint yet; `megdet train` writes one an epoch")
+    if step is None:
+        return kept[-1]
+    steps = [checkpoint_step(path) for path in kept]
+    if step not in steps:
+        raise InputError(
+            f"{folder.path} has no checkpoint after step {step}, but after {', '.join(map(str, steps))}; "
+            "keep_every_epochs keeps more of them"
+        )
+    return kept[steps.index(step)]
 
 
 def disjoint_groups(plan: TrainingPlan) -> list[tuple[int, int]]:

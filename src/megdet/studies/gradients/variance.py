@@ -2,7 +2,7 @@
 
 Eq. 2 and 3 say that the variance of the gradient of a mini-batch falls as 1/N if images are drawn independently. Eq. 4
 says that one update of rate kr from kN images then varies as much as k updates of rate r from N images each. Both are
-measured at the weights of a run's newest checkpoint, with disjoint mini-batches from the run's own plan. The k small
+measured at the weights of a run's checkpoint, with disjoint mini-batches from the run's own plan. The k small
 updates really move the weights, which the equation neglects.
 """
 

@@ -10,7 +10,10 @@ from megdet.distributed.layout import choose_layout
 from megdet.errors import InputError
 from megdet.model.detector import Detector
 from megdet.recipe import Recipe
+from megdet.recipe_file import dump_recipe
 from megdet.run_folder.folder import RunFolder
+from megdet.training import run as run_module
+from megdet.training.run import open_run
 from megdet.training.trainer import make_trainer
 from small_runs import ALONE, CLASS_NAMES, save_run, small_recipe, train_set, write_small_set
 
@@ -88,3 +91,24 @@ def test_what_cannot_be_started_from_is_refused(recipe, dataset, tmp_path):
     wider = with_model(recipe, fpn={"channels": 24})
     with pytest.raises(InputError, match=r"start_from .*run: fpn.* has shape .* another architecture"):
         started(wider, dataset, tmp_path / "run")
+
+
+def test_what_it_cannot_start_from_is_refused_before_the_data_are_drawn(recipe, tmp_path, monkeypatch):
+    drawn = replace(recipe, data=replace(recipe.data, draw_demo="easy", train_annotations=str(tmp_path / "a.json")))
+    backbone = replace(recipe.model.backbone, weights=str(tmp_path / "weights.pth"))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "recipe.yaml").write_text(dump_recipe(recipe))
+    monkeypatch.setattr(run_module, "load_datasets", None)
+    for changes, message in (
+        ({"model": replace(recipe.model, backbone=backbone)}, "model.backbone.weights .*weights.pth"),
+        ({"start_from": str(tmp_path / "run")}, "run: not a run folder"),
+        ({"start_from": str(tmp_path / "begun")}, "start_from .*begun: the run has no checkpoint yet"),
+    ):
+        with pytest.raises(InputError, match=message), open_run(replace(drawn, **changes), ALONE):
+            pass
+    # a run that goes on has all its weights: the file may be gone
+    monkeypatch.setattr(run_module, "newest_step", lambda *_: 7)
+    gone = replace(drawn, model=replace(recipe.model, backbone=backbone))
+    with pytest.raises(TypeError), open_run(gone, ALONE, folder=RunFolder(tmp_path / "on")):
+        pass

@@ -8,7 +8,8 @@ from torch import Tensor
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 from megdet.errors import InputError
-from megdet.inference.trained import load_detector, load_weights
+from megdet.inference.trained import load_detector, load_weights, read_recipe
+from megdet.model.backbone import pretrained_tensors
 from megdet.model.choice import make_detector
 from megdet.model.detector import Detector, value_of
 from megdet.model.detectron2_weights import (
@@ -26,11 +27,25 @@ from megdet.model.weight_file import read_tensors
 from megdet.recipe import Recipe
 from megdet.recipe_check import check_recipe
 from megdet.recipe_file import dump_recipe
-from megdet.run_folder.checkpoint_files import save_checkpoint
+from megdet.run_folder.checkpoint_files import latest_checkpoint, save_checkpoint
 from megdet.run_folder.environment import collect_environment
 from megdet.run_folder.folder import RunFolder
 from megdet.run_folder.run_state import RunState
 from megdet.run_folder.sessions import write_environment
+
+
+def check_sources(recipe: Recipe) -> None:
+    """Raise InputError if a file or run that the weights start from is missing or does not fit.
+
+    To be called before the data are drawn or read, which may take minutes.
+    """
+    if recipe.model.backbone.weights:
+        pretrained_tensors(recipe.model.backbone.name, Path(recipe.model.backbone.weights))
+    if recipe.start_from:
+        source = RunFolder(Path(recipe.start_from))
+        read_recipe(source)
+        if latest_checkpoint(source) is None:
+            raise InputError(f"start_from {source.path}: the run has no checkpoint yet")
 
 
 def start_from_run(model: Detector, class_names: tuple[str, ...], source: str) -> None:

@@ -46,6 +46,7 @@ from megdet.training.compiled import check_compiler, compile_dense
 from megdet.training.datasets import Datasets, check_statistics, fingerprint, load_datasets
 from megdet.training.dry_run import MemoryTrial
 from megdet.training.evaluations.background import agree_on_device
+from megdet.training.initial_weights import check_sources
 from megdet.training.resume import Position, check_folder, claim_folder, facts_of_training, resume, start_at
 from megdet.training.schedule import learning_rate, rewarm_factor
 from megdet.training.step import StepResult, train_step
@@ -316,11 +317,13 @@ def open_run(
     if folder is not None:
         own_folder = folder
         world.on_first(lambda: check_folder(own_folder, recipe))
+    is_resumed = start is not None or (folder is not None and newest_step(folder, world) is not None)
+    if not is_resumed:
+        world.on_first(lambda: check_sources(recipe))
     datasets = datasets or load_datasets(recipe, world)
     compare_data(datasets, world)
     plan = training_plan(datasets.train, recipe)
     check_statistics(recipe, plan, datasets.train)
-    is_resumed = start is not None or (folder is not None and newest_step(folder, world) is not None)
     trainer = make_trainer(recipe, datasets.train.class_names, layout, world, is_resumed=is_resumed)
     with ExitStack() as opened:
         if trainer.apart is not None:

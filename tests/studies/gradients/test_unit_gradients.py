@@ -183,6 +183,10 @@ def test_a_folder_without_a_run_or_a_checkpoint_is_refused(recipe: Recipe, run: 
     assert "not a run folder" in refusal(tmp_path, recipe)
     (tmp_path / "recipe.yaml").write_text(run.recipe.read_text())
     assert "has no checkpoint yet" in refusal(tmp_path, recipe)
+    newest = load_study(run, CPU).step
+    assert load_study(run, CPU, step=newest).step == newest
+    with pytest.raises(InputError, match=r"there is no checkpoint .*step_00000999"):
+        load_study(run, CPU, step=999)
 
 
 def test_other_data_than_those_of_the_run_are_refused(recipe: Recipe, run: RunFolder, tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,7 +27,7 @@ from megdet.model.choice import make_detector, mask_use
 from megdet.model.detector import Detector
 from megdet.precision import arithmetic, backward
 from megdet.recipe import Recipe
-from megdet.run_folder.checkpoint_files import checkpoint_step, checkpoints, open_checkpoint
+from megdet.run_folder.checkpoint_files import checkpoint_path, latest_checkpoint, open_checkpoint
 from megdet.run_folder.folder import RunFolder
 from megdet.structures import Batch
 from megdet.training.datasets import fingerprint
@@ -89,7 +88,10 @@ def load_study(
     those of the run.
     """
     recipe = read_recipe(folder, overrides)
-    checkpoint = open_checkpoint(_checkpoint(folder, step))
+    path = latest_checkpoint(folder) if step is None else checkpoint_path(folder, step)
+    if path is None:
+        raise InputError(f"{folder.path}: the run has no checkpoint yet; `megdet train` writes one an epoch")
+    checkpoint = open_checkpoint(path)
     state = checkpoint.state
     data = recipe.data
     dataset = training_set(data, masks=mask_use(recipe.model))
@@ -106,21 +108,6 @@ def load_study(
     load_weights(model, checkpoint.tensors("model"), str(checkpoint.file("model")))
     model.train()
     return Study(folder, state.step, recipe, model, dataset, plan, device, overrides or {})
-
-
-def _checkpoint(folder: RunFolder, step: int | None) -> Path:
-    kept = checkpoints(folder)
-    if not kept:
-        raise InputError(f"{folder.path}: the run has no checkpoint yet; `megdet train` writes one an epoch")
-    if step is None:
-        return kept[-1]
-    steps = [checkpoint_step(path) for path in kept]
-    if step not in steps:
-        raise InputError(
-            f"{folder.path} has no checkpoint after step {step}, but after {', '.join(map(str, steps))}; "
-            "keep_every_epochs keeps more of them"
-        )
-    return kept[steps.index(step)]
 
 
 def disjoint_groups(plan: TrainingPlan) -> list[tuple[int, int]]:

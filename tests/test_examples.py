@@ -18,10 +18,9 @@ def output_of(name: str, folder: Path, ranks: int = 1) -> str:
     return done.stdout
 
 
+@pytest.mark.slow  # docs/python.md has the commands, and CI runs them
 @pytest.mark.distributed
-@pytest.mark.parametrize(
-    "name", [pytest.param("cross_device_batch_norm.py", marks=pytest.mark.slow), "plan_as_sampler.py"]
-)
+@pytest.mark.parametrize("name", ["cross_device_batch_norm.py", "plan_as_sampler.py"])
 def test_an_example_prints_the_same_on_one_process_and_on_two(name, tmp_path):
     alone, together = output_of(name, tmp_path), output_of(name, tmp_path, ranks=2)
     assert alone == together
@@ -37,6 +36,7 @@ def test_agvm_works_around_an_optimizer_of_torch(tmp_path):
     assert not lines[-1].endswith("x 1.000")
 
 
+@pytest.mark.slow  # docs/python.md has the command, and CI runs it
 def test_a_detector_is_trained_and_used_from_python(tmp_path):
     output = output_of("train_from_python.py", tmp_path)
     assert "after 2 epochs of 64 images" in output

@@ -82,6 +82,7 @@ def test_a_run_of_one_epoch_shows_all_of_100_images_at_16():
     assert max(seen.values()) == 2
 
 
+@pytest.mark.slow
 def test_the_last_epoch_of_coco_at_256_shows_all_of_its_117266_images():
     plan = run_of(117_266, 11.0, batch_size=256, bn_size=32)
     assert plan.total_steps == 5039, "11 * 117266 / 256 = 5038.8"

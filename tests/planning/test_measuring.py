@@ -178,7 +178,7 @@ def test_sizes_that_do_not_fit_are_left_out(recipe: Recipe, monkeypatch: pytest.
     monkeypatch.setattr("megdet.planning.measuring.measure_here", have_no_memory)
     said: list[str] = []
     with pytest.raises(InputError, match="no micro-batch of these sizes fits this device: give smaller --sizes"):
-        measure(recipe, replace(CPU, side_by_side=2), said.append)
+        measure(recipe, Measuring((1,), ("none",), device="cpu", side_by_side=2), said.append)
     assert said[1] == "micro-batches of 1 images do not fit this device: left out"
 
 

@@ -218,6 +218,14 @@ SECTIONS = (
         tables.plan,
     ),
     Section(
+        "Scale",
+        "The same mini-batch on 1, 2, 4, ... processes of one machine, each with one thread, which talk by gloo: "
+        "seconds of a step, the part that waits for images, the part that rank 0 spends in collectives (waiting for "
+        "slower ranks included; by Python's profiler, in a run of its own), and what `megdet plan` predicts.",
+        {"scale": "scale.py"},
+        tables.scale,
+    ),
+    Section(
         "Start",
         "Processor seconds, user and system, of a process from its start to its end: verbs that compute nothing, and "
         "what loading costs those that do, one package more a line.",

@@ -26,13 +26,33 @@ from megdet.data.demo import draw_demo
 
 # every rank leaves its own peak: that of a child process would hold the peak of the parent that started it
 TRAIN = """
-import os, sys
+import cProfile, json, os, pstats, sys
 from pathlib import Path
 from megdet.planning.measured_steps import resident_bytes
+from megdet.training import run
 from megdet.cli.main import main
-folder = Path(sys.argv[1])
-code = main([*sys.argv[2:], "--run", str(folder / "run")])  # torchrun would take --run for an option of its own
-(folder / ("peak" + os.environ.get("RANK", "0"))).write_text(str(resident_bytes("VmHWM")))
+
+folder, rank, step = Path(sys.argv[1]), os.environ.get("RANK", "0"), run.train_step
+own = cProfile.Profile()
+
+def profiled_step(*arguments):
+    own.enable()  # on a CPU the backward runs in this thread too
+    try:
+        return step(*arguments)
+    finally:
+        own.disable()
+
+if sys.argv[2] == "profiled":
+    run.train_step = profiled_step
+code = main([*sys.argv[3:], "--run", str(folder / "run")])  # torchrun would take --run for an option of its own
+(folder / f"peak{rank}").write_text(str(resident_bytes("VmHWM")))
+if rank == "0":
+    part = None
+    if sys.argv[2] == "profiled":
+        stats = pstats.Stats(own)
+        inside = sum(entry[2] for (_, _, name), entry in stats.stats.items() if "_distributed_c10d" in name)
+        part = inside / stats.total_tt
+    (folder / "collectives").write_text(json.dumps(part))
 sys.exit(code)
 """
 WARM_UP = 2
@@ -111,22 +131,28 @@ def predict(options: argparse.Namespace, words: list[str], devices: int) -> dict
     return found
 
 
-def run(words: list[str], devices: int, recompute: str, folder: Path) -> dict[str, float]:
-    """Seconds of a step and the largest peak of a rank of a real run."""
+def run(words: list[str], devices: int, recompute: str, folder: Path, *, profiled: bool = False) -> dict[str, Any]:
+    """Seconds of a step, the largest peak of a rank, and the part of a step that waits for images, of a real run.
+
+    Profiled, which makes steps slower: also the part that rank 0 spends in collectives.
+    """
     place = Path(tempfile.mkdtemp(dir=folder))
     (place / "train.py").write_text(TRAIN)
     start = [sys.executable]
     if devices > 1:
         start += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(devices)]
-    command = [*start, str(place / "train.py"), str(place), "train", *words]
+    command = [*start, str(place / "train.py"), str(place), "profiled" if profiled else "plain", "train", *words]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     subprocess.run([*command, "--recompute", recompute], stdout=subprocess.DEVNULL, check=True, env=environment)
-    lines = [json.loads(line) for line in (place / "run/metrics.jsonl").read_text().splitlines()]
-    seconds = [line["seconds"] for line in lines if "loss" in line][WARM_UP:]
+    written = [json.loads(line) for line in (place / "run/metrics.jsonl").read_text().splitlines()]
+    lines = [line for line in written if "loss" in line][WARM_UP:]
+    seconds = [line["seconds"] for line in lines]
     return {
         "seconds": statistics.median(seconds),
         "bytes": max(int(file.read_text()) for file in place.glob("peak*")),
         "spread": [min(seconds), max(seconds)],
+        "waiting": sum(line["data_seconds"] for line in lines) / sum(seconds),
+        "collectives": json.loads((place / "collectives").read_text()),
     }
 
 

@@ -199,6 +199,19 @@ def plan(result: Result) -> list[str]:
     ]
 
 
+def scale(result: Result) -> list[str]:
+    head = ["processes", "lane x rounds x images", "seconds", "images a second", "efficiency", "waiting", "collectives"]
+    rows = [[*head, "predicted, s", "collectives, predicted"]]
+    for row in result["rows"]:
+        spread = f"{row['lane_width']} x {row['rounds']} x {row['micro_batch']}"
+        parts = [f"{row[key]:.0%}" for key in ("efficiency", "waiting", "collectives")]
+        predicted = [_number(row["predicted_seconds"]), f"{row['predicted_collectives']:.0%}"]
+        real = [_spread(row["seconds"], row["spread"]), _number(row["images_per_second"])]
+        rows.append([str(row["devices"]), spread, *real, *parts, *predicted])
+    setting = f"{result['backbone']}, {result['size']} px, {result['batch']} images a step, BN size {result['bn']}"
+    return [*_table(*rows), "", f"{setting}; {result['cores']} cores, one a process."]
+
+
 def _stages(rows: Sequence[Result]) -> list[str]:
     """Milliseconds of the stages, in the last precision alone: the table is long enough."""
     shown = [row for row in rows if "error" not in row and row["precision"] == rows[-1]["precision"]]

@@ -95,6 +95,20 @@ def test_a_convolution_has_the_times_of_both_sides(script: Script, results: dict
     assert f"| 2 x 40 x 40, 256 to 720 | {cells} |" in lines
 
 
+def test_the_scale_has_what_was_measured_and_what_was_predicted(script: Script, results: dict[str, Any]) -> None:
+    row = {
+        **{"devices": 2, "lane_width": 1, "rounds": 2, "micro_batch": 4},
+        **{"seconds": 2.0, "spread": [1.9, 2.2], "images_per_second": 8.0},
+        **{"efficiency": 0.81, "waiting": 0.02, "collectives": 0.11},
+        **{"predicted_seconds": 2.1, "predicted_collectives": 0.09},
+    }
+    found = {"backbone": "resnet18", "size": 256, "batch": 16, "bn": 8, "cores": 2, "rows": [row]}
+    results["scale"] = {**results["memory/320"], "result": found}
+    lines = section(script("page").write_page(results), "Scale")
+    assert "| 2 | 1 x 2 x 4 | 2.00 (1.90 to 2.20) | 8.00 | 81% | 2% | 11% | 2.10 | 9% |" in lines
+    assert "resnet18, 256 px, 16 images a step, BN size 8; 2 cores, one a process." in lines
+
+
 def test_the_sections_stand_in_their_order(script: Script) -> None:
     titles = re.findall(r"^## (.*)", script("page").write_page({}), flags=re.MULTILINE)
     assert titles == [
@@ -108,5 +122,14 @@ def test_the_sections_stand_in_their_order(script: Script) -> None:
             "Cross-device batch norm",
             "Recompute",
         ),
-        *("Input", "Starting on a large data set", "Evaluation", "Gradient noise scale", "Planner", "Start", "GPU"),
+        *(
+            "Input",
+            "Starting on a large data set",
+            "Evaluation",
+            "Gradient noise scale",
+            "Planner",
+            "Scale",
+            "Start",
+            "GPU",
+        ),
     ]

@@ -46,6 +46,8 @@ class Data:
     """also train on images without boxes"""
     repeat_threshold: Fraction = 0.0
     """images of classes that are in less than this part of the images come more often (LVIS's t); 0 = all alike"""
+    image_weights: str = ""
+    """CSV file with columns file_name and weight: how often a training image comes; 0 leaves it out; empty = alike"""
     allow_outside_files: bool = False
     """read images whose file_name is absolute or has .. in it, so that an annotation file may name any file"""
     unreadable: Literal["stop", "replace"] = "stop"

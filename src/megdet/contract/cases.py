@@ -28,6 +28,8 @@ class Case:
     """forced lane width; numbers of devices that are not a multiple of it are left out"""
     reference: str = ""
     """the case whose result it must equal; empty = its own on the first number of devices"""
+    has_weights: bool = False
+    """whether its images have weights, in a table that `trials` names and `verify` writes"""
     stops: str = ""
     """moved = stopped half-way and resumed on another number of devices; same = on the same number, bitwise"""
 
@@ -142,6 +144,7 @@ CASES = {
     "multi-scale": Case("scale and colour jitter; detection at two scales, mirrored, with votes", _multi_scale, (2, 8)),
     "crop": Case("large-scale jitter: crops at a place drawn for each image", _crop, (3, 8)),
     "repeats": Case("images of rare classes several times an epoch", _repeats, (3, 8)),
+    "weights": Case("images with weights, one of them left out", devices=(3, 8), has_weights=True),
     "retinanet": Case("RetinaNet, the small one of recipe verify-retinanet", _detector_of("verify-retinanet"), (3, 8)),
     "rfcn": Case("R-FCN, deformable, hard RoIs, recipe verify-rfcn", _detector_of("verify-rfcn"), (3, 8)),
     "heads": Case(

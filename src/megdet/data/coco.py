@@ -21,6 +21,7 @@ from megdet.data.coco_file import CocoColumns, load_columns
 from megdet.data.coco_rows import refusal
 from megdet.data.headers import Lost, read_headers
 from megdet.data.image import MAX_PIXELS, Header, pixels_fault
+from megdet.data.sampling.image_weights import images_with_weight, read_image_weights
 from megdet.data.segmentations import Segmentations, far_fault, rle_size_fault
 from megdet.data.unreadable import most_replaced
 from megdet.errors import InputError, shown
@@ -53,6 +54,10 @@ class CocoDataset:
     """one an image"""
     num_dropped: int = 0
     """boxes left out because they have no area inside their image"""
+    weights: NDArray[np.float64] | None = None
+    """(images,): how often each comes, compared with the others, above 0; None: all alike"""
+    num_weightless: int = 0
+    """images left out because their weight is 0"""
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -72,6 +77,7 @@ def training_set(data: Data, *, masks: MaskUse) -> CocoDataset:
         allow_outside_files=data.allow_outside_files,
         with_masks=masks != "none",
         most_lost=data.most_replaced if data.unreadable == "replace" else None,
+        image_weights=Path(data.image_weights) if data.image_weights else None,
     )
     if masks == "all":
         _refuse_missing_masks(dataset)
@@ -101,6 +107,7 @@ def load_coco(
     allow_outside_files: bool = False,
     with_masks: bool = False,
     most_lost: float | None = None,
+    image_weights: Path | None = None,
 ) -> CocoDataset:
     """Read a COCO instances file and the sizes of its images; both are cached in the user's cache folder.
 
@@ -113,11 +120,12 @@ def load_coco(
         with_masks: read the segmentations too; an object may still have none.
         most_lost: part of the images whose files may be missing or damaged; None = no image. A lost image has the size
             that was last read from its file, or the size in the annotations file.
+        image_weights: a table of the weights of images (see `sampling.image_weights`); images of weight 0 are left out.
 
     Raises:
         InputError: a file or a key is missing, an id is duplicate or unknown, a box is not four finite numbers or has a
             negative size, an image has another size than the file says, is too large or outside its folder, a
-            segmentation is invalid (`with_masks`), or no image is left.
+            segmentation is invalid (`with_masks`), a weight is invalid or missing, or no image is left.
     """
     columns = load_columns(annotations_file, with_masks=with_masks)
     fail = partial(refusal, annotations_file)
@@ -131,6 +139,11 @@ def load_coco(
         width_height = columns.boxes[:, 2:] - columns.boxes[:, :2]
         is_target = ~columns.is_crowd & (width_height > 0).all(axis=1)
         needed = np.flatnonzero(np.bincount(columns.image_index[is_target], minlength=num_images))
+    weights, num_used = None, len(needed)
+    if image_weights is not None:
+        weights = read_image_weights(image_weights, annotations_file, columns.file_names)
+        needed = images_with_weight(image_weights, annotations_file, columns.file_names, weights, needed)
+    num_weightless = num_used - len(needed)
     names = [columns.file_names[index] for index in needed.tolist()]
     lost = None if most_lost is None else Lost(columns.declared_sizes[needed], most_replaced(most_lost, len(needed)))
     headers = read_headers(annotations_file, image_folder, names, lost)
@@ -157,6 +170,8 @@ def load_coco(
         sizes=sizes[needed],
         annotations=_deal_out(columns, boxes, has_area, needed),
         num_dropped=int((~has_area).sum()),
+        weights=None if weights is None else weights[needed],
+        num_weightless=num_weightless,
     )
 
 

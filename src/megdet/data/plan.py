@@ -6,9 +6,9 @@ its slice of the plan, a resume is a position in it, and another number of devic
 The order is an endless stream of permutations, one an epoch, cut into mini-batches of B: nobody is dropped, and epoch e
 ends at step ceil(e n / B). Within each window of `plan_window` mini-batches the images are sorted by aspect ratio and
 cut into groups, and the groups are shuffled over the window's mini-batches. The last window ends with the run, so every
-image is seen in every complete epoch, also in the last. With `data.repeat_threshold` an epoch is as long, but images of
-rare classes come in it several times, each time with randomness of its own, and others may be left out of it (see
-`repeats`).
+image is seen in every complete epoch, also in the last. With `data.repeat_threshold` or `data.image_weights` an epoch
+is as long, but some images come in it several times, each time with randomness of its own, and others may be left out
+of it (see `sampling`).
 """
 
 import math
@@ -23,7 +23,7 @@ from jaxtyping import Int64
 from numpy.typing import NDArray
 
 from megdet.data.draws import generator, unit_interval
-from megdet.data.epochs import EpochOrders
+from megdet.data.sampling.epochs import EpochOrders
 from megdet.errors import InputError
 from megdet.ops.integer_hash import hash_integers
 from megdet.recipe import Data, Recipe, ResizeKind
@@ -103,7 +103,8 @@ class TrainingPlan:
     Args:
         sizes: height, width of each image in pixels.
         recipe: the recipe.
-        repeats: (images,) repeat factors, if the recipe has a `data.repeat_threshold` (see `repeats.training_plan`).
+        frequencies: (images,) how often each comes, compared with the others, if the recipe has a
+            `data.repeat_threshold` or `data.image_weights` (see `sampling.frequencies`).
 
     Raises:
         InputError: the data set is smaller than one mini-batch.
@@ -113,23 +114,23 @@ class TrainingPlan:
         self,
         sizes: Int64[np.ndarray, "images 2"],
         recipe: Recipe,
-        repeats: NDArray[np.float64] | None = None,
+        frequencies: NDArray[np.float64] | None = None,
     ) -> None:
-        if (repeats is not None) != bool(recipe.data.repeat_threshold):
-            raise ValueError("a recipe with data.repeat_threshold, and no other, needs repeat factors")
+        if (frequencies is not None) != bool(recipe.data.repeat_threshold or recipe.data.image_weights):
+            raise ValueError("a recipe with data.repeat_threshold or image_weights, and no other, needs frequencies")
         if len(sizes) < recipe.batch_size:
             raise InputError(
                 f"{recipe.data.train_annotations}: {len(sizes)} images to train on are not enough for one mini-batch "
                 f"of {recipe.batch_size}: lower batch_size or add images"
             )
-        self.sizes, self.recipe, self._repeats = sizes, recipe, repeats
+        self.sizes, self.recipe, self._frequencies = sizes, recipe, frequencies
         self._groups = lru_cache(maxsize=2)(self._make_groups)
         self._drawn = lru_cache(maxsize=2)(self._draw_groups)
-        self._epochs = EpochOrders(len(sizes), recipe.seed, repeats)
+        self._epochs = EpochOrders(len(sizes), recipe.seed, frequencies)
 
     def __reduce__(self) -> tuple[type["TrainingPlan"], tuple[Any, Recipe, Any]]:
         # the caches hold functions, which cannot be pickled; a loading process makes its own
-        return TrainingPlan, (self.sizes, self.recipe, self._repeats)
+        return TrainingPlan, (self.sizes, self.recipe, self._frequencies)
 
     @property
     def num_images(self) -> int:

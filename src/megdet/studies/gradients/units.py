@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from megdet.data.coco import CocoDataset, training_set
 from megdet.data.loader import training_batches
 from megdet.data.plan import TrainingPlan
-from megdet.data.repeats import training_plan
+from megdet.data.sampling.frequencies import training_plan
 from megdet.distributed.layout import recipe_layout
 from megdet.errors import InputError
 from megdet.inference.trained import load_weights, place_model, read_recipe

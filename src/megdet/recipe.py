@@ -80,6 +80,10 @@ class Data:
     """a group's canvas is rounded up to a multiple of this many pixels"""
     canvas_edges: tuple[int, ...] = ()
     """rising lengths in pixels: a canvas edge is rounded up to the next one, if there is one; give few for --compile"""
+    copy_paste: Fraction = 0.0
+    """probability that objects of another image, drawn by the plan, are pasted onto a training image"""
+    paste_least_area: Fraction = 0.1
+    """with copy_paste, an object is a target only if at least this part of it is seen; 0 = any part"""
     cache: Literal["none", "decoded", "resized"] = "none"
     """keep training images as files of raw pixels, decoded or also resized (if an image has one size); same result"""
     cache_folder: str = "data/cache"

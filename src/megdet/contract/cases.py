@@ -91,6 +91,11 @@ def _repeats(recipe: Recipe) -> Recipe:
     return replace(recipe, data=replace(recipe.data, repeat_threshold=1.0))
 
 
+def _copy_paste(recipe: Recipe) -> Recipe:
+    """Most images get objects of another one."""
+    return replace(recipe, data=replace(recipe.data, copy_paste=0.75))
+
+
 def _averages(recipe: Recipe) -> Recipe:
     return replace(recipe, optimizer=replace(recipe.optimizer, ema_decay=0.9))
 
@@ -144,6 +149,7 @@ CASES = {
     "multi-scale": Case("scale and colour jitter; detection at two scales, mirrored, with votes", _multi_scale, (2, 8)),
     "crop": Case("large-scale jitter: crops at a place drawn for each image", _crop, (3, 8)),
     "repeats": Case("images of rare classes several times an epoch", _repeats, (3, 8)),
+    "copy-paste": Case("objects of another image pasted onto most images", _copy_paste, (3, 8)),
     "weights": Case("images with weights, one of them left out", devices=(3, 8), has_weights=True),
     "retinanet": Case("RetinaNet, the small one of recipe verify-retinanet", _detector_of("verify-retinanet"), (3, 8)),
     "rfcn": Case("R-FCN, deformable, hard RoIs, recipe verify-rfcn", _detector_of("verify-rfcn"), (3, 8)),

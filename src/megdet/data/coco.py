@@ -7,7 +7,7 @@ files have, it repairs: boxes are clipped to the image, and boxes without area a
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
@@ -58,9 +58,16 @@ class CocoDataset:
     """(images,): how often each comes, compared with the others, above 0; None: all alike"""
     num_weightless: int = 0
     """images left out because their weight is 0"""
+    masks_serve_pasting: bool = False
+    """whether segmentations were read for `data.copy_paste` only and the detector does not learn from them"""
 
     def __len__(self) -> int:
         return len(self.image_ids)
+
+    @property
+    def has_mask_targets(self) -> bool:
+        """Whether the targets of its images have masks."""
+        return self.annotations.segmentations is not None and not self.masks_serve_pasting
 
     def image_path(self, index: int) -> Path:
         """The file of the image at a position of this data set."""
@@ -75,13 +82,13 @@ def training_set(data: Data, *, masks: MaskUse) -> CocoDataset:
         keep_empty=data.keep_empty_images,
         max_pixels=data.max_pixels,
         allow_outside_files=data.allow_outside_files,
-        with_masks=masks != "none",
+        with_masks=masks != "none" or data.copy_paste > 0,
         most_lost=data.most_replaced if data.unreadable == "replace" else None,
         image_weights=Path(data.image_weights) if data.image_weights else None,
     )
     if masks == "all":
         _refuse_missing_masks(dataset)
-    return dataset
+    return replace(dataset, masks_serve_pasting=masks == "none")
 
 
 def validation_set(data: Data, *, with_masks: bool) -> CocoDataset:

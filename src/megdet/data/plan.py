@@ -14,7 +14,7 @@ of it (see `sampling`).
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
@@ -22,7 +22,9 @@ import numpy as np
 from jaxtyping import Int64
 from numpy.typing import NDArray
 
+from megdet.data.augment.partners import partner_of, placed_on
 from megdet.data.draws import generator, unit_interval
+from megdet.data.planned import Crop, PlannedGroup, PlannedImage
 from megdet.data.sampling.epochs import EpochOrders
 from megdet.errors import InputError
 from megdet.ops.integer_hash import hash_integers
@@ -31,50 +33,6 @@ from megdet.run_length import total_steps
 
 _WINDOW, _IMAGE, _HORIZONTAL, _VERTICAL, _CROP_TOP, _CROP_LEFT = range(2, 8)
 """Purposes of random numbers, so that no two share a stream; the others are in `epochs` and `unreadable`."""
-
-
-class Crop(NamedTuple):
-    """What is cut out of a resized image."""
-
-    whole: tuple[int, int]
-    """height and width in pixels of the resized image"""
-    corner: tuple[int, int]
-    """y and x of the crop's upper left corner in the resized image"""
-    least_area: float
-    """part of a box's area that must be left for it to be a target"""
-
-
-@dataclass(frozen=True)
-class PlannedImage:
-    """One image of a group and what is done to it."""
-
-    index: int
-    """its index in the data set"""
-    epoch: int
-    seed: int
-    """signed 64-bit hash of (recipe seed, epoch, index, copy); all randomness of the image comes from it"""
-    size: tuple[int, int]
-    """height and width in pixels on the canvas, after resizing and cropping"""
-    flip_horizontal: bool = False
-    flip_vertical: bool = False
-    resize: ResizeKind = "antialias"
-    """filter with which the image is resized"""
-    crop: Crop | None = None
-    """what is cut out of the resized image, before it is flipped"""
-
-    @property
-    def resized(self) -> tuple[int, int]:
-        """Height and width in pixels of the whole image after resizing."""
-        return self.crop.whole if self.crop else self.size
-
-
-@dataclass(frozen=True)
-class PlannedGroup:
-    """Images that share one canvas and, in training, one set of batch statistics."""
-
-    canvas: tuple[int, int]
-    """height and width in pixels"""
-    images: tuple[PlannedImage, ...]
 
 
 class _DrawnGroup(NamedTuple):
@@ -233,8 +191,16 @@ class TrainingPlan:
         return aspects
 
     def _image(self, index: int, epoch: int, copy: int, short_edge: int, factor: float) -> PlannedImage:
+        seed, data = hash_integers(self.recipe.seed, _IMAGE, epoch, index, *([copy] if copy else [])), self.recipe.data
+        image = self._prepared(index, epoch, seed, short_edge, factor)
+        partner = partner_of(seed, index, self.order(epoch), data) if data.copy_paste else None
+        if partner is None:
+            return image
+        source = self._prepared(partner[0], epoch, partner[1], short_edge, factor)
+        return replace(image, paste=placed_on(image, source, data.paste_least_area))
+
+    def _prepared(self, index: int, epoch: int, seed: int, short_edge: int, factor: float) -> PlannedImage:
         data = self.recipe.data
-        seed = hash_integers(self.recipe.seed, _IMAGE, epoch, index, *([copy] if copy else []))
         whole = training_size(int(self.sizes[index, 0]), int(self.sizes[index, 1]), short_edge, factor, data)
         size = _cut(whole, data)
         top, left = (

@@ -1,4 +1,4 @@
-"""From planned images to a batch: read, resize, crop, colour, flip, place on the canvas."""
+"""From planned images to a batch: read, resize, crop, colour, flip, paste objects, place on the canvas."""
 
 from collections.abc import Callable, Sequence
 from itertools import compress
@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2 import functional as V
 
+from megdet.data.augment.partners import drawn_objects
+from megdet.data.augment.pasting import NO_MASK, Prepared, pasted
 from megdet.data.cache import ImageCache
 from megdet.data.coco import CocoDataset
 from megdet.data.draws import unit_interval
 from megdet.data.image import read_image
 from megdet.data.masks import PlacedMask, place_mask
-from megdet.data.plan import Crop, PlannedImage
+from megdet.data.planned import Crop, PlannedImage
 from megdet.data.unreadable import UnreadableImageError
 from megdet.errors import InputError
 from megdet.ops.boxes import box_area, clip_boxes, mirrored_boxes
@@ -43,26 +45,20 @@ def load_batch(
     # channels last, like the resized images and for the model: changing the layout costs more than resizing
     dtype = torch.float32 if any(image.resize == "torchvision" for image in images) else torch.uint8
     pixels = torch.zeros((len(images), *canvas, 3), dtype=dtype).permute(0, 3, 1, 2)
-    boxes, labels, masks, scales = [], [], [], torch.ones(len(images), 2)
+    boxes, labels, masks = [], [], []
     for row, image in enumerate(images):
-        original = dataset.sizes[image.index]
-        pixels[row, :, : image.size[0], : image.size[1]] = _load(dataset, image, color_jitter, cache)
-        scales[row] = torch.tensor([image.resized[0] / original[0], image.resized[1] / original[1]])
-        annotations = dataset.annotations[image.index]
-        is_target = ~annotations.is_crowd
-        own_boxes, is_left = _transform_boxes(annotations.boxes[is_target], image, scales[row])
-        is_target[is_target] = is_left.numpy()  # those that a crop keeps
-        boxes.append(own_boxes[is_left])
-        labels.append(torch.from_numpy(annotations.labels[is_target]))
-        if dataset.annotations.segmentations is not None:
-            masks.append(_masks(dataset, image, is_target))
+        own = _with_paste(dataset, image, color_jitter, cache)
+        pixels[row, :, : image.size[0], : image.size[1]] = own.pixels
+        boxes.append(own.boxes)
+        labels.append(own.labels)
+        masks.append(own.masks)
     most = max((len(own) for own in labels), default=0)
     width = max(_BOXES_MULTIPLE, -(-most // _BOXES_MULTIPLE) * _BOXES_MULTIPLE)
     targets = Targets(
         torch.zeros(len(images), width, 4),
         torch.full((len(images), width), -1),
         torch.tensor([image.seed for image in images], dtype=torch.int64),
-        None if dataset.annotations.segmentations is None else make_masks(masks, width),
+        make_masks(masks, width) if dataset.has_mask_targets else None,
     )
     for row, (own_boxes, own_labels) in enumerate(zip(boxes, labels, strict=True)):
         targets.boxes[row, : len(own_boxes)] = own_boxes
@@ -72,7 +68,7 @@ def load_batch(
         torch.tensor([image.size for image in images], dtype=torch.int64).reshape(-1, 2),
         targets,
         tuple(image.index for image in images),
-        scales,
+        torch.tensor([_scale(dataset, image) for image in images]).reshape(-1, 2),
     )
 
 
@@ -118,6 +114,47 @@ RESIZE: dict[str, Callable[[NDArray[np.uint8], tuple[int, int]], Tensor]] = {
     "torchvision": resize_as_torchvision,
 }
 """The function for each value of `data.resize`."""
+
+
+def _scale(dataset: CocoDataset, image: PlannedImage) -> tuple[float, float]:
+    """Pixels of the resized image for one of the file, in y and x."""
+    height, width = dataset.sizes[image.index].tolist()
+    return image.resized[0] / height, image.resized[1] / width
+
+
+def _with_paste(dataset: CocoDataset, image: PlannedImage, color_jitter: float, cache: ImageCache | None) -> Prepared:
+    """An image and its targets, with what is pasted onto it."""
+    if image.paste is None:
+        return _prepared(dataset, image, color_jitter, cache, with_masks=dataset.has_mask_targets)
+    source = image.paste.source
+    places = np.flatnonzero(~dataset.annotations[source.index].is_crowd).tolist()
+    chosen = drawn_objects(source.seed, places)
+    return pasted(
+        _prepared(dataset, image, color_jitter, cache, with_masks=True),
+        _prepared(dataset, source, color_jitter, cache, with_masks=True, chosen=chosen),
+        image.paste.corner,
+        image.paste.least_area,
+    )
+
+
+def _prepared(
+    dataset: CocoDataset,
+    image: PlannedImage,
+    color_jitter: float,
+    cache: ImageCache | None,
+    *,
+    with_masks: bool,
+    chosen: Sequence[int] | None = None,
+) -> Prepared:
+    """An image and its targets, crowds and what a crop leaves out excepted, or those at the `chosen` places only."""
+    pixels, annotations = _load(dataset, image, color_jitter, cache), dataset.annotations[image.index]
+    is_target = ~annotations.is_crowd
+    if chosen is not None:
+        is_target &= np.isin(np.arange(len(is_target)), chosen)
+    boxes, is_left = _transform_boxes(annotations.boxes[is_target], image, torch.tensor(_scale(dataset, image)))
+    is_target[is_target] = is_left.numpy()  # those that a crop keeps
+    masks = _masks(dataset, image, is_target) if with_masks else []
+    return Prepared(pixels, boxes[is_left], torch.from_numpy(annotations.labels[is_target]), masks)
 
 
 def _load(dataset: CocoDataset, image: PlannedImage, color_jitter: float, cache: ImageCache | None) -> Tensor:
@@ -172,6 +209,8 @@ def _resized(dataset: CocoDataset, image: PlannedImage, cache: ImageCache | None
 
 
 def _masks(dataset: CocoDataset, image: PlannedImage, is_target: NDArray[np.bool_]) -> list[PlacedMask]:
+    if dataset.annotations.segmentations is None:
+        return [NO_MASK] * int(is_target.sum())
     height, width = dataset.sizes[image.index].tolist()
     own = compress(dataset.annotations.segmentations_of(image.index), is_target)
     placed = [place_mask(one, (height, width), image.resized) for one in own]

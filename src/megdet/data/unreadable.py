@@ -1,16 +1,21 @@
 """Training images whose files are lost or damaged, and which image takes their place.
 
 The rule depends only on the image and its group, so it is the same on every layout: the next image in the epoch's
-permutation, as large as the recipe and the group's canvas allow, with randomness of its own.
+permutation, as large as the recipe and the group's canvas allow, with randomness of its own. If the partner of an image
+is lost, from which objects are pasted onto it, the next image is its partner.
 """
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
+from megdet.data.augment.partners import placed_on
 from megdet.data.draws import unit_interval
-from megdet.data.plan import PlannedImage, TrainingPlan, resized, training_size
+from megdet.data.plan import TrainingPlan, resized, training_size
+from megdet.data.planned import PlannedImage
 from megdet.errors import InputError
 from megdet.ops.integer_hash import hash_integers
 
@@ -45,6 +50,20 @@ class Replaced(NamedTuple):
 def most_replaced(part: float, num_images: int) -> int:
     """How many images may be lost: this part of them, at least one."""
     return max(1, math.floor(part * num_images))
+
+
+def without(
+    image: PlannedImage, index: int, other: Callable[[PlannedImage], PlannedImage]
+) -> tuple[PlannedImage, PlannedImage]:
+    """The image without the unreadable one of this index, which is itself or its partner, and what takes the place.
+
+    `other` gives what takes the place of an image.
+    """
+    if image.paste is None or image.index == index:
+        own = other(image)
+        return own, own
+    source = other(image.paste.source)
+    return replace(image, paste=placed_on(image, source, image.paste.least_area)), source
 
 
 def stand_in(plan: TrainingPlan, image: PlannedImage, canvas: tuple[int, int]) -> PlannedImage:

@@ -111,7 +111,8 @@ def load_study(folder: RunFolder, device: torch.device, overrides: dict[str, Any
 def disjoint_groups(plan: TrainingPlan) -> list[tuple[int, int]]:
     """(step, group) of the first epoch's groups in the plan's order, without groups that repeat an image.
 
-    The last window of the epoch also has images of the next one.
+    The last window of the epoch also has images of the next one. With `data.copy_paste` objects of one image may still
+    be pasted onto several.
     """
     window = plan.recipe.plan_window
     seen: set[int] = set()

@@ -1,0 +1,69 @@
+"""What a plan holds: groups of images, and what is done to each image."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from megdet.recipe import ResizeKind
+
+
+class Crop(NamedTuple):
+    """What is cut out of a resized image."""
+
+    whole: tuple[int, int]
+    """height and width in pixels of the resized image"""
+    corner: tuple[int, int]
+    """y and x of the crop's upper left corner in the resized image"""
+    least_area: float
+    """part of a box's area that must be left for it to be a target"""
+
+
+@dataclass(frozen=True)
+class PlannedImage:
+    """One image of a group and what is done to it."""
+
+    index: int
+    """its index in the data set"""
+    epoch: int
+    seed: int
+    """signed 64-bit hash of (recipe seed, epoch, index, copy); all randomness of the image comes from it"""
+    size: tuple[int, int]
+    """height and width in pixels on the canvas, after resizing and cropping"""
+    flip_horizontal: bool = False
+    flip_vertical: bool = False
+    resize: ResizeKind = "antialias"
+    """filter with which the image is resized"""
+    crop: Crop | None = None
+    """what is cut out of the resized image, before it is flipped"""
+    paste: "Paste | None" = None
+    """what is pasted onto the image when it is cut and flipped"""
+
+    @property
+    def indices(self) -> tuple[int, ...]:
+        """The images of the data set that are read for it."""
+        return (self.index,) if self.paste is None else (self.index, self.paste.source.index)
+
+    @property
+    def resized(self) -> tuple[int, int]:
+        """Height and width in pixels of the whole image after resizing."""
+        return self.crop.whole if self.crop else self.size
+
+
+@dataclass(frozen=True)
+class Paste:
+    """Objects of another image that are pasted onto one."""
+
+    source: PlannedImage
+    """the other image, prepared like any image; some of its objects are drawn by its seed"""
+    corner: tuple[int, int]
+    """y and x of the source's upper left corner in the image, in pixels; negative where the source is larger"""
+    least_area: float
+    """part of an object that must be seen for it to be a target: of a hidden one, and of one cut at the edge"""
+
+
+@dataclass(frozen=True)
+class PlannedGroup:
+    """Images that share one canvas and, in training, one set of batch statistics."""
+
+    canvas: tuple[int, int]
+    """height and width in pixels"""
+    images: tuple[PlannedImage, ...]

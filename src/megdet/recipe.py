@@ -66,8 +66,12 @@ class Data:
     """what is drawn uniformly for scale_jitter: the factor's logarithm, or the factor (as in large-scale jitter)"""
     crop: tuple[int, ...] = ()
     """height and width: training images are resized to fit, times scale_jitter's factor, then cut; empty = no crop"""
+    crop_probability: Fraction = 0.0
+    """probability that a part of a training image is used instead of all of it, resized like the whole image"""
+    crop_scales: tuple[float, float] = (0.5, 1.0)
+    """with crop_probability: the part's height and width are those of the image times a factor between these two"""
     crop_least_area: Fraction = 0.0
-    """a box is a target only if the crop leaves at least this part of its area; 0 = any part"""
+    """a box is a target only if crop and crop_scales leave at least this part of its area; 0 = any part"""
     resize: ResizeKind = "antialias"
     """antialias = bilinear as in Pillow, sizes rounded; torchvision = as its detectors: no antialias, rounded down"""
     horizontal_flip: Fraction = 0.5

@@ -23,6 +23,7 @@ from jaxtyping import Int64
 from numpy.typing import NDArray
 
 from megdet.data.augment.partners import partner_of, placed_on
+from megdet.data.augment.windows import window_of
 from megdet.data.draws import generator, unit_interval
 from megdet.data.planned import Crop, PlannedGroup, PlannedImage
 from megdet.data.sampling.epochs import EpochOrders
@@ -201,7 +202,8 @@ class TrainingPlan:
 
     def _prepared(self, index: int, epoch: int, seed: int, short_edge: int, factor: float) -> PlannedImage:
         data = self.recipe.data
-        whole = training_size(int(self.sizes[index, 0]), int(self.sizes[index, 1]), short_edge, factor, data)
+        height, width = self.sizes[index].tolist()
+        whole = training_size(height, width, short_edge, factor, data)
         size = _cut(whole, data)
         top, left = (
             math.floor(unit_interval(seed, purpose) * (length - cut + 1))
@@ -216,6 +218,7 @@ class TrainingPlan:
             unit_interval(seed, _VERTICAL) < data.vertical_flip,
             data.resize,
             Crop(whole, (top, left), data.crop_least_area) if size != whole else None,
+            window_of(seed, (height, width), data) if data.crop_probability else None,
         )
 
 

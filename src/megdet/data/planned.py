@@ -6,6 +6,17 @@ from typing import NamedTuple
 from megdet.recipe import ResizeKind
 
 
+class Window(NamedTuple):
+    """The part of an image file that is used, before it is resized."""
+
+    corner: tuple[int, int]
+    """y and x of its upper left corner in pixels of the file"""
+    size: tuple[int, int]
+    """height and width in pixels of the file"""
+    least_area: float
+    """part of a box's area that must be left for it to be a target"""
+
+
 class Crop(NamedTuple):
     """What is cut out of a resized image."""
 
@@ -34,6 +45,8 @@ class PlannedImage:
     """filter with which the image is resized"""
     crop: Crop | None = None
     """what is cut out of the resized image, before it is flipped"""
+    window: Window | None = None
+    """the part of the file that is resized; None for all of it"""
     paste: "Paste | None" = None
     """what is pasted onto the image when it is cut and flipped"""
 
@@ -44,7 +57,7 @@ class PlannedImage:
 
     @property
     def resized(self) -> tuple[int, int]:
-        """Height and width in pixels of the whole image after resizing."""
+        """Height and width in pixels of the whole image, or of its window, after resizing."""
         return self.crop.whole if self.crop else self.size
 
 

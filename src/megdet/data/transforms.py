@@ -6,7 +6,7 @@ from itertools import compress
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float32, UInt8
+from jaxtyping import Float32, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2 import functional as V
@@ -18,7 +18,7 @@ from megdet.data.coco import CocoDataset
 from megdet.data.draws import unit_interval
 from megdet.data.image import read_image
 from megdet.data.masks import PlacedMask, place_mask
-from megdet.data.planned import Crop, PlannedImage
+from megdet.data.planned import PlannedImage
 from megdet.data.unreadable import UnreadableImageError
 from megdet.errors import InputError
 from megdet.ops.boxes import box_area, clip_boxes, mirrored_boxes
@@ -118,7 +118,7 @@ RESIZE: dict[str, Callable[[NDArray[np.uint8], tuple[int, int]], Tensor]] = {
 
 def _scale(dataset: CocoDataset, image: PlannedImage) -> tuple[float, float]:
     """Pixels of the resized image for one of the file, in y and x."""
-    height, width = dataset.sizes[image.index].tolist()
+    height, width = image.window.size if image.window else dataset.sizes[image.index].tolist()
     return image.resized[0] / height, image.resized[1] / width
 
 
@@ -201,11 +201,19 @@ def _resized(dataset: CocoDataset, image: PlannedImage, cache: ImageCache | None
         return resize(read(), image.resized).permute(1, 2, 0).numpy()
 
     if cache is None:
-        return resize(read(), image.resized)
+        return resize(_in_window(read(), image), image.resized)
     if not cache.is_resized:
-        return resize(cache.pixels(image.index, path, "decoded", read), image.resized)
+        return resize(_in_window(cache.pixels(image.index, path, "decoded", read), image), image.resized)
     kind = "resized to {}x{}".format(*image.resized)
     return torch.from_numpy(cache.pixels(image.index, path, kind, read_and_resize)).permute(2, 0, 1)
+
+
+def _in_window(pixels: NDArray[np.uint8], image: PlannedImage) -> NDArray[np.uint8]:
+    """The part of an image's pixels that is used."""
+    if image.window is None:
+        return pixels
+    (top, left), (height, width) = image.window.corner, image.window.size
+    return np.ascontiguousarray(pixels[top : top + height, left : left + width])
 
 
 def _masks(dataset: CocoDataset, image: PlannedImage, is_target: NDArray[np.bool_]) -> list[PlacedMask]:
@@ -213,7 +221,7 @@ def _masks(dataset: CocoDataset, image: PlannedImage, is_target: NDArray[np.bool
         return [NO_MASK] * int(is_target.sum())
     height, width = dataset.sizes[image.index].tolist()
     own = compress(dataset.annotations.segmentations_of(image.index), is_target)
-    placed = [place_mask(one, (height, width), image.resized) for one in own]
+    placed = [place_mask(one, (height, width), image.resized, image.window) for one in own]
     if image.crop:
         placed = [one.cut(image.crop.corner, image.size) for one in placed]
     flips = {"horizontal": image.flip_horizontal, "vertical": image.flip_vertical}
@@ -223,24 +231,19 @@ def _masks(dataset: CocoDataset, image: PlannedImage, is_target: NDArray[np.bool
 def _transform_boxes(
     boxes: Float32[np.ndarray, "boxes 4"], image: PlannedImage, scale: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The boxes of a file in canvas coordinates, and which have enough area left after a crop."""
-    scaled = torch.from_numpy(boxes) * scale.flip(0).repeat(2)
-    height, width = image.size
-    is_left = torch.ones(len(scaled), dtype=torch.bool)
+    """The boxes of a file in canvas coordinates, and which have enough area left after the image was cut."""
+    origin = image.window.corner if image.window else (0, 0)
+    scaled = (torch.from_numpy(boxes) - torch.tensor(origin).flip(0).repeat(2)) * scale.flip(0).repeat(2)
+    (height, width), whole, least = image.size, box_area(scaled), 0.0
+    if image.window:
+        scaled, least = clip_boxes(scaled[None], torch.tensor([image.resized]))[0], image.window.least_area
     if image.crop:
-        scaled, is_left = _cut_boxes(scaled, image.crop, image.size)
+        moved = scaled - torch.tensor(image.crop.corner).flip(0).repeat(2)
+        scaled, least = clip_boxes(moved[None], torch.tensor([image.size]))[0], image.crop.least_area
+    left = box_area(scaled)
+    is_left = (left > 0) & (left >= least * whole) if image.window or image.crop else torch.ones_like(left) > 0
     if image.flip_horizontal:
         scaled = mirrored_boxes(scaled, width)
     if image.flip_vertical:
         scaled = torch.stack([scaled[:, 0], height - scaled[:, 3], scaled[:, 2], height - scaled[:, 1]], dim=1)
     return scaled, is_left
-
-
-def _cut_boxes(
-    boxes: Float32[Tensor, "boxes 4"], crop: Crop, size: tuple[int, int]
-) -> tuple[Float32[Tensor, "boxes 4"], Bool[Tensor, " boxes"]]:
-    """Boxes of a resized image in coordinates of its crop, clipped to it, and which have enough area left."""
-    moved = boxes - torch.tensor(crop.corner).flip(0).repeat(2)
-    cut = clip_boxes(moved[None], torch.tensor([size]))[0]
-    left = box_area(cut)
-    return cut, (left > 0) & (left >= crop.least_area * box_area(boxes))

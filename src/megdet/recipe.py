@@ -71,7 +71,7 @@ class Data:
     crop_scales: tuple[float, float] = (0.5, 1.0)
     """with crop_probability: the part's height and width are those of the image times a factor between these two"""
     crop_least_area: Fraction = 0.0
-    """a box is a target only if crop and crop_scales leave at least this part of its area; 0 = any part"""
+    """a box is a target only if crop, crop_scales and mosaic leave this part of its area at least; 0 = any part"""
     resize: ResizeKind = "antialias"
     """antialias = bilinear as in Pillow, sizes rounded; torchvision = as its detectors: no antialias, rounded down"""
     horizontal_flip: Fraction = 0.5
@@ -84,6 +84,8 @@ class Data:
     """a group's canvas is rounded up to a multiple of this many pixels"""
     canvas_edges: tuple[int, ...] = ()
     """rising lengths in pixels: a canvas edge is rounded up to the next one, if there is one; give few for --compile"""
+    mosaic: Fraction = 0.0
+    """probability that a training picture is made of four images, drawn by the plan, each in a quarter of it"""
     copy_paste: Fraction = 0.0
     """probability that objects of another image, drawn by the plan, are pasted onto a training image"""
     paste_least_area: Fraction = 0.1

@@ -72,6 +72,8 @@ def test_a_trial_has_the_largest_canvas_of_the_plan_and_the_most_boxes_of_an_ima
     twice = largest_batch(masked, 3, (64, 96), replace(recipe.data, copy_paste=0.5, resize="torchvision"))
     assert (twice.targets.is_box.sum(1) == 2 * most).all()
     assert twice.pixels.dtype == torch.float32
+    fivefold = largest_batch(masked, 3, (64, 96), replace(recipe.data, copy_paste=0.5, mosaic=0.5))
+    assert (fivefold.targets.is_box.sum(1) == 5 * most).all()
     canvases: list[Any] = []
     with (
         mock.patch.object(MemoryTrial, "_is_needed", return_value=True),

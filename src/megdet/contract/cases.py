@@ -102,6 +102,11 @@ def _windows(recipe: Recipe) -> Recipe:
     return replace(cropped, data=replace(cropped.data, crop_probability=0.75, crop_scales=(0.3, 0.9)))
 
 
+def _mosaic(recipe: Recipe) -> Recipe:
+    """Most pictures of four images, parts of images among them, with objects pasted onto some."""
+    return replace(recipe, data=replace(recipe.data, mosaic=0.75, crop_probability=0.3, copy_paste=0.3))
+
+
 def _averages(recipe: Recipe) -> Recipe:
     return replace(recipe, optimizer=replace(recipe.optimizer, ema_decay=0.9))
 
@@ -157,6 +162,7 @@ CASES = {
     "repeats": Case("images of rare classes several times an epoch", _repeats, (3, 8)),
     "copy-paste": Case("objects of another image pasted onto most images", _copy_paste, (3, 8)),
     "crop-scales": Case("parts of images at several scales, with large-scale jitter", _windows, (3, 8)),
+    "mosaic": Case("pictures of four images, with parts of images and copy-paste", _mosaic, (3, 8)),
     "weights": Case("images with weights, one of them left out", devices=(3, 8), has_weights=True),
     "retinanet": Case("RetinaNet, the small one of recipe verify-retinanet", _detector_of("verify-retinanet"), (3, 8)),
     "rfcn": Case("R-FCN, deformable, hard RoIs, recipe verify-rfcn", _detector_of("verify-rfcn"), (3, 8)),

@@ -22,7 +22,8 @@ import numpy as np
 from jaxtyping import Int64
 from numpy.typing import NDArray
 
-from megdet.data.augment.partners import partner_of, placed_on
+from megdet.data.augment.mosaic import tiles_of
+from megdet.data.augment.partners import paste_of
 from megdet.data.augment.windows import window_of
 from megdet.data.draws import generator, unit_interval
 from megdet.data.planned import Crop, PlannedGroup, PlannedImage
@@ -194,11 +195,14 @@ class TrainingPlan:
     def _image(self, index: int, epoch: int, copy: int, short_edge: int, factor: float) -> PlannedImage:
         seed, data = hash_integers(self.recipe.seed, _IMAGE, epoch, index, *([copy] if copy else [])), self.recipe.data
         image = self._prepared(index, epoch, seed, short_edge, factor)
-        partner = partner_of(seed, index, self.order(epoch), data) if data.copy_paste else None
-        if partner is None:
+        if not data.mosaic and not data.copy_paste:
             return image
-        source = self._prepared(partner[0], epoch, partner[1], short_edge, factor)
-        return replace(image, paste=placed_on(image, source, data.paste_least_area))
+
+        def prepared(other: int, own_seed: int) -> PlannedImage:
+            return self._prepared(other, epoch, own_seed, short_edge, factor)
+
+        partners = self.order(epoch), prepared, data
+        return replace(image, tiles=tiles_of(image, *partners), paste=paste_of(image, *partners))
 
     def _prepared(self, index: int, epoch: int, seed: int, short_edge: int, factor: float) -> PlannedImage:
         data = self.recipe.data

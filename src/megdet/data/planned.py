@@ -47,18 +47,35 @@ class PlannedImage:
     """what is cut out of the resized image, before it is flipped"""
     window: Window | None = None
     """the part of the file that is resized; None for all of it"""
+    tiles: tuple["Tile", ...] = ()
+    """the images of which the picture is made instead, as a mosaic; this one is among them"""
     paste: "Paste | None" = None
-    """what is pasted onto the image when it is cut and flipped"""
+    """what is pasted onto the picture when it is cut and flipped, or put together"""
+
+    @property
+    def sources(self) -> tuple["PlannedImage", ...]:
+        """The image itself and its partners, which are read for the picture."""
+        return (self, *(tile.image for tile in self.tiles), *((self.paste.source,) if self.paste else ()))
 
     @property
     def indices(self) -> tuple[int, ...]:
-        """The images of the data set that are read for it."""
-        return (self.index,) if self.paste is None else (self.index, self.paste.source.index)
+        """The images of the data set that are read for the picture."""
+        return tuple(source.index for source in self.sources)
 
     @property
     def resized(self) -> tuple[int, int]:
         """Height and width in pixels of the whole image, or of its window, after resizing."""
         return self.crop.whole if self.crop else self.size
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One image of a mosaic."""
+
+    image: PlannedImage
+    """prepared like any image, as large as its part of the picture"""
+    corner: tuple[int, int]
+    """y and x of its upper left corner in the picture"""
 
 
 @dataclass(frozen=True)

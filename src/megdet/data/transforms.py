@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as V
 
 from megdet.data.augment.partners import drawn_objects
-from megdet.data.augment.pasting import NO_MASK, Prepared, pasted
+from megdet.data.augment.pasting import NO_MASK, Prepared, pasted, put_together
 from megdet.data.cache import ImageCache
 from megdet.data.coco import CocoDataset
 from megdet.data.draws import unit_interval
@@ -123,14 +123,21 @@ def _scale(dataset: CocoDataset, image: PlannedImage) -> tuple[float, float]:
 
 
 def _with_paste(dataset: CocoDataset, image: PlannedImage, color_jitter: float, cache: ImageCache | None) -> Prepared:
-    """An image and its targets, with what is pasted onto it."""
+    """An image or a mosaic, its targets, and what is pasted onto it."""
+    with_masks = dataset.has_mask_targets or image.paste is not None
+    parts = [
+        (tile.corner, _prepared(dataset, tile.image, color_jitter, cache, with_masks=with_masks))
+        for tile in image.tiles
+    ]
+    own = put_together(parts, image.size) if parts else None
+    own = own or _prepared(dataset, image, color_jitter, cache, with_masks=with_masks)
     if image.paste is None:
-        return _prepared(dataset, image, color_jitter, cache, with_masks=dataset.has_mask_targets)
+        return own
     source = image.paste.source
     places = np.flatnonzero(~dataset.annotations[source.index].is_crowd).tolist()
     chosen = drawn_objects(source.seed, places)
     return pasted(
-        _prepared(dataset, image, color_jitter, cache, with_masks=True),
+        own,
         _prepared(dataset, source, color_jitter, cache, with_masks=True, chosen=chosen),
         image.paste.corner,
         image.paste.least_area,

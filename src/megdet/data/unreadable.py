@@ -1,8 +1,8 @@
 """Training images whose files are lost or damaged, and which image takes their place.
 
 The rule depends only on the image and its group, so it is the same on every layout: the next image in the epoch's
-permutation, as large as the recipe and the group's canvas allow, with randomness of its own. If the partner of an image
-is lost, from which objects are pasted onto it, the next image is its partner.
+permutation, as large as the recipe and the group's canvas allow, with randomness of its own. If a partner of an image
+is lost, of which it gets objects or a part, the next image is its partner.
 """
 
 import math
@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from megdet.data.augment.mosaic import refilled
 from megdet.data.augment.partners import placed_on
 from megdet.data.draws import unit_interval
 from megdet.data.plan import TrainingPlan, resized, training_size
@@ -55,15 +56,18 @@ def most_replaced(part: float, num_images: int) -> int:
 def without(
     image: PlannedImage, index: int, other: Callable[[PlannedImage], PlannedImage]
 ) -> tuple[PlannedImage, PlannedImage]:
-    """The image without the unreadable one of this index, which is itself or its partner, and what takes the place.
+    """The image without the unreadable one of this index, which is itself or a partner, and what takes the place.
 
     `other` gives what takes the place of an image.
     """
-    if image.paste is None or image.index == index:
-        own = other(image)
-        return own, own
-    source = other(image.paste.source)
-    return replace(image, paste=placed_on(image, source, image.paste.least_area)), source
+    taken = other(next(own for own in image.sources if own.index == index))
+    if image.index == index:
+        return taken, taken
+    tiles = tuple(refilled(tile, other(tile.image)) if tile.image.index == index else tile for tile in image.tiles)
+    paste = image.paste
+    if paste is not None and paste.source.index == index:
+        paste = placed_on(image, other(paste.source), paste.least_area)
+    return replace(image, tiles=tiles, paste=paste), taken
 
 
 def stand_in(plan: TrainingPlan, image: PlannedImage, canvas: tuple[int, int]) -> PlannedImage:

@@ -167,7 +167,7 @@ class MemoryTrial:
 def largest_batch(dataset: CocoDataset, images: int, canvas: tuple[int, int], data: Data) -> Batch:
     """Made-up images that fill a canvas, each with the most boxes that an image may have."""
     count, num_classes = max(1, int(dataset.annotations.counts.max())), len(dataset.class_names)
-    count *= 2 if data.copy_paste else 1  # its own, and those of another image
+    count *= (4 if data.mosaic else 1) + (1 if data.copy_paste else 0)  # of all images that a picture is made of
     rows = -(-count // _MULTIPLE) * _MULTIPLE
     dtype = torch.float32 if data.resize == "torchvision" else torch.uint8
     stripes = (torch.arange(canvas[1] * 3) % 251).to(dtype).reshape(1, 1, canvas[1], 3)

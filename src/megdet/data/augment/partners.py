@@ -6,7 +6,7 @@ keeps the size that the plan gave it.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,25 +16,40 @@ from megdet.data.planned import Paste, PlannedImage
 from megdet.ops.integer_hash import hash_integers
 from megdet.recipe import Data
 
-_HAS_PARTNER, _PARTNER, _SEED, _TOP, _LEFT, _OBJECT = range(14, 20)
+_HAS_PARTNER, _PARTNER, _TOP, _LEFT, _OBJECT = range(14, 19)
 """Purposes of random numbers, numbered among those of the plan."""
 
 
-def partner_of(seed: int, index: int, order: NDArray[np.int64], data: Data) -> tuple[int, int] | None:
-    """The index and the seed of the image that gives objects to an image; None if it gets none.
+def drawn_partner(seed: int, index: int, order: NDArray[np.int64], *purpose: int) -> tuple[int, int] | None:
+    """The index and the seed of another image of an epoch, drawn for an image; None if there is no other one.
 
     Args:
         seed: of the image.
         index: of the image.
         order: (places,) the images of its epoch.
-        data: says how likely a partner is.
+        purpose: what the other image is for.
     """
-    if unit_interval(seed, _HAS_PARTNER) >= data.copy_paste:
-        return None
-    first = math.floor(unit_interval(seed, _PARTNER) * len(order))
+    first = math.floor(unit_interval(seed, *purpose) * len(order))
     others = (int(order[(first + step) % len(order)]) for step in range(len(order)))
     partner = next((other for other in others if other != index), None)
-    return None if partner is None else (partner, hash_integers(seed, _SEED, partner))
+    return None if partner is None else (partner, hash_integers(seed, *purpose, partner))
+
+
+def paste_of(
+    image: PlannedImage, order: NDArray[np.int64], prepared: Callable[[int, int], PlannedImage], data: Data
+) -> Paste | None:
+    """What is pasted onto an image; None if nothing is.
+
+    Args:
+        image: without it.
+        order: (places,) the images of its epoch.
+        prepared: gives the image of an index and a seed as it would be alone.
+        data: says how likely a partner is, and how much of an object must be seen.
+    """
+    if unit_interval(image.seed, _HAS_PARTNER) >= data.copy_paste:
+        return None
+    partner = drawn_partner(image.seed, image.index, order, _PARTNER)
+    return None if partner is None else placed_on(image, prepared(*partner), data.paste_least_area)
 
 
 def placed_on(image: PlannedImage, source: PlannedImage, least_area: float) -> Paste:

@@ -1,9 +1,10 @@
-"""Copy-paste on pixels and targets: objects of one prepared image pasted onto another (Ghiasi et al., CVPR 2021).
+"""Pictures made of several prepared images: mosaics, and objects of one pasted onto another.
 
-Edges are not blended: the authors find no gain. Differs from the paper: an object without a mask is pasted as the
-rectangle of its box.
+Copy-paste is that of Ghiasi et al., CVPR 2021. Edges are not blended: the authors find no gain. Differs from the paper:
+an object without a mask is pasted as the rectangle of its box.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,6 +56,18 @@ def pasted(image: Prepared, source: Prepared, corner: tuple[int, int], least_are
         torch.cat([image.labels[is_kept], source.labels[is_pasted]]),
         [*(mask for mask, is_own in zip(masks, is_kept, strict=True) if is_own), *moved],
     )
+
+
+def put_together(parts: Sequence[tuple[tuple[int, int], Prepared]], size: tuple[int, int]) -> Prepared:
+    """The picture of this height and width that the parts fill, each from its upper left corner (y, x) on."""
+    pixels = torch.empty((*size, 3), dtype=parts[0][1].pixels.dtype).permute(2, 0, 1)  # channels last, as images are
+    boxes, masks = [], list[PlacedMask]()
+    for (top, left), own in parts:
+        height, width = own.pixels.shape[1:]
+        pixels[:, top : top + height, left : left + width] = own.pixels
+        boxes.append(own.boxes + torch.tensor([left, top] * 2))
+        masks += [PlacedMask(mask.x + left, mask.y + top, mask.pixels) for mask in own.masks]
+    return Prepared(pixels, torch.cat(boxes), torch.cat([own.labels for _, own in parts]), masks)
 
 
 def _shape(mask: PlacedMask, box: list[float]) -> PlacedMask:

@@ -118,6 +118,20 @@ def test_objects_are_pasted_at_the_place_and_hide_what_is_below_by_hand():
     assert whole(found.masks[1], (20, 30)).sum() == 100 - 3
 
 
+@pytest.mark.parametrize("kind", [torch.uint8, torch.float32])
+def test_pixels_of_any_type_and_layout_are_pasted(kind):
+    random = torch.Generator().manual_seed(0)
+    image, source = prepared((12, 16)), prepared((12, 16), (3, 2, 9, 7))
+    plain = [torch.randint(0, 256, (3, 12, 16), generator=random).to(kind) for _ in range(2)]
+    expected = plain[0].clone()
+    expected[:, 3:8, 5:11] = plain[1][:, 2:7, 3:9]
+    layouts = (torch.Tensor.clone, lambda own: own.permute(1, 2, 0).contiguous().permute(2, 0, 1).clone())
+    for below in layouts:
+        for above in (*layouts, lambda own: own.flip(2).contiguous().flip(2)):
+            image.pixels, source.pixels = below(plain[0]), above(plain[1])
+            assert torch.equal(pasted(image, source, (1, 2), 0.1).pixels, expected)
+
+
 def test_a_box_shrinks_by_what_is_hidden_of_a_whole_side_of_its_mask():
     image = prepared((20, 30), (10, 5, 20, 15))
     image.boxes[0] += torch.tensor([-0.25, 0.25, 0.5, -0.5])  # as a person drew it

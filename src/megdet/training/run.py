@@ -179,7 +179,7 @@ class Run:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of the training images' names, sizes and boxes."""
+        """A hash of the training images' names, sizes, boxes, masks and weights."""
         return fingerprint(self.datasets.train)
 
     def state(self, step: int) -> RunState:

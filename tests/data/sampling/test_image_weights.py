@@ -146,7 +146,7 @@ def test_what_is_wrong_in_a_table_is_refused_in_one_line(data, lines, why):
 
 
 def test_a_table_that_is_missing_is_refused(data):
-    with pytest.raises(InputError, match=r"weights\.csv does not exist"):
+    with pytest.raises(InputError, match=r"weights\.csv: no such file; data\.image_weights names it"):
         training_set(data, masks="none")
 
 

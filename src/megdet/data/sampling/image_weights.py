@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from megdet.data.csv_lines import csv_lines
 from megdet.errors import InputError, nearest, shown
+from megdet.files import is_file
 
 _COLUMNS = ("file_name", "weight")
 _MOST = 1e6
@@ -27,6 +28,8 @@ def read_image_weights(table: Path, annotations_file: Path, file_names: Sequence
         InputError: the table cannot be read or lacks a column, a weight is no number from 0 to 1e6, an image has two
             lines, or a line is of no image of the annotations file.
     """
+    if not is_file(table):
+        raise InputError(f"{table}: no such file; data.image_weights names it: check the path, or leave the key empty")
     lines = csv_lines(table)
     header = [word.strip().lower() for word in lines[0][1]] if lines else []
     for column in _COLUMNS:

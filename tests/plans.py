@@ -3,10 +3,8 @@
 import numpy as np
 from hypothesis import strategies as st
 
-from megdet.data.plan import (
-    PlannedGroup,
-    TrainingPlan,
-)
+from megdet.data.plan import TrainingPlan
+from megdet.data.planned import PlannedGroup
 from megdet.recipe import Recipe
 
 

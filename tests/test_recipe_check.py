@@ -16,7 +16,9 @@ data.color_jitter model.backbone.norm_eps
 model.box_head.convolutions model.box_head.sampling_ratio model.rpn.smooth_l1_beta model.rpn.min_size
 model.box_head.smooth_l1_beta model.box_head.test_iterations optimizer.base_lr
 optimizer.weight_decay optimizer.clip_norm schedule.warmup_start data.cache_gib noise_interval""".split()
-FRACTIONS = """data.crop_least_area data.most_replaced data.horizontal_flip data.vertical_flip
+FRACTIONS = """data.mosaic data.crop_probability
+data.copy_paste data.paste_least_area data.repeat_threshold data.crop_least_area
+data.most_replaced data.horizontal_flip data.vertical_flip
 model.rpn.positive_fraction model.rpn.positive_iou
 model.rpn.negative_iou model.rpn.nms_iou model.box_head.positive_fraction model.box_head.positive_iou
 model.box_head.score_threshold model.box_head.nms_iou model.box_head.vote_iou evaluation.merge_iou

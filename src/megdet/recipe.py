@@ -46,6 +46,8 @@ class Data:
     """also train on images without boxes"""
     repeat_threshold: Fraction = 0.0
     """images of classes that are in less than this part of the images come more often (LVIS's t); 0 = all alike"""
+    image_weights: str = ""
+    """CSV file with columns file_name and weight: how often a training image comes; 0 leaves it out; empty = alike"""
     allow_outside_files: bool = False
     """read images whose file_name is absolute or has .. in it, so that an annotation file may name any file"""
     unreadable: Literal["stop", "replace"] = "stop"
@@ -64,8 +66,12 @@ class Data:
     """what is drawn uniformly for scale_jitter: the factor's logarithm, or the factor (as in large-scale jitter)"""
     crop: tuple[int, ...] = ()
     """height and width: training images are resized to fit, times scale_jitter's factor, then cut; empty = no crop"""
+    crop_probability: Fraction = 0.0
+    """probability that a part of a training image is used instead of all of it, resized like the whole image"""
+    crop_scales: tuple[float, float] = (0.5, 1.0)
+    """with crop_probability: the part's height and width are those of the image times a factor between these two"""
     crop_least_area: Fraction = 0.0
-    """a box is a target only if the crop leaves at least this part of its area; 0 = any part"""
+    """a box is a target only if crop, crop_scales and mosaic leave this part of its area at least; 0 = any part"""
     resize: ResizeKind = "antialias"
     """antialias = bilinear as in Pillow, sizes rounded; torchvision = as its detectors: no antialias, rounded down"""
     horizontal_flip: Fraction = 0.5
@@ -78,6 +84,12 @@ class Data:
     """a group's canvas is rounded up to a multiple of this many pixels"""
     canvas_edges: tuple[int, ...] = ()
     """rising lengths in pixels: a canvas edge is rounded up to the next one, if there is one; give few for --compile"""
+    mosaic: Fraction = 0.0
+    """probability that a training picture is made of four images, drawn by the plan, each in a quarter of it"""
+    copy_paste: Fraction = 0.0
+    """probability that objects of another image, drawn by the plan, are pasted onto a training image"""
+    paste_least_area: Fraction = 0.1
+    """with copy_paste, an object is a target only if at least this part of it is seen; 0 = any part"""
     cache: Literal["none", "decoded", "resized"] = "none"
     """keep training images as files of raw pixels, decoded or also resized (if an image has one size); same result"""
     cache_folder: str = "data/cache"

@@ -54,8 +54,13 @@ def check_recipe(recipe: Recipe, source: str) -> None:
         refuse("data.scale_jitter", "it must be two positive factors, the smaller first")
     if recipe.data.crop and (len(recipe.data.crop) != 2 or min(recipe.data.crop) < 1):
         refuse("data.crop", "it must be two positive lengths, height and width, or empty")
-    if recipe.data.cache == "resized" and recipe.data.crop:
-        refuse("data.cache", "a crop is cut at another place in every epoch (data.crop): cache decoded")
+    if not 0 < recipe.data.crop_scales[0] <= recipe.data.crop_scales[1] <= 1:
+        refuse("data.crop_scales", "it must be two factors above 0 and at most 1, the smaller first")
+    for key, crops in (("crop", bool(recipe.data.crop)), ("crop_probability", recipe.data.crop_probability > 0)):
+        if recipe.data.cache == "resized" and crops:
+            refuse("data.cache", f"a crop is cut at another place in every epoch (data.{key}): cache decoded")
+    if recipe.data.cache == "resized" and recipe.data.mosaic:
+        refuse("data.cache", "a mosaic resizes an image to other sizes in every epoch (data.mosaic): cache decoded")
     if recipe.data.cache == "resized" and (len(recipe.data.short_edges) > 1 or recipe.data.scale_jitter != (1.0, 1.0)):
         refuse("data.cache", "an image is drawn at several sizes (data.short_edges, data.scale_jitter): cache decoded")
     if recipe.data.cache != "none" and not recipe.data.cache_folder:

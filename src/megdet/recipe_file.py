@@ -93,7 +93,7 @@ def dump_recipe(recipe: Recipe) -> str:
 WITHOUT_EFFECT = (
     *("checkpoint_epochs", "checkpoint_steps", "checkpoint_minutes", "keep_checkpoints", "keep_best"),
     *("keep_every_epochs", "ledger_steps", "trackers", "recompute", "evaluation.every_epochs", "data.draw_demo"),
-    *("data.train_annotations", "data.train_images", "data.val_annotations", "data.val_images"),
+    *("data.train_annotations", "data.train_images", "data.val_annotations", "data.val_images", "data.image_weights"),
     *("data.cache", "data.cache_folder", "data.cache_gib", "data.unreadable", "data.most_replaced"),
     *("watch.action", "watch.explodes_at", "watch.most_skipped", "watch.most_roll_backs", "watch.rewarm_steps"),
 )

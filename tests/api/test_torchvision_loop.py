@@ -9,7 +9,7 @@ import torch
 import megdet
 from factories import SMALL_MASKS, of_kind
 from megdet.architecture import MaskRcnn
-from megdet.data.plan import PlannedImage
+from megdet.data.planned import PlannedImage
 from megdet.data.transforms import load_batch
 from megdet.errors import InputError
 from megdet.layers.batch_norm import CrossDeviceBatchNorm

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from megdet.contract.cases import SHORT, cases_of, chosen_cases
-from megdet.contract.trials import LeftOut, left_out, trials
+from megdet.contract.trials import LeftOut, left_out, trials, write_weights
 from megdet.contract.verify import STEPS, Verdict, of_detections, relative_difference, verify
+from megdet.data.coco import training_set
 from megdet.data.plan import TrainingPlan, canvas_of
 from megdet.data.rle import encode_mask
 from megdet.distributed.world import World
@@ -212,8 +213,19 @@ def test_the_measure_is_the_largest_difference_over_the_largest_value():
 def test_every_case_changes_the_recipe_or_the_layout_or_stops():
     recipe = load_recipe("verify")
     for name, case in cases_of(recipe).items():
-        is_other = case.change(recipe) != recipe or case.lane_width or case.stops
+        is_other = case.change(recipe) != recipe or case.lane_width or case.stops or case.has_weights
         assert is_other or name == "base"
+
+
+def test_the_case_of_weights_has_a_table_with_every_image_and_leaves_one_out(recipe, tmp_path):
+    plain = load_datasets(recipe, World(0, 1, torch.device("cpu"))).train
+    write_weights(tmp_path, plain.file_names, recipe.batch_size)
+    (run, *_) = trials(recipe, ("weights",), (1, 2), 4, None, tmp_path)[0].runs
+    weighted = training_set(run.recipe.data, masks="none")
+    assert weighted.file_names == plain.file_names[1:]
+    assert sorted(set(weighted.weights.tolist())) == [0.5, 1, 1.5, 2, 2.5, 3]
+    write_weights(tmp_path, plain.file_names, len(plain))
+    assert training_set(run.recipe.data, masks="none").num_weightless == 0
 
 
 @pytest.mark.parametrize("changes", [{"bn_size": 16}, {"bn_size": 0, "group_size": 16, "model.fpn.norm": "none"}])

@@ -24,7 +24,7 @@ from data_factories import (
 from megdet.data.cache import image_cache
 from megdet.data.coco import load_coco
 from megdet.data.masks import place_mask
-from megdet.data.plan import Crop, PlannedImage
+from megdet.data.planned import Crop, PlannedImage
 from megdet.data.segmentations import Segmentation
 from megdet.data.transforms import load_batch, make_masks
 from megdet.recipe import Data

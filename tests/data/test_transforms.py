@@ -9,7 +9,7 @@ from PIL import Image
 
 from data_factories import box_row, image_row
 from megdet.data.coco import CocoDataset, load_coco, write_coco
-from megdet.data.plan import Crop, PlannedImage
+from megdet.data.planned import Crop, PlannedImage
 from megdet.data.transforms import load_batch, resize, resize_as_torchvision
 from megdet.structures import Batch
 

@@ -6,7 +6,8 @@ import torch
 
 from megdet.data.coco import CocoDataset, training_set
 from megdet.data.loader import LoadingFaults, group_batches, training_batches
-from megdet.data.plan import PlannedImage, TrainingPlan, evaluation_plan
+from megdet.data.plan import TrainingPlan, evaluation_plan
+from megdet.data.planned import PlannedImage
 from megdet.data.transforms import load_batch
 from megdet.data.unreadable import MOST_IN_A_ROW, most_replaced, stand_in
 from megdet.distributed.layout import choose_layout

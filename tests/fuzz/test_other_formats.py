@@ -20,6 +20,7 @@ from megdet.data.formats.voc import convert_voc
 from megdet.data.formats.yolo import convert_yolo
 from megdet.data.headers import read_headers
 from megdet.data.image import read_image
+from megdet.data.sampling.image_weights import read_image_weights
 from megdet.model.choice import make_detector
 from megdet.recipe_file import dump_recipe, packaged_recipes, parse_recipe, recipe_keys
 
@@ -211,3 +212,26 @@ def test_images(tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch) ->
     cases = pictures.flatmap(lambda own: broken_bytes(own, 80) | broken_bytes(own)).map(_with_checksums)
     tally.fuzz(cases, number, check)
     print(headers)
+
+
+@NUMBER
+def test_weights_of_images(number: int, tmp_path: Path) -> None:
+    table, names = tmp_path / "weights.csv", ("a.jpg", "b.jpg", "", "1")
+    line = st.lists(_WORD, min_size=2, max_size=3).map(",".join)
+    sound = st.tuples(st.sampled_from(names), st.sampled_from(("1", "0", "0.5", "1e6"))).map(",".join)
+    header = st.sampled_from(("file_name,weight", "weight;file_name", "file_name,weight,file_name", "a\tweight"))
+    lines = st.tuples(header, st.lists(sound | line, max_size=4)).map(lambda own: "\n".join((own[0], *own[1])))
+    texts = lines.map(lambda text: text.encode("utf-8", "surrogatepass"))
+    tally = Tally("weights of images")
+
+    def check(content: bytes) -> None:
+        table.write_bytes(content)
+
+        def read() -> None:
+            weights = read_image_weights(table, Path("all.json"), names)
+            known = weights[~np.isnan(weights)]
+            assert ((known >= 0) & (known <= 1e6)).all()
+
+        tally.case(read, "weights.csv")
+
+    tally.fuzz(texts.flatmap(lambda content: st.just(content) | broken_bytes(content)), number, check)

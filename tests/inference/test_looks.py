@@ -12,7 +12,8 @@ from PIL import Image
 from factories import SMALL_MASKS, masked_batch, of_kind
 from megdet.architecture import MaskRcnn
 from megdet.data.coco import CocoDataset
-from megdet.data.plan import PlannedImage, evaluation_plan
+from megdet.data.plan import evaluation_plan
+from megdet.data.planned import PlannedImage
 from megdet.data.rle import decode_mask
 from megdet.data.transforms import load_batch
 from megdet.distributed.local_ranks import run_in_ranks

@@ -64,11 +64,16 @@ def test_a_machine_with_much_memory_tries_nothing_and_one_with_little_does(recip
 
 def test_a_trial_has_the_largest_canvas_of_the_plan_and_the_most_boxes_of_an_image(recipe):
     masked = replace(train_set(recipe, with_masks=True))
-    batch = largest_batch(masked, 3, (64, 96), "antialias")
+    batch = largest_batch(masked, 3, (64, 96), recipe.data)
     most = int(masked.annotations.counts.max())
     assert batch.pixels.shape == (3, 3, 64, 96)
     assert (batch.targets.is_box.sum(1) == most).all()
     assert batch.targets.masks is not None
+    twice = largest_batch(masked, 3, (64, 96), replace(recipe.data, copy_paste=0.5, resize="torchvision"))
+    assert (twice.targets.is_box.sum(1) == 2 * most).all()
+    assert twice.pixels.dtype == torch.float32
+    fivefold = largest_batch(masked, 3, (64, 96), replace(recipe.data, copy_paste=0.5, mosaic=0.5))
+    assert (fivefold.targets.is_box.sum(1) == 5 * most).all()
     canvases: list[Any] = []
     with (
         mock.patch.object(MemoryTrial, "_is_needed", return_value=True),

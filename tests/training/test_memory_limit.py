@@ -61,7 +61,7 @@ def under_growing_limits(world: World, recipe: Recipe) -> dict[str, Any]:
         with mock.patch.object(MemoryTrial, "_is_needed", return_value=False):  # its memory would be kept
             run = opened.enter_context(open_run(recipe, world, RunOptions(workers=0)))
         trainer = run.trainer
-        batch = largest_batch(run.datasets.train, 4, CANVAS, "antialias")
+        batch = largest_batch(run.datasets.train, 4, CANVAS, run.recipe.data)
 
         def gradients(pieces: Pieces) -> list[torch.Tensor]:
             trainer.buckets.zero()

@@ -285,7 +285,7 @@ def test_more_images_than_the_run_was_trained_on_are_refused(recipe, whole, tmp_
 
 def test_other_images_in_the_same_number_are_refused(recipe, whole, tmp_path):
     folder, moved = other_data(tmp_path, whole[0], recipe, count=13, seed=7)
-    with pytest.raises(InputError, match="images or boxes have changed"):
+    with pytest.raises(InputError, match="images, boxes or weights have changed"):
         train(moved, folder, OPTIONS, ALONE)
 
 

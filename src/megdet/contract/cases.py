@@ -28,6 +28,8 @@ class Case:
     """forced lane width; numbers of devices that are not a multiple of it are left out"""
     reference: str = ""
     """the case whose result it must equal; empty = its own on the first number of devices"""
+    has_weights: bool = False
+    """whether its images have weights, in a table that `trials` names and `verify` writes"""
     stops: str = ""
     """moved = stopped half-way and resumed on another number of devices; same = on the same number, bitwise"""
 
@@ -89,6 +91,22 @@ def _repeats(recipe: Recipe) -> Recipe:
     return replace(recipe, data=replace(recipe.data, repeat_threshold=1.0))
 
 
+def _copy_paste(recipe: Recipe) -> Recipe:
+    """Most images get objects of another one."""
+    return replace(recipe, data=replace(recipe.data, copy_paste=0.75))
+
+
+def _windows(recipe: Recipe) -> Recipe:
+    """Parts of most images, some of them cut once more by large-scale jitter."""
+    cropped = _crop(recipe)
+    return replace(cropped, data=replace(cropped.data, crop_probability=0.75, crop_scales=(0.3, 0.9)))
+
+
+def _mosaic(recipe: Recipe) -> Recipe:
+    """Most pictures of four images, parts of images among them, with objects pasted onto some."""
+    return replace(recipe, data=replace(recipe.data, mosaic=0.75, crop_probability=0.3, copy_paste=0.3))
+
+
 def _averages(recipe: Recipe) -> Recipe:
     return replace(recipe, optimizer=replace(recipe.optimizer, ema_decay=0.9))
 
@@ -142,6 +160,10 @@ CASES = {
     "multi-scale": Case("scale and colour jitter; detection at two scales, mirrored, with votes", _multi_scale, (2, 8)),
     "crop": Case("large-scale jitter: crops at a place drawn for each image", _crop, (3, 8)),
     "repeats": Case("images of rare classes several times an epoch", _repeats, (3, 8)),
+    "copy-paste": Case("objects of another image pasted onto most images", _copy_paste, (3, 8)),
+    "crop-scales": Case("parts of images at several scales, with large-scale jitter", _windows, (3, 8)),
+    "mosaic": Case("pictures of four images, with parts of images and copy-paste", _mosaic, (3, 8)),
+    "weights": Case("images with weights, one of them left out", devices=(3, 8), has_weights=True),
     "retinanet": Case("RetinaNet, the small one of recipe verify-retinanet", _detector_of("verify-retinanet"), (3, 8)),
     "rfcn": Case("R-FCN, deformable, hard RoIs, recipe verify-rfcn", _detector_of("verify-rfcn"), (3, 8)),
     "heads": Case(

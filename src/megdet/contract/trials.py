@@ -1,5 +1,6 @@
 """The runs of `megdet verify`: every case on the devices asked for, and the run that each must equal."""
 
+import csv
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +12,9 @@ from megdet.contract.run import Training
 from megdet.errors import InputError
 from megdet.recipe import Recipe
 from megdet.recipe_check import check_recipe
+
+WEIGHTS_FILE = "weights.csv"
+"""The table of the weights of images, in the folder of the checkpoints (`write_weights`)."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ def trials(
 
     def run(name: str, count: int, width: int | None = None, **halves: Any) -> Training:
         changed = cases[name].change(recipe)
+        if cases[name].has_weights:
+            changed = replace(changed, data=replace(changed.data, image_weights=str(folder / WEIGHTS_FILE)))
         check_recipe(changed, f"case {name}")
         width = width or (None if count == forced else lane_width)
         made = Training(changed, count, width, (0, steps))
@@ -93,6 +99,14 @@ def trials(
             "name at least two device counts, as in --devices 1,2"
         )
     return list(found.values())
+
+
+def write_weights(folder: Path, file_names: Sequence[str], batch_size: int) -> None:
+    """Write weights from 0.5 to 3 of these images, and 0 of the first if the others are enough for a mini-batch."""
+    first = 0.0 if len(file_names) > batch_size else 1.0
+    weights = [first, *(0.5 + 0.5 * (place % 6) for place in range(1, len(file_names)))]
+    with (folder / WEIGHTS_FILE).open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("file_name", "weight"), *zip(file_names, weights, strict=True)])
 
 
 def left_out(recipe: Recipe, planned: Sequence[Trial], names: Sequence[str], devices: Sequence[int]) -> list[LeftOut]:

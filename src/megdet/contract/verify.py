@@ -21,8 +21,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from megdet.contract.cases import cases_of
 from megdet.contract.run import Leak, Trained, Training, run_steps
-from megdet.contract.trials import LeftOut, Trial, left_out, trials
+from megdet.contract.trials import LeftOut, Trial, left_out, trials, write_weights
 from megdet.data.rle import Rle, decode_mask
 from megdet.distributed.local_ranks import run_in_ranks
 from megdet.distributed.world import World
@@ -176,7 +177,11 @@ def verify(
     recipe = replace(recipe, precision=dtype, exact=exact)
     with tempfile.TemporaryDirectory(prefix="megdet_verify_") as folder:
         planned = trials(recipe, cases, devices, steps, lane_width, Path(folder))
-        load_datasets(recipe, World(0, 1, torch.device("cpu")))  # draws missing demo data, and checks the others
+        alone = World(0, 1, torch.device("cpu"))
+        load_datasets(recipe, alone)  # draws missing demo data, and checks the others
+        if any(cases_of(recipe)[name].has_weights for name in cases):
+            plain = replace(recipe, data=replace(recipe.data, image_weights=""))
+            write_weights(Path(folder), load_datasets(plain, alone).train.file_names, recipe.batch_size)
         rows = list(_rows(planned, dtype, break_with, progress))
         return Verdict(rows, 0.0 if exact else LIMITS[dtype], left_out(recipe, planned, cases, devices))
 

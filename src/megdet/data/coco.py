@@ -7,7 +7,7 @@ files have, it repairs: boxes are clipped to the image, and boxes without area a
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
@@ -21,6 +21,7 @@ from megdet.data.coco_file import CocoColumns, load_columns
 from megdet.data.coco_rows import refusal
 from megdet.data.headers import Lost, read_headers
 from megdet.data.image import MAX_PIXELS, Header, pixels_fault
+from megdet.data.sampling.image_weights import images_with_weight, read_image_weights
 from megdet.data.segmentations import Segmentations, far_fault, rle_size_fault
 from megdet.data.unreadable import most_replaced
 from megdet.errors import InputError, shown
@@ -53,9 +54,20 @@ class CocoDataset:
     """one an image"""
     num_dropped: int = 0
     """boxes left out because they have no area inside their image"""
+    weights: NDArray[np.float64] | None = None
+    """(images,): how often each comes, compared with the others, above 0; None: all alike"""
+    num_weightless: int = 0
+    """images left out because their weight is 0"""
+    masks_serve_pasting: bool = False
+    """whether segmentations were read for `data.copy_paste` only and the detector does not learn from them"""
 
     def __len__(self) -> int:
         return len(self.image_ids)
+
+    @property
+    def has_mask_targets(self) -> bool:
+        """Whether the targets of its images have masks."""
+        return self.annotations.segmentations is not None and not self.masks_serve_pasting
 
     def image_path(self, index: int) -> Path:
         """The file of the image at a position of this data set."""
@@ -70,12 +82,13 @@ def training_set(data: Data, *, masks: MaskUse) -> CocoDataset:
         keep_empty=data.keep_empty_images,
         max_pixels=data.max_pixels,
         allow_outside_files=data.allow_outside_files,
-        with_masks=masks != "none",
+        with_masks=masks != "none" or data.copy_paste > 0,
         most_lost=data.most_replaced if data.unreadable == "replace" else None,
+        image_weights=Path(data.image_weights) if data.image_weights else None,
     )
     if masks == "all":
         _refuse_missing_masks(dataset)
-    return dataset
+    return replace(dataset, masks_serve_pasting=masks == "none")
 
 
 def validation_set(data: Data, *, with_masks: bool) -> CocoDataset:
@@ -101,6 +114,7 @@ def load_coco(
     allow_outside_files: bool = False,
     with_masks: bool = False,
     most_lost: float | None = None,
+    image_weights: Path | None = None,
 ) -> CocoDataset:
     """Read a COCO instances file and the sizes of its images; both are cached in the user's cache folder.
 
@@ -113,11 +127,12 @@ def load_coco(
         with_masks: read the segmentations too; an object may still have none.
         most_lost: part of the images whose files may be missing or damaged; None = no image. A lost image has the size
             that was last read from its file, or the size in the annotations file.
+        image_weights: a table of the weights of images (see `sampling.image_weights`); images of weight 0 are left out.
 
     Raises:
         InputError: a file or a key is missing, an id is duplicate or unknown, a box is not four finite numbers or has a
             negative size, an image has another size than the file says, is too large or outside its folder, a
-            segmentation is invalid (`with_masks`), or no image is left.
+            segmentation is invalid (`with_masks`), a weight is invalid or missing, or no image is left.
     """
     columns = load_columns(annotations_file, with_masks=with_masks)
     fail = partial(refusal, annotations_file)
@@ -131,6 +146,11 @@ def load_coco(
         width_height = columns.boxes[:, 2:] - columns.boxes[:, :2]
         is_target = ~columns.is_crowd & (width_height > 0).all(axis=1)
         needed = np.flatnonzero(np.bincount(columns.image_index[is_target], minlength=num_images))
+    weights, num_used = None, len(needed)
+    if image_weights is not None:
+        weights = read_image_weights(image_weights, annotations_file, columns.file_names)
+        needed = images_with_weight(image_weights, annotations_file, columns.file_names, weights, needed)
+    num_weightless = num_used - len(needed)
     names = [columns.file_names[index] for index in needed.tolist()]
     lost = None if most_lost is None else Lost(columns.declared_sizes[needed], most_replaced(most_lost, len(needed)))
     headers = read_headers(annotations_file, image_folder, names, lost)
@@ -157,6 +177,8 @@ def load_coco(
         sizes=sizes[needed],
         annotations=_deal_out(columns, boxes, has_area, needed),
         num_dropped=int((~has_area).sum()),
+        weights=None if weights is None else weights[needed],
+        num_weightless=num_weightless,
     )
 
 

@@ -15,9 +15,10 @@ from torch.utils.data import DataLoader, Dataset
 from megdet.data.batches import LOOK_SECONDS, Loaded, Pickled, handed_over, prepare_process, received
 from megdet.data.cache import ImageCache, image_cache
 from megdet.data.coco import CocoDataset
-from megdet.data.plan import PlannedGroup, PlannedImage, TrainingPlan
+from megdet.data.plan import TrainingPlan
+from megdet.data.planned import PlannedGroup, PlannedImage
 from megdet.data.transforms import load_batch
-from megdet.data.unreadable import MOST_IN_A_ROW, Replaced, UnreadableImageError, stand_in
+from megdet.data.unreadable import MOST_IN_A_ROW, Replaced, UnreadableImageError, stand_in, without
 from megdet.distributed.layout import Layout
 from megdet.errors import InputError
 from megdet.structures import Batch
@@ -27,7 +28,8 @@ _PREFETCH = 2
 """Batches that each worker keeps ready."""
 _REPLACE = "with --data.unreadable replace the run goes on without it"
 _NO_SCORE = "it is not replaced, since the score would be that of other data"
-_StandIn = Callable[[PlannedImage, tuple[int, int]], PlannedImage]
+_StandIn = Callable[..., PlannedImage]
+"""Takes an image and the `canvas` of its group."""
 
 
 @dataclass
@@ -148,13 +150,12 @@ def _load(
             batch = load_batch(dataset, own, group.canvas, color_jitter, cache)
             break
         except UnreadableImageError as error:  # raised by the receiver: a worker would wrap it in a traceback
-            row = next(row for row, image in enumerate(own) if image.index == error.index)
+            row = next(row for row, image in enumerate(own) if error.index in image.indices)
             tries[row] += 1
             if found is None or tries[row] > MOST_IN_A_ROW:
                 return Loaded(InputError(f"{error}; {mend}"), cache.take_notices() if cache else [], replaced)
-            other = found(own[row], group.canvas)
+            own[row], other = without(own[row], error.index, partial(found, canvas=group.canvas))
             replaced.append(Replaced(step, error.index, other.index, error.reason))
-            own[row] = other
         except MemoryError:
             return Loaded(InputError("the memory has no room for the next images: give fewer --workers"), [], replaced)
     return handed_over(batch, cache.take_notices() if cache else [], replaced)

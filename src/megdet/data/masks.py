@@ -8,6 +8,7 @@ from jaxtyping import Bool
 from numpy.typing import NDArray
 from PIL import Image
 
+from megdet.data.planned import Window
 from megdet.data.rle import pixels_of_runs, runs_of_text
 from megdet.data.segmentations import Segmentation
 
@@ -36,21 +37,27 @@ class PlacedMask(NamedTuple):
         return PlacedMask(max(0, x), max(0, y), pixels)
 
 
-def place_mask(segmentation: Segmentation, original: tuple[int, int], size: tuple[int, int]) -> PlacedMask:
-    """The mask of an object after its image was resized from height and width `original` to `size`.
+def place_mask(
+    segmentation: Segmentation, original: tuple[int, int], size: tuple[int, int], window: Window | None = None
+) -> PlacedMask:
+    """The mask of an object after its image, or its window, was resized from height and width `original` to `size`.
 
     Polygons are scaled, then rasterised by the COCO API. Runs are resized with antialias; a pixel belongs to the object
     if at least half of its area does. Compared with taking the nearest pixel this comes closer to the scaled polygon:
     on COCO, at half size, an IoU of 0.984 instead of 0.972 for objects of 32 px and more, 0.921 instead of 0.878 for
     smaller ones. Neither way makes a mask of the whole image.
     """
+    (top, left), part = (window.corner, window.size) if window else ((0, 0), original)
     if segmentation.polygons:
-        scale = np.array([size[1] / original[1], size[0] / original[0]])
-        outlines = [(polygon.astype(np.float64) * scale).ravel().tolist() for polygon in segmentation.polygons]
+        scale, origin = np.array([size[1] / part[1], size[0] / part[0]]), np.array([left, top])
+        moved = (polygon.astype(np.float64) - origin for polygon in segmentation.polygons)
+        outlines = [(polygon * scale).ravel().tolist() for polygon in moved]
         counts = coco_masks.merge(coco_masks.frPyObjects(outlines, *size))["counts"]
         return _in_frame(_sound(runs_of_text(counts)), size)
     placed = _in_frame(segmentation.runs.astype(np.int64), original)
-    return placed if original == size or not placed.pixels.size else _resized(placed, original, size)
+    if window:
+        placed = placed.cut(window.corner, part)
+    return placed if part == size or not placed.pixels.size else _resized(placed, part, size)
 
 
 def _sound(runs: NDArray[np.int64] | None) -> NDArray[np.int64]:

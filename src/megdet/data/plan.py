@@ -6,15 +6,15 @@ its slice of the plan, a resume is a position in it, and another number of devic
 The order is an endless stream of permutations, one an epoch, cut into mini-batches of B: nobody is dropped, and epoch e
 ends at step ceil(e n / B). Within each window of `plan_window` mini-batches the images are sorted by aspect ratio and
 cut into groups, and the groups are shuffled over the window's mini-batches. The last window ends with the run, so every
-image is seen in every complete epoch, also in the last. With `data.repeat_threshold` an epoch is as long, but images of
-rare classes come in it several times, each time with randomness of its own, and others may be left out of it (see
-`repeats`).
+image is seen in every complete epoch, also in the last. With `data.repeat_threshold` or `data.image_weights` an epoch
+is as long, but some images come in it several times, each time with randomness of its own, and others may be left out
+of it (see `sampling`).
 """
 
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
@@ -22,8 +22,12 @@ import numpy as np
 from jaxtyping import Int64
 from numpy.typing import NDArray
 
+from megdet.data.augment.mosaic import tiles_of
+from megdet.data.augment.partners import paste_of
+from megdet.data.augment.windows import window_of
 from megdet.data.draws import generator, unit_interval
-from megdet.data.epochs import EpochOrders
+from megdet.data.planned import Crop, PlannedGroup, PlannedImage
+from megdet.data.sampling.epochs import EpochOrders
 from megdet.errors import InputError
 from megdet.ops.integer_hash import hash_integers
 from megdet.recipe import Data, Recipe, ResizeKind
@@ -31,50 +35,6 @@ from megdet.run_length import total_steps
 
 _WINDOW, _IMAGE, _HORIZONTAL, _VERTICAL, _CROP_TOP, _CROP_LEFT = range(2, 8)
 """Purposes of random numbers, so that no two share a stream; the others are in `epochs` and `unreadable`."""
-
-
-class Crop(NamedTuple):
-    """What is cut out of a resized image."""
-
-    whole: tuple[int, int]
-    """height and width in pixels of the resized image"""
-    corner: tuple[int, int]
-    """y and x of the crop's upper left corner in the resized image"""
-    least_area: float
-    """part of a box's area that must be left for it to be a target"""
-
-
-@dataclass(frozen=True)
-class PlannedImage:
-    """One image of a group and what is done to it."""
-
-    index: int
-    """its index in the data set"""
-    epoch: int
-    seed: int
-    """signed 64-bit hash of (recipe seed, epoch, index, copy); all randomness of the image comes from it"""
-    size: tuple[int, int]
-    """height and width in pixels on the canvas, after resizing and cropping"""
-    flip_horizontal: bool = False
-    flip_vertical: bool = False
-    resize: ResizeKind = "antialias"
-    """filter with which the image is resized"""
-    crop: Crop | None = None
-    """what is cut out of the resized image, before it is flipped"""
-
-    @property
-    def resized(self) -> tuple[int, int]:
-        """Height and width in pixels of the whole image after resizing."""
-        return self.crop.whole if self.crop else self.size
-
-
-@dataclass(frozen=True)
-class PlannedGroup:
-    """Images that share one canvas and, in training, one set of batch statistics."""
-
-    canvas: tuple[int, int]
-    """height and width in pixels"""
-    images: tuple[PlannedImage, ...]
 
 
 class _DrawnGroup(NamedTuple):
@@ -103,7 +63,8 @@ class TrainingPlan:
     Args:
         sizes: height, width of each image in pixels.
         recipe: the recipe.
-        repeats: (images,) repeat factors, if the recipe has a `data.repeat_threshold` (see `repeats.training_plan`).
+        frequencies: (images,) how often each comes, compared with the others, if the recipe has a
+            `data.repeat_threshold` or `data.image_weights` (see `sampling.frequencies`).
 
     Raises:
         InputError: the data set is smaller than one mini-batch.
@@ -113,23 +74,23 @@ class TrainingPlan:
         self,
         sizes: Int64[np.ndarray, "images 2"],
         recipe: Recipe,
-        repeats: NDArray[np.float64] | None = None,
+        frequencies: NDArray[np.float64] | None = None,
     ) -> None:
-        if (repeats is not None) != bool(recipe.data.repeat_threshold):
-            raise ValueError("a recipe with data.repeat_threshold, and no other, needs repeat factors")
+        if (frequencies is not None) != bool(recipe.data.repeat_threshold or recipe.data.image_weights):
+            raise ValueError("a recipe with data.repeat_threshold or image_weights, and no other, needs frequencies")
         if len(sizes) < recipe.batch_size:
             raise InputError(
                 f"{recipe.data.train_annotations}: {len(sizes)} images to train on are not enough for one mini-batch "
                 f"of {recipe.batch_size}: lower batch_size or add images"
             )
-        self.sizes, self.recipe, self._repeats = sizes, recipe, repeats
+        self.sizes, self.recipe, self._frequencies = sizes, recipe, frequencies
         self._groups = lru_cache(maxsize=2)(self._make_groups)
         self._drawn = lru_cache(maxsize=2)(self._draw_groups)
-        self._epochs = EpochOrders(len(sizes), recipe.seed, repeats)
+        self._epochs = EpochOrders(len(sizes), recipe.seed, frequencies)
 
     def __reduce__(self) -> tuple[type["TrainingPlan"], tuple[Any, Recipe, Any]]:
         # the caches hold functions, which cannot be pickled; a loading process makes its own
-        return TrainingPlan, (self.sizes, self.recipe, self._repeats)
+        return TrainingPlan, (self.sizes, self.recipe, self._frequencies)
 
     @property
     def num_images(self) -> int:
@@ -232,9 +193,21 @@ class TrainingPlan:
         return aspects
 
     def _image(self, index: int, epoch: int, copy: int, short_edge: int, factor: float) -> PlannedImage:
+        seed, data = hash_integers(self.recipe.seed, _IMAGE, epoch, index, *([copy] if copy else [])), self.recipe.data
+        image = self._prepared(index, epoch, seed, short_edge, factor)
+        if not data.mosaic and not data.copy_paste:
+            return image
+
+        def prepared(other: int, own_seed: int) -> PlannedImage:
+            return self._prepared(other, epoch, own_seed, short_edge, factor)
+
+        partners = self.order(epoch), prepared, data
+        return replace(image, tiles=tiles_of(image, *partners), paste=paste_of(image, *partners))
+
+    def _prepared(self, index: int, epoch: int, seed: int, short_edge: int, factor: float) -> PlannedImage:
         data = self.recipe.data
-        seed = hash_integers(self.recipe.seed, _IMAGE, epoch, index, *([copy] if copy else []))
-        whole = training_size(int(self.sizes[index, 0]), int(self.sizes[index, 1]), short_edge, factor, data)
+        height, width = self.sizes[index].tolist()
+        whole = training_size(height, width, short_edge, factor, data)
         size = _cut(whole, data)
         top, left = (
             math.floor(unit_interval(seed, purpose) * (length - cut + 1))
@@ -249,6 +222,7 @@ class TrainingPlan:
             unit_interval(seed, _VERTICAL) < data.vertical_flip,
             data.resize,
             Crop(whole, (top, left), data.crop_least_area) if size != whole else None,
+            window_of(seed, (height, width), data) if data.crop_probability else None,
         )
 
 

@@ -48,14 +48,15 @@ def _why(error: Exception) -> str:
 
 def _written(dataset: CocoDataset, opened: ExitStack) -> str:
     table = dataset.annotations
-    names = (dataset.class_names, dataset.category_ids, dataset.image_ids, dataset.file_names, dataset.num_dropped)
+    names = (dataset.class_names, dataset.category_ids, dataset.image_ids, dataset.file_names)
+    facts = (dataset.num_dropped, dataset.num_weightless, dataset.masks_serve_pasting)
     masks = table.segmentations
     masks_file = None if masks is None else masks.shared_file()
     columns: Columns = {
         "files": text_column(
             [str(file or "") for file in (dataset.annotations_file, dataset.image_folder, masks_file)]
         ),
-        "names": text_column(names),
+        "names": text_column((*names, *facts)),
         "sizes": dataset.sizes,
         "counts": table.counts,
         "boxes": table.boxes,
@@ -64,6 +65,8 @@ def _written(dataset: CocoDataset, opened: ExitStack) -> str:
         "areas": table.areas,
         "annotation_ids": id_column(table.annotation_ids),
     }
+    if dataset.weights is not None:
+        columns["weights"] = dataset.weights
     if masks is not None and table.places is not None:
         columns |= {"places": table.places, **({} if masks_file else masks.packed())}
     try:
@@ -78,7 +81,8 @@ def _written(dataset: CocoDataset, opened: ExitStack) -> str:
 def _mapped(file: Path) -> CocoDataset:
     columns, _ = map_columns(file)
     annotations_file, image_folder, masks_file = text_of(columns["files"])
-    class_names, category_ids, image_ids, file_names, num_dropped = text_of(columns["names"])
+    class_names, category_ids, image_ids, file_names, *facts = text_of(columns["names"])
+    num_dropped, num_weightless, masks_serve_pasting = facts
     masks = mapped(Path(masks_file)) if masks_file else unpacked(columns) if "digest" in columns else None
     return CocoDataset(
         annotations_file=Path(annotations_file),
@@ -99,4 +103,7 @@ def _mapped(file: Path) -> CocoDataset:
             columns.get("places"),
         ),
         num_dropped=num_dropped,
+        weights=columns.get("weights"),
+        num_weightless=num_weightless,
+        masks_serve_pasting=masks_serve_pasting,
     )

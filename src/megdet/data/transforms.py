@@ -1,4 +1,4 @@
-"""From planned images to a batch: read, resize, crop, colour, flip, place on the canvas."""
+"""From planned images to a batch: read, resize, crop, colour, flip, paste objects, place on the canvas."""
 
 from collections.abc import Callable, Sequence
 from itertools import compress
@@ -6,17 +6,19 @@ from itertools import compress
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float32, UInt8
+from jaxtyping import Float32, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2 import functional as V
 
+from megdet.data.augment.partners import drawn_objects
+from megdet.data.augment.pasting import NO_MASK, Prepared, pasted, put_together
 from megdet.data.cache import ImageCache
 from megdet.data.coco import CocoDataset
 from megdet.data.draws import unit_interval
 from megdet.data.image import read_image
 from megdet.data.masks import PlacedMask, place_mask
-from megdet.data.plan import Crop, PlannedImage
+from megdet.data.planned import PlannedImage
 from megdet.data.unreadable import UnreadableImageError
 from megdet.errors import InputError
 from megdet.ops.boxes import box_area, clip_boxes, mirrored_boxes
@@ -43,26 +45,20 @@ def load_batch(
     # channels last, like the resized images and for the model: changing the layout costs more than resizing
     dtype = torch.float32 if any(image.resize == "torchvision" for image in images) else torch.uint8
     pixels = torch.zeros((len(images), *canvas, 3), dtype=dtype).permute(0, 3, 1, 2)
-    boxes, labels, masks, scales = [], [], [], torch.ones(len(images), 2)
+    boxes, labels, masks = [], [], []
     for row, image in enumerate(images):
-        original = dataset.sizes[image.index]
-        pixels[row, :, : image.size[0], : image.size[1]] = _load(dataset, image, color_jitter, cache)
-        scales[row] = torch.tensor([image.resized[0] / original[0], image.resized[1] / original[1]])
-        annotations = dataset.annotations[image.index]
-        is_target = ~annotations.is_crowd
-        own_boxes, is_left = _transform_boxes(annotations.boxes[is_target], image, scales[row])
-        is_target[is_target] = is_left.numpy()  # those that a crop keeps
-        boxes.append(own_boxes[is_left])
-        labels.append(torch.from_numpy(annotations.labels[is_target]))
-        if dataset.annotations.segmentations is not None:
-            masks.append(_masks(dataset, image, is_target))
+        own = _with_paste(dataset, image, color_jitter, cache)
+        pixels[row, :, : image.size[0], : image.size[1]] = own.pixels
+        boxes.append(own.boxes)
+        labels.append(own.labels)
+        masks.append(own.masks)
     most = max((len(own) for own in labels), default=0)
     width = max(_BOXES_MULTIPLE, -(-most // _BOXES_MULTIPLE) * _BOXES_MULTIPLE)
     targets = Targets(
         torch.zeros(len(images), width, 4),
         torch.full((len(images), width), -1),
         torch.tensor([image.seed for image in images], dtype=torch.int64),
-        None if dataset.annotations.segmentations is None else make_masks(masks, width),
+        make_masks(masks, width) if dataset.has_mask_targets else None,
     )
     for row, (own_boxes, own_labels) in enumerate(zip(boxes, labels, strict=True)):
         targets.boxes[row, : len(own_boxes)] = own_boxes
@@ -72,7 +68,7 @@ def load_batch(
         torch.tensor([image.size for image in images], dtype=torch.int64).reshape(-1, 2),
         targets,
         tuple(image.index for image in images),
-        scales,
+        torch.tensor([_scale(dataset, image) for image in images]).reshape(-1, 2),
     )
 
 
@@ -120,6 +116,54 @@ RESIZE: dict[str, Callable[[NDArray[np.uint8], tuple[int, int]], Tensor]] = {
 """The function for each value of `data.resize`."""
 
 
+def _scale(dataset: CocoDataset, image: PlannedImage) -> tuple[float, float]:
+    """Pixels of the resized image for one of the file, in y and x."""
+    height, width = image.window.size if image.window else dataset.sizes[image.index].tolist()
+    return image.resized[0] / height, image.resized[1] / width
+
+
+def _with_paste(dataset: CocoDataset, image: PlannedImage, color_jitter: float, cache: ImageCache | None) -> Prepared:
+    """An image or a mosaic, its targets, and what is pasted onto it."""
+    with_masks = dataset.has_mask_targets or image.paste is not None
+    parts = [
+        (tile.corner, _prepared(dataset, tile.image, color_jitter, cache, with_masks=with_masks))
+        for tile in image.tiles
+    ]
+    own = put_together(parts, image.size) if parts else None
+    own = own or _prepared(dataset, image, color_jitter, cache, with_masks=with_masks)
+    if image.paste is None:
+        return own
+    source = image.paste.source
+    places = np.flatnonzero(~dataset.annotations[source.index].is_crowd).tolist()
+    chosen = drawn_objects(source.seed, places)
+    return pasted(
+        own,
+        _prepared(dataset, source, color_jitter, cache, with_masks=True, chosen=chosen),
+        image.paste.corner,
+        image.paste.least_area,
+    )
+
+
+def _prepared(
+    dataset: CocoDataset,
+    image: PlannedImage,
+    color_jitter: float,
+    cache: ImageCache | None,
+    *,
+    with_masks: bool,
+    chosen: Sequence[int] | None = None,
+) -> Prepared:
+    """An image and its targets, crowds and what a crop leaves out excepted, or those at the `chosen` places only."""
+    pixels, annotations = _load(dataset, image, color_jitter, cache), dataset.annotations[image.index]
+    is_target = ~annotations.is_crowd
+    if chosen is not None:
+        is_target &= np.isin(np.arange(len(is_target)), chosen)
+    boxes, is_left = _transform_boxes(annotations.boxes[is_target], image, torch.tensor(_scale(dataset, image)))
+    is_target[is_target] = is_left.numpy()  # those that a crop keeps
+    masks = _masks(dataset, image, is_target) if with_masks else []
+    return Prepared(pixels, boxes[is_left], torch.from_numpy(annotations.labels[is_target]), masks)
+
+
 def _load(dataset: CocoDataset, image: PlannedImage, color_jitter: float, cache: ImageCache | None) -> Tensor:
     try:
         pixels = _resized(dataset, image, cache)
@@ -164,17 +208,27 @@ def _resized(dataset: CocoDataset, image: PlannedImage, cache: ImageCache | None
         return resize(read(), image.resized).permute(1, 2, 0).numpy()
 
     if cache is None:
-        return resize(read(), image.resized)
+        return resize(_in_window(read(), image), image.resized)
     if not cache.is_resized:
-        return resize(cache.pixels(image.index, path, "decoded", read), image.resized)
+        return resize(_in_window(cache.pixels(image.index, path, "decoded", read), image), image.resized)
     kind = "resized to {}x{}".format(*image.resized)
     return torch.from_numpy(cache.pixels(image.index, path, kind, read_and_resize)).permute(2, 0, 1)
 
 
+def _in_window(pixels: NDArray[np.uint8], image: PlannedImage) -> NDArray[np.uint8]:
+    """The part of an image's pixels that is used."""
+    if image.window is None:
+        return pixels
+    (top, left), (height, width) = image.window.corner, image.window.size
+    return np.ascontiguousarray(pixels[top : top + height, left : left + width])
+
+
 def _masks(dataset: CocoDataset, image: PlannedImage, is_target: NDArray[np.bool_]) -> list[PlacedMask]:
+    if dataset.annotations.segmentations is None:
+        return [NO_MASK] * int(is_target.sum())
     height, width = dataset.sizes[image.index].tolist()
     own = compress(dataset.annotations.segmentations_of(image.index), is_target)
-    placed = [place_mask(one, (height, width), image.resized) for one in own]
+    placed = [place_mask(one, (height, width), image.resized, image.window) for one in own]
     if image.crop:
         placed = [one.cut(image.crop.corner, image.size) for one in placed]
     flips = {"horizontal": image.flip_horizontal, "vertical": image.flip_vertical}
@@ -184,24 +238,19 @@ def _masks(dataset: CocoDataset, image: PlannedImage, is_target: NDArray[np.bool
 def _transform_boxes(
     boxes: Float32[np.ndarray, "boxes 4"], image: PlannedImage, scale: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The boxes of a file in canvas coordinates, and which have enough area left after a crop."""
-    scaled = torch.from_numpy(boxes) * scale.flip(0).repeat(2)
-    height, width = image.size
-    is_left = torch.ones(len(scaled), dtype=torch.bool)
+    """The boxes of a file in canvas coordinates, and which have enough area left after the image was cut."""
+    origin = image.window.corner if image.window else (0, 0)
+    scaled = (torch.from_numpy(boxes) - torch.tensor(origin).flip(0).repeat(2)) * scale.flip(0).repeat(2)
+    (height, width), whole, least = image.size, box_area(scaled), 0.0
+    if image.window:
+        scaled, least = clip_boxes(scaled[None], torch.tensor([image.resized]))[0], image.window.least_area
     if image.crop:
-        scaled, is_left = _cut_boxes(scaled, image.crop, image.size)
+        moved = scaled - torch.tensor(image.crop.corner).flip(0).repeat(2)
+        scaled, least = clip_boxes(moved[None], torch.tensor([image.size]))[0], image.crop.least_area
+    left = box_area(scaled)
+    is_left = (left > 0) & (left >= least * whole) if image.window or image.crop else torch.ones_like(left) > 0
     if image.flip_horizontal:
         scaled = mirrored_boxes(scaled, width)
     if image.flip_vertical:
         scaled = torch.stack([scaled[:, 0], height - scaled[:, 3], scaled[:, 2], height - scaled[:, 1]], dim=1)
     return scaled, is_left
-
-
-def _cut_boxes(
-    boxes: Float32[Tensor, "boxes 4"], crop: Crop, size: tuple[int, int]
-) -> tuple[Float32[Tensor, "boxes 4"], Bool[Tensor, " boxes"]]:
-    """Boxes of a resized image in coordinates of its crop, clipped to it, and which have enough area left."""
-    moved = boxes - torch.tensor(crop.corner).flip(0).repeat(2)
-    cut = clip_boxes(moved[None], torch.tensor([size]))[0]
-    left = box_area(cut)
-    return cut, (left > 0) & (left >= crop.least_area * box_area(boxes))

@@ -1,16 +1,22 @@
 """Training images whose files are lost or damaged, and which image takes their place.
 
 The rule depends only on the image and its group, so it is the same on every layout: the next image in the epoch's
-permutation, as large as the recipe and the group's canvas allow, with randomness of its own.
+permutation, as large as the recipe and the group's canvas allow, with randomness of its own. If a partner of an image
+is lost, of which it gets objects or a part, the next image is its partner.
 """
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
+from megdet.data.augment.mosaic import refilled
+from megdet.data.augment.partners import placed_on
 from megdet.data.draws import unit_interval
-from megdet.data.plan import PlannedImage, TrainingPlan, resized, training_size
+from megdet.data.plan import TrainingPlan, resized, training_size
+from megdet.data.planned import PlannedImage
 from megdet.errors import InputError
 from megdet.ops.integer_hash import hash_integers
 
@@ -45,6 +51,23 @@ class Replaced(NamedTuple):
 def most_replaced(part: float, num_images: int) -> int:
     """How many images may be lost: this part of them, at least one."""
     return max(1, math.floor(part * num_images))
+
+
+def without(
+    image: PlannedImage, index: int, other: Callable[[PlannedImage], PlannedImage]
+) -> tuple[PlannedImage, PlannedImage]:
+    """The image without the unreadable one of this index, which is itself or a partner, and what takes the place.
+
+    `other` gives what takes the place of an image.
+    """
+    taken = other(next(own for own in image.sources if own.index == index))
+    if image.index == index:
+        return taken, taken
+    tiles = tuple(refilled(tile, other(tile.image)) if tile.image.index == index else tile for tile in image.tiles)
+    paste = image.paste
+    if paste is not None and paste.source.index == index:
+        paste = placed_on(image, other(paste.source), paste.least_area)
+    return replace(image, tiles=tiles, paste=paste), taken
 
 
 def stand_in(plan: TrainingPlan, image: PlannedImage, canvas: tuple[int, int]) -> PlannedImage:

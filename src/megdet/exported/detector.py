@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from megdet.data.classes import category_ids_for
 from megdet.data.coco import CocoDataset
 from megdet.data.image import read_image
-from megdet.data.plan import PlannedGroup, evaluation_plan
+from megdet.data.plan import evaluation_plan
+from megdet.data.planned import PlannedGroup
 from megdet.detections import Detections
 from megdet.exported.masks import pasted
 from megdet.exported.programs import open_program

@@ -6,7 +6,7 @@ from typing import Any
 
 from megdet.data.coco import training_set
 from megdet.data.demo import CLASS_NAMES, DEMO_SETS
-from megdet.data.repeats import training_plan
+from megdet.data.sampling.frequencies import training_plan
 from megdet.distributed.layout import better_device_counts, choose_layout
 from megdet.recipe import Recipe
 from megdet.run_length import decay_of, total_steps
@@ -125,6 +125,14 @@ def _data_rows(recipe: Recipe, add: Any) -> tuple[int, int]:
         {"images": len(dataset), "boxes": boxes, "classes": classes},
         f"{len(dataset)} images, {boxes} boxes, {classes} classes in {annotations}",
     )
+    if dataset.weights is not None:
+        left_out, low, high = dataset.num_weightless, float(dataset.weights.min()), float(dataset.weights.max())
+        add(
+            "image_weights",
+            "weights of images",
+            {"left_out": left_out, "smallest": low, "largest": high},
+            f"{low:g} to {high:g}, {left_out} images left out (weight 0)",
+        )
     if len(dataset) >= recipe.batch_size:
         found = training_plan(dataset, recipe).canvases()
         images_on = ", ".join(f"{height} x {width}" for (height, width), _ in found.counts.most_common(3))

@@ -8,7 +8,7 @@ from typing import get_args
 
 import torch
 
-from megdet.data.repeats import training_plan
+from megdet.data.sampling.frequencies import training_plan
 from megdet.distributed.layout import Layout
 from megdet.distributed.world import World
 from megdet.errors import InputError

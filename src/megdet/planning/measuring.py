@@ -18,8 +18,9 @@ import torch
 from torch import distributed
 
 from megdet.data.coco import CocoDataset
-from megdet.data.plan import PlannedImage, TrainingPlan, evaluation_plan
-from megdet.data.repeats import training_plan
+from megdet.data.plan import TrainingPlan, evaluation_plan
+from megdet.data.planned import PlannedImage
+from megdet.data.sampling.frequencies import training_plan
 from megdet.data.transforms import load_batch
 from megdet.distributed.gradients import BUCKET_BYTES
 from megdet.distributed.helper import HelperEndedError, answers_of, start_helper

@@ -64,7 +64,7 @@ class Start(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """as in the checkpoint that it goes on from: the learning rate depends on them"""
     num_images: int
     data: str
-    """fingerprint of the training images' names, sizes and boxes"""
+    """fingerprint of the training images' names, sizes, boxes, masks and weights"""
     machine: Machine
     state: dict[str, str]
     """the digest of all that a step changes, by its kind in a checkpoint"""

@@ -17,6 +17,7 @@ from megdet.training.trainer import Trainer, digest
 
 MAY_DIFFER = (
     *("data.train_annotations", "data.train_images", "data.val_annotations", "data.val_images"),
+    "data.image_weights",
     *("data.cache", "data.cache_folder", "data.cache_gib"),
 )
 """Recipe keys that may differ from host to host: the paths of the data, which are compared by content."""

@@ -44,13 +44,16 @@ def load_datasets(recipe: Recipe, world: World) -> Datasets:
 
 
 def fingerprint(dataset: CocoDataset) -> str:
-    """A hash of the input of plan and targets: the images in their order, their sizes, boxes and masks."""
+    """A hash of the input of plan and targets: the images in their order, their sizes, boxes, masks and weights."""
     table, content = dataset.annotations, hashlib.sha256(usedforsecurity=False)
     content.update(repr((dataset.image_ids, dataset.file_names, dataset.class_names)).encode())
     for column in (dataset.sizes, table.counts, table.boxes, table.labels, table.is_crowd):
         content.update(np.ascontiguousarray(column).data)
     if table.segmentations is not None:
         content.update(table.segmentations.digest.encode())
+    if dataset.weights is not None:
+        content.update(b"weights")
+        content.update(np.ascontiguousarray(dataset.weights).data)
     return content.hexdigest()
 
 

@@ -22,6 +22,7 @@ from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.layers.batch_norm import CrossDeviceBatchNorm, step_sums
 from megdet.memory import free_bytes, give_memory_back, is_out_of_memory, within_bytes
+from megdet.recipe import Data
 from megdet.runtime import num_ranks_here
 from megdet.structures import Batch, Targets
 from megdet.training.pieces import Pieces, accumulate, smallest_pieces
@@ -129,7 +130,7 @@ class MemoryTrial:
         trainer, device = self.trainer, self.world.device
         held = self._memory_of_update()
         trainer.buckets.zero()
-        batch = largest_batch(self.dataset, images, canvas, trainer.recipe.data.resize).to(device)
+        batch = largest_batch(self.dataset, images, canvas, trainer.recipe.data).to(device)
         pieces, apart = Pieces([0] * size), trainer.apart
         accumulate(trainer.model, trainer.recipe, trainer.buckets, pieces, [batch], 0, device, apart=apart)
         held.clear()
@@ -163,11 +164,12 @@ class MemoryTrial:
         return [own for own in self.trainer.model.modules() if isinstance(own, CrossDeviceBatchNorm)]
 
 
-def largest_batch(dataset: CocoDataset, images: int, canvas: tuple[int, int], resize: str) -> Batch:
-    """Made-up images that fill a canvas, each with the most boxes that an image of the data set has."""
+def largest_batch(dataset: CocoDataset, images: int, canvas: tuple[int, int], data: Data) -> Batch:
+    """Made-up images that fill a canvas, each with the most boxes that an image may have."""
     count, num_classes = max(1, int(dataset.annotations.counts.max())), len(dataset.class_names)
+    count *= (4 if data.mosaic else 1) + (1 if data.copy_paste else 0)  # of all images that a picture is made of
     rows = -(-count // _MULTIPLE) * _MULTIPLE
-    dtype = torch.float32 if resize == "torchvision" else torch.uint8
+    dtype = torch.float32 if data.resize == "torchvision" else torch.uint8
     stripes = (torch.arange(canvas[1] * 3) % 251).to(dtype).reshape(1, 1, canvas[1], 3)
     pixels = stripes.repeat(images, canvas[0], 1, 1).permute(0, 3, 1, 2)
     most_y, most_x = (max(1, edge - _EDGE) for edge in canvas)
@@ -176,7 +178,7 @@ def largest_batch(dataset: CocoDataset, images: int, canvas: tuple[int, int], re
     boxes[:, :count] = torch.tensor([(x, y, x + _EDGE, y + _EDGE) for x, y in corners], dtype=torch.float32)
     labels[:, :count] = torch.arange(count) % num_classes
     masks = None
-    if dataset.annotations.segmentations is not None:
+    if dataset.has_mask_targets:
         placed = [PlacedMask(x, y, np.ones((_EDGE, _EDGE), np.bool_)) for x, y in corners]
         masks = make_masks([placed] * images, rows)
     targets = Targets(boxes, labels, torch.arange(images), masks)

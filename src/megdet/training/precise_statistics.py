@@ -14,7 +14,7 @@ import torch
 from megdet.data.coco import CocoDataset, training_set
 from megdet.data.loader import training_batches
 from megdet.data.plan import TrainingPlan
-from megdet.data.repeats import training_plan
+from megdet.data.sampling.frequencies import training_plan
 from megdet.data.shared import once_a_host
 from megdet.distributed.lane import make_lane
 from megdet.distributed.layout import Layout, recipe_layout

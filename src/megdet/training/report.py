@@ -44,6 +44,8 @@ class Reporter:
             f"{run.recipe.batch_size} a step in {layout.num_groups} groups of {layout.group_size}, on "
             f"{self.standing.place} in {layout.num_lanes} lanes of {layout.lane_width}"
         )
+        if left_out := run.datasets.train.num_weightless:
+            self.say(f"{left_out} images are left out: weight 0 in {run.recipe.data.image_weights}")
         if no_warmup := why_no_warmup(run.recipe):
             self.say(no_warmup)
         if self.is_first and run.recipe.trackers:

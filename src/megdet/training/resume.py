@@ -193,8 +193,8 @@ def _check_data(checkpoint: Checkpoint, dataset: CocoDataset) -> None:
         )
     if state.data != fingerprint(dataset):
         raise InputError(
-            f"{checkpoint.path}: the images or boxes have changed since in {dataset.annotations_file}: choose another "
-            "--run folder, start_from goes on from these weights"
+            f"{checkpoint.path}: the images, boxes or weights have changed since in {dataset.annotations_file}: choose "
+            "another --run folder, start_from goes on from these weights"
         )
 
 

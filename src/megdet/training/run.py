@@ -21,7 +21,7 @@ import torch
 
 from megdet.data.loader import LoadingFaults, training_batches
 from megdet.data.plan import TrainingPlan
-from megdet.data.repeats import training_plan
+from megdet.data.sampling.frequencies import training_plan
 from megdet.distributed.layout import Layout, recipe_layout
 from megdet.distributed.world import World
 from megdet.errors import InputError
@@ -180,7 +180,7 @@ class Run:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of the training images' names, sizes and boxes."""
+        """A hash of the training images' names, sizes, boxes, masks and weights."""
         return fingerprint(self.datasets.train)
 
     def state(self, step: int) -> RunState:

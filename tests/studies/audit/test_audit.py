@@ -189,7 +189,7 @@ def test_other_boxes_are_found(run: RunFolder, recipe: Recipe, tmp_path: Path) -
     other = tmp_path / "train.json"
     other.write_text(json.dumps(tree))
     [fault] = audited(run, overrides={"data.train_annotations": str(other)}).faults
-    assert "the training data have other names, sizes or boxes than in line 1 of ledger.jsonl" in fault
+    assert "the training data have other names, sizes, boxes or weights than in line 1 of ledger.jsonl" in fault
 
 
 def test_a_key_that_changes_the_result_is_refused(run: RunFolder) -> None:

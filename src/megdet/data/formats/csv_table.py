@@ -1,19 +1,17 @@
 """Tables of boxes (CSV): TensorFlow's, those of Open Images, and others with a column for each corner."""
 
-import csv
-import io
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from megdet.data.csv_lines import csv_lines
 from megdet.data.formats.converted import Converted, number_of
 from megdet.data.formats.image_files import SPLIT_NAMES, ImageFiles, files_of
 from megdet.data.formats.labelled import LabelledImage, LabelledObject, write_labelled
 from megdet.data.image import image_size
 from megdet.errors import InputError, shown
-from megdet.files import LARGEST_JSON, read_bytes
 
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "image": ("filename", "file_name", "imageid", "image_id", "image", "image_name", "image_path", "path"),
@@ -53,7 +51,7 @@ def convert_csv(source: Path, out: Path, images: Path | None = None) -> list[Con
     Raises:
         InputError: a table is malformed or an image is missing; the message names the file and the line.
     """
-    tables = {path: _records(path) for path in files_of(source, ".csv")}
+    tables = {path: csv_lines(path) for path in files_of(source, ".csv")}
     titles = {path: _columns(records[0][1]) for path, records in tables.items() if records}
     descriptions = {
         words[0]: words[1]
@@ -74,20 +72,6 @@ def convert_csv(source: Path, out: Path, images: Path | None = None) -> list[Con
         rows = list(_rows(path, tables[path][1:], columns, descriptions))
         labelled += _images(rows, files, path, split)
     return write_labelled(labelled, files, out)
-
-
-def _records(path: Path) -> list[tuple[int, list[str]]]:
-    """The lines of a table that are not empty, with their numbers, split into fields."""
-    try:
-        text = read_bytes(path, LARGEST_JSON).decode("utf-8-sig")
-        first = text.partition("\n")[0]
-        delimiter = max(",;\t", key=first.count)
-        reader = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
-        return [(reader.line_num, words) for words in reader if any(word.strip() for word in words)]
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}; save it as UTF-8") from None
-    except csv.Error as error:
-        raise InputError(f"{path}:{reader.line_num}: not a valid CSV line: {error}") from None
 
 
 def _columns(header: list[str]) -> dict[str, int] | None:

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from megdet.data.repeats import training_plan
+from megdet.data.sampling.frequencies import training_plan
 from megdet.distributed.world import World
 from megdet.errors import InputError, shown
 from megdet.inference.trained import read_recipe

@@ -44,7 +44,7 @@ def recipe_faults(folder: RunFolder, counted: Counted, recipe: Recipe) -> Iterat
 
 
 def data_faults(folder: RunFolder, counted: Counted, dataset: CocoDataset) -> Iterator[str]:
-    """Whether names, sizes and boxes of the training images are those of every start."""
+    """Whether names, sizes, boxes and weights of the training images are those of every start."""
     now = fingerprint(dataset)
     for start in counted:
         if isinstance(start, Start) and start.data != now:
@@ -53,7 +53,7 @@ def data_faults(folder: RunFolder, counted: Counted, dataset: CocoDataset) -> It
             if start.num_images != len(dataset):
                 yield f"{which} are {len(dataset)} images here, {start.num_images} in {line}"
             else:
-                yield f"{which} have other names, sizes or boxes than in {line}"
+                yield f"{which} have other names, sizes, boxes or weights than in {line}"
             return
 
 

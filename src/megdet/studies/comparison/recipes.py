@@ -9,7 +9,7 @@ from megdet.recipe import Recipe
 from megdet.recipe_check import flat_keys
 from megdet.recipe_file import WITHOUT_EFFECT, parse_recipe
 
-_BY_CONTENT = ("data.train_annotations", "data.train_images")
+_BY_CONTENT = ("data.train_annotations", "data.train_images", "data.image_weights")
 """Paths of training data: another path may be other data. Validation data are compared by their content."""
 
 

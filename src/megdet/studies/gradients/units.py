@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from megdet.data.coco import CocoDataset, training_set
 from megdet.data.loader import training_batches
 from megdet.data.plan import TrainingPlan
-from megdet.data.repeats import training_plan
+from megdet.data.sampling.frequencies import training_plan
 from megdet.distributed.layout import recipe_layout
 from megdet.errors import InputError
 from megdet.inference.trained import load_weights, place_model, read_recipe
@@ -113,7 +113,8 @@ def load_study(
 def disjoint_groups(plan: TrainingPlan) -> list[tuple[int, int]]:
     """(step, group) of the first epoch's groups in the plan's order, without groups that repeat an image.
 
-    The last window of the epoch also has images of the next one.
+    The last window of the epoch also has images of the next one. With `data.copy_paste` objects of one image may still
+    be pasted onto several.
     """
     window = plan.recipe.plan_window
     seen: set[int] = set()

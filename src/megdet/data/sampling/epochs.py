@@ -1,4 +1,4 @@
-"""The order of the images of an epoch: a permutation, or with repeat factors a list of the same length."""
+"""The order of the images of an epoch: a permutation, or with frequencies a list of the same length."""
 
 import math
 from functools import lru_cache
@@ -18,11 +18,11 @@ class EpochOrders:
     Args:
         num_images: images of the data set, and places of an epoch.
         seed: of the recipe.
-        repeats: (images,) repeat factors; None: every image comes once.
+        frequencies: (images,) how often each comes, compared with the others; None: every image comes once.
     """
 
-    def __init__(self, num_images: int, seed: int, repeats: NDArray[np.float64] | None = None) -> None:
-        self.num_images, self.seed, self.repeats = num_images, seed, repeats
+    def __init__(self, num_images: int, seed: int, frequencies: NDArray[np.float64] | None = None) -> None:
+        self.num_images, self.seed, self.frequencies = num_images, seed, frequencies
         self.permutation = lru_cache(maxsize=3)(self._permutation)
         """all image indices, once each, in an order of epoch 0, 1, ..."""
         self.places = lru_cache(maxsize=3)(self._places)
@@ -33,9 +33,9 @@ class EpochOrders:
 
     def _places(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         permutation = self.permutation(epoch)
-        if self.repeats is None:
+        if self.frequencies is None:
             return permutation, np.zeros_like(permutation)
-        counts = _counts(self.repeats[permutation], unit_interval(self.seed, _REPEATS, epoch))
+        counts = _counts(self.frequencies[permutation], unit_interval(self.seed, _REPEATS, epoch))
         copies = np.concatenate([np.arange(count) for count in counts.tolist()])
         mixed = generator(self.seed, _REPEATS_ORDER, epoch).permutation(self.num_images)
         return np.repeat(permutation, counts)[mixed], copies[mixed]

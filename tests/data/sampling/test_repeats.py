@@ -11,7 +11,8 @@ import pytest
 from data_factories import box_row, image_row, write_set
 from megdet.data.coco import load_coco
 from megdet.data.plan import TrainingPlan
-from megdet.data.repeats import repeat_factors, training_plan
+from megdet.data.sampling.frequencies import training_plan
+from megdet.data.sampling.repeats import repeat_factors
 from megdet.data.unreadable import stand_in
 from megdet.recipe import Data, Recipe, Schedule
 from plans import steps_of
@@ -83,7 +84,7 @@ def test_without_a_rare_class_or_a_threshold_every_image_comes_once(dataset):
         assert sorted(plain.order(epoch).tolist()) == sorted(alike.order(epoch).tolist()) == list(range(16))
     assert plain.order(0) is plain.permutation(0)
     for threshold, repeats in ((0.5, None), (0.0, np.ones(16))):
-        with pytest.raises(ValueError, match="repeat factors"):
+        with pytest.raises(ValueError, match="needs frequencies"):
             TrainingPlan(dataset.sizes, recipe_with(threshold), repeats)
 
 

@@ -10,14 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megdet.data.coco import CocoDataset
-from megdet.data.plan import TrainingPlan
-from megdet.recipe import Recipe
-
-
-def training_plan(dataset: CocoDataset, recipe: Recipe) -> TrainingPlan:
-    """The plan of a data set. Raises InputError if it is smaller than one mini-batch."""
-    threshold = recipe.data.repeat_threshold
-    return TrainingPlan(dataset.sizes, recipe, repeat_factors(dataset, threshold) if threshold else None)
 
 
 def repeat_factors(dataset: CocoDataset, threshold: float) -> NDArray[np.float64]:

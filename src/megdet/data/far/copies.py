@@ -26,6 +26,8 @@ _LEFT_AFTER_EVICTION = 0.9
 """Part of the limit that copies may have after some were deleted, so that this is not due again at once."""
 _LONGEST_LOCK = 10.0
 """Seconds that a process waits for the lock; then the file is not kept this time."""
+_LOOK_AGAIN = 0.002
+"""Seconds between two looks at a lock that another process holds."""
 
 
 class FileCopies:
@@ -35,6 +37,7 @@ class FileCopies:
         self.folder, self.most_bytes = folder, most_bytes
         self._is_written = most_bytes > 0
         self._notices: list[str] = []
+        self._in_turn = threading.Lock()  # threads that wait here do not poll
         if self._is_written:
             delete_leftovers(folder)
 
@@ -93,7 +96,8 @@ class FileCopies:
 
     def _make_room(self, size: int) -> None:
         """Count `size` more bytes, after deleting the oldest copies if they would be too many. Raises OSError."""
-        with FileLock(self.folder / "lock", timeout=_LONGEST_LOCK):
+        lock = FileLock(self.folder / "lock")
+        with self._in_turn, lock.acquire(timeout=_LONGEST_LOCK, poll_interval=_LOOK_AGAIN):
             count = self.folder / "bytes"
             try:
                 (total,) = _COUNT.unpack(count.read_bytes())

@@ -28,6 +28,9 @@ _BUGS = (AssertionError, AttributeError, KeyError, IndexError, NameError, TypeEr
 TOGETHER = 16
 """Files of a micro-batch that are fetched at the same time."""
 
+_MOST_BYTES = 1 << 30
+"""Of a file that is read into memory; an entry of a zip may be packed a thousandfold."""
+
 _Found = TypeVar("_Found")
 _OPENED: dict[tuple[int, FarFolder], "FarReader"] = {}
 _LOCKS: dict[int, threading.Lock] = {}
@@ -148,6 +151,10 @@ class FarReader:
 
     def _bytes(self, file: FarFile, size: int | None) -> bytes:
         """One request. Raises whatever the file system raises."""
+        if file.stamp.size > _MOST_BYTES:
+            raise InputError(
+                f"{file.stamp.size} bytes are more than an image has ({_MOST_BYTES}): is it the right file?"
+            )
         filesystem, root = self._opened()
         path, part = in_folder(root, file.file_name), {} if size is None else {"start": 0, "end": size}
         if filesystem.async_impl:

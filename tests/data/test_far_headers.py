@@ -1,6 +1,7 @@
 """Sizes of far images: those of local files, read once, from few bytes; and what a listing tells."""
 
 import json
+import time
 from pathlib import Path
 
 import fsspec
@@ -12,6 +13,7 @@ from data_factories import image_row, save_image, two_images
 from far_servers import tar_of, zip_of
 from megdet.data.check import check_dataset
 from megdet.data.far import headers as far_headers
+from megdet.data.far import reading
 from megdet.data.far.folder import FarFile, folder_of
 from megdet.data.headers import Lost, read_headers, read_stamped_headers
 from megdet.errors import InputError
@@ -125,6 +127,23 @@ def test_what_was_read_before_an_interruption_is_not_read_again(tmp_path, cache_
     found = read_headers(tmp_path / "x.json", folder_of(server.address), names)
     assert found.tolist() == [[30, 40 + number, 0] for number in range(6)]
     assert {own.name for own in server.asked} == {"4.jpg", "5.jpg"}
+
+
+def test_after_an_interruption_no_thread_asks_again(tmp_path, cache_folder, server, monkeypatch):
+    monkeypatch.setattr(reading, "_FIRST_PAUSE", 60.0)  # the test would take minutes
+    server.fault_of = lambda _: 503
+    names = [f"{number}.jpg" for number in range(8)]
+    real = far_headers.far_header
+
+    def interrupted(file: FarFile):
+        while len(server.asked) < 7:
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(far_headers, "far_header", lambda own: (interrupted if own.file_name == "0.jpg" else real)(own))
+    with pytest.raises(KeyboardInterrupt):
+        read_headers(tmp_path / "x.json", folder_of(server.address), names)
+    assert len(server.asked) == 7
 
 
 def test_a_lost_far_image_has_the_size_in_the_annotations_and_is_asked_for_at_the_next_start(

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megdet.data.columns import Columns, text_column, text_of
-from megdet.data.far.folder import FarFile, ImageFile, ImageFolder, Stamp, file_in
+from megdet.data.far.folder import FarFile, FarFolder, ImageFile, ImageFolder, Stamp, file_in
 from megdet.data.image import Header, kind_fault, whole_header
 from megdet.data.user_cache import cache_file, recall, remember
 from megdet.errors import InputError, shown
@@ -90,7 +90,7 @@ def read_stamped_headers(
                 )
     except BaseException:
         reading.close()
-        if not isinstance(image_folder, Path):
+        if isinstance(image_folder, FarFolder):
             known.remember(headers, stamps, headers[:, 0] > 0)
         raise
     known.remember(headers, stamps)
@@ -137,10 +137,10 @@ class _Known:
 
 def _read(image_folder: ImageFolder, files: Iterator[ImageFile], count: int) -> Generator[Header | InputError]:
     """The headers of files, several read at once."""
-    if isinstance(image_folder, Path):
-        threads, progress = _THREADS, None
-    else:
+    threads, progress = _THREADS, None
+    if isinstance(image_folder, FarFolder):
         from megdet.data.far.headers import THREADS, Progress  # here, because it imports fsspec
+        from megdet.data.far.reading import give_up
 
         threads, progress = THREADS, Progress(image_folder, count)
     pool = ThreadPoolExecutor(threads)
@@ -149,6 +149,10 @@ def _read(image_folder: ImageFolder, files: Iterator[ImageFile], count: int) -> 
             if progress is not None:
                 progress.one_more()
             yield found
+    except BaseException:
+        if isinstance(image_folder, FarFolder):
+            give_up(image_folder)
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 

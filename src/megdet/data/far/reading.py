@@ -7,7 +7,6 @@ since closing it there would close it for the parent too.
 
 import os
 import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -56,6 +55,13 @@ def forget(file: FarFile) -> None:
     reader_of(file.folder).forget(file)
 
 
+def give_up(folder: FarFolder) -> None:
+    """Let the threads that read a folder end after the request that each waits for."""
+    reader = _OPENED.pop((os.getpid(), folder), None)
+    if reader is not None:
+        reader.is_given_up.set()
+
+
 def fetch_ahead(files: Sequence[ImageFile]) -> None:
     """Fetch the far ones of the files that are read next, several at once; what fails fails when it is read."""
     far = [file for file in files if isinstance(file, FarFile)]
@@ -76,6 +82,7 @@ class FarReader:
         self.copies = FileCopies(Path(folder.copies), folder.most_bytes)
         self._opening, self._alone = threading.Lock(), threading.Lock()
         self._filesystem: tuple[Any, str] | None = None
+        self.is_given_up = threading.Event()
         self._ahead: dict[FarFile, bytes | InputError] = {}
         self._notices: list[str] = []
 
@@ -196,7 +203,8 @@ class FarReader:
                 notice = f"{self.folder}: {fault}: such requests are made again"
                 if notice not in self._notices:
                     self._notices.append(notice)
-                time.sleep(_pause(number))
+                if self.is_given_up.wait(_pause(number)):
+                    raise InputError("given up")
         times = "" if tries == 1 else f", {tries} times in a row (data.far_retries {self.folder.retries})"
         raise InputError(f"{fault}{times}: is the server up, and is the network?")
 

@@ -182,6 +182,13 @@ SECTIONS = (
         "four channels.",
     ),
     Section(
+        "Images far away",
+        "Batches of 16 JPEG files of 640 x 480 pixels, resized to 800 x 1067, loaded by one process: from a folder, "
+        "from a zip, and from a web server of this machine that waits 20 ms before each answer, by the clock.",
+        {"far": "far.py --rounds 7 --milliseconds 20"},
+        tables.far,
+    ),
+    Section(
         "Starting on a large data set",
         "What a run reads before its first step: annotations with polygons as long as COCO's and the headers of "
         "118,000 images. Every start is a process of its own; its imports do not count.",

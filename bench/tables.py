@@ -120,6 +120,15 @@ def data(result: Result) -> list[str]:
     ]
 
 
+def far(result: Result) -> list[str]:
+    rows = [["side", "images a second", "against a local folder"]]
+    for name, seconds in result["seconds"].items():
+        ratio = "1" if name == "local folder" else _spread(result["ratios"][name], result["ratio_spread"][name])
+        rows.append([_bold(name), _number(result["images"] / seconds), ratio])
+    starts = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in result["starts"].items())
+    return [*_table(*rows), "", f"The sizes of {result['images']} images: {starts}."]
+
+
 def annotations(result: Result) -> list[str]:
     rows = [["start", "seconds of the clock", "seconds of the processor", "fingerprint", "peak memory"]]
     for name, one in result["starts"].items():

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int64
 from numpy.typing import NDArray
 
+from megdet.addresses import is_address
 from megdet.data.image import read_image
 from megdet.data.rle import Rle, decode_mask
 from megdet.drawing import draw_detections
@@ -101,7 +102,8 @@ class Detections:
             category_ids: the category id of each class, by default `self.category_ids`; None leaves a class out.
         """
         ids = self.category_ids if category_ids is None else category_ids
-        name = Path(self.source).name if image_id is None else image_id
+        inside = self.source.partition("::")[0] if is_address(self.source) else self.source  # of an archive
+        name = Path(inside).name if image_id is None else image_id
         rows = []
         for row, ((x1, y1, x2, y2), score, label) in enumerate(
             zip(self.boxes.tolist(), self.scores.tolist(), self.labels.tolist(), strict=True)

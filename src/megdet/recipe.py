@@ -35,11 +35,11 @@ class Data:
     train_annotations: str = "data/coco/annotations/instances_train2017.json"
     """COCO instances file to train on; a relative path counts from the working directory"""
     train_images: str = "data/coco/train2017"
-    """folder of the training images"""
+    """folder of the training images, or its address: https://, s3://, gs://, zip:// or any that fsspec knows"""
     val_annotations: str = "data/coco/annotations/instances_val2017.json"
     """COCO instances file to evaluate on"""
     val_images: str = "data/coco/val2017"
-    """folder of the validation images"""
+    """folder of the validation images, or its address"""
     draw_demo: Literal["", "easy", "hard", "tiny"] = ""
     """if not empty and the annotations are missing, draw the demo data set into the folder above them"""
     keep_empty_images: bool = False
@@ -96,6 +96,12 @@ class Data:
     """folder of the cached images, which may be shared and may be deleted at any time"""
     cache_gib: NotNegativeNumber = 50.0
     """largest size of the cache in GiB; as many of the first images of the data set as fit are kept"""
+    far_cache_gib: NotNegativeNumber = 50.0
+    """largest size in GiB of the copies of far images' files, in cache_folder/files; 0 = none; same result"""
+    far_timeout: NotNegativeNumber = 30.0
+    """seconds that a request for a far image may take"""
+    far_retries: NotNegative = 4
+    """how often a request for a far image is made again after a fault that may pass"""
 
 
 @dataclass(frozen=True)

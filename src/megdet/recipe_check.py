@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from megdet.addresses import address_fault, is_address, masked
 from megdet.bounds import faults_of
 from megdet.errors import InputError, nearest, shown
 from megdet.recipe import MOST_EXACT_IMAGES, TRACKERS, Recipe
@@ -65,6 +66,9 @@ def check_recipe(recipe: Recipe, source: str) -> None:
         refuse("data.cache", "an image is drawn at several sizes (data.short_edges, data.scale_jitter): cache decoded")
     if recipe.data.cache != "none" and not recipe.data.cache_folder:
         refuse("data.cache_folder", "an empty name; name the folder that keeps the images")
+    _check_addresses(recipe, source)
+    if not recipe.data.far_timeout:
+        refuse("data.far_timeout", "no request can be answered in no time: give seconds")
     for name in recipe.trackers:
         if name not in TRACKERS or recipe.trackers.count(name) > 1:
             mend = f"name each of {', '.join(TRACKERS)} at most once{nearest(name, TRACKERS)}"
@@ -89,6 +93,18 @@ def check_recipe(recipe: Recipe, source: str) -> None:
         key = "optimizer.ema_decay" if 0 <= recipe.optimizer.momentum < 1 else "optimizer.momentum"
         refuse(key, "it must be at least 0 and below 1")
     _check_large_batch(recipe, refuse)
+
+
+def _check_addresses(recipe: Recipe, source: str) -> None:
+    """Refuse addresses that hold a secret, which would be kept in the run folder; the message does not show it."""
+    for split in ("train", "val"):
+        key, value = f"data.{split}_images", getattr(recipe.data, f"{split}_images")
+        fault = address_fault(value) if is_address(value) else ""
+        if not fault and is_address(annotations := getattr(recipe.data, f"{split}_annotations")):
+            key, value = f"data.{split}_annotations", annotations
+            fault = "annotations are read from a file on this machine: fetch it and give its path"
+        if fault:
+            raise InputError(f"{source}: {key} is {masked(value)}: {fault}")
 
 
 def _check_large_batch(recipe: Recipe, refuse: Callable[[str, str], None]) -> None:

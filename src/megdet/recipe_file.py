@@ -95,6 +95,7 @@ WITHOUT_EFFECT = (
     *("keep_every_epochs", "ledger_steps", "trackers", "recompute", "evaluation.every_epochs", "data.draw_demo"),
     *("data.train_annotations", "data.train_images", "data.val_annotations", "data.val_images", "data.image_weights"),
     *("data.cache", "data.cache_folder", "data.cache_gib", "data.unreadable", "data.most_replaced"),
+    *("data.far_cache_gib", "data.far_timeout", "data.far_retries"),
     *("watch.action", "watch.explodes_at", "watch.most_skipped", "watch.most_roll_backs", "watch.rewarm_steps"),
 )
 """Keys that may change from one start of a run to the next; the data are compared by their content.

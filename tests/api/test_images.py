@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from far_servers import zip_of
 from megdet.api import images as images_module
 from megdet.api.images import each_image, is_one_image, pixels_of_any
 from megdet.errors import InputError
@@ -44,11 +45,12 @@ def address(file) -> Iterator[str]:
     server.server_close()
 
 
-def test_paths_addresses_arrays_tensors_and_pillow_images_are_the_same(file, pixels, address):
+def test_paths_addresses_arrays_tensors_and_pillow_images_are_the_same(tmp_path, file, pixels, address):
     tensor = torch.from_numpy(pixels).permute(2, 0, 1)
     with Image.open(file) as opened:
         assert np.array_equal(pixels_of_any(opened, MOST).values, pixels)
     for image in (
+        zip_of(file.parent, tmp_path / "a.zip").replace("://", f"://{file.name}"),
         *(str(file), file, file.as_uri(), f"{address}/a%20b.png", pixels, np.asfortranarray(pixels)),
         *(tensor, tensor.float() / 255, tensor.double() / 255),
     ):

@@ -97,10 +97,18 @@ def test_a_convolution_has_the_times_of_both_sides(script: Script, results: dict
 
 def test_the_scale_has_what_was_measured_and_what_was_predicted(script: Script, results: dict[str, Any]) -> None:
     row = {
-        **{"devices": 2, "lane_width": 1, "rounds": 2, "micro_batch": 4},
-        **{"seconds": 2.0, "spread": [1.9, 2.2], "images_per_second": 8.0},
-        **{"efficiency": 0.81, "waiting": 0.02, "collectives": 0.11},
-        **{"predicted_seconds": 2.1, "predicted_collectives": 0.09},
+        "devices": 2,
+        "lane_width": 1,
+        "rounds": 2,
+        "micro_batch": 4,
+        "seconds": 2.0,
+        "spread": [1.9, 2.2],
+        "images_per_second": 8.0,
+        "efficiency": 0.81,
+        "waiting": 0.02,
+        "collectives": 0.11,
+        "predicted_seconds": 2.1,
+        "predicted_collectives": 0.09,
     }
     found = {"backbone": "resnet18", "size": 256, "batch": 16, "bn": 8, "cores": 2, "rows": [row]}
     results["scale"] = {**results["memory/320"], "result": found}
@@ -122,14 +130,6 @@ def test_the_sections_stand_in_their_order(script: Script) -> None:
             "Cross-device batch norm",
             "Recompute",
         ),
-        *(
-            "Input",
-            "Starting on a large data set",
-            "Evaluation",
-            "Gradient noise scale",
-            "Planner",
-            "Scale",
-            "Start",
-            "GPU",
-        ),
+        *("Input", "Images far away", "Starting on a large data set", "Evaluation", "Gradient noise scale", "Planner"),
+        *("Scale", "Start", "GPU"),
     ]

@@ -14,12 +14,15 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 from torch import Tensor
 
+from megdet.addresses import is_address
+from megdet.data.far.folder import FarFile, FarFolder, folder_of
 from megdet.data.image import IMAGE_SUFFIXES, pixels_fault, pixels_of, read_image
 from megdet.errors import InputError
 
 Image: TypeAlias = str | Path | PillowImage.Image | NDArray[np.uint8] | Tensor
-"""A path, an address (http, https, file), an image of Pillow's, an array (height, width, 3) or (height, width) of 8
-bits, or a tensor (3, height, width) of 8 bits or of floats from 0 to 1; colours are in the order RGB."""
+"""A path, an address (http, https, file, s3, zip and others that fsspec knows), an image of Pillow's, an array (height,
+width, 3) or (height, width) of 8 bits, or a tensor (3, height, width) of 8 bits or of floats from 0 to 1; colours are
+in the order RGB."""
 
 MOST_BYTES = 64 << 20
 """Of a file that is fetched from an address."""
@@ -63,6 +66,8 @@ def pixels_of_any(image: Any, max_pixels: int) -> Pixels:
         return Pixels(_fetched(image, max_pixels), image, is_file=False)
     if isinstance(image, str) and image.startswith("file:"):
         image = Path(urllib.request.url2pathname(urllib.parse.urlsplit(image).path))
+    elif isinstance(image, str) and is_address(image):
+        return Pixels(read_image(_far_file(image), max_pixels=max_pixels), image, is_file=False)
     if isinstance(image, str | Path):
         return Pixels(read_image(image, max_pixels=max_pixels), str(image), is_file=True)
     if isinstance(image, PillowImage.Image):
@@ -77,6 +82,12 @@ def pixels_of_any(image: Any, max_pixels: int) -> Pixels:
         f"something of type {type(image).__name__} is no image: give a path, an address, an array, a tensor or an "
         "image of Pillow's"
     )
+
+
+def _far_file(address: str) -> FarFile:
+    folder = folder_of(address)
+    assert isinstance(folder, FarFolder)  # an address of a local file was taken for its path before
+    return folder.as_file()
 
 
 def _fetched(address: str, max_pixels: int) -> NDArray[np.uint8]:

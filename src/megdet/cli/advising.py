@@ -9,6 +9,7 @@ from megdet.cli.options import CONSOLE, PROGRESS, Arguments, existing_file
 from megdet.cli.parsers.shared import ADVICE_OPTIONS
 from megdet.data.advice import Advice, Wishes, advise
 from megdet.data.coco import load_coco
+from megdet.data.far.folder import folder_of
 from megdet.data.new_recipe import Places, new_recipe_file, write_recipe
 from megdet.data.stats import dataset_statistics
 from megdet.errors import InputError
@@ -40,7 +41,7 @@ def run_new(arguments: Arguments) -> None:
     path = new_recipe_file(arguments.new_name)
     own = wishes(arguments)
     for annotations, images in filter(None, (arguments.val, arguments.data)):
-        dataset = load_coco(Path(annotations), Path(images), keep_empty=True)
+        dataset = load_coco(Path(annotations), folder_of(images), keep_empty=True)
     stats = dataset_statistics(dataset)
     advice = advise(stats, own)
     places = Places(tuple(arguments.data), tuple(arguments.val) if arguments.val else None)

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from megdet.cli.options import CONSOLE, Arguments
 from megdet.data.coco import load_coco
+from megdet.data.far.folder import folder_of, local_folder
 from megdet.data.formats.converted import Converted, link_images
 from megdet.data.subsets import merge_documents, read_document, sample_document, split_document
 from megdet.errors import InputError
@@ -16,6 +17,8 @@ from megdet.errors import InputError
 def run_convert(arguments: Arguments) -> None:
     """Write COCO files and link the images beside them, or write VOC or YOLO."""
     _refuse_options_of_others(arguments)
+    if arguments.images is not None:
+        local_folder(arguments.images, "data convert")
     if arguments.to != "coco":
         _write_for_others(arguments)
         return
@@ -133,12 +136,12 @@ def run_split(arguments: Arguments) -> None:
 
 def run_merge(arguments: Arguments) -> None:
     """Write one COCO file of several, and link the folder above all images."""
-    folders = [images.absolute() for _, images in arguments.data]
+    folders = [local_folder(folder_of(images), "data merge").absolute() for _, images in arguments.data]
     for folder in folders:
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder")
     common = _common_folder(folders)
-    documents = [read_document(annotations) for annotations, _ in arguments.data]
+    documents = [read_document(Path(annotations)) for annotations, _ in arguments.data]
     merged = merge_documents(documents, folders, common)
     file = arguments.out / "annotations" / "all.json"
     merged.write(file)

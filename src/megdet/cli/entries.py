@@ -7,6 +7,7 @@ from megdet.cli.options import CONSOLE, Arguments, existing_file
 from megdet.cli.pictures import print_numbers
 from megdet.cli.results import fold_if_asked, overrides_here
 from megdet.data.classes import category_ids_for
+from megdet.data.far.folder import folder_of
 from megdet.data.image_info import ImageInfo, images_to_detect, read_image_info
 from megdet.data.result_rows import Detection, Id
 from megdet.data.shared import once_a_host
@@ -111,7 +112,9 @@ def _detect(arguments: Arguments, info: ImageInfo, world: World) -> list[Detecti
     if arguments.kind == "segm" and not trained.model.has_masks:
         raise InputError(f"{folder.path}: the detector finds no masks: submit its boxes, --kind bbox")
     fold_if_asked(arguments, trained, world)
-    dataset = once_a_host(world, lambda: images_to_detect(info, arguments.images, trained.recipe.data))
+    data = trained.recipe.data
+    images = folder_of(arguments.images, data)
+    dataset = once_a_host(world, lambda: images_to_detect(info, images, data))
     ids = category_ids_for(trained.class_names, dataset)
     results = detect_dataset(trained.model, trained.recipe, dataset, ids, world, workers=num_workers(arguments))
     return typed(results, list[Detection], f"the detections of {folder.path}")

@@ -6,6 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from megdet.cli.options import CONSOLE, Arguments
+from megdet.data.far.folder import folder_of
 from megdet.studies.doctor.doctor import look_at_machine
 
 _STYLES = {"good": "green", "look": "yellow", "bad": "bold red"}
@@ -13,8 +14,14 @@ _STYLES = {"good": "green", "look": "yellow", "bad": "bold red"}
 
 def run_doctor(arguments: Arguments) -> None:
     """Print the findings, each with its next step; exit code 1 if one is bad."""
-    annotations, images = map(Path, arguments.data) if arguments.data else (None, None)
-    findings = list(look_at_machine(arguments.run, annotations, images))
+    annotations, images = arguments.data or (None, None)
+    findings = list(
+        look_at_machine(
+            arguments.run,
+            None if annotations is None else Path(annotations),
+            None if images is None else folder_of(images),
+        )
+    )
     table = Table("", "", "found", "next step")
     for finding in findings:
         state = Text(finding.state, style=_STYLES[finding.state])

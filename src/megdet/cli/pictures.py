@@ -3,10 +3,11 @@
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from megdet.cli.options import CONSOLE
+from megdet.data.far.folder import FarFile, FarFolder, ImageFile, ImageFolder, name_of
 from megdet.data.image import IMAGE_SUFFIXES
 from megdet.detections import Detections
 from megdet.errors import InputError, printable
@@ -17,8 +18,8 @@ from megdet.plotting import write_picture
 
 
 def draw_files(
-    files: Sequence[Path],
-    detect: Callable[[Path], Detections],
+    files: Sequence[ImageFile],
+    detect: Callable[[ImageFile], Detections],
     out: Path,
     score: float,
     tell: Callable[[Mapping[str, Any]], None],
@@ -35,7 +36,7 @@ def draw_files(
         except InputError as error:  # go on with the other pictures
             unreadable.append(str(error))
             continue
-        picture = _free_name(out, file, {earlier for earlier, _ in found})
+        picture = _free_name(out, name_of(file), {earlier for earlier, _ in found})
         write_picture(picture, partial(detections.draw(score).save, format="png"))
         drawn = len(detections.above(score))
         CONSOLE.print(f"{printable(str(picture))}: {drawn} of {len(detections)} detections drawn")
@@ -49,11 +50,13 @@ def draw_files(
         raise InputError(f"{len(unreadable)} of {len(files)} images could not be read: {'; '.join(unreadable)}")
 
 
-def image_files(paths: Sequence[Path]) -> list[Path]:
-    """The files named, and those of the folders named. Raises InputError."""
-    files: list[Path] = []
+def image_files(paths: Sequence[ImageFolder]) -> list[ImageFile]:
+    """The files named, and those of the folders named, which may be addresses. Raises InputError."""
+    files: list[ImageFile] = []
     for path in paths:
-        if path.is_dir():
+        if not isinstance(path, Path):
+            files += _far_files(path)
+        elif path.is_dir():
             inside = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
             if not inside:
                 raise InputError(f"{path}: no image in this folder")
@@ -65,7 +68,19 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
     return files
 
 
-def _free_name(out: Path, file: Path, taken: set[Path]) -> Path:
+def _far_files(place: FarFolder) -> list[FarFile]:
+    """The image at an address, or those of the folder at it."""
+    if (file := place.as_file()).file_name.lower().endswith(IMAGE_SUFFIXES):
+        return [file]
+    from megdet.data.far.listing import files_of  # here, because it imports fsspec
+
+    inside = [name for name in files_of(place) if "/" not in name and name.lower().endswith(IMAGE_SUFFIXES)]
+    if not inside:
+        raise InputError(f"{place}: no image in this folder")
+    return [place / name for name in inside]
+
+
+def _free_name(out: Path, file: PurePath, taken: set[Path]) -> Path:
     """A free name for a file's picture: files in other folders or with other suffixes may share its name."""
     names = itertools.chain((file.stem, file.name, f"{file.parent.name}_{file.name}"), itertools.count(2))
     paths = (out / (f"{file.stem}_{name}.png" if isinstance(name, int) else f"{name}.png") for name in names)

@@ -20,6 +20,7 @@ import torchvision
 from jaxtyping import UInt8
 
 from megdet.data.coco import CocoDataset
+from megdet.data.far.folder import ImageFile, stamp_of
 from megdet.data.plan import evaluation_size
 from megdet.files import delete_leftovers, reason_of, replace_file
 from megdet.recipe import Data
@@ -57,7 +58,7 @@ class ImageCache:
         self._is_written = True
         self._notices: list[str] = []
 
-    def pixels(self, index: int, path: Path, kind: str, make: Callable[[], _Pixels]) -> _Pixels:
+    def pixels(self, index: int, path: ImageFile, kind: str, make: Callable[[], _Pixels]) -> _Pixels:
         """The pixels that `make` gives for image `index`, from the cache file if there is one; may be written to.
 
         `kind` names the form of the pixels (`decoded`, `resized to ...`): an image may be cached in several forms.
@@ -65,12 +66,13 @@ class ImageCache:
         if index >= self.num_kept:
             return make()
         try:
-            status = path.stat()
+            changed = stamp_of(path)
         except OSError:
             return make()  # its error says what is wrong
-        key = hashlib.sha256(os.fsencode(f"{kind}\n{path.absolute()}")).hexdigest()[:32]
+        name = path.absolute() if isinstance(path, Path) else path
+        key = hashlib.sha256(os.fsencode(f"{kind}\n{name}")).hexdigest()[:32]
         file = self.folder / key[:2] / f"{key}.pixels"
-        stamp = self._libraries, status.st_mtime_ns, status.st_size
+        stamp = self._libraries, *changed
         pixels = self._read(file, path, stamp)
         if pixels is None:
             pixels = make()
@@ -82,7 +84,7 @@ class ImageCache:
         taken, self._notices = self._notices, []
         return taken
 
-    def _read(self, file: Path, path: Path, stamp: tuple[bytes, int, int]) -> _Pixels | None:
+    def _read(self, file: Path, path: ImageFile, stamp: tuple[bytes, int, int]) -> _Pixels | None:
         try:
             content = np.fromfile(file, np.uint8)
         except OSError:

@@ -4,12 +4,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
-from megdet.data.coco import EDGE_TOLERANCE, is_sized_before_exif, leaves_folder, outside_fault, size_fault
+from megdet.data.coco import EDGE_TOLERANCE, is_sized_before_exif, name_fault, size_fault
 from megdet.data.coco_rows import (
     CategoryRow,
     CocoRows,
@@ -24,6 +25,7 @@ from megdet.data.coco_rows import (
     decode,
     is_id,
 )
+from megdet.data.far.folder import FarFile, ImageFile, ImageFolder
 from megdet.data.image import MAX_PIXELS, Header, pixels_fault, read_header, read_image
 from megdet.data.room import Room
 from megdet.data.segmentations import OutlineRow, outline_rows, place_fault, segmentation_fault
@@ -44,7 +46,7 @@ class Problem:
     """what sort of problem, one of a few fixed phrases, to count by"""
     fatal: bool
     """whether training refuses the data set because of it; otherwise a warning"""
-    file: Path
+    file: ImageFile
     """the annotations file or the image"""
     image_id: int | str | None
     annotation_id: int | str | None
@@ -54,7 +56,7 @@ class Problem:
 
 def check_dataset(
     annotations_file: Path,
-    image_folder: Path,
+    image_folder: ImageFolder,
     *,
     max_pixels: int = MAX_PIXELS,
     allow_outside_files: bool = False,
@@ -77,10 +79,20 @@ def check_dataset(
     return sorted(checker.problems, key=lambda problem: not problem.fatal)
 
 
+def _fetched(file: FarFile) -> BytesIO:
+    """A far file, fetched once. Raises InputError."""
+    try:
+        return BytesIO(file.content())
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None
+
+
 class _Checker:
     """Collects problems; keeps the sound rows in tables by id for later checks."""
 
-    def __init__(self, annotations_file: Path, image_folder: Path, max_pixels: int, allow_outside_files: bool) -> None:
+    def __init__(
+        self, annotations_file: Path, image_folder: ImageFolder, max_pixels: int, allow_outside_files: bool
+    ) -> None:
         self.file = annotations_file
         self.folder = image_folder
         self.max_pixels, self.allow_outside_files = max_pixels, allow_outside_files
@@ -128,7 +140,7 @@ class _Checker:
         message: str,
         *,
         fatal: bool = True,
-        file: Path | None = None,
+        file: ImageFile | None = None,
         at: tuple[object, object] = (None, None),
     ) -> None:
         """Add a problem; `at` is an image id and an annotation id as they are in the file, of any type."""
@@ -191,21 +203,23 @@ class _Checker:
 
         def look(image_id: int | str) -> tuple[str, str, Header | None]:
             row = self.images[image_id]
-            if leaves_folder(row.file_name) and not self.allow_outside_files:
-                return "file outside the image folder", outside_fault(row.file_name), None
+            if fault := name_fault(row.file_name, self.folder, allow_outside=self.allow_outside_files):
+                return "file outside the image folder", fault, None
             path = self.folder / row.file_name
             try:
-                path.stat()
+                if isinstance(path, Path):
+                    path.stat()
             except (OSError, ValueError):  # a name that no file can have, too
                 return "missing file", f"no such file in {self.folder}", None
             try:
-                header = read_header(path)
+                source = path if isinstance(path, Path) else _fetched(path)
+                header = read_header(source)
                 if fault := pixels_fault(header.height, header.width, self.max_pixels):
                     return "too many pixels", fault, header
                 with room.taken(header.height * header.width):
-                    read_image(path, size=header[:2])
+                    read_image(source, size=header[:2])
             except InputError as error:
-                return "unreadable image", str(error), None
+                return "unreadable image", str(error).replace("the image: ", f"{path}: ", 1), None
             fault = size_fault(declared_size(row), header)
             return ("size disagrees" if fault else ""), fault, header
 

@@ -19,7 +19,8 @@ from megdet.architecture import MaskUse
 from megdet.data.annotations import AnnotationTable
 from megdet.data.coco_file import CocoColumns, load_columns
 from megdet.data.coco_rows import refusal
-from megdet.data.headers import Lost, read_headers
+from megdet.data.far.folder import UNKNOWN, ImageFile, ImageFolder, Stamp, file_in, folder_of
+from megdet.data.headers import Lost, read_stamped_headers
 from megdet.data.image import MAX_PIXELS, Header, pixels_fault
 from megdet.data.sampling.image_weights import images_with_weight, read_image_weights
 from megdet.data.segmentations import Segmentations, far_fault, rle_size_fault
@@ -40,7 +41,7 @@ class CocoDataset:
     """The images of one COCO instances file, in its order."""
 
     annotations_file: Path
-    image_folder: Path
+    image_folder: ImageFolder
     class_names: tuple[str, ...]
     """in the order of the category ids"""
     category_ids: tuple[int, ...]
@@ -60,6 +61,8 @@ class CocoDataset:
     """images left out because their weight is 0"""
     masks_serve_pasting: bool = False
     """whether segmentations were read for `data.copy_paste` only and the detector does not learn from them"""
+    stamps: NDArray[np.int64] | None = None
+    """(images, 2): the columns of `Stamp` of far images; None if they are on this machine's disks"""
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -69,16 +72,17 @@ class CocoDataset:
         """Whether the targets of its images have masks."""
         return self.annotations.segmentations is not None and not self.masks_serve_pasting
 
-    def image_path(self, index: int) -> Path:
+    def image_path(self, index: int) -> ImageFile:
         """The file of the image at a position of this data set."""
-        return self.image_folder / self.file_names[index]
+        stamp = UNKNOWN if self.stamps is None else Stamp(*self.stamps[index].tolist())
+        return file_in(self.image_folder, self.file_names[index], stamp)
 
 
 def training_set(data: Data, *, masks: MaskUse) -> CocoDataset:
     """The images that a recipe trains on. Raises InputError, for missing masks (of crowds too) if `masks` is all."""
     dataset = load_coco(
         Path(data.train_annotations),
-        Path(data.train_images),
+        folder_of(data.train_images, data),
         keep_empty=data.keep_empty_images,
         max_pixels=data.max_pixels,
         allow_outside_files=data.allow_outside_files,
@@ -95,7 +99,7 @@ def validation_set(data: Data, *, with_masks: bool) -> CocoDataset:
     """The images that a recipe evaluates on. Raises InputError, for missing masks (of crowds too) if `with_masks`."""
     dataset = load_coco(
         Path(data.val_annotations),
-        Path(data.val_images),
+        folder_of(data.val_images, data),
         keep_empty=True,
         max_pixels=data.max_pixels,
         allow_outside_files=data.allow_outside_files,
@@ -107,7 +111,7 @@ def validation_set(data: Data, *, with_masks: bool) -> CocoDataset:
 
 def load_coco(
     annotations_file: Path,
-    image_folder: Path,
+    image_folder: ImageFolder,
     *,
     keep_empty: bool,
     max_pixels: int = MAX_PIXELS,
@@ -120,7 +124,7 @@ def load_coco(
 
     Args:
         annotations_file: the JSON file.
-        image_folder: where its images are.
+        image_folder: where its images are, a folder or an address (`folder_of`).
         keep_empty: also keep images without a target (no box at all, only crowds, or no box with area).
         max_pixels: the largest height x width of an image.
         allow_outside_files: take a `file_name` that is absolute or has `..` in it.
@@ -138,8 +142,8 @@ def load_coco(
     fail = partial(refusal, annotations_file)
     num_images = len(columns.image_ids)
     for image_id, name in zip(columns.image_ids, columns.file_names, strict=True):
-        if not allow_outside_files and leaves_folder(name):
-            raise fail(outside_fault(name), image_id)
+        if fault := name_fault(name, image_folder, allow_outside=allow_outside_files):
+            raise fail(fault, image_id)
 
     needed = np.arange(num_images)
     if not keep_empty:
@@ -153,11 +157,13 @@ def load_coco(
     num_weightless = num_used - len(needed)
     names = [columns.file_names[index] for index in needed.tolist()]
     lost = None if most_lost is None else Lost(columns.declared_sizes[needed], most_replaced(most_lost, len(needed)))
-    headers = read_headers(annotations_file, image_folder, names, lost)
+    headers, stamps = read_stamped_headers(annotations_file, image_folder, names, lost)
     _check_sizes(columns, needed, headers, max_pixels, fail)
 
     sizes = np.full((num_images, 2), _UNREAD, np.int64)
     sizes[needed] = headers[:, :2]
+    all_stamps = np.full((num_images, 2), UNKNOWN, np.int64)
+    all_stamps[needed] = stamps
     if columns.segmentations is not None:
         _check_segmentations(columns, columns.segmentations, sizes, fail)
     boxes = np.clip(columns.boxes, 0, np.tile(sizes[columns.image_index][:, ::-1], 2)).astype(np.float32)
@@ -179,6 +185,7 @@ def load_coco(
         num_dropped=int((~has_area).sum()),
         weights=None if weights is None else weights[needed],
         num_weightless=num_weightless,
+        stamps=None if isinstance(image_folder, Path) else all_stamps[needed],
     )
 
 
@@ -190,8 +197,14 @@ def leaves_folder(name: str) -> bool:
     return bool(path.anchor) or ".." in path.parts
 
 
-def outside_fault(name: str) -> str:
-    """What is wrong with a `file_name` for which `leaves_folder` is true."""
+def name_fault(name: str, folder: ImageFolder, *, allow_outside: bool) -> str:
+    """Why a `file_name` is not read from a folder; empty if it is. Out of a far folder no name may lead."""
+    if not leaves_folder(name):
+        return ""
+    if not isinstance(folder, Path):
+        return f"file_name {shown(name)} leads out of the image folder, which is an address: change the file_name"
+    if allow_outside:
+        return ""
     return f"file_name {shown(name)} leads out of the image folder: set data.allow_outside_files true if that is meant"
 
 

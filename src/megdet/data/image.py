@@ -13,13 +13,14 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from io import BufferedReader, BytesIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from megdet.data.far.folder import FarFile
 from megdet.data.room import Room
 from megdet.errors import InputError
 from megdet.recipe import Data
@@ -42,8 +43,14 @@ _BAND_PIXELS = 1 << 20
 _MOST_SCANS_PIXELS = 16 * MAX_PIXELS
 """Largest scans x pixels of a JPEG: each scan takes the time of the whole picture; a progressive JPEG has ten."""
 
+_SIZED_AT_THE_BEGINNING = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"BM", b"P5", b"P6")
+"""First bytes of the formats whose size and EXIF stand before the pixels; those of TIFF and WebP may stand behind."""
+
 _ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"\0\0\0\0IEND\xaeB`\x82"}
 """The last bytes of a whole file, by format; other bytes may follow the picture."""
+
+
+ImageSource: TypeAlias = Path | str | BytesIO | FarFile
 
 
 class Header(NamedTuple):
@@ -67,7 +74,7 @@ def image_size(path: Path | str) -> tuple[int, int]:
     return height, width
 
 
-def read_header(source: Path | str | BytesIO) -> Header:
+def read_header(source: ImageSource) -> Header:
     """The header of an image file or an open file; EXIF is found only if it comes before the pixels.
 
     Raises:
@@ -77,8 +84,8 @@ def read_header(source: Path | str | BytesIO) -> Header:
         return _header(image)
 
 
-def whole_header(path: Path | str) -> Header:
-    """The header of an image file, which must not be truncated.
+def whole_header(source: Path | str | BytesIO) -> Header:
+    """The header of an image file or an open file, which must not be truncated.
 
     A JPEG or PNG without the right last bytes is decoded to find out, if it has at most MAX_PIXELS; truncation of other
     formats is not noticed.
@@ -86,18 +93,36 @@ def whole_header(path: Path | str) -> Header:
     Raises:
         InputError: the file is missing, is no image or is truncated.
     """
-    with _opened(Path(path)) as (image, file):
+    with _opened(Path(source) if isinstance(source, str) else source) as (image, file):
         header, end = _header(image), _ENDS.get(image.format or "", b"")
         file.seek(max(0, file.seek(0, os.SEEK_END) - len(end)))
         has_end = file.read() == end if end else True
     if not has_end and header.height * header.width <= MAX_PIXELS:
         with _ROOM.taken(header.height * header.width):
-            read_image(path)
+            read_image(source)
     return header
 
 
+def header_of_beginning(content: bytes, *, is_whole: bool) -> Header | None:
+    """The header of an image of which only the first bytes are at hand; None if more of them are needed.
+
+    All bytes are needed of formats whose size or EXIF may stand anywhere. With `is_whole` it is `whole_header`.
+
+    Raises:
+        InputError: these are all bytes, and they are no image or a truncated one.
+    """
+    if is_whole:
+        return whole_header(BytesIO(content))
+    if not content.startswith(_SIZED_AT_THE_BEGINNING):
+        return None
+    try:
+        return read_header(BytesIO(content))
+    except InputError:
+        return None
+
+
 def read_image(
-    source: Path | str | BytesIO, *, size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS
+    source: ImageSource, *, size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS
 ) -> NDArray[np.uint8]:
     """The picture as (height, width, 3) RGB of 8 bits, turned by its EXIF orientation.
 
@@ -106,7 +131,7 @@ def read_image(
     above 1, else as 0..255. Of an animation the first frame is read.
 
     Args:
-        source: path of the file, or an open file.
+        source: path of the file, a file at an address, or an open file.
         size: the height and width that the image must have; `max_pixels` is then not checked.
         max_pixels: the largest height x width that is decoded.
 
@@ -164,31 +189,41 @@ def pixels_of(image: Image.Image) -> NDArray[np.uint8]:
 
 
 @contextmanager
-def _opened(source: Path | BytesIO) -> Iterator[tuple[Image.Image, BufferedReader | BytesIO]]:
+def _opened(source: Path | BytesIO | FarFile) -> Iterator[tuple[Image.Image, BufferedReader | BytesIO]]:
     """An image whose header is read, and its file; errors in the `with` block become an InputError with the path."""
-    path = source if isinstance(source, Path) else "the image"
+    path = "the image" if isinstance(source, BytesIO) else source
     try:
         if isinstance(source, Path):
             fault = kind_fault(source.stat().st_mode)
             if fault:
                 raise InputError(fault)
         with ExitStack() as opened:
-            file = opened.enter_context(source.open("rb")) if isinstance(source, Path) else source
+            file: BufferedReader | BytesIO
+            if isinstance(source, Path):
+                file = opened.enter_context(source.open("rb"))
+            else:
+                file = source if isinstance(source, BytesIO) else BytesIO(source.content())
             image = opened.enter_context(Image.open(file, formats=FORMATS))
             yield image, file
     except InputError as error:
+        _forget_copy(source)
         raise InputError(f"{path}: {error}") from None
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such image file") from error
     except MemoryError:
         raise  # not the file's fault
-    except UnidentifiedImageError as error:
-        raise InputError(
-            f"{path}: cannot be read as an image (it is none of {', '.join(FORMATS)}); replace the file"
-        ) from error
     except Exception as error:  # Pillow's readers raise anything at all on a damaged file
+        _forget_copy(source)
         reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):
+            reason = f"it is none of {', '.join(FORMATS)}"
         raise InputError(f"{path}: cannot be read as an image ({reason}); replace the file") from error
+
+
+def _forget_copy(source: Path | BytesIO | FarFile) -> None:
+    """Let a far file be fetched anew when it is read next: its server may have a sound one by then."""
+    if isinstance(source, FarFile):
+        source.forget()
 
 
 def _header(image: Image.Image) -> Header:

@@ -8,9 +8,10 @@ import msgspec
 import numpy as np
 
 from megdet.data.annotations import AnnotationTable
-from megdet.data.coco import CocoDataset, leaves_folder, outside_fault, size_fault
+from megdet.data.coco import CocoDataset, name_fault, size_fault
 from megdet.data.coco_rows import Number
-from megdet.data.headers import read_headers
+from megdet.data.far.folder import ImageFolder
+from megdet.data.headers import read_stamped_headers
 from megdet.data.image import Header, pixels_fault
 from megdet.errors import InputError, shown
 from megdet.files import read_json
@@ -71,7 +72,7 @@ def read_image_info(file: Path) -> ImageInfo:
     )
 
 
-def images_to_detect(info: ImageInfo, folder: Path, data: Data) -> CocoDataset:
+def images_to_detect(info: ImageInfo, folder: ImageFolder, data: Data) -> CocoDataset:
     """A data set of images without annotations; `folder` has the files, `data` the limits of a recipe.
 
     Raises InputError for an image without a name, or whose file is missing, broken, too large or of another size.
@@ -80,10 +81,10 @@ def images_to_detect(info: ImageInfo, folder: Path, data: Data) -> CocoDataset:
     for image_id, name in info.file_names.items():
         if not name:
             raise InputError(f"{info.file}, image {shown(image_id)}: the image has no 'file_name'")
-        if not data.allow_outside_files and leaves_folder(name):
-            raise InputError(f"{info.file}, image {shown(image_id)}: {outside_fault(name)}")
+        if fault := name_fault(name, folder, allow_outside=data.allow_outside_files):
+            raise InputError(f"{info.file}, image {shown(image_id)}: {fault}")
         names.append(name)
-    headers = read_headers(info.file, folder, names)
+    headers, stamps = read_stamped_headers(info.file, folder, names)
     for image_id, row in zip(info.file_names, headers.tolist(), strict=True):
         header = Header(row[0], row[1], bool(row[2]))
         declared = info.sizes[image_id] or (float("nan"), float("nan"))
@@ -109,4 +110,5 @@ def images_to_detect(info: ImageInfo, folder: Path, data: Data) -> CocoDataset:
             np.zeros(0, np.float32),
             np.zeros(0, np.int64),
         ),
+        stamps=None if isinstance(folder, Path) else stamps,
     )

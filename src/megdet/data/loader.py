@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from megdet.data.batches import LOOK_SECONDS, Loaded, Pickled, handed_over, prepare_process, received
 from megdet.data.cache import ImageCache, image_cache
 from megdet.data.coco import CocoDataset
+from megdet.data.far.folder import FarFolder
 from megdet.data.plan import TrainingPlan
 from megdet.data.planned import PlannedGroup, PlannedImage
 from megdet.data.transforms import load_batch
@@ -153,12 +154,22 @@ def _load(
             row = next(row for row, image in enumerate(own) if error.index in image.indices)
             tries[row] += 1
             if found is None or tries[row] > MOST_IN_A_ROW:
-                return Loaded(InputError(f"{error}; {mend}"), cache.take_notices() if cache else [], replaced)
+                return Loaded(InputError(f"{error}; {mend}"), _notices(dataset, cache), replaced)
             own[row], other = without(own[row], error.index, partial(found, canvas=group.canvas))
             replaced.append(Replaced(step, error.index, other.index, error.reason))
         except MemoryError:
             return Loaded(InputError("the memory has no room for the next images: give fewer --workers"), [], replaced)
-    return handed_over(batch, cache.take_notices() if cache else [], replaced)
+    return handed_over(batch, _notices(dataset, cache), replaced)
+
+
+def _notices(dataset: CocoDataset, cache: ImageCache | None) -> list[str]:
+    """What the user should know of the images that this process has read since the last call."""
+    notices = cache.take_notices() if cache else []
+    if isinstance(dataset.image_folder, FarFolder):
+        from megdet.data.far.reading import notices_of  # here, because it imports fsspec
+
+        notices += notices_of(dataset.image_folder)
+    return notices
 
 
 def _start_method(device: torch.device) -> str | None:

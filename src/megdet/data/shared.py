@@ -1,14 +1,17 @@
 """A data set that one process of a host reads and the others map: annotations are parsed and stored once a host."""
 
+import dataclasses
 import platform
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from megdet.data.annotations import AnnotationTable
 from megdet.data.coco import CocoDataset
 from megdet.data.columns import Columns, id_column, ids_of, map_columns, text_column, text_of, write_columns
+from megdet.data.far.folder import FarFolder, ImageFolder
 from megdet.data.segmentations import mapped, unpacked
 from megdet.distributed.world import World
 from megdet.errors import InputError
@@ -53,9 +56,8 @@ def _written(dataset: CocoDataset, opened: ExitStack) -> str:
     masks = table.segmentations
     masks_file = None if masks is None else masks.shared_file()
     columns: Columns = {
-        "files": text_column(
-            [str(file or "") for file in (dataset.annotations_file, dataset.image_folder, masks_file)]
-        ),
+        "files": text_column([str(file or "") for file in (dataset.annotations_file, masks_file)]),
+        "image_folder": text_column(_folder_written(dataset.image_folder)),
         "names": text_column((*names, *facts)),
         "sizes": dataset.sizes,
         "counts": table.counts,
@@ -67,6 +69,8 @@ def _written(dataset: CocoDataset, opened: ExitStack) -> str:
     }
     if dataset.weights is not None:
         columns["weights"] = dataset.weights
+    if dataset.stamps is not None:
+        columns["stamps"] = dataset.stamps
     if masks is not None and table.places is not None:
         columns |= {"places": table.places, **({} if masks_file else masks.packed())}
     try:
@@ -80,13 +84,13 @@ def _written(dataset: CocoDataset, opened: ExitStack) -> str:
 
 def _mapped(file: Path) -> CocoDataset:
     columns, _ = map_columns(file)
-    annotations_file, image_folder, masks_file = text_of(columns["files"])
+    annotations_file, masks_file = text_of(columns["files"])
     class_names, category_ids, image_ids, file_names, *facts = text_of(columns["names"])
     num_dropped, num_weightless, masks_serve_pasting = facts
     masks = mapped(Path(masks_file)) if masks_file else unpacked(columns) if "digest" in columns else None
     return CocoDataset(
         annotations_file=Path(annotations_file),
-        image_folder=Path(image_folder),
+        image_folder=_folder_read(text_of(columns["image_folder"])),
         class_names=tuple(class_names),
         category_ids=tuple(category_ids),
         image_ids=tuple(image_ids),
@@ -106,4 +110,13 @@ def _mapped(file: Path) -> CocoDataset:
         weights=columns.get("weights"),
         num_weightless=num_weightless,
         masks_serve_pasting=masks_serve_pasting,
+        stamps=columns.get("stamps"),
     )
+
+
+def _folder_written(folder: ImageFolder) -> list[Any]:
+    return [str(folder)] if isinstance(folder, Path) else [*dataclasses.astuple(folder)]
+
+
+def _folder_read(written: list[Any]) -> ImageFolder:
+    return Path(written[0]) if len(written) == 1 else FarFolder(*written)

@@ -16,6 +16,7 @@ from megdet.data.augment.pasting import NO_MASK, Prepared, pasted, put_together
 from megdet.data.cache import ImageCache
 from megdet.data.coco import CocoDataset
 from megdet.data.draws import unit_interval
+from megdet.data.far.folder import FarFolder
 from megdet.data.image import read_image
 from megdet.data.masks import PlacedMask, place_mask
 from megdet.data.planned import PlannedImage
@@ -45,6 +46,11 @@ def load_batch(
     # channels last, like the resized images and for the model: changing the layout costs more than resizing
     dtype = torch.float32 if any(image.resize == "torchvision" for image in images) else torch.uint8
     pixels = torch.zeros((len(images), *canvas, 3), dtype=dtype).permute(0, 3, 1, 2)
+    if cache is None and isinstance(dataset.image_folder, FarFolder):
+        from megdet.data.far.reading import fetch_ahead  # here, because it imports fsspec
+
+        indices = dict.fromkeys(index for image in images for index in image.indices)
+        fetch_ahead([dataset.image_path(index) for index in indices])
     boxes, labels, masks = [], [], []
     for row, image in enumerate(images):
         own = _with_paste(dataset, image, color_jitter, cache)
@@ -170,8 +176,9 @@ def _load(dataset: CocoDataset, image: PlannedImage, color_jitter: float, cache:
     except InputError as error:
         height, width = dataset.sizes[image.index].tolist()
         reason = str(error).removeprefix(f"{dataset.image_path(image.index)}: ")
+        place = "on its server" if isinstance(dataset.image_folder, FarFolder) else "in its place"
         raise UnreadableImageError(
-            f"{error}: put a sound image of {width} x {height} pixels in its place and give the same command again",
+            f"{error}: put a sound image of {width} x {height} pixels {place} and give the same command again",
             image.index,
             reason,
         ) from None

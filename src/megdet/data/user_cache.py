@@ -5,12 +5,13 @@ import os
 from pathlib import Path
 
 from megdet.data.columns import Columns, read_columns, write_columns
+from megdet.data.far.folder import ImageFolder
 from megdet.files import delete_leftovers
 
 
-def cache_file(kind: str, *paths: Path) -> Path:
+def cache_file(kind: str, *paths: ImageFolder) -> Path:
     """The cache file of a kind for these files and folders; it is replaced when they change."""
-    key = "\n".join(str(path.resolve()) for path in paths)
+    key = "\n".join(str(path.resolve()) if isinstance(path, Path) else path.address for path in paths)
     name = f"{kind}-{hashlib.sha256(os.fsencode(key)).hexdigest()[:16]}.safetensors"
     return cache_folder() / name
 

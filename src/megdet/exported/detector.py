@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from megdet.data.classes import category_ids_for
 from megdet.data.coco import CocoDataset
+from megdet.data.far.folder import ImageFile
 from megdet.data.image import read_image
 from megdet.data.plan import evaluation_plan
 from megdet.data.planned import PlannedGroup
@@ -103,7 +104,7 @@ class ExportedDetector:
         ids, names = self.category_ids, self.class_names
         return Detections(boxes, scores.astype(np.float64), labels.astype(np.int64), names, ids, (height, width), masks)
 
-    def detect_file(self, file: Path) -> Detections:
+    def detect_file(self, file: ImageFile) -> Detections:
         """What is found in an image file. Raises InputError."""
         pixels = read_image(file, max_pixels=self.recipe.data.max_pixels)
         return replace(self.detect([pixels])[0], source=str(file))

@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from megdet.data.coco import CocoDataset
+from megdet.data.far.folder import ImageFile
 from megdet.data.image import read_image
 from megdet.data.loader import group_batches
 from megdet.data.plan import evaluation_plan, evaluation_scales
@@ -105,7 +105,7 @@ def detect_images(trained: TrainedDetector, images: Sequence[NDArray[np.uint8]])
     return [found[index] for index in range(len(images))]
 
 
-def detect_image(trained: TrainedDetector, file: Path) -> Detections:
+def detect_image(trained: TrainedDetector, file: ImageFile) -> Detections:
     """The detections of an image file. Raises InputError."""
     pixels = read_image(file, max_pixels=trained.recipe.data.max_pixels)
     return replace(*detect_images(trained, [pixels]), source=str(file))

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from megdet.data.coco import leaves_folder, outside_fault
+from megdet.data.coco import name_fault
 from megdet.data.coco_file import load_columns
+from megdet.data.far.folder import ImageFolder
 from megdet.data.image import read_image
 from megdet.data.result_rows import Id
 from megdet.data.rle import Rle, decode_mask, encode_mask
@@ -26,7 +27,7 @@ _LOWEST_SCORE, _MOST_BOXES = 0.05, 100
 
 
 def pictures_of(
-    run: ScoredRun, kind: Kind, annotations: Path, folder: Path, threshold: float
+    run: ScoredRun, kind: Kind, annotations: Path, folder: ImageFolder, threshold: float
 ) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
     """The pictures of the lowest and of the highest F1 of boxes or masks at a threshold, and what is missing of them.
 
@@ -53,9 +54,9 @@ def pictures_of(
     return found, missing
 
 
-def _picture(folder: Path, name: str, data: Data) -> dict[str, Any]:
-    if leaves_folder(name) and not data.allow_outside_files:
-        raise InputError(outside_fault(name))
+def _picture(folder: ImageFolder, name: str, data: Data) -> dict[str, Any]:
+    if fault := name_fault(name, folder, allow_outside=data.allow_outside_files):
+        raise InputError(fault)
     pixels = read_image(folder / name, max_pixels=data.max_pixels)
     height, width = pixels.shape[:2]
     image = Image.fromarray(pixels)

@@ -5,6 +5,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from megdet.data.far.folder import ImageFolder, folder_of
 from megdet.errors import printable
 from megdet.evaluation.coco_numbers import Evaluation
 from megdet.files import read_json
@@ -25,7 +26,7 @@ class Places:
     """Where the validation data are, if not where the recipe says."""
 
     annotations: Path | None = None
-    images: Path | None = None
+    images: ImageFolder | None = None
 
 
 def run_page(folder: RunFolder, places: Places, resamples: int) -> tuple[dict[str, Any], ScoredRun | None]:
@@ -57,7 +58,7 @@ def run_page(folder: RunFolder, places: Places, resamples: int) -> tuple[dict[st
     }
     if evaluated is not None:
         annotations = places.annotations or Path(recipe.data.val_annotations)
-        images = places.images or Path(recipe.data.val_images)
+        images = folder_of(places.images or recipe.data.val_images, recipe.data)
         missing: list[str] = []
         for kind in evaluated.kinds:
             own = page["analysis"][kind] = analysis_of(evaluated, kind, resamples)

@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
@@ -18,6 +17,7 @@ import torch
 
 from megdet import __version__
 from megdet.data.coco import CocoDataset
+from megdet.data.far.folder import FarFile, ImageFile
 from megdet.distributed.layout import Layout
 from megdet.distributed.world import World
 from megdet.errors import InputError, printable
@@ -280,8 +280,10 @@ def image_digests(dataset: CocoDataset, stops: Callable[[], bool] = lambda: Fals
     return found
 
 
-def file_digest(path: Path) -> str:
+def file_digest(path: ImageFile) -> str:
     """SHA-256 of a file. Raises InputError."""
+    if isinstance(path, FarFile):
+        return hashlib.sha256(path.content()).hexdigest()
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from megdet.cli.parsers.shared import Parser, add_json
 from megdet.cli.parsers.values import at_least_one
+from megdet.data.far.folder import folder_of
 
 
 def add_compare(parser: Parser) -> None:
@@ -30,7 +31,7 @@ def add_report(parser: Parser) -> None:
     parser.add_argument("--open", action="store_true", help="show it in the browser")
     add_annotations(parser)
     parser.add_argument(
-        "--images", type=Path, metavar="FOLDER", help="the validation images, if they are elsewhere now"
+        "--images", type=folder_of, metavar="FOLDER", help="the validation images, if they are elsewhere now"
     )
     parser.add_argument("--resamples", type=at_least_one, metavar="N", help="draws of the images, default 1000")
     add_json(parser)

@@ -6,6 +6,7 @@ from typing import Any
 
 from megdet.cli.parsers.shared import Parser
 from megdet.cli.parsers.values import at_least_one, positive, whole_number
+from megdet.data.far.folder import folder_of
 
 SOURCES = ("coco", "voc", "yolo", "csv", "labelme", "cvat", "label-studio", "hf")
 TARGETS = ("coco", "voc", "yolo")
@@ -20,7 +21,7 @@ def add_convert(verbs: Any) -> Parser:
     parser.add_argument("--to", choices=TARGETS, default="coco", help="voc and yolo are made from coco; default coco")
     parser.add_argument("source", type=Path, metavar="SOURCE", help="folder or file; with hf also a name on the hub")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write to")
-    parser.add_argument("--images", type=Path, metavar="FOLDER", help="the images, if they are not in SOURCE")
+    parser.add_argument("--images", type=folder_of, metavar="FOLDER", help="the images, if they are not in SOURCE")
     parser.add_argument("--split", metavar="NAME", help="with --to: name of the split, default the name of the file")
     parser.add_argument("--zero-based", action="store_true", help="VOC boxes that count pixels from 0")
     parser.add_argument("--difficult-as-crowd", action="store_true", help="VOC's difficult objects become crowds")
@@ -64,7 +65,6 @@ def add_merge(verbs: Any) -> Parser:
         "--data",
         nargs=2,
         action="append",
-        type=Path,
         required=True,
         metavar=("ANNOTATIONS", "IMAGES"),
         help="a COCO instances file and its images; give it for each",

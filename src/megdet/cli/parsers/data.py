@@ -5,6 +5,7 @@ from pathlib import Path
 from megdet.cli.parsers.converting import add_convert, add_merge, add_sample, add_split
 from megdet.cli.parsers.shared import Parser, add_advice_options, add_json
 from megdet.cli.parsers.values import at_least_one
+from megdet.data.far.folder import folder_of
 from megdet.recipe import Data
 
 SHOWN_OF_A_KIND = 20
@@ -42,7 +43,7 @@ def add_data(parser: Parser) -> None:
 
 def _add_dataset(parser: Parser) -> None:
     parser.add_argument("annotations", type=Path, metavar="ANNOTATIONS", help="COCO instances file")
-    parser.add_argument("images", type=Path, metavar="IMAGES", help="folder of its images")
+    parser.add_argument("images", type=folder_of, metavar="IMAGES", help="folder of its images, or its address")
     parser.add_argument(
         "--max-pixels",
         type=at_least_one,

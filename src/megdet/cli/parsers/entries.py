@@ -5,6 +5,7 @@ from pathlib import Path
 from megdet.cli.parsers.results import EXAMPLE, add_fold
 from megdet.cli.parsers.shared import Parser, add_json, add_machine_options, take_keys_of_run
 from megdet.cli.parsers.values import at_least_one, fraction, numbers
+from megdet.data.far.folder import folder_of
 
 
 def add_ensemble(parser: Parser) -> None:
@@ -45,7 +46,7 @@ def add_ensemble(parser: Parser) -> None:
 def add_submit(parser: Parser) -> None:
     """The options of `submit`."""
     parser.add_argument("run", nargs="?", metavar="RUN", help="run folder")
-    parser.add_argument("--images", type=Path, metavar="FOLDER", help="the images to detect")
+    parser.add_argument("--images", type=folder_of, metavar="FOLDER", help="the images to detect, or their address")
     parser.add_argument("--detections", type=Path, metavar="JSON", help="submit these detections instead of a RUN's")
     parser.add_argument(
         "--info",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from megdet.data.annotations import Annotations
 from megdet.data.coco import CocoDataset
+from megdet.data.far.folder import local_folder
 from megdet.data.formats.image_files import refuse_odd_split
 from megdet.errors import InputError, shown
 from megdet.files import cannot_write, make_folder, read_text, replace_file
@@ -36,6 +37,7 @@ def write_yolo(dataset: CocoDataset, out: Path, split: str) -> Written:
             be written.
     """
     refuse_odd_split(split, str(dataset.annotations_file))
+    folder = local_folder(dataset.image_folder, "data convert")
     names = list(dataset.class_names)
     yaml_file = out / "data.yaml"
     found = parse_yaml(read_text(yaml_file), str(yaml_file)) if yaml_file.exists() else {"names": names}
@@ -52,7 +54,7 @@ def write_yolo(dataset: CocoDataset, out: Path, split: str) -> Written:
             lines.append(f"{label} " + " ".join(f"{value:.8f}" for value in values) + "\n")
         num_boxes += len(lines)
         _write(out / "labels" / split / Path(name).with_suffix(".txt"), "".join(lines))
-        _link(dataset.image_path(index), out / "images" / split / name)
+        _link(folder / name, out / "images" / split / name)
     found[split] = f"images/{split}"
     _write(yaml_file, dump_yaml(found))
     return Written(out, len(dataset), num_boxes, int(dataset.annotations.is_crowd.sum()))
@@ -69,6 +71,7 @@ def write_voc(dataset: CocoDataset, out: Path, split: str) -> Written:
             cannot be written.
     """
     refuse_odd_split(split, str(dataset.annotations_file))
+    folder = local_folder(dataset.image_folder, "data convert")
     _refuse_used(out / "ImageSets" / "Main" / f"{split}.txt")
     _refuse_shared(dataset)
     stems = []
@@ -87,7 +90,7 @@ def write_voc(dataset: CocoDataset, out: Path, split: str) -> Written:
             _add_object(root, dataset.class_names[label], box, is_difficult=is_crowd)
         ElementTree.indent(root)
         _write(file, ElementTree.tostring(root, encoding="unicode") + "\n")
-        _link(dataset.image_path(index), out / "JPEGImages" / name)
+        _link(folder / name, out / "JPEGImages" / name)
         stems.append(stem.as_posix())
     _write(out / "ImageSets" / "Main" / f"{split}.txt", "\n".join(stems) + "\n")
     crowds = int(dataset.annotations.is_crowd.sum())

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from megdet.data.far.folder import ImageFolder
 from megdet.studies.doctor.finding import Finding
 from megdet.studies.doctor.limits import (
     core_quota,
@@ -16,7 +17,7 @@ from megdet.studies.doctor.limits import (
 from megdet.studies.doctor.versions import look_at_versions
 
 
-def look_at_machine(run: Path, annotations: Path | None = None, images: Path | None = None) -> Iterator[Finding]:
+def look_at_machine(run: Path, annotations: Path | None = None, images: ImageFolder | None = None) -> Iterator[Finding]:
     """Each finding as soon as it is known.
 
     Args:

@@ -2,12 +2,14 @@
 
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from megdet.data.coco import CocoDataset, load_coco
+from megdet.data.far.folder import ImageFile, ImageFolder
 from megdet.data.image import read_image
 from megdet.data.transforms import resize
 from megdet.recipe import Data
@@ -19,7 +21,7 @@ _SLOW = 10.0
 _DRAWN, _DRAWN_SIZE = 4, (640, 480)
 
 
-def look_at_loading(annotations: Path | None = None, images: Path | None = None) -> Finding:
+def look_at_loading(annotations: Path | None = None, images: ImageFolder | None = None) -> Finding:
     """Time one process on the images of a COCO file, or on a few drawn ones of 640 x 480 pixels."""
     if annotations is not None and images is not None:
         dataset = load_coco(annotations, images, keep_empty=True)
@@ -28,7 +30,7 @@ def look_at_loading(annotations: Path | None = None, images: Path | None = None)
         return _finding(_drawn(Path(folder)), f"of {_DRAWN_SIZE[0]} x {_DRAWN_SIZE[1]} pixels, drawn")
 
 
-def _finding(files: list[Path], what: str) -> Finding:
+def _finding(files: Sequence[ImageFile], what: str) -> Finding:
     count, started = 0, time.perf_counter()
     edge = Data.short_edges[-1]
     while (passed := time.perf_counter() - started) < _SECONDS or count == 0:
@@ -46,7 +48,7 @@ def _finding(files: list[Path], what: str) -> Finding:
     return Finding("loading", "good", text, numbers=numbers)
 
 
-def _paths(dataset: CocoDataset) -> list[Path]:
+def _paths(dataset: CocoDataset) -> list[ImageFile]:
     """Some images, spread over the whole data set."""
     places = np.linspace(0, len(dataset) - 1, min(200, len(dataset))).round().astype(int)
     return [dataset.image_path(place) for place in dict.fromkeys(places.tolist())]

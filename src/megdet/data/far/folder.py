@@ -4,8 +4,6 @@ A local folder is a `Path`, and nothing of fsspec is imported for it. A `FarFold
 sent to loading processes, each of which opens it for itself.
 """
 
-import urllib.parse
-import urllib.request
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath, PurePosixPath
 from typing import NamedTuple, TypeAlias
@@ -101,6 +99,8 @@ def folder_of(place: str | ImageFolder, data: Data | None = None) -> ImageFolder
     if fault := address_fault(address):
         raise InputError(f"{masked(address)}: {fault}")
     if address.startswith("file://"):
+        import urllib.request  # here, because it loads much, and paths do without it
+
         return Path(urllib.request.url2pathname(urllib.parse.urlsplit(address).path))
     if address.startswith(_ARCHIVES) and "::" not in address:
         scheme, _, archive = address.partition("://")

@@ -34,7 +34,8 @@ from megdet.recipe import Data, Recipe, ResizeKind
 from megdet.run_length import total_steps
 
 _WINDOW, _IMAGE, _HORIZONTAL, _VERTICAL, _CROP_TOP, _CROP_LEFT = range(2, 8)
-"""Purposes of random numbers, so that no two share a stream; the others are in `epochs` and `unreadable`."""
+"""Purposes of random numbers, so that no two share a stream; the others are in `sampling`, `unreadable`,
+`transforms` and `augment`."""
 
 
 class _DrawnGroup(NamedTuple):

@@ -2,8 +2,9 @@
 
 Any number of processes may share the folder. A copy is written under another name and renamed, so no reader sees half
 of one, and it carries its length and a checksum, so what a crash left behind is found out. The bytes of all copies are
-counted in a file that is changed under a lock before a copy is written: a process that is killed in between makes the
-count too large, never too small, and the next look at the folder puts it right.
+counted in a file that is changed under a lock before a copy gets its name: a process killed in between makes the
+count too large, never too small, and the next look at the folder puts it right. Copies that are just being written come
+on top, one a thread.
 """
 
 import hashlib
@@ -66,15 +67,14 @@ class FileCopies:
         temporary = self.folder / temporary_name(f"{file.name}.{threading.get_ident()}")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            self._make_room(size)
             temporary.write_bytes(_HEADER.pack(_MAGIC, len(content), zlib.crc32(content)) + content)
-            temporary.replace(file)
-        except Timeout:
-            return
+            self._put(temporary, file, size)
         except OSError as error:
-            self._is_written = False
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
+            if isinstance(error, Timeout):  # of the lock
+                return
+            self._is_written = False
             self._notices.append(
                 f"{self.folder}: no more copies of far images can be kept ({reason_of(error)}); the run goes on "
                 "without them; free space or lower data.far_cache_gib"
@@ -94,8 +94,11 @@ class FileCopies:
         name = hashlib.sha256(os.fsencode(key)).hexdigest()[:40]
         return self.folder / name[:2] / f"{name}.copy"
 
-    def _make_room(self, size: int) -> None:
-        """Count `size` more bytes, after deleting the oldest copies if they would be too many. Raises OSError."""
+    def _put(self, temporary: Path, file: Path, size: int) -> None:
+        """Give a written copy its name, after deleting the oldest ones if they would be too many. Raises OSError.
+
+        Both under one lock: bytes that are counted and not yet there would be forgotten when another process counts.
+        """
         lock = FileLock(self.folder / "lock")
         with self._in_turn, lock.acquire(timeout=_LONGEST_LOCK, poll_interval=_LOOK_AGAIN):
             count = self.folder / "bytes"
@@ -106,6 +109,7 @@ class FileCopies:
             if total + size > self.most_bytes:
                 total = self._evicted(max(0, int(self.most_bytes * _LEFT_AFTER_EVICTION) - size))
             count.write_bytes(_COUNT.pack(total + size))
+            temporary.replace(file)
 
     def _evicted(self, most: int) -> int:
         """Delete the copies used longest ago until at most `most` bytes are left; returns the bytes that are."""

@@ -12,6 +12,7 @@ import torch
 from far_servers import tar_of, zip_of
 from megdet.data.coco import CocoDataset, training_set
 from megdet.data.far.folder import folder_of
+from megdet.data.far.opening import far_content
 from megdet.data.loader import training_batches
 from megdet.data.plan import TrainingPlan
 from megdet.data.shared import once_a_host
@@ -140,7 +141,7 @@ def test_forked_processes_read_what_the_parent_has_opened_and_share_copies(tmp_p
     server.asked.clear()
     assert are_equal(list(batches(far, workers=2, dataset=dataset)), local)
     assert server.asked == []
-    assert (dataset.image_path(0)).content() == (server.folder / dataset.file_names[0]).read_bytes()
+    assert far_content(dataset.image_path(0)) == (server.folder / dataset.file_names[0]).read_bytes()
 
 
 def test_a_loading_process_tells_the_user_of_a_server_that_fails(recipe, server, caplog):
@@ -163,7 +164,7 @@ def test_a_changed_file_is_never_read_from_an_old_copy_where_its_server_lists_it
     memory.pipe("/changing/3.png", changed)
     assert are_equal(list(batches(far)), old)
     assert len([*tmp_path.rglob("*.copy")]) == copies + 1
-    assert training_set(far.data, masks="all").image_path(3).content() == changed
+    assert far_content(training_set(far.data, masks="all").image_path(3)) == changed
 
 
 def _of_rank(world: World, recipe: Recipe) -> tuple[list[Batch], bool]:

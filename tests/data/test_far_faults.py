@@ -13,6 +13,7 @@ from far_servers import FarServer, every, far_server, zip_of
 from megdet.data.coco import load_coco, training_set
 from megdet.data.far.faults import lasting_fault, passing_fault
 from megdet.data.far.folder import FarFolder, folder_of
+from megdet.data.far.opening import far_content
 from megdet.data.far.reading import notices_of, reader_of
 from megdet.data.image import read_image
 from megdet.data.loader import LoadingFaults, training_batches
@@ -37,7 +38,7 @@ def test_a_fault_that_may_pass_is_asked_again_and_the_user_reads_of_it_once(serv
     server.fault_of = every(3, fault)
     folder = folder_at(server)
     for number, name in enumerate(names):
-        assert (folder / name).content() == (server.folder / name).read_bytes()
+        assert far_content(folder / name) == (server.folder / name).read_bytes()
         assert read_image(folder / name).shape == (30, 40 + number, 3)
     (notice,) = notices_of(folder)
     said = f"answers {fault}" if isinstance(fault, int) else "cut short|the connection failed"

@@ -26,6 +26,7 @@ from megdet.data.coco_rows import (
     is_id,
 )
 from megdet.data.far.folder import FarFile, ImageFile, ImageFolder
+from megdet.data.far.opening import far_content
 from megdet.data.image import MAX_PIXELS, Header, pixels_fault, read_header, read_image
 from megdet.data.room import Room
 from megdet.data.segmentations import OutlineRow, outline_rows, place_fault, segmentation_fault
@@ -82,7 +83,7 @@ def check_dataset(
 def _fetched(file: FarFile) -> BytesIO:
     """A far file, fetched once. Raises InputError."""
     try:
-        return BytesIO(file.content())
+        return BytesIO(far_content(file))
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
 

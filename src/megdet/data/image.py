@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from megdet.data.far.folder import FarFile
+from megdet.data.far.opening import far_content, forget
 from megdet.data.room import Room
 from megdet.errors import InputError
 from megdet.recipe import Data
@@ -202,7 +203,7 @@ def _opened(source: Path | BytesIO | FarFile) -> Iterator[tuple[Image.Image, Buf
             if isinstance(source, Path):
                 file = opened.enter_context(source.open("rb"))
             else:
-                file = source if isinstance(source, BytesIO) else BytesIO(source.content())
+                file = source if isinstance(source, BytesIO) else BytesIO(far_content(source))
             image = opened.enter_context(Image.open(file, formats=FORMATS))
             yield image, file
     except InputError as error:
@@ -223,7 +224,7 @@ def _opened(source: Path | BytesIO | FarFile) -> Iterator[tuple[Image.Image, Buf
 def _forget_copy(source: Path | BytesIO | FarFile) -> None:
     """Let a far file be fetched anew when it is read next: its server may have a sound one by then."""
     if isinstance(source, FarFile):
-        source.forget()
+        forget(source)
 
 
 def _header(image: Image.Image) -> Header:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from megdet.data.batches import LOOK_SECONDS, Loaded, Pickled, handed_over, prepare_process, received
 from megdet.data.cache import ImageCache, image_cache
 from megdet.data.coco import CocoDataset
-from megdet.data.far.folder import FarFolder
+from megdet.data.far.opening import notices_of
 from megdet.data.plan import TrainingPlan
 from megdet.data.planned import PlannedGroup, PlannedImage
 from megdet.data.transforms import load_batch
@@ -164,12 +164,7 @@ def _load(
 
 def _notices(dataset: CocoDataset, cache: ImageCache | None) -> list[str]:
     """What the user should know of the images that this process has read since the last call."""
-    notices = cache.take_notices() if cache else []
-    if isinstance(dataset.image_folder, FarFolder):
-        from megdet.data.far.reading import notices_of  # here, because it imports fsspec
-
-        notices += notices_of(dataset.image_folder)
-    return notices
+    return [*(cache.take_notices() if cache else []), *notices_of(dataset.image_folder)]
 
 
 def _start_method(device: torch.device) -> str | None:

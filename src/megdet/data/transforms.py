@@ -17,6 +17,7 @@ from megdet.data.cache import ImageCache
 from megdet.data.coco import CocoDataset
 from megdet.data.draws import unit_interval
 from megdet.data.far.folder import FarFolder
+from megdet.data.far.opening import fetch_ahead
 from megdet.data.image import read_image
 from megdet.data.masks import PlacedMask, place_mask
 from megdet.data.planned import PlannedImage
@@ -47,8 +48,6 @@ def load_batch(
     dtype = torch.float32 if any(image.resize == "torchvision" for image in images) else torch.uint8
     pixels = torch.zeros((len(images), *canvas, 3), dtype=dtype).permute(0, 3, 1, 2)
     if cache is None and isinstance(dataset.image_folder, FarFolder):
-        from megdet.data.far.reading import fetch_ahead  # here, because it imports fsspec
-
         indices = dict.fromkeys(index for image in images for index in image.indices)
         fetch_ahead([dataset.image_path(index) for index in indices])
     boxes, labels, masks = [], [], []

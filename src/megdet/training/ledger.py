@@ -18,6 +18,7 @@ import torch
 from megdet import __version__
 from megdet.data.coco import CocoDataset
 from megdet.data.far.folder import FarFile, ImageFile
+from megdet.data.far.opening import far_content
 from megdet.distributed.layout import Layout
 from megdet.distributed.world import World
 from megdet.errors import InputError, printable
@@ -283,7 +284,7 @@ def image_digests(dataset: CocoDataset, stops: Callable[[], bool] = lambda: Fals
 def file_digest(path: ImageFile) -> str:
     """SHA-256 of a file. Raises InputError."""
     if isinstance(path, FarFile):
-        return hashlib.sha256(path.content()).hexdigest()
+        return hashlib.sha256(far_content(path)).hexdigest()
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

@@ -71,18 +71,6 @@ class FarFile:
         inside, colons, outside = str(self.folder).partition("::")
         return f"{inside}{'' if inside.endswith('/') else '/'}{self.file_name}{colons}{outside}"
 
-    def content(self) -> bytes:
-        """Its bytes, from a copy on this machine if there is one. Raises InputError with the reason alone."""
-        from megdet.data.far.reading import content_of  # here, because it imports fsspec
-
-        return content_of(self)
-
-    def forget(self) -> None:
-        """Delete the copy, since its content is no image: the server may have a sound one now."""
-        from megdet.data.far.reading import forget
-
-        forget(self)
-
 
 ImageFolder: TypeAlias = Path | FarFolder
 ImageFile: TypeAlias = Path | FarFile
@@ -99,7 +87,8 @@ def folder_of(place: str | ImageFolder, data: Data | None = None) -> ImageFolder
     if fault := address_fault(address):
         raise InputError(f"{masked(address)}: {fault}")
     if address.startswith("file://"):
-        import urllib.request  # here, because it loads much, and paths do without it
+        import urllib.parse  # here, because they load much, and paths do without them
+        import urllib.request
 
         return Path(urllib.request.url2pathname(urllib.parse.urlsplit(address).path))
     if address.startswith(_ARCHIVES) and "::" not in address:

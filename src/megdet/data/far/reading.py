@@ -17,7 +17,7 @@ from fsspec.core import url_to_fs
 
 from megdet.data.far.copies import FileCopies
 from megdet.data.far.faults import CutShortError, lasting_fault, not_missing, passing_fault
-from megdet.data.far.folder import FarFile, FarFolder, ImageFile
+from megdet.data.far.folder import FarFile, FarFolder
 from megdet.data.far.protocols import in_folder, options_of, protocols_of
 from megdet.errors import InputError
 
@@ -62,11 +62,9 @@ def give_up(folder: FarFolder) -> None:
         reader.is_given_up.set()
 
 
-def fetch_ahead(files: Sequence[ImageFile]) -> None:
-    """Fetch the far ones of the files that are read next, several at once; what fails fails when it is read."""
-    far = [file for file in files if isinstance(file, FarFile)]
-    if len(far) > 1:
-        reader_of(far[0].folder).fetch_ahead(far)
+def fetch_ahead(files: Sequence[FarFile]) -> None:
+    """Fetch the files of one folder that are read next, several at once; what fails fails when it is read."""
+    reader_of(files[0].folder).fetch_ahead(files)
 
 
 def notices_of(folder: FarFolder) -> list[str]:

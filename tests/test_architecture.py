@@ -36,6 +36,7 @@ def test_only_the_model_and_the_papers_own_tables_spell_the_parts_of_a_detector(
             "architecture_parts.py",
             "architecture_heads.py",
             "planning/published.py",
+            "planning/published_speeds.py",
             "planning/counts.py",
             "planning/counting.py",
         ),

@@ -108,11 +108,15 @@ def _cells(row: str, found: Sequence[Outcome]) -> list[str]:
         str(len(failed)),
         f"{100 * low:.0f} to {100 * high:.0f}%",
         ", ".join(map(str, steps)),
-        "" if first is None or last is None else f"{first:.2f} to {last:.2f}",
+        "" if first is None or last is None else f"{first:.2f} to {_loss(last)}",
         _spread([score_of(own) for own in found]),
         _spread([0.0 if has_failed(own) or own.ap50 is None else own.ap50 for own in found]),
         _spread([60 * own.hours for own in found]),
     ]
+
+
+def _loss(value: float) -> str:
+    return f"{value:.2f}" if value < 1e4 else f"{value:.0e}"
 
 
 def _spread(values: Sequence[float]) -> str:

@@ -4,6 +4,7 @@ import re
 import sys
 import zipfile
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -25,9 +26,9 @@ from megdet.recipe_check import check_recipe
 from small_runs import CPU, small_recipe, write_small_set
 
 
-def folder_at(server: FarServer, **changes: object) -> FarFolder:
+def folder_at(server: FarServer, **changes: Any) -> FarFolder:
     """The server's folder, without copies."""
-    return FarFolder(server.address, **changes)  # type: ignore[arg-type]  # names of its fields
+    return FarFolder(server.address, **changes)
 
 
 @pytest.mark.parametrize("fault", [503, 429, "reset", "short"])

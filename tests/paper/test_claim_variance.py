@@ -2,33 +2,24 @@
 
 import json
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from megdet.data.demo import draw_demo
-from megdet.distributed.world import World
+from claim_runs import claim_order, run_claim, training
 from megdet.errors import DivergedError, InputError
-from megdet.evaluation.coco_numbers import Evaluation
 from megdet.files import write_json_atomically
 from megdet.paper.claims.claim import CLAIMS
 from megdet.paper.claims.rules import Keeps
 from megdet.paper.claims.run import ClaimOrder, reproduce_claim
 from megdet.paper.claims.variance import Measured, judge_variances, keep_measured, measure_updates, read_measured
-from megdet.paper.report import Report
-from megdet.paper.sweep import Train
 from megdet.recipe import Recipe
-from megdet.recipe_file import dump_recipe
 from megdet.run_folder.folder import RunFolder
-from megdet.run_folder.metrics import MetricsWriter
 from megdet.studies.gradients.statistics import Estimate
 from megdet.training.run import RunOptions
 from small_runs import ALONE, CPU, four_images_a_step, save_run
-
-KEYS = "AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl".split()
 
 
 def points(*ratios: float, factor: int = 2) -> list[Measured]:
@@ -73,34 +64,9 @@ def test_every_kept_checkpoint_is_measured_once(tmp_path: Path, monkeypatch: pyt
     assert measure_updates(folder, (2, 4), CPU, 0, heard.append) == found == read_measured(folder)
 
 
-def training(of: Callable[[Recipe, RunFolder], float]) -> Train:
-    """A training that only writes its numbers: its mmAP is what `of` says."""
-
-    def train(recipe: Recipe, folder: RunFolder, options: RunOptions, world: World) -> Evaluation:
-        folder.create().write_recipe(dump_recipe(recipe))
-        with MetricsWriter(folder.metrics) as metrics:
-            for step in range(1, 21):
-                metrics.write({"step": step, "epoch": step, "loss": 3.0 / step, "seconds": 1.0, "gradient_norm": 2.0})
-            score = of(recipe, folder)
-            metrics.write({"step": 20, "evaluation": {"bbox": {"AP": score}}, "seconds": 1.0})
-        return Evaluation.from_dict({"bbox": {**dict.fromkeys(KEYS, score), "per_class": {}}})
-
-    return train
-
-
 @pytest.fixture
 def order(tmp_path: Path) -> ClaimOrder:
-    data, weights = tmp_path / "data", tmp_path / "mobilenet.pth"
-    draw_demo(data, num_train=4, num_val=2, size=64, workers=1)
-    weights.touch()
-    return ClaimOrder("claim-variance", tmp_path / "runs", data, weights, overrides={"data.draw_demo": ""})
-
-
-def run(order: ClaimOrder, train: Train, **changes: Any) -> tuple[Report, list[str]]:
-    heard: list[str] = []
-    report = reproduce_claim(replace(order, **changes), RunOptions(), ALONE, say=heard.append, train_row=train)
-    assert report is not None
-    return report, heard
+    return claim_order(tmp_path, "claim-variance")
 
 
 def measured_elsewhere(recipe: Recipe, folder: RunFolder) -> float:
@@ -118,7 +84,7 @@ def measured_elsewhere(recipe: Recipe, folder: RunFolder) -> float:
 
 
 def test_the_report_has_the_ratios_by_step_and_another_machine_takes_them_over(order: ClaimOrder) -> None:
-    report, _ = run(order, training(measured_elsewhere))
+    report, _ = run_claim(order, training(measured_elsewhere))
     table = next(note for note in report.notes if note.startswith("| row | k |"))
     assert "| bn0 | 16 | 3 | 10: 3.01, 20: 3.01 | 3.01 |" in table
     verdicts = [note.split(": ")[1].split(" (")[0] for note in report.notes if note.startswith("Eq. 4 holds for k")]
@@ -126,7 +92,7 @@ def test_the_report_has_the_ratios_by_step_and_another_machine_takes_them_over(o
     assert [path.name for path in report.pictures] == ["claim-variance.png"]
     numbers, elsewhere = order.folder / "claim-variance.json", order.folder.with_name("elsewhere")
     assert len(json.loads(numbers.read_text())["rows"][0]["measured"][2]) == 8
-    again, heard = run(order, training(measured_elsewhere), folder=elsewhere, outcomes=numbers)
+    again, heard = run_claim(order, training(measured_elsewhere), folder=elsewhere, outcomes=numbers)
     assert (heard, again.records, again.notes) == ([], report.records, report.notes)
 
 
@@ -141,7 +107,7 @@ def test_all_rows_start_from_one_training_whose_noise_scale_is_told(order: Claim
         return 0.4 - (0.2 if recipe.batch_size > 128 else 0.0) + 0.001 * recipe.seed
 
     own = {"item": "critical-batch", "folder": order.folder / "critical"}
-    report, heard = run(order, training(score), **own)
+    report, heard = run_claim(order, training(score), **own)
     rows = CLAIMS["critical-batch"].rows
     assert started == ["", *[str(order.folder / "critical" / "trunk")] * 3 * len(rows)]
     assert heard[0] == "row 1 of 1, trunk: training"
@@ -150,7 +116,7 @@ def test_all_rows_start_from_one_training_whose_noise_scale_is_told(order: Claim
         int(note.split()[0]): note.split(": ")[1].split(" (")[0] for note in report.notes if " bring as " in note[:40]
     }
     assert words == {32: "equal", 64: "equal", 128: "equal", 256: "worse", 512: "worse"}
-    _, heard = run(order, training(score), **own)
+    _, heard = run_claim(order, training(score), **own)
     assert heard == []
 
 
@@ -159,7 +125,7 @@ def test_rows_cannot_start_from_a_training_that_failed(order: ClaimOrder) -> Non
         raise DivergedError("step 9: loss is not finite: lower it", 9, "loss is not finite")
 
     with pytest.raises(InputError, match=r"trunk failed, so no row can start from it: step 9: loss is not finite"):
-        run(order, training(fails), item="critical-batch")
+        run_claim(order, training(fails), item="critical-batch")
 
 
 @pytest.mark.parametrize("item", ["claim-variance", "critical-batch"])

@@ -10,55 +10,37 @@ from typing import Any
 
 import pytest
 
+from claim_runs import claim_order, run_claim, training
 from megdet.data.demo import draw_demo
-from megdet.distributed.world import World
 from megdet.errors import DivergedError, InputError
-from megdet.evaluation.coco_numbers import Evaluation
 from megdet.paper.claims import run as module
 from megdet.paper.claims.claim import CLAIMS, Claim
 from megdet.paper.claims.report import verdicts_of
 from megdet.paper.claims.run import ClaimOrder, reproduce_claim
+from megdet.paper.outcome import read_outcome
 from megdet.paper.report import Report
 from megdet.recipe import Recipe
-from megdet.recipe_file import dump_recipe, load_recipe
+from megdet.recipe_file import load_recipe
 from megdet.run_folder.folder import RunFolder
-from megdet.run_folder.metrics import MetricsWriter
 from megdet.run_length import total_steps
 from megdet.training.run import RunOptions
 from small_runs import ALONE
 
-KEYS = "AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl".split()
 
-
-def fake_training(recipe: Recipe, folder: RunFolder, options: RunOptions, world: World) -> Evaluation:
+def score_of(recipe: Recipe, folder: RunFolder) -> float:
     """Frozen statistics fail from 128 images on, and so does everything without warmup at 256; scores grow with BN."""
-    folder.create().write_recipe(dump_recipe(recipe))
-    with MetricsWriter(folder.metrics) as metrics:
-        for step in range(1, 21):
-            loss = 3.0 / step
-            metrics.write({"step": step, "epoch": step / 20, "loss": loss, "seconds": 1.0, "gradient_norm": 2.0})
-        if recipe.batch_size >= 128 and not (
-            recipe.bn_size and (recipe.schedule.warmup_steps or recipe.batch_size < 256)
-        ):
-            raise DivergedError("step 21: rpn_box is not finite: lower it", 21, "rpn_box is not finite")
-        score = 0.3 + 0.01 * recipe.bn_size + 0.001 * recipe.seed
-        metrics.write({"step": 20, "evaluation": {"bbox": {"AP": score}}, "seconds": 1.0})
-    return Evaluation.from_dict({"bbox": {**dict.fromkeys(KEYS, score), "per_class": {}}})
+    if recipe.batch_size >= 128 and not (recipe.bn_size and (recipe.schedule.warmup_steps or recipe.batch_size < 256)):
+        raise DivergedError("step 21: rpn_box is not finite: lower it", 21, "rpn_box is not finite")
+    return 0.3 + 0.01 * recipe.bn_size + 0.001 * recipe.seed
 
 
 @pytest.fixture
 def order(tmp_path: Path) -> ClaimOrder:
-    data, weights = tmp_path / "data", tmp_path / "mobilenet.pth"
-    draw_demo(data, num_train=4, num_val=2, size=64, workers=1)
-    weights.touch()
-    return ClaimOrder("claim-failing", tmp_path / "runs", data, weights, overrides={"data.draw_demo": ""})
+    return claim_order(tmp_path, "claim-failing")
 
 
 def run(order: ClaimOrder, **changes: Any) -> tuple[Report, list[str]]:
-    heard: list[str] = []
-    report = reproduce_claim(replace(order, **changes), RunOptions(), ALONE, say=heard.append, train_row=fake_training)
-    assert report is not None
-    return report, heard
+    return run_claim(order, training(score_of), **changes)
 
 
 @pytest.mark.parametrize("claim", CLAIMS.values(), ids=list(CLAIMS))
@@ -186,3 +168,11 @@ def test_a_job_that_fails_stops_the_others_and_says_why(tmp_path: Path) -> None:
     order = ClaimOrder("claim-bn-size", tmp_path / "runs", data, weights, jobs=2)
     with pytest.raises(InputError):
         reproduce_claim(order, RunOptions(workers=0), ALONE, say=lambda _: None)
+
+
+def test_the_folders_of_a_row_are_those_of_its_finished_trainings_whichever_seeds_they_have(order: ClaimOrder) -> None:
+    run(order, item="claim-bn-size", rows="bn2", seeds=1)
+    outcome = read_outcome(RunFolder(order.folder / "bn2-s0"))
+    assert outcome is not None
+    found = module.runs_of(CLAIMS["claim-bn-size"], 3, {"bn2-s2": outcome}, order.folder)
+    assert {row: [own.path.name for own in runs] for row, runs in found.items() if runs} == {"bn2": ["bn2-s2"]}

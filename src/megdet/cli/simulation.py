@@ -53,8 +53,7 @@ def run_simulate(arguments: Arguments) -> None:
     if arguments.paper:
         _simulate_paper(arguments)
     elif arguments.published:
-        report = {"published": [own.as_dict() for own in PUBLISHED_SPEEDS]}
-        arguments.print_json(report) if arguments.json else _print_published()
+        _simulate_published(arguments)
     else:
         _simulate_scaling(arguments, given)
 
@@ -138,7 +137,10 @@ def _count(predictions: list[Prediction]) -> str:
     return f"{good} of the {others} trainings that set no constant are within {GOOD:.0%}"
 
 
-def _print_published() -> None:
+def _simulate_published(arguments: Arguments) -> None:
+    if arguments.json:
+        arguments.print_json({"published": [own.as_dict() for own in PUBLISHED_SPEEDS]})
+        return
     table = Table("GPUs", "images a GPU", "published, images/s", "predicted", "error", "plain rule", "")
     for own in PUBLISHED_SPEEDS:
         row = own.as_dict()

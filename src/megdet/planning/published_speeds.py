@@ -16,12 +16,12 @@ from typing import Any
 from megdet.distributed.layout import Layout
 from megdet.planning.canvases import slowest_of
 from megdet.planning.counts import detector_counts
-from megdet.planning.published import MACHINES, PLAIN, TERA, TUNED, Machine, Speed, dgx, published_cost
+from megdet.planning.published import GIGA, MACHINES, PLAIN, TERA, TUNED, Machine, Speed, dgx, published_cost
 from megdet.planning.step import step_time
 
 _MASK_HEAD_FLOPS = 0.41 * TERA
 """Of an image, forward and backward."""
-_V100 = dgx("V100", 125.0, (32.0, 900.0), 6 * 20.0, 1.5, 40, "V100 data sheet; DGX-1 of 8")
+_V100 = dgx("V100", 125.0, (32.0, 900.0), 6 * 20.0, 6.25, 40, "V100 data sheet; DGX-1: 4 x EDR 100 Gb/s")
 _EXAMPLES = "DeepLearningExamples, Mask R-CNN for PyTorch, March 2019"
 _MLPERF = "NVIDIA's deep learning performance page, 96 images a step"
 
@@ -78,7 +78,7 @@ class PublishedSpeed:
 
 def _v100(size: int, micro_batch: int, *speeds: float) -> list[PublishedSpeed]:
     """The published speeds of 1, 4 and 8 V100s with so many GB."""
-    machine = replace(_V100, device=f"V100 {size}GB")
+    machine = replace(_V100, device=f"V100 {size}GB", memory=size * GIGA)
     calibrates = {(16, 2), (32, 16)}
     return [
         PublishedSpeed(

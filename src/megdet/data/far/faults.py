@@ -44,6 +44,7 @@ def lasting_fault(error: Exception) -> str:
         return f"the server answers {status}: {_text(error)}"
     if isinstance(error, zipfile.BadZipFile | tarfile.TarError):
         return f"the archive cannot be read ({_text(error)}): is it whole?"
+    # a question that this file system cannot be asked, or not without a library: asked again it is the same
     if isinstance(error, ValueError | ImportError | NotImplementedError | IsADirectoryError):
         return _text(error)
     return ""

@@ -18,7 +18,7 @@ from megdet.paper.claims.earlier import take_over
 from megdet.paper.claims.pictures import plot_curves_of_rows, plot_failures, plot_ratios, plot_scores
 from megdet.paper.claims.report import add_measured, claim_report
 from megdet.paper.claims.rules import FailMore, Keeps
-from megdet.paper.claims.variance import measure_noise, measure_updates, read_measured, read_noise
+from megdet.paper.claims.variance import Measured, measure_noise, measure_updates, read_measured, read_noise
 from megdet.paper.jobs import run_rows
 from megdet.paper.outcome import Outcome
 from megdet.paper.pretraining import pretrained_backbone
@@ -93,14 +93,11 @@ def reproduce_claim(
     def report_of(outcomes: Mapping[str, Outcome]) -> Report:
         results, example = results_of(claim, seeds, outcomes), recipes[run_name(chosen_rows[0], 0)]
         report = claim_report(claim, results, example, order.overrides)
-        measured = {}
         for record in report.records:
             record["keys"] = _keys(claim, order.overrides, record["row"])
             record["seeds"] = [seed for seed in range(seeds) if run_name(record["row"], seed) in outcomes]
-            runs = [RunFolder(order.folder / run_name(record["row"], seed)) for seed in record["seeds"]]
-            measured[record["row"]] = [read_measured(run) for run in runs]
         if claim.factors:
-            add_measured(report, claim, measured)
+            add_measured(report, claim, _measured(runs_of(claim, seeds, outcomes, order.folder)))
         if trunk is not None and (noise := read_noise(trunk)) is not None:
             report.notes.append(f"Noise scale at the weights from which all rows start: {noise} images.")
         return report
@@ -122,7 +119,8 @@ def reproduce_claim(
             measure_updates(RunFolder(order.folder / name), claim.factors, world.device, options.workers, say)
             report_of(outcomes).write(order.folder)
     report = report_of(outcomes)
-    report.pictures.extend(_draw(claim, order.folder, results_of(claim, seeds, outcomes)))
+    runs = runs_of(claim, seeds, outcomes, order.folder)
+    report.pictures.extend(_draw(claim, order.folder, results_of(claim, seeds, outcomes), runs))
     report.write(order.folder)
     return report
 
@@ -162,6 +160,16 @@ def results_of(claim: Claim, seeds: int, outcomes: Mapping[str, Outcome]) -> dic
     return {row: [outcomes[name] for name in own if name in outcomes] for row, own in names.items()}
 
 
+def runs_of(claim: Claim, seeds: int, outcomes: Mapping[str, Outcome], folder: Path) -> dict[str, list[RunFolder]]:
+    """The run folders of those trainings, in the same order."""
+    names = {row: [run_name(row, seed) for seed in range(seeds)] for row in claim.rows}
+    return {row: [RunFolder(folder / name) for name in own if name in outcomes] for row, own in names.items()}
+
+
+def _measured(runs: Mapping[str, Sequence[RunFolder]]) -> dict[str, list[list[Measured]]]:
+    return {row: [read_measured(run) for run in own] for row, own in runs.items()}
+
+
 def _keys(claim: Claim, overrides: Mapping[str, Any], row: str) -> dict[str, Any]:
     """All keys of a row but its seed and its files."""
     return {**claim.keys, **claim.rows[row], **overrides}
@@ -197,7 +205,9 @@ def _chosen(claim: Claim, rows: str | None) -> list[str]:
     return [row for row in claim.rows if row in wanted]
 
 
-def _draw(claim: Claim, folder: Path, results: Mapping[str, Sequence[Outcome]]) -> list[Path]:
+def _draw(
+    claim: Claim, folder: Path, results: Mapping[str, Sequence[Outcome]], runs: Mapping[str, Sequence[RunFolder]]
+) -> list[Path]:
     picture = folder / f"{claim.name}.png"
     if not any(results.values()):
         return []
@@ -205,14 +215,8 @@ def _draw(claim: Claim, folder: Path, results: Mapping[str, Sequence[Outcome]]) 
         plot_failures(claim, results, picture)
         return [picture]
     if isinstance(claim.statements[0], Keeps):
-        measured = {
-            row: [read_measured(RunFolder(folder / run_name(row, seed))) for seed in range(len(found))]
-            for row, found in results.items()
-        }
-        return [picture] if plot_ratios(claim, measured, picture) else []
+        return [picture] if plot_ratios(claim, _measured(runs), picture) else []
     plot_scores(claim, results, picture)
     curves = folder / f"{claim.name}-course.png"
-    names = {
-        row: [folder / run_name(row, seed) for seed in range(len(found))] for row, found in results.items() if found
-    }
-    return [picture, curves] if plot_curves_of_rows(names, curves) else [picture]
+    paths = {row: [run.path for run in own] for row, own in runs.items() if own}
+    return [picture, curves] if plot_curves_of_rows(paths, curves) else [picture]

@@ -19,6 +19,7 @@ from megdet.paper.claims.rules import LEVEL, Keeps, Verdict
 from megdet.run_folder.checkpoint_files import checkpoint_step, checkpoints
 from megdet.run_folder.folder import RunFolder
 from megdet.studies.comparison.student import mean_interval
+from megdet.studies.gradients.findings import ModuleVariance
 from megdet.studies.gradients.statistics import Estimate
 from megdet.studies.gradients.units import load_study
 from megdet.studies.gradients.variance import measure_variance
@@ -52,9 +53,7 @@ def measure_updates(
     for step in steps:
         if any(own.step == step for own in found):
             continue
-        study = load_study(folder, device, step=step)
-        variance = measure_variance(study, batch=study.recipe.batch_size, factors=factors, workers=workers)
-        [whole] = [module for module in variance.modules if module.name == "whole"]
+        whole = _whole(folder, factors, device, workers, step)
         found += [Measured(step, own.factor, own.ratio.value, own.ratio.error) for own in whole.updates]
         write_json_atomically(file, [asdict(own) for own in found], indent=2)
         ratios = ", ".join(f"{own.ratio} for k = {own.factor}" for own in whole.updates)
@@ -78,9 +77,7 @@ def measure_noise(folder: RunFolder, device: torch.device, workers: int) -> None
     """Measure the gradient noise scale at a run's newest weights, once. Raises InputError as `measure_variance`."""
     if (folder.path / _NOISE).exists():
         return
-    study = load_study(folder, device)
-    variance = measure_variance(study, batch=study.recipe.batch_size, factors=(1, 2), workers=workers)
-    [whole] = [module for module in variance.modules if module.name == "whole"]
+    whole = _whole(folder, (1, 2), device, workers)
     write_json_atomically(folder.path / _NOISE, whole.direct.as_dict(), indent=2)
 
 
@@ -114,6 +111,15 @@ def cells(row: str, factor: int, trainings: Sequence[Sequence[Measured]]) -> lis
 def as_records(trainings: Sequence[Sequence[Measured]]) -> list[list[dict[str, Any]]]:
     """For JSON."""
     return [[asdict(own) for own in points] for points in trainings]
+
+
+def _whole(
+    folder: RunFolder, factors: Sequence[int], device: torch.device, workers: int, step: int | None = None
+) -> ModuleVariance:
+    """The variance of the whole gradient at a checkpoint, by default the newest."""
+    study = load_study(folder, device, step=step)
+    variance = measure_variance(study, batch=study.recipe.batch_size, factors=factors, workers=workers)
+    return next(module for module in variance.modules if module.name == "whole")
 
 
 def _judge(own: Keeps, trainings: Sequence[Sequence[Measured]]) -> Verdict:

@@ -5,13 +5,14 @@ names.
 """
 
 import codecs
+import io
 import json
 import os
 import platform
 import re
 import stat
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -247,6 +248,17 @@ def write_result(path: Path, value: Any) -> None:
     """Write detections or numbers as JSON, making the folder. Raises InputError."""
     make_folder(path.parent)
     write_json_atomically(path, value, indent=2 if isinstance(value, dict) else None)
+
+
+def write_picture(path: Path, save: Callable[[io.BytesIO], object]) -> None:
+    """Write what `save` puts into a file, and make its folder. Raises InputError if it cannot be written."""
+    content = io.BytesIO()
+    save(content)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, content.getvalue(), durable=False)
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def cannot_write(path: Path, error: Exception) -> InputError:

@@ -1,7 +1,6 @@
 """Writes figures and pictures as whole files; a symbolic link of the same name is replaced, not followed."""
 
 import io
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from megdet.errors import InputError
-from megdet.files import cannot_write, replace_file
+from megdet.files import write_picture
 
 
 def panels(columns: int, size: tuple[float, float], **options: Any) -> tuple[Figure, list[Axes]]:
@@ -39,14 +38,3 @@ def save_figure(figure: Figure, path: Path, dpi: int = 120) -> None:
             raise InputError(f"{path}: no such kind of picture: name it .png, .pdf or .svg") from None
 
     write_picture(path, save)
-
-
-def write_picture(path: Path, save: Callable[[io.BytesIO], object]) -> None:
-    """Write what `save` puts into a file, and make its folder. Raises InputError if it cannot be written."""
-    content = io.BytesIO()
-    save(content)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, content.getvalue(), durable=False)
-    except OSError as error:
-        raise cannot_write(path, error) from error

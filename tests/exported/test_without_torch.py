@@ -16,6 +16,7 @@ sys.modules["torch"] = None  # an import of it would fail
 from megdet.cli.main import main
 code = main(sys.argv[1:])
 assert not any(name.split(".")[0] in ("torchvision", "timm") for name in sys.modules)
+assert "matplotlib.figure" not in sys.modules  # boxes are drawn without it
 sys.exit(code)
 """
 

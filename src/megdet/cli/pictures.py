@@ -13,8 +13,7 @@ from megdet.detections import Detections
 from megdet.errors import InputError, printable
 from megdet.evaluation.coco_numbers import Evaluation
 from megdet.evaluation.tables import tables
-from megdet.files import write_result
-from megdet.plotting import write_picture
+from megdet.files import write_picture, write_result
 
 
 def draw_files(

@@ -9,9 +9,10 @@ import numpy as np
 from megdet.data.coco import CocoDataset
 from megdet.data.image import read_image
 from megdet.drawing import contact_sheet, draw_detections
+from megdet.files import write_picture
 from megdet.paper.entry_report import EntryRow
 from megdet.paper.figures import COLOURS
-from megdet.plotting import panels, save_figure, write_picture
+from megdet.plotting import panels, save_figure
 
 SHOWN, COLUMNS, SHOWN_SCORE = 12, 4, 0.5
 """Images of Figure 5, images a row, and the least score of a detection that is drawn."""

@@ -11,9 +11,10 @@ from megdet.data.coco import CocoDataset, validation_set
 from megdet.data.masks import place_mask
 from megdet.detections import SHOWN_SCORE
 from megdet.drawing import contact_sheet, side_by_side
+from megdet.files import write_picture
 from megdet.inference.predict import detect_image
 from megdet.inference.trained import TrainedDetector
-from megdet.plotting import panels, save_figure, write_picture
+from megdet.plotting import panels, save_figure
 from megdet.run_folder.folder import RunFolder
 from megdet.run_folder.metrics import read_metrics
 from megdet.studies.rates.trial import smooth

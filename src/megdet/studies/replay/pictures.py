@@ -8,7 +8,7 @@ import torch
 
 from megdet.data.coco import CocoDataset
 from megdet.drawing import draw_detections
-from megdet.plotting import write_picture
+from megdet.files import write_picture
 from megdet.structures import Batch
 from megdet.studies.replay.look import Forward
 

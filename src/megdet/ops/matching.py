@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from megdet.ops.boxes import box_iou
+from megdet.ops.gpu_kernels import kernels_build
 from megdet.ops.integer_hash import hash_integers
 from megdet.ops.ordering import NEVER, hash64, top
 
@@ -45,8 +46,21 @@ def match_boxes(
 
     `candidates` are one set for all images or one set each. With `keep_best` the candidates with the largest overlap
     with a box are positive too, however small it is (anchors; Faster R-CNN, Sec. 3.1.2). An image without boxes has
-    only negatives.
+    only negatives. On a GPU the overlaps are one kernel, which keeps none of them; without Triton it is the loop below.
     """
+    compare = _overlaps
+    if boxes.is_cuda and kernels_build(boxes.device):
+        from megdet.ops.matching_kernel import overlaps as compare
+    largest, box_index, is_best = compare(candidates, boxes, is_box, keep_best=keep_best)
+    is_positive = (largest >= positive_iou) | is_best
+    is_negative = (largest < negative_iou) & ~is_best
+    return Matches(box_index, is_positive, is_negative)
+
+
+def _overlaps(
+    candidates: Tensor, boxes: Tensor, is_box: Tensor, *, keep_best: bool
+) -> tuple[Float[Tensor, "images candidates"], Int64[Tensor, "images candidates"], Bool[Tensor, "images candidates"]]:
+    """The largest IoU of each candidate, -1 without boxes; its box; with `keep_best` whether it is a box's largest."""
     shape = (boxes.shape[0], candidates.shape[-2])
     best_iou = boxes.new_full(shape, -1.0)
     box_index = torch.zeros(shape, dtype=torch.int64, device=boxes.device)
@@ -61,9 +75,7 @@ def match_boxes(
         if keep_best and iou.shape[1]:
             best_of_box = iou.amax(dim=1, keepdim=True)
             is_best |= ((iou == best_of_box) & (best_of_box > 0)).any(dim=2)
-    is_positive = (best_iou >= positive_iou) | is_best
-    is_negative = (best_iou < negative_iou) & ~is_best
-    return Matches(box_index, is_positive, is_negative)
+    return best_iou, box_index, is_best
 
 
 def sample_matches(

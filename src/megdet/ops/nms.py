@@ -1,15 +1,11 @@
 """Non-maximum suppression of many independent segments at once."""
 
-import subprocess
-import warnings
-from collections.abc import Callable
-from functools import cache
-from importlib.util import find_spec
-
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torchvision.ops import nms
+
+from megdet.ops.gpu_kernels import kernels_build
 
 
 def segmented_nms(
@@ -26,7 +22,9 @@ def segmented_nms(
     and one call over a whole batch is quadratic in its candidates. On a GPU it is one kernel launch without a wait. If
     Triton is missing, as on Windows, or cannot build, the loop below reads the lengths of the segments from the device.
     """
-    if boxes.is_cuda and (thin_segments := usable_kernel(boxes.device)) is not None:
+    if boxes.is_cuda and kernels_build(boxes.device):
+        from megdet.ops.nms_kernel import thin_segments
+
         return thin_segments(boxes, scores, segments, iou_threshold)
     keep = torch.zeros_like(segments, dtype=torch.bool)
     order = segments.argsort(stable=True)
@@ -41,33 +39,3 @@ def segmented_nms(
     if kept:
         keep[order[torch.cat(kept)]] = True
     return keep
-
-
-@cache
-def usable_kernel(device: torch.device) -> Callable[..., Tensor] | None:
-    """`nms_kernel.thin_segments` if it runs on this device, else None; it is tried once, on one box.
-
-    Triton builds a small C library before its first launch. If it cannot, a warning says what is missing.
-    """
-    if find_spec("triton") is None:
-        return None
-    from megdet.ops.nms_kernel import thin_segments
-
-    try:
-        thin_segments(
-            torch.zeros(1, 4, device=device),
-            torch.zeros(1, device=device),
-            torch.zeros(1, dtype=torch.int64, device=device),
-            0.5,
-        )
-    except (OSError, subprocess.CalledProcessError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "C compiler" not in str(error):
-            raise
-        warnings.warn(
-            f"NMS takes its slower form, with the same result: Triton cannot build its kernel ({error}); install a C "
-            "compiler and Python's headers, such as gcc and python3-dev, or name the compiler in CC",
-            RuntimeWarning,
-            stacklevel=3,
-        )
-        return None
-    return thin_segments

@@ -1,4 +1,4 @@
-"""Where Triton finds no C compiler, NMS on a GPU takes its plain form; Triton itself says so here, without a GPU."""
+"""Where Triton finds no C compiler, plain forms replace its kernels; Triton itself says so here, without a GPU."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from megdet.ops import nms, nms_kernel
+from megdet.ops import gpu_kernels, nms_kernel
 
 CPU = torch.device("cpu")
 MISSING = {
@@ -29,10 +29,10 @@ def check_without_a_compiler() -> None:
     for compiler, reason in MISSING.items():
         os.environ.update({"CC": compiler} if compiler else {})
         _find_compiler.cache_clear()
-        nms.usable_kernel.cache_clear()
+        gpu_kernels.kernels_build.cache_clear()
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
-            assert [nms.usable_kernel(CPU) for _ in range(3)] == [None] * 3
+            assert [gpu_kernels.kernels_build(CPU) for _ in range(3)] == [False] * 3
         (warning,) = told
         assert reason in str(warning.message), warning.message
         assert "install a C compiler and Python's headers" in str(warning.message)
@@ -58,9 +58,9 @@ def test_any_other_failure_of_the_kernel_is_not_hidden(monkeypatch: pytest.Monke
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     monkeypatch.setattr(nms_kernel, "thin_segments", fail)
-    nms.usable_kernel.cache_clear()
+    gpu_kernels.kernels_build.cache_clear()
     with pytest.raises(RuntimeError, match="illegal memory access"):
-        nms.usable_kernel(CPU)
+        gpu_kernels.kernels_build(CPU)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def overlaps(candidates: Tensor, boxes: Tensor, is_box: Tensor, *, keep_best: bo
     return largest, index, is_best
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _iou(x1, y1, x2, y2, box):  # type: ignore[no-untyped-def]
     """With the box at a pointer; a coordinate that is not a number makes it not a number, as in the plain form."""
     all_nan: tl.constexpr = tl.PropagateNan.ALL

@@ -1,6 +1,7 @@
 """A training step on a GPU: torchvision's reference as it is and channels last, ours as it is and ours compiled.
 
     python bench/gpu.py
+    python bench/gpu.py --tests --out gpu.json          # the GPU tests first; eight minutes in all
     python bench/gpu.py --batches 2,8 --precisions bf16 --json
 
 ResNet-50 FPN Faster R-CNN, the same random weights and numbers on both sides (`sides.py`), trained batch norm, 8 boxes
@@ -15,7 +16,8 @@ to the bit. For every batch size and precision, of each side in its own turn:
 - where the time of a step goes, by events on the GPU's stream: a stage includes waiting for the host. This step alone
   is watched in this way.
 
-A side that does not fit has an `error` instead. Without a GPU there is nothing to measure: exit code 2.
+A side that does not fit has an `error` instead, and so has one for which no time was left. `--out` is written anew
+after every line. Without a GPU there is nothing to measure: exit code 2. Where a GPU test fails it is 1.
 """
 
 import argparse
@@ -23,6 +25,7 @@ import gc
 import json
 import re
 import statistics
+import subprocess
 import sys
 import time
 import warnings
@@ -30,6 +33,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -41,6 +45,7 @@ from sides import shared_recipe, training_step
 from torchvision.models.detection import faster_rcnn, rpn
 from train_step import flop_counter, make_images
 
+from megdet.files import write_json_atomically
 from megdet.model import box_head, pooling
 from megdet.model.backbone import Backbone
 from megdet.model.fpn import Fpn
@@ -87,43 +92,60 @@ PARTS = {"backbone": "backbone", "fpn": "FPN", "rpn": "RPN head"}
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batches", default="2,8,16,32", metavar="B,B")
-    parser.add_argument("--precisions", default=",".join(PRECISIONS), metavar="P,P", help=", ".join(PRECISIONS))
+    parser.add_argument("--batches", default="16,2,8,32", metavar="B,B")
+    parser.add_argument("--precisions", default="bf16,tf32,fp32", metavar="P,P", help=", ".join(PRECISIONS))
     parser.add_argument("--sides", default=",".join(SIDES), metavar="S,S", help=", ".join(SIDES))
     parser.add_argument("--size", default=f"{HEIGHT}x{WIDTH}", metavar="HxW", help="of the images, in pixels")
     parser.add_argument("--steps", type=int, default=10, help="between two looks at the clock")
     parser.add_argument("--rounds", type=int, default=5, help="looks at the clock of each side")
     parser.add_argument("--mode", help="torch.compile's mode, such as max-autotune-no-cudagraphs")
+    parser.add_argument("--minutes", type=float, default=8.0, help="no line is begun after them")
+    parser.add_argument("--tests", action="store_true", help="run the tests that need a GPU first")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="JSON of what there is so far")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(argv)
     if not torch.cuda.is_available():
         print("bench/gpu.py: no CUDA device is visible here, so there is nothing to measure", file=sys.stderr)
         return 2
-    rows = [
-        measured(side, precision, int(batch), options)
-        for batch in options.batches.split(",")
-        for precision in options.precisions.split(",")
-        for side in options.sides.split(",")
-    ]
-    result = {
+    end = time.monotonic() + 60 * options.minutes
+    result: dict[str, Any] = {
         "device": torch.cuda.get_device_name(),
         "size": options.size,
         "peak_tflops": dict(zip(PRECISIONS, peak_of(torch.cuda.get_device_name()) or (), strict=False)),
         "steps": options.steps,
         "rounds": options.rounds,
         "mode": options.mode,
-        "rows": rows,
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
         "cuda": torch.version.cuda,
+        "tests": gpu_tests() if options.tests else None,
+        "rows": [],
     }
+    for batch in options.batches.split(","):
+        for precision in options.precisions.split(","):
+            for side in options.sides.split(","):
+                row = {"side": side, "precision": precision, "batch": int(batch)}
+                is_late = time.monotonic() > end
+                row |= {"error": "no time was left"} if is_late else measured(side, precision, int(batch), options)
+                result["rows"].append(row)
+                if options.out:
+                    write_json_atomically(options.out, result, indent=1)
     print(json.dumps(result)) if options.json else show(result)
-    return 0
+    return 1 if result["tests"] and result["tests"]["exit_code"] else 0
+
+
+def gpu_tests() -> dict[str, Any]:
+    """Runs the tests that are marked `gpu`; their last lines say which failed."""
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-n0", "-q", "-rf"]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
+    lines = done.stdout.splitlines()[-20:]
+    print(*lines, sep="\n", file=sys.stderr)
+    return {"exit_code": done.returncode, "last_lines": lines}
 
 
 def measured(side: str, precision: str, batch: int, options: argparse.Namespace) -> dict[str, Any]:
-    """One line of the result."""
-    row: dict[str, Any] = {"side": side, "precision": precision, "batch": batch}
+    """What one line of the result says beside its side, precision and batch size."""
+    row: dict[str, Any] = {}
     free_memory()
     try:
         flops = flops_of_an_image(side.split()[0], options.size) * batch
@@ -253,6 +275,8 @@ def show(result: dict[str, Any]) -> None:
     for row in result["rows"]:
         stages = [f"{name} {milliseconds:.2f}" for name, milliseconds in row.get("stage_milliseconds", {}).items()]
         console.print(f"{row['batch']} {row['precision']} {row['side']}, ms: {', '.join(stages) or row['error']}")
+    if result["tests"]:
+        console.print("GPU tests:", result["tests"]["last_lines"][-1])
     console.print(f"{result['device']}, {result['size']} px, torch {result['torch']}, CUDA {result['cuda']}")
 
 

@@ -1,6 +1,7 @@
 """Figures: their numbers by hand, their files, their axes."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.image
@@ -93,9 +94,9 @@ def test_decays_that_differ_have_the_colour_of_their_curve(tmp_path: Path, saved
 
 def test_a_sweep_shows_failures_as_crosses_and_leaves_out_what_was_not_run(tmp_path: Path, saved: list[Figure]) -> None:
     rows = [TABLE2[0], *TABLE2[2:4]]
-    outcomes = {"b16-bn0": Outcome("trained", "", 9, 1.0, 1, 50.0, None, None, "", "")}
-    outcomes["b64-bn0"] = Outcome("failed", "why", 9, 1.0, 1, None, None, None, "", "")
-    plot_sweep(rows, outcomes, tmp_path / "table2.png", "here")
+    trained = Outcome("trained", "", 9, 1.0, 1, 50.0, None, None, "", "")
+    failed = Outcome("failed", "why", 9, 1.0, 1, None, None, None, "", "")
+    plot_sweep(rows, [[trained], [failed], []], tmp_path / "table2.png", "here")
     paper, ours = saved[0].axes
     assert paper.get_xlabel() == "mmAP (%), paper: ResNet-50, COCO"
     assert ours.get_xlabel() == "mmAP (%), here"
@@ -104,8 +105,31 @@ def test_a_sweep_shows_failures_as_crosses_and_leaves_out_what_was_not_run(tmp_p
     marks = [[(line.get_marker(), line.get_ydata()[0]) for line in axes.lines[1:]] for axes in (paper, ours)]
     assert marks == [[("o", 0), ("x", 1), ("o", 2)], [("o", 0), ("x", 1)]]
     assert ours.lines[0].get_xdata()[0] == 50.0  # the baseline
-    plot_sweep([TABLE2[2]], {}, tmp_path / "empty.png", "here")
+    plot_sweep([TABLE2[2]], [[]], tmp_path / "empty.png", "here")
     assert np.ptp(matplotlib.image.imread(tmp_path / "empty.png")) > 0
+
+
+def test_seeds_of_a_row_are_a_bar_with_their_mean_and_a_cross_for_those_that_failed(
+    tmp_path: Path, saved: list[Figure]
+) -> None:
+    trained = [Outcome("trained", "", 9, 1.0, 1, mmap, None, None, "", "") for mmap in (40.0, 44.0)]
+    failed = Outcome("failed", "why", 9, 1.0, 1, None, None, None, "", "")
+    plot_sweep([TABLE2[0]], [[*trained, failed]], tmp_path / "table2.png", "here")
+    drawn = [(line.get_marker(), list(line.get_xdata())) for line in saved[0].axes[1].lines[1:]]
+    assert drawn[:2] == [("None", [40.0, 44.0]), ("o", [42.0])]
+    assert drawn[2][0] == "x"
+
+
+def test_seeds_of_a_row_are_curves_of_one_colour_and_one_label(tmp_path: Path, saved: list[Figure]) -> None:
+    plot_curves([LONG, replace(LONG, mmap=(9.0, 29.0, 31.0)), replace(LONG, label="256 (long)")], tmp_path / "a.png")
+    curves = [line for line in saved[0].axes[0].lines if line.get_linestyle() == "-"]
+    colours = [line.get_color() for line in curves]
+    assert colours[0] == colours[1] != colours[2]
+    assert [text.get_text() for text in saved[0].legends[0].get_texts()] == [
+        "16 (long)",
+        "256 (long)",
+        "learning rate decay",
+    ]
 
 
 def test_ratios_stand_beside_those_of_the_paper(tmp_path: Path, saved: list[Figure]) -> None:

@@ -93,9 +93,10 @@ def test_table_2_stands_beside_the_papers_with_its_failures(order: Order) -> Non
     assert heard[1] == "row 1 of 5, b16-bn0: trained mmAP 30.0 after 2 steps in 120.0 min"
     assert heard[5] == "row 3 of 5, b64-bn0: failed after 1 steps in 60.0 min step 2: rpn_box is not finite"
     written = json.loads((order.folder / "table2.json").read_text())
-    assert written["rows"][2]["status"] == "failed"
-    assert written["rows"][2]["reason"] == "step 2: rpn_box is not finite"
-    assert written["rows"][0] | {"hours": 2.0, "paper_hours": 33.2, "mmap": 30.0} == written["rows"][0]
+    (failed,), (trained,) = written["rows"][2]["trainings"], written["rows"][0]["trainings"]
+    assert (failed["status"], failed["reason"]) == ("failed", "step 2: rpn_box is not finite")
+    assert trained | {"seed": 0, "hours": 2.0, "mmap": 30.0} == trained
+    assert written["rows"][0]["paper_hours"] == 33.2
     assert (order.folder / "table2.png").stat().st_size > 10_000
     assert "base rate 0.01 for 16 images" in written["notes"][0]
 
@@ -105,9 +106,9 @@ def test_the_markdown_is_a_table_with_picture_and_notes(order: Order) -> None:
     lines = (order.folder / "table2.md").read_text().splitlines()
     assert lines[0].startswith("## Table 2: ")
     assert lines[2].startswith("| row | batch | BN size | policy | rate | mmAP, paper | mmAP, here |")
-    assert lines[3] == "|" + "---|" * 13
-    assert lines[4] == "| b16-bn0 | 16 | 0 | normal | normal | 36.2 | 30.0 | 50.0 | 30.0 | 33.2 h | 2.0 h | 1 | 2 |"
-    assert lines[6] == "| b64-bn0 | 64 | 0 | normal | normal | failed | failed | - | - | - | 1.0 h | 1 | 1 |"
+    assert lines[3] == "|" + "---|" * 14
+    assert lines[4] == "| b16-bn0 | 16 | 0 | normal | normal | 36.2 | 30.0 | 50.0 | 30.0 | 33.2 h | 2.0 h | 1 | 2 | 1 |"
+    assert lines[6] == "| b64-bn0 | 64 | 0 | normal | normal | failed | failed | - | - | - | 1.0 h | 1 | 1 | 1 |"
     assert len({line.count("|") for line in lines[2:9]}) == 1
     assert re.search(r"!\[.*\]\(table2.png\)", "\n".join(lines))
     assert lines[-3] == "b128-bn0-half failed here: step 2: rpn_box is not finite."
@@ -123,6 +124,39 @@ def test_rows_are_chosen_and_the_others_are_said_not_to_be_run(order: Order) -> 
     assert not any("b32-bn0" in line for line in heard)
     with pytest.raises(InputError, match=r"--rows is for table2 and table3: figure1 needs all of its rows"):
         run(order, item="figure1", rows="b16-bn0")
+
+
+def test_every_seed_of_a_row_is_a_training_and_the_table_has_their_spread(order: Order) -> None:
+    def training(recipe: Recipe, folder: RunFolder, options: RunOptions, world: World) -> Evaluation:
+        assert recipe.seed == (1 if folder.path.name.endswith("-s1") else 0)
+        if (recipe.batch_size, recipe.seed) == (32, 1):
+            folder.create().write_recipe(dump_recipe(recipe))
+            raise DivergedError("step 2: rpn_box is not finite")
+        found = fake_training(recipe, folder, options, world)
+        return replace(found, bbox=replace(found.bbox, AP=0.3 + 0.02 * recipe.seed))
+
+    report, heard = run(order, training, rows="b16-bn0,b32-bn0", seeds=2)
+    assert [line.split(",")[1].split(":")[0].strip() for line in heard[::2]] == [
+        "b16-bn0",
+        "b32-bn0",
+        "b16-bn0-s1",
+        "b32-bn0-s1",
+    ]
+    assert [row[6] for row in report.rows[:3]] == ["31.0 (30.0 to 32.0)", "30.0, 1 failed", "not run"]
+    assert [row[-1] for row in report.rows[:3]] == ["2", "2", "0"]
+    assert [own["seed"] for own in report.records[0]["trainings"]] == [0, 1]
+    assert "b32-bn0-s1 failed here: step 2: rpn_box is not finite." in report.notes
+    _, heard = run(order, training, rows="b16-bn0,b32-bn0")  # the first seed is there
+    assert heard == []
+
+
+def test_a_figure_draws_every_seed_and_one_of_a_single_training_refuses_more(order: Order) -> None:
+    report, heard = run(order, item="figure1", seeds=2)
+    assert sum(line.endswith("training") for line in heard) == 4
+    assert [row[-1] for row in report.rows] == ["2", "2"]
+    for item in ("table1", "figure2"):
+        with pytest.raises(InputError, match=f"{item} shows one training of each of its rows: leave out --seeds"):
+            run(order, item=item, seeds=2)
 
 
 @pytest.mark.parametrize("item", ["figure1", "figure4"])
@@ -170,8 +204,8 @@ def test_table_1_has_dashes_for_the_epochs_that_a_diverged_row_lacks(order: Orde
 def test_a_row_that_was_not_run_and_one_without_boxes_to_find_have_dashes() -> None:
     outcome = Outcome("trained", "", 5, 0.01, 1, None, None, None, "", "")
     report = training_report("table2", "demo", TABLE2, {"b16-bn0": outcome}, [])
-    assert report.rows[0][6:] == ["-", "-", "-", "33.2 h", "0.6 min", "1", "5"]
-    assert report.rows[2][5:] == ["failed", "not run", "-", "-", "-", "-", "-", "-"]
+    assert report.rows[0][6:] == ["-", "-", "-", "33.2 h", "0.6 min", "1", "5", "1"]
+    assert report.rows[2][5:] == ["failed", "not run", "-", "-", "-", "-", "-", "-", "0"]
     assert report.notes == [TIMES_NOTE]
     mixed = training_report("table2", "demo", TABLE2, {"b16-bn0": replace(outcome, ranks_differ=True)}, [])
-    assert mixed.rows[0][-2] == "mixed"
+    assert mixed.rows[0][-3] == "mixed"

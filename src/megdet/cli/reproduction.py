@@ -46,10 +46,8 @@ def run_reproduce(arguments: Arguments) -> None:
 
 
 def _order(arguments: Arguments) -> Order:
-    if arguments.seeds is not None:
-        raise InputError("--seeds is for table4, figure5 and the claims: a row of the other tables has one training")
     scale: Scale = arguments.scale or SCALES[0]
-    asked = arguments.given("data", "weights", "rows", "jobs")
+    asked = arguments.given("data", "weights", "rows", "seeds", "jobs")
     return Order(arguments.item, scale, _folder(arguments, scale), **asked, overrides=arguments.overrides)
 
 

@@ -1,11 +1,10 @@
 """Table 4 beside our numbers: leaderboard, ablation of the entry's parts, multi-scale testing and ensemble."""
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from megdet.paper.report import Report
+from megdet.paper.report import SEEDS_NOTE, Report, spread_text
 from megdet.paper.rows import EntryItem, Scale
 from megdet.paper.tables import TABLE4, LeaderboardEntry
 
@@ -14,8 +13,7 @@ COST_COLUMNS = ("seeds", "minutes a run", "s a step", "memory of a step")
 NOTES = (
     "The paper's numbers are of COCO: test-dev for the leaderboard, val for its single model. Ours are of drawn "
     "shapes: compare our rows with each other.",
-    "Each row has all parts of the rows above it. A number is the mean over the seeds; after it stand the smallest "
-    "and the largest.",
+    f"Each row has all parts of the rows above it. {SEEDS_NOTE}",
 )
 
 
@@ -65,11 +63,11 @@ def entry_report(item: EntryItem, scale: Scale, rows: Sequence[EntryRow], detail
 
 def _cells(row: EntryRow) -> list[str]:
     names = ("mmap", "ap50", "mmar")
-    mmap, ap50, mmar = (_spread([getattr(score, name) for score in row.scores]) for name in names)
+    mmap, ap50, mmar = (spread_text([getattr(score, name) for score in row.scores]) for name in names)
     paper = ("", "") if row.paper is None else (f"{row.paper.mmap:.1f}", _number(row.paper.mmar))
     if not row.scores:
         mmap = "failed" if row.failures else "not run"
-    minutes = _spread(row.minutes)
+    minutes = spread_text(row.minutes)
     seconds = "" if row.step_seconds is None else f"{row.step_seconds:.2f}"
     memory = "" if row.step_bytes is None else f"{row.step_bytes / 2**30:.2f} GiB"
     return [
@@ -101,13 +99,6 @@ def _record(row: EntryRow) -> dict[str, Any]:
         "step_seconds": row.step_seconds,
         "step_bytes": row.step_bytes,
     }
-
-
-def _spread(values: Sequence[float]) -> str:
-    if not values:
-        return ""
-    mean = statistics.fmean(values)
-    return f"{mean:.1f}" if len(values) == 1 else f"{mean:.1f} ({min(values):.1f} to {max(values):.1f})"
 
 
 def _number(value: float | None) -> str:

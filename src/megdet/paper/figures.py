@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,6 @@ from matplotlib.ticker import MaxNLocator
 from megdet.errors import InputError
 from megdet.paper.outcome import Outcome
 from megdet.paper.report import row_label
-from megdet.paper.rows import row_name
 from megdet.paper.tables import TrainingRow
 from megdet.plotting import panels, save_figure
 from megdet.recipe_file import parse_recipe
@@ -80,20 +80,25 @@ def find_curve(folder: RunFolder, label: str) -> Curve | None:
 def plot_curves(curves: Sequence[Curve], path: Path) -> None:
     """Figures 1 and 4: mmAP over epochs and over hours; dashed lines where the learning rate decays.
 
-    Decays that all curves share are grey, others have the colour of their curve. Raises InputError if the picture
-    cannot be written.
+    Curves of one label are seeds of one row: they have one colour, and only the first is a strong line. Decays that all
+    curves share are grey, others have the colour of their curve. Raises InputError if the picture cannot be written.
     """
     figure, (by_epoch, by_hour) = _panels(2, (7.2, 2.9), sharey=True)
     shared = len({curve.decay_epochs for curve in curves}) == 1
-    for number, curve in enumerate(curves):
+    numbers = {label: number for number, label in enumerate(dict.fromkeys(curve.label for curve in curves))}
+    labelled: set[str] = set()
+    for curve in curves:
+        number, is_first = numbers[curve.label], curve.label not in labelled
         colour, marker = COLOURS[number % len(COLOURS)], _MARKERS[number % len(_MARKERS)]
         style: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 3.5, "linewidth": 1.3}
-        by_epoch.plot(curve.epochs, curve.mmap, label=curve.label, **style)
-        by_hour.plot(curve.hours, curve.mmap, label=curve.label, **style)
-        for epoch in curve.decay_epochs if number == 0 or not shared else ():
+        style |= {"label": curve.label} if is_first else {"alpha": 0.45}
+        by_epoch.plot(curve.epochs, curve.mmap, **style)
+        by_hour.plot(curve.hours, curve.mmap, **style)
+        for epoch in curve.decay_epochs if not labelled or (is_first and not shared) else ():
             _mark_decay(by_epoch, epoch, "0.55" if shared else colour)
-        for hour in curve.decay_hours:
+        for hour in curve.decay_hours if is_first else ():
             _mark_decay(by_hour, hour, colour)
+        labelled.add(curve.label)
     by_epoch.set(xlabel="epoch", ylabel="mmAP (%)", xlim=(0, None), ylim=(0, None))
     by_epoch.xaxis.set_major_locator(MaxNLocator(7, integer=True))
     by_hour.set(xlabel="training time (hours)", xlim=(0, None))
@@ -106,16 +111,16 @@ def plot_curves(curves: Sequence[Curve], path: Path) -> None:
     save_figure(figure, path, _DPI)
 
 
-def plot_sweep(rows: Sequence[TrainingRow], outcomes: Mapping[str, Outcome], path: Path, title: str) -> None:
+def plot_sweep(rows: Sequence[TrainingRow], outcomes: Sequence[Sequence[Outcome]], path: Path, title: str) -> None:
     """Tables 2 and 3: the mmAP of every row, the paper's on the left and ours on the right; the scales differ.
 
-    The first row is the baseline, drawn as a vertical line. A cross is a training that failed; an empty row was not
-    run. Raises InputError if the picture cannot be written.
+    `outcomes` has those of each row's seeds: a dot is their mean, a bar reaches from the smallest to the largest. The
+    first row is the baseline, drawn as a vertical line. A cross is a training that failed; an empty row was not run.
+    Raises InputError if the picture cannot be written.
     """
     figure, (paper, ours) = _panels(2, (7.2, 1.3 + 0.22 * len(rows)), sharey=True)
-    found = [outcomes.get(row_name(row)) for row in rows]
-    _dots(paper, [row.mmap for row in rows], [True] * len(rows), _PAPER)
-    _dots(ours, [None if own is None else own.mmap for own in found], [own is not None for own in found], _OURS)
+    _dots(paper, [[row.mmap] for row in rows], _PAPER)
+    _dots(ours, [[outcome.mmap for outcome in own] for own in outcomes], _OURS)
     paper.set(xlabel="mmAP (%), paper: ResNet-50, COCO")
     ours.set(xlabel=f"mmAP (%), {title}")
     paper.set_yticks(range(len(rows)), [row_label(row) for row in rows])
@@ -160,22 +165,27 @@ def _panels(columns: int, size: tuple[float, float], **options: Any) -> tuple[Fi
     return figure, made
 
 
-def _dots(axes: Axes, values: Sequence[float | None], is_run: Sequence[bool], colour: str) -> None:
-    numbers = [value for value in values if value is not None]
+def _dots(axes: Axes, rows: Sequence[Sequence[float | None]], colour: str) -> None:
+    """A line for each row, from the values of its trainings; None is one that failed."""
+    found = [[value for value in row if value is not None] for row in rows]
+    numbers = [value for own in found for value in own]
     low, high = (min(numbers), max(numbers)) if numbers else (0.0, 1.0)
     margin = max(0.15 * (high - low), 0.5)
     axes.set_xlim(low - 2 * margin, high + 1.5 * margin)
     axes.xaxis.set_major_locator(MaxNLocator(5))
-    if values and values[0] is not None:
-        axes.axvline(values[0], color=colour, linestyle=":", linewidth=1)
-    for place, (value, ran) in enumerate(zip(values, is_run, strict=True)):
-        if value is not None:
+    if found and found[0]:
+        axes.axvline(fmean(found[0]), color=colour, linestyle=":", linewidth=1)
+    for place, (own, row) in enumerate(zip(found, rows, strict=True)):
+        if own:
+            value = fmean(own)
+            if len(own) > 1:
+                axes.plot([min(own), max(own)], [place, place], color=colour, linewidth=1.2, alpha=0.6)
             axes.plot(value, place, "o", color=colour, markersize=4.5)
             over = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none"}  # over the baseline
             axes.annotate(
                 f"{value:.1f}", (value, place), (6, 0), textcoords="offset points", va="center", fontsize=7, bbox=over
             )
-        elif ran:
+        if len(own) < len(row):
             axes.plot(low - margin, place, "x", color=colour, markersize=5.5)
 
 

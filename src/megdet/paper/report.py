@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from megdet.files import make_folder, write_json_atomically, write_text_atomically
 from megdet.paper.outcome import Outcome
-from megdet.paper.rows import Item, Scale, row_name, scale_epoch_factor
+from megdet.paper.rows import Item, Scale, row_name, scale_epoch_factor, seed_name
 from megdet.paper.tables import TrainingRow
 from megdet.recipe import Recipe
 
@@ -30,8 +31,9 @@ TITLES: dict[Item, str] = {
 }
 TRAINING_COLUMNS = (
     *("row", "batch", "BN size", "policy", "rate", "mmAP, paper", "mmAP, here", "AP50, here", "mmAR, here"),
-    *("time, paper", "time, here", "devices, here", "steps"),
+    *("time, paper", "time, here", "devices, here", "steps", "seeds"),
 )
+SEEDS_NOTE = "A number is the mean over the seeds; after it stand the smallest and the largest."
 TIMES_NOTE = "Times of rows that were trained on different numbers of devices, or beside other work, do not compare."
 
 
@@ -82,18 +84,32 @@ class Report:
 
 
 def training_report(
-    item: Item, scale: Scale, rows: Sequence[TrainingRow], outcomes: Mapping[str, Outcome], pictures: list[Path]
+    item: Item,
+    scale: Scale,
+    rows: Sequence[TrainingRow],
+    outcomes: Mapping[str, Outcome],
+    pictures: list[Path],
+    seeds: int = 1,
 ) -> Report:
-    """The report for rows of Tables 2 and 3, also for rows that a figure draws."""
+    """The report for rows of Tables 2 and 3, also for rows that a figure draws; `outcomes` are by `seed_name`."""
     report = Report(item, scale, TRAINING_COLUMNS, [], [], [], pictures)
     for row in rows:
-        outcome = outcomes.get(row_name(row))
-        report.rows.append(_cells(row, outcome))
-        report.records.append(_record(row, outcome))
-        if outcome is not None and outcome.status == "failed":
-            report.notes.append(f"{row_name(row)} failed here: {outcome.reason}.")
-    report.notes.append(TIMES_NOTE)
+        own = outcomes_of_row(row, seeds, outcomes)
+        report.rows.append(_cells(row, [*own.values()]))
+        report.records.append(_record(row, own))
+        report.notes.extend(
+            f"{seed_name(row, seed)} failed here: {outcome.reason}."
+            for seed, outcome in own.items()
+            if outcome.status == "failed"
+        )
+    report.notes.extend([TIMES_NOTE] if seeds == 1 else [SEEDS_NOTE, TIMES_NOTE])
     return report
+
+
+def outcomes_of_row(row: TrainingRow, seeds: int, outcomes: Mapping[str, Outcome]) -> dict[int, Outcome]:
+    """The outcomes of a row's finished seeds, by seed."""
+    names = {seed: seed_name(row, seed) for seed in range(seeds)}
+    return {seed: outcomes[name] for seed, name in names.items() if name in outcomes}
 
 
 def scale_note(scale: Scale, recipe: Recipe) -> str:
@@ -119,25 +135,39 @@ def row_label(row: TrainingRow) -> str:
     return " ".join(words) + (f", BN {row.bn_size}" if row.bn_size else ", frozen")
 
 
-def percent_text(value: float | None) -> str:
-    """A number in percent, or a dash if there is none."""
-    return "-" if value is None else f"{value:.1f}"
+def spread_text(values: Sequence[float]) -> str:
+    """The mean of some numbers with the smallest and the largest after it; a dash if there are none."""
+    if not values:
+        return "-"
+    mean = fmean(values)
+    return f"{mean:.1f}" if len(values) == 1 else f"{mean:.1f} ({min(values):.1f} to {max(values):.1f})"
 
 
-def _cells(row: TrainingRow, outcome: Outcome | None) -> list[str]:
+def _cells(row: TrainingRow, own: Sequence[Outcome]) -> list[str]:
     cells = [row_name(row), str(row.batch_size), str(row.bn_size), row.policy, row.rate]
-    paper = ("failed", "-") if row.failed else (percent_text(row.mmap), f"{row.hours:.1f} h")
-    if outcome is None:
-        return [*cells, paper[0], "not run", "-", "-", paper[1], "-", "-", "-"]
-    here = "failed" if outcome.status == "failed" else percent_text(outcome.mmap)
-    time = f"{outcome.hours:.1f} h" if outcome.hours >= 1 else f"{60 * outcome.hours:.1f} min"
-    numbers = [percent_text(outcome.ap50), percent_text(outcome.mmar)]
-    devices = "mixed" if outcome.ranks_differ else str(outcome.ranks)
-    return [*cells, paper[0], here, *numbers, paper[1], time, devices, str(outcome.steps)]
+    paper = ("failed", "-") if row.failed else (f"{row.mmap:.1f}", f"{row.hours:.1f} h")
+    if not own:
+        return [*cells, paper[0], "not run", "-", "-", paper[1], "-", "-", "-", "0"]
+    failed = sum(outcome.status == "failed" for outcome in own)
+    here = spread_text([outcome.mmap for outcome in own if outcome.mmap is not None])
+    if failed:
+        here = "failed" if failed == len(own) else f"{here}, {failed} failed"
+    numbers = [
+        spread_text([value for outcome in own if (value := getattr(outcome, name)) is not None])
+        for name in ("ap50", "mmar")
+    ]
+    hours = [outcome.hours for outcome in own]
+    time = f"{spread_text(hours)} h" if fmean(hours) >= 1 else f"{spread_text([60 * value for value in hours])} min"
+    ranks = {outcome.ranks for outcome in own}
+    devices = "mixed" if len(ranks) > 1 or any(outcome.ranks_differ for outcome in own) else str(own[0].ranks)
+    steps = sorted({outcome.steps for outcome in own})
+    lengths = str(steps[0]) if len(steps) == 1 else f"{steps[0]} to {steps[-1]}"
+    return [*cells, paper[0], here, *numbers, paper[1], time, devices, lengths, str(len(own))]
 
 
-def _record(row: TrainingRow, outcome: Outcome | None) -> dict[str, Any]:
-    record: dict[str, Any] = {
+def _record(row: TrainingRow, own: Mapping[int, Outcome]) -> dict[str, Any]:
+    names = ("status", "mmap", "ap50", "mmar", "hours", "steps", "ranks", "ranks_differ", "reason")
+    return {
         "row": row_name(row),
         "batch_size": row.batch_size,
         "bn_size": row.bn_size,
@@ -146,9 +176,7 @@ def _record(row: TrainingRow, outcome: Outcome | None) -> dict[str, Any]:
         "paper_mmap": row.mmap,
         "paper_hours": row.hours,
         "paper_devices": row.num_gpus,
-        "status": "not run" if outcome is None else outcome.status,
+        "trainings": [
+            {"seed": seed} | {name: getattr(outcome, name) for name in names} for seed, outcome in own.items()
+        ],
     }
-    if outcome is not None:
-        names = ("mmap", "ap50", "mmar", "hours", "steps", "ranks", "ranks_differ", "reason")
-        record |= {name: getattr(outcome, name) for name in names}
-    return record

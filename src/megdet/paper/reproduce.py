@@ -3,6 +3,7 @@
 The folder of a scale holds one run folder a row, shared by all tables and figures that need the row:
 
     b16-bn0/ ... b256-bn16-long/   runs, with outcome.json if they are finished
+    b16-bn0-s1/ ...                runs of the second seed
     pretraining/                   scale demo without weights: the run that trains the rows' backbone
     table3.md, table3.json, table3.png, ...
 """
@@ -18,7 +19,7 @@ from megdet.paper.figures import find_curve, plot_curves, plot_sweep
 from megdet.paper.jobs import run_rows
 from megdet.paper.outcome import Outcome
 from megdet.paper.pretraining import pretrained_backbone
-from megdet.paper.report import Report, row_label, scale_note, training_report
+from megdet.paper.report import Report, outcomes_of_row, row_label, scale_note, training_report
 from megdet.paper.rows import (
     Scale,
     SweptItem,
@@ -27,6 +28,7 @@ from megdet.paper.rows import (
     row_name,
     row_recipe,
     rows_of,
+    seed_name,
     weights_changes,
 )
 from megdet.paper.sampling import proposals_report, ratios_report
@@ -54,6 +56,8 @@ class Order:
     """file of the backbone's weights"""
     rows: str | None = None
     """names of the rows to train, with commas, of tables 2 and 3; None = all"""
+    seeds: int = 1
+    """trainings of each row"""
     jobs: int = 1
     """trainings side by side, a core each"""
     overrides: Mapping[str, Any] = field(default_factory=dict)
@@ -89,13 +93,19 @@ def reproduce(
     rows = rows_of(order.item)
     if order.rows is not None and order.item not in ("table2", "table3"):
         raise InputError(f"--rows is for table2 and table3: {order.item} needs all of its rows")
-    chosen = [row_name(row) for row in chosen_rows(rows, order.rows)]
+    if order.seeds > 1 and order.item in ("table1", "figure2"):
+        raise InputError(f"{order.item} shows one training of each of its rows: leave out --seeds")
+    chosen = [seed_name(row, seed) for seed in range(order.seeds) for row in chosen_rows(rows, order.rows)]
     load_recipe(recipe_of(rows[0]) if order.scale == "coco" else f"reproduce-{order.scale}", order.overrides)
     changes = data_changes(order.scale, order.data) | weights_changes(order.scale, order.weights)
     if order.scale == "demo" and order.weights is None:
         changes["model.backbone.weights"] = str(pretrained_backbone(order.folder, order.data, options, world))
     changes |= order.overrides
-    recipes = {row_name(row): row_recipe(row, order.scale, changes) for row in rows}
+    recipes = {
+        seed_name(row, seed): row_recipe(row, order.scale, changes | ({"seed": seed} if seed else {}))
+        for seed in range(order.seeds)
+        for row in rows
+    }
 
     def told(name: str, outcomes: Mapping[str, Outcome]) -> None:
         say(progress_line(name, chosen, outcomes))
@@ -122,10 +132,11 @@ def progress_line(name: str, chosen: Sequence[str], outcomes: Mapping[str, Outco
 
 
 def _training_report(own: _Standing, pictures: Sequence[Path] = ()) -> Report:
-    report = training_report(own.order.item, own.order.scale, own.rows, own.outcomes, list(pictures))
+    order = own.order
+    report = training_report(order.item, order.scale, own.rows, own.outcomes, list(pictures), order.seeds)
     first = next((own.recipes[row_name(row)] for row in own.rows if row.rate == "normal"), None)
     if first is not None:
-        report.notes.insert(0, scale_note(own.order.scale, first))
+        report.notes.insert(0, scale_note(order.scale, first))
     return report
 
 
@@ -133,7 +144,8 @@ def _report(own: _Standing, world: World, workers: int) -> Report:
     order, first = own.order, own.rows[0]
     picture = order.folder / f"{order.item}.png"
     if order.item in ("table2", "table3"):
-        plot_sweep(own.rows, own.outcomes, picture, f"here: scale {order.scale}")
+        found = [[*outcomes_of_row(row, order.seeds, own.outcomes).values()] for row in own.rows]
+        plot_sweep(own.rows, found, picture, f"here: scale {order.scale}")
         return _training_report(own, [picture])
     if order.item in ("figure1", "figure4"):
         return _curves_report(own, picture)
@@ -141,7 +153,7 @@ def _report(own: _Standing, world: World, workers: int) -> Report:
         report = ratios_report(order.scale, own.rows, order.folder, own.outcomes)
     elif latest_checkpoint(RunFolder(order.folder / row_name(first))) is None:
         report = _training_report(own)
-        report.notes.append(_missing(first, own.outcomes, "weights to find proposals with"))
+        report.notes.append(_missing(row_name(first), own.outcomes, "weights to find proposals with"))
         return report
     else:
         report = proposals_report(order.scale, first, order.folder, world, workers)
@@ -151,23 +163,23 @@ def _report(own: _Standing, world: World, workers: int) -> Report:
 
 def _curves_report(own: _Standing, picture: Path) -> Report:
     """Figures 1 and 4: the existing curves, and notes about rows without a curve."""
-    found = [find_curve(RunFolder(own.order.folder / row_name(row)), row_label(row)) for row in own.rows]
-    curves = [curve for curve in found if curve is not None]
+    trainings = {seed_name(row, seed): row_label(row) for row in own.rows for seed in range(own.order.seeds)}
+    found = {name: find_curve(RunFolder(own.order.folder / name), label) for name, label in trainings.items()}
+    curves = [curve for curve in found.values() if curve is not None]
     if curves:
         plot_curves(curves, picture)
     report = _training_report(own, [picture] if curves else [])
-    missing = [row for row, curve in zip(own.rows, found, strict=True) if curve is None]
-    report.notes.extend(_missing(row, own.outcomes, "curve") for row in missing)
+    report.notes.extend(_missing(name, own.outcomes, "curve") for name, curve in found.items() if curve is None)
     report.notes.extend(_statements(own.order.item))
     return report
 
 
-def _missing(row: TrainingRow, outcomes: Mapping[str, Outcome], what: str) -> str:
-    """Why a row is not in a picture."""
-    outcome = outcomes[row_name(row)]
+def _missing(name: str, outcomes: Mapping[str, Outcome], what: str) -> str:
+    """Why a training is not in a picture."""
+    outcome = outcomes[name]
     at = outcome.reason.partition(":")[0]  # "step 24: gradient_norm is not finite"
     how = f"failed at {at}" if outcome.status == "failed" else "found nothing to evaluate"
-    return f"{row_name(row)} {how}: no {what}."
+    return f"{name} {how}: no {what}."
 
 
 def _statements(item: SweptItem) -> list[str]:

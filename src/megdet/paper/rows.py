@@ -76,6 +76,11 @@ def row_name(row: TrainingRow) -> str:
     return name or f"b{row.batch_size}-bn{row.bn_size}"
 
 
+def seed_name(row: TrainingRow, seed: int) -> str:
+    """The name of the run folder of a row's seed: `b16-bn0` for the first, then `b16-bn0-s1`."""
+    return row_name(row) if seed == 0 else f"{row_name(row)}-s{seed}"
+
+
 def row_recipe(row: TrainingRow, scale: Scale, changes: Mapping[str, Any]) -> Recipe:
     """The checked recipe of a row at a scale; `changes` are further keys to change (`data_changes`, weights)."""
     if scale == "coco":

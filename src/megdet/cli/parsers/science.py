@@ -122,7 +122,7 @@ def add_reproduce(parser: Parser) -> None:
         "--seeds",
         type=whole_number,
         metavar="N",
-        help="trainings of each row of table4, figure5 and the claims; default 3, or what the claim asks for",
+        help="trainings of each row; default 1, of table4 and figure5 3, of a claim what it asks for",
     )
     parser.add_argument(
         "--jobs", type=whole_number, default=1, metavar="N", help="train so many rows side by side, a core each"

@@ -19,7 +19,7 @@ from megdet.paper.claims.rules import (
 )
 from megdet.paper.claims.variance import Measured, as_records, cells, judge_variances
 from megdet.paper.outcome import Outcome
-from megdet.paper.report import Report
+from megdet.paper.report import Report, spread_text
 from megdet.recipe import Recipe
 
 COLUMNS = (
@@ -109,16 +109,11 @@ def _cells(row: str, found: Sequence[Outcome]) -> list[str]:
         f"{100 * low:.0f} to {100 * high:.0f}%",
         ", ".join(map(str, steps)),
         "" if first is None or last is None else f"{first:.2f} to {_loss(last)}",
-        _spread([score_of(own) for own in found]),
-        _spread([0.0 if has_failed(own) or own.ap50 is None else own.ap50 for own in found]),
-        _spread([60 * own.hours for own in found]),
+        spread_text([score_of(own) for own in found]),
+        spread_text([0.0 if has_failed(own) or own.ap50 is None else own.ap50 for own in found]),
+        spread_text([60 * own.hours for own in found]),
     ]
 
 
 def _loss(value: float) -> str:
     return f"{value:.2f}" if value < 1e4 else f"{value:.0e}"
-
-
-def _spread(values: Sequence[float]) -> str:
-    mean = statistics.fmean(values)
-    return f"{mean:.1f}" if len(values) == 1 else f"{mean:.1f} ({min(values):.1f} to {max(values):.1f})"

@@ -162,7 +162,7 @@ def test_epochs_batch_rate_and_warmup_by_hand():
     assert advice["optimizer.base_lr"] == 0.04
     assert advice["optimizer.ema_decay"] == round(1 - 12 / 763, 4)
     (rate,) = (own.why for own in advice.values if own.key == "optimizer.base_lr")
-    assert rate.endswith("8 images have 0.02")
+    assert rate.endswith("updates of 8 are made with 0.02 (linear rule)")
     # 2,000 images from random weights: (15000 + 50) / 2000 = 7.5, at least 12: 1,500 updates of 16
     images = ((128, 128),) * 2000
     advice = advise(statistics(squares("a", 20, 2000), images=images))

@@ -236,7 +236,7 @@ def _training_values(stats: Statistics, wishes: Wishes, num_images: int) -> Iter
     yield AdvisedValue(
         "optimizer.base_lr",
         base,
-        f"{why}, for 16 images; by the linear rule {batch} images have {base * batch / 16:g}",
+        f"{why}; the rate of 16 images, so updates of {batch} are made with {base * batch / 16:g} (linear rule)",
     )
     yield AdvisedValue("optimizer.clip_norm", 10, "a rare large gradient does not end the run")
     decay = round(min(1 - 12 / max(updates, 24), 0.9998), 4)

@@ -99,9 +99,8 @@ class Reporter:
             for counted in reversed(detector_class(model).counts)
         ]
         if shares:
-            self.say(
-                f"epoch {means['epoch']}: positive are {' and '.join(shares)} (mean of {_counted(means['steps'], 'step')})"
-            )
+            steps = _counted(means["steps"], "step")
+            self.say(f"epoch {means['epoch']}: positive are {' and '.join(shares)} (mean of {steps})")
 
     def evaluating(self, step: int) -> None:
         """Show on the screen that the steps wait for an evaluation."""

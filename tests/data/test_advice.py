@@ -220,6 +220,7 @@ def test_the_recipe_says_what_was_advised_and_why(tmp_path, backbone, weights):
     shown = [own for own in advice.values if not own.is_set]
     assert {own.key for own in shown} == {
         "data.canvas_edges",
+        "data.horizontal_flip",
         "data.keep_empty_images",
         "data.repeat_threshold",
         "data.vertical_flip",

@@ -180,6 +180,12 @@ def _image_values(stats: Statistics, wishes: Wishes, edge: int, long_edge: int) 
         why = f"{stats.num_empty_images} images have no box: set it if that is because they show no object"
         yield AdvisedValue("data.keep_empty_images", True, why, is_set=False)
     yield AdvisedValue(
+        "data.horizontal_flip",
+        0.0,
+        "half of the images are mirrored: set it if letters, digits, or left and right tell classes apart",
+        is_set=False,
+    )
+    yield AdvisedValue(
         "data.vertical_flip", 0.5, "set it if the images have no up and down, as those of a microscope", is_set=False
     )
 

@@ -145,6 +145,18 @@ def test_look_alike_classes_whose_marks_shrink_are_warned_of_and_a_mark_given_en
     assert apart.warnings == ()
 
 
+def test_look_alike_classes_with_large_objects_are_named_in_the_reason_of_the_edge():
+    def reason(**wishes):
+        stats = statistics(squares("a", 300) + squares("b", 300), images=[(480, 640)] * 100)
+        advice = advise(stats, Wishes(weights="w.pth", **wishes))
+        assert advice.warnings == ()  # a tenth of 300 px is 16 px at 256 of 480
+        return next(own.why for own in advice.values if own.key == "data.short_edges")
+
+    assert reason().endswith("a and b have boxes of one size and shape: if small marks tell them apart, give --mark")
+    assert "a and b" not in reason(mark=30.0)
+    assert "a and b" not in reason(short_edge=480)  # nothing is lost
+
+
 def test_tiny_objects_and_rare_classes_are_warned_of():
     boxes = squares("dot", 8, 6) + squares("house", 100, 94)
     advice = advise(statistics(boxes), Wishes(weights="w.pth"))

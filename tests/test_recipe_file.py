@@ -216,6 +216,18 @@ def test_an_unknown_recipe_is_refused_with_those_there_are():
         load_recipe("demmo")
 
 
+def test_a_wrong_path_of_a_recipe_is_answered_with_the_file_beside(tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos.yaml").touch()
+    with pytest.raises(InputError, match=r"photo.yaml: no such recipe file; did you mean '.*/photos\.yaml'\?"):
+        load_recipe(str(tmp_path / "photo.yaml"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"photos: no such recipe file; did you mean 'photos\.yaml'\?"):
+        load_recipe("photos")  # a folder of this name
+    with pytest.raises(InputError, match=r"none/photos.yaml: no such recipe file$"):
+        load_recipe("none/photos.yaml")
+
+
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00\x01", b"batch_size: \x00"])
 def test_a_file_that_is_no_text_is_refused(content, tmp_path):
     file = tmp_path / "r.yaml"

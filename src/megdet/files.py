@@ -281,7 +281,7 @@ def read_bytes(path: Path, limit: int = LARGEST_TEXT) -> bytes:
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
-            raise InputError(f"{path} cannot be read: it is a folder; check the path")
+            raise InputError(f"{path} cannot be read: it is a folder, a file is wanted here; check the path")
         if not stat.S_ISREG(status.st_mode):  # reading a pipe would block
             raise InputError(f"{path} cannot be read: it is not a plain file; check the path")
         if status.st_size > limit:

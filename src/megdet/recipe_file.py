@@ -48,13 +48,23 @@ def load_recipe(name_or_path: str, overrides: Mapping[str, Any] | None = None) -
     elif (path / "recipe.yaml").is_file():
         raise InputError(f"{path} is a run folder: its recipe is {path / 'recipe.yaml'}")
     elif path.is_dir() or path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
-        raise InputError(f"{path}: no such recipe file")
+        raise InputError(f"{path}: no such recipe file{_recipe_beside(path)}")
     else:
         raise InputError(
             f"no recipe '{name_or_path}': neither a file nor a packaged recipe{nearest(name_or_path, packaged)}; "
             "`megdet recipes` lists them"
         )
     return parse_recipe(text, source, overrides)
+
+
+def _recipe_beside(path: Path) -> str:
+    """The hint for a wrong path: the recipe of the same folder with the most similar name."""
+    try:
+        beside = [entry.name for entry in path.parent.iterdir() if entry.suffix in (".yaml", ".yml")]
+    except OSError:
+        return ""
+    found = nearest(path.name, beside)
+    return found.replace("'", f"'{path.parent}/", 1) if found and path.parent != Path() else found
 
 
 def parse_recipe(text: str, source: str, overrides: Mapping[str, Any] | None = None) -> Recipe:

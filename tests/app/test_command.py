@@ -44,7 +44,7 @@ def test_a_signal_ends_it_in_order_with_code_0(number, tmp_path):
         server.process.send_signal(number)
         said, complained = server.process.communicate(timeout=120)
         assert (server.process.returncode, complained) == (0, "")
-        assert said == "stopped after 1 images in 1 calls of a detector\n"
+        assert said == "stopped after 1 image(s) in 1 call(s) of a detector\n"
 
 
 def test_what_is_missing_is_one_line_and_code_2(tmp_path, monkeypatch, capsys):

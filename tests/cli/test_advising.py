@@ -65,12 +65,27 @@ def test_the_statistics_of_images_without_boxes_have_no_advice(files, capsys):
         (("mine", "--data", "FILE", "IMAGES", "--weights", "none.pth"), "none.pth: no such file"),
         (("mine", "--data", "FILE", "IMAGES", "--batch-size", "11"), "batch size 11 is more than the 10 images"),
         (("mine", "--data", "FILE", "IMAGES", "--backbone", "vgg"), "invalid choice: 'vgg'"),
-        (("nowhere/mine", "--data", "FILE", "IMAGES"), "nowhere/mine.yaml"),
+        (("my set/file/mine", "--data", "FILE", "IMAGES"), "my set/file cannot be written"),
     ],
 )
 def test_a_new_recipe_that_cannot_be_is_refused_in_one_line(files, refused, words, said):
     places = {"FILE": files[0], "IMAGES": files[1]}
+    Path("my set/file").write_text("no folder")
     assert said in refused("recipes", "new", *(places.get(word, word) for word in words))
+    assert not Path("mine.yaml").exists()
+
+
+def test_the_folder_of_a_new_recipe_is_made(files):
+    assert main(["recipes", "new", "runs/new/mine", "--data", *files]) == 0
+    assert Path("runs/new/mine.yaml").read_text().startswith("# mine: 10 images, 20 boxes, 1 class.\n")
+
+
+def test_a_new_recipe_is_not_evaluated_on_a_class_that_it_does_not_train(files, refused):
+    document = json.loads(Path(files[0]).read_text())
+    document["categories"].append({"id": 2, "name": "cats"})
+    Path("val.json").write_text(json.dumps(document))
+    said = refused("recipes", "new", "mine", "--data", *files, "--val", "val.json", files[1])
+    assert "val.json: class 'cats' is not among the detector's 1 classes; did you mean 'cat'? rename it there" in said
     assert not Path("mine.yaml").exists()
 
 

@@ -310,6 +310,26 @@ def test_one_unreadable_picture_does_not_keep_detect_from_the_others(
     assert (tmp_path / "out/detections.json").is_file()
 
 
+def test_detect_refuses_what_it_would_do_nothing_with(
+    finished_run: Path, data: TinyData, tmp_path: Path, refused: Refused
+) -> None:
+    assert "'30' is not between 0 and 1" in refused("detect", finished_run, data.val_images, "--score", "30")
+    shutil.copytree(data.val_images, tmp_path / "in" / "val")
+    line = refused("detect", finished_run, tmp_path / "in")
+    assert "no image in this folder; name a folder that has some, such as" in line
+    assert line.rstrip().endswith("in/val")
+    (tmp_path / "broken.jpg").write_bytes(b"not a picture")
+    assert "1 of 1 images could not be read" in refused(
+        "detect", finished_run, tmp_path / "broken.jpg", "--out", tmp_path / "out"
+    )
+    assert not (tmp_path / "out").exists()  # not an empty file in the place of an earlier one
+
+
+def test_a_file_of_a_run_is_answered_with_its_folder(finished_run: Path, data: TinyData, refused: Refused) -> None:
+    line = refused("detect", finished_run / "recipe.yaml", data.val_images)
+    assert line.rstrip().endswith(f"not a run folder, it has no recipe.yaml; did you mean {finished_run}?")
+
+
 def test_maps_too_small_for_batch_norm_are_refused(data: TinyData, tmp_path: Path, refused: Refused) -> None:
     options = [*data.options, *OVERRIDES, "--batch_size", 1, "--bn_size", 1]
     small = ["--data.short_edges", "[32]", "--data.max_long_edge", 32]

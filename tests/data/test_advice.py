@@ -145,6 +145,18 @@ def test_look_alike_classes_whose_marks_shrink_are_warned_of_and_a_mark_given_en
     assert apart.warnings == ()
 
 
+def test_look_alike_classes_with_large_objects_are_named_in_the_reason_of_the_edge():
+    def reason(**wishes):
+        stats = statistics(squares("a", 300) + squares("b", 300), images=[(480, 640)] * 100)
+        advice = advise(stats, Wishes(weights="w.pth", **wishes))
+        assert advice.warnings == ()  # a tenth of 300 px is 16 px at 256 of 480
+        return next(own.why for own in advice.values if own.key == "data.short_edges")
+
+    assert reason().endswith("a and b have boxes of one size and shape: if small marks tell them apart, give --mark")
+    assert "a and b" not in reason(mark=30.0)
+    assert "a and b" not in reason(short_edge=480)  # nothing is lost
+
+
 def test_tiny_objects_and_rare_classes_are_warned_of():
     boxes = squares("dot", 8, 6) + squares("house", 100, 94)
     advice = advise(statistics(boxes), Wishes(weights="w.pth"))
@@ -162,7 +174,7 @@ def test_epochs_batch_rate_and_warmup_by_hand():
     assert advice["optimizer.base_lr"] == 0.04
     assert advice["optimizer.ema_decay"] == round(1 - 12 / 763, 4)
     (rate,) = (own.why for own in advice.values if own.key == "optimizer.base_lr")
-    assert rate.endswith("8 images have 0.02")
+    assert rate.endswith("updates of 8 are made with 0.02 (linear rule)")
     # 2,000 images from random weights: (15000 + 50) / 2000 = 7.5, at least 12: 1,500 updates of 16
     images = ((128, 128),) * 2000
     advice = advise(statistics(squares("a", 20, 2000), images=images))
@@ -220,6 +232,7 @@ def test_the_recipe_says_what_was_advised_and_why(tmp_path, backbone, weights):
     shown = [own for own in advice.values if not own.is_set]
     assert {own.key for own in shown} == {
         "data.canvas_edges",
+        "data.horizontal_flip",
         "data.keep_empty_images",
         "data.repeat_threshold",
         "data.vertical_flip",

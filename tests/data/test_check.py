@@ -152,6 +152,21 @@ def test_a_missing_annotations_file_is_a_fatal_problem(tmp_path):
     assert _brief(check_dataset(tmp_path / "absent.json", tmp_path)) == [("unreadable annotations", True, None, None)]
 
 
+def test_a_folder_in_the_place_of_the_file_is_told_once(tmp_path):
+    (problem,) = check_dataset(tmp_path, tmp_path)
+    assert problem.message == "cannot be read: it is a folder, a file is wanted here; check the path"
+
+
+def test_another_folder_of_images_is_one_problem(tmp_path):
+    file, images = write_set(tmp_path, two_images())
+    (tmp_path / "other").mkdir()
+    (problem,) = check_dataset(file, tmp_path / "other")
+    assert (problem.kind, problem.fatal) == ("missing files", True)
+    assert "none of the 2 images is in" in problem.message
+    assert problem.message.endswith("wrong image folder?")
+    assert check_dataset(file, images) == []
+
+
 _anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=3),

@@ -12,6 +12,7 @@ from megdet.data.formats.csv_table import convert_csv
 from megdet.data.formats.cvat import convert_cvat
 from megdet.data.formats.label_studio import convert_label_studio
 from megdet.data.formats.labelme import convert_labelme
+from megdet.errors import InputError
 
 BOXES = {
     "train/a.jpg": [("dog", (1.25, 2, 10, 20.5)), ("кот", (0, 0, 40, 30))],
@@ -219,15 +220,37 @@ def test_several_tables_are_splits_and_groups_are_crowds(photos, tmp_path):
     (photos / "train_labels.csv").write_text(header + "a.jpg,dog,1,2,3,4,1\n".replace("a.jpg", "train/a.jpg"))
     (photos / "test_labels.csv").write_text(header + "val/a.jpg,cat,1,2,3,4,0\n")
     test, train = convert_csv(photos, tmp_path / "out")
-    assert (test.annotations_file.stem, train.annotations_file.stem) == ("test_labels", "train_labels")
+    assert (test.annotations_file.stem, train.annotations_file.stem) == ("test", "train")
     assert test.class_names == train.class_names == ("cat", "dog")
     assert [json.loads(own.annotations_file.read_text())["annotations"][0]["iscrowd"] for own in (test, train)] == [
         0,
         1,
     ]
+    (photos / "train_2.csv").write_text(
+        header + "train/deep/b.png,dog,1,2,3,4,0\n"
+    )  # two of one split keep their names
+    names = [own.annotations_file.stem for own in convert_csv(photos, tmp_path / "three")]
+    assert names == ["test", "train_2", "train_labels"]
+    (photos / "train_2.csv").unlink()
     (photos / "test_labels.csv").unlink()
     (train,) = convert_csv(photos, tmp_path / "alone")
     assert train.annotations_file.stem == "train"
+
+
+def test_an_image_in_two_tables_is_refused_with_what_to_convert(photos, tmp_path):
+    for name in ("all_labels.csv", "train_labels.csv"):
+        (photos / name).write_text("image,label,x1,y1,x2,y2\ntrain/a.jpg,dog,1,2,3,4\n")
+    with pytest.raises(
+        InputError, match=r"train_labels.csv:2: .*a.jpg is in .*all_labels.csv:2 too: convert one table"
+    ):
+        convert_csv(photos, tmp_path / "out")
+
+
+def test_images_that_lie_elsewhere_are_asked_for(photos, tmp_path):
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "a.csv").write_text("image,label,x1,y1,x2,y2\ntrain/a.jpg,dog,1,2,3,4\n")
+    with pytest.raises(InputError, match=r"tables: no images in this folder .*: give theirs by --images FOLDER"):
+        convert_csv(tmp_path / "tables", tmp_path / "out")
 
 
 def test_a_rotated_ellipse_is_bounded_by_arithmetic(photos, tmp_path):

@@ -109,6 +109,7 @@ def test_samples_are_nested_and_may_be_of_some_classes(tmp_path):
     assert {row["id"] for row in small.images} < {row["id"] for row in large.images}
     only = sample_document(document, 10, class_names=["a"])
     assert counts_of(only) == {"a": 10}
+    assert counts_of(sample_document(document, None, class_names=["b"])) == {"b": 20}
     with pytest.raises(InputError, match="11 images were asked for, it has 10"):
         sample_document(document, 11, class_names=["a"])
     with pytest.raises(InputError, match="no class 'aa'; did you mean 'a'"):

@@ -34,7 +34,7 @@ def test_a_terminal_shows_the_numbers_of_the_training_and_is_left_as_it_was(trai
         assert part in last, part
     assert "evaluating step 3" in seen.text
     assert (
-        " ".join(seen.text.split()).count("starting of 3;") == 1
+        " ".join(seen.text.split()).count("starting, 3 steps;") == 1
     )  # a message stays where it is and is not drawn again
     assert seen.is_cursor_left_visible
     assert "Traceback" not in seen.text

@@ -1,5 +1,6 @@
 """The advice of `data stats`, and the recipe that `recipes new` writes of it."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -8,7 +9,8 @@ from rich.table import Table
 from megdet.cli.options import CONSOLE, PROGRESS, Arguments, existing_file
 from megdet.cli.parsers.shared import ADVICE_OPTIONS
 from megdet.data.advice import Advice, Wishes, advise
-from megdet.data.coco import load_coco
+from megdet.data.classes import category_ids_for
+from megdet.data.coco import CocoDataset, load_coco
 from megdet.data.far.folder import folder_of
 from megdet.data.new_recipe import Places, new_recipe_file, write_recipe
 from megdet.data.stats import dataset_statistics
@@ -40,8 +42,9 @@ def run_new(arguments: Arguments) -> None:
         raise InputError(f"`megdet recipes new` needs {what}; see `megdet recipes --help`")
     path = new_recipe_file(arguments.new_name)
     own = wishes(arguments)
-    for annotations, images in filter(None, (arguments.val, arguments.data)):
-        dataset = load_coco(Path(annotations), folder_of(images), keep_empty=True)
+    dataset = _loaded(arguments.data)
+    if arguments.val is not None:
+        category_ids_for(dataset.class_names, _loaded(arguments.val))  # refuses a class that is not trained
     stats = dataset_statistics(dataset)
     advice = advise(stats, own)
     places = Places(tuple(arguments.data), tuple(arguments.val) if arguments.val else None)
@@ -51,6 +54,11 @@ def run_new(arguments: Arguments) -> None:
         PROGRESS.print("warning: without --val the training images are evaluated, which says little about others")
     CONSOLE.print(f"{path}: {len(advice.values)} values with their reasons; `megdet train {path}` trains it")
     arguments.print_json({"recipe": str(path), **asdict(advice)})
+
+
+def _loaded(places: Sequence[str]) -> CocoDataset:
+    annotations, images = places
+    return load_coco(Path(annotations), folder_of(images), keep_empty=True)
 
 
 def _print_warnings(advice: Advice) -> None:

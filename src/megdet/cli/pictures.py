@@ -41,12 +41,15 @@ def draw_files(
         CONSOLE.print(f"{printable(str(picture))}: {drawn} of {len(detections)} detections drawn")
         rows = zip(detections.to_coco(), detections.names, strict=True)
         found.append((picture, [{**row, "category": name} for row, name in rows]))
+    unread = f"{len(unreadable)} of {len(files)} images could not be read: {'; '.join(unreadable)}"
+    if not found:  # an empty file would replace that of an earlier call
+        raise InputError(unread)
     write_result(out / "detections.json", [result for _, results in found for result in results])
     CONSOLE.print(f"{out / 'detections.json'}")
     pictures = [{"picture": str(picture), "detections": results} for picture, results in found]
     tell({"file": str(out / "detections.json"), "images": pictures})
     if unreadable:
-        raise InputError(f"{len(unreadable)} of {len(files)} images could not be read: {'; '.join(unreadable)}")
+        raise InputError(unread)
 
 
 def image_files(paths: Sequence[ImageFolder]) -> list[ImageFile]:
@@ -56,15 +59,21 @@ def image_files(paths: Sequence[ImageFolder]) -> list[ImageFile]:
         if not isinstance(path, Path):
             files += _far_files(path)
         elif path.is_dir():
-            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+            inside = sorted(filter(_is_image, path.iterdir()))
             if not inside:
-                raise InputError(f"{path}: no image in this folder")
+                below = next((file.parent for file in sorted(path.rglob("*")) if _is_image(file)), None)
+                hint = f"; name a folder that has some, such as {below}" if below is not None else ""
+                raise InputError(f"{path}: no image in this folder{hint}")
             files += inside
         elif path.is_file():
             files.append(path)
         else:
             raise InputError(f"{path}: no such file or folder")
     return files
+
+
+def _is_image(file: Path) -> bool:
+    return file.suffix.lower() in IMAGE_SUFFIXES
 
 
 def _far_files(place: FarFolder) -> list[FarFile]:

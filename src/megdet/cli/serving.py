@@ -30,7 +30,7 @@ def run_serve(arguments: Arguments) -> None:
             app = make_application(batcher, limits, [arguments.host, *arguments.allow_host])
             server = make_server(app, lambda: CONSOLE.print(f"{names} at {address_of(own)} (Ctrl-C stops)"))
             run_until_stopped(server, [own])
-        CONSOLE.print(f"stopped after {batcher.answered} images in {batcher.calls} calls of a detector")
+        CONSOLE.print(f"stopped after {batcher.answered} image(s) in {batcher.calls} call(s) of a detector")
 
 
 def check_packages() -> None:

@@ -163,6 +163,8 @@ def _image_values(stats: Statistics, wishes: Wishes, edge: int, long_edge: int) 
             f"; a mark of {wishes.mark:g} px has {wishes.mark * scale:.1f} px here, {sizes.SMALL_MARK:.0f} are wanted"
         )
     why += f"; the median image has a short edge of {native} px"
+    if pair := _look_alike(stats, wishes, edge):
+        why += f". {pair} have boxes of one size and shape: if small marks tell them apart, give --mark"
     yield AdvisedValue("data.short_edges", (edge,), why)
     yield AdvisedValue(
         "data.max_long_edge", long_edge, "95% of the images reach the short edge; longer ones are shrunk to this"
@@ -180,8 +182,21 @@ def _image_values(stats: Statistics, wishes: Wishes, edge: int, long_edge: int) 
         why = f"{stats.num_empty_images} images have no box: set it if that is because they show no object"
         yield AdvisedValue("data.keep_empty_images", True, why, is_set=False)
     yield AdvisedValue(
+        "data.horizontal_flip",
+        0.0,
+        "half of the images are mirrored: set it if letters, digits, or left and right tell classes apart",
+        is_set=False,
+    )
+    yield AdvisedValue(
         "data.vertical_flip", 0.5, "set it if the images have no up and down, as those of a microscope", is_set=False
     )
+
+
+def _look_alike(stats: Statistics, wishes: Wishes, edge: int) -> str:
+    """Two classes that only marks may tell apart, where images are shrunk and no size of the marks is given; or ""."""
+    is_shrunk = edge < _MUCH_SMALLER * sizes.native_edge(stats)
+    alike = sizes.classes_alike(stats) if is_shrunk and wishes.mark is None else []
+    return " and ".join(printable(name) for name in alike[0]) if alike else ""
 
 
 def _seldom(stats: Statistics) -> list[str]:
@@ -236,7 +251,7 @@ def _training_values(stats: Statistics, wishes: Wishes, num_images: int) -> Iter
     yield AdvisedValue(
         "optimizer.base_lr",
         base,
-        f"{why}, for 16 images; by the linear rule {batch} images have {base * batch / 16:g}",
+        f"{why}; the rate of 16 images, so updates of {batch} are made with {base * batch / 16:g} (linear rule)",
     )
     yield AdvisedValue("optimizer.clip_norm", 10, "a rare large gradient does not end the run")
     decay = round(min(1 - 12 / max(updates, 24), 0.9998), 4)
@@ -267,14 +282,13 @@ def _warnings(stats: Statistics, wishes: Wishes, edge: int, objects: NDArray[np.
             f"(most of all {worst}) and will hardly be found: give a larger --short-edge, or cut the images into tiles"
         )
     native = sizes.native_edge(stats)
-    alike = sizes.classes_alike(stats)
-    if alike and edge < _MUCH_SMALLER * native and wishes.mark is None:
+    if pair := _look_alike(stats, wishes, edge):
         mark = float(np.median(stats.box_sizes)) / 10
         here = mark * edge / native
         if here < sizes.SMALL_MARK:
-            first, second = (printable(name) for name in alike[0])
+            pairs = len(sizes.classes_alike(stats))
             yield (
-                f"{len(alike)} pair(s) of classes have boxes of one size and shape ({first} and {second}). If small "
+                f"{pairs} pair(s) of classes have boxes of one size and shape ({pair}). If small "
                 f"marks tell them apart: a tenth of an object is {mark:.0f} px in the files and {here:.1f} px at a "
                 f"short edge of {edge} px, less than {sizes.SMALL_MARK:.0f}: give --mark with the size of the marks "
                 "in the files"

@@ -72,7 +72,8 @@ def check_dataset(
         content = content_of(annotations_file)
         rows = decode(annotations_file, content)
     except InputError as error:
-        return [Problem("unreadable annotations", True, annotations_file, None, None, str(error))]
+        message = str(error).removeprefix(str(annotations_file)).lstrip(": ")  # a problem names its file already
+        return [Problem("unreadable annotations", True, annotations_file, None, None, message)]
     checker = _Checker(annotations_file, image_folder, max_pixels, allow_outside_files)
     checker.check(rows)
     if isinstance(rows, CocoRows):
@@ -226,11 +227,17 @@ class _Checker:
 
         named = [i for i, row in self.images.items() if isinstance(row.file_name, str) and row.file_name]
         with ThreadPoolExecutor(_THREADS) as pool:
-            for image_id, (kind, message, header) in zip(named, pool.map(look, named), strict=True):
-                if kind:
-                    self._add(kind, message, file=self.folder / self.images[image_id].file_name, at=(image_id, None))
-                if header is not None:
-                    self.headers[image_id] = header
+            looks = [*pool.map(look, named)]
+        if len(named) > 1 and all(kind == "missing file" for kind, _, _ in looks):  # one line instead of one an image
+            first = shown(self.images[named[0]].file_name)
+            message = f"none of the {len(named)} images is in {self.folder}, the first is {first}; wrong image folder?"
+            self._add("missing files", message)
+            return
+        for image_id, (kind, message, header) in zip(named, looks, strict=True):
+            if kind:
+                self._add(kind, message, file=self.folder / self.images[image_id].file_name, at=(image_id, None))
+            if header is not None:
+                self.headers[image_id] = header
 
     def _check_annotations(self, rows: list[ObjectRow]) -> None:
         seen: set[object] = set()

@@ -17,9 +17,10 @@ def category_ids_for(class_names: Sequence[str], dataset: CocoDataset) -> list[i
     ids = dict(zip(dataset.class_names, dataset.category_ids, strict=True))
     unknown = [name for name in ids if name not in class_names]
     if unknown:
+        hint = nearest(unknown[0], class_names) or ";"
         raise InputError(
             f"{dataset.annotations_file}: class '{unknown[0]}' is not among the detector's {len(class_names)} classes"
-            f"{nearest(unknown[0], class_names)}"
+            f"{hint} rename it there, or leave it out by `megdet data sample --classes`"
         )
     twice = next((name for name in ids if max(class_names.count(name), dataset.class_names.count(name)) > 1), None)
     if twice is not None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from megdet.data.advice import Advice, AdvisedValue
 from megdet.data.stats import Statistics
 from megdet.errors import InputError, printable
-from megdet.files import write_text_atomically
+from megdet.files import make_folder, write_text_atomically
 from megdet.plain_yaml import dump_yaml
 from megdet.recipe import Recipe
 from megdet.recipe_file import packaged_recipes, parse_recipe
@@ -40,9 +40,10 @@ def new_recipe_file(name: str) -> Path:
 
 
 def write_recipe(path: Path, advice: Advice, stats: Statistics, places: Places) -> Recipe:
-    """Write a recipe, and return it as it was read back. Raises InputError if it cannot be written."""
+    """Write a recipe, making its folder, and return it as read back. Raises InputError if it cannot be written."""
     text = recipe_text(path, advice, stats, places)
     recipe = parse_recipe(text, str(path))
+    make_folder(path.parent)
     write_text_atomically(path, text)
     return recipe
 
@@ -58,8 +59,10 @@ def recipe_text(path: Path, advice: Advice, stats: Statistics, places: Places) -
     ]
     top = [own for own in advice.values if "." not in own.key]
     rest = [own for own in advice.values if "." in own.key]
+    num_classes = len(stats.class_counts)
+    noun = "class" if num_classes == 1 else "classes"
     header = [
-        f"{path.stem}: {stats.num_images:,} images, {stats.num_boxes:,} boxes, {len(stats.class_counts)} classes.",
+        f"{path.stem}: {stats.num_images:,} images, {stats.num_boxes:,} boxes, {num_classes} {noun}.",
         "Source:  written by `megdet recipes new`; a reason stands above each value (docs/data.md)",
         f"Command: megdet train {shlex.quote(str(path))}",
         *(f"Warning: {sentence}" for sentence in advice.warnings),

@@ -119,13 +119,13 @@ def deal(counts: NDArray[np.int64], weights: NDArray[np.float64], priority: NDAr
 
 
 def sample_document(
-    document: CocoDocument, num_images: int, *, class_names: Sequence[str] = (), seed: int = 0
+    document: CocoDocument, num_images: int | None, *, class_names: Sequence[str] = (), seed: int = 0
 ) -> CocoDocument:
     """Some images, drawn by hash of the seed and the image's place; those of a smaller sample are in a larger one.
 
     Args:
         document: what to draw from.
-        num_images: how many.
+        num_images: how many; None: all.
         class_names: keep these classes and their boxes only, and draw from the images that have one; empty: all.
         seed: another seed draws others.
 
@@ -134,7 +134,7 @@ def sample_document(
     """
     if class_names:
         document = _with_classes(document, class_names)
-    if num_images > len(document.images):
+    if num_images is not None and num_images > len(document.images):
         raise InputError(f"{document.path}: {num_images} images were asked for, it has {len(document.images)}")
     hashes = [hash_integers(seed, _SAMPLE, place) for place in range(len(document.images))]
     places = np.argsort(np.array(hashes, np.int64), kind="stable")[:num_images]

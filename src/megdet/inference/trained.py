@@ -15,7 +15,7 @@ from megdet.precision import dtype_of
 from megdet.recipe import Precision, Recipe
 from megdet.recipe_file import parse_recipe
 from megdet.run_folder.checkpoint_files import Kind, checkpoint_path, latest_checkpoint, open_checkpoint
-from megdet.run_folder.folder import RunFolder
+from megdet.run_folder.folder import RunFolder, not_a_run
 from megdet.run_folder.run_state import RunState
 from megdet.run_folder.tensor_check import check_finite, check_tensors
 from megdet.runtime import slow_at
@@ -37,7 +37,7 @@ def read_recipe(folder: RunFolder, overrides: dict[str, Any] | None = None) -> R
     """The recipe of a run with some keys changed. Raises InputError if the folder is not a run."""
     text = folder.read_recipe()
     if text is None:
-        raise InputError(f"{folder.path}: not a run folder, it has no recipe.yaml")
+        raise not_a_run(folder)
     return parse_recipe(text, str(folder.recipe), overrides)
 
 

@@ -172,3 +172,10 @@ def decode_non_finite(value: Any) -> Any:
     if isinstance(value, list):
         return [decode_non_finite(item) for item in value]
     return value
+
+
+def not_a_run(folder: RunFolder) -> InputError:
+    """The error for a path that is no run folder; a file of a run is answered with its folder."""
+    run = next((own for own in folder.path.parents if (own / "recipe.yaml").is_file()), None)
+    hint = f"; did you mean {run}?" if run is not None else ""
+    return InputError(f"{folder.path}: not a run folder, it has no recipe.yaml{hint}")

@@ -38,11 +38,12 @@ class Reporter:
 
     def __enter__(self) -> "Reporter":
         run, layout = self.run, self.run.layout
-        start = f"resuming at step {run.first_step}" if run.first_step else "starting"
+        last = run.last_step
+        start = f"resuming at step {run.first_step} of {last}" if run.first_step else f"starting, {last} steps"
         self.say(
-            f"{self.folder.path}: {start} of {run.last_step}; {run.plan.num_images} images, "
-            f"{run.recipe.batch_size} a step in {layout.num_groups} groups of {layout.group_size}, on "
-            f"{self.standing.place} in {layout.num_lanes} lanes of {layout.lane_width}"
+            f"{self.folder.path}: {start}; {run.plan.num_images} images, "
+            f"{run.recipe.batch_size} a step in {_counted(layout.num_groups, 'group')} of {layout.group_size}, on "
+            f"{self.standing.place}, in {_counted(layout.num_lanes, 'lane')} of {layout.lane_width}"
         )
         if left_out := run.datasets.train.num_weightless:
             self.say(f"{left_out} images are left out: weight 0 in {run.recipe.data.image_weights}")
@@ -98,7 +99,8 @@ class Reporter:
             for counted in reversed(detector_class(model).counts)
         ]
         if shares:
-            self.say(f"epoch {means['epoch']}: positive are {' and '.join(shares)} (mean of {means['steps']} steps)")
+            steps = _counted(means["steps"], "step")
+            self.say(f"epoch {means['epoch']}: positive are {' and '.join(shares)} (mean of {steps})")
 
     def evaluating(self, step: int) -> None:
         """Show on the screen that the steps wait for an evaluation."""
@@ -131,6 +133,10 @@ class Reporter:
         if told:
             self.console.print(line_of(told, self.run.recipe.batch_size, self.run.last_step))
             self._printed = time.monotonic()
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def standing_of(run: Run, folder: RunFolder) -> Standing:

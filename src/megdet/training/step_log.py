@@ -134,7 +134,7 @@ class StepLog:
         """How a run ended that has made its last step, in one line."""
         skipped, back = self.num_left_out, self.run.position.roll_backs
         if not skipped and not back:
-            return "converged: every update was applied"
+            return "every update was applied"
         times = f"{skipped + back} time{'s' if skipped + back > 1 else ''}"
         return f"recovered {times} (updates left out: {skipped}, roll-backs: {back})"
 

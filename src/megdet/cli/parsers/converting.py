@@ -78,7 +78,7 @@ def add_sample(verbs: Any) -> Parser:
     parser: Parser = verbs.add_parser("sample", help="draw some of the images", allow_abbrev=False)
     _add_file(parser)
     parser.add_argument("out", type=Path, metavar="OUT", help="the file to write")
-    parser.add_argument("--images", type=at_least_one, required=True, metavar="N", help="how many")
+    parser.add_argument("--images", type=at_least_one, metavar="N", help="how many; default all")
     parser.add_argument("--classes", default="", metavar="A,B", help="only these classes, and images that have one")
     _add_seed(parser)
     parser.set_defaults(run_verb="converting:run_sample")

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from megdet.cli.parsers.shared import Parser, add_json, add_layout_options, add_machine_options, take_keys_of_run
-from megdet.cli.parsers.values import whole_number
+from megdet.cli.parsers.values import fraction, whole_number
 from megdet.data.far.folder import folder_of
 
 EXAMPLE = "--evaluation.batch_size 4"
@@ -39,7 +39,7 @@ def add_detect(parser: Parser) -> None:
     parser.add_argument("images", nargs="+", type=folder_of, metavar="IMAGE_OR_FOLDER")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="default RUN/pictures/detect, or FILE_detect")
     parser.add_argument(
-        "--score", type=float, default=0.5, metavar="S", help="draw detections of at least this score, default 0.5"
+        "--score", type=fraction, default=0.5, metavar="S", help="draw detections of at least this score, default 0.5"
     )
     add_fold(parser)
     add_json(parser)

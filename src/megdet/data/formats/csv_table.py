@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,7 +38,8 @@ class _Row(NamedTuple):
 def convert_csv(source: Path, out: Path, images: Path | None = None) -> list[Converted]:
     """Write a COCO file for each table, or for each split that the folders of the images name.
 
-    A table is a split if there are several, or if its name begins with the name of a split (`train_labels.csv`).
+    A table is a split if there are several, or if its name begins with the name of a split (`train_labels.csv` is
+    `train`).
     Corners are pixels from 0; where no corner of a table is above 1 they are parts of the image. Open Images' group
     boxes (`IsGroupOf`) are crowds, and its `LabelName` is looked up in the table of class descriptions (two columns
     without a header), if one lies beside it. A row whose corners are all empty is an image without objects.
@@ -49,7 +50,8 @@ def convert_csv(source: Path, out: Path, images: Path | None = None) -> list[Con
         images: the folder of the images; by default that of the tables.
 
     Raises:
-        InputError: a table is malformed or an image is missing; the message names the file and the line.
+        InputError: a table is malformed, an image is missing, or it is in two tables; the message names the file and
+            the line.
     """
     tables = {path: csv_lines(path) for path in files_of(source, ".csv")}
     titles = {path: _columns(records[0][1]) for path, records in tables.items() if records}
@@ -65,13 +67,33 @@ def convert_csv(source: Path, out: Path, images: Path | None = None) -> list[Con
         wanted = "; ".join(f"{key}: {', '.join(names[:4])}" for key, names in COLUMNS.items())
         raise InputError(f"{next(iter(tables))}: its first line needs a column for each of {wanted}")
     files = ImageFiles(images or (source if source.is_dir() else source.parent))
+    splits = _splits(list(boxes))
     labelled: list[LabelledImage] = []
     for path, columns in boxes.items():
-        first = path.stem.lower().replace("-", "_").split("_")[0]
-        split = path.stem if len(boxes) > 1 else first if first in SPLIT_NAMES else ""
         rows = list(_rows(path, tables[path][1:], columns, descriptions))
-        labelled += _images(rows, files, path, split)
+        labelled += _images(rows, files, path, splits[path])
+    _refuse_shared(labelled)
     return write_labelled(labelled, files, out)
+
+
+def _splits(tables: Sequence[Path]) -> dict[Path, str]:
+    """The split of each table, "" where the folders of the images tell it."""
+    first = {path: path.stem.lower().replace("-", "_").split("_")[0] for path in tables}
+    named = [word for word in first.values() if word in SPLIT_NAMES]
+    splits = {path: word if named.count(word) == 1 else "" for path, word in first.items()}
+    return splits if len(tables) == 1 else {path: split or path.stem for path, split in splits.items()}
+
+
+def _refuse_shared(labelled: Sequence[LabelledImage]) -> None:
+    """Refuse an image of two tables: often one of them has all images, and the others are its parts."""
+    seen: dict[Path, LabelledImage] = {}
+    for own in labelled:
+        before = seen.setdefault(own.path, own)
+        if before.split != own.split:
+            raise InputError(
+                f"{own.where}: {own.path} is in {before.where} too: convert one table, its file as SOURCE, or take one "
+                "of them out of the folder"
+            )
 
 
 def _columns(header: list[str]) -> dict[str, int] | None:

@@ -30,7 +30,8 @@ class ImageFiles:
         self._by_name: dict[str, list[Path]] = defaultdict(list)
         self.paths = [path for path in visible_files(root) if path.suffix.lower() in IMAGE_SUFFIXES]
         if not self.paths:
-            raise InputError(f"{root}: no images in this folder ({', '.join(IMAGE_SUFFIXES)})")
+            endings = ", ".join(IMAGE_SUFFIXES)
+            raise InputError(f"{root}: no images in this folder ({endings}): give theirs by --images FOLDER")
         for path in self.paths:
             for name in {path.name, path.stem}:
                 self._by_name[name].append(path)

@@ -45,7 +45,7 @@ function confusion(analysis) {
   const pairs = wrong.filter(([truth, found]) => truth < nothing && found < nothing).sort((a, b) => b[2] - a[2]).slice(0, 8);
   return section("What is taken for what", "confusion",
     `Rows are the objects that are there, columns what was found, at the threshold ${score(analysis.threshold)} (the best F1 of all `
-    + `classes together) and IoU 0.5.${shown.length < names.length ? ` Shown are the ${shown.length} classes that are confused most.` : ""}`,
+    + `classes together) and IoU 0.5. The last row has boxes that lie on no object, or on one that was found already.${shown.length < names.length ? ` Shown are the ${shown.length} classes that are confused most.` : ""}`,
     h("div", { class: "table" }, h("table", { class: "matrix" }, h("thead", {}, h("tr", {}, h("td", {}), heads)), body)), says,
     pairs.length ? h("p", {}, "Most often: ", pairs.map(([truth, found, times]) => `${names[truth]} for ${names[found]} (${times})`).join(", "), ".")
       : h("p", {}, "No object was taken for one of another class."));

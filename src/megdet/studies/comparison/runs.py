@@ -14,7 +14,7 @@ from megdet.evaluation.matches import ClassMatches, match
 from megdet.evaluation.task import Sides, Task, read_task
 from megdet.recipe import Recipe
 from megdet.recipe_file import load_recipe
-from megdet.run_folder.folder import RunFolder
+from megdet.run_folder.folder import RunFolder, not_a_run
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,10 @@ class ScoredRun:
 
 def recipe_of(folder: RunFolder) -> Recipe:
     """The complete recipe of a run. Raises InputError if the folder is not a run."""
-    if not folder.path.is_dir():
+    if not folder.path.exists():
         raise InputError(f"{folder.path}: no such folder")
     if not folder.recipe.is_file():
-        raise InputError(f"{folder.path}: not a run folder, it has no recipe.yaml")
+        raise not_a_run(folder)
     return load_recipe(str(folder.recipe))
 
 

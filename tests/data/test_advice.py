@@ -13,8 +13,8 @@ from megdet.data.sizes_advice import (
     advised_canvas_edges,
     advised_edge,
     advised_long_edge,
+    best_ious,
     classes_alike,
-    mean_best_iou,
     resized_objects,
     small_object,
 )
@@ -87,29 +87,46 @@ def test_the_long_edge_lets_95_percent_of_the_images_reach_the_short_one():
 
 def test_the_iou_with_the_best_anchor_by_hand():
     one = np.ones(1)
-    assert mean_best_iou(10 * one, one, (10,), (1.0,)) == 1
-    assert mean_best_iou(10 * one, one, (20, 40), (1.0,)) == 0.25
+    # on the finest level the anchor is a pixel away along both axes: 9 x 9 shared
+    assert best_ious(10 * one, one, (10,), (1.0,)) == pytest.approx(81 / (200 - 81))
+    assert best_ious(10 * one, one, (5, 10), (1.0,)) == pytest.approx(64 / (200 - 64))  # two pixels on the next level
+    assert best_ious(10 * one, one, (20, 40), (1.0,)) == 0.25
     # a box 20 x 5 in an anchor 10 x 10: 50 / (100 + 100 - 50)
-    assert mean_best_iou(10 * one, one / 4, (10,), (1.0,)) == pytest.approx(1 / 3)
-    assert mean_best_iou(10 * one, one / 4, (10,), (1.0, 0.25)) == pytest.approx(1)
+    assert best_ious(10 * one, one / 4, (10,), (1.0,)) == pytest.approx(1 / 3)
+    assert best_ious(10 * one, one / 4, (10,), (1.0, 0.25)) == pytest.approx(19 * 4 / (200 - 19 * 4))
+    assert best_ious(10 * one, one, (200,), (16.0,)) == pytest.approx(100 / 200**2)
+    assert best_ious(2 * one, one, (1, 1, 1), (1.0,)) == pytest.approx(0.5 * 0.5 / (4 + 1 - 0.25))  # the other two are too far away
 
 
 def test_anchors_of_boxes_of_two_sizes():
     found = advised_anchors(np.array([20.0, 80.0] * 50), np.ones(100))
     assert found.sizes == (20, 40, 80, 160, 320)
     assert found.ratios == (1.0,)
-    assert found.mean_iou == 1
+    assert found.mean_iou == pytest.approx(19**2 / (2 * 20**2 - 19**2))
+    assert found.positive_share == 1
     # tall boxes: height over width is 0.5, 1, 2 at the quantiles
     found = advised_anchors(np.full(90, 64.0), np.repeat([2.0, 1.0, 0.5], 30))
     assert found.ratios == (0.5, 1.0, 2.0)
     assert 64 in found.sizes
-    assert found.mean_iou == pytest.approx(1)
 
 
-def test_among_anchors_that_fit_alike_the_smallest_is_of_the_smallest_objects():
+def test_of_anchors_that_fit_alike_those_of_the_finer_grid_are_advised():
     # 64 px fit 8 * 8, 16 * 4 and 32 * 2 alike
     assert advised_anchors(np.full(10, 64.0), np.ones(10)).sizes[0] == 32
-    assert advised_anchors(np.array([16.0, *[64.0] * 9]), np.ones(10)).sizes[0] == 16
+
+
+def test_of_anchors_with_nearly_the_same_mean_those_that_train_on_most_boxes_are_advised():
+    # objects of COCO's kind of spread, and of 1:3 to 3:1; a smallest anchor of 10 px has no box with 0.7
+    random = np.random.default_rng(0)
+    sizes, shapes = np.exp(random.normal(3.4, 1, 4000)), np.exp(random.normal(0, 0.7, 4000))
+    found = advised_anchors(sizes, shapes)
+    choices = [
+        best_ious(sizes, 1 / shapes, tuple(base * 2**level for level in range(5)), found.ratios)
+        for base in (10, 12, 14, 16, 20)
+    ]
+    close = [own for own in choices if own.mean() > max(other.mean() for other in choices) - 0.01]
+    assert found.positive_share == pytest.approx(max((own >= 0.7).mean() for own in close))
+    assert (choices[0] >= 0.7).sum() == 0
 
 
 def test_canvas_edges_are_advised_for_many_sizes_only():

@@ -227,8 +227,10 @@ def _model_values(stats: Statistics, wishes: Wishes, objects: NDArray[np.float64
         parts["model.box_head.detections"] = -(-most * 5 // 4 // 50) * 50
     own = {
         "model.anchors.sizes": (anchors.sizes, f"90% of the objects have {low} to {high} px here; mean IoU of the "
-                                f"objects with their best anchor {anchors.mean_iou:.2f}"),
-        "model.anchors.ratios": (anchors.ratios, "height over width: the 10%, 50% and 90% quantiles of the boxes"
+                                f"objects with their best anchor {anchors.mean_iou:.2f}, 0.7 or more for "
+                                f"{anchors.positive_share:.0%}"),
+        "model.anchors.ratios": (anchors.ratios, "height over width: the median of the boxes, and so much taller and "
+                                 "wider that most objects fit"
                                  if len(anchors.ratios) > 1 else "height over width: that of nearly all boxes"),
         "model.box_head.canonical_size": (_CANONICAL_OF_BASE * anchors.sizes[0],
                                           "7 times the smallest anchor, as in the FPN paper"),

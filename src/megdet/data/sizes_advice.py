@@ -23,6 +23,12 @@ SMALL_MARK = 8.0
 BASE_SIZES = (8, 10, 12, 14, 16, 20, 24, 28, 32)
 """Sizes in pixels that the smallest anchor may have, up to the paper's; each level doubles it."""
 NUM_LEVELS = 5
+FINEST_STRIDE = 4
+"""Pixels from one anchor of the finest level to the next; each level doubles it."""
+SPREADS = (1.25, 1.5, 1.75, 2.0)
+"""How much taller or wider the other two ratios may be than the median."""
+POSITIVE_IOU = 0.7
+"""IoU from which the RPN takes an anchor for an object (Faster R-CNN, Sec. 3.1.2)."""
 _LEAST_SHARE = 0.01
 _MOST_BOXES = 20_000
 _ALIKE_IOU = 0.01
@@ -39,7 +45,9 @@ class AnchorAdvice:
     ratios: tuple[float, ...]
     """height over width"""
     mean_iou: float
-    """mean over the boxes of the IoU with the best anchor on the same centre"""
+    """mean over the boxes of the IoU with the best anchor (`best_ious`)"""
+    positive_share: float
+    """part of the boxes with which it is at least POSITIVE_IOU"""
 
 
 def advised_edge(stats: Statistics, mark: float | None = None) -> int:
@@ -100,9 +108,10 @@ def resized_objects(stats: Statistics, edge: int, long_edge: int) -> NDArray[np.
 def advised_anchors(sizes: NDArray[np.float64], aspect_ratios: NDArray[np.float64]) -> AnchorAdvice:
     """Five sizes, each twice the one before, and the ratios that fit the boxes.
 
-    The ratios are the 10%, 50% and 90% quantiles of height over width, or 1 alone where these differ by less than 1.5.
-    Of the `BASE_SIZES` whose mean IoU with the boxes is within 0.01 of the best, the smallest anchor is the one that is
-    nearest to the 5% quantile of the sizes, so that the finest level is for the smallest objects.
+    The ratios are the median of height over width, alone where the 10% and 90% quantiles differ by less than 1.5, else
+    with two more: the median over and times one of `SPREADS`. Of all `BASE_SIZES` and ratios whose mean IoU with the
+    boxes is within 0.01 of the best, those are taken with which most boxes have `POSITIVE_IOU`, so that they train the
+    RPN; of equal ones those with the highest mean.
 
     Args:
         sizes: (boxes,) root of the area in pixels of the resized images.
@@ -111,12 +120,20 @@ def advised_anchors(sizes: NDArray[np.float64], aspect_ratios: NDArray[np.float6
     order = np.argsort(sizes, kind="stable")[:: max(1, len(sizes) // _MOST_BOXES)]
     sizes, tall = sizes[order], 1 / aspect_ratios[order]
     low, middle, high = (float(value) for value in np.quantile(tall, (0.1, 0.5, 0.9)))
-    ratios = (round(middle, 1),) if high / low < 1.5 else tuple(round(value, 2) for value in (low, middle, high))
-    ious = [mean_best_iou(sizes, tall, doubled(base), ratios) for base in BASE_SIZES]
-    smallest = np.log(np.quantile(sizes, 0.05))
-    good = [place for place, iou in enumerate(ious) if iou >= max(ious) - _ALIKE_IOU]
-    best = min(good, key=lambda place: abs(float(np.log(BASE_SIZES[place]) - smallest)))
-    return AnchorAdvice(doubled(BASE_SIZES[best]), ratios, ious[best])
+    choices: list[tuple[float, ...]]
+    if high / low < 1.5:
+        choices = [(round(middle, 1),)]
+    else:
+        choices = [(round(middle / spread, 2), round(middle, 2), round(middle * spread, 2)) for spread in SPREADS]
+    found = []
+    for ratios in choices:
+        for base in BASE_SIZES:
+            ious = best_ious(sizes, tall, doubled(base), ratios)
+            share = float((ious >= POSITIVE_IOU).mean())
+            found.append(AnchorAdvice(doubled(base), ratios, float(ious.mean()), share))
+    best = max(own.mean_iou for own in found)
+    good = [own for own in found if own.mean_iou >= best - _ALIKE_IOU]
+    return max(good, key=lambda own: (own.positive_share, own.mean_iou))
 
 
 def doubled(base: int) -> tuple[int, ...]:
@@ -124,21 +141,32 @@ def doubled(base: int) -> tuple[int, ...]:
     return tuple(base * 2**level for level in range(NUM_LEVELS))
 
 
-def mean_best_iou(
+def best_ious(
     sizes: NDArray[np.float64],
     heights_over_widths: NDArray[np.float64],
     anchor_sizes: tuple[int, ...],
     ratios: tuple[float, ...],
-) -> float:
-    """Mean over boxes of the IoU with the best anchor, all on one centre."""
+) -> NDArray[np.float64]:
+    """(boxes,): the IoU with the best anchor whose centre is a quarter of its level's stride away along both axes.
+
+    Anchors stand on a grid: that is the mean distance of a box's centre from the nearest of them. So an anchor of the
+    finest level with 10 px has an IoU of 0.68 at most, with any box.
+    """
     root = np.sqrt(heights_over_widths)
     width, height = sizes / root, sizes * root
     best = np.zeros(len(sizes))
-    for size in anchor_sizes:
+    for level, size in enumerate(anchor_sizes):
+        away = FINEST_STRIDE * 2**level / 4
         for ratio in ratios:
-            shared = np.minimum(width, size / ratio**0.5) * np.minimum(height, size * ratio**0.5)
+            shared = _shared(width, size / ratio**0.5, away) * _shared(height, size * ratio**0.5, away)
             best = np.maximum(best, shared / (sizes**2 + size**2 - shared))
-    return float(best.mean())
+    return best
+
+
+def _shared(lengths: NDArray[np.float64], other: float, away: float) -> NDArray[np.float64]:
+    """What intervals share with one whose centre is `away` from theirs."""
+    shared: NDArray[np.float64] = np.minimum(lengths / 2, away + other / 2) - np.maximum(-lengths / 2, away - other / 2)
+    return shared.clip(min=0)
 
 
 def advised_canvas_edges(stats: Statistics, edge: int, long_edge: int) -> tuple[int, ...]:

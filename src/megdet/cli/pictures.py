@@ -61,7 +61,7 @@ def image_files(paths: Sequence[ImageFolder]) -> list[ImageFile]:
         elif path.is_dir():
             inside = sorted(filter(_is_image, path.iterdir()))
             if not inside:
-                below = next((file.parent for file in sorted(path.rglob("*")) if _is_image(file)), None)
+                below = next((file.parent for file in sorted(path.glob("*/*")) if _is_image(file)), None)
                 hint = f"; name a folder that has some, such as {below}" if below is not None else ""
                 raise InputError(f"{path}: no image in this folder{hint}")
             files += inside

@@ -95,7 +95,8 @@ def test_the_iou_with_the_best_anchor_by_hand():
     assert best_ious(10 * one, one / 4, (10,), (1.0,)) == pytest.approx(1 / 3)
     assert best_ious(10 * one, one / 4, (10,), (1.0, 0.25)) == pytest.approx(19 * 4 / (200 - 19 * 4))
     assert best_ious(10 * one, one, (200,), (16.0,)) == pytest.approx(100 / 200**2)
-    assert best_ious(2 * one, one, (1, 1, 1), (1.0,)) == pytest.approx(0.5 * 0.5 / (4 + 1 - 0.25))  # the other two are too far away
+    # the anchors of the coarser levels are too far away
+    assert best_ious(2 * one, one, (1, 1, 1), (1.0,)) == pytest.approx(0.5 * 0.5 / (4 + 1 - 0.25))
 
 
 def test_anchors_of_boxes_of_two_sizes():

@@ -53,6 +53,16 @@ def _iou(x1, y1, x2, y2, box):  # type: ignore[no-untyped-def]
     return both / tl.maximum(union, 2.2250738585072014e-308, all_nan)
 
 
+@triton.jit
+def _corners(own, is_candidate):  # type: ignore[no-untyped-def]
+    """Of the candidates at some pointers; zeros where there is none."""
+    x1 = tl.load(own, mask=is_candidate, other=0.0)
+    y1 = tl.load(own + 1, mask=is_candidate, other=0.0)
+    x2 = tl.load(own + 2, mask=is_candidate, other=0.0)
+    y2 = tl.load(own + 3, mask=is_candidate, other=0.0)
+    return x1, y1, x2, y2
+
+
 @triton.jit  # type: ignore[untyped-decorator]
 def _match(  # type: ignore[no-untyped-def]
     candidates,
@@ -70,11 +80,7 @@ def _match(  # type: ignore[no-untyped-def]
     image = tl.program_id(1)
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     is_candidate = place < count
-    own = candidates + 4 * (image * of_image + place)
-    x1 = tl.load(own, mask=is_candidate, other=0.0)
-    y1 = tl.load(own + 1, mask=is_candidate, other=0.0)
-    x2 = tl.load(own + 2, mask=is_candidate, other=0.0)
-    y2 = tl.load(own + 3, mask=is_candidate, other=0.0)
+    x1, y1, x2, y2 = _corners(candidates + 4 * (image * of_image + place), is_candidate)
     most = tl.full([BLOCK], -1.0, x1.dtype)
     its_box = tl.zeros([BLOCK], tl.int64)
     for number in range(width):
@@ -97,11 +103,7 @@ def _find_best(candidates, of_image, boxes, count, width, largest_of_box, is_bes
     image = tl.program_id(1)
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     is_candidate = place < count
-    own = candidates + 4 * (image * of_image + place)
-    x1 = tl.load(own, mask=is_candidate, other=0.0)
-    y1 = tl.load(own + 1, mask=is_candidate, other=0.0)
-    x2 = tl.load(own + 2, mask=is_candidate, other=0.0)
-    y2 = tl.load(own + 3, mask=is_candidate, other=0.0)
+    x1, y1, x2, y2 = _corners(candidates + 4 * (image * of_image + place), is_candidate)
     found = tl.zeros([BLOCK], tl.int1)
     for number in range(width):
         row = image * width + number

@@ -31,7 +31,7 @@ POSITIVE_IOU = 0.7
 """IoU from which the RPN takes an anchor for an object (Faster R-CNN, Sec. 3.1.2)."""
 _LEAST_SHARE = 0.01
 _MOST_BOXES = 20_000
-_ALIKE_IOU = 0.01
+_ALIKE_IOU = 0.03
 _FEWEST_ALIKE = 5
 _MOST_CANVASES = 12
 _FEW_CANVAS_EDGES = 4
@@ -110,7 +110,7 @@ def advised_anchors(sizes: NDArray[np.float64], aspect_ratios: NDArray[np.float6
 
     The ratios are the median of height over width, alone where the 10% and 90% quantiles differ by less than 1.5, else
     with two more: the median over and times one of `SPREADS`. Of all `BASE_SIZES` and ratios whose mean IoU with the
-    boxes is within 0.01 of the best, those are taken with which most boxes have `POSITIVE_IOU`, so that they train the
+    boxes is within 0.03 of the best, those are taken with which most boxes have `POSITIVE_IOU`, so that they train the
     RPN; of equal ones those with the highest mean.
 
     Args:

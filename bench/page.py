@@ -246,8 +246,8 @@ SECTIONS = (
         "GPU",
         "A training step of 800 x 1344 pixels where there is a GPU: torchvision's, ours and ours compiled. Of peak: "
         "what convolutions and matrix products use of the data sheet's arithmetic; waits: how often the host waited "
-        "for the GPU in a step. Stages are timed on the GPU's stream and include waiting for the host. `--tests` runs the "
-        "GPU tests first, `--out FILE` is written after every line, and no line is begun after `--minutes` (8).",
+        "for the GPU in a step. Stages are timed on the GPU's stream and include waiting for the host. `--tests` runs "
+        "the GPU tests first, `--out FILE` is written after every line, and no line is begun after `--minutes` (8).",
         {GPU: "gpu.py"},
         tables.gpu,
     ),

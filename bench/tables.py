@@ -140,7 +140,8 @@ def annotations(result: Result) -> list[str]:
 
 
 def evaluation(result: Result) -> list[str]:
-    rows = [["side", "seconds of the processor", "seconds of the clock", "peak memory"]]
+    kind = "masks" if result.get("kind") == "segm" else "boxes"
+    rows = [[kind, "seconds of the processor", "seconds of the clock", "peak memory"]]
     for name in ("pycocotools", "megdet"):
         side = result[name]
         clock = _spread(side["seconds"], result["spread"][name])

@@ -47,7 +47,7 @@ def test_results_of_different_days_say_so_each(script: Script, results: dict[str
 def test_what_failed_and_what_is_missing_is_named(script: Script, results: dict[str, Any]) -> None:
     page = script("page").write_page(results)
     assert "memory/800 **failed**: `no 'm' (1)`" in section(page, "Memory")
-    assert "Not measured yet: evaluation." in section(page, "Evaluation")
+    assert "Not measured yet: evaluation, evaluation/masks." in section(page, "Evaluation")
     assert "python bench/evaluation.py --images 5000 --detections 500000" in section(page, "Evaluation")
 
 

@@ -150,6 +150,17 @@ def test_every_seed_of_a_row_is_a_training_and_the_table_has_their_spread(order:
     assert heard == []
 
 
+def test_seeds_count_from_a_seed_that_is_given(order: Order) -> None:
+    seen: list[int] = []
+
+    def training(recipe: Recipe, folder: RunFolder, options: RunOptions, world: World) -> Evaluation:
+        seen.append(recipe.seed)
+        return fake_training(recipe, folder, options, world)
+
+    run(order, training, rows="b16-bn0", seeds=2, overrides={"seed": 1})
+    assert seen == [1, 2]
+
+
 def test_a_figure_draws_every_seed_and_one_of_a_single_training_refuses_more(order: Order) -> None:
     report, heard = run(order, item="figure1", seeds=2)
     assert sum(line.endswith("training") for line in heard) == 4

@@ -163,8 +163,10 @@ def _image_values(stats: Statistics, wishes: Wishes, edge: int, long_edge: int) 
             f"; a mark of {wishes.mark:g} px has {wishes.mark * scale:.1f} px here, {sizes.SMALL_MARK:.0f} are wanted"
         )
     why += f"; the median image has a short edge of {native} px"
-    if pair := _look_alike(stats, wishes, edge):
-        why += f". {pair} have boxes of one size and shape: if small marks tell them apart, give --mark"
+    if pairs := _look_alike(stats, wishes, edge):
+        why += (
+            f". {' and '.join(pairs[0])} have boxes of one size and shape: if small marks tell them apart, give --mark"
+        )
     yield AdvisedValue("data.short_edges", (edge,), why)
     yield AdvisedValue(
         "data.max_long_edge", long_edge, "95% of the images reach the short edge; longer ones are shrunk to this"
@@ -192,11 +194,11 @@ def _image_values(stats: Statistics, wishes: Wishes, edge: int, long_edge: int) 
     )
 
 
-def _look_alike(stats: Statistics, wishes: Wishes, edge: int) -> str:
-    """Two classes that only marks may tell apart, where images are shrunk and no size of the marks is given; or ""."""
-    is_shrunk = edge < _MUCH_SMALLER * sizes.native_edge(stats)
-    alike = sizes.classes_alike(stats) if is_shrunk and wishes.mark is None else []
-    return " and ".join(printable(name) for name in alike[0]) if alike else ""
+def _look_alike(stats: Statistics, wishes: Wishes, edge: int) -> list[tuple[str, str]]:
+    """Pairs of classes that only marks may tell apart, where images are shrunk and no size of the marks is given."""
+    if wishes.mark is not None or edge >= _MUCH_SMALLER * sizes.native_edge(stats):
+        return []
+    return [(printable(first), printable(second)) for first, second in sizes.classes_alike(stats)]
 
 
 def _seldom(stats: Statistics) -> list[str]:
@@ -284,15 +286,14 @@ def _warnings(stats: Statistics, wishes: Wishes, edge: int, objects: NDArray[np.
             f"(most of all {worst}) and will hardly be found: give a larger --short-edge, or cut the images into tiles"
         )
     native = sizes.native_edge(stats)
-    if pair := _look_alike(stats, wishes, edge):
+    if pairs := _look_alike(stats, wishes, edge):
         mark = float(np.median(stats.box_sizes)) / 10
         here = mark * edge / native
         if here < sizes.SMALL_MARK:
-            pairs = len(sizes.classes_alike(stats))
             yield (
-                f"{pairs} pair(s) of classes have boxes of one size and shape ({pair}). If small "
-                f"marks tell them apart: a tenth of an object is {mark:.0f} px in the files and {here:.1f} px at a "
-                f"short edge of {edge} px, less than {sizes.SMALL_MARK:.0f}: give --mark with the size of the marks "
+                f"{len(pairs)} pair(s) of classes have boxes of one size and shape ({' and '.join(pairs[0])}). If "
+                f"small marks tell them apart: a tenth of an object is {mark:.0f} px in the files and {here:.1f} px at "
+                f"a short edge of {edge} px, less than {sizes.SMALL_MARK:.0f}: give --mark with the size of the marks "
                 "in the files"
             )
     if not wishes.weights:

@@ -40,7 +40,7 @@ def overlaps(candidates: Tensor, boxes: Tensor, is_box: Tensor, *, keep_best: bo
 
 
 @triton.jit
-def _iou(x1, y1, x2, y2, box):  # type: ignore[no-untyped-def]
+def _iou(x1, y1, x2, y2, box):
     """With the box at a pointer; a coordinate that is not a number makes it not a number, as in the plain form."""
     all_nan: tl.constexpr = tl.PropagateNan.ALL
     box_x1, box_y1, box_x2, box_y2 = tl.load(box), tl.load(box + 1), tl.load(box + 2), tl.load(box + 3)
@@ -54,7 +54,7 @@ def _iou(x1, y1, x2, y2, box):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _corners(own, is_candidate):  # type: ignore[no-untyped-def]
+def _corners(own, is_candidate):
     """Of the candidates at some pointers; zeros where there is none."""
     x1 = tl.load(own, mask=is_candidate, other=0.0)
     y1 = tl.load(own + 1, mask=is_candidate, other=0.0)
@@ -63,8 +63,8 @@ def _corners(own, is_candidate):  # type: ignore[no-untyped-def]
     return x1, y1, x2, y2
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _match(  # type: ignore[no-untyped-def]
+@triton.jit
+def _match(
     candidates,
     of_image,
     boxes,
@@ -74,8 +74,8 @@ def _match(  # type: ignore[no-untyped-def]
     largest,
     index,
     largest_of_box,
-    KEEP_BEST: tl.constexpr,  # noqa: N803
-    BLOCK: tl.constexpr,  # noqa: N803
+    KEEP_BEST: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     image = tl.program_id(1)
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -98,8 +98,8 @@ def _match(  # type: ignore[no-untyped-def]
     tl.store(index + image * count + place, its_box, mask=is_candidate)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _find_best(candidates, of_image, boxes, count, width, largest_of_box, is_best, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def] # noqa: N803
+@triton.jit
+def _find_best(candidates, of_image, boxes, count, width, largest_of_box, is_best, BLOCK: tl.constexpr):
     image = tl.program_id(1)
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     is_candidate = place < count

@@ -39,8 +39,8 @@ def thin_segments(boxes: Tensor, scores: Tensor, segments: Tensor, iou_threshold
     return torch.zeros_like(alive, dtype=torch.bool).index_put((order,), alive > 0)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _thin(boxes, segments, ends, alive, threshold, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def] # noqa: N803
+@triton.jit
+def _thin(boxes, segments, ends, alive, threshold, BLOCK: tl.constexpr):
     start = tl.program_id(0)
     segment = tl.load(segments + start)
     before = tl.load(segments + start - 1, mask=start > 0, other=-1)

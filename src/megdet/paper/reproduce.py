@@ -9,7 +9,7 @@ The folder of a scale holds one run folder a row, shared by all tables and figur
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,10 +101,11 @@ def reproduce(
     if order.scale == "demo" and order.weights is None:
         changes["model.backbone.weights"] = str(pretrained_backbone(order.folder, order.data, options, world))
     changes |= order.overrides
+    firsts = {row: row_recipe(row, order.scale, changes) for row in rows}
     recipes = {
-        seed_name(row, seed): row_recipe(row, order.scale, changes | ({"seed": seed} if seed else {}))
+        seed_name(row, seed): replace(recipe, seed=recipe.seed + seed)
         for seed in range(order.seeds)
-        for row in rows
+        for row, recipe in firsts.items()
     }
 
     def told(name: str, outcomes: Mapping[str, Outcome]) -> None:

@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +11,7 @@ from megdet.layers.convolution import (
     LEAST_CHANNELS,
     LEAST_TILES,
     Convolution3x3,
+    DilatedGroupConvolution,
     convolved_levels,
     speed_up_convolutions,
 )
@@ -48,6 +53,11 @@ def test_the_exchange_keeps_parameters_names_and_results():
         nn.Conv2d(WIDE, WIDE, 5, padding=2),
         nn.Conv2d(WIDE, WIDE, 1),
         nn.Conv2d(WIDE // 2, WIDE, 3, padding=1),
+        nn.Conv2d(4, 4, 3, padding=2, dilation=2, groups=4, stride=2),
+        nn.Conv2d(4, 4, 3, padding=1, dilation=2, groups=4),
+        nn.Conv2d(4, 4, 2, padding=2, dilation=2, groups=4),
+        nn.Conv2d(4, 4, 3, padding=1, groups=4),
+        nn.Conv2d(4, 4, 3, padding=2, dilation=2, groups=4, padding_mode="circular"),
     ],
 )
 def test_other_convolutions_stay(plain):
@@ -84,3 +94,53 @@ def test_a_layer_that_is_used_twice_stays_one_layer():
     speed_up_convolutions(model)
     assert model["first"] is model["second"]
     assert isinstance(model["first"], Convolution3x3)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 5), (1, 2)])
+@pytest.mark.parametrize(
+    "plain",
+    [
+        nn.Conv2d(6, 6, 3, padding=2, dilation=2, groups=6, bias=False),
+        nn.Conv2d(6, 12, 5, padding=8, dilation=4, groups=3),
+        nn.Conv2d(6, 6, (1, 3), padding=(0, 3), dilation=(2, 3), groups=2),
+    ],
+    ids=["depthwise", "groups", "oblong"],
+)
+def test_dilated_groups_side_by_side_give_the_same(plain, size):
+    plain = plain.double()
+    model = nn.Sequential(plain)
+    speed_up_convolutions(model)
+    assert type(model[0]) is DilatedGroupConvolution
+    assert list(model[0].parameters()) == list(plain.parameters())
+    images = torch.rand(2, 6, *size, dtype=torch.float64).to(memory_format=torch.channels_last).requires_grad_()
+    expected, found = plain(images), model(images)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(found, expected)
+    wanted = torch.rand_like(expected)
+    inputs = [images, *plain.parameters()]
+    torch.testing.assert_close(
+        torch.autograd.grad(found, inputs, wanted), torch.autograd.grad(expected, inputs, wanted)
+    )
+    assert model(images[:0]).shape == expected[:0].shape
+
+
+DIRTY = """
+import torch
+from torch import nn
+from megdet.layers.convolution import speed_up_convolutions
+torch.manual_seed(0)
+model = nn.Sequential(nn.Conv2d(384, 384, 3, padding=2, dilation=2, groups=384, bias=False))
+speed_up_convolutions(model)
+images = torch.randn(8, 384, 39, 52).to(memory_format=torch.channels_last)
+with torch.autocast("cpu", dtype=torch.bfloat16):
+    output = model(images)
+output.backward(torch.ones_like(output))
+print(float(model[0].weight.grad.abs().max()))
+"""
+
+
+def test_no_gradient_of_a_dilated_convolution_comes_from_memory_that_was_never_written():
+    # with this setting the C library fills fresh memory with 0x7f, which reads as 3e38
+    environment = {**os.environ, "MALLOC_PERTURB_": "128"}
+    run = subprocess.run([sys.executable, "-c", DIRTY], env=environment, capture_output=True, text=True, check=True)
+    assert float(run.stdout) < 1e4

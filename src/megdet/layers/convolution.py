@@ -1,10 +1,11 @@
-"""3 x 3 convolutions that run in Winograd's form where that is faster: float32 on a CPU, many channels, large maps."""
+"""Convolutions in forms that are faster on a CPU than the library's: Winograd's, and dilated ones side by side."""
 
 from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from megdet.ops.winograd import convolve_3x3, num_tiles
 
@@ -15,7 +16,10 @@ LEAST_TILES = 40
 
 
 class Convolution3x3(nn.Conv2d):
-    """A 3 x 3 convolution of stride 1 with padding 1, made from a plain one whose parameters it uses."""
+    """A 3 x 3 convolution of stride 1 with padding 1, made from a plain one whose parameters it uses.
+
+    It runs in Winograd's form where that is faster: float32 on a CPU, many channels, large maps.
+    """
 
     def __init__(self, plain: nn.Conv2d) -> None:
         super().__init__(plain.in_channels, plain.out_channels, 3, padding=1, bias=False, device="meta")
@@ -43,6 +47,45 @@ class Convolution3x3(nn.Conv2d):
         return tiles >= LEAST_TILES
 
 
+class DilatedGroupConvolution(nn.Conv2d):
+    """A dilated convolution in groups of channels, made from a plain one whose parameters it uses.
+
+    With dilation d, pixels d apart never meet the pixels between them. So on a CPU the map is taken apart into d x d
+    maps of every d-th pixel, which one convolution without dilation takes as images. oneDNN computes a dilated
+    depthwise convolution several times as slowly, and in bfloat16 it reads uninitialised memory in the gradient of its
+    weights (`tests/layers/test_convolution.py`).
+    """
+
+    def __init__(self, plain: nn.Conv2d) -> None:
+        kernel, dilation = plain.kernel_size, plain.dilation
+        super().__init__(
+            *(plain.in_channels, plain.out_channels, (kernel[0], kernel[1])),
+            padding=(dilation[0] * (kernel[0] // 2), dilation[1] * (kernel[1] // 2)),
+            dilation=(dilation[0], dilation[1]),
+            groups=plain.groups,
+            bias=False,
+            device="meta",
+        )
+        self.weight, self.bias = plain.weight, plain.bias
+        self.train(plain.training)
+
+    def forward(self, x: Float[Tensor, "images inputs height width"]) -> Float[Tensor, "images outputs height width"]:
+        """The convolution of a map."""
+        if x.device.type != "cpu" or torch.compiler.is_compiling():
+            return super().forward(x)
+        images, inputs, height, width = x.shape
+        down, across = self.dilation
+        rows, columns = -(-height // down), -(-width // across)
+        x = F.pad(x, (0, columns * across - width, 0, rows * down - height)).permute(0, 2, 3, 1)
+        x = x.reshape(images, rows, down, columns, across, inputs).permute(0, 2, 4, 1, 3, 5)
+        x = x.reshape(images * down * across, rows, columns, inputs).permute(0, 3, 1, 2)
+        padding = (self.kernel_size[0] // 2, self.kernel_size[1] // 2)
+        y = F.conv2d(x, self.weight, self.bias, padding=padding, groups=self.groups).permute(0, 2, 3, 1)
+        y = y.reshape(images, down, across, rows, columns, self.out_channels).permute(0, 3, 1, 4, 2, 5)
+        y = y.reshape(images, rows * down, columns * across, self.out_channels)[:, :height, :width]
+        return y.contiguous().permute(0, 3, 1, 2)
+
+
 def convolved_levels(
     convolution: nn.Module, levels: Sequence[Float[Tensor, "images inputs _ _"]]
 ) -> list[Float[Tensor, "images outputs _ _"]]:
@@ -53,18 +96,26 @@ def convolved_levels(
 
 
 def speed_up_convolutions(model: nn.Module) -> None:
-    """Replace the 3 x 3 convolutions of a model that may run in Winograd's form; parameters stay the same objects."""
-    new = {old: Convolution3x3(old) for old in model.modules() if type(old) is nn.Conv2d and _is_eligible(old)}
+    """Replace the convolutions of a model that have a faster form on a CPU; parameters stay the same objects."""
+    new = {old: layer for old in model.modules() if (layer := _faster(old)) is not None}
     for module in list(model.modules()):
         for name, child in module._modules.items():  # named_children lists a layer that is used twice only once
             if child in new:
                 module.register_module(name, new[child])
 
 
-def _is_eligible(module: nn.Conv2d) -> bool:
-    return (
-        (module.kernel_size, module.stride, module.padding, module.dilation) == ((3, 3), (1, 1), (1, 1), (1, 1))
-        and module.groups == 1
-        and module.padding_mode == "zeros"
-        and min(module.in_channels, module.out_channels) >= LEAST_CHANNELS
+def _faster(module: nn.Module) -> nn.Conv2d | None:
+    if type(module) is not nn.Conv2d or module.padding_mode != "zeros" or module.stride != (1, 1):
+        return None
+    if module.groups > 1 and module.dilation != (1, 1) and _keeps_size(module):
+        return DilatedGroupConvolution(module)
+    if (module.kernel_size, module.padding, module.dilation, module.groups) != ((3, 3), (1, 1), (1, 1), 1):
+        return None
+    return Convolution3x3(module) if min(module.in_channels, module.out_channels) >= LEAST_CHANNELS else None
+
+
+def _keeps_size(module: nn.Conv2d) -> bool:
+    sides = zip(module.kernel_size, module.dilation, strict=True)
+    return module.padding == tuple(dilation * (kernel // 2) for kernel, dilation in sides) and all(
+        kernel % 2 == 1 for kernel in module.kernel_size
     )

@@ -94,9 +94,12 @@ class Reporter:
     def epoch_ended(self, means: dict[str, Any]) -> None:
         """Print how many of an epoch's samples were positive (Table 1)."""
         model = self.run.recipe.model
+        ratios: dict[str, list[str]] = {}
+        for counted in detector_class(model).counts:
+            ratios.setdefault(counted.sample, []).append(f"{counted.ratio(means[counted.name], model):.1%}")
         shares = [
-            f"{counted.ratio(means[counted.name], model):.1%} of the sampled {counted.sample}s"
-            for counted in reversed(detector_class(model).counts)
+            f"{', '.join(own)} of the sampled {sample}s{' (stage by stage)' * (len(own) > 1)}"
+            for sample, own in reversed(ratios.items())
         ]
         if shares:
             steps = _counted(means["steps"], "step")

@@ -33,7 +33,7 @@ def test_a_new_recipe_is_described_as_it_is(files, capsys):
     rows = json.loads(capsys.readouterr().out)
     assert (rows["batch_size"], rows["epochs"]) == (8, 7) == (values["batch_size"], values["schedule.epochs"])
     assert rows["steps"] == -(-7 * 10 // 8)
-    assert rows["rate_after_warmup"] == values["optimizer.base_lr"] / 2
+    assert rows["rate_after_warmup"] == pytest.approx(values["optimizer.base_lr"] / 2**0.5)
 
 
 def test_the_statistics_end_with_the_advice(files, capsys):

@@ -192,15 +192,19 @@ def test_epochs_batch_rate_and_warmup_by_hand():
     advice = advise(statistics(squares("a", 100)), Wishes(weights="w.pth"))
     assert (advice["schedule.epochs"], advice["batch_size"], advice["bn_size"]) == (61, 8, 8)
     assert advice["schedule.warmup_steps"] == 76
-    assert advice["optimizer.base_lr"] == 0.04
+    assert (advice["optimizer.kind"], advice["optimizer.base_lr"], advice["optimizer.scaling"]) == (
+        "adamw",
+        0.001,
+        "sqrt",
+    )
     assert advice["optimizer.ema_decay"] == round(1 - 12 / 763, 4)
     (rate,) = (own.why for own in advice.values if own.key == "optimizer.base_lr")
-    assert rate.endswith("updates of 8 are made with 0.02 (linear rule)")
+    assert rate.endswith("updates of 8 have 0.00071 (square root rule)")
     # 2,000 images from random weights: (15000 + 50) / 2000 = 7.5, at least 12: 1,500 updates of 16
     images = ((128, 128),) * 2000
     advice = advise(statistics(squares("a", 20, 2000), images=images))
     assert (advice["schedule.epochs"], advice["batch_size"], advice["schedule.warmup_steps"]) == (12, 16, 150)
-    assert advice["optimizer.base_lr"] == 0.08
+    assert advice["optimizer.base_lr"] == 0.002
     # images without a box are not trained on
     advice = advise(statistics(squares("a", 20, 20), images=((128, 128),) * 12, num_empty=7))
     assert (advice["schedule.epochs"], advice["batch_size"], advice["bn_size"]) == (100, 5, 5)
@@ -222,7 +226,8 @@ def test_wishes_come_first():
     advice = advise(statistics(squares("a", 100)), wishes)
     assert advice["data.short_edges"] == (200,)
     assert (advice["batch_size"], advice["bn_size"], advice["schedule.epochs"]) == (48, 24, 3)
-    assert advice["optimizer.base_lr"] == 0.02
+    assert advice["optimizer.base_lr"] == 0.02  # with the paper's SGD, which is the default
+    assert "optimizer.kind" not in {own.key for own in advice.values}
     assert advice["model.backbone.weights"] == "r.pth"
     assert "model.fpn.channels" not in {own.key for own in advice.values}  # the paper's, which is the default
     with pytest.raises(InputError, match="batch size 101 is more than the 100 images"):

@@ -250,13 +250,7 @@ def _model_values(stats: Statistics, wishes: Wishes, objects: NDArray[np.float64
 def _training_values(stats: Statistics, wishes: Wishes, num_images: int) -> Iterator[AdvisedValue]:
     batch, epochs = advised_batch(stats, wishes, num_images), advised_epochs(stats, wishes, num_images)
     updates = math.ceil(epochs * num_images / batch)
-    base = 0.02 if wishes.backbone == "resnet50" else 0.04 if wishes.weights else 0.08
-    why = "the paper's" if base == 0.02 else "found for a small detector with batch norm and clipping"
-    yield AdvisedValue(
-        "optimizer.base_lr",
-        base,
-        f"{why}; the rate of 16 images, so updates of {batch} are made with {base * batch / 16:g} (linear rule)",
-    )
+    yield from _rate(wishes, batch)
     yield AdvisedValue("optimizer.clip_norm", 10, "a rare large gradient does not end the run")
     decay = round(min(1 - 12 / max(updates, 24), 0.9998), 4)
     yield AdvisedValue("optimizer.ema_decay", decay, "averages the weights over the last twelfth of the run")
@@ -272,6 +266,26 @@ def _training_values(stats: Statistics, wishes: Wishes, num_images: int) -> Iter
     )
     yield AdvisedValue("schedule.warmup_start", 0.1, "of base_lr: the layers of classes are random")
     yield AdvisedValue("evaluation.every_epochs", max(1, math.ceil(epochs / 3)), "three evaluations a run")
+
+
+def _rate(wishes: Wishes, batch: int) -> Iterator[AdvisedValue]:
+    if wishes.backbone == "resnet50":
+        base = 0.02
+        yield AdvisedValue(
+            "optimizer.base_lr",
+            base,
+            f"the paper's; the rate of 16 images, so updates of {batch} have {base * batch / 16:g} (linear rule)",
+        )
+        return
+    base = 0.001 if wishes.weights else 0.002
+    yield AdvisedValue("optimizer.kind", "adamw", "a small detector learns classes in fewer epochs than with SGD")
+    yield AdvisedValue(
+        "optimizer.base_lr",
+        base,
+        f"the rate of 16 images, so updates of {batch} have {base * math.sqrt(batch / 16):.2g} (square root rule)",
+    )
+    yield AdvisedValue("optimizer.scaling", "sqrt", "an Adam step does not grow with the gradient")
+    yield AdvisedValue("optimizer.weight_decay", 0.02, "AdamW takes rate times this off the weights at a step")
 
 
 def _warnings(stats: Statistics, wishes: Wishes, edge: int, objects: NDArray[np.float64]) -> Iterator[str]:

@@ -154,6 +154,21 @@ def test_a_target_that_cannot_be_meant_is_refused(model, changes, message):
         model([image, image], [target])
 
 
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (torch.full((3, 64, 64), 200.0), "image 0 of the batch: floats from 0 to 1 are needed, found 200 to 200"),
+        (torch.zeros(3, 64, 64) - 1, "found -1 to -1"),
+        (torch.full((3, 64, 64), torch.nan), "found nan to nan"),
+        (torch.zeros(3, 64, 64, dtype=torch.int64), "not torch.int64"),
+    ],
+)
+def test_pixels_that_cannot_be_meant_are_refused(model, image, message):
+    target = {"boxes": torch.tensor([[5.0, 5, 20, 20]]), "labels": torch.tensor([1]), "masks": torch.ones(1, 64, 64)}
+    with pytest.raises(InputError, match=message):
+        model([image], [target])
+
+
 def test_an_image_without_an_object_has_losses_too(model):
     empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "masks": torch.zeros(0, 64, 64)}
     losses = model([torch.rand(3, 64, 64)] * 2, [empty, empty])

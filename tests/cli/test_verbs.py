@@ -108,6 +108,22 @@ def test_detect_draws_all_kinds_of_pictures_and_writes_one_file(run: Path, tmp_p
         assert y + height <= limits[1] + 0.01
 
 
+def test_detect_replaces_no_picture_and_no_evaluation(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo, link = tmp_path / "photo.png", tmp_path / "links" / "photo.png"
+    Image.new("RGB", (64, 48)).save(photo)
+    link.parent.mkdir()
+    link.symlink_to(photo)
+    before = photo.read_bytes(), (run / "detections.json").read_bytes()
+    for picture, out in ((photo, tmp_path), (link, link.parent), (link, tmp_path)):
+        assert main(["detect", str(run), str(picture), "--out", str(out)]) == 2
+        assert f"--out {out}: the picture {picture} is in it" in " ".join(capsys.readouterr().err.split())
+    assert main(["detect", str(run), str(photo), "--out", str(run)]) == 2
+    assert "its detections.json belongs to the evaluation there" in " ".join(capsys.readouterr().err.split())
+    assert (photo.read_bytes(), (run / "detections.json").read_bytes()) == before
+
+
 def test_describe_prints_the_arithmetic_of_the_paper(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["describe", "megdet-r50-b256-bn32", "--devices", "128", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)

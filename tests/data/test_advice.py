@@ -112,6 +112,15 @@ def test_anchors_of_boxes_of_two_sizes():
     assert 64 in found.sizes
 
 
+@pytest.mark.parametrize(("ratio", "wanted"), [(1 / 7, 0.14), (1 / 40, 0.025), (1 / 300, 0.0033), (19.0, 19.0)])
+def test_thin_boxes_get_anchors_of_their_shape(ratio, wanted):
+    assert advised_anchors(np.full(90, 64.0), np.full(90, 1 / ratio)).ratios == (wanted,)
+    # widths 0.4, 1 and 2.5 times as great: three ratios, all above 0
+    several = advised_anchors(np.full(90, 64.0), np.repeat([0.4 / ratio, 1 / ratio, 2.5 / ratio], 30)).ratios
+    assert several[1] == wanted
+    assert 0 < several[0] < several[1] < several[2]
+
+
 def test_of_anchors_that_fit_alike_those_of_the_finer_grid_are_advised():
     # 64 px fit 8 * 8, 16 * 4 and 32 * 2 alike
     assert advised_anchors(np.full(10, 64.0), np.ones(10)).sizes[0] == 32
@@ -232,6 +241,8 @@ def test_wishes_come_first():
     assert "model.fpn.channels" not in {own.key for own in advice.values}  # the paper's, which is the default
     with pytest.raises(InputError, match="batch size 101 is more than the 100 images"):
         advise(statistics(squares("a", 100)), Wishes(batch_size=101))
+    with pytest.raises(InputError, match=r"batch size 37 has no divisor from 8 to 32.*: choose 32 or 40"):
+        advise(statistics(squares("a", 100)), Wishes(batch_size=37))
 
 
 def test_crowded_images_have_more_proposals_and_detections():

@@ -189,7 +189,9 @@ def test_outlines_become_boxes_with_a_segmentation(photos, tmp_path):
 
     text = "".join(f"{x},{y};" for x, y in points).rstrip(";")
     image = f'<image name="val/a.jpg" subset="Test"><polygon label="dog" points="{text}"/><ellipse label="dog" '
-    image += 'cx="20" cy="15" rx="3" ry="4"/><mask label="dog" rle="1" left="2" top="3" width="4" height="5"/>'
+    image += 'cx="20" cy="15" rx="3" ry="4"/>'
+    image += '<ellipse label="dog" cx="20" cy="15" rx="3" ry="8" rotation="90"/>'
+    image += '<mask label="dog" rle="1" left="2" top="3" width="4" height="5"/>'
     image += '<box label="dog" xtl="10" ytl="10" xbr="20" ybr="14" rotation="90"/><tag label="x"/></image>'
     (folder / "a.xml").write_text(f"<annotations>{image}</annotations>")
     (cvat,) = convert_cvat(folder / "a.xml", tmp_path / "cvat", photos)
@@ -197,7 +199,13 @@ def test_outlines_become_boxes_with_a_segmentation(photos, tmp_path):
     rows = json.loads(cvat.annotations_file.read_text())["annotations"]
     assert rows[0]["segmentation"] == [POLYGON]
     # a box of 10 x 4 that is turned by 90 degrees about its centre (15, 12)
-    assert [row["bbox"] for row in rows] == [[1, 2, 10, 20.5], [17, 11, 6, 8], [2, 3, 4, 5], [13, 7, 4, 10]]
+    assert [row["bbox"] for row in rows] == [
+        [1, 2, 10, 20.5],
+        [17, 11, 6, 8],
+        [12, 12, 16, 6],
+        [2, 3, 4, 5],
+        [13, 7, 4, 10],
+    ]
 
     polygon = {"points": [[x / 0.4, y / 0.3] for x, y in points], "polygonlabels": ["dog"]}
     # 8 x 6 px, turned by 90 degrees clockwise about its upper left corner (20, 10): x from 14 to 20, y from 10 to 18
@@ -207,12 +215,31 @@ def test_outlines_become_boxes_with_a_segmentation(photos, tmp_path):
         {"type": "polygonlabels", "value": polygon},
         {"type": "labels", "value": turned},
         {"type": "ellipselabels", "value": ellipse},
+        {"type": "relation", "from_id": "a", "to_id": "b", "direction": "right"},
     ]
     (folder / "a.json").write_text(json.dumps([{"data": {"image": "val/a.jpg"}, "annotations": [{"result": result}]}]))
     (studio,) = convert_label_studio(folder / "a.json", tmp_path / "studio", photos)
     rows = json.loads(studio.annotations_file.read_text())["annotations"]
     assert rows[0]["segmentation"] == [POLYGON]
     assert [row["bbox"] for row in rows] == [[1, 2, 10, 20.5], [14, 10, 6, 8], [17, 11, 6, 8]]
+
+
+def test_tables_of_one_name_belong_to_the_splits_of_their_folders(tmp_path):
+    for split, label in (("train", "dog"), ("valid", "cat"), ("test", "cat")):
+        save_image(tmp_path / "in" / split / f"{split}.jpg", *SIZE)
+        text = f"filename,class,xmin,ymin,xmax,ymax\n{split}.jpg,{label},1,2,3,4\n"
+        (tmp_path / "in" / split / "_annotations.csv").write_text(text)
+    found = convert_csv(tmp_path / "in", tmp_path / "out")
+    assert [(own.annotations_file.stem, own.num_images) for own in found] == [("test", 1), ("train", 1), ("valid", 1)]
+    (alone,) = convert_csv(tmp_path / "in" / "valid" / "_annotations.csv", tmp_path / "alone")
+    assert alone.num_images == 1
+
+
+def test_parts_of_an_image_may_be_rounded_beyond_it(photos, tmp_path):
+    text = "image,label,x1,y1,x2,y2\ntrain/a.jpg,dog,0.5,0.1,1.0002,0.4\n"
+    (tmp_path / "labels.csv").write_text(text)
+    (found,) = convert_csv(tmp_path / "labels.csv", tmp_path / "out", photos)
+    assert json.loads(found.annotations_file.read_text())["annotations"][0]["bbox"] == [20, 3, 20.008, 9]
 
 
 def test_several_tables_are_splits_and_groups_are_crowds(photos, tmp_path):

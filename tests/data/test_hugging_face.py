@@ -85,6 +85,17 @@ def test_a_folder_of_images_with_metadata_is_read(tmp_path):
     assert boxes_of(part) == WANTED
 
 
+def test_an_image_without_objects_may_have_none_instead_of_lists(tmp_path):
+    content = rows()
+    content["objects"][1] = None
+    (part,) = convert_hugging_face(saved(tmp_path, content, features(datasets.Value("string"))), tmp_path / "out")
+    assert part.num_images == 2
+    content["image"][1] = None
+    source = saved(tmp_path / "none", content, features(datasets.Value("string")))
+    with pytest.raises(InputError, match="row 1: it has no image"):
+        convert_hugging_face(source, tmp_path / "again")
+
+
 @pytest.mark.parametrize(
     ("content", "kind", "message"),
     [

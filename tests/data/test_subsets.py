@@ -135,6 +135,8 @@ def test_merged_sets_match_classes_by_name(tmp_path):
     merged.write(tmp_path / "merged.json")
     assert read_document(tmp_path / "merged.json").images == merged.images
     with pytest.raises(InputError, match=r"a\.jpg is in .*instances\.json too: remove it from one"):
+        merge_documents([documents[0]] * 2, [files[0][1]] * 2, tmp_path)
+    with pytest.raises(InputError, match=r"a\.jpg is in .*instances\.json too: remove it from one"):
         merge_documents(
             [*documents, read_document(tmp_path / "merged.json")], [*(i for _, i in files), tmp_path], tmp_path
         )

@@ -66,6 +66,16 @@ def test_a_class_list_of_voc_2012_is_a_split_when_asked_for(voc, tmp_path):
     assert converted.num_images == 2
 
 
+def test_names_with_spaces_are_whole_lines(tmp_path):
+    objects = {"my photo 1": [], "my photo": [], "other": []}
+    folder = _voc(tmp_path / "voc", objects, {"train": ["my photo 1", "other 1"], "val": ["my photo  -1"]})
+    train, val = convert_voc(folder, tmp_path / "out")
+    named = [
+        [row["file_name"] for row in json.loads(own.annotations_file.read_text())["images"]] for own in (train, val)
+    ]
+    assert named == [["my photo 1.jpg", "other.jpg"], ["my photo.jpg"]]
+
+
 def test_voc_without_image_sets_is_one_split(voc, tmp_path):
     for path in (voc / "ImageSets" / "Main").iterdir():
         path.unlink()
@@ -80,6 +90,13 @@ def test_voc_without_image_sets_is_one_split(voc, tmp_path):
         ("Annotations/b.xml", "<a><object></object></a>", r"b\.xml: object 1 has no name"),
         ("Annotations/b.xml", "<a><object><name>x</name></object></a>", r"b\.xml: object 1 \(x\) needs a bndbox"),
         ("Annotations/b.xml", f"<a>{_voc_object('x', (1, 'nan', 3, 4))}</a>", r"b\.xml: object 1 \(x\) needs a bndbox"),
+        (
+            "Annotations/b.xml",
+            f"<a>{_voc_object('x', (5, 1, 4, 3))}</a>",
+            r"b\.xml: object 1 \(x\): its second corner lies before the first: \[5\.0, 1\.0, 4\.0, 3\.0\]",
+        ),
+        ("ImageSets/Main/val.txt", "a\na.jpg\n", r"val\.txt: .*a\.xml is named twice"),
+        ("ImageSets/Main/val.txt", "a\nzebra 1\n", r"Annotations/zebra\.xml: no such file"),
         ("ImageSets/Main/val.txt", "a\nzebra\n", r"zebra\.xml: no such file, but the split val names it"),
     ],
 )
@@ -176,6 +193,7 @@ def test_other_yolo_layouts_are_found(yolo, tmp_path, layout):
         ("-1 0.5 0.5 0.1 0.1", "class -1 is not one"),
         ("0 0.5 0.5 -0.1 0.1", "negative width or height"),
         ("0 20 15 10 10", "these look like pixels"),
+        ("0 10 10 20 10 20 20", "points should be relative to the image, 0 to 1; these look like pixels"),
         ("0 0.5 0.5 0.1", "found 4 values"),
         ("0 0.5 0.5 0.1 0.1 0.1", "found 6 values"),
     ],
@@ -198,12 +216,38 @@ def test_a_bad_yolo_line_is_refused_with_its_number(yolo, tmp_path, line, messag
         ("names: [!!timestamp x]", "line 1, column 9: a tag"),
         (f"names: {'[' * 100_000}", "nested more than 32 deep"),
         ("names: []", "no class names"),
+        ("names: [a, b, a]", "two classes are called 'a'"),
+        ("names: [a, b]\nkpt_shape: [x]", r"kpt_shape\[0\]: expected"),
         ("a: [", "not valid YAML"),
     ],
 )
 def test_bad_class_names_are_refused(yolo, tmp_path, content, message):
     (yolo / "data.yaml").write_text(content)
     with pytest.raises(InputError, match=rf"data\.yaml: .*{message}"):
+        convert_yolo(yolo, tmp_path / "out")
+
+
+def test_of_a_pose_the_box_is_taken(yolo, tmp_path):
+    (yolo / "data.yaml").write_text("names: [cat, dog]\nkpt_shape: [4, 3]\n")
+    pose = "1 0.5 0.5 0.25 0.2 " + "0.4 0.4 2 " * 4
+    for name in ("train/a.txt", "val/c.txt"):
+        (yolo / "labels" / name).write_text(pose)
+    train, _ = convert_yolo(yolo, tmp_path / "out")
+    (row,) = json.loads(train.annotations_file.read_text())["annotations"]
+    assert row["bbox"] == [15, 12, 10, 6]
+    assert "segmentation" not in row
+    (yolo / "labels" / "val" / "c.txt").write_text("1 0.5 0.5 0.25 0.2\n")
+    with pytest.raises(InputError, match=r"c\.txt:1: .*and 12 values of keypoints, as `kpt_shape` says, found 5"):
+        convert_yolo(yolo, tmp_path / "out")
+
+
+def test_class_names_are_found_beside_a_yaml_of_something_else(yolo, tmp_path):
+    (yolo / "data.yaml").unlink()
+    (yolo / "config.yaml").write_text("epochs: 3\n")
+    (yolo / "classes.txt").write_text("cat\ndog\n\n")
+    assert convert_yolo(yolo, tmp_path / "out")[0].class_names == ("cat", "dog")
+    (yolo / "classes.txt").write_text("cat\n\ndog\n")
+    with pytest.raises(InputError, match=r"classes\.txt:2: an empty line among the class names"):
         convert_yolo(yolo, tmp_path / "out")
 
 

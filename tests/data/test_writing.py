@@ -80,6 +80,13 @@ def test_voc_comes_back_to_half_a_pixel_and_keeps_one(dataset, tmp_path):
     assert_agree(found, wanted, 0.5)
 
 
+def test_names_with_spaces_come_back_from_voc(tmp_path):
+    document = {"images": [image_row(1, "my photo 1.jpg")], "annotations": [], "categories": [{"id": 1, "name": "a"}]}
+    write_voc(load_coco(*write_set(tmp_path, document), keep_empty=True), tmp_path / "voc", "train")
+    (train,) = convert_voc(tmp_path / "voc", tmp_path / "out")
+    assert [row["file_name"] for row in json.loads(train.annotations_file.read_text())["images"]] == ["my photo 1.jpg"]
+
+
 def test_what_is_there_already_is_not_overwritten(dataset, tmp_path):
     for write in (write_yolo, write_voc):
         write(dataset, tmp_path / write.__name__, "train")

@@ -70,6 +70,22 @@ def test_the_card_says_whether_the_proof_holds_and_what_the_file_takes():
     assert "does NOT hold" in model_card("a.onnx", description(small_recipe()), proof_of(0.4))
 
 
+def test_the_card_says_to_what_size_the_file_resizes_and_on_what_canvas():
+    recipe = small_recipe()
+    data = replace(recipe.data, short_edges=(64, 800), max_long_edge=1000, canvas_edges=(), canvas_multiple=32)
+    card = " ".join(model_card("a.onnx", description(replace(recipe, data=data)), proof_of(0.5)).split())
+    assert "shorter edge has 800 pixels, unless the longer one would exceed 1000." in card
+    assert "rounded up to a multiple of 32." in card
+    recipe = replace(
+        recipe,
+        data=replace(data, canvas_edges=(512, 1024)),
+        evaluation=replace(recipe.evaluation, scales=(640,)),
+    )
+    card = " ".join(model_card("a.onnx", description(recipe), proof_of(0.5)).split())
+    assert "shorter edge has 640 pixels, unless the longer one would exceed 800." in card
+    assert "rounded up to the next of 512, 1024, beyond these to a multiple of 32." in card
+
+
 def test_equal_aps_of_nothing_are_no_proof_without_a_warning():
     assert proof_of(0.5).warning == ""
     for nothing in (0.0, -1.0):

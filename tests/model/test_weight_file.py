@@ -1,5 +1,6 @@
 """Files of weights that anybody may have made."""
 
+import argparse
 import pickle
 import warnings
 import zipfile
@@ -27,6 +28,14 @@ def test_plain_tensors_are_read_as_they_are(tmp_path: Path) -> None:
         found = read_tensors(tmp_path / name, "weights")
         assert found.keys() == tensors.keys()
         assert all(torch.equal(found[key], tensors[key]) for key in tensors)
+
+
+def test_a_checkpoint_of_torchvisions_reference_script_is_read(tmp_path: Path) -> None:
+    options = argparse.Namespace(data_path="coco", lr=0.02)
+    torch.save(
+        {"model": {"a": torch.ones(2)}, "optimizer": {"state": {}}, "args": options, "epoch": 3}, tmp_path / "a.pth"
+    )
+    assert read_tensors(tmp_path / "a.pth", "weights")["a"].tolist() == [1, 1]
 
 
 def quantized() -> Tensor:

@@ -108,6 +108,15 @@ def _checked(place: int, image: Tensor, target: Mapping[str, Tensor]) -> tuple[T
     where = f"image {place} of the batch"
     if image.dim() != 3 or image.shape[0] != 3:
         raise InputError(f"{where}: a tensor (3, height, width) is needed, not {tuple(image.shape)}")
+    if image.is_floating_point():
+        low, high = (float(value) for value in image.aminmax())
+        if not (low >= 0 and high <= 1):
+            raise InputError(
+                f"{where}: floats from 0 to 1 are needed, found {low:g} to {high:g}: divide bytes by 255, and leave "
+                "out the normalisation, which the network does"
+            )
+    elif image.dtype != torch.uint8:
+        raise InputError(f"{where}: floats from 0 to 1 or 8 bits (torch.uint8) are needed, not {image.dtype}")
     if missing := next((name for name in ("boxes", "labels") if name not in target), None):
         raise InputError(f"{where}: its target has no '{missing}'")
     boxes, labels = target["boxes"], target["labels"]

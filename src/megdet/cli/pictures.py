@@ -26,7 +26,9 @@ def draw_files(
     """Draw the detections of at least `score` on every picture, and write all of them into one JSON.
 
     `tell` gets what was written and found. Files that cannot be read are skipped; InputError at the end names them.
+    Raises InputError before it begins if `out` has one of the pictures in it, or an evaluation.
     """
+    _refuse_to_replace(files, out)
     found: list[tuple[Path, list[dict[str, Any]]]] = []
     unreadable: list[str] = []
     for file in files:
@@ -70,6 +72,16 @@ def image_files(paths: Sequence[ImageFolder]) -> list[ImageFile]:
         else:
             raise InputError(f"{path}: no such file or folder")
     return files
+
+
+def _refuse_to_replace(files: Sequence[ImageFile], out: Path) -> None:
+    """Refuse a folder with pictures that were given, or with the detections that an evaluation counted."""
+    mend = f"name another folder, such as {out / 'detected'}"
+    for file in files:
+        if isinstance(file, Path) and out.resolve() in (file.parent.resolve(), file.resolve().parent):
+            raise InputError(f"--out {out}: the picture {file} is in it and might be replaced: {mend}")
+    if (out / "evaluation.json").is_file():
+        raise InputError(f"--out {out}: its detections.json belongs to the evaluation there: {mend}")
 
 
 def _is_image(file: Path) -> bool:

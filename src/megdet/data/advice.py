@@ -24,6 +24,8 @@ FEWEST_UPDATES = 600
 """Updates of a run, below which the mini-batch is 8 images instead of 16."""
 LARGEST_BN_SIZE = 32
 """Images of one set of batch statistics: the paper finds no gain beyond (Table 3)."""
+_LEAST_BN_SIZE = 8
+"""Fewer are not advised where the mini-batch has more."""
 SELDOM = 0.1
 """Part of the images below which a class is rare."""
 FEW_BOXES = 20
@@ -138,11 +140,16 @@ def _batch_values(stats: Statistics, wishes: Wishes, num_images: int) -> Iterato
     why = "as asked" if wishes.batch_size else "the paper's baseline" if batch == 16 else "few images: more updates"
     yield AdvisedValue("batch_size", batch, f"images an update, {why}; the run has {updates} updates")
     bn_size = max(size for size in range(1, min(batch, LARGEST_BN_SIZE) + 1) if batch % size == 0)
+    if batch > LARGEST_BN_SIZE and bn_size < _LEAST_BN_SIZE:
+        raise InputError(
+            f"batch size {batch} has no divisor from {_LEAST_BN_SIZE} to {LARGEST_BN_SIZE}, which its BN groups need: "
+            f"choose {batch // 8 * 8} or {batch // 8 * 8 + 8}"
+        )
     yield AdvisedValue(
         "bn_size",
         bn_size,
-        f"images that share batch statistics: the whole mini-batch, up to {LARGEST_BN_SIZE}, beyond which the paper "
-        "finds no gain",
+        f"images that share batch statistics: the whole mini-batch, or its largest divisor up to {LARGEST_BN_SIZE}, "
+        "beyond which the paper finds no gain",
     )
 
 

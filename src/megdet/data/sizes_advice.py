@@ -122,9 +122,9 @@ def advised_anchors(sizes: NDArray[np.float64], aspect_ratios: NDArray[np.float6
     low, middle, high = (float(value) for value in np.quantile(tall, (0.1, 0.5, 0.9)))
     choices: list[tuple[float, ...]]
     if high / low < 1.5:
-        choices = [(round(middle, 1),)]
+        choices = [(_rounded(middle),)]
     else:
-        choices = [(round(middle / spread, 2), round(middle, 2), round(middle * spread, 2)) for spread in SPREADS]
+        choices = [tuple(map(_rounded, (middle / spread, middle, middle * spread))) for spread in SPREADS]
     found = []
     for ratios in choices:
         for base in BASE_SIZES:
@@ -134,6 +134,11 @@ def advised_anchors(sizes: NDArray[np.float64], aspect_ratios: NDArray[np.float6
     best = max(own.mean_iou for own in found)
     good = [own for own in found if own.mean_iou >= best - _ALIKE_IOU]
     return max(good, key=lambda own: (own.positive_share, own.mean_iou))
+
+
+def _rounded(ratio: float) -> float:
+    """To two decimals, of thin wide boxes to two digits."""
+    return round(ratio, 2) if ratio >= 0.1 else float(f"{ratio:.2g}")
 
 
 def doubled(base: int) -> tuple[int, ...]:

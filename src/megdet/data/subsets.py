@@ -195,11 +195,11 @@ def merge_documents(documents: Sequence[CocoDocument], folders: Sequence[Path], 
     """
     ordered = [sorted(document.categories, key=lambda row: row["id"]) for document in documents]
     names = list(dict.fromkeys(row["name"] for own in ordered for row in own))
-    first: dict[Path, Path] = {}
+    first: dict[Path, int] = {}
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     categories: dict[str, dict[str, Any]] = {}
-    for document, folder in zip(documents, folders, strict=True):
+    for number, (document, folder) in enumerate(zip(documents, folders, strict=True)):
         own_names = {row["id"]: row["name"] for row in document.categories}
         if len(set(own_names.values())) < len(own_names):
             raise InputError(f"{document.path}: two classes have one name, so classes cannot be matched by name")
@@ -208,8 +208,8 @@ def merge_documents(documents: Sequence[CocoDocument], folders: Sequence[Path], 
         new_ids = {}
         for row in document.images:
             path = folder / row["file_name"]
-            if first.setdefault(path.resolve(), document.path) != document.path:
-                raise InputError(f"{document.path}: {path} is in {first[path.resolve()]} too: remove it from one")
+            if (before := first.setdefault(path.resolve(), number)) != number:
+                raise InputError(f"{document.path}: {path} is in {documents[before].path} too: remove it from one")
             new_ids[row["id"]] = len(images) + 1
             images.append({**row, "id": len(images) + 1, "file_name": path.relative_to(common).as_posix()})
         for row in document.annotations:

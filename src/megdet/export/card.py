@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from megdet.data.plan import evaluation_scales
 from megdet.export.files import OUTPUTS
 from megdet.export.proof import Proof, markdown
 from megdet.exported.description import Description
@@ -23,6 +24,10 @@ def model_card(file_name: str, description: Description, proof: Proof) -> str:
     names = OUTPUTS if description.has_masks else OUTPUTS[:3]
     outputs = [("output", "type", "what"), *((name, _MEANING[name][0], _MEANING[name][1]) for name in names)]
     table = markdown(outputs).format(most=most)
+    (edge,) = evaluation_scales(recipe)
+    rounded = f"a multiple of {data.canvas_multiple}"
+    if data.canvas_edges:
+        rounded = f"the next of {', '.join(map(str, data.canvas_edges))}, beyond these to {rounded}"
     kind = "float32" if data.resize == "torchvision" else "uint8"
     classes = ", ".join(name.replace("`", "'").replace("\n", " ") for name in description.class_names)
     of_all = "all" if proof.images == proof.of_images else f"{proof.images} of"
@@ -46,8 +51,8 @@ A {model.kind} detector with the backbone {model.backbone.name}, exported by Meg
 
 {table}
 
-An image is resized so that its shorter edge has {data.short_edges[-1]} pixels, unless the longer one would exceed
-{data.max_long_edge}. The canvas's edges are those of the image rounded up to a multiple of {data.canvas_multiple}.
+An image is resized so that its shorter edge has {edge} pixels, unless the longer one would exceed
+{data.max_long_edge * edge / data.short_edges[-1]:g}. The canvas's edges are those of the image rounded up to {rounded}.
 Divide boxes by the scale to have pixels of the file.
 
 ## Run it

@@ -4,6 +4,7 @@ No code in a file is run: safetensors holds only tensors, `torch.load` gets `wei
 read by `array_pickle`.
 """
 
+import argparse
 import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -36,7 +37,9 @@ def read_tensors(file: Path, key: str) -> dict[str, Tensor]:
         else:
             with file.open("rb") as opened:  # torch opens only paths that are UTF-8
                 _refuse_compressed(opened)
-                content = torch.load(opened, "cpu", weights_only=True)
+                # torchvision's reference scripts put their options beside the weights; the class runs no code
+                with torch.serialization.safe_globals([argparse.Namespace]):
+                    content = torch.load(opened, "cpu", weights_only=True)
     except InputError:
         raise
     except ArrayPickleError as error:

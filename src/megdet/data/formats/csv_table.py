@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from megdet.data.csv_lines import csv_lines
 from megdet.data.formats.converted import Converted, number_of
-from megdet.data.formats.image_files import SPLIT_NAMES, ImageFiles, files_of
+from megdet.data.formats.image_files import SPLIT_NAMES, ImageFiles, files_of, split_of
 from megdet.data.formats.labelled import LabelledImage, LabelledObject, write_labelled
 from megdet.data.image import image_size
 from megdet.errors import InputError, shown
@@ -23,6 +23,8 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
 }
 """The names that a column may have, in any case; other columns are ignored, but for width, height and isgroupof."""
 _CORNERS = ("x1", "y1", "x2", "y2")
+_LARGEST_PART = 2
+"""Corners up to this are parts of an image, as in YOLO's files: a tool may round a little beyond 1."""
 
 
 class _Row(NamedTuple):
@@ -38,9 +40,9 @@ class _Row(NamedTuple):
 def convert_csv(source: Path, out: Path, images: Path | None = None) -> list[Converted]:
     """Write a COCO file for each table, or for each split that the folders of the images name.
 
-    A table is a split if there are several, or if its name begins with the name of a split (`train_labels.csv` is
-    `train`).
-    Corners are pixels from 0; where no corner of a table is above 1 they are parts of the image. Open Images' group
+    A table is a split if its name begins with the name of one (`train_labels.csv` is `train`), or if there are several:
+    then each belongs to the split that its folders name, or else has a split of its own, called like the file.
+    Corners are pixels from 0, or parts of the image where no corner of a table is above 2. Open Images' group
     boxes (`IsGroupOf`) are crowds, and its `LabelName` is looked up in the table of class descriptions (two columns
     without a header), if one lies beside it. A row whose corners are all empty is an image without objects.
 
@@ -67,7 +69,7 @@ def convert_csv(source: Path, out: Path, images: Path | None = None) -> list[Con
         wanted = "; ".join(f"{key}: {', '.join(names[:4])}" for key, names in COLUMNS.items())
         raise InputError(f"{next(iter(tables))}: its first line needs a column for each of {wanted}")
     files = ImageFiles(images or (source if source.is_dir() else source.parent))
-    splits = _splits(list(boxes))
+    splits = _splits(list(boxes), source)
     labelled: list[LabelledImage] = []
     for path, columns in boxes.items():
         rows = list(_rows(path, tables[path][1:], columns, descriptions))
@@ -76,12 +78,14 @@ def convert_csv(source: Path, out: Path, images: Path | None = None) -> list[Con
     return write_labelled(labelled, files, out)
 
 
-def _splits(tables: Sequence[Path]) -> dict[Path, str]:
-    """The split of each table, "" where the folders of the images tell it."""
+def _splits(tables: Sequence[Path], source: Path) -> dict[Path, str]:
+    """The split of each table, by its name or else by its folders; "" where the folders of the images tell it."""
     first = {path: path.stem.lower().replace("-", "_").split("_")[0] for path in tables}
     named = [word for word in first.values() if word in SPLIT_NAMES]
     splits = {path: word if named.count(word) == 1 else "" for path, word in first.items()}
-    return splits if len(tables) == 1 else {path: split or path.stem for path, split in splits.items()}
+    if len(tables) == 1:
+        return splits
+    return {path: split or split_of(path, source) or path.stem for path, split in splits.items()}
 
 
 def _refuse_shared(labelled: Sequence[LabelledImage]) -> None:
@@ -130,7 +134,7 @@ def _rows(
 
 
 def _images(rows: list[_Row], files: ImageFiles, path: Path, split: str) -> Iterator[LabelledImage]:
-    are_parts = max((value for row in rows for value in row.corners), default=2.0) <= 1
+    are_parts = max((value for row in rows for value in row.corners), default=math.inf) <= _LARGEST_PART
     by_image: dict[str, list[_Row]] = defaultdict(list)
     for row in rows:
         by_image[row.image].append(row)

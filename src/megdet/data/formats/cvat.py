@@ -6,7 +6,7 @@ from pathlib import Path
 
 from megdet.data.formats.converted import Converted, number_of
 from megdet.data.formats.image_files import ImageFiles, files_of
-from megdet.data.formats.labelled import LabelledImage, LabelledObject, box_around, write_labelled
+from megdet.data.formats.labelled import LabelledImage, LabelledObject, box_around, box_around_ellipse, write_labelled
 from megdet.data.formats.xml_file import parse_xml
 from megdet.errors import InputError, shown
 
@@ -17,8 +17,8 @@ _LARGEST = 64 << 20
 def convert_cvat(source: Path, out: Path, images: Path | None = None) -> list[Converted]:
     """Write a COCO file for each subset of the task, or for each split that the folders of the images name.
 
-    Boxes (the box around them, where they are rotated), ellipses and masks become boxes, polygons become boxes with a
-    segmentation. Category ids follow the order of the task's labels.
+    Boxes and ellipses (the box around them, where they are rotated) and masks become boxes, polygons become boxes with
+    a segmentation. Category ids follow the order of the task's labels.
 
     Args:
         source: the XML file, or a folder of them.
@@ -64,11 +64,10 @@ def _object(element: ElementTree.Element, where: str) -> LabelledObject:
         x1, y1, x2, y2 = _numbers(element, ("xtl", "ytl", "xbr", "ybr"), where)
         if x2 < x1 or y2 < y1:
             raise InputError(f"{where}: its second corner lies before the first")
-        angle = math.radians(_numbers(element, ("rotation",), where)[0]) if element.get("rotation") else 0.0
-        return LabelledObject(label, _around_rotated((x1, y1, x2 - x1, y2 - y1), angle))
+        return LabelledObject(label, _around_rotated((x1, y1, x2 - x1, y2 - y1), _angle(element, where)))
     if element.tag == "ellipse":
         x, y, rx, ry = _numbers(element, ("cx", "cy", "rx", "ry"), where)
-        return LabelledObject(label, (x - rx, y - ry, 2 * rx, 2 * ry))
+        return LabelledObject(label, box_around_ellipse((x, y), (rx, ry), _angle(element, where)))
     if element.tag == "mask":
         x, y, width, height = _numbers(element, ("left", "top", "width", "height"), where)
         return LabelledObject(label, (x, y, width, height))
@@ -79,6 +78,11 @@ def _object(element: ElementTree.Element, where: str) -> LabelledObject:
             raise InputError(f"{where}: its points should be three pairs of numbers or more, `x,y;x,y;x,y`")
         return LabelledObject(label, box_around([polygon]), [polygon])
     raise InputError(f"{where}: <{element.tag}> has no box: draw a box or a polygon instead, or delete it")
+
+
+def _angle(element: ElementTree.Element, where: str) -> float:
+    """The rotation of a shape about its centre, in radians."""
+    return math.radians(_numbers(element, ("rotation",), where)[0]) if element.get("rotation") else 0.0
 
 
 def _numbers(element: ElementTree.Element, keys: tuple[str, ...], where: str) -> list[float]:

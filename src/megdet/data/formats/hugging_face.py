@@ -71,6 +71,8 @@ class _Boxes:
         content = row[self.column] if self.column else row
         if isinstance(content, list):  # a list of objects instead of an object of lists
             content = {key: [own[key] for own in content] for key in (self.boxes, self.classes)}
+        if content is None or content[self.boxes] is None:  # an image without objects
+            return
         for box, label in zip(content[self.boxes], content[self.classes], strict=True):
             if len(box) != 4 or not all(map(is_coordinate, box)):
                 raise InputError(f"{where}: a box is {shown(box)}: four numbers are expected")
@@ -136,11 +138,11 @@ def _first(names: tuple[str, ...], fields: Mapping[str, Any], what: str, where: 
     return found
 
 
-def _write_image(image: Mapping[str, Any], stem: Path, where: str) -> Path:
-    content = image["bytes"]
-    if content is None:
-        content = Path(image["path"]).read_bytes()
+def _write_image(image: Mapping[str, Any] | None, stem: Path, where: str) -> Path:
+    if image is None:
+        raise InputError(f"{where}: it has no image")
     try:
+        content = Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
         kind = (Image.open(io.BytesIO(content)).format or "").lower()
     except OSError as error:
         raise InputError(f"{where}: its image cannot be read: {error}") from error

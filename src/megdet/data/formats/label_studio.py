@@ -11,7 +11,7 @@ import msgspec
 
 from megdet.data.formats.converted import Converted, is_coordinate
 from megdet.data.formats.image_files import ImageFiles, files_of
-from megdet.data.formats.labelled import LabelledImage, LabelledObject, box_around, write_labelled
+from megdet.data.formats.labelled import LabelledImage, LabelledObject, box_around, box_around_ellipse, write_labelled
 from megdet.data.image import image_size
 from megdet.errors import InputError, shown
 from megdet.files import read_json
@@ -22,8 +22,9 @@ _WITHOUT_BOX = ("keypoint", "brush", "video", "vector", "bitmask")
 
 
 class _Result(msgspec.Struct):
-    value: dict[str, Any]
     type: str
+    value: dict[str, Any] = {}
+    """empty of a relation between two regions"""
 
 
 class _Annotation(msgspec.Struct):
@@ -41,7 +42,7 @@ def convert_label_studio(source: Path, out: Path, images: Path | None = None) ->
     """Write a COCO file for each split that the folders of the images name.
 
     Rectangles (the box around them, where they are rotated) and ellipses become boxes, polygons become boxes with a
-    segmentation. Choices, ratings and texts are no objects and are left out.
+    segmentation. Choices, ratings, texts and relations are no objects and are left out.
 
     Args:
         source: the JSON file, or a folder of them.
@@ -140,8 +141,8 @@ def _object(region: tuple[str, dict[str, Any]], width: int, height: int, where: 
         raise InputError(f"{where}: rotation is {shown(angle)}, not a number")
     if "radiusX" in value:
         x, y, rx, ry = _numbers(value, ("x", "y", "radiusX", "radiusY"), where)
-        own = x * width / 100, y * height / 100, rx * width / 100, ry * height / 100
-        return LabelledObject(names[0], _around_ellipse(own, math.radians(angle)))
+        centre, radii = (x * width / 100, y * height / 100), (rx * width / 100, ry * height / 100)
+        return LabelledObject(names[0], box_around_ellipse(centre, radii, math.radians(angle)))
     x, y, w, h = _numbers(value, ("x", "y", "width", "height"), where)
     box = x * width / 100, y * height / 100, w * width / 100, h * height / 100
     return LabelledObject(names[0], _turned(box, math.radians(angle)) if angle else box)
@@ -161,11 +162,3 @@ def _turned(box: tuple[float, float, float, float], angle: float) -> tuple[float
     cosine, sine = math.cos(angle), math.sin(angle)
     corners = [(0.0, 0.0), (width, 0.0), (width, height), (0.0, height)]
     return box_around([[v for a, b in corners for v in (x + a * cosine - b * sine, y + a * sine + b * cosine)]])
-
-
-def _around_ellipse(ellipse: tuple[float, float, float, float], angle: float) -> tuple[float, float, float, float]:
-    """The box around an ellipse (centre, radii) that is turned about its centre, by an angle in radians."""
-    x, y, rx, ry = ellipse
-    w = math.hypot(rx * math.cos(angle), ry * math.sin(angle))
-    h = math.hypot(rx * math.sin(angle), ry * math.cos(angle))
-    return x - w, y - h, 2 * w, 2 * h

@@ -1,5 +1,6 @@
 """Labelled images as most tools have them, and how they become COCO files."""
 
+import math
 import os
 from collections import defaultdict
 from collections.abc import Sequence
@@ -86,6 +87,16 @@ def write_labelled(
                 annotations.append(row)
         written.append(write_converted(out / "annotations" / f"{split}.json", folder, rows, annotations, names))
     return written
+
+
+def box_around_ellipse(
+    centre: tuple[float, float], radii: tuple[float, float], angle: float
+) -> tuple[float, float, float, float]:
+    """The box (x, y, width, height) around an ellipse that is turned about its centre, by an angle in radians."""
+    (x, y), (rx, ry) = centre, radii
+    w = math.hypot(rx * math.cos(angle), ry * math.sin(angle))
+    h = math.hypot(rx * math.sin(angle), ry * math.cos(angle))
+    return x - w, y - h, 2 * w, 2 * h
 
 
 def box_around(polygons: Sequence[Sequence[float]]) -> tuple[float, float, float, float]:

@@ -84,9 +84,10 @@ def _voc_splits(found: VocFolder, splits: Sequence[str] | None) -> dict[str, lis
             raise InputError(f"{where}: no such split; there are {', '.join(listed) or 'none'}")
     if not found.image_sets:
         return {split: folder_splits(found)[split] for split in splits}
-    # the list of one class, as in VOC 2012, has a second column
-    named = {split: [line.split()[0] for _, line in numbered_lines(found.image_sets[split])] for split in splits}
-    return {split: listed_files(found, split, names) for split, names in named.items()}
+    return {
+        split: listed_files(found, split, [line.strip() for _, line in numbered_lines(found.image_sets[split])])
+        for split in splits
+    }
 
 
 def _refuse_two_of_one_image(image_files: Mapping[Path, Path]) -> None:
@@ -107,6 +108,8 @@ def _read_voc_file(path: Path) -> tuple[list[dict[str, Any]], tuple[int, int], s
         corners = [number_of(element.findtext(f"bndbox/{key}")) for key in ("xmin", "ymin", "xmax", "ymax")]
         if not all(math.isfinite(value) for value in corners):
             raise InputError(f"{path}: object {number} ({name}) needs a bndbox of four numbers xmin, ymin, xmax, ymax")
+        if corners[2] < corners[0] or corners[3] < corners[1]:
+            raise InputError(f"{path}: object {number} ({name}): its second corner lies before the first: {corners}")
         rows.append({"name": name, "corners": corners, "difficult": element.findtext("difficult", "0").strip() == "1"})
     sides = [number_of(root.findtext(f"size/{key}")) for key in ("width", "height")]
     width, height = (int(side) if math.isfinite(side) else 0 for side in sides)

@@ -114,22 +114,37 @@ def folder_splits(found: VocFolder) -> dict[str, list[Path]]:
     return {"all": members[""]} if "" in members else {name: members[name] for name in sorted(members)}
 
 
-def listed_files(found: VocFolder, split: str, names: Iterable[str]) -> list[Path]:
-    """The XML files that the list of a split names. Raises InputError for a name without a file or with several."""
+def listed_files(found: VocFolder, split: str, lines: Iterable[str]) -> list[Path]:
+    """The XML files that the lines of a split name.
+
+    A line is a name, which may have spaces; the list of one class, as in VOC 2012, has -1, 0 or 1 behind it.
+
+    Raises:
+        InputError: a name has no file or several, or a file is named twice.
+    """
     by_name: dict[str, list[Path]] = defaultdict(list)
     for path in found.xml_files:
         place = path.relative_to(found.root).with_suffix("")
         for name in {path.stem, place.as_posix(), PurePosixPath(*place.parts[1:]).as_posix()}:
             by_name[name].append(path)
-    chosen = []
-    for name in names:
+
+    def files_called(name: str) -> list[Path]:
         has_ending = PurePosixPath(name).suffix.lower() in (*IMAGE_SUFFIXES, ".xml")
-        files = by_name.get(name) or by_name.get(str(PurePosixPath(name).with_suffix("")) if has_ending else name, [])
+        return by_name.get(name) or by_name.get(str(PurePosixPath(name).with_suffix("")) if has_ending else name, [])
+
+    chosen: dict[Path, str] = {}
+    for line in lines:
+        words = line.rsplit(maxsplit=1)
+        is_marked = len(words) == 2 and words[1] in ("-1", "0", "1") and not files_called(line)
+        name = words[0] if is_marked else line
+        files = files_called(name)
         if not files:
             raise InputError(f"{found.root / 'Annotations' / name}.xml: no such file, but the split {split} names it")
         if len(files) > 1:
             raise InputError(
                 f"{found.image_sets[split]}: {name} may be {files[0]} or {files[1]}: write its folder too, or keep one"
             )
-        chosen.append(files[0])
-    return chosen
+        if files[0] in chosen:
+            raise InputError(f"{found.image_sets[split]}: {files[0]} is named twice: remove one of the two lines")
+        chosen[files[0]] = name
+    return list(chosen)

@@ -11,7 +11,7 @@ from megdet.data.formats.converted import Converted, number_of, numbered_lines
 from megdet.data.formats.image_files import KIND_NAMES, ImageFiles, folders_below, split_of, visible_files
 from megdet.data.formats.labelled import LabelledImage, LabelledObject, box_around, write_labelled
 from megdet.data.image import image_size
-from megdet.errors import InputError
+from megdet.errors import InputError, shown
 from megdet.files import read_text, typed
 from megdet.plain_yaml import parse_yaml
 
@@ -25,6 +25,8 @@ class _Names(msgspec.Struct):
     """The keys of a `data.yaml` that are used."""
 
     names: list[_Name] | dict[str, _Name]
+    kpt_shape: list[int] = []
+    """keypoints of an object and numbers of each, in a data set of poses"""
 
 
 def convert_yolo(folder: Path, out: Path, images: Path | None = None) -> list[Converted]:
@@ -32,7 +34,8 @@ def convert_yolo(folder: Path, out: Path, images: Path | None = None) -> list[Co
 
     The label file of an image has its name and lies beside it; else in the matching folder (`labels/train` for
     `images/train`, `train/labels` for `train/images`); else it is the only one of that name that is left in the split.
-    An image without a label file has no objects. A line of more than five values is a polygon, whose box is taken.
+    An image without a label file has no objects. A line of more than five values is a polygon, whose box is taken, or,
+    where `data.yaml` has `kpt_shape`, a box and keypoints, which are left out.
 
     Splits are folders called train, val, test and the like, at any depth, or the folders in `images` that have a
     partner in `labels`. The class names come from `data.yaml`, another single `.yaml`, `classes.txt` or `obj.names`,
@@ -47,7 +50,7 @@ def convert_yolo(folder: Path, out: Path, images: Path | None = None) -> list[Co
         InputError: there are no labels, no images or no class names, a label file has no image, or a file is malformed.
     """
     texts = [path for path in visible_files(folder) if path.suffix.lower() == ".txt"]
-    names = _read_names(_names_file(folder))
+    names, num_keypoint_values = _read_names(_names_file(folder))
     files = ImageFiles(images or folder)
     labels = _labels_of(files, texts, folder)
     labelled = []
@@ -55,7 +58,9 @@ def convert_yolo(folder: Path, out: Path, images: Path | None = None) -> list[Co
         height, width = image_size(path)
         objects = []
         for number, line in numbered_lines(labels[path]) if path in labels else ():
-            label, x, y, w, h, polygon = _read_yolo_line(line, f"{labels[path]}:{number}", len(names))
+            label, x, y, w, h, polygon = _read_yolo_line(
+                line, f"{labels[path]}:{number}", len(names), num_keypoint_values
+            )
             pixels = [value * side for value, side in zip(polygon, (width, height) * (len(polygon) // 2), strict=True)]
             box = ((x - w / 2) * width, (y - h / 2) * height, w * width, h * height)
             objects.append(LabelledObject(names[label], box, [pixels] if pixels else ()))
@@ -119,7 +124,8 @@ def _split(path: Path, root: Path, folder: Path) -> str:
 
 def _names_file(folder: Path) -> Path:
     """The file with the class names, the nearest to the folder."""
-    choices = [folder / "data.yaml", *sorted(folder.glob("*.y*ml")), *(folder / name for name in _NAMES_FILES)]
+    with_names = [path for path in sorted(folder.glob("*.y*ml")) if path.is_file() and _has_names(path)]
+    choices = [folder / "data.yaml", *with_names, *(folder / name for name in _NAMES_FILES)]
     deeper = [path for path in visible_files(folder) if path.name in ("data.yaml", *_NAMES_FILES)]
     choices += sorted(deeper, key=lambda path: (len(path.parts), path))
     names = next((path for path in choices if path.is_file()), None)
@@ -128,31 +134,50 @@ def _names_file(folder: Path) -> Path:
     return names
 
 
-def _read_names(path: Path) -> list[str]:
+def _has_names(path: Path) -> bool:
+    return any(line.startswith(("names:", '"names":', "'names':", "{")) for _, line in numbered_lines(path))
+
+
+def _read_names(path: Path) -> tuple[list[str], int]:
+    """The class names, and how many numbers the keypoints of an object have."""
     if path.suffix.lower() not in (".yaml", ".yml"):
-        return _checked_names(path, [line.strip() for _, line in numbered_lines(path)])
-    names = typed(parse_yaml(read_text(path), str(path)), _Names, str(path)).names
+        lines = [line.strip() for line in read_text(path).rstrip().splitlines()]
+        if "" in lines:
+            raise InputError(f"{path}:{lines.index('') + 1}: an empty line among the class names, which count by lines")
+        return _checked_names(path, lines), 0
+    content = typed(parse_yaml(read_text(path), str(path)), _Names, str(path))
+    names = content.names
     if isinstance(names, dict):
         if names.keys() != {str(number) for number in range(len(names))}:
             raise InputError(f"{path}: `names` should be a list of class names, or names by the numbers 0, 1, 2, ...")
         names = [names[str(number)] for number in range(len(names))]
-    return _checked_names(path, [str(name) for name in names])
+    return _checked_names(path, [str(name) for name in names]), math.prod(content.kpt_shape) if content.kpt_shape else 0
 
 
 def _checked_names(path: Path, names: list[str]) -> list[str]:
     if not names:
         raise InputError(f"{path}: no class names in this file")
+    if twice := next((name for place, name in enumerate(names) if name in names[:place]), None):
+        raise InputError(f"{path}: two classes are called {shown(twice)}: give each a name of its own")
     return names
 
 
-def _read_yolo_line(line: str, where: str, num_classes: int) -> tuple[int, float, float, float, float, list[float]]:
+def _read_yolo_line(
+    line: str, where: str, num_classes: int, num_keypoint_values: int
+) -> tuple[int, float, float, float, float, list[float]]:
     """Label, then centre and size relative to the image, then the points of a polygon if there is one."""
     label, *values = [number_of(word) for word in line.split()]
     if not all(math.isfinite(value) for value in (label, *values)) or label != int(label):
         raise InputError(f"{where}: a class number and then numbers are expected, found {line.strip()!r}")
     if not 0 <= label < num_classes:
         raise InputError(f"{where}: class {int(label)} is not one of the {num_classes} names (0 to {num_classes - 1})")
-    if len(values) == 4:
+    if num_keypoint_values and len(values) != 4 + num_keypoint_values:
+        raise InputError(
+            f"{where}: expected `class x y w h` and {num_keypoint_values} values of keypoints, as `kpt_shape` says, "
+            f"found {len(values) + 1} values"
+        )
+    if num_keypoint_values or len(values) == 4:
+        values = values[:4]
         if values[2] < 0 or values[3] < 0:
             raise InputError(f"{where}: negative width or height in {line.strip()!r}")
         if max(values) > 2:
@@ -161,5 +186,7 @@ def _read_yolo_line(line: str, where: str, num_classes: int) -> tuple[int, float
         return int(label), x, y, w, h, []
     if len(values) < 6 or len(values) % 2:
         raise InputError(f"{where}: expected `class x y w h` or a polygon, found {len(values) + 1} values")
+    if max(values) > 2:
+        raise InputError(f"{where}: points should be relative to the image, 0 to 1; these look like pixels")
     x, y, w, h = box_around([values])
     return int(label), x + w / 2, y + h / 2, w, h, values

@@ -49,7 +49,7 @@ def test_it_goes_on_from_a_step_and_serves_a_loader():
     ("changes", "message"),
     [
         ({"bn_size": 3}, "a bn_size of 3 does not divide a batch_size of 8"),
-        ({"batch_size": 64, "bn_size": 64}, "50 images to train on are not enough"),
+        ({"batch_size": 64, "bn_size": 64}, "the sizes of 50 images are fewer than a batch_size of 64"),
         ({"num_replicas": 3}, "cannot be spread evenly over 3 processes"),
         ({"num_replicas": 16}, "16 devices"),
     ],

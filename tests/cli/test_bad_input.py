@@ -55,6 +55,14 @@ def test_an_unknown_key_in_a_file_is_refused_with_the_nearest(tmp_path: Path, re
     assert "did you mean 'optimizer.base_lr'?" in line
 
 
+def test_keys_may_stand_before_the_recipe(refused: Refused, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no recipe 'nothing'" in refused("describe", "--optimizer.kind", "adamw", "--batch_size", "8", "nothing")
+    assert main(["describe", "--batch_size", "8", "--bn_size=4", "megdet-r50", "--devices", "2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["batch_size"] == 8
+    assert "--batch_size' needs a value" in refused("describe", "demo", "--batch_size")
+    assert "recipe verify: batch_size is 0" in refused("verify", "--batch_size", "0", "--cases", "base", "--devices", "1,2")
+
+
 def test_a_wrong_type_is_refused_with_its_key(refused: Refused) -> None:
     line = refused("describe", "demo", "--batch_size", "many")
     assert "batch_size" in line

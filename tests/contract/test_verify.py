@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from megdet.contract.cases import SHORT, cases_of, chosen_cases
+from megdet.contract.run import Trained
 from megdet.contract.trials import LeftOut, left_out, trials, write_weights
-from megdet.contract.verify import STEPS, Verdict, of_detections, relative_difference, verify
+from megdet.contract.verify import STEPS, Verdict, _fault, _joined, of_detections, relative_difference, verify
 from megdet.data.coco import training_set
 from megdet.data.plan import TrainingPlan, canvas_of
 from megdet.data.rle import encode_mask
@@ -298,7 +299,7 @@ def test_a_forced_width_leaves_the_first_count_its_own_and_is_refused_elsewhere(
     [
         ((1, 17), {}, "17 devices for a mini-batch of 16 images"),
         ((2,), {}, "nothing to compare: base on 2 device"),
-        ((1, 3), {"cases": ("lane-2",)}, "nothing to compare: lane-2 on 1, 3"),
+        ((1, 3), {"cases": ("lane-2",)}, "nothing to compare: lane-2 on 1, 3 .*a multiple of 2, as in --devices 1,2"),
         ((1, 1), {}, "name different counts"),
         ((1, 2), {"steps": 0}, "0 steps: it takes at least one"),
         ((1, 2), {"cases": ("resume",), "steps": 1}, "case resume stops half-way: ask for at least 2 steps"),
@@ -331,3 +332,15 @@ def test_a_pixel_that_two_masks_do_not_share_is_a_difference():
     assert other == {"bbox": 0, "score": 0, "segmentation": 1 / 20}
     missing = dict(of_detections([{**found, "segmentation": mask}], [found]))
     assert missing["segmentation"] == math.inf
+
+
+def half(rates, unmoved):
+    return Trained({}, [], rates, {}, [], unmoved, [])
+
+
+def test_a_tensor_that_moves_in_one_half_of_a_stopped_run_has_moved():
+    joined = _joined([half([0.0], ["a", "b", "frozen"]), half([0.1], ["frozen"])])
+    assert (joined.unmoved, joined.rates) == (["frozen"], [0.0, 0.1])
+    assert _fault(joined, [], 0.0) == "frozen did not move"
+    assert _joined([half([0.1], []), half([0.0], ["a"])]).unmoved == []
+    assert "learning rate is 0 in every step" in _fault(_joined([half([0.0], ["a"])] * 2), [], 0.0)

@@ -15,6 +15,7 @@ from megdet.errors import InputError
 from megdet.run_folder.checkpoint_files import (
     DamagedError,
     Kind,
+    LeftBehindError,
     checkpoint_step,
     checkpoints,
     delete_old_checkpoints,
@@ -134,6 +135,40 @@ def test_saving_a_step_again_replaces_it(folder):
     save(folder, 5, num_images=2)
     assert load_checkpoint(folder.checkpoints / "step_00000005")[1].num_images == 2
     assert names_in(folder) == ["step_00000005"]
+
+
+def undeletable(monkeypatch, *names):
+    """Folders of these names cannot be deleted, as those of another user."""
+    real = shutil.rmtree
+
+    def rmtree(path, ignore_errors=False):
+        if path.name in names and not ignore_errors:
+            raise PermissionError(13, "Permission denied", str(path))
+        if path.name not in names:
+            real(path, ignore_errors)
+
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+
+
+@pytest.mark.parametrize("kind", ["old", "later", "replaced"])
+def test_a_checkpoint_that_cannot_be_deleted_is_told_of_once_and_costs_no_other(folder, monkeypatch, kind):
+    saved = {"old": (1, 2), "later": (1, 9), "replaced": (1, 3)}[kind]
+    for step in saved:
+        save(folder, step, keep=5)
+    left = {"old": "deleted_step_00000001", "later": "deleted_step_00000009", "replaced": "replaced_step_00000003"}[
+        kind
+    ]
+    undeletable(monkeypatch, f".unfinished_{left}")
+    with pytest.raises(LeftBehindError, match=rf"\(Permission denied\): delete .*\.unfinished_{left} yourself"):
+        save(folder, 3, keep=1, num_images=7)
+    assert steps(folder) == [3]
+    assert load_checkpoint(folder.checkpoints / "step_00000003")[1].num_images == 7
+    for step in (4, 5):
+        save(folder, step, keep=1)
+    assert names_in(folder) == [f".unfinished_{left}", "step_00000005"]
+    monkeypatch.undo()
+    save(folder, 6, keep=1)
+    assert names_in(folder) == ["step_00000006"]
 
 
 def test_a_folder_without_checkpoints_has_no_latest(tmp_path, folder):

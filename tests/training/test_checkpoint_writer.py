@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from megdet.errors import InputError
-from megdet.run_folder.checkpoint_files import checkpoint_step, checkpoints, latest_checkpoint
+from megdet.run_folder.checkpoint_files import LeftBehindError, checkpoint_step, checkpoints, latest_checkpoint
 from megdet.run_folder.folder import RunFolder
 from megdet.training import checkpoint_writer
 from megdet.training.checkpoint_writer import CheckpointWriter
@@ -109,6 +109,27 @@ def test_a_full_disk_keeps_the_old_checkpoint_and_is_said_once_each(
     ]
     assert writer.failures() == []
     assert steps(folder) == [1]
+
+
+def test_an_old_checkpoint_that_cannot_be_deleted_is_a_warning(
+    folder: RunFolder, writer: CheckpointWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = checkpoint_writer.save_checkpoint
+
+    def save_and_leave(*arguments: Any) -> None:
+        save(*arguments)
+        raise LeftBehindError("an old checkpoint cannot be deleted")
+
+    monkeypatch.setattr(checkpoint_writer, "save_checkpoint", save_and_leave)
+    writer.save(run_state(3), tensors(3), [])
+    writer.wait()
+    assert writer.saved_step == 3
+    assert writer.failures() == [
+        "Warning: an old checkpoint cannot be deleted; the run goes on, the checkpoint of step 3 is kept"
+    ]
+    writer.save(run_state(4), tensors(4), [])
+    writer.leave(None)
+    assert steps(folder) == [4]
 
 
 def test_a_run_ends_when_it_has_no_checkpoint_at_all(writer: CheckpointWriter, monkeypatch: pytest.MonkeyPatch) -> None:

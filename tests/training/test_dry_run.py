@@ -8,6 +8,7 @@ from unittest import mock
 import pytest
 import torch
 
+from megdet.data import plan as plan_module
 from megdet.data.plan import TrainingPlan
 from megdet.distributed.layout import recipe_layout
 from megdet.distributed.local_ranks import run_in_ranks
@@ -81,8 +82,24 @@ def test_a_trial_has_the_largest_canvas_of_the_plan_and_the_most_boxes_of_an_ima
     ):
         after(recipe)
     plan = TrainingPlan(train_set(recipe).sizes, recipe)
-    groups = [group for step in range(plan.epoch_end(1)) for group in plan.groups(step)]
+    groups = [group for step in range(plan.total_steps) for group in plan.groups(step)]
     assert canvases == [(4, max((g.canvas for g in groups), key=lambda own: own[0] * own[1]))]
+
+
+def test_the_largest_canvas_of_a_run_may_come_after_its_first_epoch(recipe):
+    recipe = replace(
+        recipe,
+        data=replace(recipe.data, scale_jitter=(0.5, 2.0)),
+        schedule=replace(recipe.schedule, epochs=20.0),
+    )
+    plan = TrainingPlan(train_set(recipe).sizes, recipe)
+    areas = [[h * w for g in plan.groups(step) for h, w in [g.canvas]] for step in range(plan.total_steps)]
+    first, whole = max(map(max, areas[: plan.epoch_end(1)])), max(map(max, areas))
+    height, width = plan.largest_canvas()
+    assert height * width == whole > first
+    with mock.patch.object(plan_module, "MOST_LOOKED_AT", 0):  # a long run: at least one epoch
+        height, width = plan.largest_canvas()
+    assert height * width == first
 
 
 def test_where_nothing_fits_the_run_is_refused_before_its_first_step(recipe, needed):

@@ -63,9 +63,12 @@ class PlanSampler:
                 f"{batch_size} images in groups of {bn_size} cannot be spread evenly over {num_replicas} processes: "
                 "take another number of processes, or `megdet.train`, which can"
             )
+        pairs = np.asarray(sizes, dtype=np.int64).reshape(-1, 2)
+        if len(pairs) < batch_size:
+            raise InputError(f"the sizes of {len(pairs)} images are fewer than a batch_size of {batch_size}")
         schedule = Schedule(policy="step", epochs=float(epochs))
         recipe = Recipe(batch_size=batch_size, bn_size=bn_size, seed=seed, schedule=schedule)
-        self.plan = TrainingPlan(np.asarray(sizes, dtype=np.int64).reshape(-1, 2), recipe)
+        self.plan = TrainingPlan(pairs, recipe)
         self.rank, self.first_step = rank, first_step
 
     @property

@@ -219,7 +219,7 @@ def _joined(halves: Sequence[Trained]) -> Trained:
         gradients=first.gradients,
         reported=[row for half in halves for row in half.reported],
         rates=[rate for half in halves for rate in half.rates],
-        unmoved=[name for half in halves for name in half.unmoved],
+        unmoved=[name for name in first.unmoved if all(name in half.unmoved for half in halves)],
         drifted=[rank for half in halves for rank in half.drifted],
     )
 
@@ -278,6 +278,8 @@ def _fault(trained: Trained, judged: Sequence[_Difference], limit: float) -> str
             if own.value == math.inf:
                 return f"{own.where} is not finite, or missing, or of another shape"
             return f"{own.where} differs by {own.value:.2g}, allowed {limit:g}"
+    if trained.unmoved and not any(trained.rates):
+        return "the learning rate is 0 in every step, so nothing moved: ask for more steps"
     if trained.unmoved:
         others = f", nor did {len(trained.unmoved) - 1} other trained tensor(s)" if trained.unmoved[1:] else ""
         return f"{trained.unmoved[0]} did not move{others}"

@@ -38,6 +38,10 @@ _WINDOW, _IMAGE, _HORIZONTAL, _VERTICAL, _CROP_TOP, _CROP_LEFT = range(2, 8)
 `transforms` and `augment`."""
 
 
+MOST_LOOKED_AT = 100_000
+"""Images of a run, counted with repetitions, whose canvases are drawn to find the largest."""
+
+
 class _DrawnGroup(NamedTuple):
     """What is drawn for a group: which images, each in which epoch, and the scale of all."""
 
@@ -112,6 +116,16 @@ class TrainingPlan:
         ]
         index = min(range(len(canvases)), key=lambda i: canvases[i][0] * canvases[i][1])
         return index, canvases[index]
+
+    def largest_canvas(self) -> tuple[int, int]:
+        """The canvas with the most pixels: of the whole run, or in a long one of its first `MOST_LOOKED_AT` images.
+
+        That is at least one epoch.
+        """
+        images = max(self.num_images, MOST_LOOKED_AT)
+        steps = min(self.total_steps, -(-images // self.recipe.batch_size))
+        canvases = {group.canvas for step in range(steps) for group in self.groups(step)}
+        return max(canvases, key=lambda own: own[0] * own[1])
 
     def canvases(self) -> Canvases:
         """How often each canvas occurs in the first epoch, and what its padding costs."""

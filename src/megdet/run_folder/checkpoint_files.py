@@ -21,7 +21,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -47,6 +47,10 @@ Kind = Literal["model", "optimizer", "averages", "agvm", "noise", "watch"]
 
 class DamagedError(InputError):
     """A checkpoint is not what was saved; an earlier one may be sound."""
+
+
+class LeftBehindError(InputError):
+    """A checkpoint is saved, but an old one beside it could not be deleted."""
 
 
 class _Format(msgspec.Struct):
@@ -127,6 +131,7 @@ def save_checkpoint(
         The checkpoint's folder. A checkpoint of the same step is replaced.
 
     Raises:
+        LeftBehindError: it is written, but a checkpoint that it replaces cannot be deleted.
         InputError: it cannot be written; the checkpoints that were there stay as they were.
     """
     if keep < 1:
@@ -137,32 +142,29 @@ def save_checkpoint(
     try:
         folder.checkpoints.mkdir(parents=True, exist_ok=True)
         for leftover in folder.checkpoints.glob(f"{UNFINISHED}*"):
-            shutil.rmtree(leftover)
+            shutil.rmtree(leftover, ignore_errors=True)  # what stays was told of when it was to be deleted
         unfinished.mkdir()
         try:
             _write(unfinished, tensors, state)
-            _rename(unfinished, final)
+            replaced = _rename(unfinished, final)
         except Exception:
             shutil.rmtree(unfinished, ignore_errors=True)  # make room again on a full disk
             raise
         sync_folder(folder.checkpoints)
-        for path in checkpoints(folder):
-            if checkpoint_step(path) > step:
-                _delete(path)
+        later = [_hide(path) for path in checkpoints(folder) if checkpoint_step(path) > step]
     except (OSError, SafetensorError) as error:
         raise cannot_write(final, error) from error
-    delete_old_checkpoints(folder, keep, spared)
+    _delete([*replaced, *later, *_old(folder, keep, spared)])
     return final
 
 
 def delete_old_checkpoints(folder: RunFolder, keep: int, spared: Collection[int] = ()) -> None:
-    """Delete all but the newest `keep` checkpoints and those of the spared steps. Raises InputError."""
-    for path in checkpoints(folder)[:-keep]:
-        if checkpoint_step(path) not in spared:
-            try:
-                _delete(path)
-            except OSError as error:
-                raise cannot_write(path, error) from error
+    """Delete all but the newest `keep` checkpoints and those of the spared steps. Raises LeftBehindError."""
+    _delete(_old(folder, keep, spared))
+
+
+def _old(folder: RunFolder, keep: int, spared: Collection[int]) -> list[Path]:
+    return [path for path in checkpoints(folder)[:-keep] if checkpoint_step(path) not in spared]
 
 
 def checkpoints(folder: RunFolder) -> list[Path]:
@@ -270,11 +272,14 @@ def _storable(group: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return stored
 
 
-def _rename(unfinished: Path, final: Path) -> None:
-    """Give the new checkpoint its name; an older one of the same step is moved away, and back if that fails."""
+def _rename(unfinished: Path, final: Path) -> list[Path]:
+    """Give the new checkpoint its name; an older one of the same step is moved away, and back if that fails.
+
+    Returns where that one is, to be deleted.
+    """
     if not final.exists():
         unfinished.rename(final)
-        return
+        return []
     replaced = final.with_name(f"{UNFINISHED}replaced_{final.name}")
     final.rename(replaced)
     try:
@@ -282,11 +287,25 @@ def _rename(unfinished: Path, final: Path) -> None:
     except OSError:
         replaced.rename(final)
         raise
-    shutil.rmtree(replaced)
+    return [replaced]
 
 
-def _delete(path: Path) -> None:
-    """Delete a checkpoint: hidden first, so that an interrupted deletion never looks like a damaged checkpoint."""
-    hidden = path.with_name(f"{UNFINISHED}deleted_{path.name}")
-    path.rename(hidden)
-    shutil.rmtree(hidden)
+def _hide(path: Path) -> Path:
+    """Hide a checkpoint, so that an interrupted deletion never looks like a damaged one; returns its new path."""
+    return path if path.name.startswith(UNFINISHED) else path.rename(path.with_name(f"{UNFINISHED}deleted_{path.name}"))
+
+
+def _delete(paths: Sequence[Path]) -> None:
+    """Delete checkpoints, hidden first. Raises LeftBehindError for the first that cannot be, after the others."""
+    failed: LeftBehindError | None = None
+    for path in paths:
+        place = path
+        try:
+            place = _hide(path)
+            shutil.rmtree(place)
+        except OSError as error:
+            failed = failed or LeftBehindError(
+                f"an old checkpoint cannot be deleted ({reason_of(error)}): delete {place} yourself, nothing needs it"
+            )
+    if failed is not None:
+        raise failed

@@ -20,6 +20,8 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """images of the training data; 0 for weights that were trained elsewhere"""
     data: str = ""
     """fingerprint of the training data; empty for weights that were trained elsewhere"""
+    val_data: str = ""
+    """fingerprint of the validation data; empty if unknown"""
     evaluation: dict[str, Any] | None = None
     """the numbers of the last evaluation"""
     evaluated_step: int = -1

@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 
 from megdet.errors import InputError
-from megdet.run_folder.checkpoint_files import Kind, delete_old_checkpoints, latest_checkpoint, save_checkpoint
+from megdet.run_folder.checkpoint_files import (
+    Kind,
+    LeftBehindError,
+    delete_old_checkpoints,
+    latest_checkpoint,
+    save_checkpoint,
+)
 from megdet.run_folder.folder import RunFolder
 from megdet.run_folder.run_state import RunState
 from megdet.training.trainer import Tensors
@@ -109,8 +115,8 @@ class CheckpointWriter:
         self._thread.shutdown()
         if kind is None:
             self.wait()
-            if self._failed:
-                raise self._failed[-1][1]
+            if failed := [error for _, error in self._failed if not isinstance(error, LeftBehindError)]:
+                raise failed[-1]
 
     def _write(self, state: RunState, spared: Collection[int], first: Callable[[], None] | None) -> None:
         try:
@@ -118,6 +124,9 @@ class CheckpointWriter:
                 first()
             save_checkpoint(self.folder, state, self._copies, self.keep, spared)
             self.saved_step = state.step
+        except LeftBehindError as error:
+            self.saved_step = state.step
+            self._failed.append(("", error))
         except InputError as error:
             self._failed.append((f"the checkpoint of step {state.step} is not saved: ", error))
 

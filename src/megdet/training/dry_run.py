@@ -58,7 +58,7 @@ class MemoryTrial:
         """
         if not any(self.world.gather_objects(self._is_needed(layout))):
             return layout, ""
-        canvas = max(self.plan.canvases().counts, key=lambda own: own[0] * own[1])
+        canvas = self.plan.largest_canvas()
         found: list[tuple[float, int, Layout, int]] = []
         for other in self._layouts(layout, lane_width, max_images):
             size = self._fits(other.largest_share, canvas)

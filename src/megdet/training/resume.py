@@ -51,6 +51,8 @@ class Position:
     """roll-backs so far: how often the run went back to a checkpoint because it diverged"""
     rolled_back_to: int = -1
     """the step of the checkpoint of the last roll-back, -1 for none"""
+    val_data: str = ""
+    """fingerprint of the validation data of the best score; empty if unknown"""
     warnings: tuple[str, ...] = ()
     """messages for the user: the damaged checkpoints that were skipped"""
 
@@ -149,7 +151,20 @@ def _read(path: Path, trainer: Trainer, dataset: CocoDataset, tensors: Tensors) 
         best_step=state.best_step,
         roll_backs=state.roll_backs,
         rolled_back_to=state.rolled_back_to,
+        val_data=state.val_data,
     )
+
+
+def without_other_scores(position: Position, val: CocoDataset) -> Position:
+    """The position without its best score, and with a warning, if that is of other validation data than these."""
+    if position.best_score is None or position.val_data in ("", fingerprint(val)):
+        return position
+    warning = (
+        f"Warning: {val.annotations_file} has other images or boxes than the run was evaluated on before, so its best "
+        f"score ({100 * position.best_score:.1f} at step {position.best_step}) is not compared with new ones, and the "
+        "checkpoint of that step is no longer kept as the best"
+    )
+    return replace(position, best_score=None, best_step=-1, warnings=(*position.warnings, warning))
 
 
 def read_tensors(checkpoint: Checkpoint, trainer: Trainer) -> Tensors:

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import torch
@@ -47,7 +48,15 @@ from megdet.training.datasets import Datasets, check_statistics, fingerprint, lo
 from megdet.training.dry_run import MemoryTrial
 from megdet.training.evaluations.background import agree_on_device
 from megdet.training.initial_weights import check_sources
-from megdet.training.resume import Position, check_folder, claim_folder, facts_of_training, resume, start_at
+from megdet.training.resume import (
+    Position,
+    check_folder,
+    claim_folder,
+    facts_of_training,
+    resume,
+    start_at,
+    without_other_scores,
+)
 from megdet.training.schedule import learning_rate, rewarm_factor
 from megdet.training.step import StepResult, train_step
 from megdet.training.trainer import Tensors, Trainer, make_trainer
@@ -183,6 +192,11 @@ class Run:
         """A hash of the training images' names, sizes, boxes, masks and weights."""
         return fingerprint(self.datasets.train)
 
+    @cached_property
+    def val_fingerprint(self) -> str:
+        """The same of the validation images."""
+        return fingerprint(self.datasets.val)
+
     def state(self, step: int) -> RunState:
         """The state in the checkpoint after so many steps, besides its tensors."""
         train, position = self.datasets.train, self.position
@@ -192,6 +206,7 @@ class Run:
             category_ids=train.category_ids,
             num_images=len(train),
             data=self.fingerprint,
+            val_data=self.val_fingerprint,
             evaluation=None if position.numbers is None else position.numbers.as_dict(),
             evaluated_step=position.evaluated_step,
             best_score=position.best_score,
@@ -266,12 +281,16 @@ class Run:
             self.lock.check()
 
     def evaluated(self, step: int, numbers: Evaluation) -> None:
-        """Note an evaluation as the last; rank 0 writes it into the checkpoints of this step and of later ones."""
+        """Note an evaluation, as the last if no later step is evaluated.
+
+        Rank 0 writes it into the checkpoints of this step and of later ones that have none of a later step.
+        """
         score, best = numbers.bbox.AP, self.position.best_score
-        self.position = replace(self.position, numbers=numbers, evaluated_step=step)
+        if step >= self.position.evaluated_step:
+            self.position = replace(self.position, numbers=numbers, evaluated_step=step)
         if best is None or score > best:
             self.position = replace(self.position, best_score=score, best_step=step)
-        folder = self.folder
+        folder, position = self.folder, self.position
         if folder is None or self.writer is None:
             return
 
@@ -279,7 +298,12 @@ class Run:
             # newest first: if the run is killed on the way, its own checkpoint is not marked and is evaluated again
             for path in reversed(checkpoints(folder)):
                 if checkpoint_step(path) >= step:  # later ones were written during this evaluation
-                    update_state(path, self.state(checkpoint_step(path)))
+                    state = open_checkpoint(path).state
+                    known: dict[str, Any] = {"best_score": position.best_score, "best_step": position.best_step}
+                    if state.evaluated_step <= step:
+                        known |= {"evaluation": numbers.as_dict(), "evaluated_step": step}
+                        known |= {"val_data": self.val_fingerprint}
+                    update_state(path, msgspec.structs.replace(state, **known))
 
         self.writer.later(write)
 
@@ -333,7 +357,7 @@ def open_run(
             lock = claim_folder(folder, recipe, world, facts_of_training(trainer.model, plan))
             if lock is not None:
                 opened.callback(lock.close)
-            position = resume(trainer, folder, datasets.train, world)
+            position = without_other_scores(resume(trainer, folder, datasets.train, world), datasets.val)
             if world.is_first:
                 writer = CheckpointWriter(folder, recipe.keep_checkpoints, position.step)
                 opened.push(writer.leave)

@@ -42,6 +42,14 @@ def test_the_factors_by_hand():
     assert again == pytest.approx([0.97 * f + (f - 0.97) for f in FACTORS], rel=1e-6)
 
 
+def test_a_gradient_that_is_not_finite_leaves_the_factors_as_they_are():
+    agvm, _ = make()
+    agvm.update(FIRST, SECOND)
+    before = agvm.factors.clone()
+    agvm.update(FIRST, gradients(backbone=(0, 5), fpn=(math.nan, 0), rpn=(3, math.inf)))
+    assert torch.equal(agvm.factors, before)
+
+
 def test_the_factors_do_not_fall_below_the_clip():
     agvm, _ = make()
     agree, oppose = (

@@ -1,7 +1,8 @@
 """Options that several verbs have, and the help on the keys of recipes."""
 
 import argparse
-from typing import NoReturn
+import sys
+from typing import Any, NoReturn
 
 from megdet.cli.parsers.examples import EXAMPLES, EXIT_CODES
 from megdet.cli.parsers.values import at_least_one, minutes, positive, whole_number
@@ -16,6 +17,24 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise the error as one line, without the usage."""
         raise InputError(f"{message}; see `{self.prog} --help`")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's, but the value of a recipe's key is never taken for the argument RECIPE or RUN."""
+        words, keys = list(sys.argv[1:] if args is None else args), list[str]()
+        if self.get_default("takes_overrides"):
+            words, keys = self._without_keys(words)
+        found, rest = super().parse_known_args(words, namespace)
+        return found, [*rest, *keys]
+
+    def _without_keys(self, words: list[str]) -> tuple[list[str], list[str]]:
+        """The words without the keys of a recipe and their values, and these."""
+        left, taken, is_value = list[str](), list[str](), False
+        for word in words:
+            option, equals, _ = word.partition("=")
+            is_key = option.startswith("--") and option not in self._option_string_actions and _is_key(option[2:])
+            (taken if is_key or (is_value and not word.startswith("--")) else left).append(word)
+            is_value = is_key and not equals
+        return left, taken
 
     def format_help(self) -> str:
         """The options of the verb, then the keys of the recipe, section by section."""
@@ -32,6 +51,14 @@ class Parser(argparse.ArgumentParser):
         examples = EXAMPLES.get(self.prog.partition(" ")[2], ())
         lines = ["", "examples:", *(f"  {example}" for example in examples)] if examples else []
         return "\n".join([*lines, "", f"exit codes: {EXIT_CODES} (docs/commands.md)", ""])
+
+
+def _is_key(name: str) -> bool:
+    if "." in name:
+        return True
+    from megdet.recipe_file import recipe_keys  # here, because it takes a tenth of a second
+
+    return name in recipe_keys()
 
 
 def take_recipe_keys(parser: Parser) -> None:

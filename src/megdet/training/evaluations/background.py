@@ -34,7 +34,7 @@ _NICENESS = 10
 
 @dataclass(frozen=True)
 class Finished:
-    """An evaluation that is done; its detections are in the run folder."""
+    """An evaluation that is done."""
 
     step: int
     numbers: Evaluation
@@ -108,8 +108,10 @@ class BackgroundEvaluations:
         if self._running is None:
             self._launch()
 
-    def poll(self) -> Finished | None:
+    def poll(self, evaluated_step: int = -1) -> Finished | None:
         """A finished evaluation, else None; does not wait, and starts the next evaluation.
+
+        Its detections become those of the run folder, unless `evaluated_step` is later.
 
         Raises:
             InputError: the evaluation failed; the message has its step and its reason. It counts as not done.
@@ -129,7 +131,8 @@ class BackgroundEvaluations:
                 "training is saved, and the same command makes up for the evaluation and goes on"
             ) from None
         try:
-            (running.out / _DETECTIONS).replace(self.folder.detections)
+            if running.step >= evaluated_step:
+                (running.out / _DETECTIONS).replace(self.folder.detections)
         except OSError as error:
             raise cannot_write(self.folder.detections, error) from error
         self._running = None

@@ -79,7 +79,10 @@ class Evaluations:
 
         Raises InputError on rank 0 if one has failed.
         """
-        while self.background is not None and (found := self.background.poll()) is not None:
+        while (
+            self.background is not None
+            and (found := self.background.poll(self.run.position.evaluated_step)) is not None
+        ):
             self._write_down(found.step, found.numbers, found.seconds)
             self.run.delete_old_checkpoints(self.background.steps)
 
@@ -123,13 +126,16 @@ class Evaluations:
         numbers = self.world.on_first(
             lambda: evaluate_detections(val.annotations_file, results, has_masks=model.has_masks)
         )
-        self.world.on_first(lambda: write_json_atomically(self.folder.detections, results))
+        if step >= self.run.position.evaluated_step:
+            self.world.on_first(lambda: write_json_atomically(self.folder.detections, results))
         self._write_down(step, numbers, time.perf_counter() - started)
 
     def _write_down(self, step: int, numbers: Evaluation, seconds: float) -> None:
+        """Write an evaluation; files and ledger are of the latest step, though an earlier one may be made up later."""
         if self.metrics is not None:
             self.metrics.write({"step": step, "evaluation": numbers.totals(), "seconds": round(seconds, 3)})
-            write_json_atomically(self.folder.evaluation, numbers.as_dict(), indent=2)
-            self.ledger.evaluated(step, numbers.totals())
+            if step >= self.run.position.evaluated_step:
+                write_json_atomically(self.folder.evaluation, numbers.as_dict(), indent=2)
+                self.ledger.evaluated(step, numbers.totals())
         self.run.evaluated(step, numbers)
         self.reporter.evaluated(step, numbers, seconds)

@@ -72,11 +72,14 @@ class Agvm:
     def update(self, first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
         """Update the factors from the gradients of two equal halves, each divided by the images of both.
 
+        Gradients that are not finite, as those of a step that a loss scaler skips, leave the factors as they are.
+
         Returns v and the new factors of every module, (2, modules), on the device.
         """
         disagreements = torch.stack([self._disagreement(first, second, places) for places in self.parts.values()])
         ratios = (disagreements[self._reference] + _FLOOR) / (disagreements + _FLOOR)
-        self.factors.lerp_(ratios.clamp(*_CLIP).sqrt(), 1 - MEMORY)
+        found = self.factors.lerp(ratios.clamp(*_CLIP).sqrt(), 1 - MEMORY)
+        self.factors.copy_(torch.where(found.isfinite().all(), found, self.factors))
         return torch.stack([disagreements, self.factors])
 
     def settle(self, is_left_out: Bool[Tensor, ""]) -> None:

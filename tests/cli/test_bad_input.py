@@ -60,7 +60,9 @@ def test_keys_may_stand_before_the_recipe(refused: Refused, capsys: pytest.Captu
     assert main(["describe", "--batch_size", "8", "--bn_size=4", "megdet-r50", "--devices", "2", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["batch_size"] == 8
     assert "--batch_size' needs a value" in refused("describe", "demo", "--batch_size")
-    assert "recipe verify: batch_size is 0" in refused("verify", "--batch_size", "0", "--cases", "base", "--devices", "1,2")
+    assert "recipe verify: batch_size is 0" in refused(
+        "verify", "--batch_size", "0", "--cases", "base", "--devices", "1,2"
+    )
 
 
 def test_a_wrong_type_is_refused_with_its_key(refused: Refused) -> None:

@@ -32,6 +32,7 @@ from megdet.run_folder.metrics import read_metrics
 from megdet.run_folder.run_state import RunState
 from megdet.run_folder.sessions import read_environment
 from megdet.training import checkpoint_writer
+from megdet.training import position as position_module
 from megdet.training import run as run_module
 from megdet.training.evaluations import evaluations
 from megdet.training.loop import train
@@ -162,7 +163,7 @@ def test_a_kill_while_an_evaluation_is_noted_leaves_no_checkpoint_that_seems_eva
     recipe, whole, tmp_path, monkeypatch
 ):
     noted: list[int] = []
-    monkeypatch.setattr(run_module, "update_state", lambda path, _state: noted.append(checkpoint_step(path)))
+    monkeypatch.setattr(position_module, "update_state", lambda path, _state: noted.append(checkpoint_step(path)))
     with open_run(recipe, ALONE, OPTIONS, RunFolder(tmp_path / "run")) as run:
         for step in (2, 3):
             run.save(step)

@@ -1,7 +1,7 @@
 """Resuming a run: its folder is claimed, its newest checkpoint is checked and restored on every rank."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,33 +28,8 @@ from megdet.run_folder.sessions import write_environment
 from megdet.run_folder.tensor_check import check_finite, check_tensors
 from megdet.run_length import total_steps
 from megdet.training.datasets import fingerprint
+from megdet.training.position import Position
 from megdet.training.trainer import Tensors, Trainer, restore_everywhere
-
-
-@dataclass(frozen=True)
-class Position:
-    """How far a run has come."""
-
-    step: int = 0
-    """steps done when it was opened"""
-    numbers: Evaluation | None = None
-    """the last evaluation"""
-    evaluated_step: int = -1
-    """the step after which that evaluation was made, -1 for none"""
-    unevaluated: tuple[int, ...] = ()
-    """steps with a checkpoint that was not evaluated, the oldest first"""
-    best_score: float | None = None
-    """the highest mmAP of all evaluations"""
-    best_step: int = -1
-    """the step of that evaluation, -1 for none"""
-    roll_backs: int = 0
-    """roll-backs so far: how often the run went back to a checkpoint because it diverged"""
-    rolled_back_to: int = -1
-    """the step of the checkpoint of the last roll-back, -1 for none"""
-    val_data: str = ""
-    """fingerprint of the validation data of the best score; empty if unknown"""
-    warnings: tuple[str, ...] = ()
-    """messages for the user: the damaged checkpoints that were skipped"""
 
 
 def check_folder(folder: RunFolder, recipe: Recipe) -> None:
@@ -153,18 +128,6 @@ def _read(path: Path, trainer: Trainer, dataset: CocoDataset, tensors: Tensors) 
         rolled_back_to=state.rolled_back_to,
         val_data=state.val_data,
     )
-
-
-def without_other_scores(position: Position, val: CocoDataset) -> Position:
-    """The position without its best score, and with a warning, if that is of other validation data than these."""
-    if position.best_score is None or position.val_data in ("", fingerprint(val)):
-        return position
-    warning = (
-        f"Warning: {val.annotations_file} has other images or boxes than the run was evaluated on before, so its best "
-        f"score ({100 * position.best_score:.1f} at step {position.best_step}) is not compared with new ones, and the "
-        "checkpoint of that step is no longer kept as the best"
-    )
-    return replace(position, best_score=None, best_step=-1, warnings=(*position.warnings, warning))
 
 
 def read_tensors(checkpoint: Checkpoint, trainer: Trainer) -> Tensors:

@@ -15,9 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import torch
 
 from megdet.data.loader import LoadingFaults, training_batches
@@ -29,13 +27,6 @@ from megdet.errors import InputError
 from megdet.evaluation.coco_numbers import Evaluation
 from megdet.memory import is_out_of_memory
 from megdet.recipe import Recipe
-from megdet.run_folder.checkpoint_files import (
-    checkpoint_path,
-    checkpoint_step,
-    checkpoints,
-    open_checkpoint,
-    update_state,
-)
 from megdet.run_folder.folder import FolderLock, RunFolder
 from megdet.run_folder.run_state import RunState
 from megdet.run_length import total_steps
@@ -48,15 +39,8 @@ from megdet.training.datasets import Datasets, check_statistics, fingerprint, lo
 from megdet.training.dry_run import MemoryTrial
 from megdet.training.evaluations.background import agree_on_device
 from megdet.training.initial_weights import check_sources
-from megdet.training.resume import (
-    Position,
-    check_folder,
-    claim_folder,
-    facts_of_training,
-    resume,
-    start_at,
-    without_other_scores,
-)
+from megdet.training.position import Position, mark_evaluated, mark_rolled_back, without_other_scores
+from megdet.training.resume import check_folder, claim_folder, facts_of_training, resume, start_at
 from megdet.training.schedule import learning_rate, rewarm_factor
 from megdet.training.step import StepResult, train_step
 from megdet.training.trainer import Tensors, Trainer, make_trainer
@@ -271,9 +255,7 @@ class Run:
         """Write into the newest checkpoint that the run goes back to it. Raises InputError."""
         if self.folder is None or self.writer is None:
             return
-        path = checkpoint_path(self.folder, self.kept_step)
-        state, count = open_checkpoint(path).state, self.position.roll_backs + 1
-        update_state(path, msgspec.structs.replace(state, roll_backs=count, rolled_back_to=self.kept_step))
+        mark_rolled_back(self.folder, self.kept_step, self.position.roll_backs + 1)
 
     def check_folder(self) -> None:
         """Raise InputError if the folder was moved or deleted."""
@@ -281,31 +263,11 @@ class Run:
             self.lock.check()
 
     def evaluated(self, step: int, numbers: Evaluation) -> None:
-        """Note an evaluation, as the last if no later step is evaluated.
-
-        Rank 0 writes it into the checkpoints of this step and of later ones that have none of a later step.
-        """
-        score, best = numbers.bbox.AP, self.position.best_score
-        if step >= self.position.evaluated_step:
-            self.position = replace(self.position, numbers=numbers, evaluated_step=step)
-        if best is None or score > best:
-            self.position = replace(self.position, best_score=score, best_step=step)
-        folder, position = self.folder, self.position
-        if folder is None or self.writer is None:
-            return
-
-        def write() -> None:
-            # newest first: if the run is killed on the way, its own checkpoint is not marked and is evaluated again
-            for path in reversed(checkpoints(folder)):
-                if checkpoint_step(path) >= step:  # later ones were written during this evaluation
-                    state = open_checkpoint(path).state
-                    known: dict[str, Any] = {"best_score": position.best_score, "best_step": position.best_step}
-                    if state.evaluated_step <= step:
-                        known |= {"evaluation": numbers.as_dict(), "evaluated_step": step}
-                        known |= {"val_data": self.val_fingerprint}
-                    update_state(path, msgspec.structs.replace(state, **known))
-
-        self.writer.later(write)
+        """Note an evaluation, as the last if no later step is evaluated; rank 0 writes it into the checkpoints."""
+        self.position = position = self.position.evaluated(step, numbers)
+        if self.folder is not None and self.writer is not None:
+            marked = self.folder, step, numbers, position, self.val_fingerprint
+            self.writer.later(partial(mark_evaluated, *marked))
 
 
 @contextmanager

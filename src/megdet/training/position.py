@@ -1,0 +1,88 @@
+"""How far a run has come: its step, its evaluations, its roll-backs, and how checkpoints are told of them."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import msgspec
+
+from megdet.data.coco import CocoDataset
+from megdet.evaluation.coco_numbers import Evaluation
+from megdet.run_folder.checkpoint_files import (
+    checkpoint_path,
+    checkpoint_step,
+    checkpoints,
+    open_checkpoint,
+    update_state,
+)
+from megdet.run_folder.folder import RunFolder
+from megdet.training.datasets import fingerprint
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far a run has come."""
+
+    step: int = 0
+    """steps done when it was opened"""
+    numbers: Evaluation | None = None
+    """the last evaluation"""
+    evaluated_step: int = -1
+    """the step after which that evaluation was made, -1 for none"""
+    unevaluated: tuple[int, ...] = ()
+    """steps with a checkpoint that was not evaluated, the oldest first"""
+    best_score: float | None = None
+    """the highest mmAP of all evaluations"""
+    best_step: int = -1
+    """the step of that evaluation, -1 for none"""
+    roll_backs: int = 0
+    """roll-backs so far: how often the run went back to a checkpoint because it diverged"""
+    rolled_back_to: int = -1
+    """the step of the checkpoint of the last roll-back, -1 for none"""
+    val_data: str = ""
+    """fingerprint of the validation data of the best score; empty if unknown"""
+    warnings: tuple[str, ...] = ()
+    """messages for the user: the damaged checkpoints that were skipped"""
+
+    def evaluated(self, step: int, numbers: Evaluation) -> "Position":
+        """The position with this evaluation, as the last one if no later step is evaluated."""
+        found = self
+        if step >= self.evaluated_step:
+            found = replace(found, numbers=numbers, evaluated_step=step)
+        if self.best_score is None or self.best_score < numbers.bbox.AP:
+            found = replace(found, best_score=numbers.bbox.AP, best_step=step)
+        return found
+
+
+def without_other_scores(position: Position, val: CocoDataset) -> Position:
+    """The position without its best score, and with a warning, if that is of other validation data than these."""
+    if position.best_score is None or position.val_data in ("", fingerprint(val)):
+        return position
+    warning = (
+        f"Warning: {val.annotations_file} has other images or boxes than the run was evaluated on before, so its best "
+        f"score ({100 * position.best_score:.1f} at step {position.best_step}) is not compared with new ones, and the "
+        "checkpoint of that step is no longer kept as the best"
+    )
+    return replace(position, best_score=None, best_step=-1, warnings=(*position.warnings, warning))
+
+
+def mark_evaluated(folder: RunFolder, step: int, numbers: Evaluation, position: Position, val_data: str) -> None:
+    """Write an evaluation of a step into the checkpoints of this step and of later ones that have none of a later step.
+
+    Those were written while it went on. All of them get the best score of the position, and `val_data`, the fingerprint
+    of the images. Raises InputError.
+    """
+    best = {"best_score": position.best_score, "best_step": position.best_step, "val_data": val_data}
+    # newest first: if the run is killed on the way, its own checkpoint is not marked and is evaluated again
+    for path in reversed(checkpoints(folder)):
+        if checkpoint_step(path) >= step:
+            state, known = open_checkpoint(path).state, dict[str, Any](best)
+            if state.evaluated_step <= step:
+                known |= {"evaluation": numbers.as_dict(), "evaluated_step": step}
+            update_state(path, msgspec.structs.replace(state, **known))
+
+
+def mark_rolled_back(folder: RunFolder, step: int, roll_backs: int) -> None:
+    """Write into the checkpoint of a step that the run goes back to it, for so many times in all. Raises InputError."""
+    path = checkpoint_path(folder, step)
+    known = {"roll_backs": roll_backs, "rolled_back_to": step}
+    update_state(path, msgspec.structs.replace(open_checkpoint(path).state, **known))

@@ -211,3 +211,11 @@ def test_milestones_after_the_end_are_refused():
     text = "schedule: {policy: step, epochs: 5, milestones: [5], factors: [0.1]}"
     with pytest.raises(InputError, match=r"schedule\.milestones .* before the end at epoch 5"):
         parse_recipe(text, "r.yaml")
+
+
+@pytest.mark.parametrize("kind", ["faster_rcnn", "rfcn", "retinanet"])
+def test_anchors_without_area_in_whole_pixels_are_refused(kind):
+    thin = {"model.kind": kind, "model.anchors.ratios": "[0.0001]"}
+    with pytest.raises(InputError, match=r"an anchor of size .* and ratio 0\.0001 would have no area in whole pixels"):
+        check_recipe(parse_recipe("", "r.yaml", thin), "r.yaml")
+    check_recipe(parse_recipe("", "r.yaml", {**thin, "model.anchors.whole_pixels": False}), "r.yaml")

@@ -3,8 +3,9 @@
 The defaults are the paper's baseline: ResNet-50 on a feature pyramid (Sec. 4).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain, product
 from typing import Literal
 
 from megdet.bounds import AtLeastOne, Fraction, NotNegative, NotNegativeNumber
@@ -109,8 +110,27 @@ class Anchors:
         """(key, why) of every invalid value."""
         if len(self.sizes) != 5 or min(self.sizes) <= 0:
             yield "sizes", "it must be five positive sizes, for P2 to P6"
+        yield from self.faults_of_shape()
+
+    def faults_of_shape(self) -> Iterator[tuple[str, str]]:
+        """(key, why) of ratios, and of anchors that have no area."""
         if not self.ratios or min(self.ratios) <= 0:
             yield "ratios", "it must be positive ratios"
+        elif self.whole_pixels and (flat := flat_anchor(self.level_sizes, self.ratios)):
+            yield (
+                "whole_pixels",
+                f"an anchor of size {flat[0]:g} and ratio {flat[1]:g} would have no area in whole pixels: set it false",
+            )
+
+
+def flat_anchor(
+    level_sizes: Iterable[Iterable[int | float]], ratios: Iterable[int | float]
+) -> tuple[float, float] | None:
+    """The size and ratio of an anchor that has no area once half its edges are rounded to whole pixels, if any has."""
+    for size, ratio in product(chain.from_iterable(level_sizes), ratios):
+        if size > 0 and min(round(size * ratio**0.5 / 2), round(size / ratio**0.5 / 2)) == 0:
+            return float(size), float(ratio)
+    return None
 
 
 @dataclass(frozen=True)
@@ -131,8 +151,7 @@ class SingleLevelAnchors(Anchors):
         """(key, why) of every invalid value."""
         if not self.sizes or min(self.sizes) <= 0:
             yield "sizes", "it must be positive sizes"
-        if not self.ratios or min(self.ratios) <= 0:
-            yield "ratios", "it must be positive ratios"
+        yield from self.faults_of_shape()
 
 
 @dataclass(frozen=True)
@@ -161,8 +180,7 @@ class OctaveAnchors(Anchors):
             yield "sizes", "it must be five positive sizes, for P3 to P7"
         elif self.whole_sizes and min(self.sizes) < 1:
             yield "sizes", "rounded down to whole pixels the smallest would be 0: set model.anchors.whole_sizes false"
-        if not self.ratios or min(self.ratios) <= 0:
-            yield "ratios", "it must be positive ratios"
+        yield from self.faults_of_shape()
 
 
 @dataclass(frozen=True)

@@ -120,6 +120,15 @@ def test_a_loaded_detector_detects_as_in_evaluation_while_its_model_is_trained(r
     assert set(training(images, targets)) == set(detector.trained.model.loss_names)
 
 
+def test_detection_follows_a_model_that_was_moved(recipe, model, tmp_path):
+    detector = megdet.load(tmp_path / "run", device="cpu")
+    image = torch.rand(3, 64, 64)
+    (wanted,) = detector.model.eval()([image])
+    detector.trained = replace(detector.trained, device=torch.device("meta"))  # the model itself is on the CPU
+    moved = megdet.TorchvisionLoop(detector.trained).eval()
+    assert torch.equal(moved([image])[0]["boxes"], wanted["boxes"])
+
+
 def test_a_folded_detector_has_no_model_to_train(model, tmp_path):
     with pytest.raises(InputError, match="folded batch norms cannot be trained: load it without fold"):
         _ = megdet.load(tmp_path / "run", device="cpu", fold=True).model

@@ -283,6 +283,15 @@ def test_the_recipe_says_what_was_advised_and_why(tmp_path, backbone, weights):
     assert all(" ".join(own.why.split()) in words for own in advice.values)
 
 
+def test_a_recipe_for_very_thin_objects_can_be_read():
+    thin = statistics([("crack", 640, 1)] * 100)
+    advice = advise(thin, Wishes())
+    assert advice["model.anchors.whole_pixels"] is False
+    assert "model.anchors.whole_pixels" not in {
+        own.key for own in advise(statistics(squares("a", 50)), Wishes()).values
+    }
+
+
 def test_a_new_recipe_overwrites_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     stats = statistics(squares("a", 100))

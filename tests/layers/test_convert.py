@@ -342,3 +342,15 @@ def one_without_images(world: World) -> torch.Tensor:
 def test_a_process_without_images_keeps_nobody_waiting_and_counts_for_nothing():
     for mean in run_in_ranks(one_without_images, 2):
         torch.testing.assert_close(mean, torch.full((3,), 0.4))
+
+
+def test_group_norm_of_one_pixel_and_a_channel_a_group_is_the_bias_for_one_image_as_for_two():
+    norm = norm_factory("group")(32)
+    with torch.no_grad():
+        norm.bias.normal_()
+    for images in (1, 2):
+        assert torch.allclose(norm(torch.randn(images, 32, 1, 1))[0, :, 0, 0], norm.bias, atol=1e-3)
+    pixels = torch.randn(2, 32, 3, 4)
+    ours = nn.GroupNorm(32, 32)
+    ours.load_state_dict(norm.state_dict())
+    assert torch.equal(norm(pixels), ours(pixels))

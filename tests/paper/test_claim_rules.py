@@ -107,3 +107,9 @@ def test_several_statements_share_the_level() -> None:
     assert judge_scores([alone], results)[0].word == "better"  # t of 4 degrees at 97.5%: 2.78 * 0.816 = 2.27 < 2.6
     assert judge_scores(shared, results)[0].word == "undecided"  # at 99.5%: 4.60 * 0.816 = 3.76
     assert "99% interval" in judge_scores(shared, results)[0].evidence
+    # equal at 90%: 0.1 +- 2.13 * 0.163, within 0.5; for 5 statements at 98%: 0.1 +- 3.75 * 0.163 is not
+    near = {"a": [trained(s) for s in (50.0, 50.2, 50.4)], "b": [trained(s) for s in (50.1, 50.3, 50.5)]}
+    asked = [Scores("it", "b", "a", 0.5)]
+    assert judge_scores(asked, near)[0].word == "equal"
+    assert judge_scores(asked * 5, near)[0].word == "undecided"
+    assert "; 98% -0.5 to +0.7, margin 0.5" in judge_scores(asked * 5, near)[0].evidence

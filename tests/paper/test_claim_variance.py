@@ -50,6 +50,15 @@ def test_the_interval_is_that_of_logarithms() -> None:
     assert verdict.evidence.startswith(f"1.00, 90% interval {math.exp(-6.3138):.2f} to {math.exp(6.3138):.0f}")
 
 
+def test_several_statements_share_the_level_of_equality() -> None:
+    trainings = {"bn0": [points(1.0), points(1.05), points(1.1)]}
+    asked = [Keeps("", "bn0", 2, 0.25)]
+    assert judge_variances(asked, trainings)[0].word == "shown"
+    found = judge_variances(asked * 20, trainings)[0]
+    assert found.word == "undecided"
+    assert "99.5% interval" in found.evidence
+
+
 def test_every_kept_checkpoint_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = four_images_a_step(tmp_path, 33)
     save_run(tmp_path / "run", replace(recipe, batch_size=2))

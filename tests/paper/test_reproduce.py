@@ -1,6 +1,7 @@
 """Tables and figures from rows whose training only writes metrics."""
 
 import json
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +14,10 @@ from megdet.distributed.world import World
 from megdet.errors import DivergedError, InputError
 from megdet.evaluation.coco_numbers import Evaluation
 from megdet.paper import reproduce as module
-from megdet.paper.outcome import Outcome
+from megdet.paper.outcome import Outcome, read_outcome
 from megdet.paper.report import TIMES_NOTE, Report, training_report
 from megdet.paper.reproduce import Order, reproduce
-from megdet.paper.sweep import Train
+from megdet.paper.sweep import _ROW_LOCK, Train
 from megdet.paper.tables import TABLE2
 from megdet.recipe import Recipe
 from megdet.recipe_file import dump_recipe
@@ -210,6 +211,39 @@ def test_table_1_has_dashes_for_the_epochs_that_a_diverged_row_lacks(order: Orde
     assert "b256-bn16-long failed here: step 5: rpn_box is not finite." in report.notes
     assert (order.folder / "table1.md").exists()
     assert (order.folder / "table1.png").stat().st_size > 10_000
+
+
+def test_a_row_that_another_process_trains_is_said_so(order: Order) -> None:
+    for item in ("table1", "figure4"):
+        own = replace(order, item=item, folder=order.folder / item)
+        other = RunFolder(own.folder / "b256-bn16-long").create()
+        lock = other.lock(_ROW_LOCK)
+        report, _ = run(own, diverging_large_batch)
+        lock.close()
+        assert any(note.startswith("b256-bn16-long is not finished: another process") for note in report.notes), item
+
+
+def test_a_training_that_left_steps_out_has_an_outcome(order: Order) -> None:
+    def skipping(recipe: Recipe, folder: RunFolder, options: RunOptions, world: World) -> Evaluation:
+        folder.create().write_recipe(dump_recipe(recipe))
+        with MetricsWriter(folder.metrics) as metrics:
+            for step in range(1, 21):
+                bad = {"loss": math.nan, "left_out": "loss"} if step in (2, 20) else {"loss": 21.0 - step}
+                metrics.write({"step": step, "epoch": float(step), "seconds": 1.0, "gradient_norm": bad["loss"], **bad})
+        return Evaluation.from_dict({"bbox": {**dict.fromkeys(KEYS, 0.3), "per_class": {}}})
+
+    run(order, skipping, rows="b16-bn0")
+    outcome = read_outcome(RunFolder(order.folder / "b16-bn0"))
+    assert outcome is not None
+    assert (outcome.steps, outcome.first_loss, outcome.last_loss) == (20, (20 + 18 + 17) / 3, 6.5)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("bn_size", "4"), ("model.backbone.frozen_stages", "2"), ("schedule.milestones", "[1, 2]")]
+)
+def test_a_key_that_the_rows_set_is_refused(order: Order, key: str, value: str) -> None:
+    with pytest.raises(InputError, match=rf"--{key}: every row has its own, from the paper"):
+        run(order, overrides={key: value})
 
 
 def test_a_row_that_was_not_run_and_one_without_boxes_to_find_have_dashes() -> None:

@@ -78,6 +78,27 @@ def test_a_checkpoint_gives_back_tensors_and_state_bit_by_bit(folder):
         assert torch.equal(tensors["model"][name].nan_to_num(5), tensor.nan_to_num(5)), name
 
 
+OLDER = """{"format": 2, "tensors": {"model": "87efb554fef01a9836e0bbab0dc4ebcc12a6655dea16a9d49e015be985c6f843"},
+"state": {"step": 3, "class_names": ["a", "é"], "category_ids": [1, 2], "num_images": 5, "data": "", "evaluation":
+{"z": 0.25, "a": {"y": 1, "b": null}}, "evaluated_step": 3, "best_score": 0.25, "best_step": 3, "roll_backs": 0,
+"rolled_back_to": -1},
+"check": "3fc417889adbf3314aa59ae8d3c19a3af3962b7a551571aaca77d4bf91bae88c"}"""
+"""A state.json that megdet wrote before the state had a fingerprint of the validation data."""
+
+
+def test_a_checkpoint_of_an_older_megdet_is_whole(folder):
+    path = save(folder, 3)
+    (path / "state.json").write_text(OLDER, encoding="utf-8")
+    state = open_checkpoint(path).state
+    assert (state.class_names, state.best_score, state.val_data) == (("a", "é"), 0.25, "")
+    update_state(path, state)
+    assert open_checkpoint(path).state == state
+    for wrong in (OLDER.replace('"y": 1', '"y": 2'), OLDER.replace('"data": "", ', "")):
+        (path / "state.json").write_text(wrong, encoding="utf-8")
+        with pytest.raises(InputError, match="its SHA-256 differs"):
+            open_checkpoint(path)
+
+
 def test_shared_and_channels_last_tensors_and_views_are_stored(folder):
     images = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
     flat = torch.randn(10, requires_grad=True)

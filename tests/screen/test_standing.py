@@ -52,6 +52,12 @@ def test_numbers_are_means_over_the_last_steps_and_the_rest_follows_from_them() 
     assert not own.is_done
 
 
+def test_a_run_with_more_steps_than_it_is_said_to_have_has_an_epoch_too() -> None:
+    own = Standing("a", "", 8, 40, 15, {})
+    own.add(step(40))
+    assert own.epoch[0] == 3
+
+
 def test_only_the_last_steps_count() -> None:
     own = Standing("a", "", 8, 4000, 500, {})
     for number in range(1, 2 * RECENT + 1):

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from megdet.distributed.layout import choose_layout
 from megdet.errors import InputError
 from megdet.recipe import Optimizer, Recipe
 from megdet.run_folder.checkpoint_files import checkpoint_path
@@ -20,7 +21,7 @@ from megdet.run_folder.folder import RunFolder
 from megdet.training.loop import train
 from megdet.training.resume import resume
 from megdet.training.run import RunOptions
-from megdet.training.trainer import digest
+from megdet.training.trainer import digest, make_trainer
 from small_runs import ALONE, make, run_steps, small_recipe, state_of, train_set, write_small_set
 
 
@@ -174,3 +175,14 @@ def test_a_checkpoint_from_before_there_was_a_watch_is_taken_and_the_watch_begin
     assert trainer.watch.num_applied == 0
     saved = load_file(checkpoint_path(run, 2) / "model.safetensors")
     assert all(torch.equal(tensor, saved[name]) for name, tensor in trainer.model.state_dict().items())
+
+
+def test_a_bn_size_that_no_norm_uses_is_refused_unless_the_run_began_with_it(recipe: Recipe) -> None:
+    norms = {name: "group" for name, norm in recipe.model.norms.items() if norm == "batch" and name != "backbone"}
+    model = replace(recipe.model, backbone=replace(recipe.model.backbone, frozen_stages=5))
+    model = replace(model, **{name: replace(getattr(model, name), norm=norm) for name, norm in norms.items()})
+    with pytest.raises(InputError, match=r"bn_size is \d+, and no batch norm of this detector is trained"):
+        make(replace(recipe, model=model))
+    layout = choose_layout(recipe.groups_per_step, recipe.images_per_group, 1)
+    make_trainer(replace(recipe, model=model), ("a",), layout, ALONE, is_resumed=True)
+    make(replace(recipe, model=model, bn_size=0, group_size=recipe.bn_size))

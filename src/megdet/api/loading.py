@@ -55,8 +55,9 @@ def _place(name: str | Path) -> tuple[RunFolder, int | None]:
 
         return cached_run(str(name).removeprefix(_HUB)), None
     path = Path(name)
-    if (path / "state.json").is_file() and path.parent.name == "checkpoints":
-        return RunFolder(path.parent.parent), checkpoint_step(path)
+    whole = path.resolve()  # "step_00000100" alone, inside the folder of the checkpoints
+    if (path / "state.json").is_file() and whole.parent.name == "checkpoints":
+        return RunFolder(whole.parent.parent), checkpoint_step(whole)
     if not path.exists():
         raise InputError(f"{path}: no such run folder")
     return RunFolder(path), None

@@ -29,7 +29,7 @@ def run_replay(arguments: Arguments) -> None:
     )
     devices = arguments.devices
     world = join_world(arguments) if devices == 1 else None
-    found = replay(request, world, devices, run_options(arguments))
+    found = replay(request, world, devices, run_options(arguments), device=arguments.device)
     make_folder(out)
     write_json_atomically(out / "replay.json", found.as_dict(), indent=2)
     if arguments.json:

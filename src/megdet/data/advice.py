@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from megdet.architecture_parts import flat_anchor
 from megdet.data import sizes_advice as sizes
 from megdet.data.stats import Statistics
 from megdet.errors import InputError, printable
@@ -244,6 +245,8 @@ def _model_values(stats: Statistics, wishes: Wishes, objects: NDArray[np.float64
         "model.box_head.canonical_size": (_CANONICAL_OF_BASE * anchors.sizes[0],
                                           "7 times the smallest anchor, as in the FPN paper"),
     }  # fmt: skip
+    if flat_anchor([anchors.sizes], anchors.ratios):
+        own["model.anchors.whole_pixels"] = False, "so thin anchors would have no area in whole pixels"
     suits = f"suits {wishes.backbone}, as in the packaged recipes"
     crowded = f"1% of the images have more than {most} boxes"
     for key, value in parts.items():

@@ -99,6 +99,7 @@ def _run_rank(task: _Task, rank: int) -> None:
                 timeout=timedelta(seconds=task.timeout),
                 device_id=torch.device("cuda", rank) if is_cuda else None,
             )
+            distributed.barrier()  # a rank that has nothing to do must not leave before all have met
         result = task.function(start_world(task.device), *task.arguments)
         torch.save(result, _result_file(task.folder, rank))
         stop_world()

@@ -83,6 +83,7 @@ def detect_images(trained: TrainedDetector, images: Sequence[NDArray[np.uint8]])
     `evaluation.batch_size` images of one canvas make a batch.
     """
     recipe, found = trained.recipe, dict[int, Detections]()
+    device = next(trained.model.parameters()).device  # a loop of the user's own may have moved it
     heights_widths = np.array([pixels.shape[:2] for pixels in images], dtype=np.int64).reshape(-1, 2)
     plan, num_scales = evaluation_plan(heights_widths, recipe), len(evaluation_scales(recipe))
     for first in range(0, len(plan), num_scales):
@@ -94,7 +95,7 @@ def detect_images(trained: TrainedDetector, images: Sequence[NDArray[np.uint8]])
                 canvas[row, :, : small.shape[1], : small.shape[2]] = small
             sizes = torch.tensor([image.size for image in group.images])
             scales = sizes / torch.from_numpy(heights_widths[[image.index for image in group.images]])
-            moved = canvas.to(trained.device), sizes.to(trained.device)
+            moved = canvas.to(device), sizes.to(device)
             looks += _looks(trained.model, recipe, scale, *moved, scales)
         merged = together(looks, recipe.evaluation)
         for row, image in enumerate(plan[first].images):

@@ -4,8 +4,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
+from jaxtyping import Float
 from timm.layers.norm_act import BatchNormAct2d
-from torch import nn
+from torch import Tensor, nn
 
 from megdet.architecture_parts import NormKind
 from megdet.distributed.lane import SINGLE_LANE, Lane, lane_of_images
@@ -21,12 +23,20 @@ NormFactory = Callable[[int], nn.Module]
 GROUP_NORM_GROUPS = 32
 
 
+class GroupNorm(nn.GroupNorm):
+    """As torch's, but one image of 1 x 1 pixels with a channel a group is the bias, as two are, and is not refused."""
+
+    def forward(self, input: Float[Tensor, "images channels *_"]) -> Float[Tensor, "images channels *_"]:
+        """Normalise each image over the channels of a group and its pixels."""
+        return torch.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
+
+
 def norm_factory(kind: NormKind, lane: Lane | None = SINGLE_LANE) -> NormFactory:
     """A function from channels to a norm layer; without a lane, `batch` has frozen statistics."""
     if kind == "none":
         return lambda _channels: nn.Identity()
     if kind == "group":
-        return lambda channels: nn.GroupNorm(_groups_for(channels), channels)
+        return lambda channels: GroupNorm(_groups_for(channels), channels)
     if kind == "batch" and lane is not None:
         return lambda channels: CrossDeviceBatchNorm(channels, lane=lane)
     return FrozenBatchNorm
@@ -92,7 +102,7 @@ def _exchanged(old: Any, kind: NormKind, lane: Lane | None, folds_at_once: bool)
     if kind == "none":
         new = nn.Sequential(old.drop, old.act) if fused else nn.Identity()
     elif kind == "group":
-        norm = nn.GroupNorm(_groups_for(old.num_features), old.num_features, old.eps)
+        norm = GroupNorm(_groups_for(old.num_features), old.num_features, old.eps)
         norm.weight, norm.bias = old.weight, old.bias
         new = nn.Sequential(norm, old.drop, old.act) if fused else norm
     elif kind == "batch" and lane is not None:

@@ -1,5 +1,6 @@
 """The result of one training of a sweep, as `outcome.json` in its run folder keeps it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
@@ -99,7 +100,9 @@ def write_outcome(
     """
     steps = [line for line in read_metrics(folder.metrics) if "loss" in line] if folder.metrics.exists() else []
     starts = read_environment(folder) if folder.environment.exists() else []
-    losses, last = [line["loss"] for line in steps], steps[-1] if steps else {}
+    last = steps[-1] if steps else {}
+    losses = [line["loss"] for line in steps if "left_out" not in line]
+    norms = [line["gradient_norm"] for line in steps if math.isfinite(line.get("gradient_norm", math.nan))]
     outcome = Outcome(
         status="failed" if numbers is None else "trained",
         reason="" if error is None else str(error),
@@ -113,7 +116,7 @@ def write_outcome(
         val_data=hashes[1],
         weights=hashes[2],
         ranks_differ=any(start["world_size"] != ranks for start in starts),
-        failure=None if error is None else Failure(error.step, error.why, last.get("gradient_norm")),
+        failure=None if error is None else Failure(error.step, error.why, norms[-1] if norms else None),
         first_loss=_mean(losses[:FIRST_STEPS]),
         last_loss=_mean(losses[-LAST_STEPS:]),
         command=str(starts[-1].get("command", "")) if starts else "",
@@ -129,7 +132,8 @@ def keep_outcome(folder: RunFolder, outcome: Outcome) -> None:
 
 
 def _mean(values: Sequence[float]) -> float | None:
-    return fmean(values) if values else None
+    """The mean of the finite values; None where one is not finite, as at the end of a training that failed."""
+    return fmean(values) if values and all(map(math.isfinite, values)) else None
 
 
 def _commit(state: Mapping[str, Any] | None) -> str:

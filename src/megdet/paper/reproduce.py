@@ -25,6 +25,7 @@ from megdet.paper.rows import (
     SweptItem,
     chosen_rows,
     data_changes,
+    refuse_fixed_keys,
     row_name,
     row_recipe,
     rows_of,
@@ -97,6 +98,7 @@ def reproduce(
         raise InputError(f"{order.item} shows one training of each of its rows: leave out --seeds")
     chosen = [seed_name(row, seed) for seed in range(order.seeds) for row in chosen_rows(rows, order.rows)]
     load_recipe(recipe_of(rows[0]) if order.scale == "coco" else f"reproduce-{order.scale}", order.overrides)
+    refuse_fixed_keys(order.scale, order.overrides)
     changes = data_changes(order.scale, order.data) | weights_changes(order.scale, order.weights)
     if order.scale == "demo" and order.weights is None:
         changes["model.backbone.weights"] = str(pretrained_backbone(order.folder, order.data, options, world))
@@ -165,7 +167,10 @@ def _report(own: _Standing, world: World, workers: int) -> Report:
 def _curves_report(own: _Standing, picture: Path) -> Report:
     """Figures 1 and 4: the existing curves, and notes about rows without a curve."""
     trainings = {seed_name(row, seed): row_label(row) for row in own.rows for seed in range(own.order.seeds)}
-    found = {name: find_curve(RunFolder(own.order.folder / name), label) for name, label in trainings.items()}
+    found = {
+        name: find_curve(RunFolder(own.order.folder / name), label) if name in own.outcomes else None
+        for name, label in trainings.items()
+    }
     curves = [curve for curve in found.values() if curve is not None]
     if curves:
         plot_curves(curves, picture)
@@ -177,7 +182,9 @@ def _curves_report(own: _Standing, picture: Path) -> Report:
 
 def _missing(name: str, outcomes: Mapping[str, Outcome], what: str) -> str:
     """Why a training is not in a picture."""
-    outcome = outcomes[name]
+    outcome = outcomes.get(name)
+    if outcome is None:
+        return f"{name} is not finished: another process trains it, so there is no {what} yet."
     at = outcome.reason.partition(":")[0]  # "step 24: gradient_norm is not finite"
     how = f"failed at {at}" if outcome.status == "failed" else "found nothing to evaluate"
     return f"{name} {how}: no {what}."

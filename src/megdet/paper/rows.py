@@ -14,7 +14,7 @@ the backbone has batch norm; both are the same at every scale. The changes of a 
                          enough for heads with random weights
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -79,6 +79,20 @@ def row_name(row: TrainingRow) -> str:
 def seed_name(row: TrainingRow, seed: int) -> str:
     """The name of the run folder of a row's seed: `b16-bn0` for the first, then `b16-bn0-s1`."""
     return row_name(row) if seed == 0 else f"{row_name(row)}-s{seed}"
+
+
+FIXED_KEYS = ("batch_size", "bn_size", "model.backbone.frozen_stages")
+"""Keys in which the rows differ."""
+
+
+def refuse_fixed_keys(scale: Scale, keys: Iterable[str]) -> None:
+    """Raise InputError for a key that a row of Tables 2 and 3 sets itself, so that asking for it would do nothing."""
+    for key in keys:
+        is_schedule = key.startswith("schedule.") and key not in ("schedule.epochs", "schedule.warmup_steps")
+        if scale != "coco" and (key in FIXED_KEYS or is_schedule):
+            raise InputError(
+                f"--{key}: every row has its own, from the paper: choose rows by --rows, or train a recipe"
+            )
 
 
 def row_recipe(row: TrainingRow, scale: Scale, changes: Mapping[str, Any]) -> Recipe:

@@ -46,7 +46,9 @@ def ratios_report(scale: Scale, rows: Sequence[TrainingRow], folder: Path, outco
             }
         )
     for name in map(row_name, rows):
-        if outcomes[name].status == "failed":
+        if name not in outcomes:
+            report.notes.append(f"{name} is not finished: another process trains it.")
+        elif outcomes[name].status == "failed":
             report.notes.append(f"{name} failed here: {outcomes[name].reason}.")
     report.pictures.append(folder / "table1.png")
     plot_ratios(report.records, report.pictures[0])
@@ -58,11 +60,11 @@ def _ratios(
 ) -> list[Ratio]:
     """The ratios of all epochs of the trained rows, and of the finished epochs of the failed ones."""
     folders = {row_name(row): RunFolder(folder / row_name(row)) for row in rows}
-    trained = [own for name, own in folders.items() if outcomes[name].status == "trained"]
+    trained = [own for name, own in folders.items() if name in outcomes and outcomes[name].status == "trained"]
     found = sampling_table(trained, epochs) if trained else []
     for name, own in folders.items():
         finished = [epoch for epoch in epochs if epoch <= _finished_epochs(own)]
-        if outcomes[name].status == "failed" and finished:
+        if name in outcomes and outcomes[name].status == "failed" and finished:
             found += sampling_table([own], finished)
     return found
 

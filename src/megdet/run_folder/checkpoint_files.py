@@ -24,7 +24,7 @@ import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 from safetensors import SafetensorError
@@ -55,6 +55,7 @@ class LeftBehindError(InputError):
 
 class _Format(msgspec.Struct):
     format: int
+    state: dict[str, Any] = {}
 
 
 class _Content(msgspec.Struct, forbid_unknown_fields=True):
@@ -64,7 +65,7 @@ class _Content(msgspec.Struct, forbid_unknown_fields=True):
     tensors: dict[Kind, str]
     state: RunState
     check: str = ""
-    """SHA-256 of the other fields; empty in files written before this field existed"""
+    """SHA-256 of the other fields, as far as the file has them; empty in files written before this field existed"""
 
     @classmethod
     def of(cls, tensors: dict[Kind, str], state: RunState) -> "_Content":
@@ -72,9 +73,11 @@ class _Content(msgspec.Struct, forbid_unknown_fields=True):
         content.check = content.digest()
         return content
 
-    def digest(self) -> str:
-        text = msgspec.json.encode([self.format, self.tensors, self.state], order="deterministic")
-        return hashlib.sha256(text).hexdigest()
+    def digest(self, fields: Collection[str] | None = None) -> str:
+        """The hash; `fields` are those of the state that the file has, where an older megdet knew fewer."""
+        tensors, state = (msgspec.to_builtins(own, order="deterministic") for own in (self.tensors, self.state))
+        known = {name: value for name, value in state.items() if fields is None or name in fields}
+        return hashlib.sha256(msgspec.json.encode([self.format, tensors, known])).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -219,13 +222,13 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise InputError(f"there is no checkpoint {path}; check the path")
     file = path / "state.json"
     try:
-        found = read_json(file, _Format).format
-        if found != _FORMAT:
-            raise InputError(f"{file} has format {found}, this megdet reads format {_FORMAT}")
+        found = read_json(file, _Format)
+        if found.format != _FORMAT:
+            raise InputError(f"{file} has format {found.format}, this megdet reads format {_FORMAT}")
         content = read_json(file, _Content)
     except InputError as error:
         raise _damaged(path, str(error)) from error
-    if content.check and content.check != content.digest():
+    if content.check and content.check != content.digest(found.state):
         raise _damaged(path, f"{file} is not what was saved, its SHA-256 differs from the one in it")
     if content.state.step != checkpoint_step(path):
         raise _damaged(path, f"{file} is of step {content.state.step}")

@@ -100,7 +100,7 @@ class Standing:
     def epoch(self) -> tuple[int, int, int]:
         """The number of the epoch at work (from 1), the steps done in it, and the steps that it has."""
         number, begin = 1, 0
-        while self.step > (end := self._epoch_end(number)):
+        while self.last_step > (end := self._epoch_end(number)) < self.step:
             number, begin = number + 1, end
         return number, self.step - begin, self._epoch_end(number) - begin
 

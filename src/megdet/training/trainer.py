@@ -13,7 +13,9 @@ from megdet.distributed.gradients import GradientBuckets
 from megdet.distributed.lane import make_lane
 from megdet.distributed.layout import Layout
 from megdet.distributed.world import World
+from megdet.errors import InputError
 from megdet.inference.trained import place_model
+from megdet.layers.batch_norm import has_statistics
 from megdet.model.backbone import load_pretrained
 from megdet.model.choice import make_detector
 from megdet.model.detector import Detector
@@ -98,6 +100,11 @@ def make_trainer(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             model = make_detector(recipe, len(class_names), lane)
+            if recipe.bn_size and not is_resumed and not has_statistics(model):
+                raise InputError(
+                    f"bn_size is {recipe.bn_size}, and no batch norm of this detector is trained, because its backbone "
+                    "has none or model.backbone.frozen_stages freezes all: set bn_size 0, and group_size if you like"
+                )
             if reads and recipe.model.backbone.weights:
                 load_pretrained(model.backbone, Path(recipe.model.backbone.weights))
             if reads and recipe.start_from:

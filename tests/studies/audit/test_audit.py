@@ -138,6 +138,23 @@ def edit_score(run: RunFolder) -> None:
     run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
+def lose_score(run: RunFolder) -> None:
+    lines = [line for line in read_metrics(run.metrics) if line["step"] != 5 or "evaluation" not in line]
+    run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def double_step(run: RunFolder) -> None:
+    lines = read_metrics(run.metrics)
+    false = {**next(line for line in lines if line["step"] == 3 and "loss" in line), "loss": 0.1}
+    run.metrics.write_text("".join(json.dumps(line) + "\n" for line in [false, *lines]))
+
+
+def double_score(run: RunFolder) -> None:
+    lines = read_metrics(run.metrics)
+    false = {"step": 5, "evaluation": {"bbox": {"AP": 0.9}}, "seconds": 1.0}
+    run.metrics.write_text("".join(json.dumps(line) + "\n" for line in [false, *lines]))
+
+
 def edit_digests(run: RunFolder) -> None:
     found = json.loads(run.image_digests.read_text())
     found["3.png"] = "0" * 64
@@ -155,6 +172,9 @@ def edit_digests(run: RunFolder) -> None:
         (cut_ledger, r"step_00000005: no line of ledger.jsonl that counts is of its step"),
         (edit_metrics, r"metrics.jsonl: steps 3 to 4 are not what line \d of ledger.jsonl has"),
         (edit_score, r"metrics.jsonl: the evaluation of step 5 is not what line \d has"),
+        (lose_score, r"metrics.jsonl has no line of the evaluation of step 5, line \d has it"),
+        (double_step, r"metrics.jsonl has two lines of step 3"),
+        (double_score, r"metrics.jsonl has two lines of the evaluation of step 5"),
         (edit_digests, r"image_digests.json is not what line \d of ledger.jsonl stands for"),
     ],
 )  # fmt: skip
@@ -288,6 +308,14 @@ def test_other_detections_are_noted(run: RunFolder) -> None:
     found = audited(run, stretches=0)
     assert found.holds, "megdet evaluate may have written them"
     assert found.notes[0].startswith("detections.json is not what the training found after step 5; ")
+    numbers = json.loads(run.evaluation.read_text())
+    numbers["bbox"]["AP"] = 0.99
+    run.evaluation.write_text(json.dumps(numbers))
+    with run.metrics.open("a") as file:
+        file.write('{"step": 3, "evaluation": {"bbox": {"AP": 0.99}}, "seconds": 1.0}\n')
+    found = audited(run, stretches=0)
+    assert found.notes[0].startswith("metrics.jsonl has evaluations that are in no line (step 3)")
+    assert found.notes[1].startswith("evaluation.json is not what the training found after step 5; ")
 
 
 def test_a_run_without_a_ledger_is_refused(run: RunFolder) -> None:

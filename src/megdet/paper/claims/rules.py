@@ -8,8 +8,8 @@
     keeps       the 90% interval of the mean ratio of two variances lies within the margin; a training counts with the
                 mean over its checkpoints, of logarithms
 
-Several comparisons of one claim share its 5%: by Holm's method for failures, in equal parts for intervals. A training
-that failed has an mmAP of 0.
+Several comparisons of one claim share its 5%: by Holm's method for failures, in equal parts for intervals, those of
+`equal` and `keeps` too: for 5 statements they are the 98% intervals. A training that failed has an mmAP of 0.
 """
 
 import math
@@ -148,10 +148,16 @@ class Keeps:
 
 def judge_scores(statements: Sequence[Scores], results: Mapping[str, Sequence[Outcome]]) -> list[Verdict]:
     """Welch's interval of every difference; the statements share the level."""
-    return [_judge_score(own, results, 1 - LEVEL / len(statements)) for own in statements]
+    return [_judge_score(own, results, len(statements)) for own in statements]
 
 
-def _judge_score(own: Scores, results: Mapping[str, Sequence[Outcome]], level: float) -> Verdict:
+def equality_level(num_statements: int) -> float:
+    """The level of the interval that lies within the margin by chance in a part of `LEVEL`, for so many statements."""
+    return 1 - 2 * LEVEL / num_statements
+
+
+def _judge_score(own: Scores, results: Mapping[str, Sequence[Outcome]], num_statements: int) -> Verdict:
+    level = 1 - LEVEL / num_statements
     ours, theirs = ([score_of(outcome) for outcome in results.get(name, ())] for name in (own.row, own.than))
     interval = welch_interval(theirs, ours, level)
     if interval is None:
@@ -162,9 +168,11 @@ def _judge_score(own: Scores, results: Mapping[str, Sequence[Outcome]], level: f
         f"{interval[0]:+.1f} to {interval[1]:+.1f}, {len(ours)} and {len(theirs)} seeds"
     )
     if own.margin is not None:
-        narrow = welch_interval(theirs, ours, 1 - 2 * LEVEL)
+        narrow = welch_interval(theirs, ours, equality_level(num_statements))
         assert narrow is not None, "the wider one is not"
-        evidence += f"; 90% {narrow[0]:+.1f} to {narrow[1]:+.1f}, margin {own.margin:g}"
+        evidence += (
+            f"; {100 * equality_level(num_statements):.3g}% {narrow[0]:+.1f} to {narrow[1]:+.1f}, margin {own.margin:g}"
+        )
         if -own.margin < narrow[0] and narrow[1] < own.margin:
             return Verdict(own.statement, "equal", evidence)
     if interval[0] > 0 or interval[1] < 0:

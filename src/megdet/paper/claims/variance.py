@@ -15,7 +15,7 @@ import torch
 
 from megdet.errors import InputError
 from megdet.files import read_json, write_json_atomically
-from megdet.paper.claims.rules import LEVEL, Keeps, Verdict
+from megdet.paper.claims.rules import Keeps, Verdict, equality_level
 from megdet.run_folder.checkpoint_files import checkpoint_step, checkpoints
 from megdet.run_folder.folder import RunFolder
 from megdet.studies.comparison.student import mean_interval
@@ -92,7 +92,7 @@ def read_noise(folder: RunFolder) -> str | None:
 
 def judge_variances(statements: Sequence[Keeps], measured: Mapping[str, Sequence[Sequence[Measured]]]) -> list[Verdict]:
     """What the measurements of each row's trainings say of Eq. 4."""
-    return [_judge(own, measured.get(own.row, ())) for own in statements]
+    return [_judge(own, measured.get(own.row, ()), equality_level(len(statements))) for own in statements]
 
 
 def cells(row: str, factor: int, trainings: Sequence[Sequence[Measured]]) -> list[str]:
@@ -122,16 +122,16 @@ def _whole(
     return next(module for module in variance.modules if module.name == "whole")
 
 
-def _judge(own: Keeps, trainings: Sequence[Sequence[Measured]]) -> Verdict:
+def _judge(own: Keeps, trainings: Sequence[Sequence[Measured]], level: float) -> Verdict:
     points = [[point for point in training if point.factor == own.factor] for training in trainings]
     logs = [_log_ratio(training) for training in points if training]
-    interval = mean_interval(logs, 1 - 2 * LEVEL)
+    interval = mean_interval(logs, level)
     if interval is None:
         return Verdict(own.statement, "not run", f"{own.row} needs two trainings or more that are measured")
     low, high = (math.exp(end) for end in interval)
     evidence = (
-        f"{math.exp(fmean(logs)):.2f}, 90% interval {low:.2f} to {high:.2f} over {len(logs)} seeds, margin "
-        f"{1 / (1 + own.margin):.2f} to {1 + own.margin:.2f}"
+        f"{math.exp(fmean(logs)):.2f}, {100 * level:.3g}% interval {low:.2f} to {high:.2f} over {len(logs)} seeds, "
+        f"margin {1 / (1 + own.margin):.2f} to {1 + own.margin:.2f}"
     )
     if 1 / (1 + own.margin) < low and high < 1 + own.margin:
         return Verdict(own.statement, "shown", evidence)

@@ -1,7 +1,7 @@
 """`megdet audit`: first what is written, the chain and the files that it stands for, then stretches computed again."""
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,11 +10,13 @@ from typing import Any
 from megdet.data.sampling.frequencies import training_plan
 from megdet.distributed.world import World
 from megdet.errors import InputError, shown
+from megdet.evaluation.coco_numbers import Evaluation
+from megdet.files import read_json
 from megdet.inference.trained import read_recipe
 from megdet.recipe import Recipe
 from megdet.recipe_file import first_difference
-from megdet.run_folder.folder import RunFolder
-from megdet.run_folder.ledger import BrokenChainError, Chain, Evaluated, Images, Start, Steps, course, read_chain
+from megdet.run_folder.folder import RunFolder, encode_non_finite
+from megdet.run_folder.ledger import BrokenChainError, Chain, Images, Start, Steps, course, read_chain
 from megdet.run_folder.metrics import read_metrics
 from megdet.studies.audit import claims
 from megdet.studies.audit.stretches import Stretch, check_layout, compute, devices_for, fault_of, stretches_of
@@ -150,14 +152,15 @@ def audit(
     datasets = load_datasets(recipe, world)
     records: dict[int, dict[str, Any]] = {}
     images = next((entry for entry in reversed(chain.entries) if isinstance(entry, Images)), None)
-    evaluations = [entry for entry in chain.entries if isinstance(entry, Evaluated)]
+    evaluations = claims.counted_evaluations(chain.entries)
+    scores: dict[int, dict[str, Any]] = {}
 
     def look() -> tuple[str, ...]:
         say(f"comparing {len(datasets.train)} images, metrics and checkpoints with the ledger")
         lines = read_metrics(folder.metrics)
         records.update((line["step"], line) for line in lines if "loss" in line)
-        scores = {line["step"]: line["evaluation"] for line in lines if "evaluation" in line}
-        found = [*claims.recipe_faults(folder, counted, recipe)]
+        scores.update((line["step"], line["evaluation"]) for line in lines if "evaluation" in line)
+        found = [*claims.recipe_faults(folder, counted, recipe), *claims.repeated_lines(folder, lines)]
         found += claims.data_faults(folder, counted, datasets.train)
         if images is not None:
             found += claims.image_faults(folder, images, datasets.train)
@@ -169,7 +172,7 @@ def audit(
         return (*found, *claims.checkpoint_faults(folder, counted))
 
     faults += world.on_first(look)
-    notes = world.on_first(lambda: _notes(folder, chain, counted, max(records, default=0)))
+    notes = world.on_first(lambda: _notes(folder, chain, counted, max(records, default=0), scores))
     known["notes"] = tuple(notes)
     if faults or not request.stretches:
         return Audit(**known, faults=faults, is_chain_all=not request.stretches)
@@ -228,7 +231,17 @@ def _chain_faults(folder: RunFolder, chain: Chain, counted: claims.Counted, head
     return faults
 
 
-def _notes(folder: RunFolder, chain: Chain, counted: claims.Counted, last: int) -> list[str]:
+def _totals(folder: RunFolder) -> dict[str, Any]:
+    """The numbers in evaluation.json as a line of the ledger has them; empty if the file is missing or another."""
+    try:
+        found = Evaluation.from_dict(read_json(folder.evaluation), str(folder.evaluation))
+    except InputError:
+        return {}
+    totals: dict[str, Any] = encode_non_finite(found.totals())
+    return totals
+
+
+def _notes(folder: RunFolder, chain: Chain, counted: claims.Counted, last: int, scores: Collection[int]) -> list[str]:
     notes = []
     starts = [entry for entry in chain.entries if isinstance(entry, Start)]
     if len(starts) > 1:
@@ -240,7 +253,17 @@ def _notes(folder: RunFolder, chain: Chain, counted: claims.Counted, last: int) 
         notes.append(f"metrics.jsonl goes on to step {last}, what is after step {counted[-1].step} is in no line yet")
     if not any(isinstance(entry, Images) for entry in chain.entries):
         notes.append("the run ended before it knew the content of all images: only those computed again are checked")
-    evaluations = [entry for entry in chain.entries if isinstance(entry, Evaluated)]
+    evaluations = sorted(claims.counted_evaluations(chain.entries), key=lambda own: own.step)
+    if unknown := sorted(set(scores) - {own.step for own in evaluations}):
+        notes.append(
+            f"{folder.metrics.name} has evaluations that are in no line (step {', '.join(map(str, unknown))}): made at "
+            "a start of their own, or added by somebody"
+        )
+    if evaluations and _totals(folder) != evaluations[-1].numbers:
+        notes.append(
+            f"{folder.evaluation.name} is not what the training found after step {evaluations[-1].step}; "
+            "`megdet evaluate` writes that file too"
+        )
     if evaluations and (not folder.detections.exists() or file_digest(folder.detections) != evaluations[-1].detections):
         notes.append(
             f"{folder.detections.name} is not what the training found after step {evaluations[-1].step}; "

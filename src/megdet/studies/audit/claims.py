@@ -14,7 +14,7 @@ from megdet.recipe import Recipe
 from megdet.recipe_file import first_difference, parse_recipe
 from megdet.run_folder.checkpoint_files import checkpoint_step, checkpoints, open_checkpoint
 from megdet.run_folder.folder import RunFolder, encode_non_finite
-from megdet.run_folder.ledger import Evaluated, Images, Start, Steps, digest_of_images, digest_of_numbers
+from megdet.run_folder.ledger import Entry, Evaluated, Images, Start, Steps, digest_of_images, digest_of_numbers
 from megdet.training.datasets import fingerprint
 from megdet.training.ledger import file_digest, image_digests
 from megdet.training.trainer import digest
@@ -100,13 +100,37 @@ def metrics_faults(folder: RunFolder, counted: Counted, records: Mapping[int, Ma
             yield f"{folder.metrics}: {where} are not what line {entry.line} of {folder.ledger.name} has{detail}"
 
 
+def repeated_lines(folder: RunFolder, lines: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Whether a step or an evaluation has two lines in metrics.jsonl; a run that goes on takes its old ones out."""
+    seen = set[tuple[int, bool]]()
+    for line in lines:
+        if "loss" in line or "evaluation" in line:
+            which = line["step"], "evaluation" in line
+            if which in seen:
+                yield f"{folder.metrics} has two lines of {'the evaluation of ' if which[1] else ''}step {which[0]}"
+            seen.add(which)
+
+
+def counted_evaluations(entries: Iterable[Entry]) -> list[Evaluated]:
+    """The evaluations that count: those of steps that a later start made again are left out."""
+    found: dict[int, Evaluated] = {}
+    for entry in entries:
+        if isinstance(entry, Start):
+            found = {step: own for step, own in found.items() if step <= entry.step}
+        elif isinstance(entry, Evaluated):
+            found[entry.step] = entry
+    return list(found.values())
+
+
 def evaluation_faults(
     folder: RunFolder, evaluations: Iterable[Evaluated], records: Mapping[int, Mapping[str, Any]]
 ) -> Iterator[str]:
     """Whether the numbers of the evaluations, by their step, are those that were found."""
-    for entry in {own.step: own for own in evaluations}.values():
+    for entry in evaluations:
         here = records.get(entry.step)
-        if here is not None and encode_non_finite(dict(here)) != entry.numbers:
+        if here is None:
+            yield f"{folder.metrics} has no line of the evaluation of step {entry.step}, line {entry.line} has it"
+        elif encode_non_finite(dict(here)) != entry.numbers:
             yield f"{folder.metrics}: the evaluation of step {entry.step} is not what line {entry.line} has"
 
 

@@ -84,7 +84,13 @@ class Replay:
         return dict(encode_non_finite(found))
 
 
-def replay(request: Request, world: World | None, devices: int = 1, options: RunOptions | None = None) -> Replay:
+def replay(
+    request: Request,
+    world: World | None,
+    devices: int = 1,
+    options: RunOptions | None = None,
+    device: str | None = None,
+) -> Replay:
     """Make a step of a run again and examine it; the run is not changed.
 
     Args:
@@ -92,6 +98,7 @@ def replay(request: Request, world: World | None, devices: int = 1, options: Run
         world: this process, if `devices` is 1.
         devices: number of ranks; several ranks are processes of their own.
         options: options of this machine.
+        device: of several ranks, cpu or cuda; by default GPUs where there are enough.
 
     Raises:
         InputError: there is no such run, step or image, its data are missing, or the layout is impossible.
@@ -102,8 +109,10 @@ def replay(request: Request, world: World | None, devices: int = 1, options: Run
     if world is not None and devices == 1:
         found = _replay_rank(world, request, options)
     else:
-        device = "cuda" if num_gpus() >= devices else "cpu"
-        found = run_in_ranks(_replay_rank, devices, request, options, timeout=_HANGS_AFTER, device=device)[0]
+        if device == "cuda" and num_gpus() < devices:
+            raise InputError(f"--device cuda --devices {devices}: this machine has {num_gpus()} GPU(s)")
+        kind = device or ("cuda" if num_gpus() >= devices else "cpu")
+        found = run_in_ranks(_replay_rank, devices, request, options, timeout=_HANGS_AFTER, device=kind)[0]
     assert found is not None
     return found
 

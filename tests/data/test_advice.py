@@ -284,7 +284,7 @@ def test_the_recipe_says_what_was_advised_and_why(tmp_path, backbone, weights):
 
 
 def test_a_recipe_for_very_thin_objects_can_be_read():
-    thin = statistics([("crack", 640, 1)] * 100)
+    thin = statistics([("crack", 4000, 1)] * 100, images=((4000, 4000),) * 100)
     advice = advise(thin, Wishes())
     assert advice["model.anchors.whole_pixels"] is False
     assert "model.anchors.whole_pixels" not in {

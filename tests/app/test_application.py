@@ -56,6 +56,14 @@ def test_a_run_is_named_by_its_index_or_name_and_masks_come_as_runs_of_pixels(cl
     ]
 
 
+def test_a_server_whose_detectors_have_stopped_says_so_at_once():
+    with Batcher([served()]) as batcher:
+        client = TestClient(make_application(batcher, Limits()), "http://localhost")
+    for answer in (client.get("/api/health"), client.post("/api/detect", content=png(), headers=IMAGE)):
+        assert answer.status_code == 503
+        assert "start the server again" in answer.text
+
+
 def test_a_number_is_an_index_also_where_a_run_is_called_so():
     """The page asks by index; a folder may be called 1."""
     with Batcher([served(name="1"), served(name="0")]) as batcher:

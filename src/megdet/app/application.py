@@ -73,11 +73,14 @@ def make_application(batcher: Batcher, limits: Limits, hosts: Collection[str] = 
     async def show_page() -> HTMLResponse:
         return HTMLResponse(page)
 
+    def refuse_if_stopped() -> None:
+        if not batcher.is_alive:
+            raise HTTPException(503, "the detectors have stopped; start the server again")
+
     @app.get("/api/health")
     async def health() -> Health:
         """Whether the server works, and how much it has to do."""
-        if not batcher.is_alive:
-            raise HTTPException(503, "the detectors have stopped; start the server again")
+        refuse_if_stopped()
         return Health(
             status="ok",
             waiting=batcher.waiting,
@@ -110,6 +113,7 @@ def make_application(batcher: Batcher, limits: Limits, hosts: Collection[str] = 
     ) -> Answer | Response:
         """The objects in an image: the body is the file, or a form with one file. Requests that wait share a batch."""
         index = _index_of(run, batcher.runs)
+        refuse_if_stopped()
         try:
             with batcher.place() as place:
                 answer = place.submit(index, await sent_image(request, limits))

@@ -18,8 +18,8 @@ def write_report(
 ) -> Path:
     """Write the report of runs, by default into the folder of the first; returns the file.
 
-    Several runs are compared too, where all of them were evaluated on the same images. Raises InputError where a folder
-    is no run, a file of it is damaged, or the report cannot be written.
+    Several runs are compared too. Raises InputError where a folder is no run, a file of it is damaged, the runs were
+    evaluated on different images, or the report cannot be written.
     """
     names = [str(folder) for folder in folders]
     if twice := next((name for name in names if names.count(name) > 1), None):

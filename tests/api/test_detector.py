@@ -87,6 +87,12 @@ def test_a_run_a_checkpoint_changed_keys_and_folded_norms_are_loaded(run, detect
     assert not detector.has_masks
 
 
+def test_a_checkpoint_is_loaded_from_inside_its_folder(run, monkeypatch):
+    path = latest_checkpoint(run)
+    monkeypatch.chdir(path.parent)
+    assert megdet.load(path.name, device="cpu").trained.step == megdet.load(path, device="cpu").trained.step
+
+
 @pytest.mark.parametrize(
     ("path", "message"),
     [("nowhere", "nowhere: no such run folder"), (".", "not a run folder, it has no recipe.yaml")],

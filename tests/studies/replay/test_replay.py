@@ -19,6 +19,7 @@ from megdet.errors import InputError
 from megdet.recipe import Recipe, Watch
 from megdet.run_folder.folder import RunFolder
 from megdet.run_folder.metrics import read_metrics
+from megdet.studies.replay import replay as replay_module
 from megdet.studies.replay.replay import Replay, Request, replay
 from megdet.training import run as run_module
 from megdet.training.loop import train
@@ -256,3 +257,21 @@ def test_what_cannot_be_replayed_is_refused_in_one_line(
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a run folder"):
         look(RunFolder(tmp_path), 1)
+
+
+def test_several_ranks_are_on_the_device_that_is_asked_for(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def started(*_: Any, device: str, **__: Any) -> Any:
+        asked.append(device)
+        raise InputError("enough")
+
+    monkeypatch.setattr(replay_module, "run_in_ranks", started)
+    for gpus, device in ((8, "cpu"), (8, None), (0, None), (8, "cuda")):
+        monkeypatch.setattr(replay_module, "num_gpus", lambda gpus=gpus: gpus)
+        with pytest.raises(InputError, match="enough"):
+            replay(Request(run.path, 3, run.path), None, 2, device=device)
+    assert asked == ["cpu", "cuda", "cpu", "cuda"]
+    monkeypatch.setattr(replay_module, "num_gpus", lambda: 1)
+    with pytest.raises(InputError, match=r"--device cuda --devices 2: this machine has 1 GPU"):
+        replay(Request(run.path, 3, run.path), None, 2, device="cuda")

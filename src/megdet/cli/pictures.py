@@ -76,9 +76,9 @@ def image_files(paths: Sequence[ImageFolder]) -> list[ImageFile]:
 
 def _refuse_to_replace(files: Sequence[ImageFile], out: Path) -> None:
     """Refuse a folder with pictures that were given, or with the detections that an evaluation counted."""
-    mend = f"name another folder, such as {out / 'detected'}"
+    mend, place = f"name another folder, such as {out / 'detected'}", out.resolve()
     for file in files:
-        if isinstance(file, Path) and out.resolve() in (file.parent.resolve(), file.resolve().parent):
+        if isinstance(file, Path) and place in (file.parent.resolve(), file.resolve().parent):
             raise InputError(f"--out {out}: the picture {file} is in it and might be replaced: {mend}")
     if (out / "evaluation.json").is_file():
         raise InputError(f"--out {out}: its detections.json belongs to the evaluation there: {mend}")

@@ -132,7 +132,7 @@ def listed_files(found: VocFolder, split: str, lines: Iterable[str]) -> list[Pat
         has_ending = PurePosixPath(name).suffix.lower() in (*IMAGE_SUFFIXES, ".xml")
         return by_name.get(name) or by_name.get(str(PurePosixPath(name).with_suffix("")) if has_ending else name, [])
 
-    chosen: dict[Path, str] = {}
+    chosen: dict[Path, None] = {}
     for line in lines:
         words = line.rsplit(maxsplit=1)
         is_marked = len(words) == 2 and words[1] in ("-1", "0", "1") and not files_called(line)
@@ -146,5 +146,5 @@ def listed_files(found: VocFolder, split: str, lines: Iterable[str]) -> list[Pat
             )
         if files[0] in chosen:
             raise InputError(f"{found.image_sets[split]}: {files[0]} is named twice: remove one of the two lines")
-        chosen[files[0]] = name
+        chosen[files[0]] = None
     return list(chosen)

@@ -16,7 +16,7 @@ from megdet.inference.trained import read_recipe
 from megdet.recipe import Recipe
 from megdet.recipe_file import first_difference
 from megdet.run_folder.folder import RunFolder, encode_non_finite
-from megdet.run_folder.ledger import BrokenChainError, Chain, Images, Start, Steps, course, read_chain
+from megdet.run_folder.ledger import BrokenChainError, Chain, Evaluated, Images, Start, Steps, course, read_chain
 from megdet.run_folder.metrics import read_metrics
 from megdet.studies.audit import claims
 from megdet.studies.audit.stretches import Stretch, check_layout, compute, devices_for, fault_of, stretches_of
@@ -152,7 +152,7 @@ def audit(
     datasets = load_datasets(recipe, world)
     records: dict[int, dict[str, Any]] = {}
     images = next((entry for entry in reversed(chain.entries) if isinstance(entry, Images)), None)
-    evaluations = claims.counted_evaluations(chain.entries)
+    evaluations = sorted(claims.counted_evaluations(chain.entries), key=lambda own: own.step)
     scores: dict[int, dict[str, Any]] = {}
 
     def look() -> tuple[str, ...]:
@@ -172,7 +172,7 @@ def audit(
         return (*found, *claims.checkpoint_faults(folder, counted))
 
     faults += world.on_first(look)
-    notes = world.on_first(lambda: _notes(folder, chain, counted, max(records, default=0), scores))
+    notes = world.on_first(lambda: _notes(folder, chain, counted, max(records, default=0), evaluations, scores))
     known["notes"] = tuple(notes)
     if faults or not request.stretches:
         return Audit(**known, faults=faults, is_chain_all=not request.stretches)
@@ -241,7 +241,14 @@ def _totals(folder: RunFolder) -> dict[str, Any]:
     return totals
 
 
-def _notes(folder: RunFolder, chain: Chain, counted: claims.Counted, last: int, scores: Collection[int]) -> list[str]:
+def _notes(
+    folder: RunFolder,
+    chain: Chain,
+    counted: claims.Counted,
+    last: int,
+    evaluations: Sequence[Evaluated],
+    scores: Collection[int],
+) -> list[str]:
     notes = []
     starts = [entry for entry in chain.entries if isinstance(entry, Start)]
     if len(starts) > 1:
@@ -253,7 +260,6 @@ def _notes(folder: RunFolder, chain: Chain, counted: claims.Counted, last: int, 
         notes.append(f"metrics.jsonl goes on to step {last}, what is after step {counted[-1].step} is in no line yet")
     if not any(isinstance(entry, Images) for entry in chain.entries):
         notes.append("the run ended before it knew the content of all images: only those computed again are checked")
-    evaluations = sorted(claims.counted_evaluations(chain.entries), key=lambda own: own.step)
     if unknown := sorted(set(scores) - {own.step for own in evaluations}):
         notes.append(
             f"{folder.metrics.name} has evaluations that are in no line (step {', '.join(map(str, unknown))}): made at "

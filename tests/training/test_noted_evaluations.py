@@ -1,0 +1,87 @@
+"""What checkpoints and later starts of a run know of its evaluations, and which score is its best."""
+
+import shutil
+from dataclasses import replace
+
+import msgspec
+import pytest
+
+from megdet.run_folder.checkpoint_files import (
+    checkpoint_step,
+    checkpoints,
+    latest_checkpoint,
+    open_checkpoint,
+    update_state,
+)
+from megdet.run_folder.folder import RunFolder
+from megdet.training import position as position_module
+from megdet.training.loop import train
+from megdet.training.run import RunOptions, open_run
+from run_folders import evaluation_lines
+from small_runs import ALONE, small_recipe, write_small_set
+
+OPTIONS = RunOptions(workers=0)
+
+
+@pytest.mark.parametrize("options", [OPTIONS, RunOptions(workers=0, evaluate_in_background=True)])
+def test_an_older_evaluation_that_is_made_up_for_does_not_become_the_last(recipe, whole, tmp_path, options):
+    folder = RunFolder(shutil.copytree(whole[0].path, tmp_path / "run"))
+    *_, older, newest = checkpoints(folder)
+    last = open_checkpoint(newest).state
+    unknown = {"evaluation": None, "evaluated_step": -1, "best_score": None, "best_step": -1}
+    update_state(older, msgspec.structs.replace(open_checkpoint(older).state, **unknown))
+    before = {path: path.read_bytes() for path in (folder.evaluation, folder.detections)}
+    assert train(recipe, folder, options, ALONE) == whole[1]
+    assert open_checkpoint(newest).state == last
+    made_up = open_checkpoint(older).state
+    assert made_up.evaluated_step == checkpoint_step(older) == 4
+    assert made_up.evaluation is not None
+    assert before == {path: path.read_bytes() for path in before}
+    assert sorted(step for step, _ in evaluation_lines(folder)) == [2, 4, 5]
+
+
+def test_scores_of_other_validation_images_are_not_compared(recipe, whole, tmp_path, capsys):
+    folder = RunFolder(shutil.copytree(whole[0].path, tmp_path / "run"))
+    for path in checkpoints(folder):
+        update_state(path, msgspec.structs.replace(open_checkpoint(path).state, best_score=0.99, best_step=2))
+    write_small_set(tmp_path, "val", 3, seed=8)
+    data = replace(
+        recipe.data, val_annotations=str(tmp_path / "val.json"), val_images=small_recipe(tmp_path).data.val_images
+    )
+    with open_run(replace(recipe, data=data), ALONE, OPTIONS, folder) as run:
+        assert "best score (99.0 at step 2) is not compared with new ones" in run.position.warnings[0]
+        assert (run.position.best_score, run.position.best_step) == (None, -1)
+        run.evaluated(5, whole[1])
+        run.writer.wait()
+    state = open_checkpoint(latest_checkpoint(folder)).state
+    assert (state.best_score, state.best_step) == (whole[1].bbox.AP, 5)
+    with open_run(replace(recipe, data=data), ALONE, OPTIONS, folder) as run:
+        assert run.position.warnings == ()
+        assert run.position.best_step == 5
+
+
+def test_a_kill_while_an_evaluation_is_noted_leaves_no_checkpoint_that_seems_evaluated_before_those_that_know_it(
+    recipe, whole, tmp_path, monkeypatch
+):
+    noted: list[int] = []
+    monkeypatch.setattr(position_module, "update_state", lambda path, _state: noted.append(checkpoint_step(path)))
+    with open_run(recipe, ALONE, OPTIONS, RunFolder(tmp_path / "run")) as run:
+        for step in (2, 3):
+            run.save(step)
+        run.evaluated(2, whole[1])
+        run.writer.wait()
+    assert noted == [3, 2]
+
+
+def test_the_best_checkpoint_stays_beside_the_newest(recipe, whole, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    found = []
+    with open_run(replace(recipe, keep_checkpoints=1), ALONE, OPTIONS, folder) as run:
+        for step in (1, 2, 3, 4, 5):
+            run.recipe = replace(run.recipe, keep_best=step < 5)
+            run.save(step)
+            if step < 3:
+                run.evaluated(step, replace(whole[1], bbox=replace(whole[1].bbox, AP=0.9 / step)))
+            assert run.kept_step == step
+            found.append([checkpoint_step(path) for path in checkpoints(folder)])
+    assert found == [[1], [1, 2], [1, 3], [1, 4], [5]]

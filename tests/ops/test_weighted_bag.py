@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from megdet.ops.weighted_bag import weighted_bags
+from megdet.ops.weighted_bag import stably_sorted, weighted_bags
 
 
 def random_bags(dtype: torch.dtype = torch.float64, taps: int = 4) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -43,3 +43,22 @@ def test_in_bfloat16_the_gradient_of_weights_in_float32_is_in_float32():
     bags.float().sum().backward()
     assert weights.grad.dtype == torch.float32
     torch.testing.assert_close(weights.grad, half.float().sum(1)[index], atol=0.05, rtol=0.02)
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        torch.empty(0, dtype=torch.int64),
+        torch.zeros(1, dtype=torch.int64),
+        torch.full((9,), 5),
+        torch.tensor([0, 2**60, 3, 2**60, 0]),  # no room for a place beside the number
+        torch.tensor([0, 2**59, 3, 2**59, 0]),  # just enough room
+        torch.randint(0, 50, (4096,)),
+    ],
+)
+def test_numbers_are_sorted_with_their_places_as_torch_sorts_stably(numbers):
+    before = numbers.clone()
+    for ours, theirs in zip(stably_sorted(numbers), numbers.sort(stable=True), strict=True):
+        assert ours.equal(theirs)
+        assert ours.dtype == torch.int64
+    assert numbers.equal(before)

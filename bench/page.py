@@ -223,9 +223,17 @@ SECTIONS = (
         "Planner",
         "What `megdet plan` predicts beside what `megdet train` then does on the same machine: the layout that "
         "training chooses, with a micro-batch that was not measured. Several devices are processes side by side, "
-        "which talk by gloo. A ratio is the prediction over the real value; a real time is the median of the run's "
-        "own steps.",
-        {"plan": "plan.py --devices 1,2"},
+        "which talk by gloo. An error is what was predicted too much, as a part of the real value, or with a minus too "
+        "little; a real time is the median of the run's own steps.",
+        {
+            "plan": "plan.py --devices 1,2",
+            "plan/three": "plan.py --devices 1 --bn 4 --sizes 1,2,3",
+            "plan/lane-2": "plan.py --devices 2 --lane-width 2 --bn 12 --batch 24",
+            "plan/lane-4": "plan.py --devices 4 --lane-width 4 --bn 12 --batch 24 --sizes 1,2",
+            "plan/bfloat16": "plan.py --devices 1,2 --precision bfloat16",
+            "plan/mobilenet": "plan.py --devices 1,2 --backbone mobilenetv2_100",
+            "plan/resnet50": "plan.py --devices 1 --backbone resnet50",
+        },
         tables.plan,
     ),
     Section(

@@ -1,12 +1,15 @@
 """The predictions of `megdet plan` beside real runs on this machine: seconds a step and peak memory.
 
     python bench/plan.py --devices 1,2
+    python bench/plan.py --devices 4 --lane-width 4 --batch 24 --bn 12
+    python bench/plan.py --precision bfloat16 --backbone mobilenetv2_100
 
 For each number of devices the planner measures micro-batches of --sizes images in processes side by side, as torchrun
 starts them; none of these sizes is the one that is then run. Then `megdet train` makes --steps steps, and its own
 `seconds` (the median, without the first two) and the peak of its resident memory stand beside the prediction.
-`ratio` is the predicted value over the real one, and `within` says whether memory is within 15% and time within 25%;
-the last lines count those that are. The images are drawn in a temporary folder.
+`error` is what was predicted too much, as a part of the real value, or with a minus too little; `within` says whether
+memory is within 15% and time within 25%, and the last lines count those that are. The images are drawn in a
+temporary folder.
 """
 
 import argparse
@@ -67,6 +70,8 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=256, help="width and height of the images in pixels")
     parser.add_argument("--batch", type=int, default=12, help="images a step")
     parser.add_argument("--bn", type=int, default=6, help="BN size in images")
+    parser.add_argument("--lane-width", type=int, help="processes that carry one group (default: training's choice)")
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--sizes", default="1,2,4", metavar="M,M", help="images of the measured micro-batches")
     parser.add_argument("--plans", default="none,block", metavar="P,P", help="recompute plans")
     parser.add_argument("--steps", type=int, default=10, help="of a real run")
@@ -84,16 +89,17 @@ def main() -> None:
     if options.json:
         print(json.dumps({**vars(options), "limits": WITHIN, "rows": rows}))
         return
-    table = Table("devices", "recompute", "micro-batch", "predicted, s", "real, s", "ratio", "within")
-    for head in ("GiB", "real", "ratio", "within"):
+    table = Table("devices", "recompute", "micro-batch", "predicted, s", "real, s", "error", "within")
+    for head in ("GiB", "real", "error", "within"):
         table.add_column(head)
     for row in rows:
         table.add_row(
             *(str(row[key]) for key in ("devices", "recompute", "micro_batch")),
-            *(f"{row[key]:.3f}" for key in ("predicted_seconds", "seconds", "seconds_ratio")),
+            *(f"{row[key]:.3f}" for key in ("predicted_seconds", "seconds")),
+            f"{row['seconds_ratio'] - 1:+.1%}",
             said(row, "time"),
             *(f"{row[key] / 2**30:.2f}" for key in ("predicted_bytes", "bytes")),
-            f"{row['bytes_ratio']:.3f}",
+            f"{row['bytes_ratio'] - 1:+.1%}",
             said(row, "memory"),
         )
     Console().print(table)
@@ -107,7 +113,7 @@ def said(row: dict[str, Any], what: str) -> str:
 
 
 def recipe_words(options: argparse.Namespace, folder: Path) -> list[str]:
-    """The demo recipe on the drawn images, with the sizes that are asked."""
+    """The demo recipe on the drawn images, with the sizes that are asked and the layout that is forced."""
     keys: dict[str, Any] = {
         "data.draw_demo": "",
         **{f"data.{split}_annotations": folder / f"annotations/{split}.json" for split in ("train", "val")},
@@ -117,10 +123,12 @@ def recipe_words(options: argparse.Namespace, folder: Path) -> list[str]:
         "model.backbone.name": options.backbone,
         "batch_size": options.batch,
         "bn_size": options.bn,
+        "precision": options.precision,
         "schedule.epochs": 1,
         "evaluation.every_epochs": 0,
     }
-    return ["demo", "--device", "cpu", "--workers", "1", *(f"--{key}={value}" for key, value in keys.items())]
+    words = ["demo", "--device", "cpu", "--workers", "1", *(f"--{key}={value}" for key, value in keys.items())]
+    return words if options.lane_width is None else [*words, "--lane-width", str(options.lane_width)]
 
 
 def predict(options: argparse.Namespace, words: list[str], devices: int) -> dict[str, Any]:

@@ -185,18 +185,19 @@ def noise_scale(result: Result) -> list[str]:
 
 
 def plan(result: Result) -> list[str]:
-    head = ["devices", "micro-batch", "lane width", "recompute", "predicted, s", "real, s", "ratio"]
-    rows = [[*head, "predicted, GiB", "real, GiB", "ratio"]]
+    head = ["devices", "lane width", "micro-batch", "a step", "recompute", "predicted, s", "real, s", "error"]
+    rows = [[*head, "predicted, GiB", "real, GiB", "error"]]
     for row in result["rows"]:
-        layout = [str(row[key]) for key in ("devices", "micro_batch", "lane_width")]
+        layout = [str(row[key]) for key in ("devices", "lane_width", "micro_batch", "rounds")]
         time = [_number(row["predicted_seconds"]), _spread(row["seconds"], row["spread"])]
         memory = [_number(row[key] / 2**30) for key in ("predicted_bytes", "bytes")]
         ratios = [
-            f"{row[key]:.2f}{'' if row['within'][what] else ', **missed**'}"
+            f"{row[key] - 1:+.0%}{'' if row['within'][what] else ', **missed**'}"
             for key, what in (("seconds_ratio", "time"), ("bytes_ratio", "memory"))
         ]
         rows.append([*layout, f"`{row['recompute']}`", *time, ratios[0], *memory, ratios[1]])
     setting = f"{result['backbone']}, {result['size']} px, {result['batch']} images a step, BN size {result['bn']}"
+    setting += f", {result.get('precision', 'float32')}"  # which results from before there was a choice do not say
     held = [
         f"{what} is within {limit:.0%} in {sum(row['within'][what] for row in result['rows'])} of {len(result['rows'])}"
         for what, limit in result["limits"].items()

@@ -63,7 +63,8 @@ def stably_sorted(index: Int64[Tensor, " taps"]) -> tuple[Int64[Tensor, " taps"]
     with vector instructions, several times as fast as torch sorts pairs (`bench/sorting.py`).
     """
     bits = len(index).bit_length()
-    if index.device.type != "cpu" or not len(index) or int(index.max()).bit_length() + bits > 63:
+    is_plain = index.device.type == "cpu" and len(index) and not torch.compiler.is_compiling()
+    if not is_plain or int(index.max()).bit_length() + bits > 63:
         numbers, places = index.sort(stable=True)
         return numbers, places
     keys = (index << bits).add_(torch.arange(len(index)))

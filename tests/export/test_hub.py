@@ -163,6 +163,8 @@ def test_what_is_not_what_was_published_is_refused_and_nothing_is_written(reposi
     refused("its config.json is of transformers, not of megdet")
     changed(files, class_names=["bolt", "nut"], category_ids=[10, 20])
     refused("weights of another architecture")
+    changed(files, step=-1)
+    refused(r"step")
     changed(files, category_ids=[10, 20])
     refused("3 class names and 2 category ids")
     changed(files, recipe={**json.loads(files["config.json"])["recipe"], "batch_sise": 3})
@@ -187,8 +189,11 @@ def test_a_repository_that_is_not_there_a_bad_name_and_a_folder_with_a_run_are_r
 
 
 def test_names_of_classes_are_text_in_the_card(recipe):
-    config = hub.HubConfig(recipe={}, class_names=("<b>|`x`\n# y",), category_ids=(1,), step=1, sha256="0")
-    assert "- classes (1): &lt;b>\\|'x' # y\n" in hub.hub_card("me/shapes", config, recipe)
+    names = ("<b>|`x`\n# y", "[a_b](c) *d*")
+    config = hub.HubConfig(recipe={}, class_names=names, category_ids=(1, 2), step=1, sha256="0")
+    card = hub.hub_card("me/my-shapes", config, recipe)
+    assert r"- classes (2): \<b\>\|\`x\` \# y, \[a\_b\]\(c\) \*d\*" in card
+    assert "megdet hub pull me/my-shapes --run" in card  # in a block of commands nothing is marked
 
 
 def test_a_detector_is_loaded_by_its_name_on_the_hub_and_anew_when_that_has_changed(

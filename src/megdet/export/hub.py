@@ -10,13 +10,14 @@ Address, token and proxies are the affair of `huggingface_hub` (`HF_ENDPOINT`, `
 """
 
 import hashlib
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import torch
@@ -46,7 +47,7 @@ class HubConfig(msgspec.Struct, kw_only=True):
     recipe: dict[str, Any]
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
-    step: int
+    step: Annotated[int, msgspec.Meta(ge=0)]
     """optimizer steps of the weights"""
     sha256: str
     """of `model.safetensors`"""
@@ -173,7 +174,7 @@ A {recipe.model.kind} detector with the backbone {_plain(recipe.model.backbone.n
 {table}
 
 ```sh
-megdet hub pull {_plain(name)} --run runs/pulled
+megdet hub pull {name} --run runs/pulled
 megdet detect runs/pulled photo.jpg
 ```
 """
@@ -181,7 +182,7 @@ megdet detect runs/pulled photo.jpg
 
 def _plain(text: str) -> str:
     """Text of others in Markdown: no markup, no line breaks."""
-    return " ".join(text.replace("`", "'").replace("<", "&lt;").replace("|", "\\|").split())
+    return " ".join(re.sub(r"([\\`*_{}\[\]()<>#+!|~&$-])", r"\\\1", text).split())
 
 
 @contextmanager

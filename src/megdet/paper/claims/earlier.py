@@ -55,6 +55,11 @@ def take_over(
     found: dict[Path, tuple[Outcome, list[Measured]]] = {}
     for own in numbers.rows:
         measured = own.measured or [[] for _ in own.seeds]
+        if not len(own.seeds) == len(own.outcomes) == len(measured):
+            raise InputError(
+                f"--outcomes {file}: row {own.row} has {len(own.seeds)} seeds, {len(own.outcomes)} outcomes and "
+                f"{len(measured)} lists of measurements: was the file changed? Give the one that `reproduce` wrote"
+            )
         for seed, outcome, points in zip(own.seeds, own.outcomes, measured, strict=True):
             folder = names.get((own.row, seed))
             if folder is None:

@@ -1,5 +1,6 @@
 """Images in every form that a program has them in are the same pixels."""
 
+import io
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -91,8 +92,10 @@ def test_several_are_a_list_a_folder_or_one_array_more(file, pixels):
         (np.zeros((20, 30, 4), np.uint8), r"array of shape \(20, 30, 4\) is no image"),
         (np.zeros((0, 30, 3), np.uint8), r"array of shape \(0, 30, 3\) is no image"),
         (torch.zeros(20, 30, 3), r"tensor of shape \(20, 30, 3\) is no image: it is \(3, height, width\)"),
-        (torch.full((3, 4, 4), 255.0), "floats as an image has values from 0 to 1: divide it by 255"),
-        (torch.full((3, 4, 4), float("nan")), "values from 0 to 1"),
+        (torch.full((3, 4, 4), 255.0), "floats from 0 to 1 are needed, found 255 to 255: divide bytes by 255"),
+        (torch.full((3, 4, 4), float("nan")), "floats from 0 to 1 are needed, found nan to nan"),
+        (torch.zeros(3, 0, 4), r"tensor of shape \(3, 0, 4\) is no image"),
+        (Image.new("RGB", (0, 5)), "an image of 0 x 5 pixels has none"),
         (torch.full((3, 4, 4), 300), "tensor of torch.int64 is no image: it has 8 bits"),
         (torch.ones(3, 4, 4, dtype=torch.bool), "tensor of torch.bool is no image"),
         (7, "of type int is no image"),
@@ -118,3 +121,14 @@ def test_an_address_that_has_no_image_or_too_much_is_refused(address, file, monk
 def test_an_empty_folder_is_refused(tmp_path):
     with pytest.raises(InputError, match="no image in this folder"):
         list(each_image(tmp_path))
+
+
+def test_floats_that_resizing_left_a_little_out_of_range_are_cut_there():
+    floats = torch.tensor([-0.27, 0.0, 0.5, 1.0000001, 1.26]).expand(3, 2, 5)
+    assert pixels_of_any(floats, MOST).values[0, :, 0].tolist() == [0, 0, 128, 255, 255]
+
+
+@pytest.mark.parametrize("images", [None, 3, b"bytes of a file", io.BytesIO(b"an open file")])
+def test_what_is_neither_an_image_nor_several_is_refused(images):
+    with pytest.raises(InputError, match=f"something of type {type(images).__name__} is no image, and not several"):
+        list(each_image(images))

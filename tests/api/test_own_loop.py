@@ -15,7 +15,7 @@ SIZES = np.random.default_rng(0).integers(40, 90, (50, 2))
 
 
 def sampler(**changes) -> megdet.PlanSampler:
-    return megdet.PlanSampler(SIZES, **{"batch_size": 8, "bn_size": 4, "epochs": 4, **changes})
+    return megdet.PlanSampler(**{"sizes": SIZES, "batch_size": 8, "bn_size": 4, "epochs": 4, **changes})
 
 
 def steps_of(one: megdet.PlanSampler) -> list[list[int]]:
@@ -52,6 +52,14 @@ def test_it_goes_on_from_a_step_and_serves_a_loader():
         ({"batch_size": 64, "bn_size": 64}, "the sizes of 50 images are fewer than a batch_size of 64"),
         ({"num_replicas": 3}, "cannot be spread evenly over 3 processes"),
         ({"num_replicas": 16}, "16 devices"),
+        ({"rank": 2}, "rank is 2: with 1 processes it is from 0 to 0"),
+        ({"rank": -1}, "rank is -1"),
+        ({"first_step": 99}, "first_step is 99: the run has the steps 0 to"),
+        ({"first_step": -2}, "first_step is -2"),
+        ({"epochs": 0}, "epochs is 0: it must be above 0"),
+        ({"sizes": [(24, 24, 3)] * 50}, r"sizes are \(images, 2\), height and width in pixels, not \(50, 3\)"),
+        ({"sizes": [(24, 24)] * 49 + [(0, 24)]}, r"the size of image 49 is \[0, 24\]"),
+        ({"sizes": [(24, 24), (24,)]}, "sizes are pairs of height and width"),
     ],
 )
 def test_what_does_not_fit_is_refused(changes, message):
@@ -99,3 +107,12 @@ def test_an_optimizer_without_modules_and_an_unknown_reference_are_refused():
         megdet.ModuleRates(model, torch.optim.SGD(model.parameters(), lr=0.1), reference="body")
     with pytest.raises(InputError, match="no trained module 'neck'; it has body, head"):
         megdet.ModuleRates(model, torch.optim.SGD(megdet.module_groups(model)), reference="neck")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"milestones": (5,)}, "1 milestones need as many factors, not 0"), ({"num_images": 0}, "num_images is 0")],
+)
+def test_a_rate_of_what_cannot_be_meant_is_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        megdet.scaled_learning_rate(0, **{"base_lr": 0.02, "batch_size": 16, "num_images": 160, "epochs": 8, **changes})

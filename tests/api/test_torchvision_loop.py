@@ -147,7 +147,10 @@ def spoiled(target, **changes):
         ({"boxes": torch.tensor([[5.0, 5, 5, 9]])}, "boxes are x1, y1, x2, y2 with x1 < x2"),
         ({"boxes": torch.tensor([[5.0, 5, float("nan"), 9]])}, "boxes are x1, y1, x2, y2"),
         ({"boxes": torch.zeros(4)}, r"boxes are \(n, 4\) and labels \(n,\), not \(4,\) and \(1,\)"),
+        ({"boxes": torch.tensor([[64.0, 5, 70, 9]])}, "a box has no part in the image of 64 x 64"),
+        ({"labels": torch.tensor([1.7])}, "labels are whole numbers, such as torch.int64, not torch.float32"),
         ({"masks": None}, "image 1 of the batch: its target needs 'masks'"),
+        ({"masks": torch.ones(1, 7, 7)}, r"needs 'masks' \(1, 64, 64\), an object each"),
     ],
 )
 def test_a_target_that_cannot_be_meant_is_refused(model, changes, message):
@@ -159,8 +162,9 @@ def test_a_target_that_cannot_be_meant_is_refused(model, changes, message):
     }
     with pytest.raises(InputError, match=message):
         model([image, image], [target, spoiled(target, **changes)])
-    with pytest.raises(InputError, match="one target an image"):
-        model([image, image], [target])
+    for images, targets in (([image, image], [target]), ([], []), ([image], None)):
+        with pytest.raises(InputError, match="training needs images, and one target each"):
+            model(images, targets)
 
 
 @pytest.mark.parametrize(
@@ -169,6 +173,7 @@ def test_a_target_that_cannot_be_meant_is_refused(model, changes, message):
         (torch.full((3, 64, 64), 200.0), "image 0 of the batch: floats from 0 to 1 are needed, found 200 to 200"),
         (torch.zeros(3, 64, 64) - 1, "found -1 to -1"),
         (torch.full((3, 64, 64), torch.nan), "found nan to nan"),
+        (torch.zeros(3, 0, 64), r"a tensor \(3, height, width\) is needed, not \(3, 0, 64\)"),
         (torch.zeros(3, 64, 64, dtype=torch.int64), "not torch.int64"),
     ],
 )
@@ -176,6 +181,18 @@ def test_pixels_that_cannot_be_meant_are_refused(model, image, message):
     target = {"boxes": torch.tensor([[5.0, 5, 20, 20]]), "labels": torch.tensor([1]), "masks": torch.ones(1, 64, 64)}
     with pytest.raises(InputError, match=message):
         model([image], [target])
+
+
+def test_a_photo_that_resizing_left_a_little_out_of_range_is_learned_from(model, dataset):
+    images, targets = as_torchvision(dataset, range(2))
+    images = [torch.where(image > 0.9, 1.0000001, image) for image in images]
+    assert all(torch.isfinite(loss) for loss in model(images, targets).values())
+
+
+def test_it_begins_in_evaluation_as_a_whole(recipe, tmp_path):
+    model = megdet.load(save_run(tmp_path / "run", recipe)[0].path, device="cpu").model
+    assert not any(module.training for module in model.modules())
+    assert len(model([torch.rand(3, 64, 64)])) == 1
 
 
 def test_an_image_without_an_object_has_losses_too(model):

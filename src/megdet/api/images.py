@@ -4,7 +4,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterable, Iterator
-from io import BytesIO
+from io import BytesIO, IOBase
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -27,6 +27,9 @@ in the order RGB."""
 MOST_BYTES = 64 << 20
 """Of a file that is fetched from an address."""
 _SECONDS = 30
+_WANTED = "give a path, an address, an array, a tensor or an image of Pillow's"
+_OVERSHOOT = 0.5
+"""So far may floats leave the range from 0 to 1: resizing overshoots at edges and rounds, noise is added."""
 
 
 class Pixels(NamedTuple):
@@ -47,17 +50,22 @@ def is_one_image(images: Any) -> bool:
     return isinstance(images, PillowImage.Image) or (isinstance(images, np.ndarray | Tensor) and images.ndim in (2, 3))
 
 
-def each_image(images: Image | Iterable[Image]) -> Iterator[Image]:
-    """The images one by one: those of a folder by name, those of a list, an array or a tensor in their order."""
+def each_image(images: Any) -> Iterator[Image]:
+    """The images one by one: those of a folder by name, those of a list, an array or a tensor in their order.
+
+    Raises InputError for what is neither an image nor several.
+    """
     if is_one_image(images):
-        yield images  # type: ignore[misc]  # it is one
+        yield images
     elif isinstance(images, str | Path):
         inside = sorted(file for file in Path(images).iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
         if not inside:
             raise InputError(f"{images}: no image in this folder")
         yield from inside
+    elif isinstance(images, bytes | bytearray | IOBase) or not isinstance(images, Iterable):
+        raise InputError(f"something of type {type(images).__name__} is no image, and not several: {_WANTED}")
     else:
-        yield from images  # type: ignore[misc]  # mypy cannot know that strings are gone
+        yield from images
 
 
 def pixels_of_any(image: Any, max_pixels: int) -> Pixels:
@@ -71,6 +79,8 @@ def pixels_of_any(image: Any, max_pixels: int) -> Pixels:
     if isinstance(image, str | Path):
         return Pixels(read_image(image, max_pixels=max_pixels), str(image), is_file=True)
     if isinstance(image, PillowImage.Image):
+        if not image.width * image.height:
+            raise InputError(f"an image of {image.width} x {image.height} pixels has none")
         if fault := pixels_fault(image.height, image.width, max_pixels):
             raise InputError(f"the image: {fault}")
         return Pixels(pixels_of(image), str(getattr(image, "filename", "")), is_file=False)
@@ -78,10 +88,7 @@ def pixels_of_any(image: Any, max_pixels: int) -> Pixels:
         return Pixels(_of_tensor(image), "", is_file=False)
     if isinstance(image, np.ndarray):
         return Pixels(_of_array(image), "", is_file=False)
-    raise InputError(
-        f"something of type {type(image).__name__} is no image: give a path, an address, an array, a tensor or an "
-        "image of Pillow's"
-    )
+    raise InputError(f"something of type {type(image).__name__} is no image: {_WANTED}")
 
 
 def _far_file(address: str) -> FarFile:
@@ -105,16 +112,25 @@ def _fetched(address: str, max_pixels: int) -> NDArray[np.uint8]:
         raise InputError(f"{address}: {str(error).removeprefix('the image: ')}") from None
 
 
+def cut_to_unit(values: Tensor, where: str) -> Tensor:
+    """The floats of an image, those a little out of 0 to 1 cut there. Raises InputError for those of another range."""
+    low, high = torch.stack(values.aminmax()).tolist()  # together: a GPU is waited for once
+    if not (low >= -_OVERSHOOT and high <= 1 + _OVERSHOOT):
+        raise InputError(
+            f"{where}: floats from 0 to 1 are needed, found {low:g} to {high:g}: divide bytes by 255, and leave out "
+            "the normalisation, which the network does"
+        )
+    return values.clamp(0, 1)
+
+
 def _of_tensor(image: Tensor) -> NDArray[np.uint8]:
     if image.ndim == 2:
         image = image[None]
-    if image.ndim != 3 or image.shape[0] not in (1, 3):
+    if image.ndim != 3 or image.shape[0] not in (1, 3) or not image.numel():
         raise InputError(f"a tensor of shape {tuple(image.shape)} is no image: it is (3, height, width)")
     values = image.detach().cpu()
     if values.is_floating_point():
-        if not bool(((values >= 0) & (values <= 1)).all()):
-            raise InputError("a tensor of floats as an image has values from 0 to 1: divide it by 255 if it has bytes")
-        values = (values.float() * 255).round().byte()
+        values = (cut_to_unit(values.float(), "the image") * 255).round().byte()
     if values.dtype != torch.uint8:
         raise InputError(f"a tensor of {values.dtype} is no image: it has 8 bits (torch.uint8), or floats from 0 to 1")
     return _of_array(values.permute(1, 2, 0).numpy())

@@ -10,6 +10,7 @@ from megdet.errors import InputError
 from megdet.exported.programs import is_exported
 from megdet.inference.fold import fold_batch_norms
 from megdet.inference.trained import load_detector, precision_here
+from megdet.recipe_check import flat_keys
 from megdet.run_folder.checkpoint_files import checkpoint_step
 from megdet.run_folder.folder import RunFolder
 from megdet.runtime import device_of_rank, prepare_process
@@ -28,7 +29,7 @@ def load(
             argument.
         device: cpu or cuda; empty is a GPU where there is one. A detector in bfloat16 computes in float32 on a machine
             that is slow at bfloat16; the results differ a little.
-        overrides: keys of its recipe to change, such as {"evaluation.flip": True}.
+        overrides: keys of its recipe to change, dotted, {"evaluation.flip": True}, or nested.
         fold: fold the batch norms into the convolutions before them: quicker, and the same to rounding.
 
     Raises:
@@ -41,7 +42,7 @@ def load(
     folder, step = _place(path)
     own_device = device_of_rank(device, 0)
     prepare_process(own_device)
-    changed, _ = precision_here(folder, dict(overrides or {}), own_device)
+    changed, _ = precision_here(folder, flat_keys(dict(overrides or {})), own_device)
     trained = load_detector(folder, own_device, changed, step=step)
     if fold:
         fold_batch_norms(trained.model)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from megdet.data.plan import TrainingPlan
@@ -39,8 +39,8 @@ class PlanSampler:
         first_step: where to begin, to go on with a run.
 
     Raises:
-        InputError: `bn_size` does not divide `batch_size`, there are fewer images than `batch_size`, or the groups and
-            their images cannot be spread evenly over the processes.
+        InputError: `bn_size` does not divide `batch_size`, there are fewer images than `batch_size`, the groups and
+            their images cannot be spread evenly over the processes, or another argument cannot be meant.
     """
 
     def __init__(
@@ -63,12 +63,18 @@ class PlanSampler:
                 f"{batch_size} images in groups of {bn_size} cannot be spread evenly over {num_replicas} processes: "
                 "take another number of processes, or `megdet.train`, which can"
             )
-        pairs = np.asarray(sizes, dtype=np.int64).reshape(-1, 2)
+        if not 0 <= rank < num_replicas:
+            raise InputError(f"rank is {rank}: with {num_replicas} processes it is from 0 to {num_replicas - 1}")
+        if not epochs > 0:
+            raise InputError(f"epochs is {epochs}: it must be above 0")
+        pairs = _pairs(sizes)
         if len(pairs) < batch_size:
             raise InputError(f"the sizes of {len(pairs)} images are fewer than a batch_size of {batch_size}")
         schedule = Schedule(policy="step", epochs=float(epochs))
         recipe = Recipe(batch_size=batch_size, bn_size=bn_size, seed=seed, schedule=schedule)
         self.plan = TrainingPlan(pairs, recipe)
+        if not 0 <= first_step <= self.num_steps:
+            raise InputError(f"first_step is {first_step}: the run has the steps 0 to {self.num_steps - 1}")
         self.rank, self.first_step = rank, first_step
 
     @property
@@ -90,6 +96,18 @@ class PlanSampler:
             groups = self.plan.groups(step)
             for number in self.layout.groups_of(self.rank):
                 yield [image.index for image in groups[number].images[share]]
+
+
+def _pairs(sizes: ArrayLike) -> NDArray[np.int64]:
+    try:
+        pairs = np.asarray(sizes, dtype=np.int64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"sizes are pairs of height and width in pixels, one an image ({error})") from None
+    if pairs.ndim != 2 or pairs.shape[1] != 2:
+        raise InputError(f"sizes are (images, 2), height and width in pixels, not {pairs.shape}")
+    if len(wrong := np.flatnonzero((pairs < 1).any(axis=1))):
+        raise InputError(f"the size of image {wrong[0]} is {pairs[wrong[0]].tolist()}: both must be at least 1 pixel")
+    return pairs
 
 
 def scaled_learning_rate(
@@ -116,7 +134,14 @@ def scaled_learning_rate(
         factors: by these, as many.
         warmup_steps: so many steps from `warmup_start` * base_lr to the full rate.
         warmup_start: see there.
+
+    Raises:
+        InputError: there are no images, or not as many factors as milestones.
     """
+    if num_images < 1:
+        raise InputError(f"num_images is {num_images}: an epoch has at least one")
+    if len(milestones) != len(factors):
+        raise InputError(f"{len(milestones)} milestones need as many factors, not {len(factors)}")
     decays = tuple(map(float, milestones)), tuple(map(float, factors))
     schedule = Schedule("step", float(epochs), *decays, "linear", warmup_steps, float(warmup_start))
     recipe = Recipe(batch_size=batch_size, schedule=schedule, optimizer=Optimizer(base_lr=float(base_lr)))

@@ -108,7 +108,7 @@ def evaluate(
     Args:
         run: a run folder, or a file of `megdet export`, which takes only `data` and `out` besides.
         data: annotations and image folder; default those that the run is validated on.
-        overrides: keys of its recipe to change, such as {"evaluation.flip": True}.
+        overrides: keys of its recipe to change, dotted, {"evaluation.flip": True}, or nested.
         out: where `evaluation.json` and `detections.json` are written; default the run folder, or a folder in it where
             data, recipe or weights are changed, or a folder beside the file.
         device: cpu or cuda; empty is a GPU where there is one.

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as V
 
-from megdet.api.images import pixels_of_any
+from megdet.api.images import cut_to_unit, pixels_of_any
 from megdet.data.masks import PlacedMask
 from megdet.data.plan import canvas_of, resized
 from megdet.data.transforms import make_masks
@@ -22,6 +22,7 @@ from megdet.structures import Batch, Targets
 
 _SCALE, _IMAGE = 1, 2
 """Purposes of random numbers."""
+_WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 class TorchvisionLoop(nn.Module):
@@ -33,6 +34,8 @@ class TorchvisionLoop(nn.Module):
     bits, of any sizes; they are resized as the recipe says, in training to one of its `data.short_edges` drawn anew in
     every forward. Boxes are x1, y1, x2, y2 in pixels of the image. Label 0 is the background, as in torchvision: class
     i of the detector is label i + 1.
+
+    It begins in the mode of the detector, which is that of evaluation: call `train()` first.
 
     Nothing is flipped: that is the affair of your data set. Every forward moves the running statistics of batch norm,
     which belong to the images of one forward on one process, as in torch; `bn_size` and lanes are for `megdet.train`.
@@ -49,6 +52,7 @@ class TorchvisionLoop(nn.Module):
         for module in self.detector.modules():
             if isinstance(module, CrossDeviceBatchNorm):
                 module.fold_momentum = RUNNING_MOMENTUM
+        self.train(trained.model.training)
 
     def forward(
         self, images: Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]] | None = None
@@ -63,8 +67,8 @@ class TorchvisionLoop(nn.Module):
                 {name: own.to(image.device) for name, own in found.to_torchvision().items()}
                 for image, found in zip(images, detect_images(self._trained, pixels), strict=True)
             ]
-        if targets is None or len(targets) != len(images):
-            raise InputError("training needs one target an image: a dictionary with boxes and labels")
+        if targets is None or len(targets) != len(images) or not len(images):
+            raise InputError("training needs images, and one target each: a dictionary with boxes and labels")
         batch = self._batch(images, targets)
         with arithmetic(self._trained.recipe.precision, batch.pixels.device):
             found = self.detector(batch)
@@ -89,7 +93,7 @@ class TorchvisionLoop(nn.Module):
             boxes[row, :count] = target["boxes"].float().cpu() * scales[row].flip(0).repeat(2)
             labels[row, :count] = target["labels"].cpu() - 1
             if self.detector.has_masks:
-                masks.append([_placed(mask, size) for mask in _masks(row, target)])
+                masks.append([_placed(mask, size) for mask in _masks(row, image, target)])
         top = int(labels.max())
         if top >= self.detector.num_classes:
             raise InputError(f"label {top + 1} is more than the {self.detector.num_classes} classes of the detector")
@@ -105,16 +109,12 @@ class TorchvisionLoop(nn.Module):
 
 
 def _checked(place: int, image: Tensor, target: Mapping[str, Tensor]) -> tuple[Tensor, Mapping[str, Tensor]]:
+    """An image, its floats from 0 to 1, and its target."""
     where = f"image {place} of the batch"
-    if image.dim() != 3 or image.shape[0] != 3:
+    if image.dim() != 3 or image.shape[0] != 3 or not image.numel():
         raise InputError(f"{where}: a tensor (3, height, width) is needed, not {tuple(image.shape)}")
     if image.is_floating_point():
-        low, high = (float(value) for value in image.aminmax())
-        if not (low >= 0 and high <= 1):
-            raise InputError(
-                f"{where}: floats from 0 to 1 are needed, found {low:g} to {high:g}: divide bytes by 255, and leave "
-                "out the normalisation, which the network does"
-            )
+        image = cut_to_unit(image, where)
     elif image.dtype != torch.uint8:
         raise InputError(f"{where}: floats from 0 to 1 or 8 bits (torch.uint8) are needed, not {image.dtype}")
     if missing := next((name for name in ("boxes", "labels") if name not in target), None):
@@ -124,17 +124,26 @@ def _checked(place: int, image: Tensor, target: Mapping[str, Tensor]) -> tuple[T
         raise InputError(
             f"{where}: boxes are (n, 4) and labels (n,), not {tuple(boxes.shape)} and {tuple(labels.shape)}"
         )
+    if labels.dtype not in _WHOLE:
+        raise InputError(f"{where}: labels are whole numbers, such as torch.int64, not {labels.dtype}")
     if not bool(torch.isfinite(boxes).all() & (boxes[:, 2:] > boxes[:, :2]).all()):
         raise InputError(f"{where}: boxes are x1, y1, x2, y2 with x1 < x2 and y1 < y2")
+    edges = torch.tensor([image.shape[2], image.shape[1]], device=boxes.device)
+    if not bool((boxes[:, :2] < edges).all() & (boxes[:, 2:] > 0).all()):
+        raise InputError(
+            f"{where}: a box has no part in the image of {image.shape[2]} x {image.shape[1]}: boxes are in its pixels"
+        )
     if len(labels) and int(labels.min()) < 1:
         raise InputError(f"{where}: labels begin at 1, 0 is the background")
     return image, target
 
 
-def _masks(place: int, target: Mapping[str, Tensor]) -> Tensor:
-    if "masks" not in target or target["masks"].dim() != 3 or len(target["masks"]) != len(target["labels"]):
+def _masks(place: int, image: Tensor, target: Mapping[str, Tensor]) -> Tensor:
+    wanted = (len(target["labels"]), *image.shape[1:])
+    if "masks" not in target or tuple(target["masks"].shape) != wanted:
         raise InputError(
-            f"image {place} of the batch: its target needs 'masks' (n, height, width), from which it learns"
+            f"image {place} of the batch: its target needs 'masks' {wanted}, an object each, of the height and width "
+            "of the image: it learns from them"
         )
     return target["masks"]
 

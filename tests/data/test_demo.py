@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from dataclasses import asdict
 
 import numpy as np
@@ -23,6 +25,18 @@ def test_any_number_of_processes_draws_the_same_set(tmp_path):
     assert draw_demo(tmp_path / "two", num_train=50, num_val=3, workers=2)
     assert _contents(tmp_path / "one") == _contents(tmp_path / "two")
     assert len(_contents(tmp_path / "one")) == 55
+
+
+def test_a_script_that_starts_its_work_as_it_is_read_is_told_what_to_do(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pathlib import Path\nfrom megdet.data.demo import draw_demo\n"
+        f"draw_demo(Path({str(tmp_path / 'set')!r}), num_train=50, num_val=3, workers=1 + 1)\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode != 0
+    last = done.stderr.splitlines()[-1]
+    assert "a process that draws pictures has ended; a script of your own must start its work under" in last
 
 
 def test_a_drawn_set_has_no_problems(tmp_path):

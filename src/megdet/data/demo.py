@@ -6,6 +6,7 @@ processes draws the same set. Colours say nothing about the class.
 
 import io
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -162,8 +163,14 @@ def _draw_split(folder: Path, split: str, count: int, settings: DemoSettings, wo
     if workers == 1 or count < 50:
         pictures = [draw(index) for index in range(count)]
     else:  # spawn: a fork of a process that runs torch's threads may hang
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            pictures = list(pool.map(draw, range(count), chunksize=25))
+        try:
+            with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+                pictures = list(pool.map(draw, range(count), chunksize=25))
+        except BrokenProcessPool:
+            raise InputError(
+                f"{folder}: a process that draws pictures has ended; a script of your own must start its work under "
+                "`if __name__ == '__main__':`, since every process reads it again"
+            ) from None
     objects = [(index + 1, shape) for index, shapes in enumerate(pictures) for shape in shapes]
     write_coco(
         folder / "annotations" / f"{split}.json",

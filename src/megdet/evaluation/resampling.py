@@ -28,7 +28,8 @@ def draw_images(num_images: int, resamples: int, seed: int = 0) -> Int[np.ndarra
 def average_precisions(classes: Sequence[ClassMatches], weights: Int[np.ndarray, "resamples images"]) -> Resampled:
     """AP of every class at the ten IoUs if each image counts `weights` times; NaN if a class has no object.
 
-    It equals COCO's AP on a data set in which each image is repeated so often.
+    It equals COCO's AP on a data set in which each image is repeated so often, where no two images have detections of
+    one score: copies of a detection are counted next to each other, by COCO after those of the other images.
     """
     found = np.full((len(weights), len(classes), len(OVERLAPS)), np.nan)
     for label, own in enumerate(classes):

@@ -177,3 +177,22 @@ def test_a_tracker_that_does_not_open_and_one_that_is_not_installed_are_refused(
     monkeypatch.setattr(trackers, "find_spec", lambda _: None)
     with pytest.raises(InputError, match=r"mlflow is not installed: uv pip install 'megdet\[mlflow\]'"):
         check_trackers(["mlflow"])
+
+
+def test_the_run_that_a_tracker_began_is_gone_on_with_after_the_next_was_refused(monkeypatch, tmp_path: Path) -> None:
+    class Idle(_Broken):
+        identity = "begun"
+
+        def close(self) -> None:
+            pass
+
+    def refuse(opening):
+        raise ValueError("no API key")
+
+    earlier = []
+    monkeypatch.setitem(trackers._OPENERS, "trackio", lambda own: earlier.append(own.identity) or Idle())
+    monkeypatch.setitem(trackers._OPENERS, "wandb", refuse)
+    for _ in range(2):
+        with pytest.raises(InputError, match="wandb cannot be opened"):
+            Trackers(replace(Recipe(), trackers=("trackio", "wandb")), RunFolder(tmp_path).create(), 0, print)
+    assert earlier == ["", "begun"]

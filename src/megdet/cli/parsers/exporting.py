@@ -17,7 +17,10 @@ def add_export(parser: Parser) -> None:
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="default RUN/export/RUN.onnx or .pt2")
     parser.add_argument(
-        "--images", type=whole_number, metavar="N", help="prove it on the first N validation images, default all"
+        "--images",
+        type=at_least_one,
+        metavar="N",
+        help="prove it on N validation images, evenly spread; default all",
     )
     parser.add_argument(
         "--int8",

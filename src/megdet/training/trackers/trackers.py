@@ -83,8 +83,8 @@ class Trackers:
             if tracker.forgets_later_steps:
                 sent = _Sent(sent.identity, min(sent.steps, first_step), min(sent.evaluated, first_step))
             self._sent[name] = sent
+            self._write()  # at once: where the next cannot be opened, the run that this one began is gone on with
             self._say(f"tracked by {name}: {tracker.place}")
-        self._write()
 
     def _opened(self, name: str, opening: Opening) -> Tracker:
         try:

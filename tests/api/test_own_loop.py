@@ -99,6 +99,11 @@ def test_the_rate_of_a_module_follows_the_disagreement_of_its_halves_by_hand(kin
     # (0 + 1e-6) / (1 + 1e-6) is below 0.5, which is the least
     assert rates.factors == pytest.approx({"body": 1.0, "head": 0.97 + 0.03 * 0.5**0.5})
     assert optimizer.param_groups[1]["lr"] == pytest.approx(0.5 * rates.factors["head"])
+    again = megdet.ModuleRates(model, optimizer, reference="body")
+    again.load_state_dict(rates.state_dict())
+    assert again.factors == rates.factors
+    with pytest.raises(InputError, match="factors of neck do not fit the modules body, head"):
+        again.load_state_dict({"neck": 1.0})
 
 
 def test_an_optimizer_without_modules_and_an_unknown_reference_are_refused():

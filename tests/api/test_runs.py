@@ -64,5 +64,7 @@ def test_what_cannot_be_meant_is_refused_before_any_work(tmp_path):
         megdet.train("dmo")
     with pytest.raises(InputError, match=r"unknown option '--schedule.epoch'.*did you mean 'schedule.epochs'"):
         megdet.train("demo", {"schedule": {"epoch": 3}})
+    with pytest.raises(InputError, match="workers is -1: it is a number of processes"):
+        megdet.train("demo", run=tmp_path / "run", workers=-1)
     with pytest.raises(InputError, match="not a run folder"):
         megdet.evaluate(tmp_path)

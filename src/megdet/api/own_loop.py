@@ -3,7 +3,7 @@
 Cross-device batch norm for any model is `megdet.layers.convert_batch_norm`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -213,6 +213,16 @@ class ModuleRates:
         self._first, factors = None, self.factors
         for group in self.agvm.optimizer.param_groups:
             group["lr"] = rate * factors[group["module"]]
+
+    def state_dict(self) -> dict[str, float]:
+        """The factors by module, for a checkpoint of yours: a run that goes on without them begins with 1 again."""
+        return self.factors
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Go on with the factors of a checkpoint. Raises InputError where they are of other modules."""
+        if list(state) != list(self.agvm.parts):
+            raise InputError(f"factors of {', '.join(state)} do not fit the modules {', '.join(self.agvm.parts)}")
+        self.agvm.restore({"factors": torch.tensor(list(state.values()), dtype=torch.float64)})
 
     def _gradients(self) -> list[Tensor]:
         return [torch.zeros_like(own) if own.grad is None else own.grad for own in self.parameters]

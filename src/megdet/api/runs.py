@@ -75,7 +75,7 @@ def train(
     own = load_recipe(str(recipe), _dotted(overrides))
     world = start_world(device)
     folder = RunFolder(Path("runs") / recipe_name(str(recipe)) if run is None else run)
-    return trained_run(own, folder, RunOptions(default_workers() if workers is None else workers, **options), world)
+    return trained_run(own, folder, RunOptions(_number_of(workers), **options), world)
 
 
 def trained_run(recipe: Recipe, folder: RunFolder, options: RunOptions, world: World) -> TrainedRun:
@@ -129,10 +129,21 @@ def evaluate(
         if fold:
             fold_batch_norms(trained.model)
         is_own = data is None and not overrides and not fold
-        number = default_workers() if workers is None else workers
         return evaluate_run(
-            trained, folder, world, data, workers=number, out=None if out is None else Path(out), is_own=is_own
+            trained,
+            folder,
+            world,
+            data,
+            workers=_number_of(workers),
+            out=None if out is None else Path(out),
+            is_own=is_own,
         ).numbers
+
+
+def _number_of(workers: int | None) -> int:
+    if workers is not None and workers < 0:
+        raise InputError(f"workers is {workers}: it is a number of processes, 0 for none")
+    return default_workers() if workers is None else workers
 
 
 def _dotted(overrides: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def convert_yolo(folder: Path, out: Path, images: Path | None = None) -> list[Co
         InputError: there are no labels, no images or no class names, a label file has no image, or a file is malformed.
     """
     texts = [path for path in visible_files(folder) if path.suffix.lower() == ".txt"]
-    names, num_keypoint_values = _read_names(_names_file(folder))
+    names, num_keypoint_values = read_names(_names_file(folder))
     files = ImageFiles(images or folder)
     labels = _labels_of(files, texts, folder)
     labelled = []
@@ -138,8 +138,8 @@ def _has_names(path: Path) -> bool:
     return any(line.startswith(("names:", '"names":', "'names':", "{")) for _, line in numbered_lines(path))
 
 
-def _read_names(path: Path) -> tuple[list[str], int]:
-    """The class names, and how many numbers the keypoints of an object have."""
+def read_names(path: Path) -> tuple[list[str], int]:
+    """The class names of a file, and how many numbers the keypoints of an object have. Raises InputError."""
     if path.suffix.lower() not in (".yaml", ".yml"):
         lines = [line.strip() for line in read_text(path).rstrip().splitlines()]
         if "" in lines:
@@ -157,7 +157,7 @@ def _read_names(path: Path) -> tuple[list[str], int]:
 def _checked_names(path: Path, names: list[str]) -> list[str]:
     if not names:
         raise InputError(f"{path}: no class names in this file")
-    if twice := next((name for place, name in enumerate(names) if name in names[:place]), None):
+    if (twice := next((name for place, name in enumerate(names) if name in names[:place]), None)) is not None:
         raise InputError(f"{path}: two classes are called {shown(twice)}: give each a name of its own")
     return names
 

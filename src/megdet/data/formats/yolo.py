@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from megdet.data.formats.converted import Converted, number_of, numbered_lines
-from megdet.data.formats.image_files import KIND_NAMES, ImageFiles, folders_below, split_of, visible_files
+from megdet.data.formats.image_files import KIND_NAMES, ImageFiles, composed, folders_below, split_of, visible_files
 from megdet.data.formats.labelled import LabelledImage, LabelledObject, box_around, write_labelled
 from megdet.data.image import image_size
 from megdet.errors import InputError, shown
@@ -72,10 +72,10 @@ def _labels_of(files: ImageFiles, texts: Sequence[Path], folder: Path) -> dict[P
     """The label file of each image that has one."""
     by_stem: dict[str, list[Path]] = defaultdict(list)
     for text in texts:
-        by_stem[text.stem].append(text)
+        by_stem[composed(text.stem)].append(text)
     labels: dict[Path, Path] = {}
     for path in files.paths:
-        found = by_stem.get(path.stem, ())
+        found = by_stem.get(composed(path.stem), ())
         beside = [text for text in found if text.parent == path.parent]
         near = beside or [text for text in found if _part(text, folder) == _part(path, files.root)]
         if len(near) > 1:
@@ -85,7 +85,7 @@ def _labels_of(files: ImageFiles, texts: Sequence[Path], folder: Path) -> dict[P
     taken = set(labels.values())
     for path in files.paths:
         own_split = split_of(path, files.root)
-        left = [text for text in by_stem.get(path.stem, ()) if text not in taken]
+        left = [text for text in by_stem.get(composed(path.stem), ()) if text not in taken]
         left = [text for text in left if split_of(text, folder) in ("", own_split)]
         if path not in labels and len(left) == 1:
             labels[path] = left[0]

@@ -87,7 +87,10 @@ def test_evaluate_and_detect_take_addresses(tmp_path, data, local, server, capsy
     assert main(["detect", str(local.path), f"{server.address}/val/{name}", address, *out]) == 0
     pictures = json.loads(capsys.readouterr().out)["images"]
     assert len(pictures) == 5
-    assert pictures[0]["detections"] == pictures[1]["detections"]
+    far, zipped = (pictures[place]["detections"] for place in (0, 1))  # of one name, so their ids are their addresses
+    assert {row.pop("image_id") for row in far} == {f"{server.address}/val/{name}"}
+    assert {row.pop("image_id") for row in zipped} == {f"zip://{name}::{address.rpartition('::')[2]}"}
+    assert far == zipped
     assert len({Path(own["picture"]).name for own in pictures}) == 5
     assert main(["detect", str(local.path), f"{server.address}/val"]) == 2
     assert "a web server does not say which files it has: name each image" in capsys.readouterr().err

@@ -132,3 +132,11 @@ def test_images_in_and_outside_of_split_folders_are_refused(photos, tmp_path):
     (tmp_path / "labels.csv").write_text(HEADER + "val/a.jpg,cat,1,2,3,4\nloose.jpg,cat,1,2,3,4\n")
     with pytest.raises(InputError, match=r"loose\.jpg: it is not in the folder of a split, while .*val/a\.jpg is"):
         convert_csv(tmp_path / "labels.csv", tmp_path / "out", photos)
+
+
+def test_a_wrong_size_in_the_second_split_is_seen_before_the_first_is_written(photos, tmp_path):
+    header = "filename,width,height,class,xmin,ymin,xmax,ymax\n"
+    (tmp_path / "labels.csv").write_text(header + "train/a.jpg,40,30,x,1,2,3,4\nval/a.jpg,4,3,x,1,2,3,4\n")
+    with pytest.raises(InputError, match=r"labels\.csv:3: it says 4 x 3 pixels"):
+        convert_csv(tmp_path / "labels.csv", tmp_path / "out", photos)
+    assert not (tmp_path / "out").exists()

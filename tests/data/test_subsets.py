@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from data_factories import box_row, image_row, two_images, write_set
+from megdet.data.check import check_dataset
 from megdet.data.subsets import deal, merge_documents, read_document, sample_document, split_document
 from megdet.errors import InputError
 
@@ -140,3 +141,32 @@ def test_merged_sets_match_classes_by_name(tmp_path):
         merge_documents(
             [*documents, read_document(tmp_path / "merged.json")], [*(i for _, i in files), tmp_path], tmp_path
         )
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("/elsewhere/a.jpg", r"image 7: file_name '/elsewhere/a\.jpg' leads out of .*images: give a folder above"),
+        ("../a.jpg", r"image 7: file_name '\.\./a\.jpg' leads out of .*images: give a folder above"),
+        ("a\0.jpg", r"image 7: no file in .*images can be called 'a\\x00\.jpg'"),
+        ("loop.jpg", r"image 7: no file in .*images can be called 'loop\.jpg'"),
+    ],
+)
+def test_names_that_data_check_calls_fatal_are_not_merged(tmp_path, name, message):
+    file, images = write_set(tmp_path, two_images())
+    (images / "loop.jpg").symlink_to("loop.jpg")
+    rows = two_images()
+    rows["images"][0]["file_name"] = name
+    file.write_text(json.dumps(rows))
+    assert any(problem.fatal for problem in check_dataset(file, images))
+    with pytest.raises(InputError, match=message):
+        merge_documents([read_document(file)], [images], tmp_path)
+
+
+def test_a_file_that_one_set_names_twice_stays_so_as_data_check_has_it(tmp_path):
+    rows = two_images()
+    rows["images"][1]["file_name"] = "a.jpg"
+    file, images = write_set(tmp_path, rows)
+    merge_documents([read_document(file)], [images], tmp_path).write(tmp_path / "merged.json")
+    for problems in (check_dataset(file, images), check_dataset(tmp_path / "merged.json", tmp_path)):
+        assert [(own.kind, own.fatal) for own in problems] == [("duplicate file name", False)]

@@ -117,6 +117,27 @@ def test_missing_voc_images_and_folders_are_refused(voc, tmp_path):
         convert_voc(tmp_path / "empty", tmp_path / "out")
 
 
+def test_an_image_of_another_size_than_its_xml_says_is_refused_before_anything_is_written(voc, tmp_path):
+    save_image(voc / "JPEGImages" / "a.jpg", 20, 15)
+    with pytest.raises(InputError, match=r"a\.xml: it says 40 x 30 pixels, but .*a\.jpg has 20 x 15: label the image"):
+        convert_voc(voc, tmp_path / "out")
+    save_image(voc / "JPEGImages" / "a.jpg", 40, 30, orientation=6)  # and so boxes from before it was turned
+    with pytest.raises(InputError, match=r"a\.xml: it says 40 x 30 pixels, but .*a\.jpg has 30 x 40"):
+        convert_voc(voc, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert convert_voc(voc, tmp_path / "out", ["train"])[0].num_images == 2
+
+
+@pytest.mark.parametrize(
+    "size", ["", "<size/>", "<size><width>0</width><height>0</height></size>", "<size><width>40</width></size>"]
+)
+def test_the_size_of_an_image_is_read_where_the_xml_has_none(voc, tmp_path, size):
+    (voc / "Annotations" / "b.xml").write_text(f"<a>{size}{_voc_object('dog', (1, 1, 40, 30))}</a>")
+    converted = convert_voc(voc, tmp_path / "out", ["train"])[0]
+    rows = json.loads(converted.annotations_file.read_text())["images"]
+    assert [(row["width"], row["height"]) for row in rows] == [(40, 30)] * 2
+
+
 @needs_shared_data
 def test_bccd_fits_its_images_and_its_stray_clicks_are_seen(tmp_path):
     converted = {c.annotations_file.stem: c for c in convert_voc(SHARED_DATA / "bccd" / "BCCD", tmp_path)}

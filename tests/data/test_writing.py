@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from data_factories import SHARED_DATA, box_row, image_row, needs_shared_data, write_set
+from megdet.data.check import check_dataset
 from megdet.data.coco import load_coco
 from megdet.data.formats.voc import convert_voc
 from megdet.data.formats.writing import write_voc, write_yolo
 from megdet.data.formats.yolo import convert_yolo
 from megdet.errors import InputError
+from megdet.plain_yaml import parse_yaml
 
 
 @pytest.fixture(autouse=True)
@@ -107,6 +109,86 @@ def test_images_that_would_share_a_label_file_are_refused(tmp_path):
         with pytest.raises(InputError, match="2 images are called 'a': rename all but one"):
             write(dataset, tmp_path / "out", "train")
     assert not (tmp_path / "out").exists()
+
+
+CAT = {"id": 1, "name": "cat"}
+
+
+def read_rows(folder, images, annotations, categories):
+    document = {"images": images, "annotations": annotations, "categories": categories}
+    return load_coco(*write_set(folder, document), keep_empty=True)
+
+
+def test_a_thin_box_at_the_far_edge_stays_in_its_voc_image(tmp_path):
+    boxes = [[63.8, 47.9, 0.2, 0.1], [0, 0, 0.2, 0.1], [10.4, 20.2, 8.2, 9.8]]
+    rows = [box_row(number, 1, 1, box) for number, box in enumerate(boxes, start=1)]
+    write_voc(read_rows(tmp_path, [image_row(1, "a.jpg", 64, 48)], rows, [CAT]), tmp_path / "voc", "train")
+    (train,) = convert_voc(tmp_path / "voc", tmp_path / "out")
+    found = json.loads(train.annotations_file.read_text())["annotations"]
+    assert [row["bbox"] for row in found] == [[63, 47, 1, 1], [0, 0, 1, 1], [10, 20, 9, 10]]
+    assert [own.kind for own in check_dataset(train.annotations_file, train.image_folder)] == ["tiny box"] * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cat", "category 7: its name 'cat' is that of category 1 too"),
+        (" cat", "category 7: its name 'cat' is that of category 1 too"),
+        ("", "category 7: its name is empty"),
+        (" ", "category 7: its name is empty"),
+        ("a\x01b", r"category 7: its name 'a\\x01b' has characters that cannot be printed"),
+        ("a\nb", r"category 7: its name 'a\\nb' has characters that cannot be printed"),
+    ],
+)
+def test_classes_that_no_reader_tells_apart_are_refused(tmp_path, name, message):
+    dataset = read_rows(tmp_path, [image_row(1, "a.jpg")], [], [CAT, {"id": 7, "name": name}])
+    for write in (write_yolo, write_voc):
+        with pytest.raises(InputError, match=rf"instances\.json, {message}: give it a name of its own"):
+            write(dataset, tmp_path / "out", "train")
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_with_wide_spaces_and_joiners_are_printable(tmp_path):
+    names = ["\u0645\u06cc\u200c\u062e", "\u732b\u3000\u72ac"]
+    categories = [{"id": number, "name": name} for number, name in enumerate(names)]
+    box = [1, 2, 10, 20]
+    dataset = read_rows(tmp_path, [image_row(1, "a.jpg")], [box_row(n, 1, n, box) for n in (0, 1)], categories)
+    write_voc(dataset, tmp_path / "voc", "train")
+    write_yolo(dataset, tmp_path / "yolo", "train")
+    assert convert_voc(tmp_path / "voc", tmp_path / "a")[0].class_names == tuple(sorted(names))
+    assert convert_yolo(tmp_path / "yolo", tmp_path / "b")[0].class_names == tuple(names)
+
+
+@pytest.mark.parametrize("name", ["a\x01.jpg", "a .jpg"])
+def test_file_names_that_voc_cannot_have_are_refused(tmp_path, name):
+    dataset = read_rows(tmp_path, [image_row(1, name)], [], [CAT])
+    with pytest.raises(InputError, match=r"image 1: VOC cannot have file_name 'a.*: rename the file"):
+        write_voc(dataset, tmp_path / "out", "train")
+    assert not (tmp_path / "out").exists()
+    write_yolo(dataset, tmp_path / "yolo", "train")
+    assert convert_yolo(tmp_path / "yolo", tmp_path / "out")[0].num_images == 1
+
+
+def test_one_file_under_two_ids_is_refused_as_one_file(tmp_path):
+    dataset = read_rows(tmp_path, [image_row(1, "z.jpg"), image_row("b", "./z.jpg")], [], [CAT])
+    for write in (write_yolo, write_voc):
+        with pytest.raises(InputError, match=r"the file '\./z\.jpg' is image 1 and image 'b': keep one of them"):
+            write(dataset, tmp_path / "out", "train")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_data_yaml_with_names_by_number_goes_on(dataset, tmp_path):
+    (tmp_path / "yolo").mkdir()
+    file = tmp_path / "yolo" / "data.yaml"
+    file.write_text("path: .  # mine\nnames:\n  0: 'кот: a'\n  1: dog\n", encoding="utf-8")
+    write_yolo(dataset, tmp_path / "yolo", "train")
+    content = {"path": ".", "names": ["кот: a", "dog"], "train": "images/train"}
+    assert parse_yaml(file.read_text(encoding="utf-8"), "data.yaml") == content
+    assert convert_yolo(tmp_path / "yolo", tmp_path / "out")[0].class_names == dataset.class_names
+    for other in ("names: {0: dog, 1: 'кот: a'}\n", "names: ['кот: a', dog]\nkpt_shape: [3, 2]\n"):
+        file.write_text(other, encoding="utf-8")
+        with pytest.raises(InputError, match=r"other classes than those of .*, or keypoints: choose another folder"):
+            write_yolo(dataset, tmp_path / "yolo", "val")
 
 
 @needs_shared_data

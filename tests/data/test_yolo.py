@@ -86,6 +86,7 @@ def test_a_bad_yolo_line_is_refused_with_its_number(yolo, tmp_path, line, messag
         (f"names: {'[' * 100_000}", "nested more than 32 deep"),
         ("names: []", "no class names"),
         ("names: [a, b, a]", "two classes are called 'a'"),
+        ("names: ['', b, '']", "two classes are called ''"),
         ("names: [a, b]\nkpt_shape: [x]", r"kpt_shape\[0\]: expected"),
         ("a: [", "not valid YAML"),
     ],

@@ -1,6 +1,7 @@
 """What evaluate and detect print and write, for runs and exported files alike."""
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePath
@@ -25,10 +26,13 @@ def draw_files(
 ) -> None:
     """Draw the detections of at least `score` on every picture, and write all of them into one JSON.
 
-    `tell` gets what was written and found. Files that cannot be read are skipped; InputError at the end names them.
+    The `image_id` of its rows is the name of the picture's file; where several pictures share it, their paths (with
+    `/`) or addresses as given. `tell` gets what was written and found. Files that cannot be read are skipped;
+    InputError at the end names them.
     Raises InputError before it begins if `out` has one of the pictures in it, or an evaluation.
     """
     _refuse_to_replace(files, out)
+    image_ids = _image_ids(files)
     found: list[tuple[Path, list[dict[str, Any]]]] = []
     unreadable: list[str] = []
     for file in files:
@@ -41,7 +45,7 @@ def draw_files(
         write_picture(picture, partial(detections.draw(score).save, format="png"))
         drawn = len(detections.above(score))
         CONSOLE.print(f"{printable(str(picture))}: {drawn} of {len(detections)} detections drawn")
-        rows = zip(detections.to_coco(), detections.names, strict=True)
+        rows = zip(detections.to_coco(image_ids[file]), detections.names, strict=True)
         found.append((picture, [{**row, "category": name} for row, name in rows]))
     unread = f"{len(unreadable)} of {len(files)} images could not be read: {'; '.join(unreadable)}"
     if not found:  # an empty file would replace that of an earlier call
@@ -82,6 +86,17 @@ def _refuse_to_replace(files: Sequence[ImageFile], out: Path) -> None:
             raise InputError(f"--out {out}: the picture {file} is in it and might be replaced: {mend}")
     if (out / "evaluation.json").is_file():
         raise InputError(f"--out {out}: its detections.json belongs to the evaluation there: {mend}")
+
+
+def _image_ids(files: Sequence[ImageFile]) -> dict[ImageFile, str]:
+    """The `image_id` of each file: its name, or the whole path or address where files elsewhere have that name."""
+    counts = Counter(name_of(file).name for file in set(files))  # a file that is named twice is one image
+    shared = {name for name, count in counts.items() if count > 1}
+    return {file: _whole_name(file) if (name := name_of(file).name) in shared else name for file in files}
+
+
+def _whole_name(file: ImageFile) -> str:
+    return file.as_posix() if isinstance(file, Path) else str(file)
 
 
 def _is_image(file: Path) -> bool:

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from megdet.data.coco import write_coco
+from megdet.data.coco import leaves_folder, write_coco
 from megdet.data.coco_file import load_columns
+from megdet.data.coco_rows import refusal
 from megdet.errors import InputError, nearest, shown
 from megdet.files import read_json
 from megdet.ops.integer_hash import hash_integers
@@ -185,13 +186,15 @@ def _with_classes(document: CocoDocument, class_names: Sequence[str]) -> CocoDoc
 def merge_documents(documents: Sequence[CocoDocument], folders: Sequence[Path], common: Path) -> CocoDocument:
     """One file of several; classes are matched by name, ids are given anew.
 
+    A file that one document names twice stays two images, as training and `megdet data check`, which warns, take it.
+
     Args:
         documents: what to merge.
         folders: the image folder of each.
         common: a folder above all of these, to which the file names of the result are relative.
 
     Raises:
-        InputError: an image is in two of them, or a file has two classes of one name.
+        InputError: an image is in two of them or leads out of its folder, or a file has two classes of one name.
     """
     ordered = [sorted(document.categories, key=lambda row: row["id"]) for document in documents]
     names = list(dict.fromkeys(row["name"] for own in ordered for row in own))
@@ -208,7 +211,7 @@ def merge_documents(documents: Sequence[CocoDocument], folders: Sequence[Path], 
         new_ids = {}
         for row in document.images:
             path = folder / row["file_name"]
-            if (before := first.setdefault(path.resolve(), number)) != number:
+            if (before := first.setdefault(_place(document, row, folder), number)) != number:
                 raise InputError(f"{document.path}: {path} is in {documents[before].path} too: remove it from one")
             new_ids[row["id"]] = len(images) + 1
             images.append({**row, "id": len(images) + 1, "file_name": path.relative_to(common).as_posix()})
@@ -216,3 +219,15 @@ def merge_documents(documents: Sequence[CocoDocument], folders: Sequence[Path], 
             new = {"id": len(annotations) + 1, "image_id": new_ids[row["image_id"]]}
             annotations.append({**row, **new, "category_id": names.index(own_names[row["category_id"]]) + 1})
     return CocoDocument(documents[0].path, {}, images, annotations, [categories[name] for name in names])
+
+
+def _place(document: CocoDocument, row: Mapping[str, Any], folder: Path) -> Path:
+    """The file of an image, links followed. Raises InputError for a name that leads elsewhere or that no file has."""
+    name: str = row["file_name"]
+    if leaves_folder(name):
+        mend = "give a folder above all of its images, and file names relative to that"
+        raise refusal(document.path, f"file_name {shown(name)} leads out of {folder}: {mend}", row["id"])
+    try:
+        return (folder / name).resolve()
+    except (OSError, ValueError, RuntimeError):  # a null character, a link to itself
+        raise refusal(document.path, f"no file in {folder} can be called {shown(name)}", row["id"]) from None

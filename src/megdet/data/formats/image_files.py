@@ -1,5 +1,7 @@
 """The files of a data set in whatever folders a tool chose: images by the names that annotations give, and splits."""
 
+import os
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -28,28 +30,32 @@ class ImageFiles:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._by_name: dict[str, list[Path]] = defaultdict(list)
+        self._in_any_case: dict[str, list[Path]] = defaultdict(list)
         self.paths = [path for path in visible_files(root) if path.suffix.lower() in IMAGE_SUFFIXES]
         if not self.paths:
             endings = ", ".join(IMAGE_SUFFIXES)
             raise InputError(f"{root}: no images in this folder ({endings}): give theirs by --images FOLDER")
         for path in self.paths:
-            for name in {path.name, path.stem}:
+            for name in {composed(path.name), composed(path.stem)}:
                 self._by_name[name].append(path)
+                self._in_any_case[name.casefold()].append(path)
 
     def find(self, named: str, where: str, beside: Path | None = None) -> Path:
         """The image that an annotation names by a path of any machine, or by a name without its ending.
 
         Of several images of that name it is the one whose folders agree with the most folders of the path, else the one
-        in the folder `beside`. `where` (file and place) begins the message.
+        in the folder `beside`. Unicode's forms of a letter are one; without an image of the name, the only one of that
+        name in another case is taken. `where` (file and place) begins the message.
 
         Raises:
             InputError: there is no such image, or there are several.
         """
-        wanted = PurePosixPath(PureWindowsPath(named).as_posix())
-        found = self._by_name.get(wanted.name, ())
-        if not found:
-            raise InputError(f"{where}: no image {shown(wanted.name)} in {self.root} or below: put it there")
-        agreeing = [(_shared_tail(path.parent.parts, wanted.parent.parts), path) for path in found]
+        wanted = PurePosixPath(composed(PureWindowsPath(named).as_posix()))
+        found = self._by_name.get(wanted.name) or self._in_another_case(wanted.name, where)
+        own_form = PureWindowsPath(named).name
+        found = [path for path in found if own_form in (path.name, path.stem)] or found
+        parts = [Path(composed(str(path.parent))).parts for path in found]
+        agreeing = [(_shared_tail(own, wanted.parent.parts), path) for own, path in zip(parts, found, strict=True)]
         most = max(count for count, _ in agreeing)
         best = [path for count, path in agreeing if count == most]
         if len(best) > 1:
@@ -57,6 +63,23 @@ class ImageFiles:
         if len(best) > 1:
             raise InputError(f"{where}: its image may be {best[0]} or {best[1]}: keep one of them")
         return best[0]
+
+    def _in_another_case(self, name: str, where: str) -> list[Path]:
+        """The only image of a name in another case. Raises InputError if there is none, or if there are several."""
+        found = self._in_any_case.get(name.casefold(), [])
+        if not found:
+            raise InputError(f"{where}: no image {shown(name)} in {self.root} or below: put it there")
+        if len(found) > 1:
+            raise InputError(
+                f"{where}: no image {shown(name)} in {self.root} or below, and in another case it may be {found[0]} or "
+                f"{found[1]}: write the name as it is, or keep one of them"
+            )
+        return found
+
+
+def composed(name: str) -> str:
+    """A name in Unicode's form NFC: some systems write an accent as a character of its own."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _shared_tail(ours: Sequence[str], theirs: Sequence[str]) -> int:
@@ -70,14 +93,29 @@ def _shared_tail(ours: Sequence[str], theirs: Sequence[str]) -> int:
 
 
 def visible_files(folder: Path) -> list[Path]:
-    """The files in a folder and below, sorted, without hidden ones. Raises InputError if there is no such folder."""
+    """The files in a folder and below, sorted, without hidden ones; links to folders are followed.
+
+    Each folder counts once, at its own place rather than at that of a link. A link to a folder above itself is passed
+    over. Raises InputError if there is no such folder.
+    """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if not any(part.startswith(".") for part in path.relative_to(folder).parts) and path.is_file()
-    )
+    files: list[Path] = []
+    walked: set[Path] = set()
+    tops = [folder]
+    while tops:
+        links: list[Path] = []
+        for place, inside, names in (found for top in tops for found in os.walk(top)):
+            inside[:] = [name for name in inside if not name.startswith(".")]
+            real = Path(place).resolve()
+            if real in walked:
+                inside.clear()
+                continue
+            walked.add(real)
+            links += [path for name in inside if (path := Path(place, name)).is_symlink()]
+            files += [path for name in names if not name.startswith(".") and (path := Path(place, name)).is_file()]
+        tops = [link for link in sorted(links) if not link.parent.resolve().is_relative_to(link.resolve())]
+    return sorted(files)
 
 
 def files_of(source: Path, suffix: str) -> list[Path]:

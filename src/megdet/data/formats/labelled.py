@@ -68,6 +68,7 @@ def write_labelled(
                     f"{own.where}: the box of an object ({shown(one.name)}) is not finite or far too large"
                 )
     refuse_mixed_splits((own.path, split) for own, split in zip(labelled, splits, strict=True))
+    sizes = [checked_size(own.path, own.size, own.where) for own in labelled]  # all, before a file is written
     members: dict[str, list[tuple[int, LabelledImage]]] = defaultdict(list)
     for number, (own, split) in enumerate(zip(labelled, splits, strict=True), start=1):
         members[split or "all"].append((number, own))
@@ -76,7 +77,7 @@ def write_labelled(
         folder = Path(os.path.commonpath([own.path.parent for _, own in members[split]]))
         rows, annotations = [], []
         for number, own in members[split]:
-            height, width = _size(own)
+            height, width = sizes[number - 1]
             file_name = own.path.relative_to(folder).as_posix()
             rows.append({"id": number, "file_name": file_name, "width": width, "height": height})
             for one in own.objects:
@@ -106,11 +107,15 @@ def box_around(polygons: Sequence[Sequence[float]]) -> tuple[float, float, float
     return min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
 
 
-def _size(own: LabelledImage) -> tuple[int, int]:
-    found = image_size(own.path)
-    if own.size is not None and own.size != found:
+def checked_size(path: Path, declared: tuple[int, int] | None, where: str) -> tuple[int, int]:
+    """Height and width of an image in pixels as displayed.
+
+    Raises InputError if it cannot be read, or if its annotations, read from `where`, declare another size.
+    """
+    found = image_size(path)
+    if declared is not None and declared != found:
         raise InputError(
-            f"{own.where}: it says {own.size[1]} x {own.size[0]} pixels, but {own.path} has {found[1]} x {found[0]}: "
+            f"{where}: it says {declared[1]} x {declared[0]} pixels, but {path} has {found[1]} x {found[0]}: "
             "label the image as it is, or resize it back"
         )
     return found

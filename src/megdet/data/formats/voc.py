@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from megdet.data.formats.converted import Converted, annotation_row, number_of, numbered_lines, write_converted
+from megdet.data.formats.labelled import checked_size
 from megdet.data.formats.voc_folder import VocFolder, find_voc, folder_splits, listed_files
 from megdet.data.formats.xml_file import parse_xml
-from megdet.data.image import image_size
 from megdet.errors import InputError
 
 
@@ -39,7 +39,8 @@ def convert_voc(
             evaluation. Otherwise they are plain objects. The key `difficult` is kept either way.
 
     Raises:
-        InputError: a file or folder is missing, malformed or ambiguous; the message names it.
+        InputError: a file or folder is missing, malformed or ambiguous, or an image has another size than its XML file
+            says; the message names it.
     """
     found = find_voc(folder)
     members = _voc_splits(found, splits)
@@ -49,14 +50,14 @@ def convert_voc(
     category_ids = {name: number for number, name in enumerate(class_names, start=1)}
     image_files = {path: found.image_of(path, parsed[path][2], split) for split in members for path in members[split]}
     _refuse_two_of_one_image(image_files)
+    sizes = {path: checked_size(image, parsed[path][1], str(path)) for path, image in image_files.items()}
     image_folder = Path(os.path.commonpath([path.parent for path in image_files.values()] or [found.root]))
 
     converted = []
     for split, files in members.items():
         images, annotations = [], []
         for path in files:
-            rows, size, _ = parsed[path]
-            width, height = size if min(size) > 0 else image_size(image_files[path])[::-1]
+            rows, (height, width) = parsed[path][0], sizes[path]
             file_name = image_files[path].relative_to(image_folder).as_posix()
             images.append({"id": image_ids[path], "file_name": file_name, "width": width, "height": height})
             for row in rows:
@@ -97,8 +98,8 @@ def _refuse_two_of_one_image(image_files: Mapping[Path, Path]) -> None:
             raise InputError(f"{owner[image]} and {xml_file} are both of {image}: remove one of them")
 
 
-def _read_voc_file(path: Path) -> tuple[list[dict[str, Any]], tuple[int, int], str]:
-    """The objects of a file, its (width, height), 0 if missing, and the name of its image."""
+def _read_voc_file(path: Path) -> tuple[list[dict[str, Any]], tuple[int, int] | None, str]:
+    """The objects of a file, the height and width of its image, None if one is missing or 0, and the image's name."""
     root = parse_xml(path)
     rows = []
     for number, element in enumerate(root.iter("object"), start=1):
@@ -111,6 +112,6 @@ def _read_voc_file(path: Path) -> tuple[list[dict[str, Any]], tuple[int, int], s
         if corners[2] < corners[0] or corners[3] < corners[1]:
             raise InputError(f"{path}: object {number} ({name}): its second corner lies before the first: {corners}")
         rows.append({"name": name, "corners": corners, "difficult": element.findtext("difficult", "0").strip() == "1"})
-    sides = [number_of(root.findtext(f"size/{key}")) for key in ("width", "height")]
-    width, height = (int(side) if math.isfinite(side) else 0 for side in sides)
-    return rows, (width, height), (root.findtext("filename") or "").strip() or path.stem
+    sides = [number_of(root.findtext(f"size/{key}")) for key in ("height", "width")]
+    size = (int(sides[0]), int(sides[1])) if all(side >= 1 for side in sides) else None
+    return rows, size, (root.findtext("filename") or "").strip() or path.stem

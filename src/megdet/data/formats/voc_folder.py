@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from megdet.data.formats.image_files import KIND_NAMES, SPLIT_NAMES, visible_files
+from megdet.data.formats.image_files import KIND_NAMES, SPLIT_NAMES, composed, visible_files
 from megdet.data.image import IMAGE_SUFFIXES
 from megdet.errors import InputError
 
@@ -21,7 +21,7 @@ class VocFolder:
     image_sets: Mapping[str, Path]
     """the lists of `ImageSets/Main` by the name of their split; empty where folders are the splits"""
     images: Mapping[str, Sequence[Path]]
-    """image files by their names, and by their names without the ending"""
+    """image files by their names, and by their names without the ending, in Unicode's form NFC"""
 
     def image_of(self, xml_file: Path, named: str, split: str) -> Path:
         """The image of an XML file whose `filename` is `named`.
@@ -33,7 +33,7 @@ class VocFolder:
         """
         name = PurePosixPath(PureWindowsPath(named).as_posix()).name  # some tools write a path on their own machine
         for wanted in dict.fromkeys((xml_file.stem, name, PurePosixPath(name).stem)):
-            found = self._in_reach(xml_file, self.images.get(wanted, ()))
+            found = self._in_reach(xml_file, self.images.get(composed(wanted), ()))
             if len(found) > 1 and len(exact := [path for path in found if path.name == name]) == 1:
                 found = exact
             if len(found) > 1:
@@ -88,7 +88,7 @@ def find_voc(folder: Path) -> VocFolder:
     images: dict[str, list[Path]] = defaultdict(list)
     for path in files:
         if path.suffix.lower() in IMAGE_SUFFIXES and path.is_relative_to(root):
-            for name in {path.name, path.stem}:
+            for name in {composed(path.name), composed(path.stem)}:
                 images[name].append(path)
     return VocFolder(root, tuple(xml_files), {path.stem: path for path in lists}, dict(images))
 
@@ -126,9 +126,10 @@ def listed_files(found: VocFolder, split: str, lines: Iterable[str]) -> list[Pat
     for path in found.xml_files:
         place = path.relative_to(found.root).with_suffix("")
         for name in {path.stem, place.as_posix(), PurePosixPath(*place.parts[1:]).as_posix()}:
-            by_name[name].append(path)
+            by_name[composed(name)].append(path)
 
     def files_called(name: str) -> list[Path]:
+        name = composed(name)
         has_ending = PurePosixPath(name).suffix.lower() in (*IMAGE_SUFFIXES, ".xml")
         return by_name.get(name) or by_name.get(str(PurePosixPath(name).with_suffix("")) if has_ending else name, [])
 

@@ -5,12 +5,14 @@ import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from megdet.data.annotations import Annotations
 from megdet.data.coco import CocoDataset
 from megdet.data.far.folder import local_folder
 from megdet.data.formats.image_files import refuse_odd_split
-from megdet.errors import InputError, shown
+from megdet.data.formats.yolo import read_names
+from megdet.errors import InputError, printable, shown
 from megdet.files import cannot_write, make_folder, read_text, replace_file
 from megdet.plain_yaml import dump_yaml, parse_yaml
 
@@ -33,16 +35,20 @@ def write_yolo(dataset: CocoDataset, out: Path, split: str) -> Written:
     which YOLO does not have.
 
     Raises:
-        InputError: `out` has other classes or this split already, two images would share a label file, or a file cannot
-            be written.
+        InputError: `out` has other classes or this split already, two images would share a label file, two classes
+            have one name or a name cannot be printed, or a file cannot be written.
     """
     refuse_odd_split(split, str(dataset.annotations_file))
     folder = local_folder(dataset.image_folder, "data convert")
     names = list(dataset.class_names)
     yaml_file = out / "data.yaml"
-    found = parse_yaml(read_text(yaml_file), str(yaml_file)) if yaml_file.exists() else {"names": names}
-    if not isinstance(found, dict) or found.get("names") != names:
-        raise InputError(f"{yaml_file}: other classes than those of {dataset.annotations_file}: choose another folder")
+    found: dict[str, Any] = {"names": names}
+    if yaml_file.exists():
+        if read_names(yaml_file) != (names, 0):
+            fault = f"other classes than those of {dataset.annotations_file}, or keypoints"
+            raise InputError(f"{yaml_file}: {fault}: choose another folder")
+        found = {**parse_yaml(read_text(yaml_file), str(yaml_file)), **found}
+    _refuse_odd_classes(dataset)
     _refuse_used(out / "labels" / split)
     _refuse_shared(dataset)
     num_boxes = 0
@@ -67,12 +73,14 @@ def write_voc(dataset: CocoDataset, out: Path, split: str) -> Written:
     is an object marked difficult, which VOC's evaluation passes over. Masks are not written.
 
     Raises:
-        InputError: `out` has this split or one of these images already, two images would share an XML file, or a file
-            cannot be written.
+        InputError: `out` has this split or one of these images already, two images would share an XML file, two classes
+            have one name, a name cannot be printed or a file's ends in a space, or a file cannot be written.
     """
     refuse_odd_split(split, str(dataset.annotations_file))
     folder = local_folder(dataset.image_folder, "data convert")
     _refuse_used(out / "ImageSets" / "Main" / f"{split}.txt")
+    _refuse_odd_classes(dataset)
+    _refuse_odd_files(dataset)
     _refuse_shared(dataset)
     stems = []
     for index, name in enumerate(dataset.file_names):
@@ -87,7 +95,7 @@ def write_voc(dataset: CocoDataset, out: Path, split: str) -> Written:
             ElementTree.SubElement(size, key).text = str(value)
         own = dataset.annotations[index]
         for box, label, is_crowd in zip(own.boxes.tolist(), own.labels.tolist(), own.is_crowd.tolist(), strict=True):
-            _add_object(root, dataset.class_names[label], box, is_difficult=is_crowd)
+            _add_object(root, dataset.class_names[label], box, (width, height), is_difficult=is_crowd)
         ElementTree.indent(root)
         _write(file, ElementTree.tostring(root, encoding="unicode") + "\n")
         _link(folder / name, out / "JPEGImages" / name)
@@ -97,8 +105,12 @@ def write_voc(dataset: CocoDataset, out: Path, split: str) -> Written:
     return Written(out, len(dataset), len(dataset.annotations.boxes) - crowds, crowds)
 
 
-def _add_object(root: ElementTree.Element, name: str, box: list[float], *, is_difficult: bool) -> None:
+def _add_object(
+    root: ElementTree.Element, name: str, box: list[float], size: tuple[int, int], *, is_difficult: bool
+) -> None:
+    """Add an object with a box in an image of this width and height."""
     x1, y1, x2, y2 = (round(value) for value in box)
+    x1, y1 = min(x1, size[0] - 1), min(y1, size[1] - 1)  # the one pixel of a thin box at the far edge lies in the image
     element = ElementTree.SubElement(root, "object")
     ElementTree.SubElement(element, "name").text = name
     ElementTree.SubElement(element, "difficult").text = str(int(is_difficult))
@@ -118,12 +130,50 @@ def _refuse_used(path: Path) -> None:
         raise InputError(f"{path} exists: choose another folder, or delete it")
 
 
+def _refuse_odd_classes(dataset: CocoDataset) -> None:
+    """Refuse names of classes that readers do not tell apart or cannot read; spaces around a name do not count."""
+    names = [name.strip() for name in dataset.class_names]
+    for number, name in zip(dataset.category_ids, names, strict=True):
+        fault = ""
+        if not name:
+            fault = "its name is empty"
+        elif not _is_printable(name):
+            fault = f"its name {shown(name)} has characters that cannot be printed"
+        elif (first := dataset.category_ids[names.index(name)]) != number:
+            fault = f"its name {shown(name)} is that of category {first} too"
+        if fault:
+            raise InputError(f"{dataset.annotations_file}, category {number}: {fault}: give it a name of its own")
+
+
+def _refuse_odd_files(dataset: CocoDataset) -> None:
+    """Refuse names of files that XML and lists with a name a line do not have."""
+    for image_id, name in zip(dataset.image_ids, dataset.file_names, strict=True):
+        stem = str(Path(name).with_suffix(""))
+        if stem != stem.strip() or not _is_printable(name):
+            fault = f"VOC cannot have file_name {shown(name)}, for a space at its end or what cannot be printed"
+            raise InputError(f"{dataset.annotations_file}, image {shown(image_id)}: {fault}: rename the file")
+
+
+def _is_printable(name: str) -> bool:
+    return printable(name) == "".join(" " if character.isspace() else character for character in name)
+
+
 def _refuse_shared(dataset: CocoDataset) -> None:
-    """Refuse images that differ in their endings only, since a label file has the name of its image."""
+    """Refuse images that differ in their endings only or not at all: a label file has the name of its image."""
     stems = Counter(str(Path(name).with_suffix("")) for name in dataset.file_names)
     stem, count = stems.most_common(1)[0]
-    if count > 1:
-        raise InputError(f"{dataset.annotations_file}: {count} images are called {shown(stem)}: rename all but one")
+    if count == 1:
+        return
+    places = [place for place, name in enumerate(dataset.file_names) if str(Path(name).with_suffix("")) == stem]
+    first: dict[Path, int] = {}
+    for place in places:
+        name = dataset.file_names[place]
+        if (before := first.setdefault(Path(name), place)) != place:
+            one, other = (shown(dataset.image_ids[own]) for own in (before, place))
+            raise InputError(
+                f"{dataset.annotations_file}: the file {shown(name)} is image {one} and image {other}: keep one of them"
+            )
+    raise InputError(f"{dataset.annotations_file}: {count} images are called {shown(stem)}: rename all but one")
 
 
 def _write(path: Path, text: str) -> None:

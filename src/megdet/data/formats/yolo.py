@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from megdet.data.formats.converted import Converted, number_of, numbered_lines
-from megdet.data.formats.image_files import KIND_NAMES, ImageFiles, folders_below, split_of, visible_files
+from megdet.data.formats.image_files import KIND_NAMES, ImageFiles, composed, folders_below, split_of, visible_files
 from megdet.data.formats.labelled import LabelledImage, LabelledObject, box_around, write_labelled
 from megdet.data.image import image_size
 from megdet.errors import InputError, shown
@@ -50,7 +50,7 @@ def convert_yolo(folder: Path, out: Path, images: Path | None = None) -> list[Co
         InputError: there are no labels, no images or no class names, a label file has no image, or a file is malformed.
     """
     texts = [path for path in visible_files(folder) if path.suffix.lower() == ".txt"]
-    names, num_keypoint_values = _read_names(_names_file(folder))
+    names, num_keypoint_values = read_names(_names_file(folder))
     files = ImageFiles(images or folder)
     labels = _labels_of(files, texts, folder)
     labelled = []
@@ -72,10 +72,10 @@ def _labels_of(files: ImageFiles, texts: Sequence[Path], folder: Path) -> dict[P
     """The label file of each image that has one."""
     by_stem: dict[str, list[Path]] = defaultdict(list)
     for text in texts:
-        by_stem[text.stem].append(text)
+        by_stem[composed(text.stem)].append(text)
     labels: dict[Path, Path] = {}
     for path in files.paths:
-        found = by_stem.get(path.stem, ())
+        found = by_stem.get(composed(path.stem), ())
         beside = [text for text in found if text.parent == path.parent]
         near = beside or [text for text in found if _part(text, folder) == _part(path, files.root)]
         if len(near) > 1:
@@ -85,7 +85,7 @@ def _labels_of(files: ImageFiles, texts: Sequence[Path], folder: Path) -> dict[P
     taken = set(labels.values())
     for path in files.paths:
         own_split = split_of(path, files.root)
-        left = [text for text in by_stem.get(path.stem, ()) if text not in taken]
+        left = [text for text in by_stem.get(composed(path.stem), ()) if text not in taken]
         left = [text for text in left if split_of(text, folder) in ("", own_split)]
         if path not in labels and len(left) == 1:
             labels[path] = left[0]
@@ -138,8 +138,8 @@ def _has_names(path: Path) -> bool:
     return any(line.startswith(("names:", '"names":', "'names':", "{")) for _, line in numbered_lines(path))
 
 
-def _read_names(path: Path) -> tuple[list[str], int]:
-    """The class names, and how many numbers the keypoints of an object have."""
+def read_names(path: Path) -> tuple[list[str], int]:
+    """The class names of a file, and how many numbers the keypoints of an object have. Raises InputError."""
     if path.suffix.lower() not in (".yaml", ".yml"):
         lines = [line.strip() for line in read_text(path).rstrip().splitlines()]
         if "" in lines:
@@ -157,7 +157,7 @@ def _read_names(path: Path) -> tuple[list[str], int]:
 def _checked_names(path: Path, names: list[str]) -> list[str]:
     if not names:
         raise InputError(f"{path}: no class names in this file")
-    if twice := next((name for place, name in enumerate(names) if name in names[:place]), None):
+    if (twice := next((name for place, name in enumerate(names) if name in names[:place]), None)) is not None:
         raise InputError(f"{path}: two classes are called {shown(twice)}: give each a name of its own")
     return names
 

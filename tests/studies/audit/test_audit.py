@@ -25,6 +25,7 @@ from megdet.run_folder.ledger import Images, Steps, course, read_chain
 from megdet.run_folder.metrics import read_metrics
 from megdet.studies.audit import stretches
 from megdet.studies.audit.audit import Audit, Request, audit
+from megdet.studies.replay import replay as replay_module
 from megdet.training import run as run_module
 from megdet.training.loop import train
 from megdet.training.run import RunOptions
@@ -316,6 +317,38 @@ def test_other_detections_are_noted(run: RunFolder) -> None:
     found = audited(run, stretches=0)
     assert found.notes[0].startswith("metrics.jsonl has evaluations that are in no line (step 3)")
     assert found.notes[1].startswith("evaluation.json is not what the training found after step 5; ")
+
+
+def test_a_run_that_would_not_begin_today_is_resumed_computed_again_and_replayed(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Earlier versions trained a bn_size that no batch norm uses, and anchors without area."""
+    norms = {name: "group" for name, norm in recipe.model.norms.items() if norm == "batch" and name != "backbone"}
+    model = replace(recipe.model, **{name: replace(getattr(recipe.model, name), norm=n) for name, n in norms.items()})
+    backbone = replace(model.backbone, frozen_stages=5)
+    anchors = replace(model.anchors, ratios=(0.01, 0.5, 1.0), whole_pixels=True)
+    flat, frozen = (
+        replace(recipe, model=own) for own in (replace(model, anchors=anchors), replace(model, backbone=backbone))
+    )
+    folder = RunFolder(tmp_path / "run")
+    for own, why in (
+        (flat, "would have no area in whole pixels"),
+        (frozen, "no batch norm of this detector is trained"),
+    ):
+        with pytest.raises(InputError, match=why):
+            train(own, folder, OPTIONS, ALONE)
+    old = replace(recipe, model=replace(model, anchors=anchors, backbone=backbone))
+    with monkeypatch.context() as patches:
+        patches.setattr(run_module, "check_new_recipe", lambda _: None)
+        patches.setattr("megdet.training.trainer.has_statistics", lambda _: True)
+        train(old, folder, OPTIONS, ALONE)
+    for step in (4, 5):
+        shutil.rmtree(checkpoint_path(folder, step))
+    train(old, folder, OPTIONS, ALONE)
+    found = audited(folder)
+    assert found.holds, found.faults
+    assert 0 in {own.first for own in found.again}
+    assert replay_module.replay(replay_module.Request(folder.path, 1, tmp_path / "replay"), ALONE).started_from == 0
 
 
 def test_a_run_without_a_ledger_is_refused(run: RunFolder) -> None:

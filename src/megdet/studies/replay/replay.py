@@ -124,7 +124,7 @@ def _replay_rank(world: World, request: Request, options: RunOptions) -> Replay 
     backs = [line["step"] for line in lines if "rolled_back" in line and line["step"] < request.step]
     count = len(backs) if request.roll_backs is None else request.roll_backs
     start = world.on_first(lambda: _start_of(folder, request, backs, count))
-    with open_run(recipe, world, options, start=start) as run:
+    with open_run(recipe, world, options, start=start, is_new=False) as run:
         if request.step > run.last_step:
             raise InputError(f"--step {request.step}: the run has {run.last_step} steps")
         run.position = replace(run.position, roll_backs=count, rolled_back_to=backs[count - 1] if count else -1)

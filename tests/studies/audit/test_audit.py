@@ -27,6 +27,7 @@ from megdet.studies.audit import stretches
 from megdet.studies.audit.audit import Audit, Request, audit
 from megdet.studies.replay import replay as replay_module
 from megdet.training import run as run_module
+from megdet.training.evaluations.evaluations import Evaluations
 from megdet.training.loop import train
 from megdet.training.run import RunOptions
 from run_folders import load_checkpoint
@@ -317,6 +318,37 @@ def test_other_detections_are_noted(run: RunFolder) -> None:
     found = audited(run, stretches=0)
     assert found.notes[0].startswith("metrics.jsonl has evaluations that are in no line (step 3)")
     assert found.notes[1].startswith("evaluation.json is not what the training found after step 5; ")
+
+
+def test_a_run_killed_between_an_evaluation_and_its_mark_and_again_in_the_next_start_is_not_accused(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second start takes the evaluation out of metrics.jsonl, to make it again."""
+    recipe = replace(recipe, evaluation=replace(recipe.evaluation, every_epochs=1))
+    folder, evaluated = RunFolder(tmp_path / "run"), run_module.Run.evaluated
+
+    def dying(run: run_module.Run, step: int, numbers: Any) -> None:
+        if step == 4:
+            assert run.writer is not None
+            run.writer.wait()  # what was queued before is on the disk
+            raise KeyboardInterrupt
+        evaluated(run, step, numbers)
+
+    def dying_at_once(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    for owner, name, dies in ((run_module.Run, "evaluated", dying), (Evaluations, "_evaluate", dying_at_once)):
+        with monkeypatch.context() as patches:
+            patches.setattr(owner, name, dies)
+            with pytest.raises(KeyboardInterrupt):
+                train(recipe, folder, OPTIONS, ALONE)
+    assert [line["step"] for line in read_metrics(folder.metrics) if "evaluation" in line] == [2]
+    assert audited(folder, stretches=0).faults == ()
+    train(recipe, folder, OPTIONS, ALONE)
+    found = audited(folder, stretches=0)
+    assert (found.faults, [note for note in found.notes if "in no line" in note]) == ((), [])
+    lose_score(folder)
+    assert not audited(folder, stretches=0).holds, "an evaluation cannot be taken out unnoticed"
 
 
 def test_a_run_that_would_not_begin_today_is_resumed_computed_again_and_replayed(

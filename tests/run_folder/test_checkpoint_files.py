@@ -192,6 +192,24 @@ def test_a_checkpoint_that_cannot_be_deleted_is_told_of_once_and_costs_no_other(
     assert names_in(folder) == ["step_00000006"]
 
 
+def test_a_hidden_name_that_is_taken_costs_no_save(folder, monkeypatch):
+    """The same steps are saved, abandoned and replaced again and again, and nothing hidden can be deleted."""
+    later, replaced, unfinished = "deleted_step_00000004", "replaced_step_00000003", "step_00000003"
+    hidden = [f".unfinished_{name}{number}" for name in (later, replaced) for number in ("", "_2")]
+    (folder.checkpoints / f".unfinished_{unfinished}").mkdir(parents=True)
+    with monkeypatch.context() as patches:
+        undeletable(patches, *hidden, f".unfinished_{unfinished}")
+        save(folder, 3)
+        for images in (1, 2):
+            save(folder, 4)
+            with pytest.raises(LeftBehindError):
+                save(folder, 3, num_images=images)
+        assert load_checkpoint(folder.checkpoints / "step_00000003")[1].num_images == 2
+        assert names_in(folder) == sorted([*hidden, f".unfinished_{unfinished}", "step_00000003"])
+    save(folder, 5)
+    assert names_in(folder) == ["step_00000003", "step_00000005"], "all of them are found once they can be deleted"
+
+
 def test_a_folder_without_checkpoints_has_no_latest(tmp_path, folder):
     assert latest_checkpoint(folder) is None
     assert latest_checkpoint(RunFolder(tmp_path / "missing")) is None

@@ -23,6 +23,7 @@ import re
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -141,11 +142,11 @@ def save_checkpoint(
         raise ValueError(f"keep must be at least 1, not {keep}")
     step = state.step
     final = checkpoint_path(folder, step)
-    unfinished = folder.checkpoints / f"{UNFINISHED}{final.name}"
     try:
         folder.checkpoints.mkdir(parents=True, exist_ok=True)
         for leftover in folder.checkpoints.glob(f"{UNFINISHED}*"):
             shutil.rmtree(leftover, ignore_errors=True)  # what stays was told of when it was to be deleted
+        unfinished = _hidden(final, "")
         unfinished.mkdir()
         try:
             _write(unfinished, tensors, state)
@@ -283,7 +284,7 @@ def _rename(unfinished: Path, final: Path) -> list[Path]:
     if not final.exists():
         unfinished.rename(final)
         return []
-    replaced = final.with_name(f"{UNFINISHED}replaced_{final.name}")
+    replaced = _hidden(final, "replaced_")
     final.rename(replaced)
     try:
         unfinished.rename(final)
@@ -295,7 +296,14 @@ def _rename(unfinished: Path, final: Path) -> list[Path]:
 
 def _hide(path: Path) -> Path:
     """Hide a checkpoint, so that an interrupted deletion never looks like a damaged one; returns its new path."""
-    return path if path.name.startswith(UNFINISHED) else path.rename(path.with_name(f"{UNFINISHED}deleted_{path.name}"))
+    return path if path.name.startswith(UNFINISHED) else path.rename(_hidden(path, "deleted_"))
+
+
+def _hidden(path: Path, why: str) -> Path:
+    """A hidden name that is free: a folder of an earlier time that could not be deleted may still have the first."""
+    name = f"{UNFINISHED}{why}{path.name}"
+    names = chain([name], (f"{name}_{number}" for number in count(2)))
+    return next(own for own in map(path.with_name, names) if not own.exists())
 
 
 def _delete(paths: Sequence[Path]) -> None:

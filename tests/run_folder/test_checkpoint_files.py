@@ -319,7 +319,7 @@ def of(**changes):
     [
         ("[]", "expected object, got array"),
         ("{}", "missing required field format"),
-        ('{"format": 1}', "has format 1, this megdet reads format 2"),
+        ('{"format": 1}', "has format 1, this megdet reads 2 and 3"),
         ('{"format": 2}', "missing required field tensors"),
         ('{"format": 2, "tensors": 3, "state": {}}', "tensors: expected object, got int, here stands 3"),
         ('{"format": 2, "tensors": {"../../x": "00"}, "state": {}}', r"invalid enum value '\.\./\.\./x'"),
@@ -340,6 +340,16 @@ def test_a_state_of_another_format_or_of_wrong_types_is_refused_in_one_line(fold
     with pytest.raises(InputError, match=rf"state\.json.*{message}.*delete the folder") as refused:
         open_checkpoint(path)
     assert "\n" not in str(refused.value)
+
+
+def test_a_checkpoint_of_a_newer_megdet_is_not_called_damaged(folder):
+    path = save(folder, 5)
+    (path / "state.json").write_text('{"format": 4, "state": [], "tensors": "elsewhere"}')
+    with pytest.raises(
+        InputError, match=r"state\.json has format 4, this megdet reads 2 and 3: update megdet$"
+    ) as refused:
+        open_checkpoint(path)
+    assert not isinstance(refused.value, DamagedError)
 
 
 def test_a_missing_checkpoint_is_refused(folder):

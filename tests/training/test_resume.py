@@ -135,6 +135,7 @@ def test_a_checkpoint_of_a_newer_megdet_stops_the_start_and_stays_as_it_is(recip
     assert before == {path: path.read_bytes() for path in stopped.checkpoints.rglob("*") if path.is_file()}
 
 
+@pytest.mark.distributed
 def test_a_run_whose_checkpoints_are_all_damaged_is_refused_and_changes_nothing(recipe, stopped):
     for path in checkpoints(stopped):
         (path / "model.safetensors").write_bytes(b"")

@@ -139,8 +139,8 @@ def listed_files(found: VocFolder, split: str, lines: Iterable[str]) -> list[Pat
         while not (files := files_called(name)):
             name, *last = name.rsplit(maxsplit=1)
             if not last:
-                path = f"{found.root / 'Annotations' / line}.xml"
-                raise InputError(f"{path}: no such file, but the split {split} names it")
+                missing = f"{found.root / 'Annotations' / line}.xml"
+                raise InputError(f"{missing}: no such file, but the split {split} names it")
         if len(files) > 1:
             raise InputError(
                 f"{found.image_sets[split]}: {name} may be {files[0]} or {files[1]}: write its folder too, or keep one"

@@ -110,17 +110,8 @@ class Anchors:
         """(key, why) of every invalid value."""
         if len(self.sizes) != 5 or min(self.sizes) <= 0:
             yield "sizes", "it must be five positive sizes, for P2 to P6"
-        yield from self.faults_of_shape()
-
-    def faults_of_shape(self) -> Iterator[tuple[str, str]]:
-        """(key, why) of ratios, and of anchors that have no area."""
         if not self.ratios or min(self.ratios) <= 0:
             yield "ratios", "it must be positive ratios"
-        elif self.whole_pixels and (flat := flat_anchor(self.level_sizes, self.ratios)):
-            yield (
-                "whole_pixels",
-                f"an anchor of size {flat[0]:g} and ratio {flat[1]:g} would have no area in whole pixels: set it false",
-            )
 
 
 def flat_anchor(
@@ -151,7 +142,8 @@ class SingleLevelAnchors(Anchors):
         """(key, why) of every invalid value."""
         if not self.sizes or min(self.sizes) <= 0:
             yield "sizes", "it must be positive sizes"
-        yield from self.faults_of_shape()
+        if not self.ratios or min(self.ratios) <= 0:
+            yield "ratios", "it must be positive ratios"
 
 
 @dataclass(frozen=True)
@@ -180,7 +172,8 @@ class OctaveAnchors(Anchors):
             yield "sizes", "it must be five positive sizes, for P3 to P7"
         elif self.whole_sizes and min(self.sizes) < 1:
             yield "sizes", "rounded down to whole pixels the smallest would be 0: set model.anchors.whole_sizes false"
-        yield from self.faults_of_shape()
+        if not self.ratios or min(self.ratios) <= 0:
+            yield "ratios", "it must be positive ratios"
 
 
 @dataclass(frozen=True)

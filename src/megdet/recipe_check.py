@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from megdet.addresses import address_fault, is_address, masked
+from megdet.architecture_parts import Anchors, flat_anchor
 from megdet.bounds import faults_of
 from megdet.errors import InputError, nearest, shown
 from megdet.recipe import MOST_EXACT_IMAGES, TRACKERS, Recipe
@@ -93,6 +94,16 @@ def check_recipe(recipe: Recipe, source: str) -> None:
         key = "optimizer.ema_decay" if 0 <= recipe.optimizer.momentum < 1 else "optimizer.momentum"
         refuse(key, "it must be at least 0 and below 1")
     _check_large_batch(recipe, refuse)
+
+
+def check_new_recipe(recipe: Recipe) -> None:
+    """Raise InputError for what only new runs are refused: earlier versions trained it, and those runs must load."""
+    for own in vars(recipe.model).values():
+        if isinstance(own, Anchors) and own.whole_pixels and (flat := flat_anchor(own.level_sizes, own.ratios)):
+            raise InputError(
+                f"model.anchors.whole_pixels is {own.whole_pixels}: an anchor of size {flat[0]:g} and ratio "
+                f"{flat[1]:g} would have no area in whole pixels: set it false"
+            )
 
 
 def _check_addresses(recipe: Recipe, source: str) -> None:

@@ -95,6 +95,12 @@ def recipe_keys(kind: str = FasterRcnn.kind) -> list[str]:
     return [key for key, hint in _types(kind).items() if not dataclasses.is_dataclass(hint)]
 
 
+def check_key(key: str, kind: str = FasterRcnn.kind) -> None:
+    """Raise InputError, with a hint, for an option that is no key of a recipe of this `model.kind`."""
+    if key not in recipe_keys(kind):
+        raise InputError(f"unknown option '--{key}'{_nearest_key('', key, kind)}")
+
+
 def dump_recipe(recipe: Recipe) -> str:
     """The complete recipe as YAML; reading it back gives an equal recipe."""
     return dump_yaml(dataclasses.asdict(recipe))
@@ -205,8 +211,7 @@ def _nearest_key(prefix: str, key: str, kind: str) -> str:
 
 
 def _set_key(tree: dict[str, Any], kind: str, key: str, value: Any) -> None:
-    if key not in recipe_keys(kind):
-        raise InputError(f"unknown option '--{key}'{_nearest_key('', key, kind)}")
+    check_key(key, kind)
     *sections, leaf = key.split(".")
     for section in sections:
         if not isinstance(tree.get(section), dict):

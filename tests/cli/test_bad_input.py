@@ -59,6 +59,13 @@ def test_keys_may_stand_before_the_recipe(refused: Refused, capsys: pytest.Captu
     assert "no recipe 'nothing'" in refused("describe", "--optimizer.kind", "adamw", "--batch_size", "8", "nothing")
     assert main(["describe", "--batch_size", "8", "--bn_size=4", "megdet-r50", "--devices", "2", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["batch_size"] == 8
+    assert "unknown option '--batch-size'; did you mean 'batch_size'?" in refused(
+        "describe", "--batch-size", "8", "demo"
+    )
+    assert "unknown option '--bogus'" in refused("describe", "--bogus", "8", "demo")
+    assert "unknown option '--bogus'" in refused("describe", "--bogus=8", "demo")
+    assert "unknown option '--bogus'" in refused("train", "--bogus", "demo"), "not: RECIPE is missing"
+    assert "unknown option '--model.bogus'" in refused("describe", "--model.bogus", "8", "demo")
     assert "--batch_size' needs a value" in refused("describe", "demo", "--batch_size")
     assert "recipe verify: batch_size is 0" in refused(
         "verify", "--batch_size", "0", "--cases", "base", "--devices", "1,2"

@@ -300,6 +300,11 @@ def test_a_forced_width_leaves_the_first_count_its_own_and_is_refused_elsewhere(
         ((1, 17), {}, "17 devices for a mini-batch of 16 images"),
         ((2,), {}, "nothing to compare: base on 2 device"),
         ((1, 3), {"cases": ("lane-2",)}, "nothing to compare: lane-2 on 1, 3 .*a multiple of 2, as in --devices 1,2"),
+        (
+            (1,),
+            {"cases": ("lane-1",)},
+            "nothing to compare: lane-1 on 1 .*at least two device counts, as in --devices 1,2",
+        ),
         ((1, 1), {}, "name different counts"),
         ((1, 2), {"steps": 0}, "0 steps: it takes at least one"),
         ((1, 2), {"cases": ("resume",), "steps": 1}, "case resume stops half-way: ask for at least 2 steps"),

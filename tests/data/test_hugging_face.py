@@ -9,6 +9,7 @@ from megdet.data.formats.hugging_face import convert_hugging_face
 from megdet.errors import InputError
 
 datasets = pytest.importorskip("datasets")
+parquet = pytest.importorskip("pyarrow.parquet")
 BOXES = [[[1.25, 2.0, 10.0, 20.5], [0.0, 0.0, 40.0, 30.0]], []]
 
 
@@ -90,6 +91,9 @@ def test_an_image_without_objects_may_have_none_instead_of_lists(tmp_path):
     content["objects"][1] = None
     (part,) = convert_hugging_face(saved(tmp_path, content, features(datasets.Value("string"))), tmp_path / "out")
     assert part.num_images == 2
+    content["objects"][1] = {"bbox": [], "category": None}
+    source = saved(tmp_path / "empty", content, features(datasets.Value("string")))
+    assert convert_hugging_face(source, tmp_path / "out")[0].num_images == 2
     content["image"][1] = None
     source = saved(tmp_path / "none", content, features(datasets.Value("string")))
     with pytest.raises(InputError, match="row 1: it has no image"):
@@ -116,6 +120,42 @@ def test_bad_rows_are_refused_with_split_and_number(tmp_path, content, kind, mes
         return
     with pytest.raises(InputError, match=message):
         convert_hugging_face(source, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("objects", "message"),
+    [
+        ({"bbox": [[1.0, 2.0, 3.0, 4.0]], "category": None}, "row 0: 1 boxes in bbox and 0 classes in category"),
+        ({"bbox": [[1.0, 2.0, 3.0, 4.0]], "category": ["a", "b"]}, "row 0: 1 boxes in bbox and 2 classes in category"),
+        ({"bbox": [None], "category": ["a"]}, "row 0: a box is None: four numbers are expected"),
+    ],
+)
+def test_missing_parts_of_objects_are_refused(tmp_path, objects, message):
+    item = {
+        "bbox": datasets.List(datasets.List(datasets.Value("float32"))),
+        "category": datasets.List(datasets.Value("string")),
+    }
+    kinds = datasets.Features({"image": datasets.Image(), "objects": item})
+    source = saved(tmp_path, {"image": rows()["image"][:1], "objects": [objects]}, kinds)
+    with pytest.raises(InputError, match=message):
+        convert_hugging_face(source, tmp_path / "out")
+
+
+def test_an_image_with_neither_content_nor_path_is_refused(tmp_path):
+    kinds = datasets.Features(
+        {
+            "image": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")},
+            "bbox": datasets.List(datasets.List(datasets.Value("float32"))),
+            "label": datasets.List(datasets.Value("string")),
+        }
+    )
+    content = {"image": [{"bytes": None, "path": None}], "bbox": [[]], "label": [[]]}
+    plain = datasets.Dataset.from_dict(content, features=kinds)
+    told = plain.cast_column("image", datasets.Image()).features.arrow_schema.metadata
+    (tmp_path / "saved").mkdir()
+    parquet.write_table(plain.data.table.replace_schema_metadata(told), tmp_path / "saved" / "train.parquet")
+    with pytest.raises(InputError, match="row 0: it has no image"):
+        convert_hugging_face(str(tmp_path / "saved"), tmp_path / "out")
 
 
 def test_what_is_no_data_set_of_boxes_is_refused(tmp_path):

@@ -94,7 +94,7 @@ def test_voc_without_image_sets_is_one_split(voc, tmp_path):
             r"b\.xml: object 1 \(x\): its second corner lies before the first: \[5\.0, 1\.0, 4\.0, 3\.0\]",
         ),
         ("ImageSets/Main/val.txt", "a\na.jpg\n", r"val\.txt: .*a\.xml is named twice"),
-        ("ImageSets/Main/val.txt", "a\nzebra 1\n", r"Annotations/zebra\.xml: no such file"),
+        ("ImageSets/Main/val.txt", "a\nzebra 1\n", r"Annotations/zebra 1\.xml: no such file"),
         ("ImageSets/Main/val.txt", "a\nzebra\n", r"zebra\.xml: no such file, but the split val names it"),
     ],
 )

@@ -84,6 +84,16 @@ def converted(folder: Path, out: Path) -> tuple[dict[str, list[str]], Path]:
         ),
         pytest.param(
             [
+                *("Annotations/a.xml", "Annotations/b c.xml", "Annotations/d.xml", "Annotations/b.xml"),
+                *("JPEGImages/a.jpg", "JPEGImages/b c.jpg", "JPEGImages/d.jpg"),
+                "ImageSets/Main/train.txt=a 2,b c +1,d 1 0",
+            ],
+            {"train": ["a.jpg", "b c.jpg", "d.jpg"]},
+            "JPEGImages",
+            id="other columns in a list",
+        ),
+        pytest.param(
+            [
                 *("VOC/Annotations/a.xml", "VOC/Annotations/b.xml", "VOC/JPEGImages/a.jpg", "VOC/JPEGImages/b.jpg"),
                 *("VOC/ImageSets/Main/train.txt=b", "VOC/ImageSets/Main/mine.txt=a"),
             ],

@@ -107,7 +107,44 @@ def test_of_a_pose_the_box_is_taken(yolo, tmp_path):
     assert row["bbox"] == [15, 12, 10, 6]
     assert "segmentation" not in row
     (yolo / "labels" / "val" / "c.txt").write_text("1 0.5 0.5 0.25 0.2\n")
-    with pytest.raises(InputError, match=r"c\.txt:1: .*and 12 values of keypoints, as `kpt_shape` says, found 5"):
+    _, val = convert_yolo(yolo, tmp_path / "out")
+    assert json.loads(val.annotations_file.read_text())["annotations"][0]["bbox"] == [15, 12, 10, 6], "a box alone"
+    (yolo / "labels" / "val" / "c.txt").write_text("1 0.5 0.5 0.25 0.2 0.4 0.4\n")
+    with pytest.raises(InputError, match=r"c\.txt:1: .*with 12 values of keypoints, as `kpt_shape` says, found 7"):
+        convert_yolo(yolo, tmp_path / "out")
+
+
+@pytest.mark.parametrize("shape", ["", " null", " []"])
+def test_an_empty_shape_of_keypoints_is_none(yolo, tmp_path, shape):
+    (yolo / "data.yaml").write_text(f"names: [cat, dog]\nkpt_shape:{shape}\n")
+    assert convert_yolo(yolo, tmp_path / "out")[0].num_boxes == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "names : [cat, dog]\n",
+        "  names:\n    - cat\n    - dog\n  nc: 2\n",
+        "--- {names: [cat, dog]}\n",
+        '"names" : [cat, dog]\n',
+        "# ours\nnc: 2\nnames: {0: cat, 1: dog}\n",
+    ],
+)
+def test_names_are_found_in_any_yaml_that_has_them(yolo, tmp_path, text):
+    (yolo / "data.yaml").rename(yolo / ".data.yaml")
+    (yolo / "animals.yaml").write_text(text)
+    (yolo / "a.yml").write_text("note: names are in the other file\n")
+    assert convert_yolo(yolo, tmp_path / "out")[0].class_names == ("cat", "dog")
+
+
+@pytest.mark.parametrize("name", ["data.yaml", "data.yml", "animals.yaml"])
+def test_a_yaml_of_something_else_may_be_anything(yolo, tmp_path, name):
+    (yolo / "data.yaml").rename(yolo / name)
+    (yolo / "a_note.yaml").write_bytes("# résumé".encode("latin-1"))
+    (yolo / ".hidden.yml").write_bytes(b"\xff\xfe\x00")
+    assert convert_yolo(yolo, tmp_path / "out")[0].class_names == ("猫", "dog")
+    (yolo / name).unlink()
+    with pytest.raises(InputError, match=r"no class names: add data\.yaml .*\(.*a_note\.yaml"):
         convert_yolo(yolo, tmp_path / "out")
 
 

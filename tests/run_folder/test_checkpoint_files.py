@@ -192,6 +192,24 @@ def test_a_checkpoint_that_cannot_be_deleted_is_told_of_once_and_costs_no_other(
     assert names_in(folder) == ["step_00000006"]
 
 
+def test_a_hidden_name_that_is_taken_costs_no_save(folder, monkeypatch):
+    """The same steps are saved, abandoned and replaced again and again, and nothing hidden can be deleted."""
+    later, replaced, unfinished = "deleted_step_00000004", "replaced_step_00000003", "step_00000003"
+    hidden = [f".unfinished_{name}{number}" for name in (later, replaced) for number in ("", "_2")]
+    (folder.checkpoints / f".unfinished_{unfinished}").mkdir(parents=True)
+    with monkeypatch.context() as patches:
+        undeletable(patches, *hidden, f".unfinished_{unfinished}")
+        save(folder, 3)
+        for images in (1, 2):
+            save(folder, 4)
+            with pytest.raises(LeftBehindError):
+                save(folder, 3, num_images=images)
+        assert load_checkpoint(folder.checkpoints / "step_00000003")[1].num_images == 2
+        assert names_in(folder) == sorted([*hidden, f".unfinished_{unfinished}", "step_00000003"])
+    save(folder, 5)
+    assert names_in(folder) == ["step_00000003", "step_00000005"], "all of them are found once they can be deleted"
+
+
 def test_a_folder_without_checkpoints_has_no_latest(tmp_path, folder):
     assert latest_checkpoint(folder) is None
     assert latest_checkpoint(RunFolder(tmp_path / "missing")) is None
@@ -301,7 +319,7 @@ def of(**changes):
     [
         ("[]", "expected object, got array"),
         ("{}", "missing required field format"),
-        ('{"format": 1}', "has format 1, this megdet reads format 2"),
+        ('{"format": 1}', "has format 1, this megdet reads 2 and 3"),
         ('{"format": 2}', "missing required field tensors"),
         ('{"format": 2, "tensors": 3, "state": {}}', "tensors: expected object, got int, here stands 3"),
         ('{"format": 2, "tensors": {"../../x": "00"}, "state": {}}', r"invalid enum value '\.\./\.\./x'"),
@@ -322,6 +340,16 @@ def test_a_state_of_another_format_or_of_wrong_types_is_refused_in_one_line(fold
     with pytest.raises(InputError, match=rf"state\.json.*{message}.*delete the folder") as refused:
         open_checkpoint(path)
     assert "\n" not in str(refused.value)
+
+
+def test_a_checkpoint_of_a_newer_megdet_is_not_called_damaged(folder):
+    path = save(folder, 5)
+    (path / "state.json").write_text('{"format": 4, "state": [], "tensors": "elsewhere"}')
+    with pytest.raises(
+        InputError, match=r"state\.json has format 4, this megdet reads 2 and 3: update megdet$"
+    ) as refused:
+        open_checkpoint(path)
+    assert not isinstance(refused.value, DamagedError)
 
 
 def test_a_missing_checkpoint_is_refused(folder):

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 
@@ -100,6 +101,18 @@ def test_the_largest_canvas_of_a_run_may_come_after_its_first_epoch(recipe):
     with mock.patch.object(plan_module, "MOST_LOOKED_AT", 0):  # a long run: at least one epoch
         height, width = plan.largest_canvas()
     assert height * width == first
+
+
+def test_the_largest_canvas_is_found_without_drawing_images_and_no_further_than_the_largest_possible(recipe):
+    small = replace(recipe, data=replace(recipe.data, scale_jitter=(0.5, 2.0)))
+    plan = TrainingPlan(train_set(recipe).sizes, small)
+    with mock.patch.object(TrainingPlan, "_make_groups", side_effect=AssertionError("it takes seconds")):
+        canvas = plan.largest_canvas()
+    assert all(own <= most for own, most in zip(canvas, plan.canvas_bound(), strict=True))
+    same = TrainingPlan(np.full((64, 2), 64), replace(recipe, schedule=replace(recipe.schedule, epochs=50.0)))
+    with mock.patch.object(same, "_drawn", wraps=same._drawn) as drawn:
+        assert same.largest_canvas() == same.canvas_bound()
+    assert drawn.call_count == 1 < same.total_steps
 
 
 def test_where_nothing_fits_the_run_is_refused_before_its_first_step(recipe, needed):

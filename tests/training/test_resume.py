@@ -125,6 +125,17 @@ def test_a_rotten_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(re
 
 
 @pytest.mark.distributed
+def test_a_checkpoint_of_a_newer_megdet_stops_the_start_and_stays_as_it_is(recipe, stopped):
+    *_, newest = checkpoints(stopped)
+    state = newest / "state.json"
+    state.write_text(state.read_text().replace('"format": 3', '"format": 4'))
+    before = {path: path.read_bytes() for path in stopped.checkpoints.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=r"^\S*state\.json has format 4, this megdet reads 2 and 3: update megdet$"):
+        train(recipe, stopped, OPTIONS, ALONE)
+    assert before == {path: path.read_bytes() for path in stopped.checkpoints.rglob("*") if path.is_file()}
+
+
+@pytest.mark.distributed
 def test_a_run_whose_checkpoints_are_all_damaged_is_refused_and_changes_nothing(recipe, stopped):
     for path in checkpoints(stopped):
         (path / "model.safetensors").write_bytes(b"")

@@ -184,5 +184,5 @@ def test_a_bn_size_that_no_norm_uses_is_refused_unless_the_run_began_with_it(rec
     with pytest.raises(InputError, match=r"bn_size is \d+, and no batch norm of this detector is trained"):
         make(replace(recipe, model=model))
     layout = choose_layout(recipe.groups_per_step, recipe.images_per_group, 1)
-    make_trainer(replace(recipe, model=model), ("a",), layout, ALONE, is_resumed=True)
+    make_trainer(replace(recipe, model=model), ("a",), layout, ALONE, is_new=False)
     make(replace(recipe, model=model, bn_size=0, group_size=recipe.bn_size))

@@ -94,7 +94,7 @@ def trials(
     for trial in itertools.chain.from_iterable(map(of, names)):
         found.setdefault((trial.runs, trial.reference), trial)  # lane-1 may be the same runs as base
     if all(trial.runs == trial.reference for trial in found.values()):
-        if widths := [cases[name].lane_width for name in names if cases[name].lane_width]:
+        if widths := [cases[name].lane_width for name in names if cases[name].lane_width > 1]:
             raise InputError(
                 f"nothing to compare: {', '.join(names)} on {', '.join(map(str, devices))} device(s); name one more "
                 f"number of devices, a multiple of {' or of '.join(map(str, widths))}, as in --devices 1,{widths[0]}"

@@ -111,21 +111,33 @@ class TrainingPlan:
         """The image with the fewest pixels at the smallest scale of the recipe, and its canvas."""
         data = self.recipe.data
         edge, factor = min(data.short_edges), min(data.scale_jitter)
-        canvases = [
-            canvas_of(_cut(training_size(int(h), int(w), edge, factor, data), data), data) for h, w in self.sizes
-        ]
+        canvases = [self._canvas_at(own, edge, factor) for own in self.sizes[:, None]]
         index = min(range(len(canvases)), key=lambda i: canvases[i][0] * canvases[i][1])
         return index, canvases[index]
 
     def largest_canvas(self) -> tuple[int, int]:
-        """The canvas with the most pixels: of the whole run, or in a long one of its first `MOST_LOOKED_AT` images.
-
-        That is at least one epoch.
-        """
+        """The canvas with the most pixels of the run; of a long one, of its first epoch or `MOST_LOOKED_AT` images."""
         images = max(self.num_images, MOST_LOOKED_AT)
         steps = min(self.total_steps, -(-images // self.recipe.batch_size))
-        canvases = {group.canvas for step in range(steps) for group in self.groups(step)}
-        return max(canvases, key=lambda own: own[0] * own[1])
+        bound, largest = self.canvas_bound(), (0, 0)
+        for window, own in map(self._place_of, range(steps)):
+            for drawn in self._drawn(window)[own]:  # `groups` would draw each image, which takes seconds
+                canvas = self._canvas_at(self.sizes[drawn.indices], drawn.short_edge, drawn.factor)
+                largest = max(largest, canvas, key=math.prod)
+            if largest == bound:
+                break
+        return largest
+
+    def canvas_bound(self) -> tuple[int, int]:
+        """The height and the width that no canvas of the run exceeds."""
+        data = self.recipe.data
+        return self._canvas_at(np.unique(self.sizes, axis=0), max(data.short_edges), data.scale_jitter[1])
+
+    def _canvas_at(self, sizes: NDArray[np.int64], edge: int, factor: float) -> tuple[int, int]:
+        """The canvas of images of these heights and widths at one scale."""
+        data = self.recipe.data
+        whole = (training_size(height, width, edge, factor, data) for height, width in sizes.tolist())
+        return _canvas([_cut(size, data) for size in whole], data)
 
     def canvases(self) -> Canvases:
         """How often each canvas occurs in the first epoch, and what its padding costs."""
@@ -148,9 +160,14 @@ class TrainingPlan:
 
         The plan goes on after the run's end, in windows counted from there, for callers that make more steps.
         """
-        window = self._window_of(step)
-        place, per_step = step - window.start, self.recipe.groups_per_step
-        return self._groups(window)[place * per_step : (place + 1) * per_step]
+        window, own = self._place_of(step)
+        return self._groups(window)[own]
+
+    def _place_of(self, step: int) -> tuple[range, slice]:
+        """The steps of the window that this step is in, and its groups among those of the window."""
+        window, per_step = self._window_of(step), self.recipe.groups_per_step
+        first = (step - window.start) * per_step
+        return window, slice(first, first + per_step)
 
     def _window_of(self, step: int) -> range:
         """The steps of the window that this step is in."""
@@ -181,7 +198,7 @@ class TrainingPlan:
         for indices, epochs, copies, short_edge, factor in self._drawn(window):
             own = zip(indices.tolist(), epochs.tolist(), copies.tolist(), strict=True)
             images = tuple(self._image(*one, short_edge, factor) for one in own)
-            groups.append(PlannedGroup(_canvas(images, self.recipe.data), images))
+            groups.append(PlannedGroup(_canvas([image.size for image in images], self.recipe.data), images))
         return groups
 
     def _draw_groups(self, window: range) -> list[_DrawnGroup]:
@@ -316,8 +333,8 @@ def _draw_scale(data: Data, random: np.random.Generator) -> tuple[int, float]:
     return short_edge, float(np.exp(random.uniform(np.log(low), np.log(high))))
 
 
-def _canvas(images: Sequence[PlannedImage], data: Data) -> tuple[int, int]:
-    height, width = (max(image.size[axis] for image in images) for axis in (0, 1))
+def _canvas(sizes: Sequence[tuple[int, int]], data: Data) -> tuple[int, int]:
+    height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
     return canvas_of((height, width), data)
 
 

@@ -5,7 +5,7 @@
         optimizer.safetensors             momentum and the like, by name
         averages.safetensors              the averaged weights (EMA), where the recipe has them
         watch.safetensors                 the norms of the last gradients, for the watch for divergence
-        state.json                        {"format": 2, "tensors": {"model": SHA-256, ...}, "state": {"step": 123, ...},
+        state.json                        {"format": 3, "tensors": {"model": SHA-256, ...}, "state": {"step": 123, ...},
                                            "check": SHA-256}
 
 "tensors" has the hash of every .safetensors file, "state" is a RunState, "check" the hash of both. All are checked when
@@ -23,6 +23,7 @@ import re
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,7 +38,8 @@ from megdet.run_folder.folder import RunFolder
 from megdet.run_folder.run_state import RunState
 from megdet.tensor_file import load_tensors
 
-_FORMAT = 2
+_FORMAT = 3
+_OLDEST_FORMAT = 2
 _NAME = re.compile(r"step_(\d{8,})")
 UNFINISHED = ".unfinished_"
 """Prefix of the names of folders that are being written or deleted."""
@@ -49,13 +51,17 @@ class DamagedError(InputError):
     """A checkpoint is not what was saved; an earlier one may be sound."""
 
 
+class TooNewError(InputError):
+    """A checkpoint is of a newer megdet: nothing is wrong with it, so it must stay as it is."""
+
+
 class LeftBehindError(InputError):
     """A checkpoint is saved, but an old one beside it could not be deleted."""
 
 
 class _Format(msgspec.Struct):
     format: int
-    state: dict[str, Any] = {}
+    state: Any = None
 
 
 class _Content(msgspec.Struct, forbid_unknown_fields=True):
@@ -141,11 +147,11 @@ def save_checkpoint(
         raise ValueError(f"keep must be at least 1, not {keep}")
     step = state.step
     final = checkpoint_path(folder, step)
-    unfinished = folder.checkpoints / f"{UNFINISHED}{final.name}"
     try:
         folder.checkpoints.mkdir(parents=True, exist_ok=True)
         for leftover in folder.checkpoints.glob(f"{UNFINISHED}*"):
             shutil.rmtree(leftover, ignore_errors=True)  # what stays was told of when it was to be deleted
+        unfinished = _hidden(final, "")
         unfinished.mkdir()
         try:
             _write(unfinished, tensors, state)
@@ -216,16 +222,22 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint's state and no tensor.
 
     Raises:
-        InputError: the folder is missing; state.json is missing, damaged, of another format or of another step.
+        TooNewError: a newer megdet wrote it.
+        DamagedError: state.json is missing, damaged, of a format that is not read any more, or of another step.
+        InputError: the folder is missing.
     """
     if not path.is_dir():
         raise InputError(f"there is no checkpoint {path}; check the path")
     file = path / "state.json"
     try:
         found = read_json(file, _Format)
-        if found.format != _FORMAT:
-            raise InputError(f"{file} has format {found.format}, this megdet reads format {_FORMAT}")
+        if not _OLDEST_FORMAT <= found.format <= _FORMAT:
+            kind, mend = (TooNewError, ": update megdet") if found.format > _FORMAT else (InputError, "")
+            known = f"this megdet reads {_OLDEST_FORMAT} and {_FORMAT}"
+            raise kind(f"{file} has format {found.format}, {known}{mend}")
         content = read_json(file, _Content)
+    except TooNewError:
+        raise
     except InputError as error:
         raise _damaged(path, str(error)) from error
     if content.check and content.check != content.digest(found.state):
@@ -283,7 +295,7 @@ def _rename(unfinished: Path, final: Path) -> list[Path]:
     if not final.exists():
         unfinished.rename(final)
         return []
-    replaced = final.with_name(f"{UNFINISHED}replaced_{final.name}")
+    replaced = _hidden(final, "replaced_")
     final.rename(replaced)
     try:
         unfinished.rename(final)
@@ -295,7 +307,14 @@ def _rename(unfinished: Path, final: Path) -> list[Path]:
 
 def _hide(path: Path) -> Path:
     """Hide a checkpoint, so that an interrupted deletion never looks like a damaged one; returns its new path."""
-    return path if path.name.startswith(UNFINISHED) else path.rename(path.with_name(f"{UNFINISHED}deleted_{path.name}"))
+    return path if path.name.startswith(UNFINISHED) else path.rename(_hidden(path, "deleted_"))
+
+
+def _hidden(path: Path, why: str) -> Path:
+    """A hidden name that is free: a folder of an earlier time that could not be deleted may still have the first."""
+    name = f"{UNFINISHED}{why}{path.name}"
+    names = chain([name], (f"{name}_{number}" for number in count(2)))
+    return next(own for own in map(path.with_name, names) if not own.exists())
 
 
 def _delete(paths: Sequence[Path]) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from megdet.data.coco import CocoDataset
 from megdet.data.masks import PlacedMask
-from megdet.data.plan import TrainingPlan, canvas_of, training_size
+from megdet.data.plan import TrainingPlan
 from megdet.data.transforms import make_masks
 from megdet.distributed.lane import SINGLE_LANE, Lane, make_lane
 from megdet.distributed.layout import Layout, smaller_shares
@@ -93,14 +93,7 @@ class MemoryTrial:
         free = free_bytes(self.world.device, num_ranks_here())
         if free is None:
             return False
-        data = self.plan.recipe.data
-        sizes = [
-            training_size(height, width, max(data.short_edges), data.scale_jitter[1], data)
-            for height, width in np.unique(self.plan.sizes, axis=0).tolist()
-        ]
-        if data.crop:
-            sizes = [(min(h, data.crop[0]), min(w, data.crop[1])) for h, w in sizes]
-        height, width = canvas_of((max(h for h, _ in sizes), max(w for _, w in sizes)), data)
+        height, width = self.plan.canvas_bound()
         per_pixel = BYTES_PER_PIXEL * (2 if self.plan.recipe.precision == "float64" else 1)
         return layout.largest_share * height * width * per_pixel > _SURE * free
 

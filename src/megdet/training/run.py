@@ -27,6 +27,7 @@ from megdet.errors import InputError
 from megdet.evaluation.coco_numbers import Evaluation
 from megdet.memory import is_out_of_memory
 from megdet.recipe import Recipe
+from megdet.recipe_check import check_new_recipe
 from megdet.run_folder.folder import FolderLock, RunFolder
 from megdet.run_folder.run_state import RunState
 from megdet.run_length import total_steps
@@ -278,6 +279,8 @@ def open_run(
     folder: RunFolder | None = None,
     datasets: Datasets | None = None,
     start: Path | None = None,
+    *,
+    is_new: bool = True,
 ) -> Iterator[Run]:
     """Prepare a training, from the folder's newest checkpoint if it has one; every rank calls it.
 
@@ -290,6 +293,8 @@ def open_run(
         folder: the run folder; without one the run starts from the beginning and saves nothing.
         datasets: the data sets of the recipe, if they have been read before.
         start: without a folder, the checkpoint to start from; nothing is written.
+        is_new: false where steps of a run that exists are made again: as for a run that goes on, nothing is refused
+            that earlier versions trained.
 
     Raises:
         InputError: everything that a user can mend, before the first step.
@@ -304,13 +309,16 @@ def open_run(
         own_folder = folder
         world.on_first(lambda: check_folder(own_folder, recipe))
     is_resumed = start is not None or (folder is not None and newest_step(folder, world) is not None)
+    is_new = is_new and not is_resumed
+    if is_new:
+        check_new_recipe(recipe)
     if not is_resumed:
         world.on_first(lambda: check_sources(recipe))
     datasets = datasets or load_datasets(recipe, world)
     compare_data(datasets, world)
     plan = training_plan(datasets.train, recipe)
     check_statistics(recipe, plan, datasets.train)
-    trainer = make_trainer(recipe, datasets.train.class_names, layout, world, is_resumed=is_resumed)
+    trainer = make_trainer(recipe, datasets.train.class_names, layout, world, is_resumed=is_resumed, is_new=is_new)
     with ExitStack() as opened:
         if trainer.apart is not None:
             opened.enter_context(operations_on_one_thread())

@@ -86,12 +86,19 @@ class Trainer:
 
 
 def make_trainer(
-    recipe: Recipe, class_names: tuple[str, ...], layout: Layout, world: World, *, is_resumed: bool = False
+    recipe: Recipe,
+    class_names: tuple[str, ...],
+    layout: Layout,
+    world: World,
+    *,
+    is_resumed: bool = False,
+    is_new: bool = True,
 ) -> Trainer:
     """The detector with weights drawn from the recipe's seed, its optimizer and its gradient buckets.
 
     Every rank gets the weights of rank 0; only rank 0 reads the weight files that the recipe names. A resumed run does
-    not read them, since its checkpoint has all weights; they may be gone.
+    not read them, since its checkpoint has all weights; they may be gone. Raises InputError for a weight file that does
+    not fit and, unless `is_new` is false, for a `bn_size` that no batch norm uses, with which earlier versions trained.
     """
     lane = make_lane(world, layout)
     reads = world.is_first and not is_resumed
@@ -100,7 +107,7 @@ def make_trainer(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             model = make_detector(recipe, len(class_names), lane)
-            if recipe.bn_size and not is_resumed and not has_statistics(model):
+            if recipe.bn_size and is_new and not has_statistics(model):
                 raise InputError(
                     f"bn_size is {recipe.bn_size}, and no batch norm of this detector is trained, because its backbone "
                     "has none or model.backbone.frozen_stages freezes all: set bn_size 0, and group_size if you like"

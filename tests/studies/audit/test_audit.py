@@ -25,7 +25,9 @@ from megdet.run_folder.ledger import Images, Steps, course, read_chain
 from megdet.run_folder.metrics import read_metrics
 from megdet.studies.audit import stretches
 from megdet.studies.audit.audit import Audit, Request, audit
+from megdet.studies.replay import replay as replay_module
 from megdet.training import run as run_module
+from megdet.training.evaluations.evaluations import Evaluations
 from megdet.training.loop import train
 from megdet.training.run import RunOptions
 from run_folders import load_checkpoint
@@ -316,6 +318,69 @@ def test_other_detections_are_noted(run: RunFolder) -> None:
     found = audited(run, stretches=0)
     assert found.notes[0].startswith("metrics.jsonl has evaluations that are in no line (step 3)")
     assert found.notes[1].startswith("evaluation.json is not what the training found after step 5; ")
+
+
+def test_a_run_killed_between_an_evaluation_and_its_mark_and_again_in_the_next_start_is_not_accused(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second start takes the evaluation out of metrics.jsonl, to make it again."""
+    recipe = replace(recipe, evaluation=replace(recipe.evaluation, every_epochs=1))
+    folder, evaluated = RunFolder(tmp_path / "run"), run_module.Run.evaluated
+
+    def dying(run: run_module.Run, step: int, numbers: Any) -> None:
+        if step == 4:
+            assert run.writer is not None
+            run.writer.wait()  # what was queued before is on the disk
+            raise KeyboardInterrupt
+        evaluated(run, step, numbers)
+
+    def dying_at_once(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    for owner, name, dies in ((run_module.Run, "evaluated", dying), (Evaluations, "_evaluate", dying_at_once)):
+        with monkeypatch.context() as patches:
+            patches.setattr(owner, name, dies)
+            with pytest.raises(KeyboardInterrupt):
+                train(recipe, folder, OPTIONS, ALONE)
+    assert [line["step"] for line in read_metrics(folder.metrics) if "evaluation" in line] == [2]
+    assert audited(folder, stretches=0).faults == ()
+    train(recipe, folder, OPTIONS, ALONE)
+    found = audited(folder, stretches=0)
+    assert (found.faults, [note for note in found.notes if "in no line" in note]) == ((), [])
+    lose_score(folder)
+    assert not audited(folder, stretches=0).holds, "an evaluation cannot be taken out unnoticed"
+
+
+def test_a_run_that_would_not_begin_today_is_resumed_computed_again_and_replayed(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Earlier versions trained a bn_size that no batch norm uses, and anchors without area."""
+    norms = {name: "group" for name, norm in recipe.model.norms.items() if norm == "batch" and name != "backbone"}
+    model = replace(recipe.model, **{name: replace(getattr(recipe.model, name), norm=n) for name, n in norms.items()})
+    backbone = replace(model.backbone, frozen_stages=5)
+    anchors = replace(model.anchors, ratios=(0.01, 0.5, 1.0), whole_pixels=True)
+    flat, frozen = (
+        replace(recipe, model=own) for own in (replace(model, anchors=anchors), replace(model, backbone=backbone))
+    )
+    folder = RunFolder(tmp_path / "run")
+    for own, why in (
+        (flat, "would have no area in whole pixels"),
+        (frozen, "no batch norm of this detector is trained"),
+    ):
+        with pytest.raises(InputError, match=why):
+            train(own, folder, OPTIONS, ALONE)
+    old = replace(recipe, model=replace(model, anchors=anchors, backbone=backbone))
+    with monkeypatch.context() as patches:
+        patches.setattr(run_module, "check_new_recipe", lambda _: None)
+        patches.setattr("megdet.training.trainer.has_statistics", lambda _: True)
+        train(old, folder, OPTIONS, ALONE)
+    for step in (4, 5):
+        shutil.rmtree(checkpoint_path(folder, step))
+    train(old, folder, OPTIONS, ALONE)
+    found = audited(folder)
+    assert found.holds, found.faults
+    assert 0 in {own.first for own in found.again}
+    assert replay_module.replay(replay_module.Request(folder.path, 1, tmp_path / "replay"), ALONE).started_from == 0
 
 
 def test_a_run_without_a_ledger_is_refused(run: RunFolder) -> None:

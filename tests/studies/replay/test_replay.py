@@ -275,3 +275,6 @@ def test_several_ranks_are_on_the_device_that_is_asked_for(run: RunFolder, monke
     monkeypatch.setattr(replay_module, "num_gpus", lambda: 1)
     with pytest.raises(InputError, match=r"--device cuda --devices 2: this machine has 1 GPU"):
         replay(Request(run.path, 3, run.path), None, 2, device="cuda")
+    with pytest.raises(InputError, match=r"--device gpu: choose cpu or cuda"):
+        replay(Request(run.path, 3, run.path), None, 2, device="gpu")
+    assert len(asked) == 4, "no rank was started"

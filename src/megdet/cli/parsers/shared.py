@@ -27,11 +27,15 @@ class Parser(argparse.ArgumentParser):
         return found, [*rest, *keys]
 
     def _without_keys(self, words: list[str]) -> tuple[list[str], list[str]]:
-        """The words without the keys of a recipe and their values, and these."""
+        """The words without the keys of a recipe and their values, and these. Raises InputError for no known key."""
         left, taken, is_value = list[str](), list[str](), False
         for word in words:
             option, equals, _ = word.partition("=")
-            is_key = option.startswith("--") and option not in self._option_string_actions and _is_key(option[2:])
+            is_key = option.startswith("--") and option not in ("--", *self._option_string_actions)
+            if is_key and "." not in option:  # of one inside a section the recipe's own `model.kind` decides
+                from megdet.recipe_file import check_key  # here, because it takes a tenth of a second
+
+                check_key(option[2:])
             (taken if is_key or (is_value and not word.startswith("--")) else left).append(word)
             is_value = is_key and not equals
         return left, taken
@@ -51,14 +55,6 @@ class Parser(argparse.ArgumentParser):
         examples = EXAMPLES.get(self.prog.partition(" ")[2], ())
         lines = ["", "examples:", *(f"  {example}" for example in examples)] if examples else []
         return "\n".join([*lines, "", f"exit codes: {EXIT_CODES} (docs/commands.md)", ""])
-
-
-def _is_key(name: str) -> bool:
-    if "." in name:
-        return True
-    from megdet.recipe_file import recipe_keys  # here, because it takes a tenth of a second
-
-    return name in recipe_keys()
 
 
 def take_recipe_keys(parser: Parser) -> None:

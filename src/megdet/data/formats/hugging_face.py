@@ -70,11 +70,15 @@ class _Boxes:
         """The objects of a row, whose image has this width and height."""
         content = row[self.column] if self.column else row
         if isinstance(content, list):  # a list of objects instead of an object of lists
-            content = {key: [own[key] for own in content] for key in (self.boxes, self.classes)}
-        if content is None or content[self.boxes] is None:  # an image without objects
-            return
-        for box, label in zip(content[self.boxes], content[self.classes], strict=True):
-            if len(box) != 4 or not all(map(is_coordinate, box)):
+            content = {key: [(own or {}).get(key) for own in content] for key in (self.boxes, self.classes)}
+        boxes, labels = (([] if content is None else content[key]) or [] for key in (self.boxes, self.classes))
+        if len(boxes) != len(labels):
+            raise InputError(
+                f"{where}: {len(boxes)} boxes in {self.boxes} and {len(labels)} classes in {self.classes}: give each "
+                "box one class"
+            )
+        for box, label in zip(boxes, labels, strict=True):
+            if box is None or len(box) != 4 or not all(map(is_coordinate, box)):
                 raise InputError(f"{where}: a box is {shown(box)}: four numbers are expected")
             x, y, a, b = box
             w, h = (a, b) if self.form == "xywh" else (a - x, b - y)
@@ -139,7 +143,7 @@ def _first(names: tuple[str, ...], fields: Mapping[str, Any], what: str, where: 
 
 
 def _write_image(image: Mapping[str, Any] | None, stem: Path, where: str) -> Path:
-    if image is None:
+    if image is None or (image["bytes"] is None and image["path"] is None):
         raise InputError(f"{where}: it has no image")
     try:
         content = Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]

@@ -117,7 +117,8 @@ def folder_splits(found: VocFolder) -> dict[str, list[Path]]:
 def listed_files(found: VocFolder, split: str, lines: Iterable[str]) -> list[Path]:
     """The XML files that the lines of a split name.
 
-    A line is a name, which may have spaces; the list of one class, as in VOC 2012, has -1, 0 or 1 behind it.
+    A line is a name, which may have spaces, and then what else a list may have, as -1, 0 or 1 in those of VOC 2012 for
+    one class: the longest beginning of the line that names a file counts.
 
     Raises:
         InputError: a name has no file or several, or a file is named twice.
@@ -135,12 +136,12 @@ def listed_files(found: VocFolder, split: str, lines: Iterable[str]) -> list[Pat
 
     chosen: dict[Path, None] = {}
     for line in lines:
-        words = line.rsplit(maxsplit=1)
-        is_marked = len(words) == 2 and words[1] in ("-1", "0", "1") and not files_called(line)
-        name = words[0] if is_marked else line
-        files = files_called(name)
-        if not files:
-            raise InputError(f"{found.root / 'Annotations' / name}.xml: no such file, but the split {split} names it")
+        name = line
+        while not (files := files_called(name)):
+            name, *last = name.rsplit(maxsplit=1)
+            if not last:
+                missing = f"{found.root / 'Annotations' / line}.xml"
+                raise InputError(f"{missing}: no such file, but the split {split} names it")
         if len(files) > 1:
             raise InputError(
                 f"{found.image_sets[split]}: {name} may be {files[0]} or {files[1]}: write its folder too, or keep one"

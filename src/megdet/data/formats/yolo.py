@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 import msgspec
@@ -17,6 +18,8 @@ from megdet.plain_yaml import parse_yaml
 
 _Name = str | int | float | bool
 _NAMES_FILES = ("classes.txt", "obj.names", "names.txt", "predefined_classes.txt")
+_DATA_FILES = ("data.yaml", "data.yml")
+_YAML = (".yaml", ".yml")
 _NO_LABELS = (*_NAMES_FILES, "train.txt", "val.txt", "valid.txt", "test.txt", "readme.txt", "license.txt", "notes.txt")
 """Text files that are no labels, if no image has their name."""
 
@@ -25,7 +28,7 @@ class _Names(msgspec.Struct):
     """The keys of a `data.yaml` that are used."""
 
     names: list[_Name] | dict[str, _Name]
-    kpt_shape: list[int] = []
+    kpt_shape: list[int] | None = None
     """keypoints of an object and numbers of each, in a data set of poses"""
 
 
@@ -35,7 +38,7 @@ def convert_yolo(folder: Path, out: Path, images: Path | None = None) -> list[Co
     The label file of an image has its name and lies beside it; else in the matching folder (`labels/train` for
     `images/train`, `train/labels` for `train/images`); else it is the only one of that name that is left in the split.
     An image without a label file has no objects. A line of more than five values is a polygon, whose box is taken, or,
-    where `data.yaml` has `kpt_shape`, a box and keypoints, which are left out.
+    where `data.yaml` has `kpt_shape`, a box and keypoints, which are left out; one of five is a box everywhere.
 
     Splits are folders called train, val, test and the like, at any depth, or the folders in `images` that have a
     partner in `labels`. The class names come from `data.yaml`, another single `.yaml`, `classes.txt` or `obj.names`,
@@ -124,23 +127,39 @@ def _split(path: Path, root: Path, folder: Path) -> str:
 
 def _names_file(folder: Path) -> Path:
     """The file with the class names, the nearest to the folder."""
-    with_names = [path for path in sorted(folder.glob("*.y*ml")) if path.is_file() and _has_names(path)]
-    choices = [folder / "data.yaml", *with_names, *(folder / name for name in _NAMES_FILES)]
-    deeper = [path for path in visible_files(folder) if path.name in ("data.yaml", *_NAMES_FILES)]
-    choices += sorted(deeper, key=lambda path: (len(path.parts), path))
+    visible, faults = visible_files(folder), list[str]()
+    deeper = (path for path in visible if path.name in (*_DATA_FILES, *_NAMES_FILES))
+    others = (
+        path for path in visible if path.parent == folder and path.suffix.lower() in _YAML and _has_names(path, faults)
+    )
+    choices = chain(
+        (folder / name for name in _DATA_FILES),
+        others,  # read only where the first are missing: any file may be here
+        (folder / name for name in _NAMES_FILES),
+        sorted(deeper, key=lambda path: (len(path.parts), path)),
+    )
     names = next((path for path in choices if path.is_file()), None)
     if names is None:
-        raise InputError(f"{folder}: no class names: add data.yaml with `names`, or classes.txt with a name a line")
+        unread = f" ({faults[0]})" if faults else ""
+        raise InputError(
+            f"{folder}: no class names: add data.yaml with `names`, or classes.txt with a name a line{unread}"
+        )
     return names
 
 
-def _has_names(path: Path) -> bool:
-    return any(line.startswith(("names:", '"names":', "'names':", "{")) for _, line in numbered_lines(path))
+def _has_names(path: Path, faults: list[str]) -> bool:
+    """Whether a YAML file has `names`; of one that cannot be read or parsed the reason goes into `faults`."""
+    try:
+        content = parse_yaml(read_text(path), str(path))
+    except InputError as error:
+        faults.append(str(error))
+        return False
+    return isinstance(content, dict) and "names" in content
 
 
 def read_names(path: Path) -> tuple[list[str], int]:
     """The class names of a file, and how many numbers the keypoints of an object have. Raises InputError."""
-    if path.suffix.lower() not in (".yaml", ".yml"):
+    if path.suffix.lower() not in _YAML:
         lines = [line.strip() for line in read_text(path).rstrip().splitlines()]
         if "" in lines:
             raise InputError(f"{path}:{lines.index('') + 1}: an empty line among the class names, which count by lines")
@@ -171,10 +190,10 @@ def _read_yolo_line(
         raise InputError(f"{where}: a class number and then numbers are expected, found {line.strip()!r}")
     if not 0 <= label < num_classes:
         raise InputError(f"{where}: class {int(label)} is not one of the {num_classes} names (0 to {num_classes - 1})")
-    if num_keypoint_values and len(values) != 4 + num_keypoint_values:
+    if num_keypoint_values and len(values) not in (4, 4 + num_keypoint_values):
         raise InputError(
-            f"{where}: expected `class x y w h` and {num_keypoint_values} values of keypoints, as `kpt_shape` says, "
-            f"found {len(values) + 1} values"
+            f"{where}: expected `class x y w h`, alone or with {num_keypoint_values} values of keypoints, as "
+            f"`kpt_shape` says, found {len(values) + 1} values"
         )
     if num_keypoint_values or len(values) == 4:
         values = values[:4]

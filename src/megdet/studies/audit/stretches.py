@@ -151,7 +151,7 @@ def _made(world: World, folder: Path, stretch: Stretch, recipe: Recipe, workers:
     start = checkpoint_path(RunFolder(folder), stretch.first) if stretch.first else None
     torch.set_num_threads(there.threads)
     try:
-        with open_run(recipe, world, options, start=start) as run:
+        with open_run(recipe, world, options, start=start, is_new=False) as run:
             backs, back_to = stretch.start.roll_backs, stretch.start.rolled_back_to
             run.position = replace(run.position, roll_backs=backs, rolled_back_to=back_to)
             compared = {entry.step for entry in stretch.lines}

@@ -17,7 +17,7 @@ from megdet.recipe_file import first_difference
 from megdet.run_folder.checkpoint_files import checkpoint_step, checkpoints
 from megdet.run_folder.folder import RunFolder, encode_non_finite
 from megdet.run_folder.metrics import read_metrics
-from megdet.runtime import num_gpus
+from megdet.runtime import device_kind, num_gpus
 from megdet.studies.replay.look import ImageLosses, Look, NotFinite, looking
 from megdet.studies.replay.pictures import draw_images
 from megdet.studies.replay.record import Comparison, compare
@@ -101,7 +101,7 @@ def replay(
         device: of several ranks, cpu or cuda; by default GPUs where there are enough.
 
     Raises:
-        InputError: there is no such run, step or image, its data are missing, or the layout is impossible.
+        InputError: there is no such run, step, image or device, its data are missing, or the layout is impossible.
     """
     if "WORLD_SIZE" in os.environ:
         raise InputError("replay starts its processes itself: run it without torchrun")
@@ -112,6 +112,8 @@ def replay(
         if device == "cuda" and num_gpus() < devices:
             raise InputError(f"--device cuda --devices {devices}: this machine has {num_gpus()} GPU(s)")
         kind = device or ("cuda" if num_gpus() >= devices else "cpu")
+        if kind != "cuda":
+            device_kind(kind)  # a wrong word is refused before the ranks start
         found = run_in_ranks(_replay_rank, devices, request, options, timeout=_HANGS_AFTER, device=kind)[0]
     assert found is not None
     return found
@@ -124,7 +126,7 @@ def _replay_rank(world: World, request: Request, options: RunOptions) -> Replay 
     backs = [line["step"] for line in lines if "rolled_back" in line and line["step"] < request.step]
     count = len(backs) if request.roll_backs is None else request.roll_backs
     start = world.on_first(lambda: _start_of(folder, request, backs, count))
-    with open_run(recipe, world, options, start=start) as run:
+    with open_run(recipe, world, options, start=start, is_new=False) as run:
         if request.step > run.last_step:
             raise InputError(f"--step {request.step}: the run has {run.last_step} steps")
         run.position = replace(run.position, roll_backs=count, rolled_back_to=backs[count - 1] if count else -1)

@@ -132,10 +132,13 @@ class Evaluations:
 
     def _write_down(self, step: int, numbers: Evaluation, seconds: float) -> None:
         """Write an evaluation; files and ledger are of the latest step, though an earlier one may be made up later."""
+        is_latest = step >= self.run.position.evaluated_step
         if self.metrics is not None:
             self.metrics.write({"step": step, "evaluation": numbers.totals(), "seconds": round(seconds, 3)})
-            if step >= self.run.position.evaluated_step:
+            if is_latest:
                 write_json_atomically(self.folder.evaluation, numbers.as_dict(), indent=2)
-                self.ledger.evaluated(step, numbers.totals())
         self.run.evaluated(step, numbers)
+        if is_latest:
+            # after the checkpoint knows it: until then a new start takes it out of metrics.jsonl and makes it again
+            self.ledger.evaluated(step, numbers.totals())
         self.reporter.evaluated(step, numbers, seconds)

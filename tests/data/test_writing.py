@@ -99,6 +99,9 @@ def test_what_is_there_already_is_not_overwritten(dataset, tmp_path):
     (tmp_path / "write_yolo" / "data.yaml").write_text("names: [a]")
     with pytest.raises(InputError, match="other classes than those of"):
         write_yolo(dataset, tmp_path / "write_yolo", "val")
+    with pytest.raises(InputError, match="a key names of its own: choose another --split"):
+        write_yolo(dataset, tmp_path / "new", "names")
+    assert not (tmp_path / "new").exists()
 
 
 def test_images_that_would_share_a_label_file_are_refused(tmp_path):

@@ -17,6 +17,10 @@ from megdet.files import cannot_write, make_folder, read_text, replace_file
 from megdet.plain_yaml import dump_yaml, parse_yaml
 
 
+_KEYS = ("names", "path", "nc", "kpt_shape", "flip_idx", "download")
+"""Of YOLO's data.yaml, beside the splits."""
+
+
 @dataclass(frozen=True)
 class Written:
     """What was written."""
@@ -39,6 +43,8 @@ def write_yolo(dataset: CocoDataset, out: Path, split: str) -> Written:
             have one name or a name cannot be printed, or a file cannot be written.
     """
     refuse_odd_split(split, str(dataset.annotations_file))
+    if split in _KEYS:
+        raise InputError(f"{dataset.annotations_file}: data.yaml has a key {split} of its own: choose another --split")
     folder = local_folder(dataset.image_folder, "data convert")
     names = list(dataset.class_names)
     yaml_file = out / "data.yaml"

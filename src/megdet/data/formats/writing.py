@@ -16,7 +16,6 @@ from megdet.errors import InputError, printable, shown
 from megdet.files import cannot_write, make_folder, read_text, replace_file
 from megdet.plain_yaml import dump_yaml, parse_yaml
 
-
 _KEYS = ("names", "path", "nc", "kpt_shape", "flip_idx", "download")
 """Of YOLO's data.yaml, beside the splits."""
 

@@ -144,16 +144,21 @@ def _num_blocks(study: Study, batch: int, largest: int, images: int | None) -> i
 
 def _unit_rows(study: Study, sketch: Sketch, num_units: int, workers: int, progress: Progress) -> dict[str, Numbers]:
     """The sketch of every unit's gradient, by module."""
-    rows: dict[str, list[Tensor]] = {name: [] for name in study.trained}
-    for number, unit in enumerate(units_of_plan(study, num_units, workers), 1):
+    rows = _tables(sketch, num_units)
+    for number, unit in enumerate(units_of_plan(study, num_units, workers)):
         study.model.zero_grad(set_to_none=True)
         add_gradient(study, unit, study.unit_images)
         for name, parameters in study.trained.items():
             row = sketch.of(name, gradients_of(parameters))
             _check_finite(row, f"gradient of {name}", study, unit)
-            rows[name].append(row)
-        progress("gradients", number, num_units)
-    return {name: torch.stack(own).numpy() for name, own in rows.items()}
+            rows[name][number] = row.numpy()
+        progress("gradients", number + 1, num_units)
+    return rows
+
+
+def _tables(sketch: Sketch, num_rows: int) -> dict[str, Numbers]:
+    """Room for the sketches of each module: made at once, since many small blocks among those of steps split memory."""
+    return {name: np.empty((num_rows, columns)) for name, columns in sketch.columns.items()}
 
 
 def _small_updates(
@@ -167,7 +172,7 @@ def _small_updates(
     progress: Progress,
 ) -> dict[int, dict[str, Numbers]]:
     """How far the first k small updates of each block move the weights, by k and module."""
-    moved: dict[int, dict[str, list[Tensor]]] = {k: {name: [] for name in study.trained} for k in factors[1:]}
+    moved = {k: _tables(sketch, blocks) for k in factors[1:]}
     before = {name: [p.detach().clone() for p in own] for name, own in study.trained.items()}
     last = factors[-1]
     units = units_of_plan(study, blocks * last * per_batch, workers)
@@ -178,12 +183,12 @@ def _small_updates(
                 for name, parameters in study.trained.items():
                     row = sketch.of(name, [p.detach() - old for p, old in zip(parameters, before[name], strict=True)])
                     _check_finite(row, f"{k} updates of rate {rate:.4g}: {name}", study, unit)
-                    moved[k][name].append(row)
+                    moved[k][name][block] = row.numpy()
             progress("updates", block * last + k, blocks * last)
         with torch.no_grad():
             for name, parameters in study.trained.items():
                 torch._foreach_copy_(list[Tensor](parameters), before[name])
-    return {k: {name: torch.stack(own).numpy() for name, own in of.items()} for k, of in moved.items()}
+    return moved
 
 
 def _small_update(study: Study, units: Iterator[Batch], per_batch: int, rate: float) -> Batch:

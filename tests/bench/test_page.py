@@ -79,8 +79,10 @@ def test_a_prediction_stands_beside_the_real_run(script: Script, results: dict[s
     found |= {"limits": {"memory": 0.15, "time": 0.25}}
     results["plan"] = {**results["memory/320"], "result": found}
     lines = section(script("page").write_page(results), "Planner")
-    assert "| 2 | 6 | 1 | `block` | 2.00 | 2.50 (2.20 to 3.00) | 0.80 | 1.50 | 1.20 | 1.25, **missed** |" in lines
-    assert "resnet18, 256 px, 12 images a step, BN size 6; measured with micro-batches of 1,2,4 images." in lines
+    assert "| 2 | 1 | 6 | 1 | `block` | 2.00 | 2.50 (2.20 to 3.00) | -20% | 1.50 | 1.20 | +25%, **missed** |" in lines
+    assert (
+        "resnet18, 256 px, 12 images a step, BN size 6, float32; measured with micro-batches of 1,2,4 images." in lines
+    )
     held = "memory is within 15% in 0 of 1 and time is within 25% in 1 of 1"
     assert f"Of these predictions {held}; the others are marked as missed." in lines
 

@@ -77,7 +77,9 @@ def test_run_folders(tmp_path: Path, number: int) -> None:
                 content["state"] = draw(broken_value(content["state"], STRANGE | more))
             with suppress(msgspec.ValidationError, UnicodeEncodeError):
                 written_state = msgspec.convert(content["state"], RunState)
-                text_of_check = msgspec.json.encode([2, content["tensors"], written_state], order="deterministic")
+                text_of_check = msgspec.json.encode(
+                    [content["format"], content["tensors"], written_state], order="deterministic"
+                )
                 content["check"] = hashlib.sha256(text_of_check).hexdigest()
             written = json.dumps(content).encode()
         else:

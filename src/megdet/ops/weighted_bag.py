@@ -50,21 +50,21 @@ def _gradient_of_rows(gradient: Tensor, index: Tensor, weights: Tensor, num_rows
     if index.shape[0] == 0:
         return gradient.new_zeros(num_rows, gradient.shape[1])
     taps = index.shape[1]
-    sorted_rows, order = stably_sorted(index.reshape(-1))
+    sorted_rows, order = stably_sorted(index.reshape(-1), num_rows)
     offsets = torch.searchsorted(sorted_rows, torch.arange(num_rows, device=index.device))
     bags = order // taps if taps & (taps - 1) else order >> int(math.log2(taps))
     return F.embedding_bag(bags, gradient, offsets, mode="sum", per_sample_weights=weights.reshape(-1)[order])
 
 
-def stably_sorted(index: Int64[Tensor, " taps"]) -> tuple[Int64[Tensor, " taps"], Int64[Tensor, " taps"]]:
-    """What `index.sort(stable=True)` gives, for numbers from 0 on.
+def stably_sorted(index: Int64[Tensor, " taps"], limit: int) -> tuple[Int64[Tensor, " taps"], Int64[Tensor, " taps"]]:
+    """What `index.sort(stable=True)` gives, for numbers from 0 to below `limit`.
 
     On a CPU each number takes its place along as its lower bits: plain integers, none of them equal, which NumPy sorts
     with vector instructions, several times as fast as torch sorts pairs (`bench/sorting.py`).
     """
     bits = len(index).bit_length()
-    is_plain = index.device.type == "cpu" and len(index) and not torch.compiler.is_compiling()
-    if not is_plain or int(index.max()).bit_length() + bits > 63:
+    is_plain = index.device.type == "cpu" and not torch.compiler.is_compiling()
+    if not is_plain or (limit - 1).bit_length() + bits > 63:
         numbers, places = index.sort(stable=True)
         return numbers, places
     keys = (index << bits).add_(torch.arange(len(index)))
@@ -97,7 +97,7 @@ class _RaggedBags(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         index, weights, bags = ctx.saved_tensors
-        sorted_rows, order = stably_sorted(index)
+        sorted_rows, order = stably_sorted(index, ctx.num_rows)
         of_rows = _sums(gradient.contiguous(), bags[order], weights[order], sorted_rows, ctx.num_rows)
         return of_rows, None, None, None, None
 

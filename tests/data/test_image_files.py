@@ -63,10 +63,10 @@ def test_both_forms_of_an_accent_are_one_name(tmp_path, named, there):
 def test_where_both_forms_are_files_the_one_that_is_written_is_taken(tmp_path):
     for name in (COMPOSED, DECOMPOSED):
         save_image(tmp_path / f"{name}.jpg", 40, 30)
-    if len(list(tmp_path.iterdir())) == 1:
-        pytest.skip("to this file system both are one name")
+    there = {file.stem for file in tmp_path.iterdir()}  # one, where the file system takes both for one name
     files = ImageFiles(tmp_path)
-    assert [files.find(f"{name}.jpg", "x").stem for name in (COMPOSED, DECOMPOSED)] == [COMPOSED, DECOMPOSED]
+    for name in (COMPOSED, DECOMPOSED):
+        assert files.find(f"{name}.jpg", "x").stem in ({name} if name in there else there)
 
 
 def test_voc_and_yolo_match_both_forms_too(tmp_path):

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import detectron2_reference
@@ -34,6 +35,11 @@ def run(data: TinyData, tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = [*data.options, *OVERRIDES, "--model.box_head.score_threshold", "0.0"]
     assert main(["train", "demo", "--run", str(folder), *options]) == 0
     return folder
+
+
+def test_the_checkpoint_holds_the_tensors_of_the_final_model(run: Path) -> None:
+    newest = max((run / "checkpoints").iterdir())
+    assert "fpn.lateral.0.0.weight" in load_file(newest / "model.safetensors")
 
 
 def test_train_leaves_the_whole_run_folder(run: Path) -> None:

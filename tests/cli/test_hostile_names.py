@@ -66,19 +66,23 @@ def test_detecting_in_a_folder_of_names_that_are_no_text_writes_its_json(
     assert printed.replace("\n", "").isprintable()
 
 
-def test_detect_replaces_links_that_lie_in_its_folder_and_spares_what_they_point_to(
-    run: Path, data: TinyData, tmp_path: Path
+def test_detect_spares_what_links_in_its_folder_point_to(
+    run: Path, data: TinyData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     image = next(data.val_images.iterdir())
     precious, out = tmp_path / "precious", tmp_path / "out"
     precious.write_text("mine")
     out.mkdir()
-    for name in (f"{image.stem}.png", "detections.json"):
+    picture = out / f"{image.stem}.png"
+    for name in (picture.name, "detections.json"):
         (out / name).symlink_to(precious)
+    assert main(["detect", str(run), str(image), "--out", str(out)]) == 2
+    assert f"{picture} would be replaced, which detect did not draw" in " ".join(capsys.readouterr().err.split())
+    picture.unlink()
     assert main(["detect", str(run), str(image), "--out", str(out)]) == 0
     assert precious.read_text() == "mine"
     assert not any(path.is_symlink() for path in out.iterdir())
-    assert (out / f"{image.stem}.png").read_bytes().startswith(b"\x89PNG")
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_name_as_long_as_the_system_allows_is_drawn(run: Path, data: TinyData, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The verbs as a user calls them."""
 
+import io
 import json
 import os
 import pickle
@@ -124,10 +125,31 @@ def test_detect_replaces_no_picture_and_no_evaluation(
     before = photo.read_bytes(), (run / "detections.json").read_bytes()
     for picture, out in ((photo, tmp_path), (link, link.parent), (link, tmp_path)):
         assert main(["detect", str(run), str(picture), "--out", str(out)]) == 2
-        assert f"--out {out}: the picture {picture} is in it" in " ".join(capsys.readouterr().err.split())
+        assert f"--out {out}: the picture {out / 'photo.png'} was given" in " ".join(capsys.readouterr().err.split())
     assert main(["detect", str(run), str(photo), "--out", str(run)]) == 2
     assert "its detections.json belongs to the evaluation there" in " ".join(capsys.readouterr().err.split())
     assert (photo.read_bytes(), (run / "detections.json").read_bytes()) == before
+
+
+def test_detect_replaces_its_own_pictures_only(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photo, drawn, other = tmp_path / "photo.jpg", tmp_path / "photo.png", tmp_path / "other.png"
+    Image.new("RGB", (64, 48)).save(photo)
+    command = ["detect", str(run), str(photo), str(photo), "--out", str(tmp_path)]
+    assert main(command) == main(command) == 0  # beside the photo, and a second time
+    assert {path.name for path in tmp_path.iterdir()} == {"photo.jpg", "photo.png", "detections.json"}
+    found = [*map(json.dumps, json.loads((tmp_path / "detections.json").read_text()))]
+    assert len(found) == len({*found}) > 0, "a photo that is named twice has its rows once"
+    capsys.readouterr()
+    assert main(["detect", str(run), str(drawn), "--out", str(tmp_path)]) == 2
+    assert f"the picture {drawn} was given and would be replaced" in " ".join(capsys.readouterr().err.split())
+    photo.rename(tmp_path / "other.jpg")
+    own = io.BytesIO()
+    Image.new("RGB", (64, 48)).save(own, "png")
+    for content in (b"a note", own.getvalue()):
+        other.write_bytes(content)
+        assert main(["detect", str(run), str(tmp_path / "other.jpg"), "--out", str(tmp_path)]) == 2
+        assert f"{other} would be replaced, which detect did not draw" in " ".join(capsys.readouterr().err.split())
+        assert other.read_bytes() == content
 
 
 def test_describe_prints_the_arithmetic_of_the_paper(capsys: pytest.CaptureFixture[str]) -> None:

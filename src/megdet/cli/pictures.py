@@ -1,11 +1,15 @@
 """What evaluate and detect print and write, for runs and exported files alike."""
 
 import itertools
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from megdet.cli.options import CONSOLE
 from megdet.data.far.folder import FarFile, FarFolder, ImageFile, ImageFolder, name_of
@@ -15,6 +19,9 @@ from megdet.errors import InputError, printable
 from megdet.evaluation.coco_numbers import Evaluation
 from megdet.evaluation.tables import tables
 from megdet.files import write_picture, write_result
+
+_MARK = ("Software", "MegDet detect")
+"""The text chunk of a PNG that tells a picture drawn here, which may be replaced, from somebody else's"""
 
 
 def draw_files(
@@ -27,22 +34,26 @@ def draw_files(
     """Draw the detections of at least `score` on every picture, and write all of them into one JSON.
 
     The `image_id` of its rows is the name of the picture's file; where several pictures share it, their paths (with
-    `/`) or addresses as given. `tell` gets what was written and found. Files that cannot be read are skipped;
-    InputError at the end names them.
-    Raises InputError before it begins if `out` has one of the pictures in it, or an evaluation.
+    `/`) or addresses as given. A file that is given twice is one picture. `tell` gets what was written and found.
+    Files that cannot be read are skipped; InputError at the end names them.
+    Raises InputError before it begins if `out` has an evaluation in it, or a file that a picture would replace and
+    that was given or is none that this function drew.
     """
-    _refuse_to_replace(files, out)
+    files = [*dict.fromkeys(files)]
+    pictures = _free_names(out, files)
+    _refuse_to_replace(files, pictures, out)
     image_ids = _image_ids(files)
+    mark = PngInfo()
+    mark.add_text(*_MARK)
     found: list[tuple[Path, list[dict[str, Any]]]] = []
     unreadable: list[str] = []
-    for file in files:
+    for file, picture in zip(files, pictures, strict=True):
         try:
             detections = detect(file)
         except InputError as error:  # go on with the other pictures
             unreadable.append(str(error))
             continue
-        picture = _free_name(out, name_of(file), {earlier for earlier, _ in found})
-        write_picture(picture, partial(detections.draw(score).save, format="png"))
+        write_picture(picture, partial(detections.draw(score).save, format="png", pnginfo=mark))
         drawn = len(detections.above(score))
         CONSOLE.print(f"{printable(str(picture))}: {drawn} of {len(detections)} detections drawn")
         rows = zip(detections.to_coco(image_ids[file]), detections.names, strict=True)
@@ -52,8 +63,8 @@ def draw_files(
         raise InputError(unread)
     write_result(out / "detections.json", [result for _, results in found for result in results])
     CONSOLE.print(f"{out / 'detections.json'}")
-    pictures = [{"picture": str(picture), "detections": results} for picture, results in found]
-    tell({"file": str(out / "detections.json"), "images": pictures})
+    images = [{"picture": str(picture), "detections": results} for picture, results in found]
+    tell({"file": str(out / "detections.json"), "images": images})
     if unreadable:
         raise InputError(unread)
 
@@ -78,14 +89,27 @@ def image_files(paths: Sequence[ImageFolder]) -> list[ImageFile]:
     return files
 
 
-def _refuse_to_replace(files: Sequence[ImageFile], out: Path) -> None:
-    """Refuse a folder with pictures that were given, or with the detections that an evaluation counted."""
-    mend, place = f"name another folder, such as {out / 'detected'}", out.resolve()
-    for file in files:
-        if isinstance(file, Path) and place in (file.parent.resolve(), file.resolve().parent):
-            raise InputError(f"--out {out}: the picture {file} is in it and might be replaced: {mend}")
+def _refuse_to_replace(files: Sequence[ImageFile], pictures: Sequence[Path], out: Path) -> None:
+    """Refuse a folder where a picture that was given, one of somebody else or an evaluation would be replaced."""
+    mend = f"name another folder, such as {out / 'detected'}"
     if (out / "evaluation.json").is_file():
         raise InputError(f"--out {out}: its detections.json belongs to the evaluation there: {mend}")
+    given = {file.resolve() for file in files if isinstance(file, Path)}
+    for picture in filter(os.path.lexists, pictures):
+        if picture.resolve() in given:
+            raise InputError(f"--out {out}: the picture {picture} was given and would be replaced: {mend}")
+        if not _is_drawn(picture):
+            raise InputError(f"--out {out}: {picture} would be replaced, which detect did not draw: {mend}")
+
+
+def _is_drawn(picture: Path) -> bool:
+    """Whether `draw_files` wrote this file."""
+    name, value = _MARK
+    try:
+        with Image.open(picture, formats=["PNG"]) as image:
+            return image.info.get(name) == value
+    except (OSError, Image.DecompressionBombError):  # no picture, a link to nothing, or far larger than any drawn here
+        return False
 
 
 def _image_ids(files: Sequence[ImageFile]) -> dict[ImageFile, str]:
@@ -115,11 +139,14 @@ def _far_files(place: FarFolder) -> list[FarFile]:
     return [place / name for name in inside]
 
 
-def _free_name(out: Path, file: PurePath, taken: set[Path]) -> Path:
-    """A free name for a file's picture: files in other folders or with other suffixes may share its name."""
-    names = itertools.chain((file.stem, file.name, f"{file.parent.name}_{file.name}"), itertools.count(2))
-    paths = (out / (f"{file.stem}_{name}.png" if isinstance(name, int) else f"{name}.png") for name in names)
-    return next(path for path in paths if path not in taken)
+def _free_names(out: Path, files: Sequence[ImageFile]) -> list[Path]:
+    """A name of its own for each file's picture: files in other folders or with other suffixes may share theirs."""
+    taken: dict[Path, None] = {}
+    for file in map(name_of, files):
+        names = itertools.chain((file.stem, file.name, f"{file.parent.name}_{file.name}"), itertools.count(2))
+        paths = (out / (f"{file.stem}_{name}.png" if isinstance(name, int) else f"{name}.png") for name in names)
+        taken[next(path for path in paths if path not in taken)] = None
+    return [*taken]
 
 
 def print_evaluation(

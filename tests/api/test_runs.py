@@ -68,3 +68,6 @@ def test_what_cannot_be_meant_is_refused_before_any_work(tmp_path):
         megdet.train("demo", run=tmp_path / "run", workers=-1)
     with pytest.raises(InputError, match="not a run folder"):
         megdet.evaluate(tmp_path)
+    for data in ("val.json", tmp_path, ("val.json",)):
+        with pytest.raises(InputError, match="give two, the annotations and the folder of their images"):
+            megdet.evaluate(tmp_path, data)  # type: ignore[arg-type]

@@ -118,6 +118,8 @@ def evaluate(
     Raises:
         InputError: everything that a user can mend.
     """
+    if data is not None and (isinstance(data, str | Path) or len(data) != 2):
+        raise InputError(f"data is {data!r}: give two, the annotations and the folder of their images")
     if is_exported(run):
         if device or overrides or fold:
             raise InputError(f"{run}: an exported file is as it is: leave out device, overrides and fold")

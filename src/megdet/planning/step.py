@@ -1,7 +1,8 @@
 """The cost of a training step, in one description for measured and published numbers.
 
     seconds = update + micro-batches + images + stragglers + collectives of batch norm and of gradients + input
-    memory  = fixed (weights, momentum, gradients, libraries) + waiting gradients + images + a bucket being sent
+    memory  = fixed (weights, momentum, gradients, libraries, on a CPU the copy from which checkpoints are written)
+              + waiting gradients + images + a bucket being sent
 
 `measurement.py` fits a `StepCost` to measured steps; `published.py` makes one from data sheets and counts. This module
 is pure arithmetic.
@@ -26,7 +27,7 @@ class StepCost:
     image_seconds: float
     """seconds of an image on the mean canvas, forward and backward"""
     fixed_bytes: float | None = None
-    """weights, momentum, gradients, libraries; None if memory is not known"""
+    """weights, momentum, gradients, libraries, on a CPU the copy of the state; None if memory is not known"""
     accumulation_bytes: float = 0.0
     """added if a step has several micro-batches: gradients that wait while the next one is computed"""
     image_bytes: float = 0.0

@@ -58,7 +58,7 @@ class CheckpointWriter:
         `look` gets the copy before; the checkpoint is written even if it fails.
         """
         self.wait()  # the copies are still being written
-        self._copies = _copied(tensors, self._copies)
+        self._copies = copied(tensors, self._copies)
         if look is not None:
             self.later(partial(look, self._copies))
         self._jobs.append(self._thread.submit(self._write, state, spared, first))
@@ -68,7 +68,7 @@ class CheckpointWriter:
         if self._beside is not None:
             self._beside.result()  # one copy more is enough
         is_beside = self.is_writing
-        copies = _copied(tensors, {} if is_beside else self._copies)
+        copies = copied(tensors, {} if is_beside else self._copies)
         if not is_beside:
             self._copies = copies
         job = self._thread.submit(self._do, partial(look, copies))
@@ -138,7 +138,7 @@ class CheckpointWriter:
 
 
 @torch.no_grad()
-def _copied(tensors: Mapping[Kind, Mapping[str, Tensor]], memory: Tensors) -> Tensors:
+def copied(tensors: Mapping[Kind, Mapping[str, Tensor]], memory: Tensors) -> Tensors:
     """Copies on the CPU, in the memory of an earlier copy where it fits."""
     copies: Tensors = {}
     devices = set()

@@ -121,19 +121,20 @@ class MemoryTrial:
 
     def _try(self, images: int, canvas: tuple[int, int], size: int) -> None:
         trainer, device = self.trainer, self.world.device
-        held = self._memory_of_update()
+        held = self._memory_of_later()
         trainer.buckets.zero()
         batch = largest_batch(self.dataset, images, canvas, trainer.recipe.data).to(device)
         pieces, apart = Pieces([0] * size), trainer.apart
         accumulate(trainer.model, trainer.recipe, trainer.buckets, pieces, [batch], 0, device, apart=apart)
         held.clear()
 
-    def _memory_of_update(self) -> list[torch.Tensor]:
-        """As much memory as the optimizer takes in its first step."""
-        if self.trainer.optimizer.state:
-            return []
+    def _memory_of_later(self) -> list[torch.Tensor]:
+        """As much memory as the optimizer takes in its first step, and on a CPU the copy that checkpoints are of."""
         kinds = 2 if self.trainer.recipe.optimizer.kind in ("adamw", "lamb") else 1
-        return [torch.zeros_like(own) for own in self.trainer.buckets.parameters for _ in range(kinds)]
+        count = 0 if self.trainer.optimizer.state else kinds
+        if self.world.is_first and self.world.device.type == "cpu":
+            count += 1 + kinds
+        return [torch.zeros_like(own) for own in self.trainer.buckets.parameters for _ in range(count)]
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

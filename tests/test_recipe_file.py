@@ -196,7 +196,7 @@ def test_an_override_may_fill_an_empty_section():
     [
         ("model.fpn.chanels", "3", "unknown option '--model.fpn.chanels'; did you mean 'model.fpn.channels'?"),
         ("backbone.name", "a", "unknown option '--backbone.name'; did you mean 'model.backbone.name'?"),
-        ("model.fpn", "3", "unknown option '--model.fpn'"),
+        ("model.fpn", "3", "'--model.fpn' is a section of the recipe: name a key in it, such as --model.fpn."),
         ("model.kind", "yolo", "r.yaml: model.kind is 'yolo': choose one of faster_rcnn"),
         ("batch_size", "many", "r.yaml: batch_size: expected int, got str, here stands 'many'"),
         ("batch_size", "", "batch_size: expected int, got str, here stands ''"),

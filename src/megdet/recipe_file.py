@@ -1,7 +1,7 @@
 """Recipes as YAML: find, read, override and write them."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -95,10 +95,20 @@ def recipe_keys(kind: str = FasterRcnn.kind) -> list[str]:
     return [key for key, hint in _types(kind).items() if not dataclasses.is_dataclass(hint)]
 
 
-def check_key(key: str, kind: str = FasterRcnn.kind) -> None:
-    """Raise InputError, with a hint, for an option that is no key of a recipe of this `model.kind`."""
-    if key not in recipe_keys(kind):
-        raise InputError(f"unknown option '--{key}'{_nearest_key('', key, kind)}")
+def check_key(key: str, kind: str = FasterRcnn.kind, *, beside: Collection[str] = ()) -> None:
+    """Raise InputError, with a hint, for an option that is no key of a recipe of this `model.kind`.
+
+    `beside` are other options that may be meant, such as workers.
+    """
+    keys = recipe_keys(kind)
+    if key in keys:
+        return
+    if key in _types(kind):
+        example = next(own for own in keys if own.startswith(f"{key}."))
+        raise InputError(f"option '--{key}' is a section of the recipe: name a key in it, such as --{example}")
+    options = {nearest(own, [own]): nearest(own, [f"--{own}"]) for own in beside}
+    hint = nearest(key, [*beside, *(own.rsplit(".", 1)[-1] for own in keys)])
+    raise InputError(f"unknown option '--{key}'{options.get(hint) or _nearest_key('', key, kind)}")
 
 
 def dump_recipe(recipe: Recipe) -> str:

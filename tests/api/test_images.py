@@ -92,7 +92,10 @@ def test_several_are_a_list_a_folder_or_one_array_more(file, pixels):
         (np.zeros((20, 30, 4), np.uint8), r"array of shape \(20, 30, 4\) is no image"),
         (np.zeros((0, 30, 3), np.uint8), r"array of shape \(0, 30, 3\) is no image"),
         (torch.zeros(20, 30, 3), r"tensor of shape \(20, 30, 3\) is no image: it is \(3, height, width\)"),
-        (torch.full((3, 4, 4), 255.0), "floats from 0 to 1 are needed, found 255 to 255: divide bytes by 255"),
+        (
+            torch.full((3, 4, 4), 255.0),
+            "floats from 0 to 1 are needed, found 255 to 255, 100% of them outside: divide bytes by 255",
+        ),
         (torch.full((3, 4, 4), float("nan")), "floats from 0 to 1 are needed, found nan to nan"),
         (torch.zeros(3, 0, 4), r"tensor of shape \(3, 0, 4\) is no image"),
         (Image.new("RGB", (0, 5)), "an image of 0 x 5 pixels has none"),
@@ -124,11 +127,35 @@ def test_an_empty_folder_is_refused(tmp_path):
 
 
 def test_floats_that_resizing_left_a_little_out_of_range_are_cut_there():
-    floats = torch.tensor([-0.27, 0.0, 0.5, 1.0000001, 1.26]).expand(3, 2, 5)
-    assert pixels_of_any(floats, MOST).values[0, :, 0].tolist() == [0, 0, 128, 255, 255]
+    floats = torch.full((3, 2, 50), 0.5)
+    floats[:, :, :4] = torch.tensor([-0.2, 0.0, 1.0000001, 1.2])
+    assert pixels_of_any(floats, MOST).values[0, :5, 0].tolist() == [0, 0, 255, 255, 128]
 
 
-@pytest.mark.parametrize("images", [None, 3, b"bytes of a file", io.BytesIO(b"an open file")])
+def test_a_normalised_image_of_low_contrast_is_not_taken_for_one_a_little_out_of_range():
+    grey = 0.4 + 0.1 * torch.rand(3, 8, 8)
+    for floats in ((grey - 0.45) / 0.225, grey - 0.5):
+        with pytest.raises(InputError, match=r"floats from 0 to 1 are needed, .*% of them outside: .*normalisation"):
+            pixels_of_any(floats, MOST)
+
+
+class Sequence:
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        if index > 1:
+            raise IndexError
+        return np.full((4, 4), index, np.uint8)
+
+
+def test_several_may_be_anything_with_an_index():
+    assert [int(own.max()) for own in each_image(Sequence())] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "images", [None, 3, b"bytes of a file", io.BytesIO(b"an open file"), np.array(3), torch.tensor(3.0)]
+)
 def test_what_is_neither_an_image_nor_several_is_refused(images):
     with pytest.raises(InputError, match=f"something of type {type(images).__name__} is no image, and not several"):
         list(each_image(images))

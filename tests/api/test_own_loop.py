@@ -58,8 +58,12 @@ def test_it_goes_on_from_a_step_and_serves_a_loader():
         ({"first_step": -2}, "first_step is -2"),
         ({"epochs": 0}, "epochs is 0: it must be above 0"),
         ({"sizes": [(24, 24, 3)] * 50}, r"sizes are \(images, 2\), height and width in pixels, not \(50, 3\)"),
-        ({"sizes": [(24, 24)] * 49 + [(0, 24)]}, r"the size of image 49 is \[0, 24\]"),
+        ({"sizes": [(24, 24)] * 49 + [(0, 24)]}, r"the size of image 49 is 0 x 24"),
         ({"sizes": [(24, 24), (24,)]}, "sizes are pairs of height and width"),
+        ({"sizes": [(24, 24)] * 49 + [(float("nan"), 24)]}, "the size of image 49 is nan x 24"),
+        ({"sizes": [(24, 24)] * 49 + [(2**70, 24)]}, "the size of image 49 is .* not above"),
+        ({"epochs": float("inf")}, "epochs is inf: it must be above 0 and finite"),
+        ({"batch_size": -4}, "does not divide a batch_size of -4"),
     ],
 )
 def test_what_does_not_fit_is_refused(changes, message):
@@ -102,6 +106,12 @@ def test_the_rate_of_a_module_follows_the_disagreement_of_its_halves_by_hand(kin
     again = megdet.ModuleRates(model, optimizer, reference="body")
     again.load_state_dict(rates.state_dict())
     assert again.factors == rates.factors
+    swapped = {"head": 0.25, "body": 1}
+    again.load_state_dict(swapped)
+    assert again.factors == swapped
+    for factor in (float("nan"), 0.0, "a"):
+        with pytest.raises(InputError, match=r"the factor of head is .*: a finite number above 0 is expected"):
+            again.load_state_dict({"body": 1.0, "head": factor})
     with pytest.raises(InputError, match="factors of neck do not fit the modules body, head"):
         again.load_state_dict({"neck": 1.0})
 
@@ -116,7 +126,12 @@ def test_an_optimizer_without_modules_and_an_unknown_reference_are_refused():
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"milestones": (5,)}, "1 milestones need as many factors, not 0"), ({"num_images": 0}, "num_images is 0")],
+    [
+        ({"milestones": (5,)}, "1 milestones need as many factors, not 0"),
+        ({"num_images": 0}, "num_images is 0"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"base_lr": -1.0}, "base_lr is -1.0"),
+    ],
 )
 def test_a_rate_of_what_cannot_be_meant_is_refused(changes, message):
     with pytest.raises(InputError, match=message):

@@ -66,10 +66,22 @@ def test_keys_may_stand_before_the_recipe(refused: Refused, capsys: pytest.Captu
     assert "unknown option '--bogus'" in refused("describe", "--bogus=8", "demo")
     assert "unknown option '--bogus'" in refused("train", "--bogus", "demo"), "not: RECIPE is missing"
     assert "unknown option '--model.bogus'" in refused("describe", "--model.bogus", "8", "demo")
+    for word, option in {"workrs": "workers", "devcie": "device", "timeut": "timeout"}.items():
+        assert f"unknown option '--{word}'; did you mean '--{option}'?" in refused("train", f"--{word}", "1", "demo")
+    assert "'--model' is a section of the recipe: name a key in it, such as --model.kind" in refused(
+        "train", "--model", "x", "demo"
+    )
+    assert "no recipe '--demo'" in refused("describe", "--", "--demo")
     assert "--batch_size' needs a value" in refused("describe", "demo", "--batch_size")
     assert "recipe verify: batch_size is 0" in refused(
         "verify", "--batch_size", "0", "--cases", "base", "--devices", "1,2"
     )
+
+
+@pytest.mark.parametrize("verb", [("describe",), ("plan", "--devices", "1")])
+def test_what_only_a_new_run_is_refused_is_not_described_or_planned(refused: Refused, verb: tuple[str, ...]) -> None:
+    flat = "--model.anchors.sizes", "[0.5,1,2,4,8]", "--model.anchors.whole_pixels", "true"
+    assert "would have no area in whole pixels: set it false" in refused(*verb, "demo", *flat)
 
 
 def test_a_wrong_type_is_refused_with_its_key(refused: Refused) -> None:

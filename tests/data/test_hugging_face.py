@@ -141,6 +141,19 @@ def test_missing_parts_of_objects_are_refused(tmp_path, objects, message):
         convert_hugging_face(source, tmp_path / "out")
 
 
+@pytest.mark.parametrize("label", [0, 1])
+def test_one_class_for_all_boxes_of_a_row_is_refused(tmp_path, label):
+    kinds = {
+        "image": datasets.Image(),
+        "bbox": datasets.List(datasets.Value("float32")),
+        "category": datasets.Value("int64"),
+    }
+    content = {"image": rows()["image"][:1], "bbox": [[1.0, 1, 2, 2]], "category": [label]}
+    source = saved(tmp_path, content, datasets.Features(kinds))
+    with pytest.raises(InputError, match=f"row 0: bbox is .* and category is {label}: a list of boxes and a list of"):
+        convert_hugging_face(source, tmp_path / "out")
+
+
 def test_an_image_with_neither_content_nor_path_is_refused(tmp_path):
     kinds = datasets.Features(
         {

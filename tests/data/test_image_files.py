@@ -96,5 +96,19 @@ def test_of_several_images_in_another_case_none_is_guessed(tmp_path):
         save_image(tmp_path / name, 40, 30)
     files = ImageFiles(tmp_path)
     assert files.find("b.jpg", "x") == tmp_path / "two" / "b.jpg"
-    with pytest.raises(InputError, match=r"x: no image 'b\.JPG' in .* it may be .*one/B\.JPG or .*two/b\.jpg: write"):
+    with pytest.raises(InputError, match=r"x: its image may be .*one/B\.JPG or .*two/b\.jpg: keep one"):
         files.find("b.JPG", "x")
+    assert files.find("b.JPG", "x", beside=tmp_path / "one") == tmp_path / "one" / "B.JPG"
+    assert files.find("One/b.JPG", "x") == tmp_path / "one" / "B.JPG", "folders count in another case too"
+    assert files.find("One/b.jpg", "x") == tmp_path / "two" / "b.jpg", "a name as it is written comes first"
+
+
+def test_labels_and_xml_files_find_images_in_another_case(tmp_path):
+    voc, yolo = tmp_path / "voc", tmp_path / "yolo"
+    save_image(voc / "IMG_1.JPG", 40, 30)
+    (voc / "other.xml").write_text("<annotation><filename>img_1.jpg</filename></annotation>")
+    assert convert_voc(voc, tmp_path / "a")[0].num_images == 1
+    save_image(yolo / "IMG_1.JPG", 40, 30)
+    (yolo / "img_1.txt").write_text("0 0.5 0.5 1 1\n")
+    (yolo / "classes.txt").write_text("cat\n")
+    assert convert_yolo(yolo, tmp_path / "b")[0].num_boxes == 1

@@ -143,6 +143,17 @@ def test_merged_sets_match_classes_by_name(tmp_path):
         )
 
 
+def test_names_that_lead_out_and_back_are_mended(tmp_path):
+    file, images = write_set(tmp_path, two_images())
+    rows = two_images()
+    for row, name in zip(rows["images"], (str(images / "a.jpg"), "below/../b.jpg"), strict=True):
+        row["file_name"] = name
+    file.write_text(json.dumps(rows))
+    (images / "below").mkdir()
+    merged = merge_documents([read_document(file)], [images], tmp_path)
+    assert [row["file_name"] for row in merged.images] == ["images/a.jpg", "images/b.jpg"]
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

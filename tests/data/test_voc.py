@@ -66,7 +66,7 @@ def test_a_class_list_of_voc_2012_is_a_split_when_asked_for(voc, tmp_path):
 
 def test_names_with_spaces_are_whole_lines(tmp_path):
     objects = {"my photo 1": [], "my photo": [], "other": []}
-    folder = _voc(tmp_path / "voc", objects, {"train": ["my photo 1", "other 1"], "val": ["my photo  -1"]})
+    folder = _voc(tmp_path / "voc", objects, {"train": ["my photo 1", "other"], "val": ["my photo  -1"]})
     train, val = convert_voc(folder, tmp_path / "out")
     named = [
         [row["file_name"] for row in json.loads(own.annotations_file.read_text())["images"]] for own in (train, val)

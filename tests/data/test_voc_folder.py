@@ -8,7 +8,7 @@ import pytest
 from data_factories import save_image
 from megdet.cli.main import main
 from megdet.data.formats.voc import convert_voc
-from megdet.data.formats.voc_folder import find_voc
+from megdet.data.formats.voc_folder import find_voc, listed_files
 from megdet.errors import InputError
 
 
@@ -86,7 +86,7 @@ def converted(folder: Path, out: Path) -> tuple[dict[str, list[str]], Path]:
             [
                 *("Annotations/a.xml", "Annotations/b c.xml", "Annotations/d.xml", "Annotations/b.xml"),
                 *("JPEGImages/a.jpg", "JPEGImages/b c.jpg", "JPEGImages/d.jpg"),
-                "ImageSets/Main/train.txt=a 2,b c +1,d 1 0",
+                "ImageSets/Main/train.txt=a 2,b c +1,d 1",
             ],
             {"train": ["a.jpg", "b c.jpg", "d.jpg"]},
             "JPEGImages",
@@ -190,3 +190,12 @@ def test_a_converted_folder_can_be_checked_and_converted_again(tmp_path, capsys,
     for split in ("train", "test"):
         assert main(["data", "check", str(out / "annotations" / f"{split}.json"), str(out / "images")]) == 0
     assert "fit to train on" in capsys.readouterr().out
+
+
+def test_a_missing_file_of_a_list_is_not_taken_for_another_with_a_column(tmp_path):
+    names = ["street.xml", "street 1.xml", "other.xml"]
+    lay_out(tmp_path, *(f"Annotations/{name}" for name in names), "ImageSets/Main/train.txt=street 1,street 2")
+    found = find_voc(tmp_path)
+    with pytest.raises(InputError, match=r"Annotations/street 2\.xml: no such file, but the split train names it"):
+        listed_files(found, "train", ["street 1", "street 2"])
+    assert [path.name for path in listed_files(found, "train", ["street -1", "other 1"])] == ["street.xml", "other.xml"]

@@ -172,6 +172,31 @@ def test_file_names_that_voc_cannot_have_are_refused(tmp_path, name):
     assert convert_yolo(tmp_path / "yolo", tmp_path / "out")[0].num_images == 1
 
 
+@pytest.mark.parametrize("name", [".a.jpg", "one/.two/a.jpg"])
+def test_files_that_readers_pass_over_are_refused(tmp_path, name):
+    dataset = read_rows(tmp_path, [image_row(1, name)], [], [CAT])
+    for write in (write_yolo, write_voc):
+        with pytest.raises(InputError, match=r"image 1: readers pass over file_name '.*, for the dot at a beginning"):
+            write(dataset, tmp_path / "out", "train")
+    assert not (tmp_path / "out").exists()
+
+
+def test_yolo_has_no_folder_called_like_another_split(tmp_path):
+    dataset = read_rows(tmp_path, [image_row(1, "Val/a.jpg")], [], [CAT])
+    with pytest.raises(InputError, match=r"image 1: its folder 'Val' is called like a split, and .* is train"):
+        write_yolo(dataset, tmp_path / "out", "train")
+    write_voc(dataset, tmp_path / "voc", "train")
+    assert [own.num_images for own in convert_voc(tmp_path / "voc", tmp_path / "back")] == [1]
+
+
+def test_both_forms_of_an_accent_would_share_a_label_file(tmp_path):
+    names = "\u00e9.jpg", "e\u0301.jpg"
+    dataset = read_rows(tmp_path, [image_row(number, name) for number, name in enumerate(names)], [], [CAT])
+    for write in (write_yolo, write_voc):
+        with pytest.raises(InputError, match="2 images are called '\u00e9': rename all but one"):
+            write(dataset, tmp_path / "out", "train")
+
+
 def test_one_file_under_two_ids_is_refused_as_one_file(tmp_path):
     dataset = read_rows(tmp_path, [image_row(1, "z.jpg"), image_row("b", "./z.jpg")], [], [CAT])
     for write in (write_yolo, write_voc):

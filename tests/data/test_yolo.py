@@ -151,6 +151,8 @@ def test_a_yaml_of_something_else_may_be_anything(yolo, tmp_path, name):
 def test_class_names_are_found_beside_a_yaml_of_something_else(yolo, tmp_path):
     (yolo / "data.yaml").unlink()
     (yolo / "config.yaml").write_text("epochs: 3\n")
+    (yolo / "a.yaml").write_text("names: {db: mine, web: yours}\n")
+    (yolo / "env.yaml").write_text("names: null\n")
     (yolo / "classes.txt").write_text("cat\ndog\n\n")
     assert convert_yolo(yolo, tmp_path / "out")[0].class_names == ("cat", "dog")
     (yolo / "classes.txt").write_text("cat\n\ndog\n")

@@ -319,7 +319,6 @@ def of(**changes):
     [
         ("[]", "expected object, got array"),
         ("{}", "missing required field format"),
-        ('{"format": 1}', "has format 1, this megdet reads 2 and 3"),
         ('{"format": 2}', "missing required field tensors"),
         ('{"format": 2, "tensors": 3, "state": {}}', "tensors: expected object, got int, here stands 3"),
         ('{"format": 2, "tensors": {"../../x": "00"}, "state": {}}', r"invalid enum value '\.\./\.\./x'"),
@@ -342,11 +341,12 @@ def test_a_state_of_another_format_or_of_wrong_types_is_refused_in_one_line(fold
     assert "\n" not in str(refused.value)
 
 
-def test_a_checkpoint_of_a_newer_megdet_is_not_called_damaged(folder):
+@pytest.mark.parametrize(("number", "mend"), [(4, "update megdet"), (1, "go on with the version that began the run")])
+def test_a_checkpoint_of_another_megdet_is_not_called_damaged(folder, number, mend):
     path = save(folder, 5)
-    (path / "state.json").write_text('{"format": 4, "state": [], "tensors": "elsewhere"}')
+    (path / "state.json").write_text(f'{{"format": {number}, "state": [], "tensors": "elsewhere"}}')
     with pytest.raises(
-        InputError, match=r"state\.json has format 4, this megdet reads 2 and 3: update megdet$"
+        InputError, match=rf"state\.json has format {number}, this megdet reads 2 and 3: {mend}$"
     ) as refused:
         open_checkpoint(path)
     assert not isinstance(refused.value, DamagedError)

@@ -149,3 +149,15 @@ def test_a_failure_that_nobody_asked_about_is_raised_at_the_end(
         own.save(run_state(step), tensors(step), [])
     with pytest.raises(InputError, match="no space left"):
         own.leave(None)
+
+
+def test_what_comes_after_work_is_left_out_where_that_failed(writer: CheckpointWriter) -> None:
+    done: list[str] = []
+
+    def fail() -> None:
+        raise InputError("no space left on device")
+
+    writer.later(fail, lambda: done.append("line of the evaluation"))
+    writer.later(lambda: done.append("mark"), lambda: done.append("line"))
+    writer.wait()
+    assert done == ["mark", "line"]

@@ -3,7 +3,8 @@
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from contextlib import suppress
 from io import BytesIO, IOBase
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -28,8 +29,10 @@ MOST_BYTES = 64 << 20
 """Of a file that is fetched from an address."""
 _SECONDS = 30
 _WANTED = "give a path, an address, an array, a tensor or an image of Pillow's"
-_OVERSHOOT = 0.5
-"""So far may floats leave the range from 0 to 1: resizing overshoots at edges and rounds, noise is added."""
+_OVERSHOOT, _OVERSHOT = 0.25, 0.1
+"""So far may floats leave the range from 0 to 1, and so large a part: resizing overshoots at edges and rounds."""
+_HALF_STEP = 0.5 / 255
+"""What rounding to 8 bits forgets."""
 
 
 class Pixels(NamedTuple):
@@ -62,10 +65,15 @@ def each_image(images: Any) -> Iterator[Image]:
         if not inside:
             raise InputError(f"{images}: no image in this folder")
         yield from inside
-    elif isinstance(images, bytes | bytearray | IOBase) or not isinstance(images, Iterable):
-        raise InputError(f"something of type {type(images).__name__} is no image, and not several: {_WANTED}")
     else:
-        yield from images
+        yield from _several(images)
+
+
+def _several(images: Any) -> Iterator[Image]:
+    if not isinstance(images, bytes | bytearray | IOBase):
+        with suppress(TypeError):  # also of an array without dimensions, which has an __iter__
+            return iter(images)
+    raise InputError(f"something of type {type(images).__name__} is no image, and not several: {_WANTED}")
 
 
 def pixels_of_any(image: Any, max_pixels: int) -> Pixels:
@@ -114,13 +122,15 @@ def _fetched(address: str, max_pixels: int) -> NDArray[np.uint8]:
 
 def cut_to_unit(values: Tensor, where: str) -> Tensor:
     """The floats of an image, those a little out of 0 to 1 cut there. Raises InputError for those of another range."""
-    low, high = torch.stack(values.aminmax()).tolist()  # together: a GPU is waited for once
-    if not (low >= -_OVERSHOOT and high <= 1 + _OVERSHOOT):
+    cut = values.clamp(0, 1)
+    is_out = ((values - cut).abs() > _HALF_STEP).float().mean()
+    low, high, out = torch.stack((*values.aminmax(), is_out)).tolist()  # together: a GPU is waited for once
+    if not (low >= -_OVERSHOOT and high <= 1 + _OVERSHOOT and out <= _OVERSHOT):
         raise InputError(
-            f"{where}: floats from 0 to 1 are needed, found {low:g} to {high:g}: divide bytes by 255, and leave out "
-            "the normalisation, which the network does"
+            f"{where}: floats from 0 to 1 are needed, found {low:g} to {high:g}, {out:.0%} of them outside: divide "
+            "bytes by 255, leave out the normalisation, which the network does, and cut what noise adds by clamp(0, 1)"
         )
-    return values.clamp(0, 1)
+    return cut
 
 
 def _of_tensor(image: Tensor) -> NDArray[np.uint8]:

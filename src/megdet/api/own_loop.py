@@ -3,6 +3,7 @@
 Cross-device batch norm for any model is `megdet.layers.convert_batch_norm`.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -55,7 +56,7 @@ class PlanSampler:
         seed: int = 0,
         first_step: int = 0,
     ) -> None:
-        if bn_size < 1 or batch_size % bn_size:
+        if batch_size < 1 or bn_size < 1 or batch_size % bn_size:
             raise InputError(f"a bn_size of {bn_size} does not divide a batch_size of {batch_size}")
         self.layout = choose_layout(batch_size // bn_size, bn_size, num_replicas)
         if self.layout.idle:
@@ -65,8 +66,8 @@ class PlanSampler:
             )
         if not 0 <= rank < num_replicas:
             raise InputError(f"rank is {rank}: with {num_replicas} processes it is from 0 to {num_replicas - 1}")
-        if not epochs > 0:
-            raise InputError(f"epochs is {epochs}: it must be above 0")
+        if not 0 < epochs < math.inf:
+            raise InputError(f"epochs is {epochs}: it must be above 0 and finite")
         pairs = _pairs(sizes)
         if len(pairs) < batch_size:
             raise InputError(f"the sizes of {len(pairs)} images are fewer than a batch_size of {batch_size}")
@@ -100,13 +101,15 @@ class PlanSampler:
 
 def _pairs(sizes: ArrayLike) -> NDArray[np.int64]:
     try:
-        pairs = np.asarray(sizes, dtype=np.int64)
-    except (TypeError, ValueError) as error:
+        numbers = np.asarray(sizes, dtype=np.float64)
+        pairs = np.where(np.isfinite(numbers) & (numbers < 1 << 31), numbers, 0).astype(np.int64)
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"sizes are pairs of height and width in pixels, one an image ({error})") from None
     if pairs.ndim != 2 or pairs.shape[1] != 2:
         raise InputError(f"sizes are (images, 2), height and width in pixels, not {pairs.shape}")
     if len(wrong := np.flatnonzero((pairs < 1).any(axis=1))):
-        raise InputError(f"the size of image {wrong[0]} is {pairs[wrong[0]].tolist()}: both must be at least 1 pixel")
+        found = " x ".join(f"{number:g}" for number in numbers[wrong[0]])
+        raise InputError(f"the size of image {wrong[0]} is {found}: both must be at least 1 pixel, and not above 2**31")
     return pairs
 
 
@@ -136,10 +139,12 @@ def scaled_learning_rate(
         warmup_start: see there.
 
     Raises:
-        InputError: there are no images, or not as many factors as milestones.
+        InputError: a number cannot be meant, or there are not as many factors as milestones.
     """
-    if num_images < 1:
-        raise InputError(f"num_images is {num_images}: an epoch has at least one")
+    least = {"step": (step, 0), "batch_size": (batch_size, 1), "num_images": (num_images, 1), "base_lr": (base_lr, 0)}
+    for name, (value, bound) in least.items():
+        if not bound <= value < math.inf:
+            raise InputError(f"{name} is {value}: at least {bound} is expected")
     if len(milestones) != len(factors):
         raise InputError(f"{len(milestones)} milestones need as many factors, not {len(factors)}")
     decays = tuple(map(float, milestones)), tuple(map(float, factors))
@@ -219,10 +224,14 @@ class ModuleRates:
         return self.factors
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Go on with the factors of a checkpoint. Raises InputError where they are of other modules."""
-        if list(state) != list(self.agvm.parts):
+        """Go on with the factors of a checkpoint. Raises InputError where they are of other modules, or are none."""
+        if {*state} != {*self.agvm.parts}:
             raise InputError(f"factors of {', '.join(state)} do not fit the modules {', '.join(self.agvm.parts)}")
-        self.agvm.restore({"factors": torch.tensor(list(state.values()), dtype=torch.float64)})
+        for name, factor in state.items():
+            if not isinstance(factor, int | float) or not 0 < factor < math.inf:
+                raise InputError(f"the factor of {name} is {factor!r}: a finite number above 0 is expected")
+        own = [float(state[name]) for name in self.agvm.parts]
+        self.agvm.restore({"factors": torch.tensor(own, dtype=torch.float64)})
 
     def _gradients(self) -> list[Tensor]:
         return [torch.zeros_like(own) if own.grad is None else own.grad for own in self.parameters]

@@ -8,12 +8,14 @@ from megdet.cli.options import CONSOLE, Arguments
 from megdet.cli.parsers.shared import ADVICE_OPTIONS
 from megdet.errors import InputError
 from megdet.planning.describe import describe
+from megdet.recipe_check import check_new_recipe
 from megdet.recipe_file import load_recipe, packaged_recipes
 
 
 def run_describe(arguments: Arguments) -> None:
     """Print the arithmetic of a recipe."""
     recipe = load_recipe(arguments.recipe, arguments.overrides)
+    check_new_recipe(recipe)
     rows = describe(
         recipe,
         arguments.devices,

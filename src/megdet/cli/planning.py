@@ -14,6 +14,7 @@ from megdet.planning.layouts import PlannedLayout
 from megdet.planning.measurement import GIB
 from megdet.planning.measuring import Measuring
 from megdet.planning.plan import Limits, Plan, make_plan
+from megdet.recipe_check import check_new_recipe
 from megdet.recipe_file import load_recipe
 
 _SHOWN = 12
@@ -22,6 +23,7 @@ _SHOWN = 12
 def run_plan(arguments: Arguments) -> None:
     """Measure what the options do not give, plan the run, print the plan."""
     recipe = load_recipe(arguments.recipe, arguments.overrides)
+    check_new_recipe(recipe)
     if arguments.measured is not None and arguments.seconds_per_image is not None:
         raise InputError("--measured and --seconds-per-image: give only one of them")
     plan = make_plan(

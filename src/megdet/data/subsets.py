@@ -1,5 +1,6 @@
 """Parts of COCO instances files: split, sampled, merged. Rows keep all their keys, also those unknown here."""
 
+import os
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from megdet.data.coco import leaves_folder, write_coco
+from megdet.data.coco import write_coco
 from megdet.data.coco_file import load_columns
 from megdet.data.coco_rows import refusal
 from megdet.errors import InputError, nearest, shown
@@ -198,6 +199,7 @@ def merge_documents(documents: Sequence[CocoDocument], folders: Sequence[Path], 
     """
     ordered = [sorted(document.categories, key=lambda row: row["id"]) for document in documents]
     names = list(dict.fromkeys(row["name"] for own in ordered for row in own))
+    top = _plain(common)
     first: dict[Path, int] = {}
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -210,24 +212,35 @@ def merge_documents(documents: Sequence[CocoDocument], folders: Sequence[Path], 
             categories.setdefault(row["name"], {**row, "id": names.index(row["name"]) + 1})
         new_ids = {}
         for row in document.images:
-            path = folder / row["file_name"]
-            if (before := first.setdefault(_place(document, row, folder), number)) != number:
+            path, real = _places(document, row, folder)
+            if (before := first.setdefault(real, number)) != number:
                 raise InputError(f"{document.path}: {path} is in {documents[before].path} too: remove it from one")
             new_ids[row["id"]] = len(images) + 1
-            images.append({**row, "id": len(images) + 1, "file_name": path.relative_to(common).as_posix()})
+            images.append({**row, "id": len(images) + 1, "file_name": path.relative_to(top).as_posix()})
         for row in document.annotations:
             new = {"id": len(annotations) + 1, "image_id": new_ids[row["image_id"]]}
             annotations.append({**row, **new, "category_id": names.index(own_names[row["category_id"]]) + 1})
     return CocoDocument(documents[0].path, {}, images, annotations, [categories[name] for name in names])
 
 
-def _place(document: CocoDocument, row: Mapping[str, Any], folder: Path) -> Path:
-    """The file of an image, links followed. Raises InputError for a name that leads elsewhere or that no file has."""
+def _plain(path: Path) -> Path:
+    """The absolute path without `..`; links stay."""
+    return Path(os.path.normpath(path.absolute()))
+
+
+def _places(document: CocoDocument, row: Mapping[str, Any], folder: Path) -> tuple[Path, Path]:
+    """The absolute path of an image without `..`, and with links followed.
+
+    Raises InputError for a name that leads elsewhere or that no file has.
+    """
     name: str = row["file_name"]
-    if leaves_folder(name):
-        mend = "give a folder above all of its images, and file names relative to that"
-        raise refusal(document.path, f"file_name {shown(name)} leads out of {folder}: {mend}", row["id"])
+    path = _plain(folder / name)
     try:
-        return (folder / name).resolve()
+        real = (folder / name).resolve()
+        is_inside = path.is_relative_to(_plain(folder)) and path.resolve() == real  # .. behind a link
     except (OSError, ValueError, RuntimeError):  # a null character, a link to itself
         raise refusal(document.path, f"no file in {folder} can be called {shown(name)}", row["id"]) from None
+    if not is_inside:
+        mend = "give a folder above all of its images, and file names relative to that"
+        raise refusal(document.path, f"file_name {shown(name)} leads out of {folder}: {mend}", row["id"])
+    return path, real

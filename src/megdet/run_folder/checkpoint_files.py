@@ -51,7 +51,7 @@ class DamagedError(InputError):
     """A checkpoint is not what was saved; an earlier one may be sound."""
 
 
-class TooNewError(InputError):
+class OtherFormatError(InputError):
     """A checkpoint is of a newer megdet: nothing is wrong with it, so it must stay as it is."""
 
 
@@ -222,8 +222,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint's state and no tensor.
 
     Raises:
-        TooNewError: a newer megdet wrote it.
-        DamagedError: state.json is missing, damaged, of a format that is not read any more, or of another step.
+        OtherFormatError: a newer megdet wrote it, or one too old.
+        DamagedError: state.json is missing, damaged or of another step.
         InputError: the folder is missing.
     """
     if not path.is_dir():
@@ -232,11 +232,11 @@ def open_checkpoint(path: Path) -> Checkpoint:
     try:
         found = read_json(file, _Format)
         if not _OLDEST_FORMAT <= found.format <= _FORMAT:
-            kind, mend = (TooNewError, ": update megdet") if found.format > _FORMAT else (InputError, "")
+            mend = "update megdet" if found.format > _FORMAT else "go on with the version that began the run"
             known = f"this megdet reads {_OLDEST_FORMAT} and {_FORMAT}"
-            raise kind(f"{file} has format {found.format}, {known}{mend}")
+            raise OtherFormatError(f"{file} has format {found.format}, {known}: {mend}")
         content = read_json(file, _Content)
-    except TooNewError:
+    except OtherFormatError:
         raise
     except InputError as error:
         raise _damaged(path, str(error)) from error

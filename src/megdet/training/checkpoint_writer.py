@@ -75,9 +75,9 @@ class CheckpointWriter:
         self._beside = job if is_beside else None
         self._jobs.append(job)
 
-    def later(self, work: Callable[[], None]) -> None:
-        """Call `work` once the checkpoints given before are written."""
-        self._jobs.append(self._thread.submit(self._do, work))
+    def later(self, work: Callable[[], None], then: Callable[[], None] | None = None) -> None:
+        """Call `work` once the checkpoints given before are written, and `then` after it, if it did not fail."""
+        self._jobs.append(self._thread.submit(self._do, work, then))
 
     def delete_old(self, spared: Collection[int]) -> None:
         """Delete old checkpoints, later."""
@@ -130,9 +130,11 @@ class CheckpointWriter:
         except InputError as error:
             self._failed.append((f"the checkpoint of step {state.step} is not saved: ", error))
 
-    def _do(self, work: Callable[[], None]) -> None:
+    def _do(self, work: Callable[[], None], then: Callable[[], None] | None = None) -> None:
         try:
             work()
+            if then is not None:
+                then()
         except InputError as error:
             self._failed.append(("", error))
 

@@ -86,11 +86,14 @@ class RunLedger:
         """What writes the line after so many steps from a copy of the state; None on ranks that do not."""
         return None if self._writer is None else partial(self._writer.write, step)
 
-    def evaluated(self, step: int, numbers: Mapping[str, Any]) -> None:
-        """Write the line of an evaluation, later; its detections are in the run folder. Raises InputError."""
-        if self._writer is not None and self._run.writer is not None:
-            found = file_digest(self._writer.folder.detections)
-            self._run.writer.later(partial(self._writer.write_evaluation, step, numbers, found))
+    def evaluation_line(self, step: int, numbers: Mapping[str, Any]) -> Callable[[], None] | None:
+        """What writes the line of an evaluation, whose detections are in the run folder now; None as in `line_of`.
+
+        Raises InputError.
+        """
+        if self._writer is None:
+            return None
+        return partial(self._writer.write_evaluation, step, numbers, file_digest(self._writer.folder.detections))
 
     def finish(self) -> str:
         """End the ledger of a run that has made its last step; returns the sentence on it, empty where there is none.

@@ -263,12 +263,15 @@ class Run:
         if self.lock is not None:
             self.lock.check()
 
-    def evaluated(self, step: int, numbers: Evaluation) -> None:
-        """Note an evaluation, as the last if no later step is evaluated; rank 0 writes it into the checkpoints."""
+    def evaluated(self, step: int, numbers: Evaluation, then: Callable[[], None] | None = None) -> None:
+        """Note an evaluation, as the last if no later step is evaluated; rank 0 writes it into the checkpoints.
+
+        `then` is called once it is in them.
+        """
         self.position = position = self.position.evaluated(step, numbers)
         if self.folder is not None and self.writer is not None:
-            marked = self.folder, step, numbers, position, self.val_fingerprint
-            self.writer.later(partial(mark_evaluated, *marked))
+            mark = partial(mark_evaluated, self.folder, step, numbers, position, self.val_fingerprint)
+            self.writer.later(mark, then)
 
 
 @contextmanager

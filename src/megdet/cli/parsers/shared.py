@@ -29,16 +29,17 @@ class Parser(argparse.ArgumentParser):
     def _without_keys(self, words: list[str]) -> tuple[list[str], list[str]]:
         """The words without the keys of a recipe and their values, and these. Raises InputError for no known key."""
         left, taken, is_value = list[str](), list[str](), False
-        for word in words:
+        end = words.index("--") if "--" in words else len(words)  # what follows are arguments
+        for word in words[:end]:
             option, equals, _ = word.partition("=")
-            is_key = option.startswith("--") and option not in ("--", *self._option_string_actions)
+            is_key = option.startswith("--") and option not in self._option_string_actions
             if is_key and "." not in option:  # of one inside a section the recipe's own `model.kind` decides
                 from megdet.recipe_file import check_key  # here, because it takes a tenth of a second
 
-                check_key(option[2:])
+                check_key(option[2:], beside=[own[2:] for own in self._option_string_actions if own.startswith("--")])
             (taken if is_key or (is_value and not word.startswith("--")) else left).append(word)
             is_value = is_key and not equals
-        return left, taken
+        return [*left, *words[end:]], taken
 
     def format_help(self) -> str:
         """The options of the verb, then the keys of the recipe, section by section."""

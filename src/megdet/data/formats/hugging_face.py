@@ -1,7 +1,7 @@
 """Data sets of the Hugging Face library `datasets`: a column with the image, and one with boxes and classes."""
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,14 +71,20 @@ class _Boxes:
         content = row[self.column] if self.column else row
         if isinstance(content, list):  # a list of objects instead of an object of lists
             content = {key: [(own or {}).get(key) for own in content] for key in (self.boxes, self.classes)}
-        boxes, labels = (([] if content is None else content[key]) or [] for key in (self.boxes, self.classes))
+        own = (None if content is None else content[key] for key in (self.boxes, self.classes))
+        boxes, labels = ([] if column is None else column for column in own)
+        if not isinstance(boxes, Sequence) or not isinstance(labels, Sequence) or isinstance(labels, str):
+            raise InputError(
+                f"{where}: {self.boxes} is {shown(boxes)} and {self.classes} is {shown(labels)}: a list of boxes and a "
+                "list of their classes are expected"
+            )
         if len(boxes) != len(labels):
             raise InputError(
                 f"{where}: {len(boxes)} boxes in {self.boxes} and {len(labels)} classes in {self.classes}: give each "
                 "box one class"
             )
         for box, label in zip(boxes, labels, strict=True):
-            if box is None or len(box) != 4 or not all(map(is_coordinate, box)):
+            if not isinstance(box, Sequence) or len(box) != 4 or not all(map(is_coordinate, box)):
                 raise InputError(f"{where}: a box is {shown(box)}: four numbers are expected")
             x, y, a, b = box
             w, h = (a, b) if self.form == "xywh" else (a - x, b - y)

@@ -44,42 +44,42 @@ class ImageFiles:
         """The image that an annotation names by a path of any machine, or by a name without its ending.
 
         Of several images of that name it is the one whose folders agree with the most folders of the path, else the one
-        in the folder `beside`. Unicode's forms of a letter are one; without an image of the name, the only one of that
-        name in another case is taken. `where` (file and place) begins the message.
+        in the folder `beside`. Unicode's forms of a letter are one; without an image of the name, one of that name in
+        another case is taken. `where` (file and place) begins the message.
 
         Raises:
             InputError: there is no such image, or there are several.
         """
         wanted = PurePosixPath(composed(PureWindowsPath(named).as_posix()))
-        found = self._by_name.get(wanted.name) or self._in_another_case(wanted.name, where)
+        found = self._by_name.get(wanted.name) or self._in_any_case.get(wanted.name.casefold())
+        if not found:
+            raise InputError(f"{where}: no image {shown(wanted.name)} in {self.root} or below: put it there")
         own_form = PureWindowsPath(named).name
         found = [path for path in found if own_form in (path.name, path.stem)] or found
-        parts = [Path(composed(str(path.parent))).parts for path in found]
-        agreeing = [(_shared_tail(own, wanted.parent.parts), path) for own, path in zip(parts, found, strict=True)]
-        most = max(count for count, _ in agreeing)
-        best = [path for count, path in agreeing if count == most]
+        folders = wanted.parent.parts
+        best = _most_agreeing(found, folders)
+        best = _most_agreeing(best, [part.casefold() for part in folders], in_any_case=True)
         if len(best) > 1:
             best = [path for path in best if path.parent == beside] or best
         if len(best) > 1:
             raise InputError(f"{where}: its image may be {best[0]} or {best[1]}: keep one of them")
         return best[0]
 
-    def _in_another_case(self, name: str, where: str) -> list[Path]:
-        """The only image of a name in another case. Raises InputError if there is none, or if there are several."""
-        found = self._in_any_case.get(name.casefold(), [])
-        if not found:
-            raise InputError(f"{where}: no image {shown(name)} in {self.root} or below: put it there")
-        if len(found) > 1:
-            raise InputError(
-                f"{where}: no image {shown(name)} in {self.root} or below, and in another case it may be {found[0]} or "
-                f"{found[1]}: write the name as it is, or keep one of them"
-            )
-        return found
-
 
 def composed(name: str) -> str:
     """A name in Unicode's form NFC: some systems write an accent as a character of its own."""
     return unicodedata.normalize("NFC", name)
+
+
+def _most_agreeing(paths: Sequence[Path], folders: Sequence[str], *, in_any_case: bool = False) -> list[Path]:
+    """Of these paths those whose last folders agree with the most of `folders`."""
+
+    def agreed(path: Path) -> int:
+        own = composed(str(path.parent))
+        return _shared_tail(Path(own.casefold() if in_any_case else own).parts, folders)
+
+    most = max(map(agreed, paths))
+    return [path for path in paths if agreed(path) == most]
 
 
 def _shared_tail(ours: Sequence[str], theirs: Sequence[str]) -> int:

@@ -22,6 +22,8 @@ class VocFolder:
     """the lists of `ImageSets/Main` by the name of their split; empty where folders are the splits"""
     images: Mapping[str, Sequence[Path]]
     """image files by their names, and by their names without the ending, in Unicode's form NFC"""
+    images_in_any_case: Mapping[str, Sequence[Path]]
+    """the same by these names case-folded"""
 
     def image_of(self, xml_file: Path, named: str, split: str) -> Path:
         """The image of an XML file whose `filename` is `named`.
@@ -33,9 +35,11 @@ class VocFolder:
         """
         name = PurePosixPath(PureWindowsPath(named).as_posix()).name  # some tools write a path on their own machine
         for wanted in dict.fromkeys((xml_file.stem, name, PurePosixPath(name).stem)):
-            found = self._in_reach(xml_file, self.images.get(composed(wanted), ()))
-            if len(found) > 1 and len(exact := [path for path in found if path.name == name]) == 1:
-                found = exact
+            images = self.images.get(composed(wanted)) or self.images_in_any_case.get(composed(wanted).casefold(), ())
+            found = self._in_reach(xml_file, images)
+            for form in (str, composed):
+                if len(found) > 1 and len(exact := [path for path in found if form(path.name) == form(name)]) == 1:
+                    found = exact
             if len(found) > 1:
                 raise InputError(
                     f"{xml_file}: its image may be {found[0]} or {found[1]}: keep one, or put the right one beside it"
@@ -86,11 +90,13 @@ def find_voc(folder: Path) -> VocFolder:
     if stray is not None:
         raise InputError(f"{stray}: it lies outside of {root}, which has ImageSets: convert {root} alone")
     images: dict[str, list[Path]] = defaultdict(list)
+    in_any_case: dict[str, list[Path]] = defaultdict(list)
     for path in files:
         if path.suffix.lower() in IMAGE_SUFFIXES and path.is_relative_to(root):
             for name in {composed(path.name), composed(path.stem)}:
                 images[name].append(path)
-    return VocFolder(root, tuple(xml_files), {path.stem: path for path in lists}, dict(images))
+                in_any_case[name.casefold()].append(path)
+    return VocFolder(root, tuple(xml_files), {path.stem: path for path in lists}, dict(images), dict(in_any_case))
 
 
 def folder_splits(found: VocFolder) -> dict[str, list[Path]]:
@@ -117,8 +123,9 @@ def folder_splits(found: VocFolder) -> dict[str, list[Path]]:
 def listed_files(found: VocFolder, split: str, lines: Iterable[str]) -> list[Path]:
     """The XML files that the lines of a split name.
 
-    A line is a name, which may have spaces, and then what else a list may have, as -1, 0 or 1 in those of VOC 2012 for
-    one class: the longest beginning of the line that names a file counts.
+    A line is a name, which may have spaces, and then other columns, as -1, 0 or 1 in VOC 2012's lists for one class.
+    All lines have as many columns, the fewest with which every line names a file of its own: so a line whose file is
+    missing takes no other.
 
     Raises:
         InputError: a name has no file or several, or a file is named twice.
@@ -134,14 +141,17 @@ def listed_files(found: VocFolder, split: str, lines: Iterable[str]) -> list[Pat
         has_ending = PurePosixPath(name).suffix.lower() in (*IMAGE_SUFFIXES, ".xml")
         return by_name.get(name) or by_name.get(str(PurePosixPath(name).with_suffix("")) if has_ending else name, [])
 
+    names = lines = list(lines)
+    for width in range(min((len(line.split()) for line in lines), default=1)):
+        names = [line.rsplit(maxsplit=width)[0] for line in lines] if width else lines
+        if all(map(files_called, names)) and (not width or len({*names}) == len(names)):
+            break
+    else:
+        missing = next(line for line in lines if not files_called(line))
+        raise InputError(f"{found.root / 'Annotations' / missing}.xml: no such file, but the split {split} names it")
     chosen: dict[Path, None] = {}
-    for line in lines:
-        name = line
-        while not (files := files_called(name)):
-            name, *last = name.rsplit(maxsplit=1)
-            if not last:
-                missing = f"{found.root / 'Annotations' / line}.xml"
-                raise InputError(f"{missing}: no such file, but the split {split} names it")
+    for name in names:
+        files = files_called(name)
         if len(files) > 1:
             raise InputError(
                 f"{found.image_sets[split]}: {name} may be {files[0]} or {files[1]}: write its folder too, or keep one"

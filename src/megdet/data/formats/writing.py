@@ -10,7 +10,7 @@ from typing import Any
 from megdet.data.annotations import Annotations
 from megdet.data.coco import CocoDataset
 from megdet.data.far.folder import local_folder
-from megdet.data.formats.image_files import refuse_odd_split
+from megdet.data.formats.image_files import SPLIT_NAMES, composed, refuse_odd_split
 from megdet.data.formats.yolo import read_names
 from megdet.errors import InputError, printable, shown
 from megdet.files import cannot_write, make_folder, read_text, replace_file
@@ -39,7 +39,8 @@ def write_yolo(dataset: CocoDataset, out: Path, split: str) -> Written:
 
     Raises:
         InputError: `out` has other classes or this split already, two images would share a label file, two classes
-            have one name or a name cannot be printed, or a file cannot be written.
+            have one name or a name cannot be printed, a file is hidden or in a folder called like another split, or a
+            file cannot be written.
     """
     refuse_odd_split(split, str(dataset.annotations_file))
     if split in _KEYS:
@@ -55,6 +56,8 @@ def write_yolo(dataset: CocoDataset, out: Path, split: str) -> Written:
         found = {**parse_yaml(read_text(yaml_file), str(yaml_file)), **found}
     _refuse_odd_classes(dataset)
     _refuse_used(out / "labels" / split)
+    _refuse_hidden_files(dataset)
+    _refuse_other_splits(dataset, split)
     _refuse_shared(dataset)
     num_boxes = 0
     for index, name in enumerate(dataset.file_names):
@@ -79,12 +82,14 @@ def write_voc(dataset: CocoDataset, out: Path, split: str) -> Written:
 
     Raises:
         InputError: `out` has this split or one of these images already, two images would share an XML file, two classes
-            have one name, a name cannot be printed or a file's ends in a space, or a file cannot be written.
+            have one name, a name cannot be printed or a file's begins with a dot or ends in a space, or a file cannot
+            be written.
     """
     refuse_odd_split(split, str(dataset.annotations_file))
     folder = local_folder(dataset.image_folder, "data convert")
     _refuse_used(out / "ImageSets" / "Main" / f"{split}.txt")
     _refuse_odd_classes(dataset)
+    _refuse_hidden_files(dataset)
     _refuse_odd_files(dataset)
     _refuse_shared(dataset)
     stems = []
@@ -159,17 +164,37 @@ def _refuse_odd_files(dataset: CocoDataset) -> None:
             raise InputError(f"{dataset.annotations_file}, image {shown(image_id)}: {fault}: rename the file")
 
 
+def _refuse_hidden_files(dataset: CocoDataset) -> None:
+    """Refuse names that begin with a dot: readers pass over such files and folders."""
+    for image_id, name in zip(dataset.image_ids, dataset.file_names, strict=True):
+        if any(part.startswith(".") for part in Path(name).parts):
+            fault = f"readers pass over file_name {shown(name)}, for the dot at a beginning"
+            raise InputError(f"{dataset.annotations_file}, image {shown(image_id)}: {fault}: rename it")
+
+
+def _refuse_other_splits(dataset: CocoDataset, split: str) -> None:
+    """Refuse images in folders that are called like another split: for readers these are of both."""
+    for image_id, name in zip(dataset.image_ids, dataset.file_names, strict=True):
+        for part in Path(name).parent.parts:
+            if part.lower() in SPLIT_NAMES and part != split:
+                fault = f"its folder {shown(part)} is called like a split, and the split to write is {split}"
+                raise InputError(
+                    f"{dataset.annotations_file}, image {shown(image_id)}: {fault}: rename the folder, or give the one "
+                    "below as --images and file names relative to it"
+                )
+
+
 def _is_printable(name: str) -> bool:
     return printable(name) == "".join(" " if character.isspace() else character for character in name)
 
 
 def _refuse_shared(dataset: CocoDataset) -> None:
     """Refuse images that differ in their endings only or not at all: a label file has the name of its image."""
-    stems = Counter(str(Path(name).with_suffix("")) for name in dataset.file_names)
-    stem, count = stems.most_common(1)[0]
+    stems = [composed(str(Path(name).with_suffix(""))) for name in dataset.file_names]  # as readers take them
+    stem, count = Counter(stems).most_common(1)[0]
     if count == 1:
         return
-    places = [place for place, name in enumerate(dataset.file_names) if str(Path(name).with_suffix("")) == stem]
+    places = [place for place, own in enumerate(stems) if own == stem]
     first: dict[Path, int] = {}
     for place in places:
         name = dataset.file_names[place]

@@ -74,11 +74,18 @@ def convert_yolo(folder: Path, out: Path, images: Path | None = None) -> list[Co
 def _labels_of(files: ImageFiles, texts: Sequence[Path], folder: Path) -> dict[Path, Path]:
     """The label file of each image that has one."""
     by_stem: dict[str, list[Path]] = defaultdict(list)
+    in_any_case: dict[str, list[Path]] = defaultdict(list)
     for text in texts:
         by_stem[composed(text.stem)].append(text)
+        in_any_case[composed(text.stem).casefold()].append(text)
+
+    def called(path: Path) -> Sequence[Path]:
+        stem = composed(path.stem)
+        return by_stem.get(stem, ()) or in_any_case.get(stem.casefold(), ())
+
     labels: dict[Path, Path] = {}
     for path in files.paths:
-        found = by_stem.get(composed(path.stem), ())
+        found = called(path)
         beside = [text for text in found if text.parent == path.parent]
         near = beside or [text for text in found if _part(text, folder) == _part(path, files.root)]
         if len(near) > 1:
@@ -88,7 +95,7 @@ def _labels_of(files: ImageFiles, texts: Sequence[Path], folder: Path) -> dict[P
     taken = set(labels.values())
     for path in files.paths:
         own_split = split_of(path, files.root)
-        left = [text for text in by_stem.get(composed(path.stem), ()) if text not in taken]
+        left = [text for text in called(path) if text not in taken]
         left = [text for text in left if split_of(text, folder) in ("", own_split)]
         if path not in labels and len(left) == 1:
             labels[path] = left[0]
@@ -148,13 +155,16 @@ def _names_file(folder: Path) -> Path:
 
 
 def _has_names(path: Path, faults: list[str]) -> bool:
-    """Whether a YAML file has `names`; of one that cannot be read or parsed the reason goes into `faults`."""
+    """Whether a YAML file has names of classes; of one that cannot be read the reason goes into `faults`."""
     try:
         content = parse_yaml(read_text(path), str(path))
+        if not isinstance(content, dict) or "names" not in content:
+            return False
+        read_names(path)
     except InputError as error:
         faults.append(str(error))
         return False
-    return isinstance(content, dict) and "names" in content
+    return True
 
 
 def read_names(path: Path) -> tuple[list[str], int]:

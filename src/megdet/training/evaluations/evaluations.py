@@ -137,8 +137,6 @@ class Evaluations:
             self.metrics.write({"step": step, "evaluation": numbers.totals(), "seconds": round(seconds, 3)})
             if is_latest:
                 write_json_atomically(self.folder.evaluation, numbers.as_dict(), indent=2)
-        self.run.evaluated(step, numbers)
-        if is_latest:
-            # after the checkpoint knows it: until then a new start takes it out of metrics.jsonl and makes it again
-            self.ledger.evaluated(step, numbers.totals())
+        # after the checkpoint knows it: until then a new start takes it out of metrics.jsonl and makes it again
+        self.run.evaluated(step, numbers, self.ledger.evaluation_line(step, numbers.totals()) if is_latest else None)
         self.reporter.evaluated(step, numbers, seconds)

@@ -108,6 +108,11 @@ def test_scores_are_judged_over_seeds_and_a_second_call_trains_nothing(order: Cl
     assert any(note.startswith("Changed on the command line") for note in report.notes)
     again, heard = run(order, **own, seeds=2, rows="bn2,bn16")
     assert (heard, again.rows) == ([], report.rows)
+    elsewhere = {"folder": order.folder / "elsewhere", "outcomes": order.folder / "bn" / "claim-bn-size.json"}
+    taken, heard = run(order, **own | elsewhere, seeds=2, rows="bn2,bn16")
+    assert (heard, taken.records) == ([], report.records)
+    assert [len(course) for row in taken.records for course in (own["course"] for own in row["outcomes"])] == [1] * 4
+    assert "claim-bn-size-course.png" in {path.name for path in taken.pictures}, "courses are taken over too"
     with pytest.raises(InputError, match=r"--rows bn3: no row 'bn3'; there are bn0, bn2, bn4, bn16"):
         run(order, **own, rows="bn3")
 

@@ -20,7 +20,7 @@ from megdet.paper.tables import TrainingRow
 from megdet.plotting import panels, save_figure
 from megdet.recipe_file import parse_recipe
 from megdet.run_folder.folder import RunFolder
-from megdet.run_folder.metrics import read_metrics
+from megdet.run_folder.metrics import read_metrics, scores_of
 from megdet.run_length import decay_of
 
 COLOURS = ("#1b6ca8", "#d1721c", "#3a8f3a", "#8e44ad", "#7a7a7a", "#b03a48")
@@ -58,20 +58,16 @@ def find_curve(folder: RunFolder, label: str) -> Curve | None:
         zip((line["step"] for line in steps), np.cumsum([line["seconds"] for line in steps]) / 3600, strict=True)
     )
     epochs = {line["step"]: line["epoch"] for line in steps}
-    found = [
-        line
-        for line in lines
-        if "evaluation" in line and line["step"] in epochs and line["evaluation"]["bbox"]["AP"] >= 0
-    ]
+    found = scores_of(lines)
     if not found:
         return None
     decays = decay_of(recipe.schedule).milestones
     passed = [next((step for step, epoch in epochs.items() if epoch >= decay - 1e-5), None) for decay in decays]
     return Curve(
         label,
-        tuple(float(epochs[line["step"]]) for line in found),
-        tuple(float(hours[line["step"]]) for line in found),
-        tuple(100 * float(line["evaluation"]["bbox"]["AP"]) for line in found),
+        tuple(own.epoch for own in found),
+        tuple(float(hours[own.step]) for own in found),
+        tuple(own.mmap for own in found),
         tuple(decays),
         tuple(float(hours[step]) for step in passed if step is not None),
     )

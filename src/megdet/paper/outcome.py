@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any, Literal
 
@@ -10,7 +10,7 @@ from megdet.errors import DivergedError, InputError
 from megdet.evaluation.coco_numbers import Evaluation
 from megdet.files import read_json, write_json_atomically
 from megdet.run_folder.folder import RunFolder
-from megdet.run_folder.metrics import read_metrics
+from megdet.run_folder.metrics import read_metrics, scores_of
 from megdet.run_folder.sessions import read_environment
 
 _OUTCOME = "outcome.json"
@@ -67,6 +67,8 @@ class Outcome:
     """what was called, as a shell reads it"""
     commit: str = ""
     """of the code, with `+` after it where files were changed; empty outside a repository"""
+    course: list[tuple[float, float]] = field(default_factory=list)
+    """epoch and mmAP in percent of each evaluation; empty in a row from before this was noted"""
 
 
 def read_outcome(folder: RunFolder) -> Outcome | None:
@@ -98,7 +100,8 @@ def write_outcome(
         ranks: number of processes at its end.
         hashes: of the training data, the validation data and the weights.
     """
-    steps = [line for line in read_metrics(folder.metrics) if "loss" in line] if folder.metrics.exists() else []
+    lines = read_metrics(folder.metrics) if folder.metrics.exists() else []
+    steps = [line for line in lines if "loss" in line]
     starts = read_environment(folder) if folder.environment.exists() else []
     last = steps[-1] if steps else {}
     losses = [line["loss"] for line in steps if "left_out" not in line]
@@ -121,6 +124,7 @@ def write_outcome(
         last_loss=_mean(losses[-LAST_STEPS:]),
         command=str(starts[-1].get("command", "")) if starts else "",
         commit=_commit(starts[-1].get("git")) if starts else "",
+        course=[(own.epoch, own.mmap) for own in scores_of(lines)],
     )
     keep_outcome(folder, outcome)
     return outcome

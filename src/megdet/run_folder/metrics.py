@@ -10,10 +10,10 @@ line at the end: readers skip it, and the next start removes it.
 
 import json
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from megdet.errors import InputError
 from megdet.files import LARGEST_JSON, cannot_write, parse_json, read_bytes, write_text_atomically
@@ -99,6 +99,25 @@ class MetricsWriter:
         except InputError:
             if kind is None:
                 raise  # otherwise the error that stopped the run is more important
+
+
+class Score(NamedTuple):
+    """An evaluation of boxes."""
+
+    step: int
+    epoch: float
+    mmap: float
+    """percent"""
+
+
+def scores_of(lines: Sequence[Mapping[str, Any]]) -> list[Score]:
+    """The evaluations of a run whose boxes have a score, by the lines of its metrics."""
+    epochs = {line["step"]: float(line["epoch"]) for line in lines if "loss" in line}
+    return [
+        Score(line["step"], epochs[line["step"]], 100 * float(line["evaluation"]["bbox"]["AP"]))
+        for line in lines
+        if "evaluation" in line and line["step"] in epochs and line["evaluation"]["bbox"]["AP"] >= 0
+    ]
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -9,10 +9,9 @@ from matplotlib.ticker import MaxNLocator
 from megdet.paper.claims.claim import Claim
 from megdet.paper.claims.rules import has_failed, score_of
 from megdet.paper.claims.variance import Measured
-from megdet.paper.figures import COLOURS, find_curve
+from megdet.paper.figures import COLOURS
 from megdet.paper.outcome import Outcome
 from megdet.plotting import panels, save_figure
-from megdet.run_folder.folder import RunFolder
 
 _DPI = 160
 _MAP = "cividis"
@@ -91,31 +90,30 @@ def plot_ratios(claim: Claim, measured: Mapping[str, Sequence[Sequence[Measured]
     return True
 
 
-def plot_curves_of_rows(folders: Mapping[str, Sequence[Path]], path: Path) -> bool:
+def plot_courses(results: Mapping[str, Sequence[Outcome]], decays: Sequence[float], path: Path) -> bool:
     """mmAP over epochs, the mean of the seeds of each row between their smallest and largest.
 
-    Only epochs that all seeds of a row have are drawn. Returns False, and draws nothing, where no run was evaluated.
-    Raises InputError if a folder holds no run or the picture cannot be written.
+    Only epochs that all seeds of a row have are drawn, with dashed lines where the learning rate decays. Returns False,
+    and draws nothing, where nothing was evaluated. Raises InputError if the picture cannot be written.
     """
     figure, (axes,) = panels(1, (5.6, 3.4))
     drawn = 0
-    for number, (row, runs) in enumerate(folders.items()):
-        curves = [curve for run in runs if (curve := find_curve(RunFolder(run), row)) is not None]
-        if not curves:
+    for number, (row, outcomes) in enumerate(results.items()):
+        scores = [dict(own.course) for own in outcomes if own.course]
+        if not scores:
             continue
-        scores = [dict(zip(curve.epochs, curve.mmap, strict=True)) for curve in curves]
         epochs = sorted(set.intersection(*(set(own) for own in scores)))
         values = np.array([[own[epoch] for epoch in epochs] for own in scores])
         colour = COLOURS[number % len(COLOURS)]
         axes.plot(
-            epochs, values.mean(0), color=colour, linewidth=1.4, label=f"{row}, {len(curves)} of {len(runs)} seeds"
+            epochs, values.mean(0), color=colour, linewidth=1.4, label=f"{row}, {len(scores)} of {len(outcomes)} seeds"
         )
         axes.fill_between(epochs, values.min(0), values.max(0), color=colour, alpha=0.2, linewidth=0)
-        for decay in curves[0].decay_epochs:
-            axes.axvline(decay, color="0.55", linestyle="--", linewidth=0.8, zorder=0)
         drawn += 1
     if not drawn:
         return False
+    for decay in decays:
+        axes.axvline(decay, color="0.55", linestyle="--", linewidth=0.8, zorder=0)
     axes.set(xlabel="epoch", ylabel="mmAP (%)", xlim=(0, None), ylim=(0, None))
     axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
     axes.legend(fontsize=8, frameon=False)

@@ -15,7 +15,7 @@ from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.paper.claims.claim import CLAIMS, Claim
 from megdet.paper.claims.earlier import take_over
-from megdet.paper.claims.pictures import plot_curves_of_rows, plot_failures, plot_ratios, plot_scores
+from megdet.paper.claims.pictures import plot_courses, plot_failures, plot_ratios, plot_scores
 from megdet.paper.claims.report import add_measured, claim_report
 from megdet.paper.claims.rules import FailMore, Keeps
 from megdet.paper.claims.variance import Measured, measure_noise, measure_updates, read_measured, read_noise
@@ -29,6 +29,7 @@ from megdet.paper.sweep import Train
 from megdet.recipe import Recipe
 from megdet.recipe_file import load_recipe
 from megdet.run_folder.folder import RunFolder
+from megdet.run_length import decay_of
 from megdet.training.loop import train
 from megdet.training.run import RunOptions
 
@@ -119,8 +120,8 @@ def reproduce_claim(
             measure_updates(RunFolder(order.folder / name), claim.factors, world.device, options.workers, say)
             report_of(outcomes).write(order.folder)
     report = report_of(outcomes)
-    runs = runs_of(claim, seeds, outcomes, order.folder)
-    report.pictures.extend(_draw(claim, order.folder, results_of(claim, seeds, outcomes), runs))
+    results, example = results_of(claim, seeds, outcomes), recipes[run_name(chosen_rows[0], 0)]
+    report.pictures.extend(_draw(claim, example, order.folder, results, runs_of(claim, seeds, outcomes, order.folder)))
     report.write(order.folder)
     return report
 
@@ -206,7 +207,11 @@ def _chosen(claim: Claim, rows: str | None) -> list[str]:
 
 
 def _draw(
-    claim: Claim, folder: Path, results: Mapping[str, Sequence[Outcome]], runs: Mapping[str, Sequence[RunFolder]]
+    claim: Claim,
+    example: Recipe,
+    folder: Path,
+    results: Mapping[str, Sequence[Outcome]],
+    runs: Mapping[str, Sequence[RunFolder]],
 ) -> list[Path]:
     picture = folder / f"{claim.name}.png"
     if not any(results.values()):
@@ -218,5 +223,4 @@ def _draw(
         return [picture] if plot_ratios(claim, _measured(runs), picture) else []
     plot_scores(claim, results, picture)
     curves = folder / f"{claim.name}-course.png"
-    paths = {row: [run.path for run in own] for row, own in runs.items() if own}
-    return [picture, curves] if plot_curves_of_rows(paths, curves) else [picture]
+    return [picture, curves] if plot_courses(results, decay_of(example.schedule).milestones, curves) else [picture]

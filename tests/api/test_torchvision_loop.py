@@ -96,6 +96,21 @@ def test_a_plain_loop_lowers_its_loss_and_moves_its_statistics(model, dataset):
     assert norms[0].num_batches_tracked == 8
 
 
+def test_a_loop_goes_on_from_its_state_with_the_draws_it_would_have_made(recipe, dataset, tmp_path):
+    folder = save_run(tmp_path / "again", recipe)[0].path
+    images, targets = as_torchvision(dataset, range(2))
+    targets = [{**target, "image_id": torch.tensor(7 + row)} for row, target in enumerate(targets)]
+    whole, resumed = (megdet.load(folder, device="cpu").model.train() for _ in range(2))
+    drawn = [whole._batch(images, targets).targets.image_seeds.tolist() for _ in range(4)]
+    assert len({tuple(own) for own in drawn}) == 4
+    state = {name: own.clone() for name, own in whole.state_dict().items()}
+    resumed.load_state_dict(state)
+    after = whole._batch(images, targets).targets.image_seeds.tolist()
+    assert resumed._batch(images[::-1], targets[::-1]).targets.image_seeds.tolist() == after[::-1], (
+        "of the image, not its row"
+    )
+
+
 def test_in_evaluation_it_finds_what_the_loaded_detector_finds(recipe, model, dataset, tmp_path):
     detector = megdet.load(tmp_path / "run", device="cpu")
     images, _ = as_torchvision(dataset, [0, 1])

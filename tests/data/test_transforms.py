@@ -6,11 +6,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from torchvision.transforms.v2 import functional as V
 
 from data_factories import box_row, image_row
 from megdet.data.coco import CocoDataset, load_coco, write_coco
 from megdet.data.planned import Crop, PlannedImage
-from megdet.data.transforms import load_batch, resize, resize_as_torchvision
+from megdet.data.transforms import adjust_contrast, load_batch, resize, resize_as_torchvision
 from megdet.structures import Batch
 
 
@@ -233,3 +234,18 @@ def test_targets_of_a_crop_lie_in_it_and_have_an_area(dataset, height, width, le
     assert (boxes[:, 2] <= width).all()
     assert (boxes[:, 3] <= height).all()
     assert ((boxes[:, 2:] - boxes[:, :2]) > 0).all()
+
+
+def test_contrast_does_not_depend_on_how_many_threads_add_the_mean():
+    pixels = torch.randint(256, (3, 416, 640), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    kinds, threads = (pixels, pixels / 255), torch.get_num_threads()
+    found = []
+    try:
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            found.append([adjust_contrast(own, 0.37) for own in kinds])
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(*pair) for own in found for pair in zip(own, found[0], strict=True))
+    for ours, own, near in zip(found[0], kinds, (1, 1e-6), strict=True):
+        assert (ours.double() - V.adjust_contrast(own, 0.37).double()).abs().max() <= near

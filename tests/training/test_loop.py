@@ -26,6 +26,7 @@ from megdet.run_folder.folder import RunFolder
 from megdet.run_folder.metrics import read_metrics
 from megdet.training import run as run_module
 from megdet.training import step_log
+from megdet.training.evaluations import evaluations as evaluations_module
 from megdet.training.loop import train
 from megdet.training.run import RunOptions
 from megdet.training.schedule import learning_rate
@@ -190,6 +191,21 @@ def test_epochs_between_evaluations_and_checkpoints_are_the_recipes(recipe, tmp_
     assert ends == [4, 5, 7, 8]
     assert [path.name for path in checkpoints(folder)] == [f"step_0000000{step}" for step in (4, 7, 8)]
     assert [line["step"] for line in read_metrics(folder.metrics) if "evaluation" in line] == [5, 8]
+
+
+def test_a_best_checkpoint_that_is_surpassed_is_deleted(recipe, tmp_path, monkeypatch):
+    scores, own = iter((0.3, 0.1, 0.5)), evaluations_module.evaluate_detections
+
+    def scored(*arguments, **options):
+        numbers = own(*arguments, **options)
+        return replace(numbers, bbox=replace(numbers.bbox, AP=next(scores)))
+
+    monkeypatch.setattr(evaluations_module, "evaluate_detections", scored)
+    few = replace(recipe, keep_checkpoints=1, evaluation=replace(recipe.evaluation, every_epochs=1))
+    folder = RunFolder(tmp_path / "run")
+    train(few, folder, OPTIONS, ALONE)
+    assert next(scores, None) is None
+    assert [path.name for path in checkpoints(folder)] == ["step_00000005"]
 
 
 def test_a_run_that_diverges_stops_with_one_line_and_keeps_its_last_checkpoint(recipe, tmp_path):

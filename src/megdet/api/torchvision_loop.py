@@ -40,15 +40,21 @@ class TorchvisionLoop(nn.Module):
     Nothing is flipped: that is the affair of your data set. Every forward moves the running statistics of batch norm,
     which belong to the images of one forward on one process, as in torch; `bn_size` and lanes are for `megdet.train`.
 
+    What is drawn at random (the size, and the proposals that are learned from) follows from the number of forwards,
+    which `state_dict` has, and from the `image_id` of a target, or without one from its place: with both a loop that
+    goes on from its state draws what it would have drawn.
+
     Args:
         trained: the detector; it shares its weights, so what is learned here is what `LoadedDetector` detects with.
     """
+
+    forwards: Tensor
 
     def __init__(self, trained: TrainedDetector) -> None:
         super().__init__()
         self.detector = trained.model
         self._trained = trained
-        self._forwards = 0
+        self.register_buffer("forwards", torch.zeros((), dtype=torch.int64))
         for module in self.detector.modules():
             if isinstance(module, CrossDeviceBatchNorm):
                 module.fold_momentum = RUNNING_MOMENTUM
@@ -76,8 +82,9 @@ class TorchvisionLoop(nn.Module):
 
     def _batch(self, images: Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]]) -> Batch:
         recipe, device = self._trained.recipe, next(self.detector.parameters()).device
-        data, self._forwards = recipe.data, self._forwards + 1
-        edge = data.short_edges[hash_integers(recipe.seed, _SCALE, self._forwards) % len(data.short_edges)]
+        self.forwards += 1
+        data, forward = recipe.data, int(self.forwards)
+        edge = data.short_edges[hash_integers(recipe.seed, _SCALE, forward) % len(data.short_edges)]
         own = [_checked(place, *pair) for place, pair in enumerate(zip(images, targets, strict=True))]
         sizes = [resized(image.shape[1], image.shape[2], edge, data.max_long_edge, data.resize) for image, _ in own]
         canvas = canvas_of((max(h for h, _ in sizes), max(w for _, w in sizes)), data)
@@ -97,7 +104,8 @@ class TorchvisionLoop(nn.Module):
         top = int(labels.max())
         if top >= self.detector.num_classes:
             raise InputError(f"label {top + 1} is more than the {self.detector.num_classes} classes of the detector")
-        seeds = [hash_integers(recipe.seed, _IMAGE, self._forwards, row) for row in range(len(own))]
+        ids = [int(target.get("image_id", row)) for row, (_, target) in enumerate(own)]
+        seeds = [hash_integers(recipe.seed, _IMAGE, forward, number) for number in ids]
         made = make_masks(masks, most) if self.detector.has_masks else None
         return Batch(
             pixels,

@@ -195,12 +195,27 @@ def _jittered(pixels: Tensor, image: PlannedImage, strength: float) -> Tensor:
     pixels = pixels / scale if pixels.is_floating_point() else pixels
     for purpose, adjust in (
         (_BRIGHTNESS, V.adjust_brightness),
-        (_CONTRAST, V.adjust_contrast),
+        (_CONTRAST, adjust_contrast),
         (_SATURATION, V.adjust_saturation),
     ):
         low = max(0.0, 1 - strength)
         pixels = adjust(pixels, low + (1 + strength - low) * unit_interval(image.seed, purpose))
     return pixels * scale if pixels.is_floating_point() else pixels
+
+
+def adjust_contrast(pixels: Tensor, factor: float) -> Tensor:
+    """Torchvision's, with a mean that does not depend on how many threads add it up.
+
+    Args:
+        pixels: (3, height, width), 8 bits or floats from 0 to 1.
+        factor: 0 makes all pixels the mean of the grey picture, 1 changes nothing.
+    """
+    grey = V.rgb_to_grayscale(pixels)
+    unit = 1 << 24 if grey.is_floating_point() else 1  # whole numbers have one sum in any order
+    total = int((grey.double() * unit).round().to(torch.int64).sum())
+    mean = torch.tensor(total / (unit * grey.numel()), dtype=torch.float32)
+    mixed = pixels.mul(factor).add_(mean, alpha=1 - factor)
+    return mixed.clamp_(0, 1) if pixels.is_floating_point() else mixed.clamp_(0, 255).to(pixels.dtype)
 
 
 def _resized(dataset: CocoDataset, image: PlannedImage, cache: ImageCache | None) -> Tensor:

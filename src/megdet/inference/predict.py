@@ -46,6 +46,7 @@ def detect_dataset(
 ) -> list[Result]:
     """All detections of a data set in the order of the evaluation plan, the same on any number of ranks.
 
+    With `exact` the same in every bit; else to rounding, since a process alone adds with more threads than one of many.
     Rank r takes whole batches r, r + W, ... at all scales; every rank gets the merged list. `category_ids` are the ids
     of the model's labels; detections of a label without an id are left out. `progress` is called with the number of
     images done on this rank.

@@ -53,7 +53,8 @@ def convert_batch_norm(model: nn.Module, bn_size: int, *, images_per_device: int
 
     In each forward a process carries `images_per_device` images of one group, and bn_size / images_per_device
     neighbouring processes carry the group together. Every forward folds the plain mean over the groups of all processes
-    into the running statistics with the layer's own momentum, so they are equal in all processes.
+    into the running statistics with the layer's own momentum, so they are equal in all processes. Where gradients are
+    accumulated, each forward of a step folds, and the statistics depend on how many a step has.
     DistributedDataParallel does not need to send its buffers: `forward_sync_buffers=False`, before torch 2.13
     `broadcast_buffers=False`.
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from megdet.distributed.termination import STOP_SIGNALS, TerminationListener, exit_code, signal_name
 from megdet.distributed.world import World
 from megdet.errors import StoppedError
-from megdet.training.step import StepResult
+from megdet.training.step import NUM_NOTES, StepResult
 
 
 class Agreement:
@@ -87,4 +87,4 @@ class Agreement:
             if before is not None:
                 before[1].synchronize()  # the copy of the step before: the device has work while the host waits
             numbers = None if before is None else before[0]
-        return [False] * (len(STOP_SIGNALS) + 3) if numbers is None else [number > 0 for number in numbers.tolist()]
+        return [False] * NUM_NOTES if numbers is None else [number > 0 for number in numbers.tolist()]

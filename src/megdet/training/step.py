@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from megdet.distributed.fixed_point import LOSS_BITS, summed_numbers
+from megdet.distributed.termination import STOP_SIGNALS
 from megdet.distributed.world import World
 from megdet.layers.batch_norm import finish_step
 from megdet.precision import dtype_of
@@ -30,6 +31,9 @@ from megdet.training.optimizers.parts import num_in_first_half
 from megdet.training.pieces import accumulate
 from megdet.training.trainer import Trainer
 from megdet.training.watch import Verdict
+
+NUM_NOTES = len(STOP_SIGNALS) + 3
+"""Flags of a rank that a step counts: a run's signals, clock, divergence and faults (`agreement.py`)"""
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class StepResult:
     noise: Tensor | None = None
     """the measurement of the noise scale, if it was due"""
     notes: Tensor | None = None
-    """on how many ranks each of the caller's notes was true"""
+    """on how many ranks each of the caller's notes was true; zeros without notes"""
     seconds: float = 0.0
     """seconds from the end of the step before to the end of this one"""
     data_seconds: float = 0.0
@@ -79,8 +83,8 @@ def train_step(
         rate: the scheduled learning rate.
         step: 0, 1, ...
         world: all ranks.
-        notes: called after the last backward; gives flags, the same number on every rank. The ranks with each flag set
-            are counted in the reduction that the step makes anyway.
+        notes: called after the last backward; gives NUM_NOTES flags. The ranks with each flag set are counted in the
+            reduction that the step makes anyway.
         again: loads the micro-batches again if memory runs out; without it the error is raised.
     """
     recipe, buckets, reported = trainer.recipe, trainer.buckets, trainer.model.reported()
@@ -103,18 +107,14 @@ def train_step(
     agvm, noise = _measure(trainer, first_half, step)
     if first_half is not None:
         torch._foreach_add_(buckets.gradients, first_half)
-    counted = None
-    if notes is not None:
-        own = notes()
-        summed = torch.cat([totals.flatten(), totals.new_zeros(len(own))])
-        flat, counted = torch.split(summed, [totals.numel(), len(own)])
-        totals = flat.view_as(totals)
-        for place, is_true in enumerate(own):
-            if is_true:
-                counted[place] += 1  # copying a tensor of these numbers to the device would wait
-        world.all_reduce(summed)
-    else:
-        world.all_reduce(totals)
+    # room for the notes in any case: in which order a collective adds numbers depends on how many there are
+    summed = torch.cat([totals.flatten(), totals.new_zeros(NUM_NOTES)])
+    flat, counted = torch.split(summed, [totals.numel(), NUM_NOTES])
+    totals = flat.view_as(totals)
+    for place, is_true in enumerate(notes() if notes is not None else ()):
+        if is_true:
+            counted[place] += 1  # copying a tensor of these numbers to the device would wait
+    world.all_reduce(summed)
     rows = None
     if apart is not None:
         totals = summed_numbers(totals, LOSS_BITS).to(dtype_of(recipe.precision))

@@ -327,12 +327,12 @@ def test_a_run_killed_between_an_evaluation_and_its_mark_and_again_in_the_next_s
     recipe = replace(recipe, evaluation=replace(recipe.evaluation, every_epochs=1))
     folder, evaluated = RunFolder(tmp_path / "run"), run_module.Run.evaluated
 
-    def dying(run: run_module.Run, step: int, numbers: Any) -> None:
+    def dying(run: run_module.Run, step: int, numbers: Any, then: Any) -> None:
         if step == 4:
             assert run.writer is not None
             run.writer.wait()  # what was queued before is on the disk
             raise KeyboardInterrupt
-        evaluated(run, step, numbers)
+        evaluated(run, step, numbers, then)
 
     def dying_at_once(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -408,16 +408,19 @@ def _train_rank(world: World, recipe: Recipe, folder: Path) -> None:
 
 
 @pytest.mark.distributed
-def test_a_run_on_two_ranks_is_computed_again_on_two_and_not_on_one(recipe: Recipe, tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_run_on_several_ranks_is_computed_again_on_as_many_and_not_on_one(
+    recipe: Recipe, tmp_path: Path, count: int
+) -> None:
     folder = RunFolder(tmp_path / "run")
-    run_in_ranks(_train_rank, 2, recipe, folder.path)
-    with pytest.raises(InputError, match=r"were computed on 2 device\(s\), not on 1: without exact: true"):
+    run_in_ranks(_train_rank, count, replace(recipe, batch_size=2 * count, bn_size=2), folder.path)
+    with pytest.raises(InputError, match=rf"were computed on {count} device\(s\), not on 1: without exact: true"):
         audited(folder, devices=1)
     found = audited(folder, stretches=1)
     assert found.holds, found.faults
-    assert found.again[0].devices == 2
-    under_torchrun = run_in_ranks(_audit_rank, 2, folder.path)
-    assert [own.holds for own in under_torchrun] == [True, True]
+    assert found.again[0].devices == count
+    under_torchrun = run_in_ranks(_audit_rank, count, folder.path)
+    assert [own.holds for own in under_torchrun] == [True] * count
 
 
 @pytest.mark.distributed

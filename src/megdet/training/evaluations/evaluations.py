@@ -84,7 +84,6 @@ class Evaluations:
             and (found := self.background.poll(self.run.position.evaluated_step)) is not None
         ):
             self._write_down(found.step, found.numbers, found.seconds)
-            self.run.delete_old_checkpoints(self.background.steps)
 
     def finish(self) -> None:
         """Wait until all evaluations are done; then every rank knows the last one."""
@@ -139,4 +138,5 @@ class Evaluations:
                 write_json_atomically(self.folder.evaluation, numbers.as_dict(), indent=2)
         # after the checkpoint knows it: until then a new start takes it out of metrics.jsonl and makes it again
         self.run.evaluated(step, numbers, self.ledger.evaluation_line(step, numbers.totals()) if is_latest else None)
+        self.run.delete_old_checkpoints(self.needed_checkpoints)  # such as the best until now
         self.reporter.evaluated(step, numbers, seconds)

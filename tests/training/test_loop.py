@@ -201,7 +201,12 @@ def test_a_best_checkpoint_that_is_surpassed_is_deleted(recipe, tmp_path, monkey
         return replace(numbers, bbox=replace(numbers.bbox, AP=next(scores)))
 
     monkeypatch.setattr(evaluations_module, "evaluate_detections", scored)
-    few = replace(recipe, keep_checkpoints=1, evaluation=replace(recipe.evaluation, every_epochs=1))
+    few = replace(
+        recipe,
+        keep_checkpoints=1,
+        evaluation=replace(recipe.evaluation, every_epochs=1),
+        schedule=replace(recipe.schedule, epochs=3.0),
+    )
     folder = RunFolder(tmp_path / "run")
     train(few, folder, OPTIONS, ALONE)
     assert next(scores, None) is None

@@ -1,6 +1,8 @@
 """What a run does where it diverges: stop, skip the update, or go back to its last checkpoint and warm up again."""
 
 import math
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,12 @@ from torch import Tensor
 from divergence import diverge_at
 from megdet.distributed.local_ranks import RankError, run_in_ranks
 from megdet.distributed.world import World
-from megdet.errors import DivergedError, InputError
+from megdet.errors import DivergedError, InputError, StoppedError
 from megdet.recipe import Recipe, Watch
 from megdet.run_folder.checkpoint_files import checkpoints, latest_checkpoint, open_checkpoint
 from megdet.run_folder.folder import RunFolder
 from megdet.run_folder.metrics import read_metrics
+from megdet.training import run as run_module
 from megdet.training import step_log
 from megdet.training.loop import train
 from megdet.training.run import RunOptions
@@ -180,3 +183,31 @@ def test_the_rate_rises_anew_after_a_roll_back_and_takes_twice_as_long_after_eac
     assert [rewarm_factor(recipe, step, 0, -1) for step in (0, 7)] == [1.0, 1.0]
     assert [rewarm_factor(recipe, step, 1, 10) for step in (10, 11, 12, 13, 14)] == [0.25, 0.5, 0.75, 1.0, 1.0]
     assert [rewarm_factor(recipe, step, 3, 10) for step in (10, 25, 30)] == [1 / 16, 1.0, 1.0]
+
+
+@pytest.mark.distributed
+def test_a_checkpoint_of_a_stop_is_not_gone_back_to_so_a_stopped_run_ends_as_one_that_was_not(
+    recipe, tmp_path, monkeypatch
+):
+    back = replace(recipe, watch=BACK, keep_checkpoints=1)
+    stopped, whole, make = RunFolder(tmp_path / "stopped"), RunFolder(tmp_path / "whole"), run_module.train_step
+
+    def stopping(trainer: Any, batches: Any, groups: Any, rate: float, step: int, *others: Any) -> Any:
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return make(trainer, batches, groups, rate, step, *others)
+
+    with monkeypatch.context() as patches:
+        patches.setattr(run_module, "train_step", stopping)
+        with pytest.raises(StoppedError, match="step 3 of 5 is saved"):
+            train(back, stopped, OPTIONS, ALONE)
+    assert [path.name for path in checkpoints(stopped)] == ["step_00000002", "step_00000003"]
+    for folder in (stopped, whole):
+        with monkeypatch.context() as patches:
+            diverge_at([4], math.nan, patches)
+            train(back, folder, OPTIONS, ALONE)
+        [noted] = [line for line in read_metrics(folder.metrics) if "rolled_back" in line]
+        assert (noted["step"], noted["rolled_back"]["from"]) == (2, 4)
+        assert [line["step"] for line in lines_of_steps(folder)] == [1, 2, 3, 4, 5]
+    ours, theirs = end_of(whole), end_of(stopped)
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []

@@ -172,6 +172,11 @@ def delete_old_checkpoints(folder: RunFolder, keep: int, spared: Collection[int]
     _delete(_old(folder, keep, spared))
 
 
+def delete_later_checkpoints(folder: RunFolder, step: int) -> None:
+    """Delete the checkpoints of later steps, the newest first. Raises LeftBehindError."""
+    _delete([path for path in reversed(checkpoints(folder)) if checkpoint_step(path) > step])
+
+
 def _old(folder: RunFolder, keep: int, spared: Collection[int]) -> list[Path]:
     return [path for path in checkpoints(folder)[:-keep] if checkpoint_step(path) not in spared]
 

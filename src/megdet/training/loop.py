@@ -1,6 +1,5 @@
 """The training run: open, step, look, evaluate, save."""
 
-import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from megdet.training.evaluations.background import BackgroundEvaluations, overri
 from megdet.training.evaluations.evaluations import Evaluations
 from megdet.training.fault_log import FaultLog
 from megdet.training.ledger import RunLedger
+from megdet.training.position import mark_rolled_back, newest_checkpoint
 from megdet.training.report import Reporter
 from megdet.training.run import Run, RunOptions, open_run
 from megdet.training.step_log import StepLog
@@ -40,11 +40,11 @@ def train(recipe: Recipe, folder: RunFolder, options: RunOptions, world: World) 
             try:
                 return _train(recipe, folder, options, world, signals)
             except _WentBackError:
-                continue  # like a new start, from the newest checkpoint, in which the roll-back is noted
+                continue  # like a new start, from the checkpoint in which the roll-back is noted
 
 
 class _WentBackError(Exception):
-    """The run diverged and must go on from its newest checkpoint; all ranks raise it after the same step."""
+    """The run diverged and must go on from an earlier checkpoint; all ranks raise it after the same step."""
 
 
 def _train(
@@ -56,18 +56,17 @@ def _train(
         open_run(recipe, world, options, folder) as run,
         _watched(run, folder) as observers,
     ):
-        stops, evaluations, reporter = stops_of(run), observers.evaluations, observers.log.reporter
+        stops, evaluations, reporter = run.stops, observers.evaluations, observers.log.reporter
         agreed = Agreement(world, signals, 60 * recipe.checkpoint_minutes, lambda: run.has_faults)
         for warning in run.position.warnings:
             reporter.say(warning)
-        evaluations.make_up(step for step in run.position.unevaluated if step in stops and stops[step].is_evaluated)
+        evaluations.make_up(step for step in run.position.unevaluated if stops.after(step).is_evaluated)
         with signals.heeded():
             for result in run.steps(run.first_step, run.last_step, notes=agreed.own):
-                step, stop = result.step + 1, stops.get(result.step + 1, Stop())
+                step, stop = result.step + 1, stops.after(result.step + 1)
                 agreed.read(result)
                 is_stopped, is_last = agreed.signal is not None, step == run.last_step
-                is_due = agreed.is_save_due or (recipe.checkpoint_steps and step % recipe.checkpoint_steps == 0)
-                is_saved = stop.is_saved or bool(is_due) or is_stopped
+                is_saved = stop.is_saved or agreed.is_save_due or is_stopped
                 is_noted = is_saved or observers.ledger.is_due(step)
                 if agreed.are_faults_known or is_saved:
                     observers.faults.gather(step)
@@ -104,15 +103,22 @@ def _train(
 
 
 def _go_back(run: Run, log: StepLog) -> NoReturn:
-    """Leave the run for its newest checkpoint. Raises DivergedError without one, or after too many roll-backs."""
-    found = log.divergence
+    """Leave the run for its newest checkpoint that the recipe asked for: one of the clock or of a stop would make the
+    result depend on them. Raises DivergedError without one, or after too many roll-backs.
+    """
+    found, folder = log.divergence, run.folder
     assert found is not None, "all ranks have read the same steps"
-    if not run.kept_step:
+    assert folder is not None, "only runs with a folder are judged"
+    # kept_step waits for what is being written
+    to = run.world.on_first(
+        lambda: run.kept_step and newest_checkpoint(folder, lambda step: run.stops.after(step).is_saved)
+    )
+    if not to:
         raise log.failure(replace(found, why=f"{found.why}, and there is no checkpoint to go back to"))
     if run.position.roll_backs >= run.recipe.watch.most_roll_backs:
         raise log.failure(replace(found, why=f"{found.why}, after {run.position.roll_backs} roll-backs"))
-    log.note_roll_back(found, run.kept_step)
-    run.note_roll_back()
+    log.note_roll_back(found, to)
+    run.world.on_first(lambda: mark_rolled_back(folder, to, run.position.roll_backs + 1))
     raise _WentBackError
 
 
@@ -121,30 +127,6 @@ def _what_is_kept(run: Run, step: int) -> str:
     if kept == step:
         return f"step {step} of {run.last_step} is saved, the same command goes on from there"
     return f"step {step} of {run.last_step} is not saved, the same command goes on from step {kept}: {_MAKE_ROOM}"
-
-
-@dataclass(frozen=True)
-class Stop:
-    """What to do after a step that ends an epoch or the run."""
-
-    is_saved: bool = False
-    is_evaluated: bool = False
-
-
-def stops_of(run: Run) -> dict[int, Stop]:
-    """The steps after which the run pauses, and what it does then."""
-    plan, recipe, last = run.plan, run.recipe, run.last_step
-    every = recipe.evaluation.every_epochs
-    stops = {}
-    for epoch in range(1, math.ceil(plan.epochs_done(last)) + 1):
-        if plan.epoch_end(epoch) < last:
-            is_evaluated = bool(every and epoch % every == 0)
-            # saved before it is evaluated: an error or a stop in the evaluation must not lose the epoch
-            keeps = recipe.keep_every_epochs
-            is_kept = bool(keeps and epoch % keeps == 0)
-            is_saved = epoch % recipe.checkpoint_epochs == 0 or is_evaluated or is_kept
-            stops[plan.epoch_end(epoch)] = Stop(is_saved, is_evaluated)
-    return stops | {last: Stop(is_saved=True, is_evaluated=True)}
 
 
 @dataclass(frozen=True)

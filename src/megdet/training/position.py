@@ -1,5 +1,6 @@
 """How far a run has come: its step, its evaluations, its roll-backs, and how checkpoints are told of them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from megdet.run_folder.checkpoint_files import (
     checkpoint_path,
     checkpoint_step,
     checkpoints,
+    delete_later_checkpoints,
     open_checkpoint,
     update_state,
 )
@@ -81,8 +83,17 @@ def mark_evaluated(folder: RunFolder, step: int, numbers: Evaluation, position: 
             update_state(path, msgspec.structs.replace(state, **known))
 
 
+def newest_checkpoint(folder: RunFolder, is_wanted: Callable[[int], bool]) -> int:
+    """The step of the newest checkpoint whose step is wanted, 0 for none."""
+    return next((step for step in map(checkpoint_step, reversed(checkpoints(folder))) if is_wanted(step)), 0)
+
+
 def mark_rolled_back(folder: RunFolder, step: int, roll_backs: int) -> None:
-    """Write into the checkpoint of a step that the run goes back to it, for so many times in all. Raises InputError."""
+    """Write into the checkpoint of a step that the run goes back to it, for so many times, and delete later ones.
+
+    Raises InputError.
+    """
     path = checkpoint_path(folder, step)
     known = {"roll_backs": roll_backs, "rolled_back_to": step}
     update_state(path, msgspec.structs.replace(open_checkpoint(path).state, **known))
+    delete_later_checkpoints(folder, step)  # last: a run that is killed before it diverges and comes here again

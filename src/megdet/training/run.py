@@ -40,10 +40,11 @@ from megdet.training.datasets import Datasets, check_statistics, fingerprint, lo
 from megdet.training.dry_run import MemoryTrial
 from megdet.training.evaluations.background import agree_on_device
 from megdet.training.initial_weights import check_sources
-from megdet.training.position import Position, mark_evaluated, mark_rolled_back, without_other_scores
+from megdet.training.position import Position, mark_evaluated, without_other_scores
 from megdet.training.resume import check_folder, claim_folder, facts_of_training, resume, start_at
 from megdet.training.schedule import learning_rate, rewarm_factor
 from megdet.training.step import StepResult, train_step
+from megdet.training.stops import Stops, stops_of
 from megdet.training.trainer import Tensors, Trainer, make_trainer
 from megdet.training.waiting import Waiting
 
@@ -112,6 +113,11 @@ class Run:
     def last_step(self) -> int:
         """The number of steps of the whole run."""
         return total_steps(self.recipe, self.plan.num_images)
+
+    @cached_property
+    def stops(self) -> Stops:
+        """What the run does after which step."""
+        return stops_of(self.plan, self.recipe, self.last_step)
 
     def scheduled_rate(self, step: int) -> float:
         """The learning rate of step 0, 1, ...: that of the recipe, or less for some time after a roll-back."""
@@ -250,13 +256,8 @@ class Run:
         """The steps whose checkpoints are kept at any age."""
         every, best = self.recipe.keep_every_epochs, self.position.best_step
         epochs = range(every, int(self.plan.epochs_done(self.last_step)) + 1, every) if every else ()
-        return {*needed, *map(self.plan.epoch_end, epochs), *([best] if self.recipe.keep_best else [])}
-
-    def note_roll_back(self) -> None:
-        """Write into the newest checkpoint that the run goes back to it. Raises InputError."""
-        if self.folder is None or self.writer is None:
-            return
-        mark_rolled_back(self.folder, self.kept_step, self.position.roll_backs + 1)
+        backs = [self.stops.newest_saved(self._saved_step)] if self.recipe.watch.action == "roll_back" else []
+        return {*needed, *backs, *map(self.plan.epoch_end, epochs), *([best] if self.recipe.keep_best else [])}
 
     def check_folder(self) -> None:
         """Raise InputError if the folder was moved or deleted."""

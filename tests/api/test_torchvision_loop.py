@@ -105,6 +105,9 @@ def test_a_loop_goes_on_from_its_state_with_the_draws_it_would_have_made(recipe,
     assert len({tuple(own) for own in drawn}) == 4
     state = {name: own.clone() for name, own in whole.state_dict().items()}
     resumed.load_state_dict(state)
+    named = [{**target, "image_id": "a name"} for target in targets]
+    assert len({*resumed._batch(images, named).targets.image_seeds.tolist()}) == 2, "what is no number is not drawn by"
+    resumed.load_state_dict(state)
     after = whole._batch(images, targets).targets.image_seeds.tolist()
     assert resumed._batch(images[::-1], targets[::-1]).targets.image_seeds.tolist() == after[::-1], (
         "of the image, not its row"

@@ -1,6 +1,7 @@
 """A detector in somebody else's training loop: images and targets as torchvision's detectors take them."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,8 +42,8 @@ class TorchvisionLoop(nn.Module):
     which belong to the images of one forward on one process, as in torch; `bn_size` and lanes are for `megdet.train`.
 
     What is drawn at random (the size, and the proposals that are learned from) follows from the number of forwards,
-    which `state_dict` has, and from the `image_id` of a target, or without one from its place: with both a loop that
-    goes on from its state draws what it would have drawn.
+    which `state_dict` has, and from the `image_id` of a target, if that is a whole number, else from its place in the
+    batch: a loop that goes on from its state draws what it would have drawn.
 
     Args:
         trained: the detector; it shares its weights, so what is learned here is what `LoadedDetector` detects with.
@@ -104,8 +105,8 @@ class TorchvisionLoop(nn.Module):
         top = int(labels.max())
         if top >= self.detector.num_classes:
             raise InputError(f"label {top + 1} is more than the {self.detector.num_classes} classes of the detector")
-        ids = [int(target.get("image_id", row)) for row, (_, target) in enumerate(own)]
-        seeds = [hash_integers(recipe.seed, _IMAGE, forward, number) for number in ids]
+        numbers = [_number_of(row, target) for row, (_, target) in enumerate(own)]
+        seeds = [hash_integers(recipe.seed, _IMAGE, forward, number) for number in numbers]
         made = make_masks(masks, most) if self.detector.has_masks else None
         return Batch(
             pixels,
@@ -114,6 +115,14 @@ class TorchvisionLoop(nn.Module):
             tuple(range(len(own))),
             scales,
         ).to(device)
+
+
+def _number_of(row: int, target: Mapping[str, Any]) -> int:
+    """What tells an image from others: a whole `image_id` of its target, else its row in the batch."""
+    own = target.get("image_id")
+    if isinstance(own, Tensor) and own.numel() == 1 and own.dtype in _WHOLE:
+        return int(own)
+    return own if isinstance(own, int) else row
 
 
 def _checked(place: int, image: Tensor, target: Mapping[str, Tensor]) -> tuple[Tensor, Mapping[str, Tensor]]:

@@ -73,7 +73,7 @@ class _Boxes:
             content = {key: [(own or {}).get(key) for own in content] for key in (self.boxes, self.classes)}
         own = (None if content is None else content[key] for key in (self.boxes, self.classes))
         boxes, labels = ([] if column is None else column for column in own)
-        if not isinstance(boxes, Sequence) or not isinstance(labels, Sequence) or isinstance(labels, str):
+        if not _is_list(boxes) or not _is_list(labels):
             raise InputError(
                 f"{where}: {self.boxes} is {shown(boxes)} and {self.classes} is {shown(labels)}: a list of boxes and a "
                 "list of their classes are expected"
@@ -84,7 +84,7 @@ class _Boxes:
                 "box one class"
             )
         for box, label in zip(boxes, labels, strict=True):
-            if not isinstance(box, Sequence) or len(box) != 4 or not all(map(is_coordinate, box)):
+            if not _is_list(box) or len(box) != 4 or not all(map(is_coordinate, box)):
                 raise InputError(f"{where}: a box is {shown(box)}: four numbers are expected")
             x, y, a, b = box
             w, h = (a, b) if self.form == "xywh" else (a - x, b - y)
@@ -103,6 +103,11 @@ class _Boxes:
         if label is None or str(label) == "":
             raise InputError(f"{where}: an object has no class")
         return str(label)
+
+
+def _is_list(value: Any) -> bool:
+    """Whether a value is a list, or an array as data sets of the format `numpy` give it."""
+    return (isinstance(value, Sequence) and not isinstance(value, str)) or (hasattr(value, "ndim") and value.ndim > 0)
 
 
 def _splits(source: str) -> Mapping[str, Any]:

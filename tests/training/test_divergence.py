@@ -208,6 +208,7 @@ def test_a_checkpoint_of_a_stop_is_not_gone_back_to_so_a_stopped_run_ends_as_one
             train(back, folder, OPTIONS, ALONE)
         [noted] = [line for line in read_metrics(folder.metrics) if "rolled_back" in line]
         assert (noted["step"], noted["rolled_back"]["from"]) == (2, 4)
+        assert not [*folder.path.glob("damaged_*")], "the ledger goes on"
         assert [line["step"] for line in lines_of_steps(folder)] == [1, 2, 3, 4, 5]
     ours, theirs = end_of(whole), end_of(stopped)
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []

@@ -224,10 +224,8 @@ SECTIONS = (
         "What `megdet plan` predicts beside what `megdet train` then does on the same machine: the layout that "
         "training chooses, with a micro-batch that was not measured. Several devices are processes side by side, "
         "which talk by gloo. An error is what was predicted too much, as a part of the real value, or with a minus too "
-        "little; a real time is the median of the run's own steps. The rows are from before the planner counted the "
-        "copy of the state from which a run on a CPU writes checkpoints (0.13 GiB of resnet18): with it the memory of "
-        "three micro-batches, `none`, was foretold 5% too low, not 12% (2026-11-30, a core of an AMD EPYC beside other "
-        "work); what is left is the heap, which grows over the first steps.",
+        "little; a real time is the median of the run's own steps. Memory is foretold a little too low because the "
+        "heap grows over the first steps of a run.",
         {
             "plan": "plan.py --devices 1,2",
             "plan/three": "plan.py --devices 1 --bn 4 --sizes 1,2,3",

@@ -9,14 +9,15 @@ from megdet.distributed.termination import STOP_SIGNALS, TerminationListener
 from megdet.distributed.world import World
 from megdet.training import agreement
 from megdet.training.agreement import Agreement
-from megdet.training.step import StepResult
+from megdet.training.step import NUM_NOTES, StepResult
 from megdet.training.watch import Verdict
 from small_runs import ALONE, CPU
 
 
 def result(notes: torch.Tensor | None = None) -> StepResult:
+    notes = torch.zeros(NUM_NOTES) if notes is None else notes
     verdict = Verdict(torch.tensor(False), torch.tensor(torch.inf))
-    return StepResult(0, 0.1, {}, torch.zeros(()), verdict, notes=notes)
+    return StepResult(0, 0.1, {}, torch.zeros(()), verdict, notes)
 
 
 def test_a_checkpoint_is_due_by_the_clock_of_rank_0_from_the_last_one_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,12 +50,12 @@ class StepResult:
     """before clipping"""
     verdict: Verdict
     """whether the update was applied"""
+    notes: Tensor
+    """on how many ranks each of the caller's notes was true; zeros without notes"""
     agvm: Tensor | None = None
     """the measurement of AGVM, if it was due"""
     noise: Tensor | None = None
     """the measurement of the noise scale, if it was due"""
-    notes: Tensor | None = None
-    """on how many ranks each of the caller's notes was true; zeros without notes"""
     seconds: float = 0.0
     """seconds from the end of the step before to the end of this one"""
     data_seconds: float = 0.0
@@ -137,7 +137,7 @@ def train_step(
     if trainer.averages is not None:
         trainer.averages.update(trainer.model, step, unless=verdict.is_left_out)
     means = dict(zip(reported, (totals / recipe.batch_size).unbind(), strict=True))
-    return StepResult(step, rate, means, norm.to(totals.dtype), verdict, agvm, noise, counted)
+    return StepResult(step, rate, means, norm.to(totals.dtype), verdict, counted, agvm, noise)
 
 
 def read_results(results: Sequence[StepResult], trainer: Trainer) -> list[dict[str, Any]]:

@@ -17,6 +17,25 @@ KIND_NAMES = ("annotations", "annotation", "xml", "xmls", "labels", "jpegimages"
 _LONGEST_NAME = 60
 
 
+class FilesByName:
+    """Files by a name of theirs: Unicode's forms of a letter are one, and names in another case come second."""
+
+    def __init__(self) -> None:
+        self._exact: dict[str, list[Path]] = defaultdict(list)
+        self._in_any_case: dict[str, list[Path]] = defaultdict(list)
+
+    def add(self, path: Path, *names: str) -> None:
+        """Add a file under each of these names."""
+        for name in {composed(own) for own in names}:
+            self._exact[name].append(path)
+            self._in_any_case[name.casefold()].append(path)
+
+    def called(self, name: str) -> Sequence[Path]:
+        """The files of this name, else those that have it in another case."""
+        own = composed(name)
+        return self._exact.get(own, ()) or self._in_any_case.get(own.casefold(), ())
+
+
 class ImageFiles:
     """The images in a folder and below.
 
@@ -29,16 +48,13 @@ class ImageFiles:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._by_name: dict[str, list[Path]] = defaultdict(list)
-        self._in_any_case: dict[str, list[Path]] = defaultdict(list)
+        self._by_name = FilesByName()
         self.paths = [path for path in visible_files(root) if path.suffix.lower() in IMAGE_SUFFIXES]
         if not self.paths:
             endings = ", ".join(IMAGE_SUFFIXES)
             raise InputError(f"{root}: no images in this folder ({endings}): give theirs by --images FOLDER")
         for path in self.paths:
-            for name in {composed(path.name), composed(path.stem)}:
-                self._by_name[name].append(path)
-                self._in_any_case[name.casefold()].append(path)
+            self._by_name.add(path, path.name, path.stem)
 
     def find(self, named: str, where: str, beside: Path | None = None) -> Path:
         """The image that an annotation names by a path of any machine, or by a name without its ending.
@@ -51,7 +67,7 @@ class ImageFiles:
             InputError: there is no such image, or there are several.
         """
         wanted = PurePosixPath(composed(PureWindowsPath(named).as_posix()))
-        found = self._by_name.get(wanted.name) or self._in_any_case.get(wanted.name.casefold())
+        found = self._by_name.called(wanted.name)
         if not found:
             raise InputError(f"{where}: no image {shown(wanted.name)} in {self.root} or below: put it there")
         own_form = PureWindowsPath(named).name

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from megdet.data.formats.image_files import KIND_NAMES, SPLIT_NAMES, composed, visible_files
+from megdet.data.formats.image_files import KIND_NAMES, SPLIT_NAMES, FilesByName, composed, visible_files
 from megdet.data.image import IMAGE_SUFFIXES
 from megdet.errors import InputError
 
@@ -20,10 +20,8 @@ class VocFolder:
     """sorted"""
     image_sets: Mapping[str, Path]
     """the lists of `ImageSets/Main` by the name of their split; empty where folders are the splits"""
-    images: Mapping[str, Sequence[Path]]
-    """image files by their names, and by their names without the ending, in Unicode's form NFC"""
-    images_in_any_case: Mapping[str, Sequence[Path]]
-    """the same by these names case-folded"""
+    images: FilesByName
+    """image files by their names, and by their names without the ending"""
 
     def image_of(self, xml_file: Path, named: str, split: str) -> Path:
         """The image of an XML file whose `filename` is `named`.
@@ -35,8 +33,7 @@ class VocFolder:
         """
         name = PurePosixPath(PureWindowsPath(named).as_posix()).name  # some tools write a path on their own machine
         for wanted in dict.fromkeys((xml_file.stem, name, PurePosixPath(name).stem)):
-            images = self.images.get(composed(wanted)) or self.images_in_any_case.get(composed(wanted).casefold(), ())
-            found = self._in_reach(xml_file, images)
+            found = self._in_reach(xml_file, self.images.called(wanted))
             for form in (str, composed):
                 if len(found) > 1 and len(exact := [path for path in found if form(path.name) == form(name)]) == 1:
                     found = exact
@@ -89,14 +86,11 @@ def find_voc(folder: Path) -> VocFolder:
     stray = next((path for path in xml_files if not path.is_relative_to(root)), None)
     if stray is not None:
         raise InputError(f"{stray}: it lies outside of {root}, which has ImageSets: convert {root} alone")
-    images: dict[str, list[Path]] = defaultdict(list)
-    in_any_case: dict[str, list[Path]] = defaultdict(list)
+    images = FilesByName()
     for path in files:
         if path.suffix.lower() in IMAGE_SUFFIXES and path.is_relative_to(root):
-            for name in {composed(path.name), composed(path.stem)}:
-                images[name].append(path)
-                in_any_case[name.casefold()].append(path)
-    return VocFolder(root, tuple(xml_files), {path.stem: path for path in lists}, dict(images), dict(in_any_case))
+            images.add(path, path.name, path.stem)
+    return VocFolder(root, tuple(xml_files), {path.stem: path for path in lists}, images)
 
 
 def folder_splits(found: VocFolder) -> dict[str, list[Path]]:

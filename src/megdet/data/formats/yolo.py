@@ -1,7 +1,6 @@
 """YOLO: one text file an image with `class x y width height`, relative to the image."""
 
 import math
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -9,7 +8,14 @@ from pathlib import Path
 import msgspec
 
 from megdet.data.formats.converted import Converted, number_of, numbered_lines
-from megdet.data.formats.image_files import KIND_NAMES, ImageFiles, composed, folders_below, split_of, visible_files
+from megdet.data.formats.image_files import (
+    KIND_NAMES,
+    FilesByName,
+    ImageFiles,
+    folders_below,
+    split_of,
+    visible_files,
+)
 from megdet.data.formats.labelled import LabelledImage, LabelledObject, box_around, write_labelled
 from megdet.data.image import image_size
 from megdet.errors import InputError, shown
@@ -73,19 +79,12 @@ def convert_yolo(folder: Path, out: Path, images: Path | None = None) -> list[Co
 
 def _labels_of(files: ImageFiles, texts: Sequence[Path], folder: Path) -> dict[Path, Path]:
     """The label file of each image that has one."""
-    by_stem: dict[str, list[Path]] = defaultdict(list)
-    in_any_case: dict[str, list[Path]] = defaultdict(list)
+    by_stem = FilesByName()
     for text in texts:
-        by_stem[composed(text.stem)].append(text)
-        in_any_case[composed(text.stem).casefold()].append(text)
-
-    def called(path: Path) -> Sequence[Path]:
-        stem = composed(path.stem)
-        return by_stem.get(stem, ()) or in_any_case.get(stem.casefold(), ())
-
+        by_stem.add(text, text.stem)
     labels: dict[Path, Path] = {}
     for path in files.paths:
-        found = called(path)
+        found = by_stem.called(path.stem)
         beside = [text for text in found if text.parent == path.parent]
         near = beside or [text for text in found if _part(text, folder) == _part(path, files.root)]
         if len(near) > 1:
@@ -95,7 +94,7 @@ def _labels_of(files: ImageFiles, texts: Sequence[Path], folder: Path) -> dict[P
     taken = set(labels.values())
     for path in files.paths:
         own_split = split_of(path, files.root)
-        left = [text for text in called(path) if text not in taken]
+        left = [text for text in by_stem.called(path.stem) if text not in taken]
         left = [text for text in left if split_of(text, folder) in ("", own_split)]
         if path not in labels and len(left) == 1:
             labels[path] = left[0]

@@ -169,7 +169,8 @@ def _draw_split(folder: Path, split: str, count: int, settings: DemoSettings, wo
         except BrokenProcessPool:
             raise InputError(
                 f"{folder}: a process that draws pictures has ended; a script of your own must start its work under "
-                "`if __name__ == '__main__':`, since every process reads it again"
+                "`if __name__ == '__main__':`, since every process reads it again; if memory ran out, draw with fewer "
+                "workers"
             ) from None
     objects = [(index + 1, shape) for index, shapes in enumerate(pictures) for shape in shapes]
     write_coco(

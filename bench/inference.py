@@ -21,6 +21,7 @@ from rounds import SideProcess, in_turn, serve, summary
 from sides import NUM_CLASSES, copy_weights, environment_of, shared_recipe, start_side, torchvision_detector, use_cudnn
 
 from megdet.inference.fold import fold_batch_norms
+from megdet.inference.predict import detect_batch
 from megdet.inference.trained import place_model
 from megdet.model.choice import make_detector
 from megdet.precision import arithmetic
@@ -112,15 +113,9 @@ def megdet_side(images: torch.Tensor, recipe: Recipe, *, folds: bool) -> Callabl
     model.eval()
     if folds:
         fold_batch_norms(model)
-    pixels = images.contiguous(memory_format=torch.channels_last)
+    pixels = 255 * images
     sizes = torch.tensor([list(images.shape[2:])] * len(images), device=images.device)
-    mean, std = (torch.tensor(v, device=images.device).reshape(3, 1, 1) for v in (recipe.model.mean, recipe.model.std))
-
-    def forward() -> object:
-        with torch.inference_mode(), arithmetic(recipe.precision, images.device):
-            return model.detect((pixels - mean) / std, sizes)
-
-    return forward
+    return lambda: detect_batch(model, pixels, sizes, recipe.precision)
 
 
 if __name__ == "__main__":

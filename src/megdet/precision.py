@@ -24,7 +24,7 @@ def dtype_of(precision: str) -> torch.dtype:
 @contextmanager
 def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
     """A context in which a forward on this device computes in this precision; `backward` is for its gradients."""
-    with _tf32(precision), torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+    with tf32_flags(precision), torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
         yield
 
 
@@ -45,13 +45,16 @@ def backward(loss: Tensor, precision: str) -> None:
 
     Autocast is off in it, as torch advises: a gradient is computed in the dtype of its forward.
     """
-    with _tf32(precision):
+    with tf32_flags(precision):
         loss.backward()  # type: ignore[no-untyped-call]  # torch's, which has no types
 
 
 @contextmanager
-def _tf32(precision: str) -> Iterator[None]:
-    """Let float32 convolutions and matrix products of a GPU use TF32 or not; torch's default is only convolutions."""
+def tf32_flags(precision: str) -> Iterator[None]:
+    """Let float32 convolutions and matrix products of a GPU use TF32 or not; torch's default is only convolutions.
+
+    The flags are the process's: around threads that each enter `arithmetic`, so that the last to leave restores them.
+    """
     # not by torch's newer names for it (fp32_precision): reading the flags below, as torch.compile does, then fails
     convolutions, products = torch.backends.cudnn, torch.backends.cuda.matmul
     before = convolutions.allow_tf32, products.allow_tf32

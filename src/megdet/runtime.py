@@ -26,6 +26,8 @@ _SLOW = 0.75
 """bfloat16 counts as slow below this part of float32's speed: so low that repeated measurements agree."""
 _FORMATS = (torch.float32, torch.bfloat16)
 _CHANNELS, _EDGE, _SIDE = 128, 36, 512
+_THREADS: list[int] = []
+"""What `usable_threads` is within each `operations_on_one_thread` that is entered."""
 
 
 def num_gpus() -> int:
@@ -55,11 +57,18 @@ def operations_on_one_thread() -> Iterator[None]:
     How a sum is split decides how it is rounded, so the bits of a result would depend on the number of threads.
     """
     before = torch.get_num_threads()
+    _THREADS.append(usable_threads())
     torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+        _THREADS.pop()
+
+
+def usable_threads() -> int:
+    """Number of threads that this process may compute with, also within `operations_on_one_thread`."""
+    return _THREADS[-1] if _THREADS else torch.get_num_threads()
 
 
 def processor_name() -> str:

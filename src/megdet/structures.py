@@ -1,6 +1,6 @@
 """The data passed between loader, model and losses: batches of images, targets and detections."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -106,3 +106,24 @@ class BatchDetections(Rows):
     labels: Int64[Tensor, "images detections"]
     masks: Float[Tensor, "images detections rows columns"] | None = None
     """probability that a cell of a grid over the box belongs to the object; None without a mask head"""
+
+    @classmethod
+    def of_batches(cls, batches: "Sequence[BatchDetections]") -> "BatchDetections":
+        """The rows of several batches, one after another."""
+        most = max(own.labels.shape[1] for own in batches)
+
+        def rows(values: Sequence[Tensor], nothing: int) -> Tensor:
+            return torch.cat([_filled_up(own, most, nothing) for own in values])
+
+        masks = [own.masks for own in batches if own.masks is not None]
+        return cls(
+            rows([own.boxes for own in batches], 0),
+            rows([own.scores for own in batches], 0),
+            rows([own.labels for own in batches], -1),
+            rows(masks, 0) if masks else None,
+        )
+
+
+def _filled_up(values: Tensor, columns: int, nothing: int) -> Tensor:
+    missing = values.new_full((len(values), columns - values.shape[1], *values.shape[2:]), nothing)
+    return torch.cat([values, missing], 1)

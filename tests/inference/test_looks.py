@@ -218,11 +218,11 @@ def test_what_is_found_in_a_symmetric_image_is_symmetric(trained, tmp_path, monk
     pixels[10:30, 40:56] = 255
     Image.fromarray(pixels).save(tmp_path / "symmetric.png")
 
-    def detect_batch(_model, pixels, _sizes, _precision):
+    def detect(_model, pixels, _sizes, _precision):
         ys, xs = (pixels[0, 0] > 128).nonzero(as_tuple=True)
         return detections(([xs.min() + 1, ys.min(), xs.max() + 2, ys.max() + 1], 0.5, 1), masks=torch.ones(1, 64, 64))
 
-    monkeypatch.setattr(predict, "detect_batch", detect_batch)
+    monkeypatch.setattr(predict, "_detect", detect)
     (once,) = detect_image(trained, tmp_path / "symmetric.png").to_coco()
     assert once["bbox"] == [41, 10, 16, 20]
     (twice,) = detect_image(looking(trained, flip=True), tmp_path / "symmetric.png").to_coco()

@@ -105,7 +105,7 @@ def noise_of(sizes: list[tuple[int, int]], folder: Path) -> CocoDataset:
 def answer(monkeypatch, boxes: list[list[float]], labels: list[int], masks: torch.Tensor | None = None) -> None:
     """Let the detector find these boxes, in pixels of the canvas, with these masks on every image."""
 
-    def detect_batch(_model, pixels, _sizes, _precision):
+    def detect(_model, pixels, _sizes, _precision):
         count = len(pixels)
         return BatchDetections(
             torch.tensor(boxes).expand(count, -1, -1),
@@ -114,7 +114,7 @@ def answer(monkeypatch, boxes: list[list[float]], labels: list[int], masks: torc
             None if masks is None else masks.expand(count, -1, -1, -1),
         )
 
-    monkeypatch.setattr(predict, "detect_batch", detect_batch)
+    monkeypatch.setattr(predict, "_detect", detect)
 
 
 def test_boxes_of_the_canvas_become_pixels_of_the_file_by_hand(trained, tmp_path, monkeypatch):

@@ -1,10 +1,11 @@
 """Detections of whole data sets and of single images."""
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -21,14 +22,16 @@ from megdet.data.transforms import RESIZE
 from megdet.detections import Detections
 from megdet.distributed.world import World
 from megdet.inference.looks import mirrored_detections, mirrored_pixels, together, within
+from megdet.inference.side_by_side import shares, side_by_side
 from megdet.inference.trained import TrainedDetector
 from megdet.model.detector import Detector
 from megdet.ops.masks import paste_masks
-from megdet.precision import arithmetic
+from megdet.precision import arithmetic, tf32_flags
 from megdet.recipe import Precision, Recipe
-from megdet.runtime import operations_on_one_thread
-from megdet.structures import BatchDetections
+from megdet.runtime import operations_on_one_thread, usable_threads
+from megdet.structures import Batch, BatchDetections
 
+_Detect: TypeAlias = Callable[[Detector, Tensor, Tensor, Precision], BatchDetections]
 Result = dict[str, Any]
 """One detection in the COCO result format: image_id, category_id, bbox (x, y, width, height in pixels), score, and
 segmentation (`data.rle`) if the detector finds masks."""
@@ -44,33 +47,46 @@ def detect_dataset(
     workers: int,
     progress: Callable[[int], None] | None = None,
 ) -> list[Result]:
-    """All detections of a data set in the order of the evaluation plan, the same on any number of ranks.
+    """All detections of a data set in the order of the evaluation plan, the same in every bit on any number of ranks.
 
-    With `exact` the same in every bit; else to rounding, since a process alone adds with more threads than one of many.
-    Rank r takes whole batches r, r + W, ... at all scales; every rank gets the merged list. `category_ids` are the ids
-    of the model's labels; detections of a label without an id are left out. `progress` is called with the number of
-    images done on this rank.
+    Rank r takes whole batches r, r + W, ... at all scales; every rank gets the merged list. On a CPU the images of a
+    batch are computed side by side (`side_by_side.py`). `category_ids` are the ids of the model's labels; detections of
+    a label without an id are left out. `progress` is called with the number of images done on this rank.
     """
     plan, num_scales = evaluation_plan(dataset.sizes, recipe), len(evaluation_scales(recipe))
-    mine = range(world.rank, len(plan) // num_scales, world.size)
-    found: list[tuple[int, list[Result]]] = []
-    groups = [plan[number * num_scales + scale] for number in mine for scale in range(num_scales)]
-    batches = group_batches(dataset, groups, workers=workers, device=world.device)
-    done, looks = 0, list[BatchDetections]()
-    with operations_on_one_thread() if recipe.exact else nullcontext():
-        for (number, scale), batch in zip(itertools.product(mine, range(num_scales)), batches, strict=True):
-            batch = batch.to(world.device)
-            looks += _looks(model, recipe, scale, batch.pixels, batch.sizes, batch.scales)
-            if scale < num_scales - 1:
-                continue
-            detections, looks = together(looks, recipe.evaluation), []
-            results = []
-            for row, index in enumerate(batch.image_index):
-                height, width = dataset.sizes[index].tolist()
-                own = detections_of_image(detections[row : row + 1], (height, width), exact=model.exact_paste)
-                results += own.to_coco(dataset.image_ids[index], category_ids)
-            found.append((number, results))
-            done += len(batch.image_index)
+    groups = [plan[first : first + num_scales] for first in range(0, len(plan), num_scales)][world.rank :: world.size]
+    loaded = group_batches(dataset, list(itertools.chain(*groups)), workers=workers, device=world.device)
+    is_cpu = world.device.type == "cpu"
+
+    def pieces() -> Iterator[tuple[int, list[Batch]]]:
+        for number, scales in enumerate(groups):
+            batches = list(itertools.islice(loaded, num_scales))
+            canvas = max((group.canvas for group in scales), key=math.prod)
+            for images in shares(len(scales[0].images), canvas) if is_cpu else [slice(None)]:
+                yield number, [batch[images] for batch in batches]
+
+    def detected(piece: tuple[int, list[Batch]]) -> tuple[int, list[list[Result]]]:
+        number, batches = piece
+        looks: list[BatchDetections] = []
+        for scale, batch in enumerate(own.to(world.device) for own in batches):
+            looks += _looks(_detect, model, recipe, scale, batch.pixels, batch.sizes, batch.scales)
+        detections, images = together(looks, recipe.evaluation), []
+        for row, index in enumerate(batches[0].image_index):
+            height, width = dataset.sizes[index].tolist()
+            own = detections_of_image(detections[row : row + 1], (height, width), exact=model.exact_paste)
+            images.append(own.to_coco(dataset.image_ids[index], category_ids))
+        return world.rank + number * world.size, images
+
+    found, done = list[tuple[int, list[Result]]](), 0
+    with ExitStack() as opened:
+        opened.enter_context(_evaluating(model))
+        opened.enter_context(tf32_flags(recipe.precision))
+        if recipe.exact:
+            opened.enter_context(operations_on_one_thread())
+        threads = usable_threads() if is_cpu else 0
+        for number, images in opened.enter_context(closing(side_by_side(detected, pieces(), threads))):
+            found.append((number, list(itertools.chain(*images))))
+            done += len(images)
             if progress is not None:
                 progress(done)
     merged = sorted((item for part in world.gather_objects(found) for item in part), key=lambda item: item[0])
@@ -97,7 +113,7 @@ def detect_images(trained: TrainedDetector, images: Sequence[NDArray[np.uint8]])
             sizes = torch.tensor([image.size for image in group.images])
             scales = sizes / torch.from_numpy(heights_widths[[image.index for image in group.images]])
             moved = canvas.to(device), sizes.to(device)
-            looks += _looks(trained.model, recipe, scale, *moved, scales)
+            looks += _looks(detect_batch, trained.model, recipe, scale, *moved, scales)
         merged = together(looks, recipe.evaluation)
         for row, image in enumerate(plan[first].images):
             height, width = heights_widths[image.index].tolist()
@@ -114,7 +130,20 @@ def detect_image(trained: TrainedDetector, file: ImageFile) -> Detections:
 
 
 def detect_batch(model: Detector, pixels: Tensor, sizes: Tensor, precision: Precision) -> BatchDetections:
-    """Detections of one batch on the model's device, in the precision of its recipe, as in evaluation mode."""
+    """Detections of one batch on the model's device, in the precision of its recipe, as in evaluation mode.
+
+    On a CPU the shares of a batch are computed side by side; the operations of a batch of one share use all threads.
+    """
+    own = shares(len(pixels), (pixels.shape[2], pixels.shape[3])) if pixels.device.type == "cpu" else []
+    if len(own) < 2:
+        return _detect(model, pixels, sizes, precision)
+    with _evaluating(model), tf32_flags(precision):
+        works = ((pixels[images], sizes[images]) for images in own)
+        found = side_by_side(lambda work: _detect(model, *work, precision), works, usable_threads())
+        return BatchDetections.of_batches(list(found))
+
+
+def _detect(model: Detector, pixels: Tensor, sizes: Tensor, precision: Precision) -> BatchDetections:
     with torch.inference_mode(), arithmetic(precision, pixels.device), _evaluating(model):
         return model.detect(model.normalized(pixels, sizes), sizes)
 
@@ -132,12 +161,12 @@ def _evaluating(model: Detector) -> Iterator[None]:
 
 
 def _looks(
-    model: Detector, recipe: Recipe, scale: int, pixels: Tensor, sizes: Tensor, scales: Tensor
+    detect: _Detect, model: Detector, recipe: Recipe, scale: int, pixels: Tensor, sizes: Tensor, scales: Tensor
 ) -> list[BatchDetections]:
     """The detections of a batch at one scale, and of the mirrored batch if asked for; boxes in pixels of the files."""
-    found = [detect_batch(model, pixels, sizes, recipe.precision)]
+    found = [detect(model, pixels, sizes, recipe.precision)]
     if recipe.evaluation.flip:
-        mirrored = detect_batch(model, mirrored_pixels(pixels, sizes), sizes, recipe.precision)
+        mirrored = detect(model, mirrored_pixels(pixels, sizes), sizes, recipe.precision)
         found.append(mirrored_detections(mirrored, sizes))
     found = [at_file_size(look, scales) for look in found]
     ranges = recipe.evaluation.object_ranges

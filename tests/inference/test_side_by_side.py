@@ -1,0 +1,122 @@
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from megdet.errors import InputError
+from megdet.inference.predict import detect_batch, detect_dataset
+from megdet.inference.side_by_side import shares, side_by_side
+from megdet.inference.trained import place_model
+from megdet.model.choice import make_detector
+from megdet.recipe_file import load_recipe
+from megdet.runtime import operations_on_one_thread, usable_threads
+from megdet.structures import BatchDetections
+from small_runs import ALONE, CPU, val_set, write_small_set
+
+
+@contextmanager
+def threads_of_process(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_detections_have_the_same_bits_on_any_number_of_threads(tmp_path):
+    write_small_set(tmp_path, "val", 10)
+    data = {"data.val_annotations": str(tmp_path / "val.json"), "data.val_images": str(tmp_path / "val")}
+    scales = {"evaluation.scales": (48, 64), "model.box_head.score_threshold": 0.1}
+    # of its usual size, since oneDNN splits the sums of large layers only
+    recipe = load_recipe("demo", {**data, **scales})
+    torch.manual_seed(0)
+    model = make_detector(recipe, 3)
+    place_model(model, CPU, recipe.precision)
+    found = []
+    for count in (1, 2, 3):
+        with threads_of_process(count):
+            found.append(detect_dataset(model, recipe, val_set(recipe), [10, 20, 30], ALONE, workers=0))
+    assert found[0] == found[1] == found[2]
+    assert len(found[0]) > 100
+
+
+@pytest.mark.parametrize(
+    ("images", "canvas", "sizes"),
+    [(8, (64, 64), [8]), (8, (224, 224), [2, 2, 2, 2]), (3, (224, 224), [2, 1]), (3, (800, 1344), [1, 1, 1])],
+)
+def test_a_share_of_a_batch_has_about_as_many_pixels_whatever_its_canvas(images, canvas, sizes):
+    found = shares(images, canvas)
+    assert [len(range(images)[own]) for own in found] == sizes
+    assert [image for own in found for image in range(images)[own]] == list(range(images))
+
+
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_results_come_in_the_order_of_the_items_from_operations_on_one_thread(threads):
+    with threads_of_process(2):
+        found = list(side_by_side(lambda item: (item, torch.get_num_threads()), range(20), threads))
+        assert found == [(item, 1 if threads else 2) for item in range(20)]
+        assert torch.get_num_threads() == 2
+
+
+def test_so_many_items_are_computed_at_once_and_few_more_are_taken():
+    barrier, taken, left = threading.Barrier(2, timeout=60), [], []
+
+    def items():
+        for item in range(20):
+            taken.append(item)
+            yield item
+
+    def work(item: int) -> int:
+        barrier.wait()  # none would come through alone
+        left.append(item)
+        return item
+
+    for item in side_by_side(work, items(), 2):
+        assert len(taken) <= item + 6
+    assert sorted(left) == list(range(20))
+
+
+def test_what_an_item_raises_is_raised_and_those_that_wait_are_not_begun():
+    begun = []
+
+    def work(item: int) -> None:
+        begun.append(item)
+        raise InputError(f"item {item}")
+
+    with pytest.raises(InputError, match="item 0"):
+        list(side_by_side(work, range(50), 1))
+    assert len(begun) < 50
+
+
+def test_the_threads_of_a_process_are_known_also_where_operations_have_one():
+    with threads_of_process(3):
+        with operations_on_one_thread(), operations_on_one_thread():
+            assert (torch.get_num_threads(), usable_threads()) == (1, 3)
+        assert torch.get_num_threads() == usable_threads() == 3
+
+
+def test_a_batch_given_at_once_has_the_detections_of_its_shares():
+    recipe = load_recipe("demo", {"model.box_head.score_threshold": 0.15})
+    torch.manual_seed(0)
+    model = make_detector(recipe, 3)
+    place_model(model, CPU, recipe.precision)
+    pixels, sizes = torch.randint(0, 256, (3, 3, 256, 320), dtype=torch.uint8), torch.tensor([[256, 320]] * 3)
+    with threads_of_process(2):
+        found = detect_batch(model, pixels, sizes, recipe.precision)
+    alone = [detect_batch(model, pixels[own], sizes[own], recipe.precision) for own in shares(3, (256, 320))]
+    assert len(alone) == 3
+    for place, expected in enumerate(alone):
+        assert torch.equal(found.labels[place : place + 1], expected.labels)
+        torch.testing.assert_close(found.boxes[place : place + 1], expected.boxes, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(found.scores[place : place + 1], expected.scores, rtol=1e-4, atol=1e-5)
+
+
+def test_batches_of_detections_that_differ_in_length_are_joined_by_empty_rows():
+    one = BatchDetections(torch.ones(1, 2, 4), torch.ones(1, 2), torch.zeros(1, 2, dtype=torch.int64))
+    two = BatchDetections(torch.ones(2, 3, 4), torch.ones(2, 3), torch.zeros(2, 3, dtype=torch.int64))
+    joined = BatchDetections.of_batches([one, two])
+    assert joined.labels.tolist() == [[0, 0, -1], [0, 0, 0], [0, 0, 0]]
+    assert (joined.boxes.shape, joined.scores[0].tolist(), joined.masks) == ((3, 3, 4), [1, 1, 0], None)

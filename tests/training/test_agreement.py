@@ -48,11 +48,11 @@ def test_the_sum_over_the_ranks_decides_and_the_notice_of_a_scheduler_comes_firs
     assert own.signal == signal.SIGUSR1
     assert own.is_save_due
     assert own.listener.is_agreed
-    assert not own.is_roll_back_due
+    assert not own.is_end_due
     assert not own.are_faults_known
     assert own.error("saved").code == 75
     own.read(result(torch.tensor([0.0, 0.0, 1.0, 0.0, 2.0, 1.0])))
     assert own.error("step 3 is saved").code == 130
-    assert own.is_roll_back_due
+    assert own.is_end_due
     assert own.are_faults_known
     assert str(own.error("step 3 is saved")) == "stopped by Ctrl-C: step 3 is saved"

@@ -1,7 +1,9 @@
 """What a run does where it diverges: stop, skip the update, or go back to its last checkpoint and warm up again."""
 
+import errno
 import math
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +18,14 @@ from megdet.distributed.local_ranks import RankError, run_in_ranks
 from megdet.distributed.world import World
 from megdet.errors import DivergedError, InputError, StoppedError
 from megdet.recipe import Recipe, Watch
-from megdet.run_folder.checkpoint_files import checkpoints, latest_checkpoint, open_checkpoint
+from megdet.run_folder import checkpoint_files
+from megdet.run_folder.checkpoint_files import checkpoint_step, checkpoints, latest_checkpoint, open_checkpoint
 from megdet.run_folder.folder import RunFolder
 from megdet.run_folder.metrics import read_metrics
+from megdet.run_folder.run_state import RunState
+from megdet.training import checkpoint_writer, position, step_log
 from megdet.training import run as run_module
-from megdet.training import step_log
+from megdet.training.evaluations.evaluations import Evaluations
 from megdet.training.loop import train
 from megdet.training.run import RunOptions
 from megdet.training.schedule import learning_rate, rewarm_factor
@@ -125,11 +130,35 @@ def test_a_run_goes_back_to_its_last_checkpoint_and_warms_the_rate_up_again(reci
 
 def train_and_diverge(world: World, recipe: Recipe, folder: Path, steps: list[int], dies_at: int = 0) -> None:
     """Diverge once in each step; with `dies_at` this process is killed when it has saved that step's checkpoint."""
-    step_log.READ_EVERY = 1 if world.is_first else 100
+    read_at_different_times(world)
     diverge_at(steps, math.nan, pytest.MonkeyPatch())
     if dies_at:
         die_when_saved(dies_at)
     train(recipe, RunFolder(folder), OPTIONS, world)
+
+
+def read_at_different_times(world: World) -> None:
+    """As ranks on GPUs do, each by its own clock."""
+    step_log.READ_EVERY = 1 if world.is_first else 100
+    step_log.StepLog.reads_at_once = property(lambda _: world.size == 1)
+
+
+def end_by_divergence(world: World, recipe: Recipe, folder: Path) -> str:
+    read_at_different_times(world)
+    diverge_at([2], math.nan, pytest.MonkeyPatch())
+    with pytest.raises(DivergedError) as ended:
+        train(recipe, RunFolder(folder), OPTIONS, world)
+    return str(ended.value)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("action", ["stop", "skip"])
+def test_a_divergence_ends_all_ranks_though_one_reads_of_it_later(tmp_path, action):
+    small = small_recipe(write_small_sets(tmp_path / "data"), batch_size=4, bn_size=4)
+    recipe = replace(small, watch=Watch(action=action, most_skipped=0))
+    said = run_in_ranks(end_by_divergence, 2, recipe, tmp_path / "run")
+    assert said[0] == said[1]
+    assert said[0].startswith("step 2: rpn_objectness is not finite")
 
 
 @pytest.mark.distributed
@@ -168,7 +197,7 @@ def test_a_run_that_is_killed_after_it_went_back_ends_as_one_that_is_not(recipe,
             [4, 4, 4],
             "^step 4: rpn_objectness is not finite, after 2 roll-backs: .* checkpoint of step 3 is kept",
         ),
-        ([1], "^step 1: rpn_objectness is not finite, and there is no checkpoint to go back to"),
+        ([1], "^step 1: rpn_objectness is not finite, and there is no checkpoint of an epoch or of checkpoint_steps"),
     ],
 )
 def test_a_run_that_cannot_go_back_or_did_so_too_often_stops(recipe, tmp_path, monkeypatch, steps, message):
@@ -212,3 +241,83 @@ def test_a_checkpoint_of_a_stop_is_not_gone_back_to_so_a_stopped_run_ends_as_one
         assert [line["step"] for line in lines_of_steps(folder)] == [1, 2, 3, 4, 5]
     ours, theirs = end_of(whole), end_of(stopped)
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+def test_a_later_checkpoint_that_cannot_be_deleted_does_not_end_a_run_that_goes_back(
+    recipe, tmp_path, monkeypatch, capsys
+):
+    clock = replace(recipe, watch=BACK, checkpoint_minutes=1e-9, keep_checkpoints=3)  # after every step
+    remove = shutil.rmtree
+
+    def left(path: Path, *rest: Any, **options: Any) -> None:
+        if "deleted_step_00000003" in str(path) and not options.get("ignore_errors"):
+            raise OSError(errno.ENOTEMPTY, "Directory not empty", str(path))
+        remove(path, *rest, **options)
+
+    monkeypatch.setattr(checkpoint_files.shutil, "rmtree", left)
+    diverge_at([4], math.nan, monkeypatch)
+    folder = RunFolder(tmp_path / "run")
+    train(clock, folder, OPTIONS, ALONE)
+    assert "an old checkpoint cannot be deleted (Directory not empty)" in " ".join(capsys.readouterr().err.split())
+    assert [line["step"] for line in lines_of_steps(folder)] == [1, 2, 3, 4, 5]
+
+
+def test_a_run_that_is_killed_while_it_goes_back_notes_it_once(recipe, tmp_path, monkeypatch):
+    clock, folder = replace(recipe, watch=BACK, checkpoint_minutes=1e-9), RunFolder(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        diverge_at([4], math.nan, patch)
+        patch.setattr(position, "delete_later_checkpoints", raise_interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train(clock, folder, OPTIONS, ALONE)
+    assert checkpoint_step(checkpoints(folder)[-1]) == 3
+    diverge_at([4], math.nan, monkeypatch)  # the same step, made again from the same checkpoint
+    train(clock, folder, OPTIONS, ALONE)
+    noted = [line for line in read_metrics(folder.metrics) if "rolled_back" in line]
+    assert [(line["step"], line["rolled_back"]["from"]) for line in noted] == [(2, 4)]
+    latest = latest_checkpoint(folder)
+    assert latest is not None
+    assert open_checkpoint(latest).state.roll_backs == 1
+
+
+def raise_interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_failing_evaluation_saves_no_step_that_diverged(recipe, tmp_path, monkeypatch):
+    def look(own: Evaluations) -> None:
+        if own.run.trainer.watch.num_left_out:
+            raise InputError("the evaluation of step 2 failed")
+
+    monkeypatch.setattr(Evaluations, "look", look)
+    diverge_at([3], math.nan, monkeypatch)
+    folder = RunFolder(tmp_path / "run")
+    monkeypatch.setattr(step_log.StepLog, "reads_at_once", property(lambda _: False))  # as on a GPU
+    monkeypatch.setattr(step_log, "READ_EVERY", 1)
+    with pytest.raises(InputError, match="the evaluation of step 2 failed"):
+        train(replace(recipe, watch=BACK), folder, OPTIONS, ALONE)
+    assert checkpoint_step(checkpoints(folder)[-1]) == 2
+
+
+def test_the_checkpoint_to_go_back_to_stays_though_a_later_one_could_not_be_written(recipe, tmp_path, monkeypatch):
+    save = checkpoint_writer.save_checkpoint
+
+    def refuse_step_4(folder: RunFolder, state: RunState, *rest: Any) -> Path:
+        if state.step == 4:
+            raise InputError("no space left")
+        return save(folder, state, *rest)
+
+    monkeypatch.setattr(checkpoint_writer, "save_checkpoint", refuse_step_4)
+    diverge_at([7], math.nan, monkeypatch)
+    long = replace(recipe, watch=BACK, checkpoint_minutes=1e-9, keep_checkpoints=1, keep_best=False)
+    long = replace(long, schedule=replace(long.schedule, epochs=5.0))  # epochs end at steps 2, 4, 5, 7 and 9
+    long = replace(long, checkpoint_epochs=2, evaluation=replace(long.evaluation, every_epochs=0))
+    folder = RunFolder(tmp_path / "run")
+    with pytest.raises(DivergedError, match=r"no checkpoint of an epoch or of checkpoint_steps to go back to"):
+        train(long, folder, OPTIONS, ALONE)  # only step 4 was asked for
+    monkeypatch.setattr(checkpoint_writer, "save_checkpoint", save)
+    diverge_at([7], math.nan, monkeypatch)
+    often, folder = replace(long, checkpoint_epochs=1), RunFolder(tmp_path / "often")
+    monkeypatch.setattr(checkpoint_writer, "save_checkpoint", refuse_step_4)
+    train(often, folder, OPTIONS, ALONE)
+    [noted] = [line for line in read_metrics(folder.metrics) if "rolled_back" in line]
+    assert noted["step"] == 5

@@ -2,10 +2,12 @@
 
 import shutil
 from dataclasses import replace
+from typing import Any
 
 import msgspec
 import pytest
 
+from megdet.errors import InputError
 from megdet.run_folder.checkpoint_files import (
     checkpoint_step,
     checkpoints,
@@ -14,7 +16,9 @@ from megdet.run_folder.checkpoint_files import (
     update_state,
 )
 from megdet.run_folder.folder import RunFolder
+from megdet.run_folder.metrics import MetricsWriter
 from megdet.training import position as position_module
+from megdet.training.evaluations.evaluations import Evaluations
 from megdet.training.loop import train
 from megdet.training.run import RunOptions, open_run
 from run_folders import evaluation_lines
@@ -85,3 +89,36 @@ def test_the_best_checkpoint_stays_beside_the_newest(recipe, whole, tmp_path):
             assert run.kept_step == step
             found.append([checkpoint_step(path) for path in checkpoints(folder)])
     assert found == [[1], [1, 2], [1, 3], [1, 4], [5]]
+
+
+def test_checkpoints_that_are_still_to_be_made_up_for_stay_until_they_are_evaluated(recipe, tmp_path, monkeypatch):
+    """As after a start with evaluations in the background that was stopped, which kept more than the recipe keeps."""
+    folder = RunFolder(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluations, "due", lambda *_: None)
+        with pytest.raises(InputError, match="the run is over but has no evaluation"):
+            train(replace(recipe, keep_checkpoints=3), folder, OPTIONS, ALONE)
+    assert [checkpoint_step(path) for path in checkpoints(folder)] == [2, 4, 5]
+    train(replace(recipe, keep_checkpoints=1, keep_best=False), folder, OPTIONS, ALONE)
+    assert sorted(step for step, _ in evaluation_lines(folder)) == [2, 4, 5]
+    assert [checkpoint_step(path) for path in checkpoints(folder)] == [5]
+
+
+def test_the_line_of_an_evaluation_is_on_the_disk_before_a_checkpoint_knows_it(recipe, tmp_path, monkeypatch):
+    order: list[str] = []
+    sync, update = MetricsWriter.sync, position_module.update_state
+
+    def synced(metrics: MetricsWriter) -> None:
+        order.append(f"{len(evaluation_lines(RunFolder(tmp_path / 'run')))} on disk")
+        sync(metrics)
+
+    def updated(*arguments: Any) -> None:
+        order.append("known")
+        update(*arguments)
+
+    monkeypatch.setattr(MetricsWriter, "sync", synced)
+    monkeypatch.setattr(position_module, "update_state", updated)
+    train(recipe, RunFolder(tmp_path / "run"), OPTIONS, ALONE)
+    known = [place for place, what in enumerate(order) if what == "known"]
+    assert order[known[0] - 1] == "1 on disk"
+    assert len(known) >= 3

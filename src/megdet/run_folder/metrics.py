@@ -29,20 +29,26 @@ class MetricsWriter:
             later steps, and half a line at the end, are removed: those steps are made and written again.
         unevaluated: steps that no checkpoint knows as evaluated. The line of such an evaluation, written just before
             the run was killed, is removed: the step is evaluated again.
+        roll_backs: those that the checkpoint knows of. The line of a later one, written just before the run was killed,
+            is removed: the run diverges again.
 
     Raises:
         InputError: the file cannot be written, or a line (not the last) is not a JSON object with a "step".
     """
 
-    def __init__(self, path: Path, resume_step: int = 0, unevaluated: Collection[int] = ()) -> None:
+    def __init__(
+        self, path: Path, resume_step: int = 0, unevaluated: Collection[int] = (), roll_backs: int | None = None
+    ) -> None:
         self.path = path
         if path.exists():
             content = read_bytes(path, LARGEST_JSON)
-            kept = [
-                line
-                for line, record in _parse(path, content)
-                if record["step"] <= resume_step and not ("evaluation" in record and record["step"] in unevaluated)
-            ]
+            kept, backs = list[str](), 0
+            for line, record in _parse(path, content):
+                backs += "rolled_back" in record
+                is_again = "evaluation" in record and record["step"] in unevaluated
+                is_again |= "rolled_back" in record and roll_backs is not None and backs > roll_backs
+                if record["step"] <= resume_step and not is_again:
+                    kept.append(line)
             text = "".join(line + "\n" for line in kept)
             if text.encode() != content:
                 write_text_atomically(path, text)

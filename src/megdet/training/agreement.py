@@ -40,8 +40,8 @@ class Agreement:
         self.is_save_due = False
         """whether all ranks count this step as saved by the clock"""
         self.has_diverged = False
-        """whether this rank has read a step that diverged, so that the run must go back"""
-        self.is_roll_back_due = False
+        """whether this rank has read a step that diverged, so that the run must end or go back"""
+        self.is_end_due = False
         """whether all ranks know that a rank has read such a step"""
         self.are_faults_known = False
         """whether all ranks know that one of them has survived a fault"""
@@ -62,7 +62,7 @@ class Agreement:
     def read(self, result: StepResult) -> None:
         """Read from a step's result which events all ranks now know; every rank reads every step."""
         known = self.own() if self.world.size == 1 else self._all(result)
-        *signals, self.is_save_due, self.is_roll_back_due, self.are_faults_known = known
+        *signals, self.is_save_due, self.is_end_due, self.are_faults_known = known
         self.signal = next((number for number, is_seen in zip(STOP_SIGNALS, signals, strict=True) if is_seen), None)
         self.listener.is_agreed = self.signal is not None
 

@@ -11,6 +11,7 @@ from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.evaluation.coco_numbers import Evaluation
 from megdet.recipe import Recipe
+from megdet.run_folder.checkpoint_files import LeftBehindError
 from megdet.run_folder.folder import RunFolder
 from megdet.run_folder.metrics import MetricsWriter
 from megdet.training.agreement import Agreement
@@ -70,10 +71,11 @@ def _train(
                 is_noted = is_saved or observers.ledger.is_due(step)
                 if agreed.are_faults_known or is_saved:
                     observers.faults.gather(step)
-                is_read = observers.log.add(result, reads=step in stops or is_noted or agreed.is_roll_back_due)
+                is_read = observers.log.add(result, reads=step in stops or is_noted or agreed.is_end_due)
                 agreed.has_diverged = observers.log.divergence is not None
-                if agreed.is_roll_back_due or (agreed.has_diverged and (step in stops or is_noted)):
-                    _go_back(run, observers.log)
+                have_all_read = observers.log.reads_at_once or step in stops or is_noted
+                if agreed.is_end_due or (agreed.has_diverged and have_all_read):
+                    _leave(run, observers.log)
                 if is_saved:
                     observers.save(step)
                     agreed.saved()
@@ -102,24 +104,39 @@ def _train(
     return run.position.numbers
 
 
-def _go_back(run: Run, log: StepLog) -> NoReturn:
-    """Leave the run for its newest checkpoint that the recipe asked for: one of the clock or of a stop would make the
-    result depend on them. Raises DivergedError without one, or after too many roll-backs.
+def _leave(run: Run, log: StepLog) -> NoReturn:
+    """End the run, which diverged, or let it go back to its newest checkpoint that the recipe asked for.
+
+    One of the clock or of a stop would make the result depend on them. Raises DivergedError, if `watch.action` is not
+    to go back, without such a checkpoint, or after too many roll-backs.
     """
-    found, folder = log.divergence, run.folder
+    found, folder, watch = log.divergence, run.folder, run.recipe.watch
     assert found is not None, "all ranks have read the same steps"
     assert folder is not None, "only runs with a folder are judged"
+    if watch.action != "roll_back":
+        raise log.failure(found)
     # kept_step waits for what is being written
-    to = run.world.on_first(
-        lambda: run.kept_step and newest_checkpoint(folder, lambda step: run.stops.after(step).is_saved)
-    )
+    to = run.world.on_first(lambda: run.kept_step and newest_checkpoint(folder, run.stops.is_saved_after))
     if not to:
-        raise log.failure(replace(found, why=f"{found.why}, and there is no checkpoint to go back to"))
-    if run.position.roll_backs >= run.recipe.watch.most_roll_backs:
+        why = "there is no checkpoint of an epoch or of checkpoint_steps to go back to"
+        raise log.failure(replace(found, why=f"{found.why}, and {why}"))
+    if run.position.roll_backs >= watch.most_roll_backs:
         raise log.failure(replace(found, why=f"{found.why}, after {run.position.roll_backs} roll-backs"))
     log.note_roll_back(found, to)
-    run.world.on_first(lambda: mark_rolled_back(folder, to, run.position.roll_backs + 1))
+    if left := run.world.on_first(lambda: _mark(folder, to, run.position.roll_backs + 1)):
+        log.reporter.say(left)
     raise _WentBackError
+
+
+def _mark(folder: RunFolder, to: int, roll_backs: int) -> str:
+    """Mark a roll-back; returns what to say of a later checkpoint that cannot be deleted, but is out of the way."""
+    try:
+        mark_rolled_back(folder, to, roll_backs)
+    except LeftBehindError as error:
+        if newest_checkpoint(folder, lambda _: True) > to:  # the run would go on from it, diverge and come here again
+            raise
+        return str(error)
+    return ""
 
 
 def _what_is_kept(run: Run, step: int) -> str:
@@ -160,7 +177,8 @@ def _watched(run: Run, folder: RunFolder) -> Iterator[_Observers]:
             reporter.say(f"compiled in the first step of each canvas: {', '.join(run.compiled)}")
         metrics, background = None, None
         if world.is_first:
-            writer = MetricsWriter(folder.metrics, run.first_step, run.position.unevaluated)
+            position = run.position
+            writer = MetricsWriter(folder.metrics, run.first_step, position.unevaluated, position.roll_backs)
             metrics = opened.enter_context(writer)
         if run.evaluates_on is not None and world.is_first:
             overrides, slow = overrides_beside(run.recipe, run.evaluates_on, world.device)
@@ -180,6 +198,6 @@ def _look(observers: _Observers, step: int, *, is_saved: bool = False) -> None:
     try:
         observers.evaluations.look()
     except InputError:
-        if not is_saved:
+        if not is_saved and observers.log.divergence is None:
             observers.save(step)
         raise

@@ -41,19 +41,20 @@ class StepLog:
         self.num_left_out = int(run.trainer.watch.num_left_out)
         """updates of the whole run that were left out, in the steps read so far"""
         self.divergence: Divergence | None = None
-        """the divergence for which the run must go back; nothing is read after it"""
+        """the divergence for which the run must end or go back; nothing is read after it"""
         self._unread: list[StepResult] = []
         self._last_read = time.perf_counter()
 
-    def add(self, result: StepResult, *, reads: bool = False) -> bool:
-        """Take a result; returns whether all numbers so far have been read. `reads` forces it.
+    @property
+    def reads_at_once(self) -> bool:
+        """Whether every rank reads each step when it is done: on a CPU, where there is no device to wait for."""
+        return self.run.world.device.type == "cpu"
 
-        Raises DivergedError if an update was left out and this ends the run.
-        """
+    def add(self, result: StepResult, *, reads: bool = False) -> bool:
+        """Take a result; returns whether all numbers so far have been read. `reads` forces it."""
         self._unread.append(result)
         is_due = len(self._unread) == READ_EVERY or time.perf_counter() - self._last_read >= READ_SECONDS
-        is_due |= self.run.world.device.type == "cpu"  # there is no device to wait for
-        if not (reads or is_due):
+        if not (reads or is_due or self.reads_at_once):
             return False
         unread, self._unread = self._unread, []
         self._last_read = time.perf_counter()
@@ -72,11 +73,8 @@ class StepLog:
         lines = []
         peak = peak_bytes(self.run.world.device)
         for result, numbers in zip(results, read_results(results, self.run.trainer), strict=True):
-            if why := numbers.get("left_out"):
-                if self.run.recipe.watch.action == "roll_back":
-                    self.divergence = Divergence(result, why)
-                    break
-                self._left_out(result, why)
+            if (why := numbers.get("left_out")) and self._is_left_for(result, why):
+                break
             line = {
                 **line_of_step(result, numbers, self.run.plan),
                 "seconds": round(result.seconds, 6),
@@ -92,16 +90,20 @@ class StepLog:
             lines.append(line)
         self.reporter.steps(lines)
 
-    def _left_out(self, result: StepResult, why: str) -> None:
-        """Act as the recipe says on a step whose update was left out. Raises DivergedError if that ends the run."""
+    def _is_left_for(self, result: StepResult, why: str) -> bool:
+        """Whether the run ends or goes back for a step whose update was left out; else it is told of.
+
+        Other ranks may not have read it yet, so `divergence` is acted upon when all have.
+        """
         watch, step = self.run.recipe.watch, result.step + 1
-        self.num_left_out += 1
-        if watch.action == "stop":
-            raise self.failure(Divergence(result, why))
-        if self.num_left_out > watch.most_skipped:
-            raise self.failure(Divergence(result, f"{why}, after {watch.most_skipped} updates were left out"))
-        count = f"{self.num_left_out} of at most {watch.most_skipped}"
-        self.reporter.say(f"step {step}: {why}: its update is left out ({count}); {self._look_at(step)}")
+        if watch.action == "skip" and self.num_left_out < watch.most_skipped:
+            self.num_left_out += 1
+            count = f"{self.num_left_out} of at most {watch.most_skipped}"
+            self.reporter.say(f"step {step}: {why}: its update is left out ({count}); {self._look_at(step)}")
+            return False
+        after = f", after {watch.most_skipped} updates were left out" if watch.action == "skip" else ""
+        self.divergence = Divergence(result, f"{why}{after}")
+        return True
 
     def failure(self, divergence: "Divergence") -> DivergedError:
         """The exception that ends the run at a step."""

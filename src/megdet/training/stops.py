@@ -33,9 +33,13 @@ class Stops:
         end = self.ends.get(step, Stop())
         return Stop(end.is_saved or bool(self.every and step % self.every == 0), end.is_evaluated)
 
+    def is_saved_after(self, step: int) -> bool:
+        """Whether the recipe asks for a checkpoint after so many steps."""
+        return self.after(step).is_saved
+
     def newest_saved(self, step: int) -> int:
-        """The last step up to this one after which there is a checkpoint, 0 for none."""
-        return next((own for own in range(step, 0, -1) if self.after(own).is_saved), 0)
+        """The last step up to this one after which there is to be a checkpoint, 0 for none."""
+        return next((own for own in range(step, 0, -1) if self.is_saved_after(own)), 0)
 
 
 def stops_of(plan: TrainingPlan, recipe: Recipe, last: int) -> Stops:

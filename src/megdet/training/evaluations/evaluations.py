@@ -41,6 +41,7 @@ class Evaluations:
 
     def __post_init__(self) -> None:
         self.world, self._has_said_to_wait = self.run.world, False
+        self._to_make_up: list[int] = []
 
     @property
     def is_background(self) -> bool:
@@ -50,7 +51,7 @@ class Evaluations:
     @property
     def needed_checkpoints(self) -> list[int]:
         """The steps whose checkpoints are still to be evaluated."""
-        return [] if self.background is None else self.background.steps
+        return [*self._to_make_up, *([] if self.background is None else self.background.steps)]
 
     def due(self, step: int) -> None:
         """Evaluate the step that was just done; in the background the checkpoint must be written already."""
@@ -68,7 +69,9 @@ class Evaluations:
 
     def make_up(self, steps: Iterable[int]) -> None:
         """Evaluate the checkpoints of these steps, which an earlier start of the run did not evaluate."""
-        for step in steps:
+        self._to_make_up = list(steps)
+        while self._to_make_up:
+            step = self._to_make_up.pop(0)  # the others' checkpoints stay meanwhile
             if self.is_background or step == self.run.first_step:
                 self.due(step)
             else:
@@ -134,6 +137,7 @@ class Evaluations:
         is_latest = step >= self.run.position.evaluated_step
         if self.metrics is not None:
             self.metrics.write({"step": step, "evaluation": numbers.totals(), "seconds": round(seconds, 3)})
+            self.metrics.sync()  # before the checkpoint knows it, after which it is not made again
             if is_latest:
                 write_json_atomically(self.folder.evaluation, numbers.as_dict(), indent=2)
         # after the checkpoint knows it: until then a new start takes it out of metrics.jsonl and makes it again

@@ -64,3 +64,25 @@ def test_what_cannot_be_done_is_refused_in_one_line(files, refused, words, said)
         words = (*words[:6], "copy.json", "IMAGES")
     assert said in refused("data", *(places.get(word, word) for word in words))
     assert not Path("out").exists()
+
+
+def test_folders_beside_the_working_folder_are_merged(files, tmp_path, monkeypatch, capsys):
+    (tmp_path / "project").mkdir()
+    link = tmp_path / "project" / "link"
+    link.symlink_to(files[1], target_is_directory=True)
+    monkeypatch.chdir(tmp_path / "project")
+    parts = printed(capsys, "data", "split", files[0], "parts", "--parts", "a=1,b=1")
+    for images in (f"../{files[1].relative_to(tmp_path)}", f"link/../{files[1].name}"):
+        out = f"out{len(images)}"
+        words = ("--data", parts["a"]["annotations"], images, "--data", parts["b"]["annotations"], files[1])
+        assert printed(capsys, "data", "merge", out, *words)["images"] == 2
+
+
+def test_a_table_without_rows_is_refused(tmp_path, capsys):
+    write_set(tmp_path, two_images())
+    (tmp_path / "t.csv").write_text("filename,class,xmin,ymin,xmax,ymax\n")
+    words = ["data", "convert", "--from", "csv", str(tmp_path / "t.csv"), str(tmp_path / "out")]
+    assert main([*words, "--images", str(tmp_path)]) == 2
+    assert "no image of it is in the annotations, so there is nothing to convert" in " ".join(
+        capsys.readouterr().err.split()
+    )

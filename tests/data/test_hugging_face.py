@@ -1,5 +1,6 @@
 """Data sets of the library `datasets`, in the forms that its versions and users write."""
 
+import io
 import json
 
 import pytest
@@ -178,3 +179,29 @@ def test_what_is_no_data_set_of_boxes_is_refused(tmp_path):
     made.save_to_disk(tmp_path / "texts")
     with pytest.raises(InputError, match="0 columns are images"):
         convert_hugging_face(str(tmp_path / "texts"), tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+@pytest.mark.parametrize("is_list_of_objects", [False, True])
+def test_a_set_that_was_saved_with_arrays_as_its_format_is_read(tmp_path, kind, is_list_of_objects):
+    names = datasets.ClassLabel(names=["cat", "dog", "cow"])
+    content, kinds = rows(), features(names)
+    if is_list_of_objects:
+        own = {"bbox": datasets.List(datasets.Value("float64"), 4), "category": names}
+        kinds["objects"] = datasets.List(own)
+        content["objects"] = [
+            [{"bbox": box, "category": label} for box, label in zip(boxes["bbox"], boxes["category"], strict=True)]
+            for boxes in content["objects"]
+        ]
+    datasets.Dataset.from_dict(content, features=kinds).with_format(kind).save_to_disk(tmp_path / "saved")
+    (part,) = convert_hugging_face(str(tmp_path / "saved"), tmp_path / "out")
+    assert boxes_of(part) == WANTED
+
+
+def test_an_image_that_pillow_refuses_is_named(tmp_path):
+    content = rows()
+    huge = io.BytesIO()
+    Image.new("1", (20_000, 20_000)).save(huge, "png")
+    content["image"][1] = {"bytes": huge.getvalue(), "path": None}
+    with pytest.raises(InputError, match=r"row 1: its image cannot be read: Image size .* exceeds limit"):
+        convert_hugging_face(saved(tmp_path, content, features(datasets.Value("int64"))), tmp_path / "out")

@@ -199,3 +199,24 @@ def test_a_missing_file_of_a_list_is_not_taken_for_another_with_a_column(tmp_pat
     with pytest.raises(InputError, match=r"Annotations/street 2\.xml: no such file, but the split train names it"):
         listed_files(found, "train", ["street 1", "street 2"])
     assert [path.name for path in listed_files(found, "train", ["street -1", "other 1"])] == ["street.xml", "other.xml"]
+
+
+def test_the_filename_comes_before_an_image_whose_name_is_in_another_case(tmp_path):
+    folder = lay_out(tmp_path / "voc", "a.xml", "A.jpg", "b.jpg", named={"a.xml": "b.jpg"})
+    (xml_file,) = find_voc(folder).xml_files
+    assert find_voc(folder).image_of(xml_file, "b.jpg", "all") == folder / "b.jpg"
+    assert find_voc(folder).image_of(xml_file, "c.jpg", "all") == folder / "A.jpg"
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["a -1", "b  1", "c  1"], r"Annotations/c.xml: no such file, but the split train names it"),
+        (["a 1", "a 1"], r"a.xml is named twice: remove one of the two lines"),
+    ],
+)
+def test_the_message_on_a_list_names_the_line_that_is_wrong(tmp_path, lines, message):
+    names = ["Annotations/a.xml", "Annotations/b.xml", "JPEGImages/a.jpg", "JPEGImages/b.jpg"]
+    folder = lay_out(tmp_path / "voc", *names, f"ImageSets/Main/train.txt={','.join(lines)}")
+    with pytest.raises(InputError, match=message):
+        listed_files(find_voc(folder), "train", lines)

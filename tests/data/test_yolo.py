@@ -226,3 +226,20 @@ def test_converted_files_can_be_loaded(yolo, tmp_path, monkeypatch):
         dataset = load_coco(converted.annotations_file, converted.image_folder, keep_empty=True)
         assert len(dataset) == converted.num_images
         assert dataset.class_names == converted.class_names
+
+
+def test_an_image_without_labels_takes_none_of_one_whose_name_is_in_another_case(yolo, tmp_path):
+    save_image(yolo / "images" / "train" / "A.jpg", 40, 30)
+    (train, _) = convert_yolo(yolo, tmp_path / "out")
+    rows = json.loads(train.annotations_file.read_text())
+    names = {row["id"]: row["file_name"] for row in rows["images"]}
+    assert sorted(names.values()) == ["A.jpg", "a.jpg", "sub/b.png"]
+    assert {names[row["image_id"]] for row in rows["annotations"]} == {"a.jpg"}
+
+
+def test_labels_near_an_image_come_before_those_of_its_exact_name_in_another_split(yolo, tmp_path):
+    (yolo / "labels" / "train" / "a.txt").rename(yolo / "labels" / "train" / "A.txt")
+    save_image(yolo / "images" / "val" / "a.jpg", 40, 30)
+    (yolo / "labels" / "val" / "a.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    train, val = convert_yolo(yolo, tmp_path / "out")
+    assert (train.num_boxes, val.num_boxes) == (2, 2)

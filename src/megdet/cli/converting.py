@@ -136,7 +136,7 @@ def run_split(arguments: Arguments) -> None:
 
 def run_merge(arguments: Arguments) -> None:
     """Write one COCO file of several, and link the folder above all images."""
-    folders = [local_folder(folder_of(images), "data merge").absolute() for _, images in arguments.data]
+    folders = [_without_dots(local_folder(folder_of(images), "data merge")) for _, images in arguments.data]
     for folder in folders:
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder")
@@ -151,6 +151,11 @@ def run_merge(arguments: Arguments) -> None:
     CONSOLE.print(f"{file}: {part.num_images} images in {images}, {part.num_boxes} boxes, {len(names)} classes")
     numbers = {"images": part.num_images, "boxes": part.num_boxes, "classes": names}
     arguments.print_json({"annotations": str(file), "image_folder": str(images), **numbers})
+
+
+def _without_dots(folder: Path) -> Path:
+    """The absolute path without `..`; where there was none, links stay."""
+    return folder.resolve() if ".." in folder.parts else folder.absolute()
 
 
 def _common_folder(folders: Sequence[Path]) -> Path:

@@ -18,7 +18,7 @@ from megdet.detections import Detections
 from megdet.errors import InputError, printable
 from megdet.evaluation.coco_numbers import Evaluation
 from megdet.evaluation.tables import tables
-from megdet.files import write_picture, write_result
+from megdet.files import LARGEST_JSON, parse_json, read_bytes, write_picture, write_result
 
 _MARK = ("Software", "MegDet detect")
 """The text chunk of a PNG that tells a picture drawn here, which may be replaced, from somebody else's"""
@@ -30,18 +30,20 @@ def draw_files(
     out: Path,
     score: float,
     tell: Callable[[Mapping[str, Any]], None],
+    *,
+    is_own: bool,
 ) -> None:
     """Draw the detections of at least `score` on every picture, and write all of them into one JSON.
 
     The `image_id` of its rows is the name of the picture's file; where several pictures share it, their paths (with
     `/`) or addresses as given. A file that is given twice is one picture. `tell` gets what was written and found.
     Files that cannot be read are skipped; InputError at the end names them.
-    Raises InputError before it begins if `out` has an evaluation in it, or a file that a picture would replace and
-    that was given or is none that this function drew.
+    Raises InputError before it begins if a picture would replace one that was given, or if `out` has an evaluation in
+    it or, unless it `is_own`, a file that would be replaced and that this function did not write.
     """
     files = [*dict.fromkeys(files)]
     pictures = _free_names(out, files)
-    _refuse_to_replace(files, pictures, out)
+    _refuse_to_replace(files, pictures, out, is_own=is_own)
     image_ids = _image_ids(files)
     mark = PngInfo()
     mark.add_text(*_MARK)
@@ -89,16 +91,18 @@ def image_files(paths: Sequence[ImageFolder]) -> list[ImageFile]:
     return files
 
 
-def _refuse_to_replace(files: Sequence[ImageFile], pictures: Sequence[Path], out: Path) -> None:
-    """Refuse a folder where a picture that was given, one of somebody else or an evaluation would be replaced."""
+def _refuse_to_replace(files: Sequence[ImageFile], pictures: Sequence[Path], out: Path, *, is_own: bool) -> None:
+    """Refuse a folder where a picture that was given, a file of somebody else or an evaluation would be replaced."""
     mend = f"name another folder, such as {out / 'detected'}"
     if (out / "evaluation.json").is_file():
         raise InputError(f"--out {out}: its detections.json belongs to the evaluation there: {mend}")
+    if not is_own and os.path.lexists(out / "detections.json") and not _is_list_of_detect(out / "detections.json"):
+        raise InputError(f"--out {out}: {out / 'detections.json'} would be replaced, which is not of detect: {mend}")
     given = {file.resolve() for file in files if isinstance(file, Path)}
     for picture in filter(os.path.lexists, pictures):
         if picture.resolve() in given:
             raise InputError(f"--out {out}: the picture {picture} was given and would be replaced: {mend}")
-        if not _is_drawn(picture):
+        if not is_own and not _is_drawn(picture):
             raise InputError(f"--out {out}: {picture} would be replaced, which detect did not draw: {mend}")
 
 
@@ -108,8 +112,19 @@ def _is_drawn(picture: Path) -> bool:
     try:
         with Image.open(picture, formats=["PNG"]) as image:
             return image.info.get(name) == value
-    except (OSError, Image.DecompressionBombError):  # no picture, a link to nothing, or far larger than any drawn here
+    except Exception:  # no picture, a link to nothing, one far larger than any drawn here: Pillow raises many kinds
         return False
+
+
+def _is_list_of_detect(file: Path) -> bool:
+    """Whether `draw_files` may have written this file: its rows tell the picture's name and the class's."""
+    try:
+        rows = parse_json(read_bytes(file, LARGEST_JSON), str(file))
+    except InputError:
+        return False
+    return isinstance(rows, list) and all(
+        isinstance(row, dict) and isinstance(row.get("image_id"), str) and "category" in row for row in rows
+    )
 
 
 def _image_ids(files: Sequence[ImageFile]) -> dict[ImageFile, str]:

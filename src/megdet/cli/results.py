@@ -115,4 +115,5 @@ def run_detect(arguments: Arguments) -> None:
     trained = load_detector(folder, world.device, overrides_here(arguments.overrides, folder, world))
     fold_if_asked(arguments, trained, world)
     out = arguments.out or folder.pictures / "detect"
-    draw_files(files, partial(detect_image, trained), out, arguments.score, arguments.print_json)
+    is_own = arguments.out is None
+    draw_files(files, partial(detect_image, trained), out, arguments.score, arguments.print_json, is_own=is_own)

@@ -12,7 +12,7 @@ from megdet.data.formats.image_files import ImageFiles, refuse_odd_split
 from megdet.data.formats.labelled import LabelledImage, LabelledObject, write_labelled
 from megdet.data.image import image_size
 from megdet.errors import InputError, shown
-from megdet.files import make_folder
+from megdet.files import cannot_write, make_folder
 
 BoxForm = Literal["xywh", "xyxy"]
 _OBJECTS = ("objects", "annotations", "labels")
@@ -106,8 +106,7 @@ class _Boxes:
 
 
 def _is_list(value: Any) -> bool:
-    """Whether a value is a list, or an array as data sets of the format `numpy` give it."""
-    return (isinstance(value, Sequence) and not isinstance(value, str)) or (hasattr(value, "ndim") and value.ndim > 0)
+    return isinstance(value, Sequence) and not isinstance(value, str)
 
 
 def _splits(source: str) -> Mapping[str, Any]:
@@ -124,9 +123,10 @@ def _splits(source: str) -> Mapping[str, Any]:
         raise InputError(f"{source}: `datasets` cannot load it: {str(error).splitlines()[0]}") from error
     splits = dict(found) if isinstance(found, dict) else {"all": found}
     for split, rows in splits.items():
+        splits[split] = rows.with_format(None)  # Python's numbers and lists, not arrays of numpy or torch
         for name, feature in rows.features.items():
             if isinstance(feature, datasets.Image):  # the bytes as they are, not decoded
-                splits[split] = rows.cast_column(name, datasets.Image(decode=False))
+                splits[split] = splits[split].cast_column(name, datasets.Image(decode=False))
     return splits
 
 
@@ -159,8 +159,11 @@ def _write_image(image: Mapping[str, Any] | None, stem: Path, where: str) -> Pat
     try:
         content = Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
         kind = (Image.open(io.BytesIO(content)).format or "").lower()
-    except OSError as error:
+    except Exception as error:  # Pillow raises many kinds for odd or huge files
         raise InputError(f"{where}: its image cannot be read: {error}") from error
     path = stem.with_suffix(".jpg" if kind in ("jpeg", "mpo") else f".{kind}")
-    path.write_bytes(content)
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise cannot_write(path, error) from error
     return path

@@ -32,8 +32,15 @@ class FilesByName:
 
     def called(self, name: str) -> Sequence[Path]:
         """The files of this name, else those that have it in another case."""
-        own = composed(name)
-        return self._exact.get(own, ()) or self._in_any_case.get(own.casefold(), ())
+        return self.exactly(name) or self.in_any_case(name)
+
+    def exactly(self, name: str) -> Sequence[Path]:
+        """The files of this name."""
+        return self._exact.get(composed(name), ())
+
+    def in_any_case(self, name: str) -> Sequence[Path]:
+        """The files of this name, and those that have it in another case."""
+        return self._in_any_case.get(composed(name).casefold(), ())
 
 
 class ImageFiles:

@@ -1,5 +1,6 @@
 """Finds the files of a Pascal VOC data set (XML files, images, splits) in whatever folders a tool chose."""
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,14 +27,16 @@ class VocFolder:
     def image_of(self, xml_file: Path, named: str, split: str) -> Path:
         """The image of an XML file whose `filename` is `named`.
 
-        An image with the XML file's name beside it; else one elsewhere, in the matching folder; else `filename`.
+        An image with the XML file's name beside it; else one elsewhere, in the matching folder; else `filename`. Only
+        without any of these, names in another case.
 
         Raises:
             InputError: there is no such image, or there are several.
         """
         name = PurePosixPath(PureWindowsPath(named).as_posix()).name  # some tools write a path on their own machine
-        for wanted in dict.fromkeys((xml_file.stem, name, PurePosixPath(name).stem)):
-            found = self._in_reach(xml_file, self.images.called(wanted))
+        names = dict.fromkeys((xml_file.stem, name, PurePosixPath(name).stem))
+        for called, wanted in itertools.product((self.images.exactly, self.images.in_any_case), names):
+            found = self._in_reach(xml_file, called(wanted))
             for form in (str, composed):
                 if len(found) > 1 and len(exact := [path for path in found if form(path.name) == form(name)]) == 1:
                     found = exact
@@ -135,17 +138,16 @@ def listed_files(found: VocFolder, split: str, lines: Iterable[str]) -> list[Pat
         has_ending = PurePosixPath(name).suffix.lower() in (*IMAGE_SUFFIXES, ".xml")
         return by_name.get(name) or by_name.get(str(PurePosixPath(name).with_suffix("")) if has_ending else name, [])
 
-    names = lines = list(lines)
-    for width in range(min((len(line.split()) for line in lines), default=1)):
-        names = [line.rsplit(maxsplit=width)[0] for line in lines] if width else lines
-        if all(map(files_called, names)) and (not width or len({*names}) == len(names)):
-            break
-    else:
-        missing = next(line for line in lines if not files_called(line))
-        raise InputError(f"{found.root / 'Annotations' / missing}.xml: no such file, but the split {split} names it")
+    lines = list(lines)
+    widths = range(min((len(line.split()) for line in lines), default=1))
+    forms = [[line.rsplit(maxsplit=width)[0] for line in lines] if width else lines for width in widths]
+    most = max(forms, key=lambda names: sum(map(bool, map(files_called, {*names}))))  # whose fault is told
+    names = next((own for own in forms if all(map(files_called, own)) and len({*own}) == len(own)), most)
     chosen: dict[Path, None] = {}
     for name in names:
         files = files_called(name)
+        if not files:
+            raise InputError(f"{found.root / 'Annotations' / name}.xml: no such file, but the split {split} names it")
         if len(files) > 1:
             raise InputError(
                 f"{found.image_sets[split]}: {name} may be {files[0]} or {files[1]}: write its folder too, or keep one"

@@ -1,5 +1,6 @@
 """YOLO: one text file an image with `class x y width height`, relative to the image."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -78,26 +79,29 @@ def convert_yolo(folder: Path, out: Path, images: Path | None = None) -> list[Co
 
 
 def _labels_of(files: ImageFiles, texts: Sequence[Path], folder: Path) -> dict[Path, Path]:
-    """The label file of each image that has one."""
+    """The label file of each image that has one.
+
+    The nearest of its name, else one elsewhere; names in another case come second, as do files that others have.
+    """
     by_stem = FilesByName()
     for text in texts:
         by_stem.add(text, text.stem)
     labels: dict[Path, Path] = {}
-    for path in files.paths:
-        found = by_stem.called(path.stem)
-        beside = [text for text in found if text.parent == path.parent]
-        near = beside or [text for text in found if _part(text, folder) == _part(path, files.root)]
-        if len(near) > 1:
-            raise InputError(f"{path}: its labels may be {near[0]} or {near[1]}: keep one of them")
-        if near:
-            labels[path] = near[0]
-    taken = set(labels.values())
-    for path in files.paths:
-        own_split = split_of(path, files.root)
-        left = [text for text in by_stem.called(path.stem) if text not in taken]
-        left = [text for text in left if split_of(text, folder) in ("", own_split)]
-        if path not in labels and len(left) == 1:
-            labels[path] = left[0]
+    for is_near, called in itertools.product((True, False), (by_stem.exactly, by_stem.in_any_case)):
+        taken = {*labels.values()}
+        for path in files.paths:
+            if path in labels:
+                continue
+            left = [text for text in called(path.stem) if text not in taken]
+            if is_near:
+                beside = [text for text in left if text.parent == path.parent]
+                left = beside or [text for text in left if _part(text, folder) == _part(path, files.root)]
+                if len(left) > 1:
+                    raise InputError(f"{path}: its labels may be {left[0]} or {left[1]}: keep one of them")
+            else:
+                left = [text for text in left if split_of(text, folder) in ("", split_of(path, files.root))]
+            if len(left) == 1:
+                labels[path] = left[0]
     if not labels:
         raise InputError(f"{folder}: no YOLO data set: no .txt file has the name of an image")
     _refuse_two_images(labels)

@@ -1,6 +1,6 @@
 """Writes the reference pages that follow from the code.
 
-docs/recipe.md (every knob), recipes.md (the packaged ones), api.md, claims.md (the rules of the experiments), and the
+docs/recipe.md (every key), recipes.md (the packaged ones), api.md, claims.md (the rules of the experiments), and the
 drawings of the glossary.
 
 Run by `make docs`; a test holds that the pages are up to date.

@@ -1,4 +1,4 @@
-"""The recipe: every knob of a training run, its default and its meaning, on one page.
+"""The recipe: every key of a training run, its default and its meaning, on one page.
 
 The kinds of `model` are in `architecture.py`, their sections in `architecture_parts.py` and `architecture_heads.py`.
 

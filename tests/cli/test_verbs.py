@@ -23,6 +23,8 @@ from data_factories import two_images, with_masks, write_set
 from factories import SHARED_DATA
 from megdet.cli.main import main
 from megdet.recipe_file import dump_recipe, load_recipe
+from megdet.run_folder.checkpoint_files import latest_checkpoint, open_checkpoint
+from megdet.run_folder.folder import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +90,19 @@ def test_evaluating_other_data_leaves_the_numbers_of_the_run_alone(run: Path, da
     assert main(["evaluate", str(run), *options]) == 0
     assert (run / "evaluation.json").read_bytes() == before
     assert (run / "evaluations/train/evaluation.json").is_file()
+
+
+def test_the_best_checkpoint_is_evaluated_and_drawn_beside_the_run(run: Path, data: TinyData, tmp_path: Path) -> None:
+    before = {path: path.read_bytes() for path in (run / "evaluation.json", run / "detections.json")}
+    assert main(["evaluate", str(run / "checkpoints" / "best"), "--device", "cpu"]) == 0
+    assert before == {path: path.read_bytes() for path in before}
+    (folder,) = (run / "evaluations").glob("val-step-*")
+    step = open_checkpoint(latest_checkpoint(RunFolder(run))).state.best_step
+    assert folder.name == f"val-step-{step}"
+    picture = next(data.folder.rglob("*.jpg"))
+    words = ["detect", str(run / "checkpoints" / "best"), str(picture), "--out", str(tmp_path / "out")]
+    assert main([*words, "--device", "cpu"]) == 0
+    assert (tmp_path / "out" / "detections.json").is_file()
 
 
 def test_detect_draws_all_kinds_of_pictures_and_writes_one_file(run: Path, tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from megdet.exported.programs import is_exported
 from megdet.inference.fold import fold_batch_norms
 from megdet.inference.trained import load_detector, precision_here
 from megdet.recipe_check import flat_keys
-from megdet.run_folder.checkpoint_files import checkpoint_step
 from megdet.run_folder.folder import RunFolder
+from megdet.run_folder.run_path import run_of
 from megdet.runtime import device_of_rank, prepare_process
 
 _HUB = "hf://"
@@ -24,9 +24,9 @@ def load(
     """A trained detector, ready to be called with images.
 
     Args:
-        path: a run folder (its newest checkpoint), one of its checkpoints (`runs/a/checkpoints/step_00000100`), a
-            repository on the Hugging Face hub (`hf://owner/name`), or a file of `megdet export`, which takes no other
-            argument.
+        path: a run folder (its newest checkpoint), one of its checkpoints (`runs/a/checkpoints/step_00000100`,
+            `runs/a/checkpoints/best`), a repository on the Hugging Face hub (`hf://owner/name`), or a file of
+            `megdet export`, which takes no other argument.
         device: cpu or cuda; empty is a GPU where there is one. A detector in bfloat16 computes in float32 on a machine
             that is slow at bfloat16; the results differ a little.
         overrides: keys of its recipe to change, dotted, {"evaluation.flip": True}, or nested.
@@ -55,10 +55,6 @@ def _place(name: str | Path) -> tuple[RunFolder, int | None]:
         from megdet.export.hub import cached_run
 
         return cached_run(str(name).removeprefix(_HUB)), None
-    path = Path(name)
-    whole = path.resolve()  # "step_00000100" alone, inside the folder of the checkpoints
-    if (path / "state.json").is_file() and whole.parent.name == "checkpoints":
-        return RunFolder(whole.parent.parent), checkpoint_step(whole)
-    if not path.exists():
-        raise InputError(f"{path}: no such run folder")
-    return RunFolder(path), None
+    if not Path(name).exists() and Path(name).name != "best":
+        raise InputError(f"{name}: no such run folder")
+    return run_of(name)

@@ -21,6 +21,7 @@ from megdet.recipe_check import flat_keys
 from megdet.recipe_file import load_recipe, recipe_name
 from megdet.report.report import write_report
 from megdet.run_folder.folder import RunFolder
+from megdet.run_folder.run_path import run_of
 from megdet.runtime import default_workers
 from megdet.studies.evaluated_run import evaluate_run
 from megdet.terminal import Terminal
@@ -106,7 +107,8 @@ def evaluate(
     """The COCO numbers of a run's newest weights, which are written with the detections, as `megdet evaluate` does.
 
     Args:
-        run: a run folder, or a file of `megdet export`, which takes only `data` and `out` besides.
+        run: a run folder, one of its checkpoints (`runs/a/checkpoints/best`), or a file of `megdet export`, which takes
+            only `data` and `out` besides.
         data: annotations and image folder; default those that the run is validated on.
         overrides: keys of its recipe to change, dotted, {"evaluation.flip": True}, or nested.
         out: where `evaluation.json` and `detections.json` are written; default the run folder, or a folder in it where
@@ -124,21 +126,23 @@ def evaluate(
         if device or overrides or fold:
             raise InputError(f"{run}: an exported file is as it is: leave out device, overrides and fold")
         return evaluate_exported_file(ExportedDetector(run), data, None if out is None else Path(out)).numbers
-    folder, world = RunFolder(run), start_world(device)
+    num_workers, world = _number_of(workers), start_world(device)
     with stop_together(world):
+        folder, step = world.on_first(lambda: run_of(run))
         changed, _ = world.on_first(lambda: precision_here(folder, _dotted(overrides), world.device))
-        trained = load_detector(folder, world.device, changed, world=world)
+        trained = load_detector(folder, world.device, changed, step=step, world=world)
         if fold:
             fold_batch_norms(trained.model)
-        is_own = data is None and not overrides and not fold
+        is_own = data is None and not overrides and not fold and step is None
         return evaluate_run(
             trained,
             folder,
             world,
             data,
-            workers=_number_of(workers),
+            workers=num_workers,
             out=None if out is None else Path(out),
             is_own=is_own,
+            suffix="" if step is None else f"-step-{step}",
         ).numbers
 
 

@@ -1,7 +1,6 @@
 """The verb export."""
 
 from importlib.util import find_spec
-from pathlib import Path
 
 from rich.table import Table
 
@@ -9,7 +8,7 @@ from megdet.cli.options import CONSOLE, PROGRESS, Arguments
 from megdet.errors import InputError
 from megdet.export.calibration import Calibration
 from megdet.export.exporting import Exported, export_run
-from megdet.run_folder.folder import RunFolder
+from megdet.run_folder.run_path import run_of
 
 _ADVICE = " Another --calibration, or more --calibration-images, may do better."
 
@@ -20,10 +19,12 @@ def run_export(arguments: Arguments) -> None:
     if arguments.to == "onnx":
         _need_packages()
     with PROGRESS.status("exporting") as status:
+        folder, step = run_of(arguments.run)
         exported = export_run(
-            RunFolder(Path(arguments.run)),
+            folder,
             arguments.to,
             arguments.out,
+            step=step,
             int8=calibration,
             overrides=arguments.overrides,
             images=arguments.images,

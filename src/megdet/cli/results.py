@@ -16,6 +16,7 @@ from megdet.inference.fold import fold_batch_norms
 from megdet.inference.predict import detect_image
 from megdet.inference.trained import TrainedDetector, load_detector, precision_here
 from megdet.run_folder.folder import RunFolder
+from megdet.run_folder.run_path import run_of
 from megdet.studies.evaluated_run import evaluate_run
 from megdet.terminal import Terminal
 from megdet.training.precise_statistics import load_precise_detector
@@ -45,21 +46,21 @@ def run_evaluate(arguments: Arguments) -> None:
         raise InputError("name a RUN folder, or --ground-truth and --detections")
     world = join_world(arguments)
     with stop_together(world):
-        _evaluate_run(arguments, RunFolder(Path(arguments.run)), world)
+        _evaluate_run(arguments, *world.on_first(lambda: run_of(arguments.run)), world)
 
 
-def _evaluate_run(arguments: Arguments, folder: RunFolder, world: World) -> None:
+def _evaluate_run(arguments: Arguments, folder: RunFolder, step: int | None, world: World) -> None:
     overrides = overrides_here(arguments.overrides, folder, world)
     if arguments.precise_bn is not None:
-        trained = _load_precise(arguments, folder, world, overrides)
+        trained = _load_precise(arguments, folder, step, world, overrides)
     else:
-        trained = load_detector(folder, world.device, overrides, world=world)
+        trained = load_detector(folder, world.device, overrides, step=step, world=world)
     fold_if_asked(arguments, trained, world)
-    out, folded = arguments.out, "-folded" if arguments.fold else ""
+    out, folded = arguments.out, ("" if step is None else f"-step-{step}") + "-folded" * arguments.fold
     if out is None and arguments.precise_bn is not None:
         annotations = arguments.data[0] if arguments.data else trained.recipe.data.val_annotations
         out = folder.path / "evaluations" / f"{Path(annotations).stem}-precise-bn-{arguments.precise_bn}{folded}"
-    is_own = not arguments.data and not arguments.overrides and not arguments.fold
+    is_own = not arguments.data and not arguments.overrides and not folded
     data = None if arguments.data is None else (arguments.data[0], arguments.data[1])
     found = evaluate_run(
         trained, folder, world, data, workers=num_workers(arguments), out=out, is_own=is_own, suffix=folded
@@ -86,7 +87,9 @@ def fold_if_asked(arguments: Arguments, trained: TrainedDetector, world: World) 
         say(world, f"{fold_batch_norms(trained.model)} batch norms folded; the checkpoint keeps them")
 
 
-def _load_precise(arguments: Arguments, folder: RunFolder, world: World, overrides: dict[str, str]) -> TrainedDetector:
+def _load_precise(
+    arguments: Arguments, folder: RunFolder, step: int | None, world: World, overrides: dict[str, str]
+) -> TrainedDetector:
     started = time.perf_counter()
     with Terminal(stderr=True, quiet=not world.is_first).status("") as status:
         trained = load_precise_detector(
@@ -96,6 +99,7 @@ def _load_precise(arguments: Arguments, folder: RunFolder, world: World, overrid
             run_options(arguments),
             overrides,
             lambda done, steps: status.update(f"batch-norm statistics: {done} of {steps} mini-batches"),
+            step=step,
         )
     steps = -(-arguments.precise_bn // trained.recipe.batch_size)
     say(
@@ -111,8 +115,8 @@ def run_detect(arguments: Arguments) -> None:
     """Draw detections on every picture and write them all into one JSON."""
     files = image_files(arguments.images)
     world = join_world(arguments)
-    folder = RunFolder(Path(arguments.run))
-    trained = load_detector(folder, world.device, overrides_here(arguments.overrides, folder, world))
+    folder, step = run_of(arguments.run)
+    trained = load_detector(folder, world.device, overrides_here(arguments.overrides, folder, world), step=step)
     fold_if_asked(arguments, trained, world)
     out = arguments.out or folder.pictures / "detect"
     is_own = arguments.out is None

@@ -19,7 +19,7 @@ from megdet.export.refusals import refuse_unexportable
 from megdet.exported.description import SUFFIXES
 from megdet.files import make_folder, write_json_atomically, write_text_atomically
 from megdet.inference.trained import TrainedDetector, load_detector, read_recipe
-from megdet.run_folder.checkpoint_files import latest_checkpoint, open_checkpoint
+from megdet.run_folder.checkpoint_files import checkpoint_path, open_checkpoint
 from megdet.run_folder.folder import RunFolder
 
 Progress = Callable[[int, int], None]
@@ -43,18 +43,20 @@ def export_run(
     kind: str,
     out: Path | None = None,
     *,
+    step: int | None = None,
     int8: Calibration | None = None,
     overrides: dict[str, Any] | None = None,
     images: int | None = None,
     workers: int = 0,
     progress: Progress | None = None,
 ) -> Exported:
-    """Export a run's newest checkpoint, prove the file, and write its card.
+    """Export a checkpoint of a run, prove the file, and write its card.
 
     Args:
         folder: the run.
         kind: onnx or torch-export.
         out: the file; default `export/` in the run.
+        step: of the checkpoint; None = the newest.
         int8: let layers compute with 8-bit integers, whose ranges come from this; only of onnx.
         overrides: keys of the recipe to change.
         images: how many validation images the proof looks at; None = all.
@@ -69,11 +71,11 @@ def export_run(
     """
     recipe = read_recipe(folder, overrides)
     refuse_unexportable(recipe)
-    file = _place(folder, kind, out, is_int8=int8 is not None)
+    file = _place(folder, kind, out, step, is_int8=int8 is not None)
     inputs = training_inputs(recipe, int8.images) if int8 is not None else []
     # in float32, whatever the run computed in, since the file does
-    trained = load_detector(folder, torch.device("cpu"), {**(overrides or {}), "precision": "float32"})
-    description = described(trained, _weights_of(folder), __version__)
+    trained = load_detector(folder, torch.device("cpu"), {**(overrides or {}), "precision": "float32"}, step=step)
+    description = described(trained, _weights_of(folder, trained.step), __version__)
     make_folder(file.parent)
     unproven, in_float = _beside(file, "unproven"), _beside(file, "float32")
     try:
@@ -105,12 +107,13 @@ def _in_8_bits(
     return write_int8(in_float, file, inputs, calibration.method, predicting)
 
 
-def _place(folder: RunFolder, kind: str, out: Path | None, *, is_int8: bool) -> Path:
+def _place(folder: RunFolder, kind: str, out: Path | None, step: int | None, *, is_int8: bool) -> Path:
     """The file to write. Raises InputError for a name of another kind."""
     if is_int8 and kind != "onnx":
         raise InputError(f"--int8 is for --to onnx, not {kind}: onnxruntime is what computes with 8-bit integers here")
     suffix = next(own for own, of in SUFFIXES.items() if of == kind)
-    file = out or folder.path / "export" / f"{folder.path.resolve().name}{'-int8' * is_int8}{suffix}"
+    of_step = "" if step is None else f"-step-{step}"
+    file = out or folder.path / "export" / f"{folder.path.resolve().name}{of_step}{'-int8' * is_int8}{suffix}"
     if file.suffix != suffix:
         raise InputError(f"{file}: a file of --to {kind} ends with {suffix}, so that others know what it is")
     return file
@@ -120,11 +123,9 @@ def _beside(file: Path, what: str) -> Path:
     return file.with_name(f"{file.stem}.{what}{file.suffix}")
 
 
-def _weights_of(folder: RunFolder) -> str:
-    """SHA-256 of the file of the newest weights: the averaged ones where the run keeps some."""
-    path = latest_checkpoint(folder)
-    assert path is not None, "the detector was loaded from it"
-    checkpoint = open_checkpoint(path)
+def _weights_of(folder: RunFolder, step: int) -> str:
+    """SHA-256 of the file of a step's weights: the averaged ones where the run keeps some."""
+    checkpoint = open_checkpoint(checkpoint_path(folder, step))
     file = checkpoint.file("averages" if "averages" in checkpoint.hashes else "model")
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()

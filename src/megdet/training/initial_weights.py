@@ -30,6 +30,7 @@ from megdet.recipe_file import dump_recipe
 from megdet.run_folder.checkpoint_files import latest_checkpoint, save_checkpoint
 from megdet.run_folder.environment import collect_environment
 from megdet.run_folder.folder import RunFolder
+from megdet.run_folder.run_path import run_of
 from megdet.run_folder.run_state import RunState
 from megdet.run_folder.sessions import write_environment
 
@@ -42,21 +43,22 @@ def check_sources(recipe: Recipe) -> None:
     if recipe.model.backbone.weights:
         pretrained_tensors(recipe.model.backbone.name, Path(recipe.model.backbone.weights))
     if recipe.start_from:
-        source = RunFolder(Path(recipe.start_from))
+        source, step = run_of(recipe.start_from)
         read_recipe(source)
-        if latest_checkpoint(source) is None:
+        if step is None and latest_checkpoint(source) is None:
             raise InputError(f"start_from {source.path}: the run has no checkpoint yet")
 
 
 def start_from_run(model: Detector, class_names: tuple[str, ...], source: str) -> None:
-    """Copy the weights of another run's newest checkpoint; the class layers only if the classes are the same.
+    """Copy the weights of another run's checkpoint; the class layers only if the classes are the same.
 
     Frozen and trained batch norms are interchangeable: they differ only by a counter of steps.
 
     Raises InputError if the folder is not a run, has another architecture, or differs in a key that changes the meaning
     of the weights.
     """
-    trained = load_detector(RunFolder(Path(source)), torch.device("cpu"))
+    folder, step = run_of(source)
+    trained = load_detector(folder, torch.device("cpu"), step=step)
     for key in ("kind", *model.same_meaning):
         ours, theirs = (value_of(own.architecture, key) for own in (model, trained.model))
         if ours != theirs:

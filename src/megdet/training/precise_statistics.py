@@ -39,12 +39,15 @@ def load_precise_detector(
     options: RunOptions,
     overrides: dict[str, Any] | None = None,
     progress: Progress | None = None,
+    *,
+    step: int | None = None,
 ) -> TrainedDetector:
-    """The detector of a run's newest checkpoint with statistics of at least `num_images` images of its training plan.
+    """The detector of a run with statistics of at least `num_images` images of its training plan.
 
-    The images are those of the plan's first whole mini-batches, in the run's own groups. Every rank calls it; the
-    result does not depend on the number of ranks. The run folder does not change. Raises InputError if the recipe has
-    no statistics to estimate, if the training data are missing or have other classes, and for an impossible layout.
+    It is that of the newest checkpoint, or of a step's. The images are those of the plan's first whole mini-batches, in
+    the run's own groups. Every rank calls it; the result does not depend on the number of ranks. The run folder does
+    not change. Raises InputError if the recipe has no statistics to estimate, if the training data are missing or have
+    other classes, and for an impossible layout.
     """
     recipe = world.on_first(lambda: read_recipe(folder, overrides))
     if num_images < 1:
@@ -57,7 +60,7 @@ def load_precise_detector(
     data = recipe.data
     dataset = once_a_host(world, lambda: training_set(data, masks=mask_use(recipe.model)))
     plan = training_plan(dataset, recipe)
-    trained = load_detector(folder, world.device, overrides, make_lane(world, layout), world=world)
+    trained = load_detector(folder, world.device, overrides, make_lane(world, layout), step=step, world=world)
     if dataset.class_names != trained.class_names:
         raise InputError(f"{data.train_annotations}: its classes are not those that the run was trained on")
     if not has_statistics(trained.model):

@@ -8,7 +8,7 @@ from megdet.cli.parsers.values import at_least_one, whole_number
 
 def add_export(parser: Parser) -> None:
     """The options of `export`."""
-    parser.add_argument("run", metavar="RUN", help="run folder")
+    parser.add_argument("run", metavar="RUN", help="run folder, or RUN/checkpoints/best")
     parser.add_argument(
         "--to",
         choices=["onnx", "torch-export"],

@@ -12,7 +12,7 @@ EXAMPLE = "--evaluation.batch_size 4"
 
 def add_evaluate(parser: Parser) -> None:
     """The options of `evaluate`."""
-    parser.add_argument("run", nargs="?", metavar="RUN", help="run folder, or a file of `megdet export`")
+    parser.add_argument("run", nargs="?", metavar="RUN", help="run folder, RUN/checkpoints/best, or an exported file")
     parser.add_argument(
         "--data", nargs=2, metavar=("ANNOTATIONS", "IMAGES"), help="evaluate on these instead of the recipe's val data"
     )
@@ -35,7 +35,7 @@ def add_evaluate(parser: Parser) -> None:
 
 def add_detect(parser: Parser) -> None:
     """The options of `detect`."""
-    parser.add_argument("run", metavar="RUN", help="run folder, or a file of `megdet export`")
+    parser.add_argument("run", metavar="RUN", help="run folder, RUN/checkpoints/best, or an exported file")
     parser.add_argument("images", nargs="+", type=folder_of, metavar="IMAGE_OR_FOLDER")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="default RUN/pictures/detect, or FILE_detect")
     parser.add_argument(

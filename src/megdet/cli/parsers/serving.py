@@ -7,7 +7,7 @@ from megdet.cli.parsers.values import at_least_one, positive, whole_number
 
 def add_serve(parser: Parser) -> None:
     """The options of `serve`."""
-    parser.add_argument("run", metavar="RUN", help="run folder, or a file of megdet export")
+    parser.add_argument("run", metavar="RUN", help="run folder, RUN/checkpoints/best, or an exported file")
     parser.add_argument("other", nargs="?", metavar="RUN2", help="a second one, to compare")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at, default 127.0.0.1: this machine")
     parser.add_argument("--port", type=whole_number, default=8000, help="default 8000; 0 is a free one")

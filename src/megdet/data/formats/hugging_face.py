@@ -113,7 +113,7 @@ def _splits(source: str) -> Mapping[str, Any]:
     try:
         import datasets
     except ImportError:
-        raise InputError("this needs the library `datasets`: pip install megdet[datasets]") from None
+        raise InputError("this needs the library `datasets`: pip install 'megdet[datasets]'") from None
     try:
         if (Path(source) / "state.json").is_file() or (Path(source) / "dataset_dict.json").is_file():
             found = datasets.load_from_disk(source)

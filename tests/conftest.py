@@ -10,7 +10,7 @@ from hypothesis import settings
 
 from megdet import runtime
 
-torch.set_num_threads(1)  # pytest runs two workers; more threads would only wait for each other
+torch.set_num_threads(1)  # pytest runs several workers; more threads would only wait for each other
 
 settings.register_profile("megdet", deadline=None, derandomize=True)  # a slow machine is no failure of a property
 settings.load_profile("megdet")

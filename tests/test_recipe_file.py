@@ -187,6 +187,18 @@ def test_a_section_written_as_a_number_is_refused_under_an_override_too():
     assert "model.fpn is a section" in refusal("model: {fpn: 3}", model__fpn__channels="64")
 
 
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("optimzer: {base_lr: 1}", "unknown key 'optimzer'; did you mean 'optimizer'?"),
+        ("model: {bakbone: {name: a}}", "unknown key 'model.bakbone'; did you mean 'model.backbone'?"),
+        ("optimizer: {lr: 1}", "unknown key 'optimizer.lr'; did you mean 'optimizer.base_lr'?"),
+    ],
+)
+def test_a_wrong_key_of_a_file_is_compared_with_those_of_its_section(text, hint):
+    assert hint in refusal(text)
+
+
 def test_an_override_may_fill_an_empty_section():
     assert parse_recipe("model: {fpn: }", "r.yaml", {"model.fpn.channels": "64"}).model.fpn.channels == 64
 
@@ -195,6 +207,9 @@ def test_an_override_may_fill_an_empty_section():
     ("key", "value", "message"),
     [
         ("model.fpn.chanels", "3", "unknown option '--model.fpn.chanels'; did you mean 'model.fpn.channels'?"),
+        ("optimizer.lr", "1", "unknown option '--optimizer.lr'; did you mean 'optimizer.base_lr'?"),
+        ("optimiser.lr", "1", "unknown option '--optimiser.lr'; did you mean 'optimizer.base_lr'?"),
+        ("lr", "1", "unknown option '--lr'; did you mean 'optimizer.base_lr'?"),
         ("backbone.name", "a", "unknown option '--backbone.name'; did you mean 'model.backbone.name'?"),
         ("model.fpn", "3", "'--model.fpn' is a section of the recipe: name a key in it, such as --model.fpn."),
         ("model.kind", "yolo", "r.yaml: model.kind is 'yolo': choose one of faster_rcnn"),

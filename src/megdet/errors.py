@@ -49,9 +49,12 @@ class StoppedError(KeyboardInterrupt):
         self.code = code
 
 
-def nearest(word: str, choices: Iterable[str]) -> str:
-    """The hint `; did you mean 'x'?` for the choice most like `word`, or an empty string if none is close."""
-    found = difflib.get_close_matches(word[:_LONGEST_WORD], list(choices), n=1, cutoff=0.5)
+def nearest(word: str, choices: Iterable[str], cutoff: float = 0.5) -> str:
+    """The hint `; did you mean 'x'?` for the choice most like `word`, or an empty string if none is close.
+
+    `cutoff` is the likeness that counts as close, from 0 to 1.
+    """
+    found = difflib.get_close_matches(word[:_LONGEST_WORD], list(choices), n=1, cutoff=cutoff)
     return f"; did you mean '{found[0]}'?" if found else ""
 
 

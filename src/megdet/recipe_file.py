@@ -211,13 +211,25 @@ def _nearest_key(prefix: str, key: str, kind: str) -> str:
     elsewhere = next((known for known in keys if known.endswith(f".{key}")), None)
     if elsewhere is not None:
         return f"; did you mean '{elsewhere}'?"
-    here = {known.removeprefix(prefix): known for known in keys if known.startswith(prefix)}
-    leaves = {known.rsplit(".", 1)[-1]: known for known in keys}
-    for word, names in ((key, here), (key.rsplit(".", 1)[-1], leaves)):
-        if hint := nearest(word, names):
-            name = hint.split("'")[1]
-            return hint.replace(f"'{name}'", f"'{names[name]}'")
+    *sections, leaf = f"{prefix}{key}".split(".")
+    parts = {known.rpartition(".")[0] for known in keys}
+    section = _alike(".".join(sections), parts) if sections else ""
+    inside = {known.rpartition(".")[2]: known for known in keys if section and known.rpartition(".")[0] == section}
+    beside = {known.removeprefix(prefix): known for known in parts if f"{known.rpartition('.')[0]}." == (prefix or ".")}
+    if found := _alike(key, beside, cutoff=0.75):
+        return f"; did you mean '{beside[found]}'?"
+    here = {known.removeprefix(prefix): known for known in keys if known.startswith(prefix) and known not in parts}
+    leaves = {known.rpartition(".")[2]: known for known in keys if known not in parts}
+    for word, names in ((leaf, inside), (key, here), (leaf, leaves)):
+        if found := _alike(word, names):
+            return f"; did you mean '{names[found]}'?"
     return ""
+
+
+def _alike(leaf: str, names: Collection[str], cutoff: float = 0.5) -> str:
+    """The name of which this is a word, as lr of base_lr, or one that is spelled alike; empty if there is none."""
+    of_words = [name for name in names if {*leaf.split("_")} <= {*name.split("_")}]
+    return of_words[0] if of_words else nearest(leaf, names, cutoff).partition("'")[2].partition("'")[0]
 
 
 def _set_key(tree: dict[str, Any], kind: str, key: str, value: Any) -> None:

@@ -139,6 +139,7 @@ def test_processes_side_by_side_stop_where_one_fails(recipe: Recipe, monkeypatch
         measure(recipe, replace(CPU, side_by_side=2))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the peak of a process's memory")
 def test_the_memory_of_a_real_run_is_predicted_within_15_percent(
     recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]

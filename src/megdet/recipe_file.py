@@ -216,7 +216,7 @@ def _nearest_key(prefix: str, key: str, kind: str) -> str:
     section = _alike(".".join(sections), parts) if sections else ""
     inside = {known.rpartition(".")[2]: known for known in keys if section and known.rpartition(".")[0] == section}
     beside = {known.removeprefix(prefix): known for known in parts if f"{known.rpartition('.')[0]}." == (prefix or ".")}
-    if found := _alike(key, beside, cutoff=0.75):
+    if "." not in key and (found := _alike(key, beside, cutoff=0.75)):
         return f"; did you mean '{beside[found]}'?"
     here = {known.removeprefix(prefix): known for known in keys if known.startswith(prefix) and known not in parts}
     leaves = {known.rpartition(".")[2]: known for known in keys if known not in parts}

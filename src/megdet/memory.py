@@ -12,9 +12,9 @@ import torch
 
 _NO_MEMORY = (
     *("can't allocate memory", "bad_alloc", "not enough memory", "Cannot allocate memory"),
-    *("could not create a primitive", "could not execute a primitive"),
+    *("could not create a primitive", "could not execute a primitive", "can't start new thread"),
 )
-"""Words in the errors of torch and (the last two) oneDNN when memory has run out."""
+"""Words in the errors of torch, of oneDNN (a primitive) and of Python (a thread) when memory has run out."""
 _CONTAINERS = (
     (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
     (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
@@ -75,6 +75,12 @@ def give_memory_back(device: torch.device) -> None:
         trim_threshold, mmap_threshold, mmap_max = -1, -3, -4  # of malloc.h
         for setting, value in ((mmap_max, 1 << 16), (mmap_threshold, 1 << 20), (trim_threshold, 1 << 20)):
             libc.mallopt(setting, value)
+        return_freed_memory()
+
+
+def return_freed_memory() -> None:
+    """Return what is free now to the system, also what the allocator keeps for threads that have ended."""
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
 
 

@@ -179,7 +179,7 @@ class Evaluation:
     every_epochs: NotNegative = 1
     """epochs between evaluations; 0 = only at the end"""
     batch_size: AtLeastOne = 8
-    """largest number of images in a forward; each is on the canvas of its own size"""
+    """largest number of images in a forward, on a CPU in all forwards at a time if the images are large"""
     scales: tuple[int, ...] = ()
     """lengths in pixels of the shorter edge at which images are evaluated; empty = the last of data.short_edges"""
     flip: bool = False

@@ -86,3 +86,18 @@ def test_a_table_without_rows_is_refused(tmp_path, capsys):
     assert "no image of it is in the annotations, so there is nothing to convert" in " ".join(
         capsys.readouterr().err.split()
     )
+
+
+def test_links_below_a_folder_beside_stay(files, tmp_path, monkeypatch, capsys):
+    parts = printed(capsys, "data", "split", files[0], "parts", "--parts", "a=1,b=1")
+    for name in "ab":
+        (tmp_path / "far" / name).mkdir(parents=True)
+        (tmp_path / "links").mkdir(exist_ok=True)
+        (tmp_path / "links" / name).symlink_to(tmp_path / "far" / name, target_is_directory=True)
+        (row,) = json.loads(Path(parts[name]["annotations"]).read_text())["images"]
+        (tmp_path / "far" / name / row["file_name"]).parent.mkdir(parents=True, exist_ok=True)
+        (files[1] / row["file_name"]).rename(tmp_path / "far" / name / row["file_name"])
+    (tmp_path / "beside").mkdir()
+    monkeypatch.chdir(tmp_path / "beside")
+    words = [word for name in "ab" for word in ("--data", f"../parts/{name}.json", f"../links/{name}")]
+    assert printed(capsys, "data", "merge", "out", *words)["images"] == 2

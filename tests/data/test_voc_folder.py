@@ -220,3 +220,16 @@ def test_the_message_on_a_list_names_the_line_that_is_wrong(tmp_path, lines, mes
     folder = lay_out(tmp_path / "voc", *names, f"ImageSets/Main/train.txt={','.join(lines)}")
     with pytest.raises(InputError, match=message):
         listed_files(find_voc(folder), "train", lines)
+
+
+def test_the_image_beside_in_another_case_comes_before_one_elsewhere(tmp_path):
+    folder = lay_out(tmp_path / "voc", "train/a/img.xml", "train/a/IMG.jpg", "train/b/img.jpg", "train/b/img.xml")
+    found = find_voc(folder)
+    images = {file: found.image_of(file, "img.jpg", "train").relative_to(folder) for file in found.xml_files}
+    assert sorted(map(str, images.values())) == ["train/a/IMG.jpg", "train/b/img.jpg"]
+
+
+def test_a_list_without_a_name_is_refused(tmp_path):
+    folder = lay_out(tmp_path / "voc", "Annotations/a.xml", "JPEGImages/a.jpg", "ImageSets/Main/train.txt=")
+    with pytest.raises(InputError, match=r"train.txt: it names no image"):
+        listed_files(find_voc(folder), "train", [])

@@ -1,14 +1,17 @@
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
 import torch
+from torch import nn
 
 from megdet.errors import InputError
 from megdet.inference.predict import detect_batch, detect_dataset
-from megdet.inference.side_by_side import shares, side_by_side
+from megdet.inference.side_by_side import given_up_early, shares, side_by_side, threads_for
 from megdet.inference.trained import place_model
+from megdet.memory import is_out_of_memory
 from megdet.model.choice import make_detector
 from megdet.recipe_file import load_recipe
 from megdet.runtime import operations_on_one_thread, usable_threads
@@ -55,10 +58,16 @@ def test_a_share_of_a_batch_has_about_as_many_pixels_whatever_its_canvas(images,
 
 @pytest.mark.parametrize("threads", [0, 1, 3])
 def test_results_come_in_the_order_of_the_items_from_operations_on_one_thread(threads):
+    def born_later() -> int:
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(torch.get_num_threads).result()
+
     with threads_of_process(2):
-        found = list(side_by_side(lambda item: (item, torch.get_num_threads()), range(20), threads))
-        assert found == [(item, 1 if threads else 2) for item in range(20)]
-        assert torch.get_num_threads() == 2
+        results = side_by_side(lambda item: (item, torch.get_num_threads()), range(20), threads)
+        assert next(results) == (0, 1 if threads else 2)
+        assert (torch.get_num_threads(), born_later()) == (2, 2)
+        assert list(results) == [(item, 1 if threads else 2) for item in range(1, 20)]
+        assert (torch.get_num_threads(), born_later()) == (2, 2)
 
 
 def test_so_many_items_are_computed_at_once_and_few_more_are_taken():
@@ -120,3 +129,71 @@ def test_batches_of_detections_that_differ_in_length_are_joined_by_empty_rows():
     joined = BatchDetections.of_batches([one, two])
     assert joined.labels.tolist() == [[0, 0, -1], [0, 0, 0], [0, 0, 0]]
     assert (joined.boxes.shape, joined.scores[0].tolist(), joined.masks) == ((3, 3, 4), [1, 1, 0], None)
+
+
+@pytest.mark.parametrize(
+    ("canvas", "batch_size", "threads"), [((320, 320), 1, 6), ((800, 800), 4, 4), ((800, 800), 9, 6)]
+)
+def test_large_images_are_at_most_a_batch_at_a_time(canvas, batch_size, threads):
+    with threads_of_process(6):
+        assert threads_for(canvas, batch_size) == threads
+
+
+class Slow(nn.Module):
+    """Notes when it is computed; the first time it lets the caller of the threads go on."""
+
+    def __init__(self, is_reached: threading.Event, may_go_on: threading.Event) -> None:
+        super().__init__()
+        self.is_reached, self.may_go_on, self.count = is_reached, may_go_on, 0
+
+    def forward(self, x: int) -> int:
+        self.count += 1
+        self.is_reached.set()
+        assert self.may_go_on.wait(60)
+        return x
+
+
+def test_what_is_in_work_is_given_up_at_the_next_layer_where_nobody_waits_for_it():
+    is_reached, may_go_on = threading.Event(), threading.Event()
+    model = nn.Sequential(*(Slow(is_reached, may_go_on) for _ in range(3)))
+
+    def items() -> Iterator[int]:
+        yield 0
+        assert is_reached.wait(60)
+        threading.Timer(0.2, may_go_on.set).start()
+        raise KeyboardInterrupt
+
+    with given_up_early(model), pytest.raises(KeyboardInterrupt):
+        list(side_by_side(model, items(), 1))
+    assert [layer.count for layer in model] == [1, 0, 0]
+    assert model(3) == 3, "another call is not given up"
+
+
+def test_a_model_that_is_trained_meanwhile_trains_again_after_the_last_of_several_threads():
+    recipe = load_recipe("demo", {"model.box_head.score_threshold": 0.15})
+    torch.manual_seed(0)
+    model = make_detector(recipe, 3)
+    place_model(model, CPU, recipe.precision)
+    model.eval()
+    pixels, sizes = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8), torch.tensor([[64, 64]])
+    expected = detect_batch(model, pixels, sizes, recipe.precision)
+    model.train()
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: detect_batch(model, pixels, sizes, recipe.precision), range(9)))
+    assert all(own.labels.tolist() == expected.labels.tolist() for own in found)
+    assert all(module.training for module in model.modules())
+
+
+def test_a_thread_that_cannot_be_started_is_an_error_and_no_wait(monkeypatch):
+    start, count = threading.Thread.start, []
+
+    def start_one(thread: threading.Thread) -> None:
+        count.append(thread)
+        if len(count) == 2:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_one)
+    with pytest.raises(RuntimeError, match="can't start new thread") as error:
+        list(side_by_side(lambda item: item, range(5), 3))
+    assert is_out_of_memory(error.value)

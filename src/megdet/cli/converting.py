@@ -154,8 +154,10 @@ def run_merge(arguments: Arguments) -> None:
 
 
 def _without_dots(folder: Path) -> Path:
-    """The absolute path without `..`; where there was none, links stay."""
-    return folder.resolve() if ".." in folder.parts else folder.absolute()
+    """The absolute path without `..`; links below the last of them stay."""
+    whole = folder.absolute()
+    count = max((place + 1 for place, part in enumerate(whole.parts) if part == ".."), default=0)
+    return Path(*whole.parts[:count]).resolve().joinpath(*whole.parts[count:]) if count else whole
 
 
 def _common_folder(folders: Sequence[Path]) -> Path:

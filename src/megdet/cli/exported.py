@@ -35,8 +35,7 @@ def detect_exported(arguments: Arguments) -> None:
     files = image_files(arguments.images)
     detector = ExportedDetector(arguments.run)
     out = arguments.out or detector.path.with_name(f"{detector.path.stem}_detect")
-    is_own = arguments.out is None
-    draw_files(files, detector.detect_file, out, arguments.score, arguments.print_json, is_own=is_own)
+    draw_files(files, detector.detect_file, out, arguments.score, arguments.print_json, is_own=False)
 
 
 def _refuse_options(arguments: Arguments) -> None:

@@ -25,7 +25,7 @@ import torch
 from megdet import __version__
 from megdet.data.user_cache import cache_folder
 from megdet.errors import InputError
-from megdet.files import read_json, write_json_atomically, write_text_atomically
+from megdet.files import cannot_write, make_folder, read_json, write_json_atomically, write_text_atomically
 from megdet.inference.trained import check_weights, read_recipe
 from megdet.model.choice import make_detector
 from megdet.model.weight_file import read_tensors
@@ -128,8 +128,8 @@ def pull(name: str, folder: RunFolder, *, revision: str | None = None) -> HubCon
     except ValueError as error:
         raise InputError(f"{where}: {CONFIG}: {error}") from None
     folder.create()
-    folder.write_recipe(dump_recipe(recipe))
     save_checkpoint(folder, state, {"model": weights, "optimizer": {}}, keep=1)
+    folder.write_recipe(dump_recipe(recipe))  # last: a folder with one holds a run, and is not pulled into again
     return config
 
 
@@ -141,8 +141,17 @@ def cached_run(name: str) -> RunFolder:
         config = Path(hf_hub_download(name, CONFIG)).read_bytes()
     folder = RunFolder(cache_folder() / "hub" / f"{name.replace('/', '--')}-{hashlib.sha256(config).hexdigest()[:16]}")
     if folder.read_recipe() is None or latest_checkpoint(folder) is None:
-        shutil.rmtree(folder.path, ignore_errors=True)  # what a killed start has left
-        pull(name, folder)
+        make_folder(folder.path.parent)
+        own = RunFolder(Path(tempfile.mkdtemp(dir=folder.path.parent)))  # others may pull it at the same time
+        try:
+            pull(name, own)
+            shutil.rmtree(folder.path, ignore_errors=True)  # what earlier versions have left when they were killed
+            own.path.rename(folder.path)
+        except OSError as error:
+            if folder.read_recipe() is None:  # else another process was first
+                raise cannot_write(folder.path, error) from error
+        finally:
+            shutil.rmtree(own.path, ignore_errors=True)
     return folder
 
 

@@ -2,15 +2,16 @@
 
 import itertools
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from megdet.data.coco import CocoDataset
 from megdet.data.far.folder import ImageFile
@@ -22,8 +23,9 @@ from megdet.data.transforms import RESIZE
 from megdet.detections import Detections
 from megdet.distributed.world import World
 from megdet.inference.looks import mirrored_detections, mirrored_pixels, together, within
-from megdet.inference.side_by_side import shares, side_by_side
+from megdet.inference.side_by_side import given_up_early, shares, side_by_side, threads_for
 from megdet.inference.trained import TrainedDetector
+from megdet.memory import return_freed_memory
 from megdet.model.detector import Detector
 from megdet.ops.masks import paste_masks
 from megdet.precision import arithmetic, tf32_flags
@@ -64,6 +66,7 @@ def detect_dataset(
             canvas = max((group.canvas for group in scales), key=math.prod)
             for images in shares(len(scales[0].images), canvas) if is_cpu else [slice(None)]:
                 yield number, [batch[images] for batch in batches]
+        next(loaded, None)  # so that loading processes end
 
     def detected(piece: tuple[int, list[Batch]]) -> tuple[int, list[list[Result]]]:
         number, batches = piece
@@ -83,7 +86,12 @@ def detect_dataset(
         opened.enter_context(tf32_flags(recipe.precision))
         if recipe.exact:
             opened.enter_context(operations_on_one_thread())
-        threads = usable_threads() if is_cpu else 0
+        threads = 0
+        if is_cpu and groups:
+            largest = max((own.canvas for scales in groups for own in scales), key=math.prod)
+            threads = threads_for(largest, recipe.evaluation.batch_size)
+            opened.callback(return_freed_memory)  # the threads have taken it for themselves
+            opened.enter_context(given_up_early(model))
         for number, images in opened.enter_context(closing(side_by_side(detected, pieces(), threads))):
             found.append((number, list(itertools.chain(*images))))
             done += len(images)
@@ -132,10 +140,11 @@ def detect_image(trained: TrainedDetector, file: ImageFile) -> Detections:
 def detect_batch(model: Detector, pixels: Tensor, sizes: Tensor, precision: Precision) -> BatchDetections:
     """Detections of one batch on the model's device, in the precision of its recipe, as in evaluation mode.
 
-    On a CPU the shares of a batch are computed side by side; the operations of a batch of one share use all threads.
+    On a CPU the shares of a batch are computed side by side if there is one for every thread; else every operation uses
+    all threads.
     """
     own = shares(len(pixels), (pixels.shape[2], pixels.shape[3])) if pixels.device.type == "cpu" else []
-    if len(own) < 2:
+    if len(own) < max(2, usable_threads()):
         return _detect(model, pixels, sizes, precision)
     with _evaluating(model), tf32_flags(precision):
         works = ((pixels[images], sizes[images]) for images in own)
@@ -150,14 +159,34 @@ def _detect(model: Detector, pixels: Tensor, sizes: Tensor, precision: Precision
 
 @contextmanager
 def _evaluating(model: Detector) -> Iterator[None]:
-    """Inside it, every module is in evaluation mode; somebody else's loop may train them between two detections."""
-    trained = [module for module in model.modules() if module.training]
-    model.eval()
+    """Inside it, every module is in evaluation mode; somebody else's loop may train them between two detections.
+
+    Of several threads the first notes which modules train, and the last to leave lets them train again.
+    """
+    with _LOCK:
+        own = _EVALUATED.setdefault(model, _Evaluated([module for module in model.modules() if module.training]))
+        own.inside += 1
+        model.eval()
     try:
         yield
     finally:
-        for module in trained:
-            module.training = True
+        with _LOCK:
+            own.inside -= 1
+            if not own.inside:
+                del _EVALUATED[model]
+                for module in own.trained:
+                    module.training = True
+
+
+@dataclass
+class _Evaluated:
+    trained: list[nn.Module]
+    inside: int = 0
+
+
+_LOCK = threading.Lock()
+_EVALUATED: dict[Detector, _Evaluated] = {}
+"""The models that are in evaluation mode for a time, and by how many."""
 
 
 def _looks(

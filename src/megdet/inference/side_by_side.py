@@ -6,16 +6,24 @@ times as many images of a data set a second as one forward on both (64 to 800 pi
 convolution overlaps.
 """
 
+import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future
-from typing import TypeVar
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from threading import Barrier, Event
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
 
 from megdet.layers.image_team import thread_pool
-from megdet.runtime import operations_on_one_thread
+from megdet.runtime import usable_threads
 
 T = TypeVar("T")
 R = TypeVar("R")
+_LOCAL = threading.local()
+"""`stop` of a thread of the pool: set when nobody waits for its item any more."""
 _PIXELS = 1 << 17
 """Of a share: so many that its operations are worth their start, so few that memory stays that of some images."""
 
@@ -26,23 +34,88 @@ def shares(num_images: int, canvas: tuple[int, int]) -> list[slice]:
     return [slice(first, min(first + size, num_images)) for first in range(0, num_images, size)]
 
 
+def threads_for(canvas: tuple[int, int], batch_size: int) -> int:
+    """How many threads compute shares of this canvas or smaller ones at a time.
+
+    All of the process's; but where a share is one large image, no more than `batch_size`, since each takes the memory
+    of a forward.
+    """
+    most = usable_threads()
+    return most if canvas[0] * canvas[1] <= _PIXELS else min(most, batch_size)
+
+
+def fewer_threads(device: torch.device) -> str:
+    """The end of a message that memory does not suffice: on a CPU every thread computes a share."""
+    return ", or give fewer threads (OMP_NUM_THREADS)" if device.type == "cpu" else ""
+
+
 def side_by_side(work: Callable[[T], R], items: Iterable[T], threads: int) -> Generator[R, None, None]:
     """The results of `work` on every item, in their order; `threads` items at a time, 0 for none but the caller's.
 
-    The iterator must be used up or closed: until then no operation of this thread uses several threads.
+    The iterator must be used up or closed. Where it is closed early, by an error or Ctrl-C, items in work are given up
+    at the next layer of a network that is computed within `given_up_early`.
     """
     if not threads:
         yield from map(work, items)
         return
-    running = deque[Future[R]]()
-    with operations_on_one_thread(), thread_pool(threads) as pool:
+    running, stop = deque[Future[R]](), Event()
+
+    def worked(item: T) -> R:
+        _LOCAL.stop = stop
+        return work(item)
+
+    with _threads(threads) as pool:
         try:
             for item in items:
-                running.append(pool.submit(work, item))
+                running.append(pool.submit(worked, item))
                 if len(running) > 2 * threads:  # the data of more would only wait in memory
                     yield running.popleft().result()
             while running:
                 yield running.popleft().result()
         finally:
+            stop.set()
             for waiting in running:
                 waiting.cancel()
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads whose operations run on one thread; the number of this thread and of later ones stays as it is."""
+    own, have_begun = torch.get_num_threads(), Barrier(count + 1)
+
+    def begin() -> None:
+        torch.zeros(1 << 17).sum()  # with a thread's first operation torch sets its number to that of the process
+        torch.set_num_threads(1)
+        have_begun.wait()
+
+    with thread_pool(count) as pool:
+        try:
+            for _ in range(count):
+                pool.submit(begin)
+        except BaseException:  # a thread could not be started, for which the others would wait
+            have_begun.abort()
+            raise
+        have_begun.wait()
+        torch.set_num_threads(own)  # the threads of the pool have set what later threads begin with
+        yield pool
+
+
+class _GivenUpError(Exception):
+    """Nobody waits for this item any more."""
+
+
+@contextmanager
+def given_up_early(model: nn.Module) -> Iterator[None]:
+    """Within it, every layer of a model looks first whether somebody still waits for the item of its thread."""
+
+    def look(*_: Any) -> None:
+        stop: Event | None = getattr(_LOCAL, "stop", None)
+        if stop is not None and stop.is_set():
+            raise _GivenUpError
+
+    hooks = [module.register_forward_pre_hook(look) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,6 +1,7 @@
 """How far a run has come: its step, its evaluations, its roll-backs, and how checkpoints are told of them."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from megdet.run_folder.checkpoint_files import (
 )
 from megdet.run_folder.folder import RunFolder
 from megdet.training.datasets import fingerprint
+from megdet.training.stops import Stops
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,17 @@ def mark_evaluated(folder: RunFolder, step: int, numbers: Evaluation, position: 
 def newest_checkpoint(folder: RunFolder, is_wanted: Callable[[int], bool]) -> int:
     """The step of the newest checkpoint whose step is wanted, 0 for none."""
     return next((step for step in map(checkpoint_step, reversed(checkpoints(folder))) if is_wanted(step)), 0)
+
+
+def kept_to_go_back(folder: RunFolder, stops: Stops, step: int) -> set[int]:
+    """The steps whose checkpoints a roll-back may need, after the one of a step was given to be written.
+
+    Writing it may fail, so that on the disk stays too.
+    """
+    kept = {stops.newest_saved(step)}
+    with suppress(OSError):  # a folder that cannot be read is told of when the checkpoint is written
+        kept.add(newest_checkpoint(folder, stops.is_saved_after))
+    return kept
 
 
 def mark_rolled_back(folder: RunFolder, step: int, roll_backs: int) -> None:

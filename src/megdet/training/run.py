@@ -40,7 +40,7 @@ from megdet.training.datasets import Datasets, check_statistics, fingerprint, lo
 from megdet.training.dry_run import MemoryTrial
 from megdet.training.evaluations.background import agree_on_device
 from megdet.training.initial_weights import check_sources
-from megdet.training.position import Position, mark_evaluated, newest_checkpoint, without_other_scores
+from megdet.training.position import Position, kept_to_go_back, mark_evaluated, without_other_scores
 from megdet.training.resume import check_folder, claim_folder, facts_of_training, resume, start_at
 from megdet.training.schedule import learning_rate, rewarm_factor
 from megdet.training.step import StepResult, train_step
@@ -256,10 +256,8 @@ class Run:
         """The steps whose checkpoints are kept at any age."""
         every, best = self.recipe.keep_every_epochs, self.position.best_step
         epochs = range(every, int(self.plan.epochs_done(self.last_step)) + 1, every) if every else ()
-        backs, folder = set[int](), self.folder
-        if self.recipe.watch.action == "roll_back" and folder is not None:  # what is being written may fail
-            on_disk = newest_checkpoint(folder, self.stops.is_saved_after)
-            backs = {self.stops.newest_saved(self._saved_step), on_disk}
+        is_back, folder = self.recipe.watch.action == "roll_back", self.folder
+        backs = kept_to_go_back(folder, self.stops, self._saved_step) if is_back and folder is not None else ()
         return {*needed, *backs, *map(self.plan.epoch_end, epochs), *([best] if self.recipe.keep_best else [])}
 
     def check_folder(self) -> None:

@@ -120,7 +120,9 @@ def _splits(source: str) -> Mapping[str, Any]:
         else:
             found = datasets.load_dataset(source)
     except Exception as error:  # the library raises many kinds, for files, addresses and formats
-        raise InputError(f"{source}: `datasets` cannot load it: {str(error).splitlines()[0]}") from error
+        raise InputError(
+            f"{source}: `datasets` cannot load it: {(str(error) or type(error).__name__).splitlines()[0]}"
+        ) from error
     splits = dict(found) if isinstance(found, dict) else {"all": found}
     for split, rows in splits.items():
         splits[split] = rows.with_format(None)  # Python's numbers and lists, not arrays of numpy or torch

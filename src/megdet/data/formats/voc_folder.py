@@ -27,16 +27,17 @@ class VocFolder:
     def image_of(self, xml_file: Path, named: str, split: str) -> Path:
         """The image of an XML file whose `filename` is `named`.
 
-        An image with the XML file's name beside it; else one elsewhere, in the matching folder; else `filename`. Only
-        without any of these, names in another case.
+        The nearest image with the XML file's name, else that of `filename`: beside the XML file or in the matching
+        folder, there also in another case, else elsewhere.
 
         Raises:
             InputError: there is no such image, or there are several.
         """
         name = PurePosixPath(PureWindowsPath(named).as_posix()).name  # some tools write a path on their own machine
         names = dict.fromkeys((xml_file.stem, name, PurePosixPath(name).stem))
-        for called, wanted in itertools.product((self.images.exactly, self.images.in_any_case), names):
-            found = self._in_reach(xml_file, called(wanted))
+        forms = (self.images.exactly, self.images.in_any_case)
+        for is_near, called, wanted in itertools.product((True, False), forms, names):
+            found = self._near(xml_file, called(wanted)) if is_near else self._far(xml_file, called(wanted))
             for form in (str, composed):
                 if len(found) > 1 and len(exact := [path for path in found if form(path.name) == form(name)]) == 1:
                     found = exact
@@ -51,13 +52,15 @@ class VocFolder:
             f"{named!r}: put it beside the XML; an XML file that is not an annotation must leave the folder"
         )
 
-    def _in_reach(self, xml_file: Path, images: Sequence[Path]) -> list[Path]:
-        """The nearest images: beside the file, else in the matching folder, else anywhere but in another split."""
+    def _near(self, xml_file: Path, images: Sequence[Path]) -> list[Path]:
+        """The images beside the file, else those in the matching folder."""
         beside = [path for path in images if path.parent == xml_file.parent]
-        alike = [path for path in images if self._part(path) == self._part(xml_file)]
+        return beside or [path for path in images if self._part(path) == self._part(xml_file)]
+
+    def _far(self, xml_file: Path, images: Sequence[Path]) -> list[Path]:
+        """The images anywhere but in another split."""
         own = self.splits_of(xml_file)
-        allowed = [path for path in images if not own or self.splits_of(path) <= own]
-        return beside or alike or allowed
+        return [path for path in images if not own or self.splits_of(path) <= own]
 
     def _part(self, path: Path) -> tuple[str, ...]:
         """The folders in a file's path that tell the part of the data set."""
@@ -139,6 +142,8 @@ def listed_files(found: VocFolder, split: str, lines: Iterable[str]) -> list[Pat
         return by_name.get(name) or by_name.get(str(PurePosixPath(name).with_suffix("")) if has_ending else name, [])
 
     lines = list(lines)
+    if not lines:
+        raise InputError(f"{found.image_sets[split]}: it names no image: write their names, or delete it")
     widths = range(min((len(line.split()) for line in lines), default=1))
     forms = [[line.rsplit(maxsplit=width)[0] for line in lines] if width else lines for width in widths]
     most = max(forms, key=lambda names: sum(map(bool, map(files_called, {*names}))))  # whose fault is told

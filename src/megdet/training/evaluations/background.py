@@ -21,7 +21,9 @@ from megdet.errors import InputError
 from megdet.evaluation.coco_numbers import Evaluation, evaluate_detections
 from megdet.files import cannot_write, write_json_atomically
 from megdet.inference.predict import detect_dataset
+from megdet.inference.side_by_side import fewer_threads
 from megdet.inference.trained import load_detector
+from megdet.memory import is_out_of_memory
 from megdet.recipe import Recipe
 from megdet.run_folder.folder import RunFolder
 from megdet.runtime import device_beside, slow_at, usable_cores
@@ -78,7 +80,7 @@ class BackgroundEvaluations:
         device: the device of the evaluations.
         workers: processes that load images.
         training_device: the device of the training. If both are the CPU, an evaluation has the training's number of
-            threads, so that it rounds as in the foreground; beside a training on GPUs it has all cores.
+            threads; beside a training on GPUs it has all cores.
         overrides: keys of the run's recipe to change, from `overrides_beside`.
     """
 
@@ -186,9 +188,12 @@ def _evaluate(
     ids = category_ids_for(trained.class_names, dataset)
     try:
         results = detect_dataset(trained.model, trained.recipe, dataset, ids, world, workers=workers)
-    except torch.OutOfMemoryError:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise InputError(
-            f"{trained.recipe.evaluation.batch_size} images do not fit {world.device}: choose another --evaluate-on"
+            f"{trained.recipe.evaluation.batch_size} images do not fit {world.device}: choose another --evaluate-on, "
+            f"or lower evaluation.batch_size{fewer_threads(world.device)}"
         ) from None
     numbers = evaluate_detections(dataset.annotations_file, results, has_masks=trained.model.has_masks)
     write_json_atomically(out / _DETECTIONS, results)

@@ -9,6 +9,7 @@ from megdet.errors import InputError
 from megdet.evaluation.coco_numbers import Evaluation, evaluate_detections
 from megdet.files import write_json_atomically
 from megdet.inference.predict import detect_dataset
+from megdet.inference.side_by_side import fewer_threads
 from megdet.inference.trained import load_detector
 from megdet.memory import is_out_of_memory
 from megdet.model.detector import Detector
@@ -123,7 +124,7 @@ class Evaluations:
                 raise
             raise InputError(
                 f"the evaluation of step {step}: {recipe.evaluation.batch_size} images do not fit "
-                f"{self.world.device}: lower evaluation.batch_size"
+                f"{self.world.device}: lower evaluation.batch_size{fewer_threads(self.world.device)}"
             ) from None
         numbers = self.world.on_first(
             lambda: evaluate_detections(val.annotations_file, results, has_masks=model.has_masks)

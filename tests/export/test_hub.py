@@ -5,6 +5,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -208,3 +209,35 @@ def test_a_detector_is_loaded_by_its_name_on_the_hub_and_anew_when_that_has_chan
     other = megdet.load("hf://me/shapes", device="cpu")(image)
     assert other.to_coco() == megdet.load(tmp_path / "other", device="cpu")(image).to_coco() != first.to_coco()
     assert len(list((tmp_path / "user/megdet/hub").iterdir())) == 2
+
+
+def test_a_pull_that_failed_while_it_wrote_can_be_repeated(repositories, recipe, tmp_path, monkeypatch):
+    hub.push(save_run(tmp_path / "run", recipe)[0], "me/bolts")
+    out = RunFolder(tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(hub, "save_checkpoint", no_space)
+        with pytest.raises(InputError, match="no space"):
+            hub.pull("me/bolts", out)
+    hub.pull("me/bolts", out)
+    assert load_detector(out, CPU).step == 7
+
+
+def no_space(*_: Any, **__: Any) -> None:
+    raise InputError("no space")
+
+
+def test_processes_that_load_a_name_at_the_same_time_have_all_its_copy(repositories, recipe, tmp_path, monkeypatch):
+    hub.push(save_run(tmp_path / "run", recipe)[0], "me/bolts")
+    monkeypatch.setattr(hub, "cache_folder", lambda: tmp_path / "cache")
+    together, save = threading.Barrier(3), hub.save_checkpoint
+
+    def save_together(*arguments: Any, **options: Any) -> Path:
+        together.wait(60)
+        return save(*arguments, **options)
+
+    monkeypatch.setattr(hub, "save_checkpoint", save_together)
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(hub.cached_run, ["me/bolts"] * 3))
+    assert len({folder.path for folder in found}) == 1
+    assert load_detector(found[0], CPU).step == 7
+    assert list((tmp_path / "cache" / "hub").iterdir()) == [found[0].path]

@@ -140,19 +140,24 @@ def cached_run(name: str) -> RunFolder:
     with _refusals(name):
         config = Path(hf_hub_download(name, CONFIG)).read_bytes()
     folder = RunFolder(cache_folder() / "hub" / f"{name.replace('/', '--')}-{hashlib.sha256(config).hexdigest()[:16]}")
-    if folder.read_recipe() is None or latest_checkpoint(folder) is None:
+    if not _is_whole(folder):
         make_folder(folder.path.parent)
         own = RunFolder(Path(tempfile.mkdtemp(dir=folder.path.parent)))  # others may pull it at the same time
         try:
             pull(name, own)
-            shutil.rmtree(folder.path, ignore_errors=True)  # what earlier versions have left when they were killed
+            if not _is_whole(folder):
+                shutil.rmtree(folder.path, ignore_errors=True)  # what an earlier version has left when it was killed
             own.path.rename(folder.path)
         except OSError as error:
-            if folder.read_recipe() is None:  # else another process was first
+            if not _is_whole(folder):  # else another process was first
                 raise cannot_write(folder.path, error) from error
         finally:
             shutil.rmtree(own.path, ignore_errors=True)
     return folder
+
+
+def _is_whole(folder: RunFolder) -> bool:
+    return folder.read_recipe() is not None and latest_checkpoint(folder) is not None
 
 
 def hub_card(name: str, config: HubConfig, recipe: Recipe) -> str:

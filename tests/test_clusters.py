@@ -101,14 +101,19 @@ def test_a_spot_machine_that_is_taken_tells_the_training_and_ends_with_its_code(
             self.wfile.write(b"token")
 
         def do_GET(self) -> None:
-            known = is_taken and self.headers["X-aws-ec2-metadata-token"] == "token"
+            is_running = (tmp_path / "running").exists()  # before its trap is set a signal would kill the stand-in
+            known = is_taken and is_running and self.headers["X-aws-ec2-metadata-token"] == "token"
             self.send_response(200 if known and self.path.endswith("/spot/instance-action") else 404)
             self.end_headers()
 
         def log_message(self, *words: Any) -> None:
             pass
 
-    stand_in(tmp_path, "megdet", "trap 'exit 75' USR1\nfor i in 1 2 3 4 5 6 7 8 9 10; do sleep 0.1; done\nexit 0")
+    stand_in(
+        tmp_path,
+        "megdet",
+        f"trap 'exit 75' USR1\ntouch {tmp_path}/running\nfor i in 1 2 3 4 5 6 7 8 9 10; do sleep 0.1; done\nexit 0",
+    )
     with ThreadingHTTPServer(("127.0.0.1", 0), Metadata) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}"

@@ -83,9 +83,7 @@ def test_a_table_without_rows_is_refused(tmp_path, capsys):
     (tmp_path / "t.csv").write_text("filename,class,xmin,ymin,xmax,ymax\n")
     words = ["data", "convert", "--from", "csv", str(tmp_path / "t.csv"), str(tmp_path / "out")]
     assert main([*words, "--images", str(tmp_path)]) == 2
-    assert "no image of it is in the annotations, so there is nothing to convert" in " ".join(
-        capsys.readouterr().err.split()
-    )
+    assert "t.csv: no image in it, so there is nothing to convert" in " ".join(capsys.readouterr().err.split())
 
 
 def test_links_below_a_folder_beside_stay(files, tmp_path, monkeypatch, capsys):

@@ -74,6 +74,8 @@ def convert_csv(source: Path, out: Path, images: Path | None = None) -> list[Con
     for path, columns in boxes.items():
         rows = list(_rows(path, tables[path][1:], columns, descriptions))
         labelled += _images(rows, files, path, splits[path])
+    if not labelled:
+        raise InputError(f"{source}: no image in it, so there is nothing to convert")
     _refuse_shared(labelled)
     return write_labelled(labelled, files, out)
 

@@ -63,6 +63,8 @@ def convert_label_studio(source: Path, out: Path, images: Path | None = None) ->
             image = _image_of(address, files, where, path.parent)
             height, width = image_size(image)
             labelled.append(LabelledImage(image, [_object(own, width, height, where) for own in regions], where))
+    if not labelled:
+        raise InputError(f"{paths[0]}: no image in it, so there is nothing to convert")
     return write_labelled(labelled, files, out)
 
 

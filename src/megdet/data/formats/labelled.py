@@ -53,8 +53,6 @@ def write_labelled(
         InputError: an image is labelled twice, or has another size than the annotations say; a box is not finite; only
             some images are in the folder of a split, or the name of a split is no file name; a file cannot be written.
     """
-    if not labelled:
-        raise InputError(f"{images.root}: no image of it is in the annotations, so there is nothing to convert")
     labelled = sorted(labelled, key=lambda own: own.path)
     for before, own in pairwise(labelled):
         if before.path == own.path:

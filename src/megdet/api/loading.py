@@ -55,6 +55,7 @@ def _place(name: str | Path) -> tuple[RunFolder, int | None]:
         from megdet.export.hub import cached_run
 
         return cached_run(str(name).removeprefix(_HUB)), None
-    if not Path(name).exists() and Path(name).name != "best":
-        raise InputError(f"{name}: no such run folder")
-    return run_of(name)
+    folder, step = run_of(name)
+    if not folder.path.exists():
+        raise InputError(f"{folder.path}: no such run folder")
+    return folder, step

@@ -21,7 +21,7 @@ from megdet.recipe_check import flat_keys
 from megdet.recipe_file import load_recipe, recipe_name
 from megdet.report.report import write_report
 from megdet.run_folder.folder import RunFolder
-from megdet.run_folder.run_path import run_of
+from megdet.run_folder.run_path import run_of, suffix_of
 from megdet.runtime import default_workers
 from megdet.studies.evaluated_run import evaluate_run
 from megdet.terminal import Terminal
@@ -142,7 +142,7 @@ def evaluate(
             workers=num_workers,
             out=None if out is None else Path(out),
             is_own=is_own,
-            suffix="" if step is None else f"-step-{step}",
+            suffix=suffix_of(step),
         ).numbers
 
 

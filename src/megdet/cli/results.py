@@ -16,7 +16,7 @@ from megdet.inference.fold import fold_batch_norms
 from megdet.inference.predict import detect_image
 from megdet.inference.trained import TrainedDetector, load_detector, precision_here
 from megdet.run_folder.folder import RunFolder
-from megdet.run_folder.run_path import run_of
+from megdet.run_folder.run_path import run_of, suffix_of
 from megdet.studies.evaluated_run import evaluate_run
 from megdet.terminal import Terminal
 from megdet.training.precise_statistics import load_precise_detector
@@ -56,7 +56,7 @@ def _evaluate_run(arguments: Arguments, folder: RunFolder, step: int | None, wor
     else:
         trained = load_detector(folder, world.device, overrides, step=step, world=world)
     fold_if_asked(arguments, trained, world)
-    out, folded = arguments.out, ("" if step is None else f"-step-{step}") + "-folded" * arguments.fold
+    out, folded = arguments.out, suffix_of(step) + "-folded" * arguments.fold
     if out is None and arguments.precise_bn is not None:
         annotations = arguments.data[0] if arguments.data else trained.recipe.data.val_annotations
         out = folder.path / "evaluations" / f"{Path(annotations).stem}-precise-bn-{arguments.precise_bn}{folded}"

@@ -21,6 +21,7 @@ from megdet.files import make_folder, write_json_atomically, write_text_atomical
 from megdet.inference.trained import TrainedDetector, load_detector, read_recipe
 from megdet.run_folder.checkpoint_files import checkpoint_path, open_checkpoint
 from megdet.run_folder.folder import RunFolder
+from megdet.run_folder.run_path import suffix_of
 
 Progress = Callable[[int, int], None]
 
@@ -112,8 +113,7 @@ def _place(folder: RunFolder, kind: str, out: Path | None, step: int | None, *, 
     if is_int8 and kind != "onnx":
         raise InputError(f"--int8 is for --to onnx, not {kind}: onnxruntime is what computes with 8-bit integers here")
     suffix = next(own for own, of in SUFFIXES.items() if of == kind)
-    of_step = "" if step is None else f"-step-{step}"
-    file = out or folder.path / "export" / f"{folder.path.resolve().name}{of_step}{'-int8' * is_int8}{suffix}"
+    file = out or folder.path / "export" / f"{folder.path.resolve().name}{suffix_of(step)}{'-int8' * is_int8}{suffix}"
     if file.suffix != suffix:
         raise InputError(f"{file}: a file of --to {kind} ends with {suffix}, so that others know what it is")
     return file

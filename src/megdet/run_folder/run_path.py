@@ -32,3 +32,8 @@ def run_of(path: str | Path) -> tuple[RunFolder, int | None]:
     if not checkpoint_path(folder, step).is_dir():
         raise InputError(f"{own}: the checkpoint of step {step}, the best, was not kept (keep_best): name another")
     return folder, step
+
+
+def suffix_of(step: int | None) -> str:
+    """What the name of a file or folder ends with that is of the checkpoint of a step; None is the newest."""
+    return "" if step is None else f"-step-{step}"

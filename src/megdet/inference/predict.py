@@ -2,16 +2,15 @@
 
 import itertools
 import math
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, closing
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from megdet.data.coco import CocoDataset
 from megdet.data.far.folder import ImageFile
@@ -22,6 +21,7 @@ from megdet.data.rle import encode_mask
 from megdet.data.transforms import RESIZE
 from megdet.detections import Detections
 from megdet.distributed.world import World
+from megdet.inference.evaluating import evaluating
 from megdet.inference.looks import mirrored_detections, mirrored_pixels, together, within
 from megdet.inference.side_by_side import given_up_early, shares, side_by_side, threads_for
 from megdet.inference.trained import TrainedDetector
@@ -82,7 +82,7 @@ def detect_dataset(
 
     found, done = list[tuple[int, list[Result]]](), 0
     with ExitStack() as opened:
-        opened.enter_context(_evaluating(model))
+        opened.enter_context(evaluating(model))
         opened.enter_context(tf32_flags(recipe.precision))
         if recipe.exact:
             opened.enter_context(operations_on_one_thread())
@@ -146,47 +146,15 @@ def detect_batch(model: Detector, pixels: Tensor, sizes: Tensor, precision: Prec
     own = shares(len(pixels), (pixels.shape[2], pixels.shape[3])) if pixels.device.type == "cpu" else []
     if len(own) < max(2, usable_threads()):
         return _detect(model, pixels, sizes, precision)
-    with _evaluating(model), tf32_flags(precision):
+    with evaluating(model), tf32_flags(precision):
         works = ((pixels[images], sizes[images]) for images in own)
         found = side_by_side(lambda work: _detect(model, *work, precision), works, usable_threads())
         return BatchDetections.of_batches(list(found))
 
 
 def _detect(model: Detector, pixels: Tensor, sizes: Tensor, precision: Precision) -> BatchDetections:
-    with torch.inference_mode(), arithmetic(precision, pixels.device), _evaluating(model):
+    with torch.inference_mode(), arithmetic(precision, pixels.device), evaluating(model):
         return model.detect(model.normalized(pixels, sizes), sizes)
-
-
-@contextmanager
-def _evaluating(model: Detector) -> Iterator[None]:
-    """Inside it, every module is in evaluation mode; somebody else's loop may train them between two detections.
-
-    Of several threads the first notes which modules train, and the last to leave lets them train again.
-    """
-    with _LOCK:
-        own = _EVALUATED.setdefault(model, _Evaluated([module for module in model.modules() if module.training]))
-        own.inside += 1
-        model.eval()
-    try:
-        yield
-    finally:
-        with _LOCK:
-            own.inside -= 1
-            if not own.inside:
-                del _EVALUATED[model]
-                for module in own.trained:
-                    module.training = True
-
-
-@dataclass
-class _Evaluated:
-    trained: list[nn.Module]
-    inside: int = 0
-
-
-_LOCK = threading.Lock()
-_EVALUATED: dict[Detector, _Evaluated] = {}
-"""The models that are in evaluation mode for a time, and by how many."""
 
 
 def _looks(

@@ -31,3 +31,15 @@ def test_an_interrupt_while_the_program_loads_is_one_line(module: str, tmp_path:
     said = [line for line in lines if not line.startswith("import time:")]
     assert said == ["megdet: interrupted; the same command goes on from the last checkpoint, if there is one\n"]
     assert not (tmp_path / "run").exists()
+
+
+def test_an_interrupt_of_the_exec_of_a_string_ends_with_the_exit_code_and_not_by_a_signal(tmp_path: Path) -> None:
+    (tmp_path / "interrupted.py").write_text(
+        "import sys\n"
+        "from megdet.cli import main\n"
+        "main._run = lambda words: exec('raise KeyboardInterrupt')\n"
+        "sys.exit(main.main(['train', 'demo']))\n"
+    )
+    ended = subprocess.run([sys.executable, "-m", "interrupted"], cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode == 130
+    assert ended.stderr == "megdet: interrupted; the same command goes on from the last checkpoint, if there is one\n"

@@ -108,6 +108,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.code
     except KeyboardInterrupt:
         print(_STOPPED, file=sys.stderr)
+        # CPython notes an interrupt that leaves the exec of a string, as dataclasses use it, and later ends `python -m`
+        # by SIGINT, whatever the exit code. A further exec clears the note.
+        exec("")
         return 130
     except BrokenPipeError:  # the reader of our output, such as head, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -132,10 +132,11 @@ import os, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
 from rank_runs import break_step
-from megdet.cli.main import main
+from megdet.cli.main import run
 if os.environ["RANK"] == {str(sabotage.rank if sabotage else "none")!r}:
     break_step({sabotage.how if sabotage else ""!r}, Path({str(folder)!r}))
-sys.exit(main({[str(word) for word in words]!r}))
+sys.argv = {["megdet", *map(str, words)]!r}
+run()
 """)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
     return subprocess.run(

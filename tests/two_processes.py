@@ -1,15 +1,15 @@
 """Batch norm over two real processes, and the same on the joined batch in one."""
 
 from itertools import product
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
-from torch import distributed, multiprocessing, nn
+from torch import distributed, nn
 
 from megdet.distributed.lane import Lane, make_lane
 from megdet.distributed.layout import Layout
+from megdet.distributed.local_ranks import run_in_ranks
 from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.layers.batch_norm import CrossDeviceBatchNorm, finish_step
@@ -76,15 +76,12 @@ def _two_layers(lane: Lane, world: World, function: Any) -> dict[str, Any]:
     return {"collectives": calls, "x": x.grad, **found, **dict(norms.named_buffers())}
 
 
-def _process(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    world = World(rank, 2, torch.device("cpu"))
+def _rank(world: World) -> dict[Any, Any]:
     lane = make_lane(world, Layout(1, 7, 2, 2))
     found: dict[Any, Any] = {}
     for (case, shares), two_pass in product(enumerate(UNEVEN_SHARES), (False, True)):
         norm = make_norm(CrossDeviceBatchNorm, lane=lane, two_pass=two_pass)
-        own = slice(0, shares[0]) if rank == 0 else slice(shares[0], None)
+        own = slice(0, shares[0]) if world.rank == 0 else slice(shares[0], None)
         x, upstream = (tensor[own].clone() for tensor in whole_group(case))
         y = norm(x.requires_grad_())
         y.backward(upstream)
@@ -92,14 +89,12 @@ def _process(rank: int, folder: str) -> None:
         found[case, two_pass] = observed(norm, x, y)
     found["plain"], found["recomputed"] = (_two_layers(lane, world, function) for function in (plainly, recompute))
     try:
-        CrossDeviceBatchNorm(CHANNELS, lane=lane)(torch.ones(1 - rank, CHANNELS, 1, 1))
+        CrossDeviceBatchNorm(CHANNELS, lane=lane)(torch.ones(1 - world.rank, CHANNELS, 1, 1))
     except InputError as error:
         found["one value"] = str(error)
-    torch.save(found, Path(folder) / f"rank{rank}.pt")
-    distributed.destroy_process_group()
+    return found
 
 
-def run_two_processes(folder: Path) -> list[dict[Any, Any]]:
+def run_two_processes() -> list[dict[Any, Any]]:
     """What each of two gloo processes saw, by case and form of the statistics."""
-    multiprocessing.spawn(_process, args=(str(folder),), nprocs=2)
-    return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
+    return run_in_ranks(_rank, 2)

@@ -57,7 +57,10 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'megdet' has no attribute '{name}'")
     from importlib import import_module
 
-    return getattr(import_module("megdet.api"), name)
+    from megdet.program import loading
+
+    with loading():
+        return getattr(import_module("megdet.api"), name)
 
 
 def __dir__() -> list[str]:

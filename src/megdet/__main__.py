@@ -1,8 +1,6 @@
 """`python -m megdet`, the form in which torchrun starts it."""
 
-import sys
-
-from megdet.cli.main import main
+from megdet.cli.main import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -11,7 +11,7 @@ from cli_runs import TinyData, make_data
 from megdet.cli.main import VERBS
 from written_runs import write_run, write_validation_set
 
-HEAVY = {"torch", "torchvision", "timm", "triton", "matplotlib"}
+HEAVY = {"torch", "torchvision", "timm", "triton", "matplotlib", "wandb"}
 _LOADED = """
 import json, sys
 from megdet.cli.main import main
@@ -70,4 +70,4 @@ def test_what_a_verb_needs_is_loaded_when_it_is_called(data: TinyData) -> None:
     assert heavy_modules("data", "stats", data.val, data.val_images, "--picture", data.folder / "a.png") == {
         "matplotlib"
     }
-    assert "torch" in heavy_modules("describe", "demo", "--parameters")
+    assert heavy_modules("describe", "demo", "--parameters") == {"torch", "torchvision", "timm", "triton"}

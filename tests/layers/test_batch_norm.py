@@ -238,8 +238,8 @@ def test_a_wide_lane_refuses_a_group_of_one_value_on_every_rank(two_processes):
 
 
 @pytest.fixture(scope="module")
-def two_processes(tmp_path_factory):
-    return run_two_processes(tmp_path_factory.mktemp("ranks"))
+def two_processes():
+    return run_two_processes()
 
 
 @pytest.mark.distributed

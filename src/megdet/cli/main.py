@@ -7,16 +7,16 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout
-from importlib import import_module
-from typing import Any, NamedTuple
+from typing import NamedTuple, NoReturn
 
 from megdet import __version__
 from megdet.cli.parsers.shared import Parser
 from megdet.distributed.parent import end_with_launcher
 from megdet.distributed.termination import TerminationListener
 from megdet.errors import InputError, StoppedError, nearest
+from megdet.program import Ending, load_function
 
 _PROGRAM = "megdet"
 _NOTICES = tuple(int(getattr(signal, name)) for name in ("SIGUSR1", "SIGTERM") if hasattr(signal, name))
@@ -81,8 +81,15 @@ def make_parser(called: str | None) -> Parser:
     for name, verb in VERBS.items():
         own = verbs.add_parser(name, help=verb.help, description=verb.help, allow_abbrev=False)
         if name == called:
-            _load(f"megdet.cli.parsers.{verb.options}")(own)
+            load_function(f"megdet.cli.parsers.{verb.options}")(own)
     return parser
+
+
+def run() -> NoReturn:
+    """Run the command of this process and end the process."""
+    ending = Ending()
+    ending.code = main()
+    sys.exit(ending.code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -151,11 +158,4 @@ def _run(words: list[str]) -> None:
     arguments = Arguments(options, split_overrides(rest))
     # with --json tables and sentences are no result, nor is what other people's packages print
     with redirect_stdout(sys.stderr) if getattr(options, "json", False) else nullcontext():
-        _load(f"megdet.cli.{options.run_verb}")(arguments)
-
-
-def _load(place: str) -> Callable[..., Any]:
-    """The function at `module:function`."""
-    module, _, function = place.partition(":")
-    loaded: Callable[..., Any] = getattr(import_module(module), function)
-    return loaded
+        load_function(f"megdet.cli.{options.run_verb}")(arguments)

@@ -4,6 +4,7 @@ from importlib.util import find_spec
 
 from megdet.cli.options import CONSOLE, PROGRESS, Arguments
 from megdet.errors import InputError
+from megdet.program import UNUSED, loading
 
 _PACKAGES = {"fastapi": "fastapi", "python_multipart": "python-multipart", "uvicorn": "uvicorn"}
 
@@ -11,11 +12,12 @@ _PACKAGES = {"fastapi": "fastapi", "python_multipart": "python-multipart", "uvic
 def run_serve(arguments: Arguments) -> None:
     """Serve one or two runs until SIGTERM or Ctrl-C."""
     check_packages()
-    from megdet.app.application import make_application
-    from megdet.app.batcher import Batcher
-    from megdet.app.requests import Limits
-    from megdet.app.runs import load_runs
-    from megdet.app.server import address_of, bound_socket, is_loopback, make_server, run_until_stopped
+    with loading(UNUSED):
+        from megdet.app.application import make_application
+        from megdet.app.batcher import Batcher
+        from megdet.app.requests import Limits
+        from megdet.app.runs import load_runs
+        from megdet.app.server import address_of, bound_socket, is_loopback, make_server, run_until_stopped
 
     with bound_socket(arguments.host, arguments.port) as own:
         if not is_loopback(own):

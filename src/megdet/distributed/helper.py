@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from megdet.distributed.termination import STOP_SIGNALS, blocked_signals
 from megdet.errors import InputError
 from megdet.files import replace_file
+from megdet.program import UNUSED, Ending, loading
 
 if TYPE_CHECKING:
     import torch
@@ -174,7 +175,8 @@ def _end_with(parent: int) -> None:
 def _answer(call: bytes) -> bytes:
     """The pickled answer of a call, or the line that says why there is none."""
     try:
-        function, arguments = pickle.loads(call)
+        with loading(UNUSED):
+            function, arguments = pickle.loads(call)
         return pickle.dumps(("answer", function(*arguments)))
     except InputError as error:
         return pickle.dumps(("refused", error))
@@ -201,4 +203,6 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    ending = Ending()
     main(Path(sys.argv[1]))
+    ending.code = 0

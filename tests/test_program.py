@@ -1,0 +1,100 @@
+"""How a process of ours loads what it needs, and how it ends."""
+
+import gc
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from megdet.program import load_function, loading
+
+ENDING = """
+import atexit, ctypes, sys, threading, time
+from megdet.program import Ending
+
+class Freed:
+    def __del__(self):
+        print("freed")
+
+def work():
+    time.sleep(0.2)
+    print("thread")
+
+ending = Ending()
+atexit.register(print, "atexit")
+kept = Freed()
+threading.Thread(target=work).start()
+"""
+
+
+def ended(program: str) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of a program in a process of its own."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    command = [sys.executable, "-c", ENDING + program]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_the_end_comes_after_threads_and_exit_functions_and_frees_nothing() -> None:
+    assert ended("ending.code = 3; sys.exit(3)") == (3, "thread\natexit\n", "")
+
+
+def test_a_program_without_a_code_ends_as_python_ends_it() -> None:
+    assert ended("sys.exit(4)") == (4, "thread\natexit\nfreed\n", "")
+    code, printed, errors = ended("raise ValueError('a bug')")
+    assert (code, printed) == (1, "thread\natexit\nfreed\n")
+    assert errors.endswith("ValueError: a bug\n")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="C's own buffer is only emptied where there is POSIX")
+def test_what_a_library_has_printed_is_written() -> None:
+    assert ended("ctypes.CDLL(None).printf(b'from C'); ending.code = 0")[:2] == (0, "thread\natexit\nfrom C")
+
+
+def test_output_that_nobody_reads_is_said_as_python_says_it() -> None:
+    code = "import os; os.close(1); ending.code = 0"
+    assert ended(code)[0] == ended(code.replace("ending.code = 0", ""))[0] == 120
+
+
+def test_the_collector_rests_while_something_is_loaded() -> None:
+    assert gc.isenabled()
+    with loading():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    with pytest.raises(ImportError), loading():
+        raise ImportError
+    assert gc.isenabled()
+
+
+def test_a_collector_that_the_program_has_switched_off_stays_off() -> None:
+    gc.disable()
+    try:
+        with loading():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+
+
+def test_a_package_without_use_is_kept_out_only_while_something_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "package_without_use.py").touch()
+    (tmp_path / "package_in_use.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    import package_in_use
+
+    names = ("package_without_use", "package_in_use")
+    with loading(names):
+        with pytest.raises(ImportError):
+            import package_without_use
+        assert sys.modules["package_in_use"] is package_in_use
+    import package_without_use
+
+    assert {sys.modules.pop(name) for name in names} == {package_without_use, package_in_use}
+
+
+def test_a_function_is_loaded_by_its_place() -> None:
+    assert load_function("json:loads")("[1]") == [1]

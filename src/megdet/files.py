@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import stat
 import time
 from collections.abc import Callable, Iterable
@@ -65,9 +66,10 @@ def temporary_name(name: str) -> str:
 
 
 def delete_leftovers(folder: Path, *, inside: bool = False) -> None:
-    """Delete temporary files that killed processes of this machine left in a folder; `inside` its folders too.
+    """Delete temporary files and folders that killed processes of this machine left in a folder.
 
-    Files of the last minute stay: they may belong to a container of the same name, whose processes are not visible.
+    With `inside`, those in its folders too. What is of the last minute stays: it may belong to a container of the same
+    name, whose processes are not visible.
     """
     if os.name != "posix":
         return  # elsewhere os.kill with signal 0 kills the process
@@ -80,7 +82,7 @@ def delete_leftovers(folder: Path, *, inside: bool = False) -> None:
         except ProcessLookupError:
             with suppress(OSError):  # another process deleted it, or it is another user's
                 if time.time() - path.stat().st_mtime > _LEFTOVER_SECONDS:
-                    path.unlink()
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
         except (OSError, OverflowError):
             continue  # alive but of another user, or not a valid process id
 

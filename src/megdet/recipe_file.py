@@ -1,7 +1,7 @@
 """Recipes as YAML: find, read, override and write them."""
 
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -208,28 +208,32 @@ def _nearest_key(prefix: str, key: str, kind: str) -> str:
     others = [other for other in MODELS if f"{prefix}{key}" in _types(other)]
     if others and kind not in others:
         return f": model.kind {kind} has no such key; it belongs to {', '.join(others)}"
-    elsewhere = next((known for known in keys if known.endswith(f".{key}")), None)
-    if elsewhere is not None:
-        return f"; did you mean '{elsewhere}'?"
     *sections, leaf = f"{prefix}{key}".split(".")
+    elsewhere = [known for own in dict.fromkeys((key, leaf)) for known in keys if known.endswith(f".{own}")]
+    if elsewhere:
+        return f"; did you mean '{elsewhere[0]}'?"
     parts = {known.rpartition(".")[0] for known in keys}
-    section = _alike(".".join(sections), parts) if sections else ""
+    section = ".".join(sections)
+    section = _spelled_alike(section, parts) if sections else ""
     inside = {known.rpartition(".")[2]: known for known in keys if section and known.rpartition(".")[0] == section}
     beside = {known.removeprefix(prefix): known for known in parts if f"{known.rpartition('.')[0]}." == (prefix or ".")}
-    if "." not in key and (found := _alike(key, beside, cutoff=0.75)):
-        return f"; did you mean '{beside[found]}'?"
     here = {known.removeprefix(prefix): known for known in keys if known.startswith(prefix) and known not in parts}
     leaves = {known.rpartition(".")[2]: known for known in keys if known not in parts}
-    for word, names in ((leaf, inside), (key, here), (leaf, leaves)):
-        if found := _alike(word, names):
-            return f"; did you mean '{names[found]}'?"
-    return ""
+    places = ((leaf, inside), (key, here), (leaf, leaves))
+    tries = [(names, _with_word(word, names)) for word, names in places]
+    tries += [(beside, _spelled_alike(key, beside, cutoff=0.75) if "." not in key else "")]
+    tries += [(names, _spelled_alike(word, names)) for word, names in places]
+    return next((f"; did you mean '{names[found]}'?" for names, found in tries if found), "")
 
 
-def _alike(leaf: str, names: Collection[str], cutoff: float = 0.5) -> str:
-    """The name of which this is a word, as lr of base_lr, or one that is spelled alike; empty if there is none."""
-    of_words = [name for name in names if {*leaf.split("_")} <= {*name.split("_")}]
-    return of_words[0] if of_words else nearest(leaf, names, cutoff).partition("'")[2].partition("'")[0]
+def _with_word(word: str, names: Iterable[str]) -> str:
+    """The shortest name with these words, as base_lr for lr, of those without a section; empty if there is none."""
+    found = (name for name in names if "." not in name and {*word.split("_")} <= {*name.split("_")})
+    return min(found, key=lambda name: name.count("_"), default="")
+
+
+def _spelled_alike(word: str, names: Iterable[str], cutoff: float = 0.5) -> str:
+    return nearest(word, names, cutoff).partition("'")[2].partition("'")[0]
 
 
 def _set_key(tree: dict[str, Any], kind: str, key: str, value: Any) -> None:

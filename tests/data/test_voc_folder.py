@@ -202,10 +202,24 @@ def test_a_missing_file_of_a_list_is_not_taken_for_another_with_a_column(tmp_pat
 
 
 def test_the_filename_comes_before_an_image_whose_name_is_in_another_case(tmp_path):
+    folder = lay_out(tmp_path / "voc", "a.xml", "A.jpg", "A.xml", "b.jpg", named={"a.xml": "b.jpg"})
+    assert converted(folder, tmp_path / "out")[0] == {"all": ["A.jpg", "b.jpg"]}
+
+
+def test_an_image_in_another_case_and_one_that_the_xml_names_may_both_be_meant(tmp_path):
     folder = lay_out(tmp_path / "voc", "a.xml", "A.jpg", "b.jpg", named={"a.xml": "b.jpg"})
     (xml_file,) = find_voc(folder).xml_files
-    assert find_voc(folder).image_of(xml_file, "b.jpg", "all") == folder / "b.jpg"
+    with pytest.raises(InputError, match=r"a\.xml: its image may be .*A\.jpg or .*b\.jpg, which it names: rename the"):
+        find_voc(folder).image_of(xml_file, "b.jpg", "all")
     assert find_voc(folder).image_of(xml_file, "c.jpg", "all") == folder / "A.jpg"
+
+
+def test_an_image_elsewhere_with_an_xml_of_its_own_is_not_taken_for_another(tmp_path):
+    names = ["x/b.jpg", "y/a.jpg", "y/b.xml"]
+    folder = lay_out(tmp_path / "one", *names, named={"y/b.xml": "a.jpg"})
+    assert converted(folder, tmp_path / "out") == ({"all": ["b.jpg"]}, Path("x"))
+    folder = lay_out(tmp_path / "two", *names, "x/b.xml", named={"y/b.xml": "a.jpg"})
+    assert converted(folder, tmp_path / "out")[0] == {"all": ["x/b.jpg", "y/a.jpg"]}
 
 
 @pytest.mark.parametrize(
@@ -232,4 +246,12 @@ def test_the_image_beside_in_another_case_comes_before_one_elsewhere(tmp_path):
 def test_a_list_without_a_name_is_refused(tmp_path):
     folder = lay_out(tmp_path / "voc", "Annotations/a.xml", "JPEGImages/a.jpg", "ImageSets/Main/train.txt=")
     with pytest.raises(InputError, match=r"train.txt: it names no image"):
-        listed_files(find_voc(folder), "train", [])
+        convert_voc(folder, tmp_path / "out")
+
+
+def test_a_list_without_a_name_beside_others_is_left_out_unless_it_is_asked_for(tmp_path):
+    lists = ["ImageSets/Main/train.txt=a", "ImageSets/Main/val.txt="]
+    folder = lay_out(tmp_path / "voc", "Annotations/a.xml", "JPEGImages/a.jpg", *lists)
+    assert converted(folder, tmp_path / "out")[0] == {"train": ["a.jpg"]}
+    with pytest.raises(InputError, match=r"val.txt: it names no image: write their names, or delete it"):
+        convert_voc(folder, tmp_path / "out", ["train", "val"])

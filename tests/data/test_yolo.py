@@ -243,3 +243,15 @@ def test_labels_near_an_image_come_before_those_of_its_exact_name_in_another_spl
     (yolo / "labels" / "val" / "a.txt").write_text("0 0.5 0.5 0.5 0.5\n")
     train, val = convert_yolo(yolo, tmp_path / "out")
     assert (train.num_boxes, val.num_boxes) == (2, 2)
+
+
+def test_labels_of_one_name_in_two_folders_that_match_none_are_refused(tmp_path):
+    for name in ("a.jpg", "b.jpg"):
+        save_image(tmp_path / "set" / "pictures" / name, 40, 30)
+    for place in ("one/a.txt", "two/a.txt", "three/b.txt"):
+        file = tmp_path / "set" / place
+        file.parent.mkdir()
+        file.write_text("0 0.5 0.5 0.5 0.5\n")
+    (tmp_path / "set" / "classes.txt").write_text("cat\n")
+    with pytest.raises(InputError, match=r"a\.jpg: its labels may be .*one/a\.txt or .*two/a\.txt: keep one"):
+        convert_yolo(tmp_path / "set", tmp_path / "out")

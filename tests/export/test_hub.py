@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 
@@ -19,6 +20,7 @@ from megdet.export import hub
 from megdet.inference.predict import detect_image
 from megdet.inference.trained import load_detector
 from megdet.recipe import Recipe
+from megdet.run_folder.checkpoint_files import latest_checkpoint, open_checkpoint, update_state
 from megdet.run_folder.folder import RunFolder
 from small_runs import CLASS_NAMES, CPU, save_run, small_recipe, write_small_sets
 
@@ -241,3 +243,39 @@ def test_processes_that_load_a_name_at_the_same_time_have_all_its_copy(repositor
     assert len({folder.path for folder in found}) == 1
     assert load_detector(found[0], CPU).step == 7
     assert list((tmp_path / "cache" / "hub").iterdir()) == [found[0].path]
+
+
+def test_a_copy_that_another_process_finished_first_is_not_replaced(repositories, recipe, tmp_path, monkeypatch):
+    hub.push(save_run(tmp_path / "run", recipe)[0], "me/bolts")
+    monkeypatch.setattr(hub, "cache_folder", lambda: tmp_path / "cache")
+    first = hub.cached_run("me/bolts")
+    made = first.path.stat().st_ino
+    with monkeypatch.context() as patch:
+        answers = iter([False, True])  # it became whole while this process pulled
+        patch.setattr(hub, "_is_whole", lambda _: next(answers))
+        assert hub.cached_run("me/bolts").path == first.path
+    assert first.path.stat().st_ino == made
+    assert list((tmp_path / "cache" / "hub").iterdir()) == [first.path]
+
+
+def test_a_copy_has_the_permissions_of_any_folder(repositories, recipe, tmp_path, monkeypatch):
+    hub.push(save_run(tmp_path / "run", recipe)[0], "me/bolts")
+    monkeypatch.setattr(hub, "cache_folder", lambda: tmp_path / "cache")
+    (tmp_path / "plain").mkdir()
+    assert hub.cached_run("me/bolts").path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_the_weights_of_a_step_are_published_with_its_own_numbers_only(repositories, recipe, tmp_path):
+    folder, _ = save_run(tmp_path / "run", recipe)
+    path = latest_checkpoint(folder)
+    assert path is not None
+    known = msgspec.structs.replace(open_checkpoint(path).state, evaluation={"bbox": {"AP": 0.5}}, evaluated_step=6)
+    update_state(path, known)
+    hub.push(folder, "me/bolts", step=7)
+    config = json.loads(repositories["me/bolts"]["config.json"])
+    assert (config["step"], config["evaluation"]) == (7, None)
+    update_state(path, msgspec.structs.replace(known, evaluated_step=7))
+    hub.push(folder, "me/bolts")
+    assert json.loads(repositories["me/bolts"]["config.json"])["evaluation"] == {"bbox": {"AP": 0.5}}
+    with pytest.raises(InputError, match="step_00000003"):
+        hub.push(folder, "me/bolts", step=3)

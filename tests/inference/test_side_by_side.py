@@ -197,3 +197,64 @@ def test_a_thread_that_cannot_be_started_is_an_error_and_no_wait(monkeypatch):
     with pytest.raises(RuntimeError, match="can't start new thread") as error:
         list(side_by_side(lambda item: item, range(5), 3))
     assert is_out_of_memory(error.value)
+
+
+def test_a_thread_that_cannot_begin_is_an_error_and_no_wait(monkeypatch):
+    def no_memory(*_: object) -> torch.Tensor:
+        raise RuntimeError("can't allocate memory")
+
+    monkeypatch.setattr(torch, "zeros", no_memory)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        list(side_by_side(lambda item: item, range(5), 3))
+
+
+def test_an_interrupt_while_threads_begin_ends_them(monkeypatch):
+    class Interrupted(threading.Barrier):
+        def wait(self, timeout: float | None = None) -> int:
+            if threading.current_thread() is threading.main_thread():
+                raise KeyboardInterrupt
+            return super().wait(timeout)
+
+    monkeypatch.setattr("megdet.inference.side_by_side.Barrier", Interrupted)
+    before = torch.get_num_threads()
+    with pytest.raises(KeyboardInterrupt):
+        list(side_by_side(lambda item: item, range(5), 3))
+    assert torch.get_num_threads() == number_of_a_new_thread() == before
+
+
+def number_of_a_new_thread() -> int:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(torch.get_num_threads).result()
+
+
+def test_later_threads_keep_their_number_though_several_detect_at_once():
+    with threads_of_process(3):
+        for _ in range(5):
+            with ThreadPoolExecutor(6) as pool:
+                list(pool.map(lambda _: list(side_by_side(lambda item: item, range(4), 2)), range(12)))
+            assert torch.get_num_threads() == number_of_a_new_thread() == 3
+
+
+def test_the_first_item_is_asked_for_before_there_are_threads():
+    before = threading.active_count()
+
+    def items() -> Iterator[int]:
+        yield threading.active_count()
+
+    assert list(side_by_side(lambda item: item, items(), 2)) == [before]
+
+
+def test_memory_that_does_not_suffice_for_a_data_set_is_said_in_one_line(tmp_path, monkeypatch):
+    write_small_set(tmp_path, "val", 3)
+    data = {"data.val_annotations": str(tmp_path / "val.json"), "data.val_images": str(tmp_path / "val")}
+    recipe = load_recipe("demo", data)
+    model = make_detector(recipe, 3)
+    place_model(model, CPU, recipe.precision)
+
+    def no_memory(*_: object, **__: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+
+    monkeypatch.setattr(model.backbone, "forward", no_memory)
+    with pytest.raises(InputError, match=r"not suffice .* on cpu: lower evaluation.batch_size, or give fewer threads"):
+        detect_dataset(model, recipe, val_set(recipe), [10, 20, 30], ALONE, workers=0)
+    assert not model.training or all(module.training for module in model.modules())

@@ -24,7 +24,8 @@ def folder(tmp_path: Path) -> RunFolder:
 
 def note_best(folder: RunFolder, step: int) -> None:
     newest = checkpoint_path(folder, 7)
-    update_state(newest, msgspec.structs.replace(open_checkpoint(newest).state, best_step=step, best_score=0.5))
+    known = {"best_step": step, "best_score": 0.5, "evaluation": {"bbox": {"AP": 0.5}}}
+    update_state(newest, msgspec.structs.replace(open_checkpoint(newest).state, **known))
 
 
 def named(path: str | Path) -> tuple[Path, int | None]:
@@ -40,13 +41,35 @@ def test_a_run_and_its_checkpoints_are_told_apart_from_anywhere(folder, monkeypa
     assert named("best") == named("step_00000003") == (folder.path, 3)
     monkeypatch.chdir(folder.path.parent)
     assert named("run") == (Path("run"), None)
-    assert named("run/checkpoints/step_00000005") == (Path("run/checkpoints/step_00000005"), None)
+    assert named("run/checkpoints/other") == (Path("run/checkpoints/other"), None)
+
+
+def test_a_checkpoint_that_is_not_there_is_told_with_those_that_are(folder):
+    folder.write_recipe("seed: 1\n")
+    with pytest.raises(InputError, match=r"5: no such checkpoint; there are step_00000003, step_00000007$"):
+        run_of(folder.checkpoints / "step_00000005")
+
+
+def test_a_run_folder_may_have_the_name_of_a_checkpoint(tmp_path):
+    own = RunFolder(tmp_path / "checkpoints" / "best").create()
+    own.write_recipe("seed: 1\n")
+    assert named(own.path) == (own.path, None)
+
+
+def test_a_path_that_leads_nowhere_is_left_to_whom_reads_it(tmp_path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert named(tmp_path / "loop") == (tmp_path / "loop", None)
+    assert named("a\0b") == (Path("a\0b"), None)
 
 
 def test_a_best_checkpoint_that_is_not_there_is_told(folder):
     shutil.rmtree(checkpoint_path(folder, 3))
-    with pytest.raises(InputError, match=r"checkpoints/best: the checkpoint of step 3, the best, was not kept"):
+    with pytest.raises(InputError, match=r"checkpoints/best: the checkpoint of step 3, the best, is not there"):
         run_of(folder.checkpoints / "best")
     note_best(folder, -1)
+    with pytest.raises(InputError, match=r"checkpoints/best: it is not known which checkpoint is the best"):
+        run_of(folder.checkpoints / "best")
+    newest = checkpoint_path(folder, 7)
+    update_state(newest, msgspec.structs.replace(open_checkpoint(newest).state, evaluation=None))
     with pytest.raises(InputError, match=r"checkpoints/best: nothing was evaluated yet"):
         run_of(folder.checkpoints / "best")

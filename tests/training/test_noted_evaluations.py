@@ -122,3 +122,16 @@ def test_the_line_of_an_evaluation_is_on_the_disk_before_a_checkpoint_knows_it(r
     known = [place for place, what in enumerate(order) if what == "known"]
     assert order[known[0] - 1] == "1 on disk"
     assert len(known) >= 3
+
+
+def test_a_roll_back_forgets_a_best_score_of_a_step_that_is_deleted(whole, tmp_path):
+    folder = RunFolder(shutil.copytree(whole[0].path, tmp_path / "run"))
+    *_, older, newest = checkpoints(folder)
+    for best in (checkpoint_step(older), checkpoint_step(newest)):
+        known = {"best_score": 0.5, "best_step": best}
+        update_state(older, msgspec.structs.replace(open_checkpoint(older).state, **known))
+        position_module.mark_rolled_back(folder, checkpoint_step(older), 1)
+        state = open_checkpoint(older).state
+        expected = (0.5, best) if best == checkpoint_step(older) else (None, -1)
+        assert (state.best_score, state.best_step) == expected
+    assert not newest.exists()

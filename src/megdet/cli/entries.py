@@ -21,6 +21,7 @@ from megdet.inference.predict import detect_dataset
 from megdet.inference.submission import check_submission, submission_name, write_submission
 from megdet.inference.trained import load_detector, read_recipe
 from megdet.run_folder.folder import RunFolder
+from megdet.run_folder.run_path import run_of
 
 
 def run_ensemble(arguments: Arguments) -> None:
@@ -106,9 +107,9 @@ def run_submit(arguments: Arguments) -> None:
 
 
 def _detect(arguments: Arguments, info: ImageInfo, world: World) -> list[Detection]:
-    folder = RunFolder(Path(arguments.run))
+    folder, step = world.on_first(lambda: run_of(arguments.run))
     overrides = overrides_here(arguments.overrides, folder, world)
-    trained = load_detector(folder, world.device, overrides, world=world)
+    trained = load_detector(folder, world.device, overrides, step=step, world=world)
     if arguments.kind == "segm" and not trained.model.has_masks:
         raise InputError(f"{folder.path}: the detector finds no masks: submit its boxes, --kind bbox")
     fold_if_asked(arguments, trained, world)

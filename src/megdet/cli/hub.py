@@ -5,14 +5,14 @@ from pathlib import Path
 from megdet.cli.options import CONSOLE, PROGRESS, Arguments
 from megdet.export.hub import pull, push
 from megdet.run_folder.folder import RunFolder
+from megdet.run_folder.run_path import run_of
 
 
 def run_push(arguments: Arguments) -> None:
     """Publish a run and print its address."""
+    folder, step = run_of(arguments.run)
     with PROGRESS.status("sending"):
-        address = push(
-            RunFolder(arguments.run), arguments.name, is_private=arguments.private, revision=arguments.revision
-        )
+        address = push(folder, arguments.name, step=step, is_private=arguments.private, revision=arguments.revision)
     CONSOLE.print(f"published  {address}")
     arguments.print_json({"address": address})
 

@@ -118,6 +118,6 @@ def run_detect(arguments: Arguments) -> None:
     folder, step = run_of(arguments.run)
     trained = load_detector(folder, world.device, overrides_here(arguments.overrides, folder, world), step=step)
     fold_if_asked(arguments, trained, world)
-    out = arguments.out or folder.pictures / "detect"
+    out = arguments.out or folder.pictures / f"detect{suffix_of(step)}"
     is_own = arguments.out is None
     draw_files(files, partial(detect_image, trained), out, arguments.score, arguments.print_json, is_own=is_own)

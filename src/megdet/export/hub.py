@@ -13,6 +13,7 @@ import hashlib
 import re
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -25,14 +26,28 @@ import torch
 from megdet import __version__
 from megdet.data.user_cache import cache_folder
 from megdet.errors import InputError
-from megdet.files import cannot_write, make_folder, read_json, write_json_atomically, write_text_atomically
+from megdet.files import (
+    cannot_write,
+    delete_leftovers,
+    make_folder,
+    read_json,
+    temporary_name,
+    write_json_atomically,
+    write_text_atomically,
+)
 from megdet.inference.trained import check_weights, read_recipe
 from megdet.model.choice import make_detector
 from megdet.model.weight_file import read_tensors
 from megdet.plain_yaml import dump_yaml
 from megdet.recipe import Recipe
 from megdet.recipe_file import dump_recipe, parse_recipe
-from megdet.run_folder.checkpoint_files import Kind, latest_checkpoint, open_checkpoint, save_checkpoint
+from megdet.run_folder.checkpoint_files import (
+    Kind,
+    checkpoint_path,
+    latest_checkpoint,
+    open_checkpoint,
+    save_checkpoint,
+)
 from megdet.run_folder.folder import RunFolder
 from megdet.run_folder.run_state import RunState
 
@@ -55,27 +70,30 @@ class HubConfig(msgspec.Struct, kw_only=True):
     """the numbers of the run's last evaluation, as in evaluation.json"""
 
 
-def push(folder: RunFolder, name: str, *, is_private: bool = False, revision: str | None = None) -> str:
-    """Publish the newest weights of a run as a repository `owner/name`, which is made if it is not there.
+def push(
+    folder: RunFolder, name: str, *, step: int | None = None, is_private: bool = False, revision: str | None = None
+) -> str:
+    """Publish the weights of a step, by default the newest, as a repository `owner/name`, made if it is not there.
 
     Returns its address. Raises InputError where the folder is no run with a checkpoint, and where the hub refuses.
     """
     from huggingface_hub import HfApi
 
-    recipe, path = read_recipe(folder), latest_checkpoint(folder)
+    recipe, path = read_recipe(folder), latest_checkpoint(folder) if step is None else checkpoint_path(folder, step)
     if path is None:
         raise InputError(f"{folder.path}: the run has no checkpoint yet; `megdet train` writes one an epoch")
     checkpoint = open_checkpoint(path)
+    state = checkpoint.state  # its numbers may be of an earlier step; pulled weights have their own, without a step
     kind: Kind = "averages" if "averages" in checkpoint.hashes else "model"
     checkpoint.tensors(kind)  # damaged weights are not published
     config = HubConfig(
         megdet_version=__version__,
         recipe=asdict(recipe),
-        class_names=checkpoint.state.class_names,
-        category_ids=checkpoint.state.category_ids,
-        step=checkpoint.state.step,
+        class_names=state.class_names,
+        category_ids=state.category_ids,
+        step=state.step,
         sha256=checkpoint.hashes[kind],
-        evaluation=checkpoint.state.evaluation,
+        evaluation=state.evaluation if state.evaluated_step in (-1, state.step) else None,
     )
     with tempfile.TemporaryDirectory(prefix="megdet_hub_") as made, _refusals(name):
         shutil.copyfile(checkpoint.file(kind), Path(made) / WEIGHTS)
@@ -142,11 +160,11 @@ def cached_run(name: str) -> RunFolder:
     folder = RunFolder(cache_folder() / "hub" / f"{name.replace('/', '--')}-{hashlib.sha256(config).hexdigest()[:16]}")
     if not _is_whole(folder):
         make_folder(folder.path.parent)
-        own = RunFolder(Path(tempfile.mkdtemp(dir=folder.path.parent)))  # others may pull it at the same time
+        delete_leftovers(folder.path.parent)
+        # others may pull it at the same time, threads of this process too
+        own = RunFolder(folder.path.parent / temporary_name(f"{folder.path.name}-{threading.get_ident()}"))
         try:
             pull(name, own)
-            if not _is_whole(folder):
-                shutil.rmtree(folder.path, ignore_errors=True)  # what an earlier version has left when it was killed
             own.path.rename(folder.path)
         except OSError as error:
             if not _is_whole(folder):  # else another process was first

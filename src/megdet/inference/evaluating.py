@@ -28,8 +28,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     with _LOCK:
         own = _EVALUATED.setdefault(model, _Evaluated([module for module in model.modules() if module.training]))
         own.inside += 1
-        model.eval()
     try:
+        with _LOCK:
+            model.eval()
         yield
     finally:
         with _LOCK:

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -21,11 +21,12 @@ from megdet.data.rle import encode_mask
 from megdet.data.transforms import RESIZE
 from megdet.detections import Detections
 from megdet.distributed.world import World
+from megdet.errors import InputError
 from megdet.inference.evaluating import evaluating
 from megdet.inference.looks import mirrored_detections, mirrored_pixels, together, within
 from megdet.inference.side_by_side import given_up_early, shares, side_by_side, threads_for
 from megdet.inference.trained import TrainedDetector
-from megdet.memory import return_freed_memory
+from megdet.memory import is_out_of_memory, return_freed_memory
 from megdet.model.detector import Detector
 from megdet.ops.masks import paste_masks
 from megdet.precision import arithmetic, tf32_flags
@@ -54,6 +55,8 @@ def detect_dataset(
     Rank r takes whole batches r, r + W, ... at all scales; every rank gets the merged list. On a CPU the images of a
     batch are computed side by side (`side_by_side.py`). `category_ids` are the ids of the model's labels; detections of
     a label without an id are left out. `progress` is called with the number of images done on this rank.
+
+    Raises InputError where an image cannot be read, and where memory does not suffice.
     """
     plan, num_scales = evaluation_plan(dataset.sizes, recipe), len(evaluation_scales(recipe))
     groups = [plan[first : first + num_scales] for first in range(0, len(plan), num_scales)][world.rank :: world.size]
@@ -82,6 +85,7 @@ def detect_dataset(
 
     found, done = list[tuple[int, list[Result]]](), 0
     with ExitStack() as opened:
+        opened.enter_context(_told_of_memory(recipe.evaluation.batch_size, world.device))
         opened.enter_context(evaluating(model))
         opened.enter_context(tf32_flags(recipe.precision))
         if recipe.exact:
@@ -99,6 +103,19 @@ def detect_dataset(
                 progress(done)
     merged = sorted((item for part in world.gather_objects(found) for item in part), key=lambda item: item[0])
     return [result for _, results in merged for result in results]
+
+
+@contextmanager
+def _told_of_memory(batch_size: int, device: torch.device) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        fewer = ", or give fewer threads (OMP_NUM_THREADS)" if device.type == "cpu" else ""  # each computes a share
+        raise InputError(
+            f"memory does not suffice for {batch_size} images at a time on {device}: lower evaluation.batch_size{fewer}"
+        ) from None
 
 
 def detect_images(trained: TrainedDetector, images: Sequence[NDArray[np.uint8]]) -> list[Detections]:

@@ -6,12 +6,13 @@ times as many images of a data set a second as one forward on both (64 to 800 pi
 convolution overlaps.
 """
 
+import itertools
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from threading import Barrier, Event
+from threading import Barrier, BrokenBarrierError, Event
 from typing import Any, TypeVar
 
 import torch
@@ -24,6 +25,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 _LOCAL = threading.local()
 """`stop` of a thread of the pool: set when nobody waits for its item any more."""
+_BEGINNING = threading.Lock()
 _PIXELS = 1 << 17
 """Of a share: so many that its operations are worth their start, so few that memory stays that of some images."""
 
@@ -44,11 +46,6 @@ def threads_for(canvas: tuple[int, int], batch_size: int) -> int:
     return most if canvas[0] * canvas[1] <= _PIXELS else min(most, batch_size)
 
 
-def fewer_threads(device: torch.device) -> str:
-    """The end of a message that memory does not suffice: on a CPU every thread computes a share."""
-    return ", or give fewer threads (OMP_NUM_THREADS)" if device.type == "cpu" else ""
-
-
 def side_by_side(work: Callable[[T], R], items: Iterable[T], threads: int) -> Generator[R, None, None]:
     """The results of `work` on every item, in their order; `threads` items at a time, 0 for none but the caller's.
 
@@ -64,9 +61,11 @@ def side_by_side(work: Callable[[T], R], items: Iterable[T], threads: int) -> Ge
         _LOCAL.stop = stop
         return work(item)
 
+    items = iter(items)
+    first = list(itertools.islice(items, 1))  # before there are threads: it may fork loading processes
     with _threads(threads) as pool:
         try:
-            for item in items:
+            for item in itertools.chain(first, items):
                 running.append(pool.submit(worked, item))
                 if len(running) > 2 * threads:  # the data of more would only wait in memory
                     yield running.popleft().result()
@@ -81,23 +80,41 @@ def side_by_side(work: Callable[[T], R], items: Iterable[T], threads: int) -> Ge
 @contextmanager
 def _threads(count: int) -> Iterator[ThreadPoolExecutor]:
     """Threads whose operations run on one thread; the number of this thread and of later ones stays as it is."""
-    own, have_begun = torch.get_num_threads(), Barrier(count + 1)
+    have_begun, beginnings = Barrier(count + 1), list[Future[None]]()
 
     def begin() -> None:
-        torch.zeros(1 << 17).sum()  # with a thread's first operation torch sets its number to that of the process
-        torch.set_num_threads(1)
-        have_begun.wait()
-
-    with thread_pool(count) as pool:
         try:
-            for _ in range(count):
-                pool.submit(begin)
-        except BaseException:  # a thread could not be started, for which the others would wait
+            torch.zeros(1 << 17).sum()  # with a thread's first operation torch sets its number to that of the process
+            torch.set_num_threads(1)
+            have_begun.wait()
+        except BaseException:  # without this thread the others would wait for ever
             have_begun.abort()
             raise
-        have_begun.wait()
-        torch.set_num_threads(own)  # the threads of the pool have set what later threads begin with
+
+    with thread_pool(count) as pool:
+        with _number_kept():
+            try:
+                beginnings += [pool.submit(begin) for _ in range(count)]
+                have_begun.wait()
+            except BrokenBarrierError:
+                errors = [beginning.exception() for beginning in beginnings]
+                raise next(own for own in errors if not isinstance(own, BrokenBarrierError | None)) from None
+            except BaseException:  # Ctrl-C, or a thread could not be started
+                have_begun.abort()
+                raise
         yield pool
+
+
+@contextmanager
+def _number_kept() -> Iterator[None]:
+    """Within it, threads set their numbers of threads; later threads begin with the number of now."""
+    # a thread of its own, since another's number may be from the moment in which a pool began
+    with _BEGINNING, ThreadPoolExecutor(1) as keeper:
+        number = keeper.submit(torch.get_num_threads).result()
+        try:
+            yield
+        finally:
+            keeper.submit(torch.set_num_threads, number).result()
 
 
 class _GivenUpError(Exception):

@@ -1,9 +1,16 @@
 """What a path that a user gives names: a run folder, or one of its checkpoints."""
 
+import re
 from pathlib import Path
 
 from megdet.errors import InputError
-from megdet.run_folder.checkpoint_files import checkpoint_path, checkpoint_step, latest_checkpoint, open_checkpoint
+from megdet.run_folder.checkpoint_files import (
+    checkpoint_path,
+    checkpoint_step,
+    checkpoints,
+    latest_checkpoint,
+    open_checkpoint,
+)
 from megdet.run_folder.folder import RunFolder
 
 
@@ -14,24 +21,39 @@ def run_of(path: str | Path) -> tuple[RunFolder, int | None]:
     highest mmAP.
 
     Raises:
-        InputError: nothing was evaluated yet, or the best checkpoint was not kept.
+        InputError: there is no such checkpoint; of the best: nothing was evaluated yet, or it was not kept.
     """
     own = Path(path)
-    whole = own.resolve()  # "step_00000100" alone, inside the folder of the checkpoints
-    if whole.parent.name != RunFolder(own).checkpoints.name:
-        return RunFolder(own), None
-    if (own / "state.json").is_file():
-        return RunFolder(whole.parent.parent), checkpoint_step(whole)
-    if whole.name != "best":
+    try:
+        whole = own.resolve()  # "step_00000100" alone, inside the folder of the checkpoints
+    except (OSError, RuntimeError, ValueError):  # such as a link to itself: who reads the folder says so
         return RunFolder(own), None
     folder = RunFolder(whole.parent.parent)
+    if whole.parent.name != folder.checkpoints.name or RunFolder(own).recipe.is_file():
+        return RunFolder(own), None
+    if (own / "state.json").is_file():
+        return folder, checkpoint_step(whole)
+    if whole.name == "best":
+        return folder, _best_step(own, folder)
+    if folder.recipe.is_file() and re.fullmatch(r"step_\d+", whole.name):
+        there = ", ".join(known.name for known in checkpoints(folder)) or "none"
+        raise InputError(f"{own}: no such checkpoint; there are {there}")
+    return RunFolder(own), None
+
+
+def _best_step(own: Path, folder: RunFolder) -> int:
     newest = latest_checkpoint(folder)
-    step = -1 if newest is None else open_checkpoint(newest).state.best_step
-    if step < 0:
+    state = None if newest is None else open_checkpoint(newest).state
+    if state is None or state.evaluation is None:
         raise InputError(f"{own}: nothing was evaluated yet, so no checkpoint is the best")
-    if not checkpoint_path(folder, step).is_dir():
-        raise InputError(f"{own}: the checkpoint of step {step}, the best, was not kept (keep_best): name another")
-    return folder, step
+    if state.best_step < 0:
+        raise InputError(f"{own}: it is not known which checkpoint is the best: name the folder of a step")
+    if not checkpoint_path(folder, state.best_step).is_dir():
+        raise InputError(
+            f"{own}: the checkpoint of step {state.best_step}, the best, is not there; runs with keep_best keep it: "
+            "name another"
+        )
+    return state.best_step
 
 
 def suffix_of(step: int | None) -> str:

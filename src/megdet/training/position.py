@@ -107,6 +107,8 @@ def mark_rolled_back(folder: RunFolder, step: int, roll_backs: int) -> None:
     Raises InputError.
     """
     path = checkpoint_path(folder, step)
-    known = {"roll_backs": roll_backs, "rolled_back_to": step}
-    update_state(path, msgspec.structs.replace(open_checkpoint(path).state, **known))
+    state, known = open_checkpoint(path).state, dict[str, Any](roll_backs=roll_backs, rolled_back_to=step)
+    if state.best_step > step:  # it was evaluated late, when a later checkpoint was the best, which is deleted now
+        known |= {"best_score": None, "best_step": -1}
+    update_state(path, msgspec.structs.replace(state, **known))
     delete_later_checkpoints(folder, step)  # last: a run that is killed before it diverges and comes here again

@@ -22,6 +22,7 @@ from megdet.distributed.world import World
 from megdet.errors import InputError
 from megdet.inference.trained import TrainedDetector, load_detector, read_recipe
 from megdet.layers.batch_norm import has_statistics, set_statistics
+from megdet.memory import is_out_of_memory
 from megdet.model.choice import mask_use
 from megdet.model.detector import Detector
 from megdet.precision import arithmetic
@@ -72,7 +73,9 @@ def load_precise_detector(
         estimate_statistics(
             trained.model, dataset, plan, layout, world, num_steps, workers=options.workers, progress=progress
         )
-    except torch.OutOfMemoryError:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise InputError(
             f"--precise-bn: {layout.largest_share} images do not fit {world.device}: use more devices or "
             "--max-images-per-device"

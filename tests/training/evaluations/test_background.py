@@ -22,6 +22,7 @@ from megdet.evaluation.coco_numbers import Evaluation
 from megdet.recipe import Recipe
 from megdet.run_folder.folder import RunFolder
 from megdet.run_folder.metrics import read_metrics
+from megdet.runtime import operations_on_one_thread
 from megdet.training import run as run_module
 from megdet.training import step_log
 from megdet.training.evaluations.background import BackgroundEvaluations, overrides_beside
@@ -344,3 +345,14 @@ def test_the_process_computes_in_the_precision_that_it_is_told(whole, folder):
         evaluations.wait(PATIENCE)
         assert evaluations.poll() is not None
     assert folder.detections.read_bytes() != whole[0].detections.read_bytes()
+
+
+def test_an_evaluation_beside_an_exact_training_has_all_its_threads(folder):
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with operations_on_one_thread():
+            assert torch.get_num_threads() == 1
+            assert BackgroundEvaluations(folder.create(), ALONE.device, 0, ALONE.device).threads == 3
+    finally:
+        torch.set_num_threads(before)

@@ -45,7 +45,7 @@ def add_ensemble(parser: Parser) -> None:
 
 def add_submit(parser: Parser) -> None:
     """The options of `submit`."""
-    parser.add_argument("run", nargs="?", metavar="RUN", help="run folder")
+    parser.add_argument("run", nargs="?", metavar="RUN", help="run folder, or RUN/checkpoints/best")
     parser.add_argument("--images", type=folder_of, metavar="FOLDER", help="the images to detect, or their address")
     parser.add_argument("--detections", type=Path, metavar="JSON", help="submit these detections instead of a RUN's")
     parser.add_argument(

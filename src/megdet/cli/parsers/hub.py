@@ -9,8 +9,8 @@ def add_hub(parser: Parser) -> None:
     """The verbs of `hub` and their options."""
     verbs = parser.add_subparsers(metavar="VERB", required=True, parser_class=type(parser))
 
-    push = verbs.add_parser("push", help="publish the newest weights of a run", allow_abbrev=False)
-    push.add_argument("run", metavar="RUN", help="run folder")
+    push = verbs.add_parser("push", help="publish the weights of a run", allow_abbrev=False)
+    push.add_argument("run", metavar="RUN", help="run folder, or RUN/checkpoints/best")
     push.add_argument("name", metavar="OWNER/NAME", help="repository; made if it does not exist")
     push.add_argument("--private", action="store_true", help="make a new repository private")
     push.set_defaults(run_verb="hub:run_push", takes_overrides=False)

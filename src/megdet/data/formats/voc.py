@@ -76,6 +76,7 @@ def convert_voc(
 def _voc_splits(found: VocFolder, splits: Sequence[str] | None) -> dict[str, list[Path]]:
     """The XML files of each split asked for, or of all splits."""
     listed: Mapping[str, object] = found.image_sets or folder_splits(found)
+    is_asked = splits is not None
     if splits is None:
         usual = [name for name in ("train", "val", "trainval", "test") if name in listed]
         splits = usual if usual and found.image_sets else list(listed)
@@ -85,10 +86,10 @@ def _voc_splits(found: VocFolder, splits: Sequence[str] | None) -> dict[str, lis
             raise InputError(f"{where}: no such split; there are {', '.join(listed) or 'none'}")
     if not found.image_sets:
         return {split: folder_splits(found)[split] for split in splits}
-    return {
-        split: listed_files(found, split, [line.strip() for _, line in numbered_lines(found.image_sets[split])])
-        for split in splits
-    }
+    lines = {split: [line.strip() for _, line in numbered_lines(found.image_sets[split])] for split in splits}
+    if not is_asked and any(lines.values()):
+        lines = {split: own for split, own in lines.items() if own}  # tools write a list of no image too
+    return {split: listed_files(found, split, own) for split, own in lines.items()}
 
 
 def _refuse_two_of_one_image(image_files: Mapping[Path, Path]) -> None:

@@ -4,6 +4,7 @@ import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from megdet.data.formats.image_files import KIND_NAMES, SPLIT_NAMES, FilesByName, composed, visible_files
@@ -27,29 +28,55 @@ class VocFolder:
     def image_of(self, xml_file: Path, named: str, split: str) -> Path:
         """The image of an XML file whose `filename` is `named`.
 
-        The nearest image with the XML file's name, else that of `filename`: beside the XML file or in the matching
-        folder, there also in another case, else elsewhere.
+        The image with the XML file's name, unless it lies beside an XML file of its own; else that of `filename`.
+        Images beside the XML file or in the matching folder come before others, and names in another case last.
 
         Raises:
             InputError: there is no such image, or there are several.
         """
         name = PurePosixPath(PureWindowsPath(named).as_posix()).name  # some tools write a path on their own machine
-        names = dict.fromkeys((xml_file.stem, name, PurePosixPath(name).stem))
-        forms = (self.images.exactly, self.images.in_any_case)
-        for is_near, called, wanted in itertools.product((True, False), forms, names):
-            found = self._near(xml_file, called(wanted)) if is_near else self._far(xml_file, called(wanted))
+        same, is_exact = self._nearest(xml_file, xml_file.stem, name)
+        meant = (self._nearest(xml_file, wanted, name) for wanted in dict.fromkeys((name, PurePosixPath(name).stem)))
+        other, names_it = next(((path, is_exact) for path, is_exact in meant if path), (None, False))
+        if same and other and same != other and names_it and not is_exact:
+            raise InputError(f"{xml_file}: its image may be {same} or {other}, which it names: rename the right one")
+        found = same or other
+        if found:
+            return found
+        raise InputError(
+            f"{self.root}: no image {xml_file.stem}.* for {xml_file.name} of the split {split}, and none called "
+            f"{named!r}: put it beside the XML; an XML file that is not an annotation must leave the folder"
+        )
+
+    def _nearest(self, xml_file: Path, wanted: str, named: str) -> tuple[Path | None, bool]:
+        """The nearest image of a name, and whether it has the name in this case."""
+        for is_near, is_exact in itertools.product((True, False), (True, False)):
+            called = (self.images.exactly if is_exact else self.images.in_any_case)(wanted)
+            found = self._near(xml_file, called) if is_near else self._far(xml_file, called)
+            if wanted == xml_file.stem:
+                found = [path for path in found if not self._has_own_xml(path, xml_file)]
             for form in (str, composed):
-                if len(found) > 1 and len(exact := [path for path in found if form(path.name) == form(name)]) == 1:
+                if len(found) > 1 and len(exact := [path for path in found if form(path.name) == form(named)]) == 1:
                     found = exact
             if len(found) > 1:
                 raise InputError(
                     f"{xml_file}: its image may be {found[0]} or {found[1]}: keep one, or put the right one beside it"
                 )
             if found:
-                return found[0]
-        raise InputError(
-            f"{self.root}: no image {xml_file.stem}.* for {xml_file.name} of the split {split}, and none called "
-            f"{named!r}: put it beside the XML; an XML file that is not an annotation must leave the folder"
+                return found[0], is_exact
+        return None, False
+
+    @cached_property
+    def _xml_by_stem(self) -> Mapping[str, Sequence[Path]]:
+        found: dict[str, list[Path]] = defaultdict(list)
+        for path in self.xml_files:
+            found[composed(path.stem)].append(path)
+        return found
+
+    def _has_own_xml(self, image: Path, xml_file: Path) -> bool:
+        """Whether an image lies beside another XML file that has exactly its name, or in the folder matching it."""
+        return any(
+            own != xml_file and self._near(own, [image]) for own in self._xml_by_stem.get(composed(image.stem), ())
         )
 
     def _near(self, xml_file: Path, images: Sequence[Path]) -> list[Path]:

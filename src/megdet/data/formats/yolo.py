@@ -100,6 +100,8 @@ def _labels_of(files: ImageFiles, texts: Sequence[Path], folder: Path) -> dict[P
                     raise InputError(f"{path}: its labels may be {left[0]} or {left[1]}: keep one of them")
             else:
                 left = [text for text in left if split_of(text, folder) in ("", split_of(path, files.root))]
+                if len(left) > 1 and called == by_stem.in_any_case:
+                    raise InputError(f"{path}: its labels may be {left[0]} or {left[1]}: keep one, or put it beside")
             if len(left) == 1:
                 labels[path] = left[0]
     if not labels:

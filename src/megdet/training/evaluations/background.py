@@ -21,12 +21,10 @@ from megdet.errors import InputError
 from megdet.evaluation.coco_numbers import Evaluation, evaluate_detections
 from megdet.files import cannot_write, write_json_atomically
 from megdet.inference.predict import detect_dataset
-from megdet.inference.side_by_side import fewer_threads
 from megdet.inference.trained import load_detector
-from megdet.memory import is_out_of_memory
 from megdet.recipe import Recipe
 from megdet.run_folder.folder import RunFolder
-from megdet.runtime import device_beside, slow_at, usable_cores
+from megdet.runtime import device_beside, slow_at, usable_cores, usable_threads
 
 _HIDDEN = ".evaluation_"
 _DETECTIONS = "detections.json"
@@ -93,7 +91,7 @@ class BackgroundEvaluations:
         overrides: dict[str, str] | None = None,
     ) -> None:
         self.folder, self.device, self.workers, self.overrides = folder, device, workers, overrides or {}
-        self.threads = torch.get_num_threads() if device.type == training_device.type else usable_cores()
+        self.threads = usable_threads() if device.type == training_device.type else usable_cores()
         self._waiting: deque[int] = deque()
         self._running: _Running | None = None
         for leftover in folder.path.glob(f"{_HIDDEN}*"):
@@ -186,15 +184,7 @@ def _evaluate(
     trained = load_detector(folder, world.device, overrides, step=step)
     dataset = validation_set(trained.recipe.data, with_masks=trained.model.has_masks)
     ids = category_ids_for(trained.class_names, dataset)
-    try:
-        results = detect_dataset(trained.model, trained.recipe, dataset, ids, world, workers=workers)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise InputError(
-            f"{trained.recipe.evaluation.batch_size} images do not fit {world.device}: choose another --evaluate-on, "
-            f"or lower evaluation.batch_size{fewer_threads(world.device)}"
-        ) from None
+    results = detect_dataset(trained.model, trained.recipe, dataset, ids, world, workers=workers)
     numbers = evaluate_detections(dataset.annotations_file, results, has_masks=trained.model.has_masks)
     write_json_atomically(out / _DETECTIONS, results)
     return Finished(step, numbers, time.perf_counter() - started)

@@ -5,13 +5,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from megdet.data.classes import category_ids_for
-from megdet.errors import InputError
 from megdet.evaluation.coco_numbers import Evaluation, evaluate_detections
 from megdet.files import write_json_atomically
 from megdet.inference.predict import detect_dataset
-from megdet.inference.side_by_side import fewer_threads
 from megdet.inference.trained import load_detector
-from megdet.memory import is_out_of_memory
 from megdet.model.detector import Detector
 from megdet.run_folder.folder import RunFolder
 from megdet.run_folder.metrics import MetricsWriter
@@ -117,15 +114,7 @@ class Evaluations:
         started, recipe, datasets = time.perf_counter(), self.run.recipe, self.run.datasets
         val = datasets.val
         ids = category_ids_for(datasets.train.class_names, val)
-        try:
-            results = detect_dataset(model, recipe, val, ids, self.world, workers=self.run.options.workers)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise InputError(
-                f"the evaluation of step {step}: {recipe.evaluation.batch_size} images do not fit "
-                f"{self.world.device}: lower evaluation.batch_size{fewer_threads(self.world.device)}"
-            ) from None
+        results = detect_dataset(model, recipe, val, ids, self.world, workers=self.run.options.workers)
         numbers = self.world.on_first(
             lambda: evaluate_detections(val.annotations_file, results, has_masks=model.has_masks)
         )

@@ -33,7 +33,7 @@ def loading(without: Sequence[str] = ()) -> Iterator[None]:
         yield
     finally:
         for name in kept_out:
-            del sys.modules[name]
+            sys.modules.pop(name, None)
         if was_enabled:
             gc.enable()
 

@@ -86,6 +86,9 @@ def test_a_file_that_finds_other_things_fails_and_is_kept_under_another_name(run
     assert json.loads((run.path / "a.failed.onnx.proof.json").read_text())["holds"] is False
     assert "does NOT hold" in (run.path / "a.failed.onnx.md").read_text()
     assert "The proof does not hold" in capsys.readouterr().out
+    pretend_graph(monkeypatch, BOX, -1)
+    assert main(["export", str(run.path), "--out", str(run.path / "a.onnx")]) == 0
+    assert sorted(path.name for path in run.path.glob("a.*")) == ["a.onnx", "a.onnx.md", "a.onnx.proof.json"]
 
 
 def pretend_int8(monkeypatch):

@@ -87,14 +87,19 @@ def export_run(
             write_graph(trained, description, kind, in_float)
             quantized, allowed = _in_8_bits(trained, in_float, unproven, inputs, int8), MOST_AP_INT8
         proof = prove(trained, unproven, images=images, workers=workers, allowed=allowed, progress=progress)
-        final = file if proof.holds else _beside(file, "failed")
+        failed = _beside(file, "failed")
+        final = file if proof.holds else failed
         unproven.replace(final)
+        if proof.holds:  # what an earlier export left
+            for path in _files_of(failed):
+                path.unlink(missing_ok=True)
     finally:
         unproven.unlink(missing_ok=True)
         in_float.unlink(missing_ok=True)
     proof = replace(proof, file=final.name, int8=quantized)
-    write_json_atomically(final.with_name(f"{final.name}.proof.json"), proof.as_dict(), indent=2)
-    write_text_atomically(final.with_name(f"{final.name}.md"), model_card(final.name, description, proof))
+    _, proof_file, card_file = _files_of(final)
+    write_json_atomically(proof_file, proof.as_dict(), indent=2)
+    write_text_atomically(card_file, model_card(final.name, description, proof))
     return Exported(final, proof)
 
 
@@ -117,6 +122,11 @@ def _place(folder: RunFolder, kind: str, out: Path | None, step: int | None, *, 
     if file.suffix != suffix:
         raise InputError(f"{file}: a file of --to {kind} ends with {suffix}, so that others know what it is")
     return file
+
+
+def _files_of(file: Path) -> tuple[Path, Path, Path]:
+    """An exported file, its proof and its card."""
+    return file, file.with_name(f"{file.name}.proof.json"), file.with_name(f"{file.name}.md")
 
 
 def _beside(file: Path, what: str) -> Path:

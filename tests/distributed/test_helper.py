@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from helper_tasks import add, die, end, go_on, have_a_bug, not_picklable, refuse
 from megdet.distributed.helper import Helper, HelperEndedError, HelperError, answers_of, start_helper
 from megdet.distributed.world import World, start_world
 from megdet.errors import DivergedError, InputError
@@ -59,41 +60,8 @@ def number_in(file: Path) -> int:
     return int(file.read_text())
 
 
-def add(a: int, b: int) -> int:
-    return a + b
-
-
 def surroundings() -> tuple[World, int, int, str]:
     return start_world("cpu"), torch.get_num_threads(), os.nice(0), os.environ["LOCAL_RANK"]
-
-
-def refuse() -> None:
-    raise DivergedError("step 3: loss is not finite")
-
-
-def have_a_bug() -> None:
-    raise ValueError("no\nsuch thing")
-
-
-def end(code: int) -> None:
-    os._exit(code)
-
-
-def die(number: int) -> None:
-    os.kill(os.getpid(), number)
-
-
-def not_picklable() -> Any:
-    return lambda: 1
-
-
-def go_on(note: Path | None = None) -> None:
-    """Work for an hour with a process of its own, such as one that loads images, whose number it notes."""
-    child = subprocess.Popen(["sleep", "3600"])
-    if note is not None:
-        note.with_suffix(".tmp").write_text(str(child.pid))
-        note.with_suffix(".tmp").rename(note)
-    time.sleep(3600)
 
 
 def test_a_helper_answers_from_a_process_of_its_own(start):
@@ -158,16 +126,16 @@ import os, signal, sys, time
 from pathlib import Path
 import torch
 from megdet.distributed.helper import start_helper
-import test_helper
+import helper_tasks
 folder = Path(sys.argv[1])
-helper = start_helper(test_helper.go_on, folder / "pid", folder=folder, device=torch.device("cpu"))
+helper = start_helper(helper_tasks.go_on, folder / "pid", folder=folder, device=torch.device("cpu"))
 (folder / "helper").write_text(str(helper.process.pid))
 time.sleep(3600)
 """
 
 
 def test_a_helper_ends_with_the_process_that_started_it_also_where_that_was_killed(tmp_path):
-    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    path = os.pathsep.join(sys.path)
     parent = subprocess.Popen([sys.executable, "-c", START, str(tmp_path)], env={**os.environ, "PYTHONPATH": path})
     try:
         pids = [number_in(tmp_path / name) for name in ("helper", "pid")]

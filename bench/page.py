@@ -254,7 +254,7 @@ SECTIONS = (
         "A verb's modules are imported when it is called. Imports leave a million objects, so `megdet` imports without "
         "Python's garbage collector, which would look through them again and again, and at its end the system takes "
         "the memory back at once, instead of Python object by object (`program.py`). Weights & Biases, which timm "
-        "imports where it is installed, is kept out. torch's compiler is a third of what is left, "
+        "imports where it is installed, is kept out. torch's compiler is more than a quarter of a plain import, "
         "and nothing of it is used: torchvision's RoIAlign and a model of timm's import it when they are loaded, and "
         "torch's optimizers do when they are made. Keeping it out would mean to replace parts of torch meanwhile.",
     ),

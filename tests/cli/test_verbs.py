@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -33,11 +34,17 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> TinyData:
 
 
 @pytest.fixture(scope="module")
-def run(data: TinyData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(data: TinyData, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "a"
     options = [*data.options, *OVERRIDES, "--model.box_head.score_threshold", "0.0"]
     assert main(["train", "demo", "--run", str(folder), *options]) == 0
     return folder
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy for each test: some write into it, and tests have no order."""
+    return shutil.copytree(trained, tmp_path_factory.mktemp("copy") / "a")
 
 
 def test_the_checkpoint_holds_the_tensors_of_the_final_model(run: Path) -> None:

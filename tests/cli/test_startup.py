@@ -70,4 +70,6 @@ def test_what_a_verb_needs_is_loaded_when_it_is_called(data: TinyData) -> None:
     assert heavy_modules("data", "stats", data.val, data.val_images, "--picture", data.folder / "a.png") == {
         "matplotlib"
     }
-    assert heavy_modules("describe", "demo", "--parameters") == {"torch", "torchvision", "timm", "triton"}
+    loaded = heavy_modules("describe", "demo", "--parameters")
+    assert {"torch", "timm"} <= loaded
+    assert not {"wandb", "matplotlib"} & loaded

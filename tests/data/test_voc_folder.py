@@ -209,7 +209,7 @@ def test_the_filename_comes_before_an_image_whose_name_is_in_another_case(tmp_pa
 def test_an_image_in_another_case_and_one_that_the_xml_names_may_both_be_meant(tmp_path):
     folder = lay_out(tmp_path / "voc", "a.xml", "A.jpg", "b.jpg", named={"a.xml": "b.jpg"})
     (xml_file,) = find_voc(folder).xml_files
-    with pytest.raises(InputError, match=r"a\.xml: its image may be .*A\.jpg or .*b\.jpg, which it names: rename the"):
+    with pytest.raises(InputError, match=r"a\.xml: its image may be .*A\.jpg or .*b\.jpg: keep one, or put"):
         find_voc(folder).image_of(xml_file, "b.jpg", "all")
     assert find_voc(folder).image_of(xml_file, "c.jpg", "all") == folder / "A.jpg"
 
@@ -255,3 +255,15 @@ def test_a_list_without_a_name_beside_others_is_left_out_unless_it_is_asked_for(
     assert converted(folder, tmp_path / "out")[0] == {"train": ["a.jpg"]}
     with pytest.raises(InputError, match=r"val.txt: it names no image: write their names, or delete it"):
         convert_voc(folder, tmp_path / "out", ["train", "val"])
+
+
+def test_a_filename_in_several_folders_does_not_matter_where_the_xml_has_its_image(tmp_path):
+    names = ["a.xml", "a.jpg", "x/photo.jpg", "y/photo.jpg"]
+    folder = lay_out(tmp_path / "voc", *names, named={"a.xml": "photo.jpg"})
+    assert converted(folder, tmp_path / "out")[0] == {"all": ["a.jpg"]}
+
+
+def test_the_image_beside_that_is_named_comes_before_several_elsewhere(tmp_path):
+    names = ["y/img.xml", "y/a.jpg", "x/img.jpg", "z/img.jpg"]
+    folder = lay_out(tmp_path / "voc", *names, named={"y/img.xml": "a.jpg"})
+    assert converted(folder, tmp_path / "out") == ({"all": ["a.jpg"]}, Path("y"))

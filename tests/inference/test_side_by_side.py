@@ -254,7 +254,9 @@ def test_memory_that_does_not_suffice_for_a_data_set_is_said_in_one_line(tmp_pat
     def no_memory(*_: object, **__: object) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
 
+    before = [module.training for module in model.modules()]
     monkeypatch.setattr(model.backbone, "forward", no_memory)
     with pytest.raises(InputError, match=r"not suffice .* on cpu: lower evaluation.batch_size, or give fewer threads"):
         detect_dataset(model, recipe, val_set(recipe), [10, 20, 30], ALONE, workers=0)
-    assert not model.training or all(module.training for module in model.modules())
+    assert [module.training for module in model.modules()] == before
+    assert any(before)

@@ -6,10 +6,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import NamedTuple
 
 from megdet.data.formats.image_files import KIND_NAMES, SPLIT_NAMES, FilesByName, composed, visible_files
 from megdet.data.image import IMAGE_SUFFIXES
 from megdet.errors import InputError
+
+
+class _Found(NamedTuple):
+    """Images that may belong to an XML file."""
+
+    paths: Sequence[Path] = ()
+    is_near: bool = False
+    """beside the file or in the matching folder"""
+    is_exact: bool = False
+    """they have the name in this case"""
 
 
 @dataclass(frozen=True)
@@ -35,21 +46,29 @@ class VocFolder:
             InputError: there is no such image, or there are several.
         """
         name = PurePosixPath(PureWindowsPath(named).as_posix()).name  # some tools write a path on their own machine
-        same, is_exact = self._nearest(xml_file, xml_file.stem, name)
+        same = self._nearest(xml_file, xml_file.stem, name)
+        if same.is_exact and len(same.paths) == 1:
+            return same.paths[0]
         meant = (self._nearest(xml_file, wanted, name) for wanted in dict.fromkeys((name, PurePosixPath(name).stem)))
-        other, names_it = next(((path, is_exact) for path, is_exact in meant if path), (None, False))
-        if same and other and same != other and names_it and not is_exact:
-            raise InputError(f"{xml_file}: its image may be {same} or {other}, which it names: rename the right one")
-        found = same or other
-        if found:
-            return found
+        other = next((found for found in meant if found.paths), _Found())
+        paths = same.paths or other.paths
+        if same.paths and other.is_exact:
+            is_nearer = len(same.paths) > 1 and other.is_near and not same.is_near
+            paths = other.paths if is_nearer else [*dict.fromkeys([*same.paths, *other.paths])]
+        if len(paths) > 1:
+            raise InputError(
+                f"{xml_file}: its image may be {paths[0]} or {paths[1]}: keep one, or put the right one beside it "
+                "under the name of the XML file"
+            )
+        if paths:
+            return paths[0]
         raise InputError(
             f"{self.root}: no image {xml_file.stem}.* for {xml_file.name} of the split {split}, and none called "
             f"{named!r}: put it beside the XML; an XML file that is not an annotation must leave the folder"
         )
 
-    def _nearest(self, xml_file: Path, wanted: str, named: str) -> tuple[Path | None, bool]:
-        """The nearest image of a name, and whether it has the name in this case."""
+    def _nearest(self, xml_file: Path, wanted: str, named: str) -> "_Found":
+        """The images of a name at the nearest place that has any; of several the one that is `named`."""
         for is_near, is_exact in itertools.product((True, False), (True, False)):
             called = (self.images.exactly if is_exact else self.images.in_any_case)(wanted)
             found = self._near(xml_file, called) if is_near else self._far(xml_file, called)
@@ -58,13 +77,9 @@ class VocFolder:
             for form in (str, composed):
                 if len(found) > 1 and len(exact := [path for path in found if form(path.name) == form(named)]) == 1:
                     found = exact
-            if len(found) > 1:
-                raise InputError(
-                    f"{xml_file}: its image may be {found[0]} or {found[1]}: keep one, or put the right one beside it"
-                )
             if found:
-                return found[0], is_exact
-        return None, False
+                return _Found(found, is_near, is_exact)
+        return _Found()
 
     @cached_property
     def _xml_by_stem(self) -> Mapping[str, Sequence[Path]]:

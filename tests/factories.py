@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from megdet.data.masks import PlacedMask
 from megdet.data.transforms import make_masks as pack_masks
 from megdet.model.choice import make_detector
 from megdet.model.faster_rcnn import FasterRcnn
+from megdet.ops.products import HAS_ONEDNN
 from megdet.recipe import Recipe
 from megdet.structures import Batch, Masks, Targets
 from megdet.training.step import StepResult
@@ -149,6 +151,9 @@ def random_boxes(count: int, canvas: float = 100.0, **options: Any) -> Tensor:
     """Boxes with edges of 2 px to half the canvas."""
     low = torch.rand(count, 2, **options) * canvas * 0.6
     return torch.cat([low, low + 2 + torch.rand(count, 2, **options) * canvas * 0.4], 1)
+
+
+needs_onednn = pytest.mark.skipif(not HAS_ONEDNN, reason="this build of torch has no oneDNN")
 
 
 def relative(a: Tensor, b: Tensor) -> float:

@@ -38,6 +38,8 @@ __all__ = [
     "train",
 ]
 __version__ = "0.1.0"
+ARITHMETIC = 2
+"""Rises with every change that rounds a number of a run otherwise, on some machine. Ledgers note it."""
 
 SPIN_COUNT = 3000
 """Number of times a waiting OpenMP thread polls before it gives up its core (GNU's OpenMP).

@@ -1,3 +1,4 @@
+import copy
 import os
 import subprocess
 import sys
@@ -5,16 +6,21 @@ import sys
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
-from factories import relative
+from factories import needs_onednn, relative
+from megdet.layers import convolution
+from megdet.layers.batch_norm import CrossDeviceBatchNorm
 from megdet.layers.convolution import (
     LEAST_CHANNELS,
     LEAST_TILES,
+    Convolution1x1,
     Convolution3x3,
     DilatedGroupConvolution,
     convolved_levels,
     speed_up_convolutions,
 )
+from megdet.layers.recomputed_outputs import Output, recompute_outputs
 from megdet.ops.winograd import num_tiles
 
 WIDE = LEAST_CHANNELS
@@ -23,14 +29,17 @@ WIDE = LEAST_CHANNELS
 def wide_model():
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(3, WIDE, 1), nn.Conv2d(WIDE, WIDE, 3, padding=1), nn.Conv2d(WIDE, WIDE, 3, padding=1, bias=False)
+        nn.Conv2d(3, WIDE, 3, padding=1),
+        nn.Conv2d(WIDE, WIDE, 3, padding=1),
+        nn.Conv2d(WIDE, WIDE, 3, padding=1, bias=False),
     )
 
 
 def test_the_exchange_keeps_parameters_names_and_results():
     model = wide_model().to(memory_format=torch.channels_last)
     before, names = list(model.parameters()), list(model.state_dict())
-    images = torch.rand(2, 3, 24, 20).to(memory_format=torch.channels_last)
+    images = torch.rand(3, 3, 32, 28).to(memory_format=torch.channels_last)
+    assert len(images) * num_tiles(32, 28) >= LEAST_TILES
     expected = model(images)
     speed_up_convolutions(model)
     assert [type(layer) for layer in model] == [nn.Conv2d, Convolution3x3, Convolution3x3]
@@ -51,7 +60,9 @@ def test_the_exchange_keeps_parameters_names_and_results():
         nn.Conv2d(WIDE, WIDE, 3, padding=1, groups=2),
         nn.Conv2d(WIDE, WIDE, 3, padding=1, padding_mode="reflect"),
         nn.Conv2d(WIDE, WIDE, 5, padding=2),
-        nn.Conv2d(WIDE, WIDE, 1),
+        nn.Conv2d(WIDE, WIDE, 1, stride=2),
+        nn.Conv2d(WIDE, WIDE, 1, padding=1),
+        nn.Conv2d(WIDE, WIDE, 1, groups=2),
         nn.Conv2d(WIDE // 2, WIDE, 3, padding=1),
         nn.Conv2d(4, 4, 3, padding=2, dilation=2, groups=4, stride=2),
         nn.Conv2d(4, 4, 3, padding=1, dilation=2, groups=4),
@@ -79,7 +90,7 @@ def test_where_it_is_not_faster_the_result_is_torchs_to_the_bit(case):
 def test_levels_count_together():
     plain = nn.Conv2d(WIDE, WIDE, 3, padding=1)
     layer = Convolution3x3(plain)
-    levels = [torch.rand(1, WIDE, edge, edge) for edge in (20, 16, 8, 4, 2)]
+    levels = [torch.rand(1, WIDE, edge, edge) for edge in (48, 16, 8, 4, 2)]
     assert sum(num_tiles(*level.shape[2:]) for level in levels) > LEAST_TILES > num_tiles(2, 2)
     together, alone = convolved_levels(layer, levels), convolved_levels(plain, levels)
     for ours, theirs in zip(together, alone, strict=True):
@@ -94,6 +105,93 @@ def test_a_layer_that_is_used_twice_stays_one_layer():
     speed_up_convolutions(model)
     assert model["first"] is model["second"]
     assert isinstance(model["first"], Convolution3x3)
+
+
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def pointwise(monkeypatch, *, bias=True):
+    """A 1 x 1 convolution and its copy in the other form, as on a processor on which that is faster."""
+    monkeypatch.setattr(convolution, "onednn_is_faster", lambda: True)
+    torch.manual_seed(0)
+    plain = nn.Conv2d(24, 40, 1, bias=bias)
+    model = nn.Sequential(copy.deepcopy(plain))
+    parameters = list(model.parameters())
+    speed_up_convolutions(model)
+    assert type(model[0]) is Convolution1x1
+    assert all(old is new for old, new in zip(parameters, model.parameters(), strict=True))
+    return plain, model[0]
+
+
+@needs_onednn
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+def test_a_pointwise_convolution_is_torchs_in_output_and_gradients(monkeypatch, bias, memory_format):
+    found = []
+    images = torch.randn(3, 24, 7, 5).to(memory_format=memory_format)
+    upstream = torch.randn(3, 40, 7, 5)
+    for layer in pointwise(monkeypatch, bias=bias):
+        x = images.clone(memory_format=torch.preserve_format).requires_grad_()
+        y = F.relu_(layer(x))  # in place, as in the networks
+        y.backward(upstream)
+        found.append([y, x.grad, *(parameter.grad for parameter in layer.parameters())])
+    for theirs, ours in zip(*found, strict=True):
+        assert ours.shape == theirs.shape
+        assert relative(theirs, ours) < 1e-5
+    assert found[1][0].is_contiguous(memory_format=torch.channels_last)
+
+
+@needs_onednn
+@pytest.mark.usefixtures("one_thread")
+def test_a_pointwise_convolution_is_a_product_only_where_torch_is_slow(monkeypatch):
+    plain, layer = pointwise(monkeypatch)
+    shapes = []
+    monkeypatch.setattr(convolution, "convolve_1x1", lambda x, *_: shapes.append(tuple(x.shape)) or plain(x))
+    few, many, none = (torch.rand(images, 24, 6, 6) for images in (15, 16, 0))
+    layer(few)
+    assert shapes == [(15, 24, 6, 6)]
+    for images in (many, none):
+        assert torch.equal(layer(images), plain(images))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(layer(few), plain(few))
+    assert torch.equal(layer.double()(few.double()), plain.double()(few.double()))
+    torch.set_num_threads(2)
+    layer.float()(few)
+    assert len(shapes) == 1
+
+
+@needs_onednn
+@pytest.mark.usefixtures("one_thread")
+def test_a_pointwise_convolution_keeps_no_output_that_can_be_computed_again(monkeypatch):
+    plain, layer = pointwise(monkeypatch)
+    counts, gradients = [], []
+    for own in (plain, layer):
+        norm, kept = CrossDeviceBatchNorm(24), []
+        images = torch.randn(2, 24, 6, 6, generator=torch.Generator().manual_seed(1))
+        x = images.to(memory_format=torch.channels_last).requires_grad_()
+        monkeypatch.setattr(Output, "keep", lambda self, keep=Output.keep, kept=kept: kept.append(self) or keep(self))
+        with recompute_outputs():
+            y = own(norm(x))
+        monkeypatch.undo()
+        y.square().sum().backward()
+        counts.append(len(kept))
+        gradients.append(x.grad)
+    assert counts == [1, 1]
+    assert relative(*gradients) < 1e-4
+
+
+def test_pointwise_convolutions_stay_where_torch_is_fast(monkeypatch):
+    monkeypatch.setattr(convolution, "onednn_is_faster", lambda: False)
+    plain = nn.Conv2d(24, 40, 1)
+    model = nn.Sequential(plain)
+    speed_up_convolutions(model)
+    assert model[0] is plain
 
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 5), (1, 2)])

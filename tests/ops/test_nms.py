@@ -1,9 +1,13 @@
+import threading
+
+import pytest
 import torch
 import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
 
 from factories import random_boxes
+from megdet.ops import nms
 from megdet.ops.nms import segmented_nms
 
 
@@ -45,6 +49,25 @@ def test_a_segment_far_from_the_origin_is_not_changed_by_its_number():
     first = segmented_nms(boxes, scores, torch.zeros(200, dtype=torch.int64), 0.5)
     last = segmented_nms(boxes, scores, torch.full((200,), 10**9), 0.5)
     assert torch.equal(first, last)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_large_segments_that_threads_share_are_thinned_as_one_after_another(monkeypatch, threads):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    used = set()
+    monkeypatch.setattr(nms, "nms", lambda *given: used.add(threading.get_ident()) or torchvision.ops.nms(*given))
+    generator = torch.Generator().manual_seed(0)
+    boxes, scores = random_boxes(3000, canvas=200, generator=generator), torch.rand(3000, generator=generator)
+    segments = torch.randint(-1, 6, (3000,), generator=generator)
+    with torch.inference_mode():
+        keep = segmented_nms(boxes, scores, segments, 0.5)
+    for own in range(6):
+        places = (segments == own).nonzero().flatten()
+        assert len(places) >= nms._LARGE
+        expected = places[torchvision.ops.nms(boxes[places], scores[places], 0.5)].sort().values
+        assert torch.equal(places[keep[places]], expected)
+    assert not keep[segments < 0].any()
+    assert (used == {threading.get_ident()}) == (threads == 1)
 
 
 def test_no_candidates_leave_none():

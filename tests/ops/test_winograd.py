@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from megdet.ops import winograd
+from megdet.ops import products, winograd
 from megdet.ops.winograd import convolve_3x3, num_tiles
 
 
@@ -40,11 +40,21 @@ def in_doubles(maps, weight, bias, upstreams):
 shapes = st.tuples(st.integers(1, 3), st.integers(1, 14), st.integers(1, 14))
 
 
+libraries = st.sampled_from([True, False] if products.HAS_ONEDNN else [False])
+
+
 @settings(max_examples=60, deadline=None)
-@given(st.lists(shapes, min_size=1, max_size=3), st.integers(1, 6), st.integers(1, 6), st.sampled_from([1, 30, 200]))
-def test_outputs_and_gradients_are_those_of_the_convolution(own_shapes, inputs, outputs, chunk):
+@given(
+    st.lists(shapes, min_size=1, max_size=3),
+    st.integers(1, 6),
+    st.integers(1, 6),
+    st.sampled_from([1, 30, 200]),
+    libraries,
+)
+def test_outputs_and_gradients_are_those_of_the_convolution(own_shapes, inputs, outputs, chunk, by_onednn):
     maps, weight, bias, upstreams = made(own_shapes, inputs, outputs)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(products, "onednn_is_faster", lambda: by_onednn)
         patch.setattr(winograd, "_CHUNK", chunk)  # so that a map is cut between its rows, between images or not at all
         winograd._chunks.cache_clear()
         found = with_gradients(convolve_3x3, maps, weight, bias, upstreams)

@@ -1,4 +1,4 @@
-"""Convolutions in forms that are faster on a CPU than the library's: Winograd's, and dilated ones side by side."""
+"""Convolutions in forms that are faster on a CPU than torch's: Winograd's, products of rows, dilated ones apart."""
 
 from collections.abc import Sequence
 
@@ -7,12 +7,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from megdet.ops.pointwise import convolve_1x1
+from megdet.ops.products import onednn_is_faster
 from megdet.ops.winograd import convolve_3x3, num_tiles
 
-LEAST_CHANNELS = 128
-"""Fewest channels: with fewer, moving the tiles costs as much as is saved (`bench/winograd.py`)."""
-LEAST_TILES = 40
+LEAST_CHANNELS = 256 if onednn_is_faster() else 128
+"""Fewest channels: with fewer, moving the tiles costs as much as is saved (`bench/winograd.py`). Where MKL multiplies
+at its full speed, the library's convolutions are further from it."""
+LEAST_TILES = 150 if onednn_is_faster() else 40
 """Fewest tiles: with fewer, reading the 36 sets of weights costs more than is saved."""
+_IMAGES_FOR_ONEDNN = 16
+"""With as many, torch gives a 1 x 1 convolution on one thread to oneDNN itself."""
 
 
 class Convolution3x3(nn.Conv2d):
@@ -39,12 +44,27 @@ class Convolution3x3(nn.Conv2d):
         return [super(Convolution3x3, self).forward(level) for level in levels]
 
     def _is_faster(self, levels: Sequence[Tensor]) -> bool:
-        first = levels[0]
-        is_plain = first.device.type == "cpu" and first.dtype == self.weight.dtype == torch.float32
-        if not is_plain or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
-            return False
         tiles = sum(len(level) * num_tiles(level.shape[2], level.shape[3]) for level in levels)
-        return tiles >= LEAST_TILES
+        return tiles >= LEAST_TILES and _is_plain(levels[0], self.weight)
+
+
+class Convolution1x1(nn.Conv2d):
+    """A 1 x 1 convolution of stride 1, made from a plain one whose parameters it uses.
+
+    It is a matrix product where torch would not give it to oneDNN and MKL is slow: float32 on a CPU, with one thread
+    and few images.
+    """
+
+    def __init__(self, plain: nn.Conv2d) -> None:
+        super().__init__(plain.in_channels, plain.out_channels, 1, bias=False, device="meta")
+        self.weight, self.bias = plain.weight, plain.bias
+        self.train(plain.training)
+
+    def forward(self, x: Float[Tensor, "images inputs height width"]) -> Float[Tensor, "images outputs height width"]:
+        """The convolution of a map."""
+        if 0 < len(x) < _IMAGES_FOR_ONEDNN and torch.get_num_threads() == 1 and _is_plain(x, self.weight):
+            return convolve_1x1(x, self.weight, self.bias)
+        return super().forward(x)
 
 
 class DilatedGroupConvolution(nn.Conv2d):
@@ -86,6 +106,12 @@ class DilatedGroupConvolution(nn.Conv2d):
         return y.contiguous().permute(0, 3, 1, 2)
 
 
+def _is_plain(x: Tensor, weight: Tensor) -> bool:
+    """Whether a convolution is one of float32 on a CPU, outside a graph."""
+    is_plain = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
+    return is_plain and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
+
+
 def convolved_levels(
     convolution: nn.Module, levels: Sequence[Float[Tensor, "images inputs _ _"]]
 ) -> list[Float[Tensor, "images outputs _ _"]]:
@@ -109,6 +135,8 @@ def _faster(module: nn.Module) -> nn.Conv2d | None:
         return None
     if module.groups > 1 and module.dilation != (1, 1) and _keeps_size(module):
         return DilatedGroupConvolution(module)
+    if (module.kernel_size, module.padding, module.groups) == ((1, 1), (0, 0), 1) and onednn_is_faster():
+        return Convolution1x1(module)
     if (module.kernel_size, module.padding, module.dilation, module.groups) != ((3, 3), (1, 1), (1, 1), 1):
         return None
     return Convolution3x3(module) if min(module.in_channels, module.out_channels) >= LEAST_CHANNELS else None

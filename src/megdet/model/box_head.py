@@ -120,6 +120,7 @@ class BoxHead(RoiHead):
         hidden = F.relu(normalized_rois(first_norm, hidden, is_valid))
         for layer, norm in others:
             hidden = F.relu(normalized_rois(norm, linear(hidden, layer.weight, layer.bias), is_valid))
-        logits = self.classes(hidden).reshape(images, count, self.num_classes + 1)
-        deltas = self.deltas(hidden).reshape(images, count, self.num_regressed, 4)
+        logits, deltas = (linear(hidden, layer.weight, layer.bias) for layer in (self.classes, self.deltas))
+        logits = logits.reshape(images, count, self.num_classes + 1)
+        deltas = deltas.reshape(images, count, self.num_regressed, 4)
         return logits, deltas

@@ -1,11 +1,17 @@
 """Non-maximum suppression of many independent segments at once."""
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torchvision.ops import nms
 
 from megdet.ops.gpu_kernels import kernels_build
+
+_LARGE = 300
+"""candidates of a segment"""
 
 
 def segmented_nms(
@@ -30,12 +36,32 @@ def segmented_nms(
     order = segments.argsort(stable=True)
     numbers, counts = torch.unique_consecutive(segments[order], return_counts=True)
     boxes, scores = boxes[order], scores[order]
-    kept = []
+    own: list[slice] = []
     start = 0
     for number, count in torch.stack([numbers, counts], dim=1).tolist():
         if number >= 0:
-            kept.append(nms(boxes[start : start + count], scores[start : start + count], iou_threshold) + start)
+            own.append(slice(start, start + count))
         start += count
-    if kept:
+    if own:
+        kept = _survivors(boxes, scores, own, iou_threshold)
         keep[order[torch.cat(kept)]] = True
     return keep
+
+
+def _survivors(boxes: Tensor, scores: Tensor, segments: Sequence[slice], iou_threshold: float) -> list[Tensor]:
+    """The places of the survivors of each segment. On a CPU NMS is quadratic and uses one thread, so large ones share.
+
+    A small segment takes less time than it takes to hand it over.
+    """
+
+    @torch.no_grad()
+    def survivors(own: slice) -> Tensor:
+        places: Tensor = nms(boxes[own], scores[own], iou_threshold) + own.start
+        return places
+
+    threads = torch.get_num_threads()
+    large = sum(own.stop - own.start >= _LARGE for own in segments)
+    if boxes.is_cuda or min(threads, large) < 2:
+        return [survivors(own) for own in segments]
+    with ThreadPoolExecutor(min(threads, large)) as pool:  # torch's operator lets other threads of Python run
+        return list(pool.map(survivors, segments))

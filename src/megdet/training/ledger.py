@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import torch
 
-from megdet import __version__
+from megdet import ARITHMETIC, __version__
 from megdet.data.coco import CocoDataset
 from megdet.data.far.folder import FarFile, ImageFile
 from megdet.data.far.opening import far_content
@@ -48,7 +48,7 @@ from megdet.training.trainer import Tensors, digest
 
 SHORT_STRETCH = 3
 """Steps."""
-OF_THE_KIND = ("device", "processor", "instructions", "torch")
+OF_THE_KIND = ("device", "processor", "instructions", "megdet", "torch")
 """Of a `Machine`: what must be equal for an exact run to have the same bits."""
 
 
@@ -256,7 +256,7 @@ def machine_of(layout: Layout, world: World, *, is_compiled: bool) -> Machine:
         device=world.device.type,
         processor=gpus[world.device.index or 0]["name"] if gpus else processor_name(),
         instructions=torch.backends.cpu.get_cpu_capability(),
-        megdet=__version__,
+        megdet=f"{__version__}, arithmetic {ARITHMETIC}",
         torch=str(torch.__version__),
         threads=torch.get_num_threads(),
         devices=world.size,

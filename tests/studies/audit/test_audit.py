@@ -10,9 +10,11 @@ from typing import Any
 
 import msgspec
 import pytest
+import torch
 from PIL import Image
 
 from ledgers import written
+from megdet import ARITHMETIC
 from megdet.cli.main import main
 from megdet.distributed.local_ranks import run_in_ranks
 from megdet.distributed.world import World
@@ -245,10 +247,11 @@ def test_a_step_that_was_not_computed_as_the_recipe_says_is_found(
 
 def test_another_machine_is_said_where_the_bits_differ(run: RunFolder) -> None:
     [stretch, *_] = stretches.stretches_of(run, course(read_chain(run.ledger).entries), 3, Recipe())
-    there = msgspec.structs.replace(stretch.start.machine, torch="1.0")
+    there = msgspec.structs.replace(stretch.start.machine, megdet="0.1.0, arithmetic 99", torch="1.0")
     made = stretches.Made(there, [], {0: {"model": "0" * 64}})
     fault = stretches.fault_of(stretch, made, {}, exact=False)
-    assert "before the first step is not that of line 1; it may be rounding, as the machine differs: torch" in fault
+    assert "before the first step is not that of line 1; it may be rounding, as the machine differs: megdet" in fault
+    assert f"arithmetic {ARITHMETIC} there, 0.1.0, arithmetic 99 here, torch {torch.__version__} there" in fault
 
 
 def test_a_chain_made_anew_holds_unless_the_head_was_published(run: RunFolder) -> None:

@@ -42,15 +42,11 @@ import torchvision
 from rich.console import Console
 from rich.table import Table
 from sides import shared_recipe, training_step
-from torchvision.models.detection import faster_rcnn, rpn
+from stages import PARTS, STAGES
 from train_step import flop_counter, make_images
 
 from megdet.files import write_json_atomically
-from megdet.model import box_head, pooling
-from megdet.model.backbone import Backbone
-from megdet.model.fpn import Fpn
-from megdet.model.rpn import Rpn
-from megdet.training.compiled import PerCanvas, compile_dense
+from megdet.training.compiled import compile_dense
 
 HEIGHT, WIDTH = 800, 1344
 WARMUP = 3
@@ -70,23 +66,6 @@ PEAKS: dict[str, tuple[float, float, float]] = {
 }
 """TFLOP/s in fp32, TF32 and bf16 by a word of the device's name, the first that fits. From NVIDIA's data sheets, for
 the RTX cards its papers on the architecture: no sparsity, sums in fp32, the boost clock, which no long run holds."""
-
-STAGES: list[tuple[Any, str, str | None]] = [
-    *((Backbone, "forward", "backbone"), (Fpn, "forward", "FPN"), (Rpn, "forward", "RPN head")),
-    *((PerCanvas, "__call__", None), (Rpn, "propose", "proposals"), (Rpn, "losses", "RPN loss")),
-    *((box_head.BoxHead, "sample", "RoI sampling"), (pooling, "roi_align", "RoIAlign")),
-    (box_head.BoxHead, "forward", "box head"),
-    (torchvision.models._utils.IntermediateLayerGetter, "forward", "backbone"),
-    (torchvision.ops.FeaturePyramidNetwork, "forward", "FPN"),
-    *((rpn.RPNHead, "forward", "RPN head"), (rpn.RegionProposalNetwork, "filter_proposals", "proposals")),
-    (rpn.RegionProposalNetwork, "compute_loss", "RPN loss"),
-    (torchvision.models.detection.roi_heads.RoIHeads, "select_training_samples", "RoI sampling"),
-    (torchvision.ops.MultiScaleRoIAlign, "forward", "RoIAlign"),
-    *((faster_rcnn.TwoMLPHead, "forward", "box head"), (faster_rcnn.FastRCNNPredictor, "forward", "box head")),
-    *((torch.Tensor, "backward", "backward"), (torch.optim.SGD, "step", "optimizer")),
-]
-"""What is timed as which stage of a step, on both sides; a compiled part says itself which it is."""
-PARTS = {"backbone": "backbone", "fpn": "FPN", "rpn": "RPN head"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -99,8 +99,28 @@ SECTIONS = (
         },
         tables.train_step,
         "What makes the difference: RoIAlign as one weighted embedding bag over all levels, the RPN's loss at the "
-        "sampled anchors only, in float32 3 x 3 convolutions in Winograd's form, channels-last memory throughout, and "
-        "an allocator that keeps freed memory for the next step.",
+        "sampled anchors only, in float32 3 x 3 convolutions in Winograd's form, channels-last memory throughout, an "
+        "allocator that keeps freed memory for the next step, and on processors that are not Intel's matrix products "
+        "by oneDNN, where torch's go to MKL, which has half its speed there.",
+    ),
+    Section(
+        "Where a step's time goes",
+        "The same step by stage, forward and backward, beside what its convolutions and matrix products would take at "
+        "the limit. A stage in Winograd's form may be faster than that; what has no FLOPs has no limit here.",
+        {
+            f"stages/{size}{suffix}": f"stages.py --size {size} --batch {batch}{side}"
+            for size, batch in ((320, 2), (800, 1))
+            for suffix, side in (("", ""), ("-torchvision", ' --side "torchvision channels_last"'))
+        },
+        tables.stages,
+    ),
+    Section(
+        "1 x 1 convolutions on one thread",
+        "All 1 x 1 convolutions of stride 1 of ResNet-50, float32: torch computes fewer than 16 images on one thread "
+        "by MKL, MegDet by oneDNN unless the processor is Intel's. So it is with a rank a core, with `exact`, and "
+        "where an evaluation computes images side by side.",
+        {"pointwise": "pointwise.py --size 320 --batch 2"},
+        tables.pointwise,
     ),
     Section(
         "A training step of other detectors",
@@ -119,7 +139,8 @@ SECTIONS = (
         "own size.",
         {"winograd": "winograd.py --rounds 9"},
         tables.winograd,
-        "A convolution with fewer than 128 channels or a map of fewer than 40 tiles of 4 x 4 stays oneDNN's.",
+        "A convolution with fewer than 128 channels or a map of fewer than 40 tiles of 4 x 4 stays oneDNN's; where "
+        "oneDNN multiplies matrices faster than MKL, one with fewer than 256 channels or 150 tiles.",
     ),
     Section(
         "Memory",

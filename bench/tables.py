@@ -58,6 +58,30 @@ def train_step(result: Result) -> list[str]:
     return [*against_torchvision(result), "", f"{kind}: {limit}, {own}."]
 
 
+def stages(result: Result) -> list[str]:
+    """A row a stage; what takes no time is left out."""
+    rows = [[_setting(result), "forward, ms", "at the limit", "backward, ms", "at the limit", "GFLOP"]]
+    for name, row in result["stages"].items():
+        if max(row["ms"].values()) < 0.05:
+            continue
+        times = [f"{row[key][way]:.1f}" for way in ("forward", "backward") for key in ("ms", "ms_at_limit")]
+        rows.append([name, *times, f"{sum(row['gflop'].values()):.1f}"])
+    limit = result["limit_gflop_per_second"]
+    part = 1000 * result["gflop"] / limit / result["ms"]
+    whole = f"{result['ms']:.0f} ms a step, {part:.0%} of the limit of {limit:.0f} GFLOP/s; {result['rounds']} steps."
+    return [*_table(*rows), "", f"{result['side']}: {whole}"]
+
+
+def pointwise(result: Result) -> list[str]:
+    rows = [[f"{_setting(result)}, one thread", "torch, ms", "megdet, ms", "times as fast", "megdet, GFLOP/s"]]
+    for part, theirs in result["ms"]["torch"].items():
+        ours = result["ms"]["megdet"][part]
+        rows.append(
+            [part, f"{theirs:.1f}", f"{ours:.1f}", f"{theirs / ours:.2f}", f"{result['flops'] / ours / 1e6:.0f}"]
+        )
+    return _table(*rows)
+
+
 def winograd(result: Result) -> list[str]:
     """A row a layer; in each cell oneDNN's time, ours, and how many times as fast ours is."""
     rows = [["maps, channels", *result["cases"][0]["ms"], "error, oneDNN's and ours"]]

@@ -4,6 +4,7 @@ import gc
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from megdet.program import load_function, loading
 
 ENDING = """
 import atexit, ctypes, sys, threading, time
-from megdet.program import Ending
+import multiprocessing.util
+from megdet.program import end
 
 class Freed:
     def __del__(self):
@@ -22,7 +24,7 @@ def work():
     time.sleep(0.2)
     print("thread")
 
-ending = Ending()
+multiprocessing.util.Finalize(None, print, ("multiprocessing",), exitpriority=0)
 atexit.register(print, "atexit")
 kept = Freed()
 threading.Thread(target=work).start()
@@ -38,24 +40,48 @@ def ended(program: str) -> tuple[int, str, str]:
 
 
 def test_the_end_comes_after_threads_and_exit_functions_and_frees_nothing() -> None:
-    assert ended("ending.code = 3; sys.exit(3)") == (3, "thread\natexit\n", "")
+    assert ended("end(3)") == (3, "thread\natexit\nmultiprocessing\n", "")
 
 
 def test_a_program_without_a_code_ends_as_python_ends_it() -> None:
-    assert ended("sys.exit(4)") == (4, "thread\natexit\nfreed\n", "")
+    assert ended("sys.exit(4)") == (4, "thread\natexit\nmultiprocessing\nfreed\n", "")
     code, printed, errors = ended("raise ValueError('a bug')")
-    assert (code, printed) == (1, "thread\natexit\nfreed\n")
+    assert (code, printed) == (1, "thread\natexit\nmultiprocessing\nfreed\n")
     assert errors.endswith("ValueError: a bug\n")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="C's own buffer is only emptied where there is POSIX")
 def test_what_a_library_has_printed_is_written() -> None:
-    assert ended("ctypes.CDLL(None).printf(b'from C'); ending.code = 0")[:2] == (0, "thread\natexit\nfrom C")
+    assert ended("ctypes.CDLL(None).printf(b'from C'); end(0)")[:2] == (0, "thread\natexit\nmultiprocessing\nfrom C")
 
 
 def test_output_that_nobody_reads_is_said_as_python_says_it() -> None:
-    code = "import os; os.close(1); ending.code = 0"
-    assert ended(code)[0] == ended(code.replace("ending.code = 0", ""))[0] == 120
+    code = "import os; os.close(1); end(0)"
+    assert ended(code)[0] == ended(code.replace("end(0)", ""))[0] == 120
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no interrupt can be sent there")
+def test_an_interrupt_at_the_end_ends_the_wait_for_a_thread_alone() -> None:
+    program = """
+import os, signal
+threading.Thread(target=lambda: (time.sleep(0.5), os.kill(os.getpid(), signal.SIGINT), time.sleep(5))).start()
+end(3)
+"""
+    started = time.monotonic()
+    assert ended(program) == (3, "thread\natexit\nmultiprocessing\n", "")
+    assert time.monotonic() - started < 5
+
+
+def test_the_temporary_folder_of_processes_is_removed(tmp_path: Path) -> None:
+    program = """
+import multiprocessing.util
+multiprocessing.util.get_temp_dir()
+end(0)
+"""
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-c", "from megdet.program import end\n" + program]
+    assert subprocess.run(command, env=environment, check=False).returncode == 0
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_collector_rests_while_something_is_loaded() -> None:

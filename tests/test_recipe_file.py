@@ -213,6 +213,13 @@ def test_an_override_may_fill_an_empty_section():
         ("schedule.lr", "1", "unknown option '--schedule.lr'; did you mean 'optimizer.base_lr'?"),
         ("optimizer.epochs", "1", "unknown option '--optimizer.epochs'; did you mean 'schedule.epochs'?"),
         ("nms", "1", "unknown option '--nms'; did you mean 'model.box_head.nms_iou'?"),
+        *(
+            (f"{section}.batch_size", "1", f"unknown option '--{section}.batch_size'; did you mean 'batch_size'?")
+            for section in ("train", "model", "data", "optimizer", "schedule")
+        ),
+        ("eval.batch_size", "1", "unknown option '--eval.batch_size'; did you mean 'evaluation.batch_size'?"),
+        ("train.size", "1", "unknown option '--train.size'; did you mean 'batch_size'?"),
+        ("train.epochs", "1", "unknown option '--train.epochs'; did you mean 'schedule.epochs'?"),
         ("batch", "1", "unknown option '--batch'; did you mean 'batch_size'?"),
         ("backbone.name", "a", "unknown option '--backbone.name'; did you mean 'model.backbone.name'?"),
         ("model.fpn", "3", "'--model.fpn' is a section of the recipe: name a key in it, such as --model.fpn."),

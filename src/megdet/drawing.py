@@ -168,7 +168,12 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     package = find_spec("matplotlib")  # which takes a tenth of a second to load
     assert package is not None
     assert package.origin is not None
-    return ImageFont.truetype(Path(package.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf", size)
+    data = Path(package.origin).parent / "mpl-data"
+    if not data.is_dir():  # where a distribution of Linux packs it, its data lie elsewhere
+        from matplotlib import get_data_path
+
+        data = Path(get_data_path())
+    return ImageFont.truetype(data / "fonts" / "ttf" / "DejaVuSans.ttf", size)
 
 
 def _fitting(image: Image.Image, longest: int) -> Image.Image:

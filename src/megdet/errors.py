@@ -27,6 +27,10 @@ class InputError(Exception):
         super().__init__(_short(printable(" ".join(message.split()))))
 
 
+class TooLittleMemoryError(InputError):
+    """Memory does not suffice for what was asked for."""
+
+
 class DivergedError(InputError):
     """The loss or gradient of a training is no longer finite; a sweep records this as a result and goes on.
 

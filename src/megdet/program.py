@@ -9,10 +9,11 @@ import ctypes
 import gc
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 UNUSED = ("wandb",)
 """Packages that timm imports where they are installed, for what no command uses; a tracker imports its own later."""
@@ -46,32 +47,22 @@ def load_function(place: str) -> Callable[..., Any]:
     return loaded
 
 
-class Ending:
-    """The quick end of this process: by the system, which takes all memory back at once, instead of object by object.
+def end(code: int) -> NoReturn:
+    """End this process with an exit code, by the system, which takes all memory back at once.
 
-        ending = Ending()
-        ending.code = main()
-        sys.exit(ending.code)
-
-    Threads have ended and functions of `atexit` have run by then, and what was printed is written. It must be made
-    before anything else registers a function with `atexit`: they run in reverse order. Without a code, as after an
-    exception, the process ends as Python ends it.
+    Before, as at any end of Python's, threads end, functions of `atexit` run and what was printed is written. Where it
+    cannot be written, Python ends the process and says so.
     """
-
-    def __init__(self) -> None:
-        self.code: int | None = None
-        """the exit code"""
-        atexit.register(self._end)
-
-    def _end(self) -> None:
-        if self.code is None:
-            return
-        try:
-            for stream in (sys.stdout, sys.stderr):
-                if stream is not None:  # as it is where the program was started without one
-                    stream.flush()
-        except (OSError, ValueError):  # its reader has ended, or it is closed: Python knows what to say
-            return
-        if os.name == "posix":
-            ctypes.CDLL(None).fflush(None)  # what libraries have printed
-        os._exit(self.code)
+    # the two steps of Python's own end, by their names there; later functions of ours could not come last in `atexit`
+    for finish in (threading._shutdown, atexit._run_exitfuncs):  # type: ignore[attr-defined]
+        with suppress(KeyboardInterrupt):  # it ends the wait, and Python's own end goes on, too
+            finish()
+    try:
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:  # as it is where the program was started without one
+                stream.flush()
+    except (OSError, ValueError):  # its reader has ended, or it is closed
+        sys.exit(code)
+    if os.name == "posix":
+        ctypes.CDLL(None).fflush(None)  # what libraries have printed
+    os._exit(code)

@@ -209,16 +209,19 @@ def _nearest_key(prefix: str, key: str, kind: str) -> str:
     if others and kind not in others:
         return f": model.kind {kind} has no such key; it belongs to {', '.join(others)}"
     *sections, leaf = f"{prefix}{key}".split(".")
-    elsewhere = [known for own in dict.fromkeys((key, leaf)) for known in keys if known.endswith(f".{own}")]
-    if elsewhere:
-        return f"; did you mean '{elsewhere[0]}'?"
     parts = {known.rpartition(".")[0] for known in keys}
     section = ".".join(sections)
     section = _spelled_alike(section, parts) if sections else ""
+    elsewhere = [known for own in dict.fromkeys((key, leaf)) for known in keys if known.endswith(f".{own}")]
+    if leaf in keys and leaf not in parts and f"{section}.{leaf}" not in elsewhere:
+        return f"; did you mean '{leaf}'?"
+    if elsewhere:
+        return f"; did you mean '{elsewhere[0]}'?"
     inside = {known.rpartition(".")[2]: known for known in keys if section and known.rpartition(".")[0] == section}
     beside = {known.removeprefix(prefix): known for known in parts if f"{known.rpartition('.')[0]}." == (prefix or ".")}
     here = {known.removeprefix(prefix): known for known in keys if known.startswith(prefix) and known not in parts}
-    leaves = {known.rpartition(".")[2]: known for known in keys if known not in parts}
+    outermost = {known: known for known in keys if "." not in known and known not in parts}
+    leaves = outermost | {known.rpartition(".")[2]: known for known in keys if known not in parts} | outermost
     places = ((leaf, inside), (key, here), (leaf, leaves))
     tries = [(names, _with_word(word, names)) for word, names in places]
     tries += [(beside, _spelled_alike(key, beside, cutoff=0.75) if "." not in key else "")]

@@ -97,6 +97,32 @@ def test_a_convolution_has_the_times_of_both_sides(script: Script, results: dict
     assert f"| 2 x 40 x 40, 256 to 720 | {cells} |" in lines
 
 
+def test_stages_have_their_limits_and_those_without_time_are_left_out(script: Script, results: dict[str, Any]) -> None:
+    nothing = {"forward": 0.0, "backward": 0.0}
+    backbone = {
+        "ms": {"forward": 98.76, "backward": 198.31},
+        "ms_at_limit": {"forward": 60.9, "backward": 120.0},
+        "gflop": {"forward": 33.4, "backward": 65.8},
+    }
+    stages = {"backbone": backbone, "RoI sampling": dict.fromkeys(backbone, nothing)}
+    whole = {"side": "megdet fp32", "size": 320, "batch": 2, "rounds": 7, "ms": 400.0, "gflop": 99.2}
+    found = {"stages": stages, "limit_gflop_per_second": 500.0, **whole}
+    results["stages/320"] = {**results["memory/320"], "result": found}
+    lines = section(script("page").write_page(results), "Where a step's time goes")
+    assert "| 320 px, batch 2 | forward, ms | at the limit | backward, ms | at the limit | GFLOP |" in lines
+    assert "| backbone | 98.8 | 60.9 | 198.3 | 120.0 | 99.2 |" in lines
+    assert not any("RoI sampling" in line for line in lines)
+    assert "megdet fp32: 400 ms a step, 50% of the limit of 500 GFLOP/s; 7 steps." in lines
+
+
+def test_pointwise_convolutions_have_both_times(script: Script, results: dict[str, Any]) -> None:
+    ms = {"torch": {"output": 140.0}, "megdet": {"output": 70.0}}
+    found = {"size": 320, "batch": 2, "flops": 14e9, "ms": ms}
+    results["pointwise"] = {**results["memory/320"], "result": found}
+    lines = section(script("page").write_page(results), "1 x 1 convolutions on one thread")
+    assert "| output | 140.0 | 70.0 | 2.00 | 200 |" in lines
+
+
 def test_the_scale_has_what_was_measured_and_what_was_predicted(script: Script, results: dict[str, Any]) -> None:
     row = {
         "devices": 2,
@@ -124,6 +150,8 @@ def test_the_sections_stand_in_their_order(script: Script) -> None:
     assert titles == [
         *(
             "A training step",
+            "Where a step's time goes",
+            "1 x 1 convolutions on one thread",
             "A training step of other detectors",
             "3 x 3 convolutions",
             "Memory",

@@ -216,7 +216,7 @@ def test_an_image_in_another_case_and_one_that_the_xml_names_may_both_be_meant(t
 
 def test_an_image_elsewhere_with_an_xml_of_its_own_is_not_taken_for_another(tmp_path):
     names = ["x/b.jpg", "y/a.jpg", "y/b.xml"]
-    folder = lay_out(tmp_path / "one", *names, named={"y/b.xml": "a.jpg"})
+    folder = lay_out(tmp_path / "one", *names, named={"y/b.xml": "c.jpg"})
     assert converted(folder, tmp_path / "out") == ({"all": ["b.jpg"]}, Path("x"))
     folder = lay_out(tmp_path / "two", *names, "x/b.xml", named={"y/b.xml": "a.jpg"})
     assert converted(folder, tmp_path / "out")[0] == {"all": ["x/b.jpg", "y/a.jpg"]}
@@ -261,6 +261,28 @@ def test_a_filename_in_several_folders_does_not_matter_where_the_xml_has_its_ima
     names = ["a.xml", "a.jpg", "x/photo.jpg", "y/photo.jpg"]
     folder = lay_out(tmp_path / "voc", *names, named={"a.xml": "photo.jpg"})
     assert converted(folder, tmp_path / "out")[0] == {"all": ["a.jpg"]}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["setA/1.xml", "setA/IMG_0001.jpg", "raw/1.jpg"],
+        ["setA/1.xml", "setA/IMG_0001.jpg", "raw/1.jpg", "raw2/1.jpg"],
+        ["Annotations/1.xml", "JPEGImages/IMG_0001.jpg", "thumbs/1.jpg"],
+    ],
+)
+def test_the_image_that_is_named_and_near_comes_before_one_elsewhere(tmp_path, names):
+    folder = lay_out(tmp_path / "voc", *names, named={names[0]: "IMG_0001.jpg"})
+    assert converted(folder, tmp_path / "out")[0] == {"all": ["IMG_0001.jpg"]}
+
+
+@pytest.mark.parametrize("other", ["xml/a.xml", "JPEGImages/a.xml"])
+@pytest.mark.parametrize("named", ["a.jpg", "frame_17.jpg", "b.jpg"])
+def test_a_second_xml_of_a_name_that_no_list_names_does_not_take_the_image(tmp_path, other, named):
+    names = ["Annotations/a.xml", "Annotations/b.xml", "JPEGImages/a.jpg", "JPEGImages/b.jpg", other]
+    lists = "ImageSets/Main/train.txt=Annotations/a"
+    folder = lay_out(tmp_path / "voc", *names, lists, named={"Annotations/a.xml": named, other: named})
+    assert converted(folder, tmp_path / "out")[0] == {"train": ["a.jpg"]}
 
 
 def test_the_image_beside_that_is_named_comes_before_several_elsewhere(tmp_path):

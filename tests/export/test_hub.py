@@ -245,13 +245,23 @@ def test_processes_that_load_a_name_at_the_same_time_have_all_its_copy(repositor
     assert list((tmp_path / "cache" / "hub").iterdir()) == [found[0].path]
 
 
+def test_a_copy_that_lacks_a_file_is_made_anew(repositories, recipe, tmp_path, monkeypatch):
+    hub.push(save_run(tmp_path / "run", recipe)[0], "me/bolts")
+    monkeypatch.setattr(hub, "cache_folder", lambda: tmp_path / "cache")
+    first = hub.cached_run("me/bolts")
+    first.recipe.unlink()
+    assert hub.cached_run("me/bolts").path == first.path
+    assert load_detector(first, CPU).step == 7
+    assert list((tmp_path / "cache" / "hub").iterdir()) == [first.path]
+
+
 def test_a_copy_that_another_process_finished_first_is_not_replaced(repositories, recipe, tmp_path, monkeypatch):
     hub.push(save_run(tmp_path / "run", recipe)[0], "me/bolts")
     monkeypatch.setattr(hub, "cache_folder", lambda: tmp_path / "cache")
     first = hub.cached_run("me/bolts")
     made = first.path.stat().st_ino
     with monkeypatch.context() as patch:
-        answers = iter([False, True])  # it became whole while this process pulled
+        answers = iter([False, True, True])  # it became whole while this process pulled
         patch.setattr(hub, "_is_whole", lambda _: next(answers))
         assert hub.cached_run("me/bolts").path == first.path
     assert first.path.stat().st_ino == made

@@ -18,6 +18,7 @@ def folder(tmp_path: Path) -> RunFolder:
     folder = RunFolder(tmp_path / "run").create()
     for step in (3, 7):
         save_checkpoint(folder, run_state(step), {"model": {"x": torch.zeros(1)}, "optimizer": {}}, keep=2)
+    folder.write_recipe("seed: 1\n")
     note_best(folder, 3)
     return folder
 
@@ -45,7 +46,6 @@ def test_a_run_and_its_checkpoints_are_told_apart_from_anywhere(folder, monkeypa
 
 
 def test_a_checkpoint_that_is_not_there_is_told_with_those_that_are(folder):
-    folder.write_recipe("seed: 1\n")
     with pytest.raises(InputError, match=r"5: no such checkpoint; there are step_00000003, step_00000007$"):
         run_of(folder.checkpoints / "step_00000005")
 
@@ -60,6 +60,11 @@ def test_a_path_that_leads_nowhere_is_left_to_whom_reads_it(tmp_path):
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     assert named(tmp_path / "loop") == (tmp_path / "loop", None)
     assert named("a\0b") == (Path("a\0b"), None)
+
+
+def test_a_best_checkpoint_of_no_run_names_a_folder_like_any_other(tmp_path):
+    for path in (tmp_path / "typo" / "checkpoints" / "best", tmp_path / "checkpoints" / ("x" * 300)):
+        assert named(path) == (path, None)
 
 
 def test_a_best_checkpoint_that_is_not_there_is_told(folder):

@@ -126,8 +126,11 @@ def test_the_line_of_an_evaluation_is_on_the_disk_before_a_checkpoint_knows_it(r
 
 def test_a_roll_back_forgets_a_best_score_of_a_step_that_is_deleted(whole, tmp_path):
     folder = RunFolder(shutil.copytree(whole[0].path, tmp_path / "run"))
-    *_, older, newest = checkpoints(folder)
+    oldest, *_, older, newest = checkpoints(folder)
     for best in (checkpoint_step(older), checkpoint_step(newest)):
+        for path in checkpoints(folder):  # nothing is known of them but what follows
+            unknown = {"evaluation": None, "evaluated_step": -1, "best_score": None, "best_step": -1}
+            update_state(path, msgspec.structs.replace(open_checkpoint(path).state, **unknown))
         known = {"best_score": 0.5, "best_step": best}
         update_state(older, msgspec.structs.replace(open_checkpoint(older).state, **known))
         position_module.mark_rolled_back(folder, checkpoint_step(older), 1)
@@ -135,3 +138,10 @@ def test_a_roll_back_forgets_a_best_score_of_a_step_that_is_deleted(whole, tmp_p
         expected = (0.5, best) if best == checkpoint_step(older) else (None, -1)
         assert (state.best_score, state.best_step) == expected
     assert not newest.exists()
+    first = {"best_score": 0.4, "best_step": checkpoint_step(oldest)}
+    update_state(oldest, msgspec.structs.replace(open_checkpoint(oldest).state, **first))
+    late = {"best_score": 0.5, "best_step": checkpoint_step(older) + 1}
+    update_state(older, msgspec.structs.replace(open_checkpoint(older).state, **late))
+    position_module.mark_rolled_back(folder, checkpoint_step(older), 2)
+    state = open_checkpoint(older).state
+    assert (state.best_score, state.best_step) == (0.4, checkpoint_step(oldest))

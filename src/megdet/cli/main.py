@@ -16,7 +16,7 @@ from megdet.cli.parsers.shared import Parser
 from megdet.distributed.parent import end_with_launcher
 from megdet.distributed.termination import TerminationListener
 from megdet.errors import InputError, StoppedError, nearest
-from megdet.program import Ending, load_function
+from megdet.program import end, load_function
 
 _PROGRAM = "megdet"
 _NOTICES = tuple(int(getattr(signal, name)) for name in ("SIGUSR1", "SIGTERM") if hasattr(signal, name))
@@ -87,9 +87,7 @@ def make_parser(called: str | None) -> Parser:
 
 def run() -> NoReturn:
     """Run the command of this process and end the process."""
-    ending = Ending()
-    ending.code = main()
-    sys.exit(ending.code)
+    end(main())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from megdet.distributed.termination import STOP_SIGNALS, blocked_signals
 from megdet.errors import InputError
 from megdet.files import replace_file
-from megdet.program import UNUSED, Ending, loading
+from megdet.program import UNUSED, end, loading
 
 if TYPE_CHECKING:
     import torch
@@ -203,6 +203,5 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    ending = Ending()
     main(Path(sys.argv[1]))
-    ending.code = 0
+    end(0)

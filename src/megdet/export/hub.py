@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -165,6 +165,8 @@ def cached_run(name: str) -> RunFolder:
         own = RunFolder(folder.path.parent / temporary_name(f"{folder.path.name}-{threading.get_ident()}"))
         try:
             pull(name, own)
+            if not _is_whole(folder):
+                _remove(folder.path)
             own.path.rename(folder.path)
         except OSError as error:
             if not _is_whole(folder):  # else another process was first
@@ -172,6 +174,14 @@ def cached_run(name: str) -> RunFolder:
         finally:
             shutil.rmtree(own.path, ignore_errors=True)
     return folder
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder that lacks files, by a cleaner of caches for example, so that it is gone at once."""
+    aside = path.parent / temporary_name(f"{path.name}-{threading.get_ident()}-old")
+    with suppress(FileNotFoundError):
+        path.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _is_whole(folder: RunFolder) -> bool:

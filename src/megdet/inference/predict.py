@@ -21,7 +21,7 @@ from megdet.data.rle import encode_mask
 from megdet.data.transforms import RESIZE
 from megdet.detections import Detections
 from megdet.distributed.world import World
-from megdet.errors import InputError
+from megdet.errors import TooLittleMemoryError
 from megdet.inference.evaluating import evaluating
 from megdet.inference.looks import mirrored_detections, mirrored_pixels, together, within
 from megdet.inference.side_by_side import given_up_early, shares, side_by_side, threads_for
@@ -56,7 +56,7 @@ def detect_dataset(
     batch are computed side by side (`side_by_side.py`). `category_ids` are the ids of the model's labels; detections of
     a label without an id are left out. `progress` is called with the number of images done on this rank.
 
-    Raises InputError where an image cannot be read, and where memory does not suffice.
+    Raises InputError where an image cannot be read, and TooLittleMemoryError.
     """
     plan, num_scales = evaluation_plan(dataset.sizes, recipe), len(evaluation_scales(recipe))
     groups = [plan[first : first + num_scales] for first in range(0, len(plan), num_scales)][world.rank :: world.size]
@@ -113,7 +113,7 @@ def _told_of_memory(batch_size: int, device: torch.device) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         fewer = ", or give fewer threads (OMP_NUM_THREADS)" if device.type == "cpu" else ""  # each computes a share
-        raise InputError(
+        raise TooLittleMemoryError(
             f"memory does not suffice for {batch_size} images at a time on {device}: lower evaluation.batch_size{fewer}"
         ) from None
 

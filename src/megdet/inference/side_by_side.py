@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from megdet.layers.image_team import thread_pool
 from megdet.runtime import usable_threads
 
 T = TypeVar("T")
@@ -91,7 +90,7 @@ def _threads(count: int) -> Iterator[ThreadPoolExecutor]:
             have_begun.abort()
             raise
 
-    with thread_pool(count) as pool:
+    with ThreadPoolExecutor(count, "megdet image") as pool:
         with _number_kept():
             try:
                 beginnings += [pool.submit(begin) for _ in range(count)]

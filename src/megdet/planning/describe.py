@@ -8,7 +8,7 @@ from megdet.data.coco import training_set
 from megdet.data.demo import CLASS_NAMES, DEMO_SETS
 from megdet.data.sampling.frequencies import training_plan
 from megdet.distributed.layout import better_device_counts, choose_layout
-from megdet.program import load_function
+from megdet.program import loading
 from megdet.recipe import Recipe
 from megdet.run_length import decay_of, total_steps
 from megdet.training.schedule import learning_rate, scaled_rate, why_no_warmup
@@ -94,8 +94,9 @@ def describe(
 
     if not count_parameters:
         return rows
-    # here, because torch takes seconds to load
-    model = load_function("megdet.planning.counting:meta_detector")(recipe, classes)
+    with loading():  # here, because torch takes seconds to load
+        from megdet.planning.counting import meta_detector
+    model = meta_detector(recipe, classes)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     add("parameters", "parameters", parameters, f"{parameters / 1e6:.1f} million, {trained / 1e6:.1f} trained")

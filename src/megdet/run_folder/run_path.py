@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from megdet.errors import InputError
+from megdet.files import is_file
 from megdet.run_folder.checkpoint_files import (
     checkpoint_path,
     checkpoint_step,
@@ -29,13 +30,15 @@ def run_of(path: str | Path) -> tuple[RunFolder, int | None]:
     except (OSError, RuntimeError, ValueError):  # such as a link to itself: who reads the folder says so
         return RunFolder(own), None
     folder = RunFolder(whole.parent.parent)
-    if whole.parent.name != folder.checkpoints.name or RunFolder(own).recipe.is_file():
+    if whole.parent.name != folder.checkpoints.name or is_file(RunFolder(own).recipe):
         return RunFolder(own), None
-    if (own / "state.json").is_file():
+    if is_file(own / "state.json"):
         return folder, checkpoint_step(whole)
+    if not is_file(folder.recipe):
+        return RunFolder(own), None
     if whole.name == "best":
         return folder, _best_step(own, folder)
-    if folder.recipe.is_file() and re.fullmatch(r"step_\d+", whole.name):
+    if re.fullmatch(r"step_\d+", whole.name):
         there = ", ".join(known.name for known in checkpoints(folder)) or "none"
         raise InputError(f"{own}: no such checkpoint; there are {there}")
     return RunFolder(own), None

@@ -101,6 +101,14 @@ def kept_to_go_back(folder: RunFolder, stops: Stops, step: int) -> set[int]:
     return kept
 
 
+def _best_until(folder: RunFolder, step: int) -> dict[str, Any]:
+    """The best evaluation until a step that its checkpoints and earlier ones know; none if none does."""
+    states = [open_checkpoint(path).state for path in checkpoints(folder) if checkpoint_step(path) <= step]
+    known = [(own.best_score, own.best_step) for own in states if own.best_score is not None and own.best_step <= step]
+    score, best_step = max(known, key=lambda own: own[0], default=(None, -1))
+    return {"best_score": score, "best_step": best_step}
+
+
 def mark_rolled_back(folder: RunFolder, step: int, roll_backs: int) -> None:
     """Write into the checkpoint of a step that the run goes back to it, for so many times, and delete later ones.
 
@@ -109,6 +117,6 @@ def mark_rolled_back(folder: RunFolder, step: int, roll_backs: int) -> None:
     path = checkpoint_path(folder, step)
     state, known = open_checkpoint(path).state, dict[str, Any](roll_backs=roll_backs, rolled_back_to=step)
     if state.best_step > step:  # it was evaluated late, when a later checkpoint was the best, which is deleted now
-        known |= {"best_score": None, "best_step": -1}
+        known |= _best_until(folder, step)
     update_state(path, msgspec.structs.replace(state, **known))
     delete_later_checkpoints(folder, step)  # last: a run that is killed before it diverges and comes here again

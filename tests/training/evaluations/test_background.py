@@ -17,7 +17,7 @@ import torch
 from megdet.distributed import helper
 from megdet.distributed.local_ranks import RankError, run_in_ranks
 from megdet.distributed.world import World
-from megdet.errors import InputError
+from megdet.errors import InputError, TooLittleMemoryError
 from megdet.evaluation.coco_numbers import Evaluation
 from megdet.recipe import Recipe
 from megdet.run_folder.folder import RunFolder
@@ -25,6 +25,8 @@ from megdet.run_folder.metrics import read_metrics
 from megdet.runtime import operations_on_one_thread
 from megdet.training import run as run_module
 from megdet.training import step_log
+from megdet.training.evaluations import background as background_module
+from megdet.training.evaluations import evaluations as evaluations_module
 from megdet.training.evaluations.background import BackgroundEvaluations, overrides_beside
 from megdet.training.evaluations.evaluations import Evaluations
 from megdet.training.loop import train
@@ -356,3 +358,15 @@ def test_an_evaluation_beside_an_exact_training_has_all_its_threads(folder):
             assert BackgroundEvaluations(folder.create(), ALONE.device, 0, ALONE.device).threads == 3
     finally:
         torch.set_num_threads(before)
+
+
+def test_too_little_memory_is_told_with_the_step_or_with_another_device(recipe, folder, monkeypatch, tmp_path):
+    def detect(*_: object, **__: object) -> None:
+        raise TooLittleMemoryError("memory does not suffice")
+
+    monkeypatch.setattr(evaluations_module, "detect_dataset", detect)
+    with pytest.raises(InputError, match=r"^the evaluation of step 2: memory does not suffice$"):
+        train(recipe, folder, FOREGROUND, ALONE)
+    monkeypatch.setattr(background_module, "detect_dataset", detect)
+    with pytest.raises(InputError, match=r"^memory does not suffice, or choose another --evaluate-on$"):
+        background_module._evaluate(folder, 2, torch.device("cpu"), 0, {}, tmp_path)

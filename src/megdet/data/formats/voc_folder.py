@@ -39,22 +39,25 @@ class VocFolder:
     def image_of(self, xml_file: Path, named: str, split: str) -> Path:
         """The image of an XML file whose `filename` is `named`.
 
-        The image with the XML file's name, unless it lies beside an XML file of its own; else that of `filename`.
-        Images beside the XML file or in the matching folder come before others, and names in another case last.
+        The image with the XML file's name beside the file or in the matching folder, else that of `filename` there;
+        then those anywhere else in the same order, without images that have an XML file of their own. Names in another
+        case come last.
 
         Raises:
             InputError: there is no such image, or there are several.
         """
         name = PurePosixPath(PureWindowsPath(named).as_posix()).name  # some tools write a path on their own machine
         same = self._nearest(xml_file, xml_file.stem, name)
-        if same.is_exact and len(same.paths) == 1:
+        is_sure = same.is_exact and len(same.paths) == 1
+        if is_sure and same.is_near:
             return same.paths[0]
         meant = (self._nearest(xml_file, wanted, name) for wanted in dict.fromkeys((name, PurePosixPath(name).stem)))
         other = next((found for found in meant if found.paths), _Found())
         paths = same.paths or other.paths
-        if same.paths and other.is_exact:
-            is_nearer = len(same.paths) > 1 and other.is_near and not same.is_near
-            paths = other.paths if is_nearer else [*dict.fromkeys([*same.paths, *other.paths])]
+        if other.is_exact and other.is_near and not same.is_near:
+            paths = other.paths
+        elif same.paths and other.is_exact and not is_sure:
+            paths = [*dict.fromkeys([*same.paths, *other.paths])]
         if len(paths) > 1:
             raise InputError(
                 f"{xml_file}: its image may be {paths[0]} or {paths[1]}: keep one, or put the right one beside it "
@@ -72,8 +75,8 @@ class VocFolder:
         for is_near, is_exact in itertools.product((True, False), (True, False)):
             called = (self.images.exactly if is_exact else self.images.in_any_case)(wanted)
             found = self._near(xml_file, called) if is_near else self._far(xml_file, called)
-            if wanted == xml_file.stem:
-                found = [path for path in found if not self._has_own_xml(path, xml_file)]
+            if wanted == xml_file.stem and not (is_near and is_exact):
+                found = [path for path in found if not self._has_own_xml(path)]
             for form in (str, composed):
                 if len(found) > 1 and len(exact := [path for path in found if form(path.name) == form(named)]) == 1:
                     found = exact
@@ -82,17 +85,17 @@ class VocFolder:
         return _Found()
 
     @cached_property
-    def _xml_by_stem(self) -> Mapping[str, Sequence[Path]]:
-        found: dict[str, list[Path]] = defaultdict(list)
+    def _places_of_xml(self) -> Mapping[str, set[Path | tuple[str, ...]]]:
+        """The folders of XML files, and the parts of the data set that these tell, by the files' stems."""
+        found: dict[str, set[Path | tuple[str, ...]]] = defaultdict(set)
         for path in self.xml_files:
-            found[composed(path.stem)].append(path)
+            found[composed(path.stem)] |= {path.parent, self._part(path)}
         return found
 
-    def _has_own_xml(self, image: Path, xml_file: Path) -> bool:
-        """Whether an image lies beside another XML file that has exactly its name, or in the folder matching it."""
-        return any(
-            own != xml_file and self._near(own, [image]) for own in self._xml_by_stem.get(composed(image.stem), ())
-        )
+    def _has_own_xml(self, image: Path) -> bool:
+        """Whether an image lies beside an XML file that has exactly its name, or in the folder matching it."""
+        places = self._places_of_xml.get(composed(image.stem), set())
+        return image.parent in places or self._part(image) in places
 
     def _near(self, xml_file: Path, images: Sequence[Path]) -> list[Path]:
         """The images beside the file, else those in the matching folder."""

@@ -17,7 +17,7 @@ from megdet.data.classes import category_ids_for
 from megdet.data.coco import validation_set
 from megdet.distributed.helper import Helper, HelperError, start_helper
 from megdet.distributed.world import World, start_world
-from megdet.errors import InputError
+from megdet.errors import InputError, TooLittleMemoryError
 from megdet.evaluation.coco_numbers import Evaluation, evaluate_detections
 from megdet.files import cannot_write, write_json_atomically
 from megdet.inference.predict import detect_dataset
@@ -184,7 +184,10 @@ def _evaluate(
     trained = load_detector(folder, world.device, overrides, step=step)
     dataset = validation_set(trained.recipe.data, with_masks=trained.model.has_masks)
     ids = category_ids_for(trained.class_names, dataset)
-    results = detect_dataset(trained.model, trained.recipe, dataset, ids, world, workers=workers)
+    try:
+        results = detect_dataset(trained.model, trained.recipe, dataset, ids, world, workers=workers)
+    except TooLittleMemoryError as error:
+        raise InputError(f"{error}, or choose another --evaluate-on") from None
     numbers = evaluate_detections(dataset.annotations_file, results, has_masks=trained.model.has_masks)
     write_json_atomically(out / _DETECTIONS, results)
     return Finished(step, numbers, time.perf_counter() - started)

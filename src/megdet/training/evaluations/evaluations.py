@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from megdet.data.classes import category_ids_for
+from megdet.errors import InputError, TooLittleMemoryError
 from megdet.evaluation.coco_numbers import Evaluation, evaluate_detections
 from megdet.files import write_json_atomically
 from megdet.inference.predict import detect_dataset
@@ -114,7 +115,10 @@ class Evaluations:
         started, recipe, datasets = time.perf_counter(), self.run.recipe, self.run.datasets
         val = datasets.val
         ids = category_ids_for(datasets.train.class_names, val)
-        results = detect_dataset(model, recipe, val, ids, self.world, workers=self.run.options.workers)
+        try:
+            results = detect_dataset(model, recipe, val, ids, self.world, workers=self.run.options.workers)
+        except TooLittleMemoryError as error:
+            raise InputError(f"the evaluation of step {step}: {error}") from None
         numbers = self.world.on_first(
             lambda: evaluate_detections(val.annotations_file, results, has_masks=model.has_masks)
         )

@@ -2,7 +2,8 @@
 
     python bench/inference.py --size 320 --batch 2 --precision fp32
 
-Our side has its batch norms folded (`--plain` leaves them). Each side has a process of its own, as its users have it.
+Our side has its batch norms folded (`--plain` leaves them). Each side has a process of its own, as its users have it;
+with `--one-process` all share one.
 Both keep 1,000 proposals and 100 detections, with a score threshold so low that random weights find something. All
 numbers come from one recipe and our weights are torchvision's, converted (`sides.py`), so that both have the same boxes
 to suppress.
@@ -12,6 +13,7 @@ import argparse
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 import torchvision
@@ -37,20 +39,25 @@ def main() -> None:
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of our side")
     parser.add_argument("--plain", action="store_true", help="do not fold our batch norms")
     parser.add_argument("--rounds", type=int, default=7, help="counted forwards of each side, in turn")
+    parser.add_argument("--one-process", action="store_true", help="all sides in this process")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--side", help="detect with this side, once for each line read, in this process")
     options = parser.parse_args()
     if options.side:
-        serve(make_side(options))
+        serve(make_side(options.side, options))
         return
     names = ["torchvision fp32", "torchvision channels_last bf16", f"megdet {options.precision}"]
     if options.precision == "fp32":
         names.remove("torchvision channels_last bf16")
     shape = ["--size", str(options.size), "--batch", str(options.batch), *(["--plain"] if options.plain else [])]
-    sides = {name: SideProcess(__file__, "--side", name, *shape, environment=environment_of(name)) for name in names}
-    figures = summary(in_turn(sides, options.rounds), "torchvision fp32")
-    for process in sides.values():
-        process.end()
+    sides: dict[str, Callable[[], object]] = {}
+    for name in reversed(names) if options.one_process else names:  # ours first: it decides about the allocator
+        own = partial(SideProcess, __file__, "--side", name, *shape, environment=environment_of(name))
+        sides[name] = make_side(name, options) if options.one_process else own()
+    figures = summary(in_turn({name: sides[name] for name in names}, options.rounds), "torchvision fp32")
+    for side_process in sides.values():
+        if isinstance(side_process, SideProcess):
+            side_process.end()
     medians, side = figures["seconds"], f"megdet {options.precision}"
     result = {
         "size": options.size,
@@ -58,6 +65,7 @@ def main() -> None:
         "precision": options.precision,
         "folded": not options.plain,
         "rounds": options.rounds,
+        "processes": "one" if options.one_process else "own",
         "ratio": figures["ratios"][side],
         "ratio_to_torchvision_best": min(medians[name] for name in medians if name != side) / medians[side],
         **figures,
@@ -76,17 +84,17 @@ def main() -> None:
     Console().print(table)
 
 
-def make_side(options: argparse.Namespace) -> Callable[[], object]:
+def make_side(name: str, options: argparse.Namespace) -> Callable[[], object]:
     """The forward of a side by its name."""
-    device = start_side(options.side)
-    bf16 = options.side.endswith("bf16")
+    device = start_side(name)
+    bf16 = name.endswith("bf16")
     recipe = shared_recipe(options.batch, "bfloat16" if bf16 else "float32")
     box_head = replace(recipe.model.box_head, score_threshold=THRESHOLD)
     recipe = replace(recipe, bn_size=0, model=replace(recipe.model, box_head=box_head))
     torch.manual_seed(0)
     images = torch.rand(options.batch, 3, options.size, options.size, device=device)
-    use_cudnn(options.side)
-    if options.side.startswith("megdet"):
+    use_cudnn(name)
+    if name.startswith("megdet"):
         return megdet_side(images, recipe, folds=not options.plain)
     return torchvision_side(images, recipe, bf16=bf16)
 

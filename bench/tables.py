@@ -48,6 +48,11 @@ def against_torchvision(result: Result) -> list[str]:
     return _table(*rows)
 
 
+def inference(result: Result) -> list[str]:
+    own = "All sides in one process" if result.get("processes") == "one" else "Each side in a process of its own"
+    return [*against_torchvision(result), "", f"{own}; {result['rounds']} rounds."]
+
+
 def train_step(result: Result) -> list[str]:
     limit = (
         f"{result['flops'] / 1e9:.0f} GFLOP a step of ours, {result['fraction_of_limit']:.0%} of the limit of "

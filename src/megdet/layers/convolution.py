@@ -9,13 +9,15 @@ from torch.nn import functional as F
 
 from megdet.ops.pointwise import convolve_1x1
 from megdet.ops.products import onednn_is_faster
-from megdet.ops.winograd import convolve_3x3, num_tiles
+from megdet.ops.winograd import TILE, convolve_3x3, num_tiles
 
 LEAST_CHANNELS = 256 if onednn_is_faster() else 128
 """Fewest channels: with fewer, moving the tiles costs as much as is saved (`bench/winograd.py`). Where MKL multiplies
 at its full speed, the library's convolutions are further from it."""
 LEAST_TILES = 150 if onednn_is_faster() else 40
 """Fewest tiles: with fewer, reading the 36 sets of weights costs more than is saved."""
+MOST_PADDED = 1.2 if onednn_is_faster() else 4.0
+"""Most pixels that the tiles cover, as a multiple of the map's: 14 x 14 pixels take tiles for 16 x 16."""
 _IMAGES_FOR_ONEDNN = 16
 """With as many, torch gives a 1 x 1 convolution on one thread to oneDNN itself."""
 
@@ -45,7 +47,9 @@ class Convolution3x3(nn.Conv2d):
 
     def _is_faster(self, levels: Sequence[Tensor]) -> bool:
         tiles = sum(len(level) * num_tiles(level.shape[2], level.shape[3]) for level in levels)
-        return tiles >= LEAST_TILES and _is_plain(levels[0], self.weight)
+        pixels = sum(len(level) * level.shape[2] * level.shape[3] for level in levels)
+        is_large = tiles >= LEAST_TILES and tiles * TILE**2 <= MOST_PADDED * pixels
+        return is_large and _is_plain(levels[0], self.weight)
 
 
 class Convolution1x1(nn.Conv2d):

@@ -91,8 +91,13 @@ SECTIONS = (
         "and 8 boxes an image, forward, backward and SGD, both sides from one recipe. The limit is the speed of one "
         "3 x 3 convolution of 256 channels, timed in the same rounds; only convolutions and matrix products count as "
         "FLOPs, one in Winograd's form as the plain one that it stands for, and RoIAlign, batch norm, activations, "
-        "sorting, NMS and the optimizer have none.",
+        "sorting, NMS and the optimizer have none. First all sides in one process, where torchvision has our "
+        "allocator's habit of keeping memory; then each in its own, as its users have it.",
         {
+            f"train_step/{size}-one": f"train_step.py --size {size} --batch {batch} --one-process"
+            for size, batch in ((320, 2), (800, 1))
+        }
+        | {
             f"train_step/{size}-{precision}": f"train_step.py --size {size} --batch {batch} --precision {precision}"
             for size, batch in ((320, 2), (800, 1))
             for precision in ("fp32", "bf16")

@@ -186,6 +186,40 @@ def test_a_pointwise_convolution_keeps_no_output_that_can_be_computed_again(monk
     assert relative(*gradients) < 1e-4
 
 
+COMPILED = """
+import copy, torch
+from torch import nn
+from megdet.layers import convolution
+
+torch.set_num_threads(1)
+convolution.onednn_is_faster = lambda: True
+wide = convolution.LEAST_CHANNELS
+layers = nn.Conv2d(3, wide, 3, padding=1), nn.Conv2d(wide, wide, 3, padding=1), nn.Conv2d(wide, 8, 1)
+plain = nn.Sequential(*layers)
+model = copy.deepcopy(plain)
+convolution.speed_up_convolutions(model)
+print(*(type(layer).__name__ for layer in model))
+graphs = []
+backend = lambda graph, _: graphs.append(graph) or graph.forward
+compiled = torch.compile(model, backend=backend, fullgraph=True, dynamic=True)
+for edge in (8, 12, 60):
+    images = torch.rand(2, 3, edge, edge)
+    print(torch.equal(compiled(images), plain(images)), torch.equal(model(images), plain(images)))
+print(len(graphs))
+"""
+
+
+@needs_onednn
+def test_in_a_compiled_graph_convolutions_are_torchs_and_one_graph_serves_all_sizes():
+    # a process without the checks of shapes, which torch cannot compile
+    run = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, check=True)
+    kinds, *sizes, graphs = run.stdout.splitlines()
+    assert kinds == "Conv2d Convolution3x3 Convolution1x1"
+    assert [line.split()[0] for line in sizes] == ["True"] * 3
+    assert sizes[-1] == "True False"  # of which the last has tiles enough for Winograd's form
+    assert graphs == "1"
+
+
 def test_pointwise_convolutions_stay_where_torch_is_fast(monkeypatch):
     monkeypatch.setattr(convolution, "onednn_is_faster", lambda: False)
     plain = nn.Conv2d(24, 40, 1)

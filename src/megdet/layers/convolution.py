@@ -46,10 +46,11 @@ class Convolution3x3(nn.Conv2d):
         return [super(Convolution3x3, self).forward(level) for level in levels]
 
     def _is_faster(self, levels: Sequence[Tensor]) -> bool:
+        if not _is_plain(levels[0], self.weight):  # first: a graph must not depend on the sizes below
+            return False
         tiles = sum(len(level) * num_tiles(level.shape[2], level.shape[3]) for level in levels)
         pixels = sum(len(level) * level.shape[2] * level.shape[3] for level in levels)
-        is_large = tiles >= LEAST_TILES and tiles * TILE**2 <= MOST_PADDED * pixels
-        return is_large and _is_plain(levels[0], self.weight)
+        return tiles >= LEAST_TILES and tiles * TILE**2 <= MOST_PADDED * pixels
 
 
 class Convolution1x1(nn.Conv2d):
@@ -66,7 +67,7 @@ class Convolution1x1(nn.Conv2d):
 
     def forward(self, x: Float[Tensor, "images inputs height width"]) -> Float[Tensor, "images outputs height width"]:
         """The convolution of a map."""
-        if 0 < len(x) < _IMAGES_FOR_ONEDNN and torch.get_num_threads() == 1 and _is_plain(x, self.weight):
+        if _is_plain(x, self.weight) and 0 < len(x) < _IMAGES_FOR_ONEDNN and torch.get_num_threads() == 1:
             return convolve_1x1(x, self.weight, self.bias)
         return super().forward(x)
 

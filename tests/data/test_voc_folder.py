@@ -276,6 +276,12 @@ def test_the_image_that_is_named_and_near_comes_before_one_elsewhere(tmp_path, n
     assert converted(folder, tmp_path / "out")[0] == {"all": ["IMG_0001.jpg"]}
 
 
+def test_the_image_of_another_xml_is_not_taken_by_a_stale_filename(tmp_path):
+    names = ["Annotations/1.xml", "Annotations/2.xml", "JPEGImages/2.jpg", "other/1.jpg"]
+    folder = lay_out(tmp_path / "voc", *names, named={"Annotations/1.xml": "2.jpg"})
+    assert converted(folder, tmp_path / "out")[0] == {"all": ["other/1.jpg", "JPEGImages/2.jpg"]}
+
+
 @pytest.mark.parametrize("other", ["xml/a.xml", "JPEGImages/a.xml"])
 @pytest.mark.parametrize("named", ["a.jpg", "frame_17.jpg", "b.jpg"])
 def test_a_second_xml_of_a_name_that_no_list_names_does_not_take_the_image(tmp_path, other, named):

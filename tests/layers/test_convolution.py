@@ -87,6 +87,14 @@ def test_where_it_is_not_faster_the_result_is_torchs_to_the_bit(case):
         assert torch.equal(Convolution3x3(plain)(images), plain(images))
 
 
+@pytest.mark.parametrize(("most", "is_plain"), [(1.2, True), (4.0, False)])
+def test_maps_whose_tiles_cover_much_more_stay_plain_where_padding_costs_most(monkeypatch, most, is_plain):
+    monkeypatch.setattr(convolution, "MOST_PADDED", most)
+    plain = nn.Conv2d(WIDE, WIDE, 3, padding=1)
+    images = torch.rand(LEAST_TILES, WIDE, 5, 5)  # four tiles of 16 pixels for 25
+    assert torch.equal(Convolution3x3(plain)(images), plain(images)) == is_plain
+
+
 def test_levels_count_together():
     plain = nn.Conv2d(WIDE, WIDE, 3, padding=1)
     layer = Convolution3x3(plain)
@@ -158,6 +166,10 @@ def test_a_pointwise_convolution_is_a_product_only_where_torch_is_slow(monkeypat
     assert shapes == [(15, 24, 6, 6)]
     for images in (many, none):
         assert torch.equal(layer(images), plain(images))
+    with pytest.raises(RuntimeError, match="size can't be greater than actual input size"):
+        layer(few[:, :, :0])
+    with pytest.raises(RuntimeError, match="to have 24 channels, but got 23"):
+        layer(few[:, 1:])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(layer(few), plain(few))
     assert torch.equal(layer.double()(few.double()), plain.double()(few.double()))

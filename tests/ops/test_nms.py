@@ -70,5 +70,15 @@ def test_large_segments_that_threads_share_are_thinned_as_one_after_another(monk
     assert (used == {threading.get_ident()}) == (threads == 1)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_half_formats_are_thinned_as_float32(monkeypatch, threads):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    boxes, scores = random_boxes(800).bfloat16(), torch.rand(800).bfloat16()
+    segments = torch.arange(800) % 2
+    expected = segmented_nms(boxes.float(), scores.float(), segments, 0.5)
+    assert torch.equal(segmented_nms(boxes, scores, segments, 0.5), expected)
+    assert not expected.all()
+
+
 def test_no_candidates_leave_none():
     assert segmented_nms(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64), 0.5).shape == (0,)

@@ -126,7 +126,7 @@ def test_the_line_of_an_evaluation_is_on_the_disk_before_a_checkpoint_knows_it(r
 
 def test_a_roll_back_forgets_a_best_score_of_a_step_that_is_deleted(whole, tmp_path):
     folder = RunFolder(shutil.copytree(whole[0].path, tmp_path / "run"))
-    oldest, *_, older, newest = checkpoints(folder)
+    *_, older, newest = checkpoints(folder)
     for best in (checkpoint_step(older), checkpoint_step(newest)):
         for path in checkpoints(folder):  # nothing is known of them but what follows
             unknown = {"evaluation": None, "evaluated_step": -1, "best_score": None, "best_step": -1}
@@ -138,10 +138,36 @@ def test_a_roll_back_forgets_a_best_score_of_a_step_that_is_deleted(whole, tmp_p
         expected = (0.5, best) if best == checkpoint_step(older) else (None, -1)
         assert (state.best_score, state.best_step) == expected
     assert not newest.exists()
-    first = {"best_score": 0.4, "best_step": checkpoint_step(oldest)}
-    update_state(oldest, msgspec.structs.replace(open_checkpoint(oldest).state, **first))
-    late = {"best_score": 0.5, "best_step": checkpoint_step(older) + 1}
-    update_state(older, msgspec.structs.replace(open_checkpoint(older).state, **late))
-    position_module.mark_rolled_back(folder, checkpoint_step(older), 2)
+
+
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    [
+        ("the oldest is better", (0.4, 0)),
+        ("its own is better", (0.45, 1)),
+        ("other data", (0.3, 1)),
+        ("the best is not there", (0.3, 1)),
+        ("the oldest is damaged", (0.3, 1)),
+    ],
+)
+def test_a_roll_back_keeps_the_best_score_that_is_left(whole, tmp_path, case, expected):
+    folder = RunFolder(shutil.copytree(whole[0].path, tmp_path / "run"))
+    oldest, *between, older, newest = checkpoints(folder)
+    for path in (*between, newest):
+        shutil.rmtree(path)
+    steps = checkpoint_step(oldest), checkpoint_step(older)
+    first = {"best_score": 0.4, "best_step": steps[0], "evaluation": None, "evaluated_step": -1, "val_data": "these"}
+    if case == "other data":
+        first["val_data"] = "others"
+    if case == "the best is not there":
+        first["best_step"] = steps[0] - 1
+    own = 0.45 if case == "its own is better" else 0.3
+    late = {"best_score": 0.5, "best_step": steps[1] + 1, "val_data": "these"}
+    late |= {"evaluation": {"bbox": {"AP": own}}, "evaluated_step": steps[1]}
+    for path, known in ((oldest, first), (older, late)):
+        update_state(path, msgspec.structs.replace(open_checkpoint(path).state, **known))
+    if case == "the oldest is damaged":
+        (oldest / "state.json").write_text("{")
+    position_module.mark_rolled_back(folder, steps[1], 1)
     state = open_checkpoint(older).state
-    assert (state.best_score, state.best_step) == (0.4, checkpoint_step(oldest))
+    assert (state.best_score, state.best_step) == (expected[0], steps[expected[1]])

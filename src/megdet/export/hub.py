@@ -181,6 +181,8 @@ def _remove(path: Path) -> None:
     aside = path.parent / temporary_name(f"{path.name}-{threading.get_ident()}-old")
     with suppress(FileNotFoundError):
         path.rename(aside)
+        if _is_whole(RunFolder(aside)):  # another process has made it anew meanwhile
+            aside.rename(path)
     shutil.rmtree(aside, ignore_errors=True)
 
 

@@ -67,9 +67,12 @@ class Convolution1x1(nn.Conv2d):
 
     def forward(self, x: Float[Tensor, "images inputs height width"]) -> Float[Tensor, "images outputs height width"]:
         """The convolution of a map."""
-        if _is_plain(x, self.weight) and 0 < len(x) < _IMAGES_FOR_ONEDNN and torch.get_num_threads() == 1:
-            return convolve_1x1(x, self.weight, self.bias)
-        return super().forward(x)
+        return convolve_1x1(x, self.weight, self.bias) if self._is_faster(x) else super().forward(x)
+
+    def _is_faster(self, x: Tensor) -> bool:
+        if not _is_plain(x, self.weight) or x.dim() != 4 or x.shape[1] != self.in_channels:
+            return False
+        return len(x) < _IMAGES_FOR_ONEDNN and x.numel() > 0 and torch.get_num_threads() == 1
 
 
 class DilatedGroupConvolution(nn.Conv2d):
@@ -114,7 +117,8 @@ class DilatedGroupConvolution(nn.Conv2d):
 def _is_plain(x: Tensor, weight: Tensor) -> bool:
     """Whether a convolution is one of float32 on a CPU, outside a graph."""
     is_plain = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
-    return is_plain and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
+    is_in_graph = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+    return is_plain and not torch.is_autocast_enabled("cpu") and not is_in_graph
 
 
 def convolved_levels(

@@ -59,6 +59,8 @@ def _survivors(boxes: Tensor, scores: Tensor, segments: Sequence[slice], iou_thr
         places: Tensor = nms(boxes[own], scores[own], iou_threshold) + own.start
         return places
 
+    if not boxes.is_cuda and boxes.dtype in (torch.float16, torch.bfloat16):
+        boxes, scores = boxes.float(), scores.float()  # as autocast does, which other threads do not have
     threads = torch.get_num_threads()
     large = sum(own.stop - own.start >= _LARGE for own in segments)
     if boxes.is_cuda or min(threads, large) < 2:

@@ -1,8 +1,8 @@
 """Matrix products of float32 on a CPU, by oneDNN where that is faster than torch's own choice.
 
-torch sends float32 matrix products to MKL, which is a little faster than oneDNN on Intel's processors and half as fast
-on others (`bench/linear.py`). The operator is private to torch, so where a version of torch lacks it all products are
-torch's own.
+Where torch is built with MKL, it sends float32 matrix products there, which is a little faster than oneDNN on Intel's
+processors and half as fast on AMD's (`bench/linear.py`). The operator is private to torch, so where a version of torch
+lacks it all products are torch's own.
 """
 
 import torch
@@ -16,7 +16,7 @@ HAS_ONEDNN = torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwi
 
 def onednn_is_faster() -> bool:
     """Whether oneDNN multiplies float32 matrices faster than torch's own choice on this processor."""
-    return HAS_ONEDNN and not runtime.is_intel_processor()
+    return HAS_ONEDNN and torch._C.has_mkl and not runtime.is_intel_processor()
 
 
 def by_onednn(

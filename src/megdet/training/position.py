@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from megdet.data.coco import CocoDataset
+from megdet.errors import InputError
 from megdet.evaluation.coco_numbers import Evaluation
 from megdet.run_folder.checkpoint_files import (
     checkpoint_path,
@@ -18,6 +19,7 @@ from megdet.run_folder.checkpoint_files import (
     update_state,
 )
 from megdet.run_folder.folder import RunFolder
+from megdet.run_folder.run_state import RunState
 from megdet.training.datasets import fingerprint
 from megdet.training.stops import Stops
 
@@ -101,12 +103,23 @@ def kept_to_go_back(folder: RunFolder, stops: Stops, step: int) -> set[int]:
     return kept
 
 
-def _best_until(folder: RunFolder, step: int) -> dict[str, Any]:
-    """The best evaluation until a step that its checkpoints and earlier ones know; none if none does."""
-    states = [open_checkpoint(path).state for path in checkpoints(folder) if checkpoint_step(path) <= step]
-    known = [(own.best_score, own.best_step) for own in states if own.best_score is not None and own.best_step <= step]
-    score, best_step = max(known, key=lambda own: own[0], default=(None, -1))
-    return {"best_score": score, "best_step": best_step}
+def _best_until(folder: RunFolder, state: RunState) -> dict[str, Any]:
+    """The best of the evaluations, on the same data, of checkpoints that are there until that of a state."""
+    found: dict[int, float] = {}
+    for path in checkpoints(folder):
+        if checkpoint_step(path) > state.step:
+            continue
+        with suppress(InputError):  # a damaged one knows nothing; the run does not go back to it
+            own = open_checkpoint(path).state
+            if own.val_data != state.val_data:
+                continue
+            if own.best_score is not None:
+                found[own.best_step] = own.best_score
+            if own.evaluation is not None:
+                found[own.evaluated_step] = own.evaluation["bbox"]["AP"]
+    there = [step for step in found if step <= state.step and checkpoint_path(folder, step).is_dir()]
+    best_step = max(there, key=lambda step: found[step], default=-1)
+    return {"best_score": found.get(best_step), "best_step": best_step}
 
 
 def mark_rolled_back(folder: RunFolder, step: int, roll_backs: int) -> None:
@@ -117,6 +130,6 @@ def mark_rolled_back(folder: RunFolder, step: int, roll_backs: int) -> None:
     path = checkpoint_path(folder, step)
     state, known = open_checkpoint(path).state, dict[str, Any](roll_backs=roll_backs, rolled_back_to=step)
     if state.best_step > step:  # it was evaluated late, when a later checkpoint was the best, which is deleted now
-        known |= _best_until(folder, step)
+        known |= _best_until(folder, state)
     update_state(path, msgspec.structs.replace(state, **known))
     delete_later_checkpoints(folder, step)  # last: a run that is killed before it diverges and comes here again

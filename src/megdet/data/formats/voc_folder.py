@@ -54,8 +54,9 @@ class VocFolder:
         meant = (self._nearest(xml_file, wanted, name) for wanted in dict.fromkeys((name, PurePosixPath(name).stem)))
         other = next((found for found in meant if found.paths), _Found())
         paths = same.paths or other.paths
-        if other.is_exact and other.is_near and not same.is_near:
-            paths = other.paths
+        own = [path for path in other.paths if not self._has_own_xml(path)]
+        if own and other.is_exact and other.is_near and not same.is_near:
+            paths = own
         elif same.paths and other.is_exact and not is_sure:
             paths = [*dict.fromkeys([*same.paths, *other.paths])]
         if len(paths) > 1:

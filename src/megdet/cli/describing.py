@@ -8,6 +8,7 @@ from megdet.cli.options import CONSOLE, Arguments
 from megdet.cli.parsers.shared import ADVICE_OPTIONS
 from megdet.errors import InputError
 from megdet.planning.describe import describe
+from megdet.program import load_function
 from megdet.recipe_check import check_new_recipe
 from megdet.recipe_file import load_recipe, packaged_recipes
 
@@ -16,6 +17,8 @@ def run_describe(arguments: Arguments) -> None:
     """Print the arithmetic of a recipe."""
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     check_new_recipe(recipe)
+    if arguments.parameters:  # only a command may keep packages out of its process while it loads
+        load_function("megdet.planning.counting:meta_detector")
     rows = describe(
         recipe,
         arguments.devices,

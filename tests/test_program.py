@@ -63,6 +63,7 @@ def test_output_that_nobody_reads_is_said_as_python_says_it() -> None:
 def test_an_interrupt_at_the_end_ends_the_wait_for_a_thread_alone() -> None:
     program = """
 import os, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background leaves it ignored
 
 def work_for_ever():
     while threading.main_thread().is_alive():

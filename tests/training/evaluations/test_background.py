@@ -160,7 +160,7 @@ def test_evaluations_are_written_down_while_the_training_goes_on(
 
 
 @pytest.mark.slow
-def test_an_epoch_that_is_evaluated_in_the_background_is_saved(recipe, tmp_path):
+def test_an_epoch_that_is_evaluated_is_saved_wherever_it_is_evaluated(recipe, tmp_path):
     rare = replace(
         recipe,
         schedule=replace(recipe.schedule, epochs=4.5),
@@ -171,9 +171,8 @@ def test_an_epoch_that_is_evaluated_in_the_background_is_saved(recipe, tmp_path)
     folders = [RunFolder(tmp_path / name) for name in ("foreground", "background")]
     for folder, options in zip(folders, (FOREGROUND, BACKGROUND), strict=True):
         train(rare, folder, options, ALONE)
-    assert [steps(folder) for folder in folders] == [[4, 7, 8], [4, 5, 7, 8]]
+    assert [steps(folder) for folder in folders] == [[4, 5, 7, 8]] * 2
     assert evaluation_lines(folders[0]) == evaluation_lines(folders[1])
-    shutil.rmtree(folders[1].checkpoints / "step_00000005")
     assert content(folders[0]) == content(folders[1])
 
 

@@ -13,7 +13,6 @@ import argparse
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
 import torch
 import torchvision
@@ -52,8 +51,10 @@ def main() -> None:
     shape = ["--size", str(options.size), "--batch", str(options.batch), *(["--plain"] if options.plain else [])]
     sides: dict[str, Callable[[], object]] = {}
     for name in reversed(names) if options.one_process else names:  # ours first: it decides about the allocator
-        own = partial(SideProcess, __file__, "--side", name, *shape, environment=environment_of(name))
-        sides[name] = make_side(name, options) if options.one_process else own()
+        if options.one_process:
+            sides[name] = make_side(name, options)
+        else:
+            sides[name] = SideProcess(__file__, "--side", name, *shape, environment=environment_of(name))
     figures = summary(in_turn({name: sides[name] for name in names}, options.rounds), "torchvision fp32")
     for side_process in sides.values():
         if isinstance(side_process, SideProcess):

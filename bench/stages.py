@@ -88,12 +88,8 @@ def main() -> None:
         started = time.perf_counter()
         profiles.append(profile_of(step))
         totals.append(time.perf_counter() - started)
-    speed, names = (
-        flops / statistics.median(limits),
-        list(dict.fromkeys(name for own in profiles for name in own.forward)),
-    )
-    rows = {}
-    for name in names:
+    speed, rows = flops / statistics.median(limits), {}
+    for name in profiles[0].forward:
         rows[name] = row = {"gflop": {}, "ms": {}, "ms_at_limit": {}}
         for way in ("forward", "backward"):
             own = getattr(counted, f"{way}_flops")[name]

@@ -53,7 +53,8 @@ def end(code: int) -> NoReturn:
     Before, as at any end of Python's, threads end, functions of `atexit` run and what was printed is written. Where it
     cannot be written, Python ends the process and says so.
     """
-    # the two steps of Python's own end, by their names there; later functions of ours could not come last in `atexit`
+    # the two steps of Python's own end, by their names there, which the stubs do not list: a function of ours in
+    # `atexit` would come before those that are registered earlier
     for finish in (threading._shutdown, atexit._run_exitfuncs):  # type: ignore[attr-defined]
         with suppress(KeyboardInterrupt):  # it ends the wait, and Python's own end goes on, too
             finish()

@@ -19,7 +19,8 @@ def convolve_1x1(
     bias: Float[Tensor, " outputs"] | None,
 ) -> Float[Tensor, "images outputs height width"]:
     """The convolution of stride 1 of a map that is not empty, channels last. Ask `products.onednn_is_faster` first."""
-    return _Pointwise.apply(x, weight, bias)  # type: ignore[no-any-return]  # `apply` of torch's has no types
+    found: Tensor = _Pointwise.apply(x, weight, bias)
+    return found
 
 
 class _Pointwise(torch.autograd.Function):

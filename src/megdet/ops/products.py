@@ -23,7 +23,8 @@ def by_onednn(
     x: Float[Tensor, "rows inner"], y: Float[Tensor, "columns inner"], bias: Float[Tensor, " columns"] | None = None
 ) -> Float[Tensor, "rows columns"]:
     """x @ y.T + bias, for float32 on a CPU; neither may be empty. Ask `onednn_is_faster` first."""
-    return torch.ops.mkldnn._linear_pointwise(x, y, bias, "none", [], "")  # type: ignore[no-any-return]
+    found: Tensor = torch.ops.mkldnn._linear_pointwise(x, y, bias, "none", [], "")
+    return found
 
 
 def gradient_of_weights(

@@ -46,8 +46,20 @@ def products(
     y: Float[Tensor, "pairs inner columns"],
     onto: Float[Tensor, "pairs rows columns"] | None = None,
 ) -> Float[Tensor, "pairs rows columns"]:
-    """x[i] @ y[i] for all pairs, float32 on a CPU; neither is empty. They are added to `onto` in place, if given."""
-    if onednn_is_faster():
-        found = torch.stack([by_onednn(own, other.t()) for own, other in zip(x.unbind(0), y.unbind(0), strict=True)])
-        return found if onto is None else onto.add_(found)
-    return torch.bmm(x, y) if onto is None else onto.baddbmm_(x, y)
+    """x[i] @ y[i] for all pairs, float32 on a CPU; neither is empty. They are added to `onto` in place, if given.
+
+    Otherwise they may replace `x`, which saves memory: do not read it again.
+    """
+    if not onednn_is_faster():
+        return torch.bmm(x, y) if onto is None else onto.baddbmm_(x, y)
+    shape = (*x.shape[:2], y.shape[2])
+    places = x if x.shape == shape else x.new_empty(shape)
+    if onto is not None:
+        places = onto
+    for own, other, place in zip(x.unbind(0), y.unbind(0), places.unbind(0), strict=True):
+        found = by_onednn(own, other.t())
+        if onto is None:
+            place.copy_(found)
+        else:
+            place.add_(found)
+    return places

@@ -38,22 +38,30 @@ class _WeightedBags(torch.autograd.Function):
         index, weights, rows = ctx.saved_tensors
         of_rows = of_weights = None
         gradient = gradient.contiguous()
-        if ctx.needs_input_grad[0]:
-            of_rows = _gradient_of_rows(gradient, index, weights, ctx.num_rows)
         if ctx.needs_input_grad[2]:
-            taps = [(rows[own] * gradient).sum(1, dtype=ctx.weights_dtype) for own in index.unbind(1)]
-            of_weights = torch.stack(taps, 1)
+            by_tap = [(rows[own] * gradient).sum(1, dtype=ctx.weights_dtype) for own in index.unbind(1)]
+            of_weights = torch.stack(by_tap, 1)
+        if ctx.needs_input_grad[0]:
+            taps = index.shape[1]
+            # what is no longer needed is freed at once: a step's memory peaks here
+            ctx.maybe_clear_saved_tensors()
+            offsets, order = _by_row(index, ctx.num_rows)
+            del index, rows
+            weights = weights.reshape(-1)[order]
+            bags = order.floor_divide_(taps) if taps & (taps - 1) else order.bitwise_right_shift_(int(math.log2(taps)))
+            of_rows = _sums_between(gradient, bags, weights, offsets)
         return of_rows, None, of_weights
 
 
-def _gradient_of_rows(gradient: Tensor, index: Tensor, weights: Tensor, num_rows: int) -> Tensor:
-    if index.shape[0] == 0:
-        return gradient.new_zeros(num_rows, gradient.shape[1])
-    taps = index.shape[1]
-    sorted_rows, order = stably_sorted(index.reshape(-1), num_rows)
-    offsets = torch.searchsorted(sorted_rows, torch.arange(num_rows, device=index.device))
-    bags = order // taps if taps & (taps - 1) else order >> int(math.log2(taps))
-    return F.embedding_bag(bags, gradient, offsets, mode="sum", per_sample_weights=weights.reshape(-1)[order])
+def _by_row(index: Tensor, num_rows: int) -> tuple[Int64[Tensor, " rows"], Int64[Tensor, " taps"]]:
+    """For each row the start of its taps in their order by row, and that order."""
+    numbers, order = stably_sorted(index.reshape(-1), num_rows)
+    return _starts(numbers, num_rows), order
+
+
+def _starts(numbers: Int64[Tensor, " taps"], limit: int) -> Int64[Tensor, " limit"]:
+    """For each number below `limit` the place of the first that is as large; `numbers` rise."""
+    return torch.searchsorted(numbers, torch.arange(limit, device=numbers.device))
 
 
 def stably_sorted(index: Int64[Tensor, " taps"], limit: int) -> tuple[Int64[Tensor, " taps"], Int64[Tensor, " taps"]]:
@@ -92,19 +100,18 @@ class _RaggedBags(torch.autograd.Function):
         weights = weights.to(rows.dtype)
         ctx.save_for_backward(index, weights, bags)
         ctx.num_rows = rows.shape[0]
-        return _sums(rows, index, weights, bags, num_bags)
+        return _sums_between(rows, index, weights, _starts(bags, num_bags))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         index, weights, bags = ctx.saved_tensors
-        sorted_rows, order = stably_sorted(index, ctx.num_rows)
-        of_rows = _sums(gradient.contiguous(), bags[order], weights[order], sorted_rows, ctx.num_rows)
+        offsets, order = _by_row(index, ctx.num_rows)
+        of_rows = _sums_between(gradient.contiguous(), bags[order], weights[order], offsets)
         return of_rows, None, None, None, None
 
 
-def _sums(rows: Tensor, index: Tensor, weights: Tensor, bags: Tensor, num_bags: int) -> Tensor:
-    """For each bag the weighted sum of its rows; `bags` rise."""
+def _sums_between(rows: Tensor, index: Tensor, weights: Tensor, starts: Tensor) -> Tensor:
+    """The weighted sums of the rows `index` from each start to the next one."""
     if not len(index):
-        return rows.new_zeros(num_bags, rows.shape[1])
-    offsets = torch.searchsorted(bags, torch.arange(num_bags, device=index.device))
-    return F.embedding_bag(index, rows, offsets, mode="sum", per_sample_weights=weights)
+        return rows.new_zeros(len(starts), rows.shape[1])
+    return F.embedding_bag(index, rows, starts, mode="sum", per_sample_weights=weights)

@@ -159,8 +159,8 @@ def _weight_gradient(maps: Sequence[Tensor], gradients: Sequence[Tensor]) -> Ten
     rows, own = _rows(maps), _rows(gradients)
     total: Tensor | None = None
     for chunk in _chunks(tuple(x.shape for x in maps), max(inputs, outputs)):
-        factors = _of_gradients(own, chunk).transpose(1, 2), _of_inputs(rows, chunk)
-        total = products(*factors, onto=total)
+        of_inputs = _of_inputs(rows, chunk)  # first: it takes more memory on its way
+        total = products(_of_gradients(own, chunk).transpose(1, 2), of_inputs, onto=total)
     if total is None:
         return maps[0].new_zeros(outputs, inputs, 3, 3)
     kernel = product(_constants().weights.t(), total.flatten(1)).view(3, 3, outputs, inputs)

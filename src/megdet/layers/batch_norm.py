@@ -209,6 +209,28 @@ class BatchNormAct(CrossDeviceBatchNorm):
         return self.act(self.drop(super().forward(x, is_valid)))  # type: ignore[no-any-return]
 
 
+class _FixedNorm(torch.autograd.Function):
+    """Batch norm by fixed numbers that get no gradient. torch's own keeps its input, which the backward never reads."""
+
+    @staticmethod
+    def forward(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, mean, var, weight, _, ctx.eps = inputs
+        ctx.save_for_backward(mean, var, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        mean, var, weight = ctx.saved_tensors
+        dy = gradients[0]  # in place of the input too, which is not read
+        dx, _, _ = torch.ops.aten.native_batch_norm_backward(
+            dy, dy, weight, mean, var, None, None, False, ctx.eps, (True, False, False)
+        )
+        return dx, None, None, None, None, None
+
+
 class FrozenBatchNorm(nn.Module):
     """Batch norm with fixed statistics and fixed weight and bias: BN size 0 (the usual fine-tuning)."""
 
@@ -225,7 +247,10 @@ class FrozenBatchNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "n channels *rest"]) -> Float[Tensor, "n channels *rest"]:
         """Scale and shift every channel."""
-        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        numbers = self.running_mean, self.running_var, self.weight, self.bias
+        if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and x.requires_grad):
+            return F.batch_norm(x, *numbers, False, 0.0, self.eps)
+        return _FixedNorm.apply(x, *numbers, self.eps)  # type: ignore[no-any-return]  # torch's, which has no types
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         state_dict.pop(f"{prefix}num_batches_tracked", None)

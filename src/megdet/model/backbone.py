@@ -19,7 +19,7 @@ from megdet.errors import InputError, nearest
 from megdet.layers.batch_norm import FrozenBatchNorm
 from megdet.layers.convert import exchange_norms
 from megdet.layers.recompute import RecomputedBlocks, saved_bytes, sublinear_segments
-from megdet.layers.recomputed_outputs import mark_activations, recompute_outputs
+from megdet.layers.recomputed_outputs import hold, mark_activations, recompute_outputs
 from megdet.model.stages import deform_stages, freeze_stages
 from megdet.model.weight_file import misfit, read_tensors
 from megdet.recipe import RecomputePlan
@@ -107,7 +107,8 @@ class Backbone(nn.Module):
         """The features, whose strides are 4, 8, 16 and 32, or at most `output_stride`."""
         with recompute_outputs():
             features = self.body(images)
-        c2, c3, c4, c5 = (features[index] for index in self.picked)
+            c2, c3, c4, c5 = (features[index] for index in self.picked)
+            hold((c2, c3, c4, c5))
         return [c2, c3, c4, self.last(c5)]
 
 

@@ -5,7 +5,8 @@ import torch
 
 from factories import TINY, relative, tiny_batch, tiny_detector, with_model
 from megdet.inference.fold import fold_batch_norms
-from megdet.layers.batch_norm import CrossDeviceBatchNorm, FrozenBatchNorm
+from megdet.layers.batch_norm import CrossDeviceBatchNorm
+from megdet.layers.frozen_norm import FrozenBatchNorm
 
 BACKBONES = ["resnet18", "mobilenetv2_100", "efficientnet_b0"]
 

@@ -8,7 +8,8 @@ from torch import nn
 from factories import relative
 from megdet.distributed.world import World
 from megdet.errors import InputError
-from megdet.layers.batch_norm import RUNNING_MOMENTUM, CrossDeviceBatchNorm, FrozenBatchNorm, finish_step
+from megdet.layers.batch_norm import RUNNING_MOMENTUM, CrossDeviceBatchNorm, finish_step
+from megdet.layers.frozen_norm import FrozenBatchNorm
 from two_processes import UNEVEN_SHARES, joined_reference, run_two_processes
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -258,3 +259,29 @@ def test_two_devices_normalize_like_one(two_processes):
                 assert relative(reference[name], rank[name]) < 1e-12
             assert torch.equal(ranks[0]["running_var"], rank["running_var"])  # bitwise, or replicas drift apart
             assert rank["num_batches_tracked"] == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_frozen_statistics_keep_no_input_and_have_the_gradient_of_torch(dtype, memory_format):
+    norm = FrozenBatchNorm(5)
+    for buffer in norm.buffers():
+        buffer.uniform_(0.5, 1.5)
+    if dtype == torch.float64:
+        norm.double()
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 4, 6).to(dtype).contiguous(memory_format=memory_format).requires_grad_()
+    dy = torch.randn_like(x)
+    expected = nn.functional.batch_norm(
+        x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps
+    )
+    (of_torch,) = torch.autograd.grad(expected, x, dy)
+    kept: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        y = norm(x)
+    (gradient,) = torch.autograd.grad(y, x, dy)
+    assert torch.equal(y, expected)
+    assert torch.equal(gradient, of_torch)
+    assert max(kept) == 5, "numbers a channel, not the input"
+    by_function = torch.func.grad(lambda own: (norm(own).double() * dy.double()).sum())(x.detach())
+    assert torch.equal(by_function, of_torch)

@@ -19,14 +19,9 @@ from megdet.distributed.lane import SINGLE_LANE, Lane
 from megdet.distributed.local_ranks import run_in_ranks
 from megdet.distributed.world import World
 from megdet.errors import InputError
-from megdet.layers.batch_norm import (
-    BatchNormAct,
-    CrossDeviceBatchNorm,
-    FrozenBatchNorm,
-    FrozenBatchNormAct,
-    finish_step,
-)
+from megdet.layers.batch_norm import BatchNormAct, CrossDeviceBatchNorm, finish_step
 from megdet.layers.convert import exchange_norms, norm_factory
+from megdet.layers.frozen_norm import FrozenBatchNorm, FrozenBatchNormAct
 
 MODELS = ["resnet18", "mobilenetv2_100", "efficientnet_b0"]
 

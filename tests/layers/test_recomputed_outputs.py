@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from factories import TINY, TINY_FROZEN, gradients, tiny_batch, tiny_detector, with_model
+from megdet.layers import recomputed_outputs
 from megdet.layers.batch_norm import CrossDeviceBatchNorm
-from megdet.layers.recomputed_outputs import mark_activations, recompute_outputs
+from megdet.layers.recomputed_outputs import hold, mark_activations, recompute_outputs
 from megdet.model import backbone
 from megdet.model.faster_rcnn import FasterRcnn
 
@@ -91,6 +92,89 @@ def test_an_output_that_was_changed_after_its_activation_is_kept_as_it_became():
         y.square().sum().backward()
         found.append([parameter.grad.clone() for parameter in model.parameters()])
     assert all(torch.equal(kept, again) for kept, again in zip(*found, strict=True))
+
+
+class Block(nn.Module):
+    """A residual block: the sum of its input, or of a norm of it, and of a norm of a convolution of it."""
+
+    def __init__(self, add=torch.Tensor.add_, *, narrows: bool = False) -> None:
+        super().__init__()
+        self.convolution, self.norm = nn.Conv2d(4, 4, 3, padding=1), CrossDeviceBatchNorm(4)
+        self.shortcut = nn.Sequential(nn.Conv2d(4, 4, 1), CrossDeviceBatchNorm(4)) if narrows else nn.Identity()
+        self.activation, self.add = nn.ReLU(inplace=True), add
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        shortcut = self.shortcut(x)
+        return self.activation(self.add(self.norm(self.convolution(x)), shortcut))
+
+
+def residual_model(*blocks: Block) -> nn.Sequential:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), *blocks, nn.Conv2d(4, 2, 3))
+    mark_activations(model)
+    return model
+
+
+def trained_residual_model(model: nn.Sequential, *, is_recomputed: bool) -> tuple[list[bool], list[torch.Tensor]]:
+    """Whether the output of each block is gone after a forward, and the gradients."""
+    outputs: list[weakref.ref[torch.Tensor]] = []
+    for block in model[1:-1]:
+        block.register_forward_hook(lambda _m, _i, y: outputs.append(weakref.ref(y.untyped_storage())))
+    model.zero_grad()
+    with released(outputs) as gone, recompute_outputs() if is_recomputed else nullcontext():
+        y = model(torch.rand(2, 3, 9, 9, generator=torch.Generator().manual_seed(0)))
+    y.square().sum().backward()
+    return gone, [parameter.grad.clone() for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize("add", [torch.Tensor.add_, torch.add], ids=["in_place", "new"])
+@pytest.mark.parametrize("narrows", [True, False])
+def test_the_sums_of_residual_blocks_are_let_go_but_for_the_end_of_each_chain(add, narrows):
+    blocks = [Block(add, narrows=narrows and i == 0) for i in range(5)]
+    gone, again = trained_residual_model(residual_model(*blocks), is_recomputed=True)
+    assert recomputed_outputs.LONGEST_CHAIN == 2
+    # without a norm in its shortcut the first block adds what the first convolution has put out, which is kept
+    assert gone == [True, True, False, True, True]
+    kept, expected = trained_residual_model(residual_model(*blocks), is_recomputed=False)
+    assert kept == [False] * 5
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(again, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    "add",
+    [
+        lambda y, x: y.add_(x, alpha=0.5),
+        lambda y, x: y.sub_(x),
+        lambda y, x: y.add_(x.mean((2, 3), keepdim=True)),
+        lambda y, x: y.add_(x).mul_(0.5),
+        lambda y, x: y.add_(x.clone()),
+    ],
+    ids=["weighted", "difference", "broadcast", "scaled", "of_a_copy"],
+)
+def test_what_is_no_plain_sum_of_known_tensors_is_kept(add):
+    blocks = [Block(add), Block(add)]
+    gone, again = trained_residual_model(residual_model(*blocks), is_recomputed=True)
+    _, expected = trained_residual_model(residual_model(*blocks), is_recomputed=False)
+    assert gone == [False, False]
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(again, expected, strict=True))
+
+
+def test_what_others_keep_is_not_computed_again(monkeypatch):
+    model, computed = residual_model(Block()), []
+    with recompute_outputs():
+        feature = model[1](model[0](torch.rand(2, 3, 9, 9)))
+        y = model[2](feature)
+        hold([feature])
+    original = recomputed_outputs.Output.get
+
+    def get(output):
+        computed.append(original(output))
+        return computed[-1]
+
+    monkeypatch.setattr(recomputed_outputs.Output, "get", get)
+    y.sum().backward()
+    assert computed
+    assert {value.data_ptr() for value in computed} == {feature.data_ptr()}
 
 
 def test_a_graph_can_be_walked_twice():

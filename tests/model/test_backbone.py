@@ -17,7 +17,8 @@ from factories import SHARED_DATA, relative
 from megdet.architecture_parts import Backbone as BackboneRecipe
 from megdet.distributed.lane import SINGLE_LANE, Lane
 from megdet.errors import InputError
-from megdet.layers.batch_norm import CrossDeviceBatchNorm, FrozenBatchNorm
+from megdet.layers.batch_norm import CrossDeviceBatchNorm
+from megdet.layers.frozen_norm import FrozenBatchNorm
 from megdet.model.backbone import Backbone, load_pretrained
 
 MOBILENET = SHARED_DATA / "weights_mobilenet_v2" / "mobilenet_v2-b0353104.pth"

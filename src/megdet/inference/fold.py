@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from megdet.layers.batch_norm import BatchNormAct, CrossDeviceBatchNorm, FrozenBatchNorm, FrozenBatchNormAct
+from megdet.layers.batch_norm import BatchNormAct, CrossDeviceBatchNorm
+from megdet.layers.frozen_norm import FrozenBatchNorm, FrozenBatchNormAct
 from megdet.model.detector import Detector
 
 _NORMS = (CrossDeviceBatchNorm, FrozenBatchNorm)

@@ -1,4 +1,4 @@
-"""Cross-device batch normalisation (Sec. 3.3, Figure 3, Algorithm 1) and its frozen form.
+"""Cross-device batch normalisation (Sec. 3.3, Figure 3, Algorithm 1).
 
 A group of `bn_size` images shares one mean and one variance, however many devices carry it. The layer is given its lane
 (the ranks that carry a group together) and needs nothing else. In a lane of one rank it computes what torch's own batch
@@ -207,70 +207,6 @@ class BatchNormAct(CrossDeviceBatchNorm):
     ) -> Float[Tensor, "n channels *rest"]:
         """Normalise, apply the model's dropout if it has one, and activate."""
         return self.act(self.drop(super().forward(x, is_valid)))  # type: ignore[no-any-return]
-
-
-class _FixedNorm(torch.autograd.Function):
-    """Batch norm by fixed numbers that get no gradient. torch's own keeps its input, which the backward never reads."""
-
-    @staticmethod
-    def forward(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-        return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, mean, var, weight, _, ctx.eps = inputs
-        ctx.save_for_backward(mean, var, weight)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        mean, var, weight = ctx.saved_tensors
-        dy = gradients[0]  # in place of the input too, which is not read
-        dx, _, _ = torch.ops.aten.native_batch_norm_backward(
-            dy, dy, weight, mean, var, None, None, False, ctx.eps, (True, False, False)
-        )
-        return dx, None, None, None, None, None
-
-
-class FrozenBatchNorm(nn.Module):
-    """Batch norm with fixed statistics and fixed weight and bias: BN size 0 (the usual fine-tuning)."""
-
-    weight: Tensor
-    bias: Tensor
-    running_mean: Tensor
-    running_var: Tensor
-
-    def __init__(self, channels: int, eps: float = 1e-5) -> None:
-        super().__init__()
-        self.channels, self.eps = channels, eps
-        for name, value in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
-            self.register_buffer(name, torch.full((channels,), value))
-
-    def forward(self, x: Float[Tensor, "n channels *rest"]) -> Float[Tensor, "n channels *rest"]:
-        """Scale and shift every channel."""
-        numbers = self.running_mean, self.running_var, self.weight, self.bias
-        if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and x.requires_grad):
-            return F.batch_norm(x, *numbers, False, 0.0, self.eps)
-        return _FixedNorm.apply(x, *numbers, self.eps)  # type: ignore[no-any-return]  # torch's, which has no types
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        state_dict.pop(f"{prefix}num_batches_tracked", None)
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-    def extra_repr(self) -> str:
-        """Size and eps, for print()."""
-        return f"{self.channels}, eps={self.eps}"
-
-
-class FrozenBatchNormAct(FrozenBatchNorm):
-    """Frozen batch norm followed by an activation, for timm's fused `BatchNormAct2d`."""
-
-    def __init__(self, channels: int, eps: float, act: nn.Module, drop: nn.Module) -> None:
-        super().__init__(channels, eps)
-        self.act, self.drop = act, drop
-
-    def forward(self, x: Float[Tensor, "n channels *rest"]) -> Float[Tensor, "n channels *rest"]:
-        """Scale, shift, apply the model's dropout if it has one, and activate."""
-        return self.act(self.drop(super().forward(x)))  # type: ignore[no-any-return]
 
 
 @torch.no_grad()

@@ -12,12 +12,8 @@ from torch import Tensor, nn
 from megdet.architecture_parts import NormKind
 from megdet.distributed.lane import SINGLE_LANE, Lane, lane_of_images
 from megdet.errors import InputError
-from megdet.layers.batch_norm import (
-    BatchNormAct,
-    CrossDeviceBatchNorm,
-    FrozenBatchNorm,
-    FrozenBatchNormAct,
-)
+from megdet.layers.batch_norm import BatchNormAct, CrossDeviceBatchNorm
+from megdet.layers.frozen_norm import FrozenBatchNorm, FrozenBatchNormAct
 
 NormFactory = Callable[[int], nn.Module]
 GROUP_NORM_GROUPS = 32

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from megdet.architecture_parts import Backbone as BackboneRecipe
 from megdet.distributed.lane import Lane
 from megdet.errors import InputError, nearest
-from megdet.layers.batch_norm import FrozenBatchNorm
 from megdet.layers.convert import exchange_norms
+from megdet.layers.frozen_norm import FrozenBatchNorm
 from megdet.layers.recompute import RecomputedBlocks, saved_bytes, sublinear_segments
 from megdet.layers.recomputed_outputs import hold, mark_activations, recompute_outputs
 from megdet.model.stages import deform_stages, freeze_stages

@@ -14,7 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from megdet.distributed.gradients import GradientBuckets
 from megdet.distributed.world import World
 from megdet.files import write_json_atomically
-from megdet.layers.batch_norm import CrossDeviceBatchNorm, FrozenBatchNorm
+from megdet.layers.batch_norm import CrossDeviceBatchNorm
+from megdet.layers.frozen_norm import FrozenBatchNorm
 from megdet.model.choice import make_detector
 from megdet.model.detector import Detector
 from megdet.model.faster_rcnn import FasterRcnn

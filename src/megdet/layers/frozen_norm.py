@@ -47,7 +47,8 @@ class FrozenBatchNorm(nn.Module):
     def forward(self, x: Float[Tensor, "n channels *rest"]) -> Float[Tensor, "n channels *rest"]:
         """Scale and shift every channel."""
         numbers = self.running_mean, self.running_var, self.weight, self.bias
-        if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and x.requires_grad):
+        keeps_nothing = not (torch.is_grad_enabled() and x.requires_grad) or x.numel() == 0
+        if keeps_nothing or torch.compiler.is_compiling():
             return F.batch_norm(x, *numbers, False, 0.0, self.eps)
         return _FixedNorm.apply(x, *numbers, self.eps)  # type: ignore[no-any-return]  # torch's, which has no types
 

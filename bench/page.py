@@ -165,7 +165,7 @@ SECTIONS = (
         "Weights and momentum are 318 MiB of it on every side; gradients come while activations go. We aimed at 0.8 "
         "and 0.7 times torchvision's, and at 0.8 of what a process has: not reached without recomputing blocks, which "
         "has a price in time (below). Outputs of batch norms and residual sums are computed again even so; the sums "
-        "save 8% of the memory at 320 px and 11% at 800 px, and old and new in turn a step takes 0 to 3% longer. Tried "
+        "save 6% of the memory at 320 px and 11% at 800 px, and old and new in turn a step takes 0 to 3% longer. Tried "
         "and dropped: huge pages, and half the tiles of Winograd's form at a time (3% less at 320 px, 5% slower at "
         "800 px).",
     ),

@@ -177,6 +177,37 @@ def test_what_others_keep_is_not_computed_again(monkeypatch):
     assert {value.data_ptr() for value in computed} == {feature.data_ptr()}
 
 
+def test_a_tensor_that_is_held_and_added_to_another_stays_as_it_is():
+    shortcut_first = [Block(lambda y, x: torch.add(x, y)) for _ in range(2)]
+    model = residual_model(*shortcut_first)
+    with recompute_outputs():
+        feature = model[1](model[0](torch.rand(2, 3, 9, 9)))
+        y = model[3](model[2](feature))
+        hold([feature])
+    before = feature.detach().clone()
+    y.sum().backward()
+    assert torch.equal(feature, before)
+
+
+def test_a_tensor_that_was_changed_without_gradients_is_kept_as_it_became():
+    class Scaled(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with torch.no_grad():
+                x.mul_(3)
+            return x
+
+    def gradients_of(context):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), CrossDeviceBatchNorm(4), Scaled(), nn.Conv2d(4, 2, 3))
+        with context:
+            y = model(torch.rand(2, 3, 9, 9))
+        y.square().sum().backward()
+        return [parameter.grad for parameter in model.parameters()]
+
+    again, expected = gradients_of(recompute_outputs()), gradients_of(nullcontext())
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(again, expected, strict=True))
+
+
 def test_a_graph_can_be_walked_twice():
     model, x = small_model(nn.ReLU(inplace=True)), torch.rand(2, 3, 9, 9)
     with recompute_outputs():

@@ -59,6 +59,7 @@ class _Source(NamedTuple):
     """Where a tensor of the graph comes from in the backward: an output that is computed again, or itself, kept."""
 
     found: Output | Tensor
+    version: int
     layout: tuple[Any, ...]
     """shape, strides and type"""
     chain: int
@@ -157,8 +158,8 @@ def _recomputable_sum(total: Tensor) -> tuple[Callable[[], Tensor], int] | None:
     chain = 1 + first.chain + second.chain
     if chain > LONGEST_CHAIN or isinstance(first.found, Tensor):
         return None
-    computed = first.found
-    return lambda: computed.compute().add_(second.value()), chain
+    compute = first.found.compute  # as it is now: a new tensor each time, even if its output is held later
+    return lambda: compute().add_(second.value()), chain
 
 
 def _place(tensor: Tensor) -> tuple[Any, int]:
@@ -173,14 +174,14 @@ def _layout(tensor: Tensor) -> tuple[Any, ...]:
 def _remember(tensor: Tensor, found: Output | Tensor, chain: int = 0) -> None:
     """Let sums find the tensor. In a segment that is computed again this would keep what is to be freed."""
     if tensor.grad_fn is not None and current_tape() is None:
-        _STATE.sources[_place(tensor)] = _Source(found, _layout(tensor), chain)
+        _STATE.sources[_place(tensor)] = _Source(found, tensor._version, _layout(tensor), chain)
 
 
 def _pack(tensor: Tensor) -> Tensor | Output:
     if not _is_active():
         return tensor.detach()
     source: _Source | None = _STATE.sources.get(_place(tensor)) if tensor.grad_fn is not None else None
-    if source is not None and isinstance(source.found, Output):
+    if source is not None and isinstance(source.found, Output) and source.version == tensor._version:
         return source.found.keep()
     latest: _Latest | None = _STATE.latest
     if latest is not None and latest.matches(tensor):

@@ -285,3 +285,31 @@ def test_frozen_statistics_keep_no_input_and_have_the_gradient_of_torch(dtype, m
     assert max(kept) == 5, "numbers a channel, not the input"
     by_function = torch.func.grad(lambda own: (norm(own).double() * dy.double()).sum())(x.detach())
     assert torch.equal(by_function, of_torch)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")  # torch's own, in `jvp`
+def test_frozen_statistics_work_in_functions_of_functions_and_in_traced_graphs():
+    norm = FrozenBatchNorm(5)
+    for buffer in norm.buffers():
+        buffer.uniform_(0.5, 1.5)
+    images = torch.randn(3, 1, 5, 4, 6)
+
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        return norm(x).pow(3).sum()
+
+    by_image = torch.func.vmap(torch.func.grad(loss))(images)
+    one_by_one = [torch.autograd.grad(loss(x), x)[0] for x in images.clone().requires_grad_().unbind()]
+    torch.testing.assert_close(by_image, torch.stack(one_by_one))
+    x, tangent = images[0], torch.randn_like(images[0])
+    hessian_product = torch.func.jvp(torch.func.grad(loss), (x,), (tangent,))[1]
+    leaf = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(leaf), leaf, create_graph=True)
+    torch.testing.assert_close(hessian_product, torch.autograd.grad(gradient, leaf, tangent)[0])
+    assert torch.equal(torch.fx.symbolic_trace(nn.Sequential(norm))(x), norm(x))
+
+
+def test_a_frozen_weight_that_asks_for_a_gradient_gets_it():
+    norm = FrozenBatchNorm(5)
+    norm.weight.requires_grad_()
+    norm(torch.randn(2, 5, 4, 6, requires_grad=True)).sum().backward()
+    assert norm.weight.grad is not None

@@ -140,16 +140,34 @@ def test_the_sums_of_residual_blocks_are_let_go_but_for_the_end_of_each_chain(ad
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(again, expected, strict=True))
 
 
+def tripled(x: torch.Tensor) -> torch.Tensor:
+    """The tensor, changed in place without gradients, as a forward hook may do it."""
+    with torch.no_grad():
+        return x.mul_(3)
+
+
 @pytest.mark.parametrize(
     "add",
     [
+        lambda y, x: torch.add(x, tripled(y)),
+        lambda y, x: tripled(torch.add(x, y)),
+        lambda y, x: tripled(y.add_(x)),
         lambda y, x: y.add_(x, alpha=0.5),
         lambda y, x: y.sub_(x),
         lambda y, x: y.add_(x.mean((2, 3), keepdim=True)),
         lambda y, x: y.add_(x).mul_(0.5),
         lambda y, x: y.add_(x.clone()),
     ],
-    ids=["weighted", "difference", "broadcast", "scaled", "of_a_copy"],
+    ids=[
+        "part_changed",
+        "sum_changed",
+        "sum_in_place_changed",
+        "weighted",
+        "difference",
+        "broadcast",
+        "scaled",
+        "of_a_copy",
+    ],
 )
 def test_what_is_no_plain_sum_of_known_tensors_is_kept(add):
     blocks = [Block(add), Block(add)]
@@ -177,13 +195,26 @@ def test_what_others_keep_is_not_computed_again(monkeypatch):
     assert {value.data_ptr() for value in computed} == {feature.data_ptr()}
 
 
+def test_what_is_held_is_freed_where_nobody_else_keeps_it():
+    model = residual_model(Block())
+    with recompute_outputs():
+        feature = model[1](model[0](torch.rand(2, 3, 9, 9)))
+        y = model[2](feature)
+        hold([feature])
+    gone = weakref.ref(feature.untyped_storage())
+    del feature
+    assert gone() is None
+    y.sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
 def test_a_tensor_that_is_held_and_added_to_another_stays_as_it_is():
     shortcut_first = [Block(lambda y, x: torch.add(x, y)) for _ in range(2)]
     model = residual_model(*shortcut_first)
     with recompute_outputs():
         feature = model[1](model[0](torch.rand(2, 3, 9, 9)))
-        y = model[3](model[2](feature))
         hold([feature])
+        y = model[3](model[2](feature))
     before = feature.detach().clone()
     y.sum().backward()
     assert torch.equal(feature, before)
@@ -192,9 +223,7 @@ def test_a_tensor_that_is_held_and_added_to_another_stays_as_it_is():
 def test_a_tensor_that_was_changed_without_gradients_is_kept_as_it_became():
     class Scaled(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            with torch.no_grad():
-                x.mul_(3)
-            return x
+            return tripled(x)
 
     def gradients_of(context):
         torch.manual_seed(0)

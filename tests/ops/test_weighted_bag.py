@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -63,3 +66,34 @@ def test_numbers_are_sorted_with_their_places_as_torch_sorts_stably(numbers):
         assert ours.equal(theirs)
         assert ours.dtype == torch.int64
     assert numbers.equal(before)
+
+
+@pytest.mark.parametrize("taps", [3, 4])
+def test_second_derivatives_are_those_of_finite_differences(taps):
+    torch.manual_seed(0)
+    rows = torch.randn(5, 2, dtype=torch.float64, requires_grad=True)
+    index, weights = torch.randint(5, (4, taps)), torch.rand(4, taps, dtype=torch.float64)
+    assert torch.autograd.gradgradcheck(lambda own: weighted_bags(own, index, weights).pow(3), (rows,))
+
+
+COMPILED = """
+import torch
+from megdet.ops.weighted_bag import weighted_bags
+
+torch.set_num_threads(1)
+compiled = torch.compile(weighted_bags, fullgraph=True, backend="aot_eager")
+rows, index, weights = torch.randn(5, 2), torch.randint(5, (4, 3)), torch.rand(4, 3)
+found = []
+for function in (compiled, weighted_bags):
+    leaf = rows.clone().requires_grad_()
+    y = function(leaf, index, weights)
+    y.pow(2).sum().backward()
+    found.append((y, leaf.grad))
+print(*(torch.equal(ours, theirs) for ours, theirs in zip(*found)))
+"""
+
+
+def test_a_compiled_sum_is_one_graph():
+    # a process without the checks of shapes, which torch cannot compile
+    run = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, check=True)
+    assert run.stdout == "True True\n"

@@ -4,12 +4,14 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 
 class _FixedNorm(torch.autograd.Function):
     """Batch norm by fixed numbers that get no gradient. torch's own keeps its input, which the backward never reads."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -19,15 +21,31 @@ class _FixedNorm(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], _output: Tensor) -> None:
         _, mean, var, weight, _, ctx.eps = inputs
         ctx.save_for_backward(mean, var, weight)
+        ctx.save_for_forward(mean, var, weight)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         mean, var, weight = ctx.saved_tensors
         dy = gradients[0]  # in place of the input too, which is not read
         dx, _, _ = torch.ops.aten.native_batch_norm_backward(
-            dy, dy, weight, mean, var, None, None, False, ctx.eps, (True, False, False)
+            dy, dy, weight, mean, var, mean, var, False, ctx.eps, (True, False, False)
         )
         return dx, None, None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, dx: Tensor, *_of_numbers: Tensor | None) -> Tensor:
+        mean, var, weight = ctx.saved_tensors
+        return F.batch_norm(dx, torch.zeros_like(mean), var, weight, None, False, 0.0, ctx.eps)
+
+
+@fx.wrap
+def fixed_norm(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """(x - mean) / sqrt(var + eps) * weight + bias, by channel, without keeping x for the backward."""
+    wants_gradient = torch.is_grad_enabled() and x.requires_grad and x.numel() > 0
+    is_read = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+    if not wants_gradient or is_read or weight.requires_grad or bias.requires_grad:
+        return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
+    return _FixedNorm.apply(x, mean, var, weight, bias, eps)  # type: ignore[no-any-return]  # torch's, without types
 
 
 class FrozenBatchNorm(nn.Module):
@@ -46,11 +64,7 @@ class FrozenBatchNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "n channels *rest"]) -> Float[Tensor, "n channels *rest"]:
         """Scale and shift every channel."""
-        numbers = self.running_mean, self.running_var, self.weight, self.bias
-        keeps_nothing = not (torch.is_grad_enabled() and x.requires_grad) or x.numel() == 0
-        if keeps_nothing or torch.compiler.is_compiling():
-            return F.batch_norm(x, *numbers, False, 0.0, self.eps)
-        return _FixedNorm.apply(x, *numbers, self.eps)  # type: ignore[no-any-return]  # torch's, which has no types
+        return fixed_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.eps)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         state_dict.pop(f"{prefix}num_batches_tracked", None)

@@ -5,10 +5,14 @@ layer need not keep the output or its activation: both are computed again when t
 about a hundredth of a step. The numbers are the same to the bit, and no collective is needed.
 
 The same holds where a block adds its input, or a batch norm of it, to the output of its last batch norm and activates
-the sum. Of the blocks in a row every `LONGEST_CHAIN`th keeps its sum, from which the next ones follow.
+the sum. After `LONGEST_CHAIN` such blocks in a row the next one keeps its sum, from which the ones after it follow.
+
+Batch norms on a GPU mark nothing, unless their lane has several ranks or they compute images apart. A tensor that was
+changed without gradients is kept, but a change through its `data`, which leaves no trace, is not seen.
 """
 
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -21,7 +25,7 @@ from megdet.layers.recompute import current_tape
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU)
 """Activations that may come between a batch norm and the layer that needs its output; all work in place."""
 LONGEST_CHAIN = 2
-"""Sums that are computed one from another to find the last of them."""
+"""How many sums in a row may be computed one from the other."""
 
 _STATE = threading.local()
 
@@ -30,9 +34,10 @@ class Output:
     """A tensor that can be computed again, and the number of layers that still need it."""
 
     def __init__(self, compute: Callable[[], Tensor]) -> None:
-        self.compute = compute
+        self.compute = compute  # a new tensor each time
         self._users = 0
         self._value: Tensor | None = None
+        self._held: Callable[[], Tensor | None] = lambda: None
 
     def keep(self) -> "Output":
         """Count one more layer that needs the tensor; returns itself, to be kept instead of the tensor."""
@@ -43,7 +48,7 @@ class Output:
         """The tensor; it is freed after the last layer has asked for it."""
         if self._value is None:
             with torch.no_grad():
-                self._value = self.compute()
+                self._value = self.value()
         value = self._value
         self._users -= 1
         if self._users <= 0:
@@ -51,8 +56,13 @@ class Output:
         return value
 
     def hold(self, tensor: Tensor) -> None:
-        """Take the tensor itself, which is kept elsewhere too, instead of computing it."""
-        self.compute = lambda: tensor
+        """Take the tensor itself, as long as others keep it, instead of computing it."""
+        self._held = weakref.ref(tensor)
+
+    def value(self) -> Tensor:
+        """The tensor, which must not be changed."""
+        held = self._held()
+        return self.compute() if held is None else held.detach()
 
 
 class _Source(NamedTuple):
@@ -60,14 +70,21 @@ class _Source(NamedTuple):
 
     found: Output | Tensor
     version: int
+    """changes in place until it was remembered"""
+    counter: Tensor
+    """an empty tensor with its count of changes in place, which holds none of its memory"""
     layout: tuple[Any, ...]
     """shape, strides and type"""
     chain: int
     """sums that are computed one from another to find it"""
 
+    def changes(self) -> int:
+        """How often it has been changed in place since then."""
+        return self.counter._version - self.version
+
     def value(self) -> Tensor:
         """The tensor, which must not be changed."""
-        return self.found.compute() if isinstance(self.found, Output) else self.found
+        return self.found.value() if isinstance(self.found, Output) else self.found
 
 
 class _Latest:
@@ -118,12 +135,12 @@ def mark_activations(model: nn.Module) -> None:
 
 
 def hold(tensors: Iterable[Tensor]) -> None:
-    """Do not compute these tensors again, since they are kept in any case: the features that other parts read."""
+    """Do not compute these tensors again while others keep them: the features that other parts read."""
     if _is_active():
         for tensor in tensors:
             source = _STATE.sources.get(_place(tensor))
             if source is not None and isinstance(source.found, Output):
-                source.found.hold(tensor.detach())
+                source.found.hold(tensor)
 
 
 def _is_active() -> bool:
@@ -154,16 +171,21 @@ def _recomputable_sum(total: Tensor) -> tuple[Callable[[], Tensor], int] | None:
     known = [part for part in parts if part is not None and part.layout == _layout(total)]
     if len(known) < 2:
         return None
+    # the sum is new and unchanged, or the first of them with one change in place, the addition
+    changes = [part.changes() for part in known]
+    is_new = total._version == 0 and changes == [0, 0]
+    if not is_new and (changes != [1, 0] or total._version != known[0].version + 1):
+        return None
     first, second = sorted(known, key=lambda part: isinstance(part.found, Tensor))
     chain = 1 + first.chain + second.chain
     if chain > LONGEST_CHAIN or isinstance(first.found, Tensor):
         return None
-    compute = first.found.compute  # as it is now: a new tensor each time, even if its output is held later
+    compute = first.found.compute
     return lambda: compute().add_(second.value()), chain
 
 
 def _place(tensor: Tensor) -> tuple[Any, int]:
-    """A tensor's place in the graph, as `next_functions` has it; it changes whenever the tensor does."""
+    """A tensor's place in the graph, as `next_functions` has it; a change in place with gradients gives it another."""
     return tensor.grad_fn, tensor.output_nr
 
 
@@ -174,7 +196,9 @@ def _layout(tensor: Tensor) -> tuple[Any, ...]:
 def _remember(tensor: Tensor, found: Output | Tensor, chain: int = 0) -> None:
     """Let sums find the tensor. In a segment that is computed again this would keep what is to be freed."""
     if tensor.grad_fn is not None and current_tape() is None:
-        _STATE.sources[_place(tensor)] = _Source(found, tensor._version, _layout(tensor), chain)
+        counter = tensor.detach()
+        counter.data = counter.new_empty(0)
+        _STATE.sources[_place(tensor)] = _Source(found, tensor._version, counter, _layout(tensor), chain)
 
 
 def _pack(tensor: Tensor) -> Tensor | Output:

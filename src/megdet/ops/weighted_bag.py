@@ -44,10 +44,13 @@ class _WeightedBags(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             taps = index.shape[1]
             # what is no longer needed is freed at once: a step's memory peaks here
-            ctx.maybe_clear_saved_tensors()
+            if not torch.compiler.is_compiling():  # a compiler that reads this has no such method
+                ctx.maybe_clear_saved_tensors()
             offsets, order = _by_row(index, ctx.num_rows)
             del index, rows
             weights = weights.reshape(-1)[order]
+            if torch.is_grad_enabled():
+                order = order.clone()  # for a second derivative the line above has kept it
             bags = order.floor_divide_(taps) if taps & (taps - 1) else order.bitwise_right_shift_(int(math.log2(taps)))
             of_rows = _sums_between(gradient, bags, weights, offsets)
         return of_rows, None, of_weights

@@ -38,14 +38,17 @@ class _FixedNorm(torch.autograd.Function):
         return F.batch_norm(dx, torch.zeros_like(mean), var, weight, None, False, 0.0, ctx.eps)
 
 
-@fx.wrap
+@fx.wrap  # one step of a graph that torch.fx traces, which cannot follow its choice
 def fixed_norm(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """(x - mean) / sqrt(var + eps) * weight + bias, by channel, without keeping x for the backward."""
     wants_gradient = torch.is_grad_enabled() and x.requires_grad and x.numel() > 0
-    is_read = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+    # torch's own, which its stubs do not list; a traced file could not hold a function of ours
+    is_traced = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+    is_read = torch.compiler.is_compiling() or is_traced
     if not wants_gradient or is_read or weight.requires_grad or bias.requires_grad:
         return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
-    return _FixedNorm.apply(x, mean, var, weight, bias, eps)  # type: ignore[no-any-return]  # torch's, without types
+    y: Tensor = _FixedNorm.apply(x, mean, var, weight, bias, eps)
+    return y
 
 
 class FrozenBatchNorm(nn.Module):
@@ -84,4 +87,5 @@ class FrozenBatchNormAct(FrozenBatchNorm):
 
     def forward(self, x: Float[Tensor, "n channels *rest"]) -> Float[Tensor, "n channels *rest"]:
         """Scale, shift, apply the model's dropout if it has one, and activate."""
-        return self.act(self.drop(super().forward(x)))  # type: ignore[no-any-return]
+        y: Tensor = self.act(self.drop(super().forward(x)))
+        return y

@@ -164,8 +164,8 @@ def _before_activation(activation: nn.Module, arguments: tuple[Any, ...]) -> Non
 
 def _recomputable_sum(total: Tensor) -> tuple[Callable[[], Tensor], int] | None:
     """How to compute a sum of two known tensors again, and the length of its chain; None if it is to be kept."""
-    node = total.grad_fn
-    if node is None or node.name() != "AddBackward0" or node._saved_alpha != 1:  # type: ignore[attr-defined]
+    node: Any = total.grad_fn  # what each kind of node has saved is in no type
+    if node is None or node.name() != "AddBackward0" or node._saved_alpha != 1:
         return None
     parts: list[_Source | None] = [_STATE.sources.get(place) for place in node.next_functions]
     known = [part for part in parts if part is not None and part.layout == _layout(total)]
